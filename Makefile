@@ -1,0 +1,46 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both build .venv from the lock file first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/onenet-worker
+LOCK := requirements/dev.lock
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format lock clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
+	@$(RUN) demo
+
+test: $(STAMP) ## every test, on a real broker that is found or started by itself
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff and mypy, over the tests too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff put things right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# --require-hashes: an install today and one next year are the same, the build backend included.
+$(STAMP): $(LOCK) pyproject.toml scripts/venv
+	@scripts/venv $(PYTHON) $(VENV)
+	@echo "installing the locked packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links --all-extras --upgrade pyproject.toml
+
+lock: ## resolve the dependencies anew (needs uv)
+	$(UV_COMPILE) --output-file requirements/runtime.lock
+	$(UV_COMPILE) --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,61 @@
+"""The command line."""
+
+import sys
+
+import typer
+
+from worker import __version__
+from worker.cli.demo import demo
+from worker.cli.run import run
+from worker.cli.schema import schema
+from worker.cli.send import send
+from worker.cli.simulator import simulator
+from worker.cli.topology import topology
+from worker.errors import LocalServiceError, SettingsError, WorkerError
+
+EXIT_FAILURE = 1
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its traces show local variables, and so secrets
+    rich_markup_mode="markdown",
+    help="Takes Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
+)
+for command in (run, topology, send, simulator, demo, schema):
+    app.command()(command)
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(  # noqa: ARG001, FBT001 - handled by its callback
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Takes Execute commands from RabbitMQ to OneNET."""
+
+
+def main() -> None:
+    """Run the command line; what is wrong is said in lines, never in a traceback."""
+    try:
+        app()
+    except SettingsError as exc:
+        for line in exc.lines:
+            print(f"onenet-worker: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+    except (LocalServiceError, WorkerError) as exc:
+        print(f"onenet-worker: {exc}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Keeps the worker attached to the broker: connects, and after every fault connects again."""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pika import URLParameters
+
+from worker.amqp.connecting import address
+from worker.amqp.messages import Delivery, Publication
+from worker.amqp.session import Session
+from worker.amqp.topology import Topology
+from worker.backoff import backoff_s
+from worker.errors import BrokerUnavailable, WorkerError
+from worker.telemetry.logs import get_logger
+
+BACKOFF_BASE_S = 0.5
+BACKOFF_CAP_S = 15
+STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the waits grow
+
+log = get_logger()
+
+
+class Intake(Protocol):
+    """What takes the deliveries."""
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Take one delivery."""
+
+    def on_blocked(self, is_blocked: bool) -> None:  # noqa: FBT001 - it is the event itself
+        """Learn that the broker takes no publications any more, or takes them again."""
+
+    def on_lost(self) -> None:
+        """Learn that every delivery which is still here has become void."""
+
+
+class Broker:
+    """The worker's side of RabbitMQ. All but ``settle`` belong to the event loop's thread.
+
+    Args:
+        parameters: the brokers, tried in turn.
+        topology: declared at each connection, or checked.
+        name: shown in the broker's list of connections.
+        declare: whether to declare the topology.
+        prefetch: deliveries held unacknowledged at once.
+        on_consumers_found: is told how many others consume when this worker connects for the first time.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[URLParameters],
+        topology: Topology,
+        *,
+        name: str,
+        declare: bool,
+        prefetch: int,
+        on_consumers_found: Callable[[int], None],
+    ) -> None:
+        self._parameters = parameters
+        self._topology = topology
+        self._name = name
+        self._declare = declare
+        self._prefetch = prefetch
+        self._on_consumers_found = on_consumers_found
+        self._session: Session | None = None
+        self._wants_deliveries = True
+        self._loop = asyncio.get_running_loop()
+        self._settlements: deque[tuple[Delivery, Sequence[Publication]]] = deque()
+        self._is_woken = False
+
+    async def run(self, intake: Intake) -> None:
+        """Stay attached until cancelled.
+
+        Raises:
+            TopologyMismatch: the broker has another topology under our names.
+        """
+        numbers = itertools.count(1)
+        failures = 0
+        while True:
+            parameters = self._parameters[failures % len(self._parameters)]
+            number = next(numbers)
+            opened_at = self._loop.time()
+            session = Session(number, self._topology, self._prefetch, intake.on_delivery, intake.on_blocked)
+            try:
+                await session.open(parameters, self._name, declare=self._declare)
+                log.info("broker_connected", broker=address(parameters))
+                self._session = session
+                await self._attend(session, is_first=number == 1)
+            except BrokerUnavailable as exc:
+                if self._session is session and self._loop.time() - opened_at > STABLE_S:
+                    failures = 0
+                failures += 1
+                await self._back_off(exc, failures, parameters, was_connected=self._session is session)
+            finally:
+                if self._session is session:
+                    self._session = None
+                    intake.on_lost()
+                await session.close()
+
+    async def _attend(self, session: Session, *, is_first: bool) -> None:
+        if is_first and session.consumers_found:
+            self._on_consumers_found(session.consumers_found)
+        if self._wants_deliveries:
+            await session.consume()
+            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+        raise await asyncio.shield(session.lost)
+
+    async def _back_off(
+        self, error: WorkerError, failures: int, parameters: URLParameters, *, was_connected: bool
+    ) -> None:
+        # Every broker of the list is tried once before the first wait.
+        rounds = failures // len(self._parameters)
+        wait_s = 0.0 if failures % len(self._parameters) else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
+        event = "broker_connection_lost" if was_connected else "broker_unavailable"
+        log.warning(event, broker=address(parameters), reason=str(error), retry_in_s=round(wait_s, 1))
+        await asyncio.sleep(wait_s)
+
+    def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> None:
+        """Have the event loop publish, await the confirms and acknowledge. May be called from any thread."""
+        self._settlements.append((delivery, publications))
+        if not self._is_woken:  # one wake-up serves all that is appended until it runs
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._settle_all)
+
+    def _settle_all(self) -> None:
+        self._is_woken = False  # before the first look, so that whatever is appended from here on wakes again
+        while self._settlements:
+            delivery, publications = self._settlements.popleft()
+            if self._session is not None:
+                self._session.settle(delivery, publications)
+
+    @property
+    def can_publish(self) -> bool:
+        """Tell whether there is a broker, and it takes publications."""
+        return self._session is not None and not self._session.is_blocked
+
+    async def pause(self) -> None:
+        """Take no new deliveries, now and after reconnections."""
+        self._wants_deliveries = False
+        if self._session is not None:
+            await self._session.cancel()
+
+    async def resume(self) -> None:
+        """Take deliveries again."""
+        self._wants_deliveries = True
+        if self._session is not None:
+            await self._session.consume()
+            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+
+    def requeue(self, delivery: Delivery) -> None:
+        """Give back a delivery that was not started, while the broker takes no publications."""
+        if self._session is not None:
+            self._session.requeue(delivery)
+
+    async def drain(self) -> None:
+        """Wait until everything is confirmed and acknowledged, or there is no session any more.
+
+        Raises:
+            WorkerError: the session was lost before.
+        """
+        if self._session is not None:
+            await self._session.drain()

@@ -1,0 +1,170 @@
+"""A plain client of the broker for the command line: declares, sends and reads replies, one thing at a time."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+
+from worker.amqp.connecting import address, connection_parameters
+from worker.amqp.topology import EXECUTE, Topology
+from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
+from worker.settings import Settings
+
+_WAIT_SLICE_S = 0.25
+
+
+def first_parameters(settings: Settings) -> pika.URLParameters:
+    """Return what the first of the broker's URLs says."""
+    return _all_parameters(settings)[0]
+
+
+def _all_parameters(settings: Settings) -> list[pika.URLParameters]:
+    return connection_parameters(
+        settings.amqp_url,
+        ca_file=settings.amqp_ca_file,
+        cert_file=settings.amqp_cert_file,
+        key_file=settings.amqp_key_file,
+    )
+
+
+def _connect(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
+    """Connect to the first broker that answers.
+
+    Raises:
+        BrokerUnavailable: none does.
+    """
+    reasons = []
+    for parameters in _all_parameters(settings):
+        parameters.client_properties = {"connection_name": "onenet-worker command line"}
+        try:
+            return BlockingConnection(parameters), parameters
+        except (AMQPConnectionError, OSError) as exc:
+            reasons.append(f"{address(parameters)} cannot be reached: {str(exc) or type(exc).__name__}")
+    raise BrokerUnavailable("; ".join(reasons))
+
+
+def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
+    """Declare a topology; returns where.
+
+    Raises:
+        BrokerUnavailable: no broker answers.
+        TopologyMismatch: it is there with other arguments, or may not be declared.
+    """
+    connection, parameters = _connect(settings)
+    try:
+        declare_on(connection.channel(), topology)
+    except ChannelClosedByBroker as exc:
+        raise TopologyMismatch(f"{exc.reply_code} {exc.reply_text}") from exc
+    finally:
+        if connection.is_open:
+            connection.close()
+    return parameters
+
+
+def declare_on(channel: BlockingChannel, topology: Topology) -> None:
+    """Declare a topology on an open channel."""
+    for exchange in topology.exchanges():
+        channel.exchange_declare(exchange.name, exchange.kind, durable=True, arguments=exchange.arguments)
+    for queue in topology.queues():
+        channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+    for binding in topology.bindings():
+        channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+
+def delete_on(channel: BlockingChannel, topology: Topology) -> None:
+    """Delete a topology, with all that its queues hold."""
+    for queue in topology.queues():
+        channel.queue_delete(queue.name)
+    for exchange in topology.exchanges():
+        channel.exchange_delete(exchange.name)
+
+
+class CommandClient:
+    """Sends commands as an upstream system does, and reads their replies from a queue of its own.
+
+    Args:
+        settings: where the broker is.
+        topology: where the commands go.
+        app_id: the name of the upstream system.
+        wants_replies: whether to read replies.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
+        self._topology = topology
+        self._app_id = app_id
+        self._connection, _ = _connect(settings)
+        self._channel = self._connection.channel()
+        self._channel.confirm_delivery()
+        self._reply_to: str | None = None
+        self._replies: list[dict[str, Any]] = []
+        if wants_replies:
+            self._read_replies()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._connection.is_open:
+            self._connection.close()
+
+    def send(self, command_id: str, body: bytes) -> None:
+        """Publish one command, persistent, and wait until the broker has it.
+
+        Raises:
+            WorkerError: the broker did not take it.
+        """
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=pika.DeliveryMode.Persistent,
+            message_id=command_id,
+            app_id=self._app_id,
+            reply_to=self._reply_to,
+            timestamp=int(time.time()),
+        )
+        exchange = self._topology.commands_exchange
+        try:
+            self._channel.basic_publish(exchange, EXECUTE, body, properties, mandatory=True)
+        except UnroutableError as exc:
+            raise WorkerError(f"no queue is bound to {exchange}: start the worker, or run onenet-worker topology") from exc
+        except NackError as exc:
+            raise WorkerError("the broker refused the command: its queue is full") from exc
+        except ChannelClosedByBroker as exc:
+            raise WorkerError(f"{exc.reply_text}: start the worker, or run onenet-worker topology") from exc
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
+
+    def replies(self, command_ids: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Yield the replies to these commands as they come, each once, until all are here or the time is over."""
+        missing = set(command_ids)
+        deadline = time.monotonic() + timeout_s
+        while missing and time.monotonic() < deadline:
+            try:
+                self._connection.process_data_events(time_limit=_WAIT_SLICE_S)
+            except AMQPError as exc:
+                raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
+            replies, self._replies = self._replies, []
+            for reply in replies:
+                if reply["command_id"] in missing:
+                    missing.discard(reply["command_id"])
+                    yield reply
+
+    def _read_replies(self) -> None:
+        queue = self._channel.queue_declare("", exclusive=True).method.queue
+        self._reply_to = f"onenet-worker-send.{uuid4()}"
+        try:
+            self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
+        except ChannelClosedByBroker as exc:
+            raise WorkerError(f"{exc.reply_text}: start the worker, or run onenet-worker topology") from exc
+
+        def on_reply(_channel: object, _method: object, _properties: object, body: bytes) -> None:
+            self._replies.append(json.loads(body))
+
+        self._channel.basic_consume(queue, on_reply, auto_ack=True)

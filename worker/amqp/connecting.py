@@ -1,0 +1,116 @@
+"""Connection parameters, and awaitable connections and channels: pika's callbacks turned into futures."""
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pika import URLParameters
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.connection import SSLOptions
+from pika.exceptions import AMQPError, ProbableAuthenticationError
+from pydantic import SecretStr
+
+from worker.errors import BrokerUnavailable, SettingsError
+
+HEARTBEAT_S = 15  # the documented good range is 5 to 20; the default would find a lost peer after minutes
+CONNECT_S = 10
+CALL_S = 20  # for one answer of the broker; a declaration of many queues on a busy node takes its time
+
+
+def connection_parameters(
+    urls: Sequence[SecretStr], *, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> list[URLParameters]:
+    """Return what each URL says, with this worker's time limits.
+
+    Raises:
+        SettingsError: a URL, or one of the files for TLS, cannot be used.
+    """
+    found = []
+    for url in urls:
+        try:
+            parameters = URLParameters(url.get_secret_value())
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise SettingsError([f"AMQP_URL: cannot be used: {type(exc).__name__}"]) from exc
+        parameters.heartbeat = HEARTBEAT_S
+        parameters.blocked_connection_timeout = None  # an alarm lasts as long as it lasts: wait, stay live
+        parameters.socket_timeout = CONNECT_S / 2
+        parameters.stack_timeout = CONNECT_S
+        parameters.connection_attempts = 1
+        if parameters.ssl_options is not None:
+            parameters.ssl_options = _tls(parameters.host, ca_file, cert_file, key_file)
+        found.append(parameters)
+    return found
+
+
+def _tls(host: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> SSLOptions:
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except (OSError, ssl.SSLError) as exc:
+        raise SettingsError([f"AMQP_CA_FILE: cannot be used: {exc}"]) from exc
+    if cert_file is not None and key_file is not None:
+        try:
+            context.load_cert_chain(cert_file, key_file)
+        except (OSError, ssl.SSLError) as exc:
+            raise SettingsError([f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {exc}"]) from exc
+    return SSLOptions(context, host)
+
+
+def address(parameters: URLParameters) -> str:
+    """Name a broker without its password."""
+    scheme = "amqp" if parameters.ssl_options is None else "amqps"
+    return f"{scheme}://{parameters.host}:{parameters.port}/{parameters.virtual_host.lstrip('/')}"
+
+
+async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
+    """Open one connection.
+
+    Raises:
+        BrokerUnavailable: it could not be opened in time.
+    """
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[None] = loop.create_future()
+
+    def on_open(_connection: Any) -> None:  # noqa: ANN401 - pika's callbacks are typed as its Connection
+        if not opened.done():
+            opened.set_result(None)
+
+    def on_error(_connection: Any, error: BaseException | str) -> None:  # noqa: ANN401
+        if not opened.done():
+            opened.set_exception(BrokerUnavailable(_said(error)))
+
+    parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
+    connection = AsyncioConnection(
+        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=loop
+    )
+    try:
+        async with asyncio.timeout(CONNECT_S + 5):
+            await opened
+    except TimeoutError as exc:
+        raise BrokerUnavailable(f"no connection within {CONNECT_S} s") from exc
+    finally:
+        if not opened.done() or opened.cancelled() or opened.exception() is not None:
+            close(connection)
+    return connection
+
+
+def close(connection: AsyncioConnection) -> None:
+    """Begin to close a connection, in whatever state it is."""
+    if not (connection.is_closed or connection.is_closing):
+        connection.close()
+
+
+def _said(error: BaseException | str) -> str:
+    """Say in one line why a connection could not be opened: the innermost cause, without the libraries' wrapping."""
+    if isinstance(error, ProbableAuthenticationError):
+        return "the broker refused the user name or the password"
+    inner: Any = error
+    while True:
+        causes = getattr(inner, "exceptions", None) or [getattr(inner, "exception", None)]
+        if causes[-1] is None and isinstance(inner, AMQPError) and inner.args:
+            causes = [inner.args[-1]]
+        if not isinstance(causes[-1], BaseException):
+            break
+        inner = causes[-1]
+    return f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__

@@ -1,0 +1,181 @@
+"""The messages that come in and go out: their properties and headers, read and written in one place."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from pika import BasicProperties, DeliveryMode
+
+from schemas.reply import Reply
+from worker.amqp.topology import EXECUTE, Topology
+from worker.backoff import spread_ms
+from worker.outcome import Failed, TryAgain
+
+OWN_PREFIX = "x-onenet-"
+ATTEMPT = "x-onenet-attempt"
+IN_DOUBT = "x-onenet-in-doubt"
+_MAX_SHORT_BYTES = 255
+_MAX_TEXT_CHARS = 4096
+# A frame holds 128 KiB, and headers that do not fit one end the whole connection.
+_MAX_PROPERTIES_BYTES = 120 * 1024
+# With its own record of former deaths a message looks like a cycle to the broker, which then drops it silently.
+# Source: https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles
+_BROKERS_PREFIXES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """One hand-over of a message; its tag is valid on the channel of its session only."""
+
+    session: int
+    tag: int
+    exchange: str
+    is_redelivered: bool
+    properties: BasicProperties
+    body: bytes
+    is_returned: bool  # it came in through the worker's own exchange, so its headers are believed
+
+    @property
+    def message_id(self) -> object:
+        """The AMQP property, None where it is not set; bytes where it is no UTF-8."""
+        return self.properties.message_id
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        return self.properties.headers or {}
+
+    @cached_property
+    def attempt(self) -> int:
+        """Which attempt this is; the first is 1."""
+        attempt = self.headers.get(ATTEMPT) if self.is_returned else None
+        return attempt if isinstance(attempt, int) and attempt >= 1 else 1
+
+    @property
+    def may_have_been_sent(self) -> bool:
+        """Tell whether, for all that the message says of itself, its command may have been sent before."""
+        return self.is_redelivered or self.attempt > 1 or (self.is_returned and IN_DOUBT in self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message to be published: persistent, mandatory, confirmed."""
+
+    exchange: str
+    routing_key: str
+    properties: BasicProperties
+    body: bytes
+
+
+class Outgoing:
+    """Writes everything that the worker publishes.
+
+    Args:
+        topology: where to.
+        worker: the name under which this process signs dead letters.
+    """
+
+    def __init__(self, topology: Topology, worker: str) -> None:
+        self._topology = topology
+        self._worker = worker
+
+    def reply(self, delivery: Delivery, reply: Reply) -> Publication:
+        """Address an outcome to whoever sent the command."""
+        asked = delivery.properties
+        if isinstance(asked.reply_to, str) and asked.reply_to:
+            routing_key = asked.reply_to
+        else:
+            source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
+            routing_key = _short(f"{EXECUTE}.{reply.status}.{source}")
+        trace = {name: delivery.headers[name] for name in ("traceparent", "tracestate") if name in delivery.headers}
+        properties = BasicProperties(
+            content_type="application/json",
+            type="execute.reply",
+            delivery_mode=DeliveryMode.Persistent,
+            correlation_id=asked.correlation_id or reply.command_id,
+            headers=trace or None,
+        )
+        body = reply.model_dump_json().encode()
+        return Publication(self._topology.replies_exchange, routing_key, properties, body)
+
+    def dead_letter(self, delivery: Delivery, failed: Failed, failed_at: datetime) -> Publication:
+        """Set a message aside as it came, with the reason."""
+        headers: dict[str, Any] = {
+            "x-onenet-reason": failed.code,
+            "x-onenet-error": failed.message[:_MAX_TEXT_CHARS],
+            "x-onenet-details": json.dumps([detail.model_dump() for detail in failed.details])[:_MAX_TEXT_CHARS],
+            ATTEMPT: delivery.attempt,
+            "x-onenet-failed-at": failed_at.astimezone(UTC).isoformat(timespec="milliseconds"),
+            "x-onenet-worker": self._worker,
+        }
+        properties = _carried_along(delivery, headers)
+        exchange = self._topology.dead_letters_exchange
+        return Publication(exchange, f"{EXECUTE}.{failed.code}", properties, delivery.body)
+
+    def retry(self, delivery: Delivery, again: TryAgain) -> Publication:
+        """Send a message to rest until its next attempt."""
+        headers: dict[str, Any] = {ATTEMPT: again.attempt}
+        properties = _carried_along(delivery, headers)
+        spread = spread_ms(again.delay_s)
+        properties.expiration = None if spread is None else str(spread)
+        routing_key = self._topology.retry_queue(again.delay_s)
+        return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
+
+    def put_off(self, delivery: Delivery, delay_s: int, now: datetime) -> Publication:
+        """Send a message to rest because somebody else holds its command; no attempt is used up."""
+        properties = _carried_along(delivery, {ATTEMPT: delivery.attempt, IN_DOUBT: now.isoformat()})
+        routing_key = self._topology.retry_queue(delay_s)
+        return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
+
+    def hand_back(self, delivery: Delivery, now: datetime) -> Publication:
+        """Put a message that was not started back into the queue.
+
+        Unlike a requeued one, this copy does not look as if it may have been sent, unless the message itself did.
+        """
+        headers: dict[str, Any] = {ATTEMPT: delivery.attempt}
+        if delivery.may_have_been_sent:
+            headers[IN_DOUBT] = delivery.headers.get(IN_DOUBT) or now.isoformat()
+        properties = _carried_along(delivery, headers)
+        return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
+
+
+def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
+    """Return the original properties with our headers, and without what would harm a second publication.
+
+    The broker refuses a ``user_id`` that is not the publisher's own, by closing the channel; an ``expiration`` would
+    end a delay early and take a dead letter away. Both stay readable in a header.
+    """
+    original = delivery.properties
+    headers: dict[str, Any] = {
+        name: value
+        for name, value in delivery.headers.items()
+        if not name.startswith(_BROKERS_PREFIXES) and not name.startswith(OWN_PREFIX)
+    }
+    for name in ("user_id", "expiration"):
+        header = OWN_PREFIX + name.replace("_", "-")
+        value = getattr(original, name) or (delivery.is_returned and delivery.headers.get(header))
+        if value:
+            own[header] = value
+    properties = BasicProperties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=headers | own,
+        delivery_mode=DeliveryMode.Persistent,
+        priority=original.priority,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        message_id=original.message_id,
+        timestamp=original.timestamp,
+        type=original.type,
+        app_id=original.app_id,
+        cluster_id=original.cluster_id,
+    )
+    if sum(map(len, properties.encode())) > _MAX_PROPERTIES_BYTES:
+        properties.headers = own | {"x-onenet-headers-dropped": "the message's own headers left no room for these"}
+    return properties
+
+
+def _short(text: str) -> str:
+    return text.encode()[:_MAX_SHORT_BYTES].decode("utf-8", "ignore")

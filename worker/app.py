@@ -1,0 +1,153 @@
+"""Wiring: settings in, parts built, run, exit code; no decisions."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from worker import __version__
+from worker.amqp.broker import Broker
+from worker.amqp.connecting import connection_parameters
+from worker.amqp.messages import Outgoing
+from worker.amqp.topology import Topology
+from worker.decide import RetryPolicy
+from worker.errors import TopologyMismatch
+from worker.handler import Handler
+from worker.idempotency.memory import MemoryStore
+from worker.intake import Intake
+from worker.onenet.client import OneNETClient
+from worker.onenet.http import BoundedHTTP
+from worker.settings import Settings, load_products
+from worker.telemetry.logs import configure_logging, get_logger
+
+EXIT_OK = 0
+EXIT_SOFTWARE = 70  # as in sysexits.h
+EXIT_CONFIG = 78
+
+log = get_logger()
+
+
+def topology_of(settings: Settings) -> Topology:
+    """Return the topology that the settings describe."""
+    return Topology(settings.worker_namespace, settings.worker_retry_delays)
+
+
+def run(settings: Settings) -> int:
+    """Run the worker until it is told to stop; returns the exit code.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
+    products = load_products(settings)
+    parameters = connection_parameters(
+        settings.amqp_url,
+        ca_file=settings.amqp_ca_file,
+        cert_file=settings.amqp_cert_file,
+        key_file=settings.amqp_key_file,
+    )
+    http = BoundedHTTP(
+        settings.onenet_url,
+        connect_timeout_s=settings.onenet_connect_timeout,
+        read_timeout_s=settings.onenet_read_timeout,
+        ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
+        connections=settings.worker_concurrency,
+    )
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    outgoing = Outgoing(topology_of(settings), name)
+    handler = Handler(
+        OneNETClient(settings.onenet_url, products, http, settings.platform_zone),
+        MemoryStore(settings.idempotency_ttl),
+        outgoing,
+        RetryPolicy(
+            settings.worker_retry_delays,
+            settings.worker_max_attempts,
+            resend_in_doubt=settings.worker_in_doubt == "resend",
+        ),
+        settings.platform_zone,
+    )
+
+    def build(on_crash: Callable[[BaseException], None]) -> tuple[Broker, Intake]:
+        broker = Broker(
+            parameters,
+            topology_of(settings),
+            name=f"onenet-execute-worker {name}",
+            declare=settings.amqp_declare,
+            prefetch=settings.prefetch,
+            on_consumers_found=_warn_of_others,
+        )
+        return broker, Intake(handler, broker, outgoing, settings.worker_concurrency, on_crash)
+
+    writer = configure_logging(settings.log_level, settings.log_format)
+    try:
+        log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
+        return asyncio.run(_serve(build, settings.worker_shutdown_grace))
+    finally:
+        http.close()
+        writer.close()
+
+
+async def _serve(
+    build: Callable[[Callable[[BaseException], None]], tuple[Broker, Intake]], grace_s: float
+) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+    crash: asyncio.Future[BaseException] = loop.create_future()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.done():
+            os._exit(128 + number)  # the second one: at once, and everything unacknowledged comes again
+        stop.set_result(number.name)
+
+    def on_crash(error: BaseException) -> None:
+        if not crash.done():
+            crash.set_result(error)
+
+    def on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        on_crash(context.get("exception") or RuntimeError(context["message"]))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    loop.set_exception_handler(on_loop_error)
+
+    def on_thread_crash(error: BaseException) -> None:
+        loop.call_soon_threadsafe(on_crash, error)
+
+    broker, intake = build(on_thread_crash)
+    running = asyncio.create_task(broker.run(intake))
+    await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
+    if stop.done():
+        exit_code = await _finish(intake, stop.result(), grace_s)
+    elif crash.done():
+        log.critical("worker_crashed", exc_info=crash.result())
+        exit_code = EXIT_SOFTWARE
+    else:
+        exit_code = _explain(running)
+    running.cancel()
+    await asyncio.wait((running,), timeout=3)
+    log.info("worker_stopped", exit_code=exit_code)
+    return exit_code
+
+
+async def _finish(intake: Intake, reason: str, grace_s: float) -> int:
+    log.info("worker_stopping", reason=reason, grace_s=grace_s)
+    try:
+        async with asyncio.timeout(grace_s):
+            await intake.stop()
+    except TimeoutError:
+        log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged comes again
+    return EXIT_OK
+
+
+def _explain(running: "asyncio.Task[None]") -> int:
+    error = running.exception()
+    if isinstance(error, TopologyMismatch):
+        log.error("topology_mismatch", reason=str(error))
+        return EXIT_CONFIG
+    log.critical("worker_crashed", exc_info=error)
+    return EXIT_SOFTWARE
+
+
+def _warn_of_others(consumers: int) -> None:
+    log.warning("idempotency_not_shared", consumers=consumers, hint="several workers need IDEMPOTENCY_URL=redis://…")

@@ -1,0 +1,33 @@
+"""``onenet-worker topology``."""
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def topology(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it in the broker's definitions format and declare nothing.")
+    ] = False,
+) -> None:
+    """Declare the exchanges, queues and bindings on the broker, or print them.
+
+    Example, for a broker that is set up by files:
+
+        onenet-worker topology --json > definitions.json && rabbitmqctl import_definitions definitions.json
+    """
+    from worker.amqp.client import declare, first_parameters  # noqa: PLC0415
+    from worker.amqp.connecting import address  # noqa: PLC0415
+    from worker.app import topology_of  # noqa: PLC0415
+    from worker.settings import load_settings  # noqa: PLC0415
+
+    settings = load_settings()
+    wanted = topology_of(settings)
+    if as_json:
+        vhost = first_parameters(settings).virtual_host
+        typer.echo(json.dumps(wanted.definitions(vhost), indent=2))
+        return
+    parameters = declare(settings, wanted)
+    names = [*(exchange.name for exchange in wanted.exchanges()), *(queue.name for queue in wanted.queues())]
+    typer.echo(f"declared on {address(parameters)}:\n  " + "\n  ".join(names))

@@ -1,0 +1,58 @@
+"""From an answer to an outcome. Pure: no I/O, no clock, no randomness."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.backoff import retry_delay_s
+from worker.outcome import Accepted, Failed, Outcome, Rejected, TryAgain
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to try again.
+
+    ``delays_s``: seconds before each next attempt, ascending, the last repeats. ``resend_in_doubt``: treat a command
+    that may have been cached like one that was not sent; a device may then act twice.
+    """
+
+    delays_s: tuple[int, ...]
+    max_attempts: int
+    resend_in_doubt: bool = False
+
+
+def decide(answer: Answer, attempt: int, policy: RetryPolicy, *, now: datetime, expires_at: datetime) -> Outcome:
+    """Choose what becomes of one delivery.
+
+    Args:
+        answer: what became of the request.
+        attempt: the attempt that the answer ended; the first is 1.
+        policy: when to try again.
+        now: the time of the answer, aware.
+        expires_at: when the command expires, aware; no attempt begins then or later.
+    """
+    match answer:
+        case Cached(uuid):
+            return Accepted(uuid)
+        case Refused(code, message, errno):
+            return Rejected(code, message, errno)
+        case InDoubt(reason) if policy.resend_in_doubt:
+            return _again(reason, 0, attempt, policy, now, expires_at)
+        case InDoubt(reason):
+            return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")
+        case NotSent(reason, retry_after_s):
+            return _again(reason, retry_after_s or 0, attempt, policy, now, expires_at)
+        case _:
+            assert_never(answer)
+
+
+def _again(
+    reason: str, at_least_s: float, attempt: int, policy: RetryPolicy, now: datetime, expires_at: datetime
+) -> Outcome:
+    if attempt >= policy.max_attempts:
+        return Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
+    delay_s = retry_delay_s(attempt, policy.delays_s, at_least_s)
+    if now + timedelta(seconds=delay_s) >= expires_at:
+        return Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
+    return TryAgain(delay_s, attempt + 1, reason)

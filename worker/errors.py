@@ -1,0 +1,83 @@
+"""The errors of this worker, one tree, each named for what happened."""
+
+from schemas.reply import Detail, FailureCode
+
+
+class WorkerError(Exception):
+    """Everything that the worker itself raises."""
+
+
+class SettingsError(WorkerError):
+    """A setting cannot be used: the start stops with exit code 78.
+
+    Args:
+        lines: one line per wrong setting, without any secret.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class UnusableCommand(WorkerError):
+    """A poison message: it can never succeed, however often it is tried.
+
+    Args:
+        message: what is wrong, for a person.
+        details: the fields at fault.
+        command_id: the id, as far as one could be read.
+        imei: the device, as far as one could be read.
+    """
+
+    code: FailureCode
+
+    def __init__(
+        self,
+        message: str,
+        details: tuple[Detail, ...] = (),
+        *,
+        command_id: str | None = None,
+        imei: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.command_id = command_id
+        self.imei = imei
+
+
+class InvalidMessage(UnusableCommand):
+    """The body is no JSON object: too large, not UTF-8, not JSON, or ambiguous."""
+
+    code = "invalid_message"
+
+
+class InvalidCommand(UnusableCommand):
+    """A JSON object, but a field breaks its rule."""
+
+    code = "invalid_command"
+
+
+class BrokerUnavailable(WorkerError):
+    """RabbitMQ cannot be reached, or the connection to it was lost: back off and connect again."""
+
+
+class ChannelRefused(BrokerUnavailable):
+    """The broker closed a channel over something that it was asked.
+
+    Args:
+        code: the broker's reply code.
+        text: its words.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+
+
+class TopologyMismatch(WorkerError):
+    """An exchange or queue exists with other arguments, or may not be declared: trying again would not mend it."""
+
+
+class LocalServiceError(WorkerError):
+    """A service for the demo or the tests could neither be found nor started."""

@@ -1,0 +1,246 @@
+"""A RabbitMQ for the demo and the tests: named, in Docker, or a private node of the system's package."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Protocol, Self
+
+from worker.errors import LocalServiceError
+from worker.localservices import packages
+from worker.localservices.ports import free_port, is_listening, wait_until
+
+IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4.0-management")
+# Debian's wrapper in /usr/sbin insists on root or the user rabbitmq; the script that it calls does not.
+_SCRIPTS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+_START_S = 90
+_STOP_S = 20
+
+CHOICES = """no RabbitMQ to be had. Any one of these will do:
+  - name a running one:     AMQP_URL=amqp://user:password@host:5672/
+  - let Docker bring one:   start the Docker engine (image {image})
+  - install the server:     sudo apt-get install rabbitmq-server   (it need not run)"""
+
+
+class LocalBroker(Protocol):
+    """A broker, and how to get rid of it."""
+
+    url: str
+    origin: str
+
+    def stop(self) -> None:
+        """Stop what was started; a broker that was only named goes on."""
+
+
+class OwnBroker(LocalBroker, Protocol):
+    """A broker that was started here, so that it may also fail here."""
+
+    def kill(self) -> None:
+        """End it at once; what it stored stays."""
+
+    def start(self) -> None:
+        """Start it, again on the same port and with the same data; returns when it takes connections."""
+
+
+class NamedBroker:
+    """The broker that ``AMQP_URL`` names."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.origin = "the broker that AMQP_URL names"
+
+    def stop(self) -> None:
+        pass
+
+
+class PrivateNode:
+    """A node of its own: free ports, its own data folder, loopback only, beside any broker of the system.
+
+    Source: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+    """
+
+    def __init__(self, script: Path) -> None:
+        self.origin = "a private node of the rabbitmq-server on this machine"
+        self._script = script
+        self._folder = Path(tempfile.mkdtemp(prefix="onenet-rabbitmq-"))
+        self._port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
+        (self._folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.local = 127.0.0.1:{self._port}\nlog.file.level = warning\n"
+        )
+        (self._folder / "enabled_plugins").write_text("[].\n")
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = self._environment()
+        epmd = shutil.which("epmd")
+        if epmd is not None and self._epmd is None:  # in the foreground, so that it ends with us
+            self._epmd = subprocess.Popen(  # noqa: S603 - found on the path
+                [epmd, "-address", "127.0.0.1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        with (self._folder / "output").open("ab") as output:
+            self._server = subprocess.Popen(  # noqa: S603 - the system's package
+                [str(self._script)],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=self._folder,
+            )
+        try:
+            wait_until(self._is_ready, _START_S, "the private RabbitMQ node")
+        except TimeoutError as exc:
+            said = (self._folder / "output").read_text(errors="replace")[-1500:]
+            self.stop()
+            raise LocalServiceError(f"{exc}; it said:\n{said}") from exc
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._signal(signal.SIGTERM)
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_ready(self) -> bool:
+        assert self._server is not None  # started right before
+        if self._server.poll() is not None:
+            raise TimeoutError(f"the private RabbitMQ node ended with exit code {self._server.returncode}")
+        return is_listening("127.0.0.1", self._port)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._server is None:
+            return
+        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
+        try:
+            os.killpg(group, number)
+            self._server.wait(_STOP_S)
+            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
+        except ProcessLookupError:
+            pass
+        except (subprocess.TimeoutExpired, TimeoutError):
+            os.killpg(group, signal.SIGKILL)
+        self._server.wait()
+        self._server = None
+
+    def _environment(self) -> dict[str, str]:
+        folder = str(self._folder)
+        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return {
+            "PATH": f"{self._script.parent}:{os.environ.get('PATH', os.defpath)}:/usr/sbin",
+            "HOME": folder,  # where the Erlang cookie lies
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": f"onenet{self._port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
+            "RABBITMQ_MNESIA_BASE": f"{folder}/data",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",  # the system broker's settings are not ours
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/none.config",
+        }
+
+
+class DockerBroker:
+    """A container, through testcontainers."""
+
+    def __init__(self) -> None:
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where Docker is used
+
+        self.origin = f"Docker ({IMAGE})"
+        self._port = free_port()  # chosen here, since one that Docker chooses changes with a restart
+        self._container = DockerContainer(IMAGE).with_bind_ports(5672, self._port)
+        self._is_created = False
+        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
+
+    def start(self) -> None:
+        if self._is_created:
+            self._container.get_wrapped_container().start()
+        else:
+            self._container.start()
+            self._is_created = True
+        wait_until(self._answers, _START_S, "RabbitMQ in Docker")
+
+    def kill(self) -> None:
+        self._container.get_wrapped_container().kill()
+
+    def stop(self) -> None:
+        if self._is_created:
+            self._container.stop()
+
+    def _answers(self) -> bool:
+        # Docker's proxy takes connections before the broker does, so ask the broker itself.
+        code, _ = self._container.exec(["rabbitmq-diagnostics", "-q", "check_port_connectivity"])
+        return int(code) == 0
+
+
+def find_broker() -> LocalBroker:
+    """Return a broker: the one that AMQP_URL names, or one of our own.
+
+    Raises:
+        LocalServiceError: there is none to be had; says what the choices are.
+    """
+    url = os.environ.get("AMQP_URL")
+    return NamedBroker(url) if url else start_own_broker()
+
+
+def start_own_broker() -> OwnBroker:
+    """Start a broker: in Docker, or a private node, of a package that is installed for it if need be.
+
+    Raises:
+        LocalServiceError: neither can be had; says what the choices are.
+    """
+    broker = _start_in_docker()
+    if broker is not None:
+        return broker
+    script = _script()
+    if script is None and packages.may_install() and packages.install("rabbitmq-server"):
+        script = _script()
+    if script is None:
+        raise LocalServiceError(CHOICES.format(image=IMAGE))
+    node = PrivateNode(script)
+    node.start()
+    return node
+
+
+def _start_in_docker() -> OwnBroker | None:
+    try:
+        from docker.errors import DockerException  # noqa: PLC0415 - a development package
+        from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415
+    except ImportError:
+        return None
+    try:
+        DockerClient().client.ping()
+    except DockerException:
+        return None  # no engine: the usual case, nothing to say about
+    try:
+        broker = DockerBroker()
+        broker.start()
+    except (DockerException, TimeoutError) as exc:
+        print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)  # noqa: T201
+        return None
+    return broker
+
+
+def _script() -> Path | None:
+    return next((script for script in _SCRIPTS if script.exists()), None)
+
+
+def _exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

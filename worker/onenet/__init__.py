@@ -1,0 +1,1 @@
+"""The HTTP edge to OneNET: turns its words, and requests', into ours, and chooses nothing."""

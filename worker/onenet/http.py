@@ -1,0 +1,192 @@
+"""HTTP for a request that must not be repeated: knows whether bytes left, and is over when its time is over.
+
+Two things that requests does not offer, both hung into urllib3's connection classes, which are made to be replaced:
+a connection says when it hands over the first byte of a request, and one that sat idle is not used again, because one
+that the platform closed meanwhile would look like an answer lost.
+"""
+
+import socket
+import threading
+import time
+from typing import Any, ClassVar
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError
+
+MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
+MAX_ANSWER_BYTES = 256 * 1024
+_CHUNK_BYTES = 16 * 1024
+
+
+class Exchange:
+    """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
+
+    __slots__ = ("connection", "deadline", "request_left")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.request_left = False
+        self.connection: HTTPConnection | None = None
+
+
+_local = threading.local()  # urllib3 makes connections deep inside: the exchange reaches them by its thread
+
+
+class _Connection(HTTPConnection):
+    """A connection that tells its exchange when the first byte of a request leaves."""
+
+    _is_ready = False
+    _used_at = 0.0
+
+    def connect(self) -> None:
+        _local.exchange.connection = self
+        super().connect()
+        self._is_ready = True  # what was sent until here was a proxy's CONNECT, no request
+
+    def close(self) -> None:
+        self._is_ready = False
+        super().close()
+
+    @property
+    def is_connected(self) -> bool:
+        return super().is_connected and time.monotonic() - self._used_at < MAX_IDLE_S
+
+    def send(self, data: Any) -> None:  # noqa: ANN401 - http.client takes bytes and much more
+        exchange: Exchange = _local.exchange
+        exchange.connection = self
+        if self.sock is None:
+            self.connect()
+        if self._is_ready:
+            if time.monotonic() >= exchange.deadline:
+                raise ConnectTimeoutError(self, "the connection took all the time that the request had")
+            exchange.request_left = True
+        super().send(data)
+        self._used_at = time.monotonic()
+
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Requests' adapter, with connections of the kind above."""
+
+    _pools: ClassVar = {"http": _Pool, "https": _TLSPool}
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as inherited
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:  # noqa: ANN401 - as inherited
+        manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+class BoundedHTTP:
+    """Sends requests, each once, and each within a time that bounds it as a whole, a dripping answer included.
+
+    Args:
+        base_url: where the platform is: decides once which proxy and which authorities of the environment hold.
+        connect_timeout_s: longest wait for one connection.
+        read_timeout_s: longest wait for the next bytes; both together bound the whole.
+        ca_file: the authorities to trust instead of the usual ones.
+        connections: how many are kept open for the next requests.
+    """
+
+    def __init__(
+        self, base_url: str, *, connect_timeout_s: float, read_timeout_s: float, ca_file: str | None, connections: int
+    ) -> None:
+        with requests.Session() as session:
+            environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
+        self._proxies = dict(environment["proxies"])
+        self._verify: bool | str = environment["verify"] or True
+        self._timeouts_s = (connect_timeout_s, read_timeout_s)
+        self.total_s = connect_timeout_s + read_timeout_s
+        self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
+        self._watch = _Watch(self.total_s)
+
+    def send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
+        """Send one request and read the whole answer.
+
+        Raises:
+            requests.RequestException: no whole answer; ``exchange.request_left`` tells what that means.
+            urllib3.exceptions.HTTPError: the same.
+            OSError: the same.
+        """
+        _local.exchange = exchange
+        self._watch.begin(exchange)
+        try:
+            response = self._adapter.send(
+                request, stream=True, timeout=self._timeouts_s, verify=self._verify, proxies=self._proxies
+            )
+            with response:
+                body = b""
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                return response.status_code, response, body
+        finally:
+            self._watch.end(exchange)
+
+    def close(self) -> None:
+        """Close the idle connections and end the watch."""
+        self._watch.stop()
+        self._adapter.close()
+
+
+class _Watch:
+    """Cuts every exchange whose time is over, from a thread of its own: a socket's timeout only bounds one read."""
+
+    def __init__(self, total_s: float) -> None:
+        self._total_s = total_s
+        self._lock = threading.Lock()
+        self._exchanges: set[Exchange] = set()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="http-watch", daemon=True).start()
+
+    def begin(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._exchanges.add(exchange)
+
+    def end(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._exchanges.discard(exchange)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        wait_s = self._total_s
+        while not self._stopped.wait(wait_s):
+            now = time.monotonic()
+            wait_s = self._total_s  # no request that begins from here on is due earlier
+            with self._lock:  # what has ended is not in the set, so its connection is not cut under the next request
+                for exchange in list(self._exchanges):
+                    if exchange.deadline <= now:
+                        self._exchanges.discard(exchange)
+                        _cut(exchange)
+                    else:
+                        wait_s = min(wait_s, exchange.deadline - now)
+
+
+def _cut(exchange: Exchange) -> None:
+    sock = exchange.connection.sock if exchange.connection is not None else None
+    if sock is not None:
+        try:
+            # The plain socket's method even under TLS: the thread that reads is using the TLS state.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has just been closed: nothing is left to cut

@@ -1,0 +1,47 @@
+"""What becomes of one delivery: the closed set that is carried out."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from schemas.reply import Detail, FailureCode, RejectionCode, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A reply with the uuid."""
+
+    status: ClassVar[Status] = "accepted"
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A reply with OneNET's no."""
+
+    status: ClassVar[Status] = "rejected"
+    code: RejectionCode
+    message: str
+    errno: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A reply with the reason, and a dead letter."""
+
+    status: ClassVar[Status] = "failed"
+    code: FailureCode
+    message: str
+    details: tuple[Detail, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``."""
+
+    delay_s: int
+    attempt: int
+    reason: str
+
+
+Final = Accepted | Rejected | Failed
+Outcome = Final | TryAgain

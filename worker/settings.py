@@ -1,0 +1,293 @@
+"""Every setting of a deployment: the only module that reads the environment.
+
+Read from the environment, then from ``.env``; a secret also from the file that ``NAME_FILE`` names.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+MAX_RETRY_DELAY_S = 24 * 3600
+
+
+class ApiKey(BaseModel):
+    """Credentials of mode "common": the product's MasterKey."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: SecretStr = Field(min_length=1)
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
+            raise ValueError("must be printable ASCII without blanks, since it travels in a header")
+        return key
+
+
+class AccessKey(BaseModel):
+    """Credentials of mode "safe": tokens are signed with the access key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    product_id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    access_key: SecretStr = Field(min_length=1)
+
+    @field_validator("access_key")
+    @classmethod
+    def _is_base64(cls, key: SecretStr) -> SecretStr:
+        try:
+            base64.b64decode(key.get_secret_value(), validate=True)
+        except binascii.Error as exc:
+            raise ValueError("must be base64, as the platform shows it") from exc
+        return key
+
+
+Credentials = ApiKey | AccessKey
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_secret(value: object) -> object:
+    return _split(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
+CommaSeparated = BeforeValidator(_split)
+
+
+class Settings(BaseSettings):
+    """Everything a deployment may change. Built once, in the command line, then passed down."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True, env_file=".env"
+    )
+
+    amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secret)] = Field(
+        (SecretStr("amqp://guest:guest@localhost:5672/"),),
+        min_length=1,
+        description="the broker; several, comma-separated, are tried in turn; `amqps://` for TLS",
+    )
+    amqp_ca_file: FilePath | None = Field(None, description="the authority that signed the broker's certificate")
+    amqp_cert_file: FilePath | None = Field(None, description="the worker's own certificate")
+    amqp_key_file: FilePath | None = Field(None, description="the key of the worker's own certificate")
+    amqp_declare: bool = Field(True, description="declare the topology on start; `false`: only check that it is there")
+    onenet_url: str = Field("https://api.heclouds.com", description="the platform's base URL")
+    onenet_api_key: SecretStr | None = Field(None, description='the product\'s MasterKey: mode "common"')
+    onenet_product_id: str | None = Field(None, description='the product of `ONENET_ACCESS_KEY`: mode "safe"')
+    onenet_access_key: SecretStr | None = Field(None, description='signs the tokens of mode "safe"')
+    onenet_products_file: FilePath | None = Field(
+        None,
+        description='JSON: product name → `{"api_key": …}` or `{"product_id": …, "access_key": …}`',
+    )
+    onenet_connect_timeout: float = Field(3, gt=0, le=300, description="seconds")
+    onenet_read_timeout: float = Field(
+        10, gt=0, le=300, description="seconds; with the one above it bounds one whole request"
+    )
+    onenet_ca_file: FilePath | None = Field(None, description="the authority that signed the platform's certificate")
+    onenet_timezone: str = Field("Asia/Shanghai", description="the platform's time zone")
+    worker_namespace: str = Field(
+        "onenet", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="begins the name of every exchange and queue"
+    )
+    worker_concurrency: int = Field(32, ge=1, le=1000, description="requests under way at once")
+    worker_retry_delays: Annotated[tuple[int, ...], NoDecode, CommaSeparated] = Field(
+        (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
+    )
+    worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a command is given up")
+    worker_in_doubt: Literal["reconcile", "dead-letter", "resend"] = Field(
+        "reconcile",
+        description="what becomes of a command that may or may not have been cached: see the README",
+    )
+    worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
+    idempotency_url: SecretStr = Field(SecretStr("memory://"), description="where outcomes are remembered")
+    idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="`json`, or `console`; by itself `console` on a terminal, else `json`"
+    )
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for url in urls:
+            parts = urlsplit(url.get_secret_value())
+            if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
+                raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://")
+            _ = parts.port  # raises ValueError where it is no port
+        return urls
+
+    @field_validator("onenet_url")
+    @classmethod
+    def _is_http_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be https://host, or http://host, with a path or without")
+        _ = parts.port
+        return url.rstrip("/")
+
+    @field_validator("onenet_timezone")
+    @classmethod
+    def _is_known(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (KeyError, ValueError, OSError) as exc:
+            raise ValueError("is no time zone of the tz database, such as Asia/Shanghai") from exc
+        return zone
+
+    @field_validator("worker_retry_delays")
+    @classmethod
+    def _are_delays(cls, delays_s: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= delay_s <= MAX_RETRY_DELAY_S for delay_s in delays_s):
+            raise ValueError(f"each must be between 1 and {MAX_RETRY_DELAY_S} seconds")
+        if list(delays_s) != sorted(delays_s):
+            raise ValueError("must not become shorter")
+        return delays_s
+
+    @field_validator("idempotency_url")
+    @classmethod
+    def _is_a_store(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() != "memory://":
+            raise ValueError("must be memory://")
+        return url
+
+    @field_validator("onenet_access_key")
+    @classmethod
+    def _signs(cls, key: SecretStr | None) -> SecretStr | None:
+        return key if key is None else AccessKey(product_id="x", access_key=key).access_key
+
+    @field_validator("onenet_api_key")
+    @classmethod
+    def _authenticates(cls, key: SecretStr | None) -> SecretStr | None:
+        return key if key is None else ApiKey(api_key=key).api_key
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
+            raise ValueError("AMQP_CERT_FILE, AMQP_KEY_FILE: set both or neither")
+        if (self.onenet_product_id is None) != (self.onenet_access_key is None):
+            raise ValueError("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
+        if self.onenet_api_key is not None and self.onenet_access_key is not None:
+            raise ValueError('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
+        return self
+
+    @property
+    def platform_zone(self) -> ZoneInfo:
+        """The zone in which OneNET reads and writes times."""
+        return ZoneInfo(self.onenet_timezone)
+
+    @property
+    def prefetch(self) -> int:
+        """Deliveries held unacknowledged: a little above the concurrency, so that no thread waits for the broker."""
+        return self.worker_concurrency + max(2, self.worker_concurrency // 4)
+
+
+_SECRETS = ("AMQP_URL", "ONENET_API_KEY", "ONENET_ACCESS_KEY", "IDEMPOTENCY_URL")
+
+
+def load_settings() -> Settings:
+    """Read and check the settings, all of them.
+
+    Raises:
+        SettingsError: with one line per wrong setting.
+    """
+    env = {**dotenv_values(".env"), **os.environ}
+    secrets, lines = _secrets_from_files({name.upper(): value for name, value in env.items() if value})
+    try:
+        settings = Settings(**secrets)  # type: ignore[arg-type]  # they are checked right here
+    except ValidationError as exc:
+        lines += _lines(exc)
+    if lines:
+        raise SettingsError(lines)
+    return settings
+
+
+def load_products(settings: Settings) -> dict[str | None, Credentials]:
+    """Return the credentials of every configured product; under ``None`` those of commands that name none.
+
+    Raises:
+        SettingsError: the products file is unusable, or there are no credentials at all.
+    """
+    products: dict[str | None, Credentials] = {}
+    if settings.onenet_api_key is not None:
+        products[None] = ApiKey(api_key=settings.onenet_api_key)
+    elif settings.onenet_product_id is not None and settings.onenet_access_key is not None:
+        products[None] = AccessKey(product_id=settings.onenet_product_id, access_key=settings.onenet_access_key)
+    if settings.onenet_products_file is not None:
+        products.update(_read_products(settings.onenet_products_file))
+    if not products:
+        raise SettingsError(
+            ["ONENET_API_KEY: not set, nor ONENET_PRODUCT_ID with ONENET_ACCESS_KEY, nor ONENET_PRODUCTS_FILE"]
+        )
+    return products
+
+
+def _read_products(path: Path) -> dict[str | None, Credentials]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise SettingsError([f"ONENET_PRODUCTS_FILE: cannot be read as JSON: {type(exc).__name__}"]) from exc
+    if not isinstance(found, dict):
+        raise SettingsError(["ONENET_PRODUCTS_FILE: must be a JSON object: product name → credentials"])
+    products: dict[str | None, Credentials] = {}
+    lines: list[str] = []
+    for name, value in found.items():
+        kind = ApiKey if isinstance(value, dict) and "api_key" in value else AccessKey
+        try:
+            products[name] = kind.model_validate(value)
+        except ValidationError as exc:
+            lines += [f"ONENET_PRODUCTS_FILE: product {name}: {line}" for line in _lines(exc)]
+    if lines:
+        raise SettingsError(lines)
+    return products
+
+
+def _secrets_from_files(env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Read every ``NAME_FILE`` of a secret: the values by field name, and a line for each that cannot be had."""
+    found: dict[str, str] = {}
+    lines: list[str] = []
+    for name in _SECRETS:
+        path = env.get(f"{name}_FILE")
+        if path is None:
+            continue
+        if name in env:
+            lines.append(f"{name}_FILE: set, and {name} too: leave one of them out")
+            continue
+        try:
+            found[name.lower()] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            lines.append(f"{name}_FILE: cannot be read: {type(exc).__name__}")
+    return found, lines
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Say each error in one line that names the setting; the values, which may be secrets, stay out."""
+    lines = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        message = item["msg"].removeprefix("Value error, ")
+        name = ".".join(str(part) for part in item["loc"][:1]).upper()
+        lines.append(f"{name}: {message}" if name else message)
+    return lines

@@ -1,0 +1,86 @@
+"""The ways in which a platform fails, on request: which of them, how often, for which devices."""
+
+import random
+import threading
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal[
+    "refuse",
+    "hang",
+    "drop",
+    "drop_after_caching",
+    "error_500",
+    "error_500_after_caching",
+    "error_503",
+    "too_many_requests",
+    "errno",
+    "errno_after_caching",
+    "garbage",
+    "garbage_after_caching",
+    "no_uuid",
+    "redirect",
+    "not_found",
+    "slow_drip",
+]
+
+
+class Fault(BaseModel):
+    """One kind of fault, and when it strikes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    probability: float = Field(1.0, ge=0, le=1, description="For each request that it could strike.")
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="After so many it is over; without: never.")
+    imei: str | None = Field(None, description="Only for this device.")
+    seconds: float = Field(1.0, ge=0, description="How long: refuse, hang, slow_drip; for 429 its Retry-After.")
+    errno: int = Field(7, description="For errno and errno_after_caching.")
+    error: str = "service internal error"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Read ``kind``, ``kind=probability`` or ``kind=probability,seconds``, as on the command line."""
+        if not isinstance(value, str):
+            return value
+        kind, _, rest = value.partition("=")
+        probability, _, seconds = rest.partition(",")
+        return {"kind": kind} | ({"probability": probability} if probability else {}) | (
+            {"seconds": seconds} if seconds else {}
+        )
+
+
+class FaultPlan:
+    """The faults in force. May be changed while requests come in.
+
+    Args:
+        seed: of the draws, so that a run can be repeated.
+    """
+
+    def __init__(self, faults: list[Fault], seed: int | None = None) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - not a matter of security
+        self._lock = threading.Lock()
+        self.replace(faults)
+
+    def replace(self, faults: list[Fault]) -> None:
+        """Forget the former faults."""
+        with self._lock:
+            self._left: list[tuple[Fault, int | None]] = [(fault, fault.count) for fault in faults]
+
+    def current(self) -> list[Fault]:
+        """Return the faults that may still strike."""
+        with self._lock:
+            return [fault for fault, left in self._left if left is None or left > 0]
+
+    def draw(self, imei: str | None) -> Fault | None:
+        """Return the fault that strikes this request, if one does: the first that comes up."""
+        with self._lock:
+            for index, (fault, left) in enumerate(self._left):
+                if left == 0 or fault.imei not in {None, imei}:
+                    continue
+                if self._random.random() < fault.probability:
+                    self._left[index] = (fault, None if left is None else left - 1)
+                    return fault
+        return None

@@ -1,0 +1,191 @@
+"""The HTTP server of the simulator: Starlette on uvicorn."""
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import uvicorn
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from worker.simulator.faults import Fault, FaultPlan
+from worker.simulator.platform import CachedCommand, Platform, PlatformError
+
+_MAX_REQUESTS = 100_000
+_FAULTS = TypeAdapter(list[Fault])
+
+
+class _Protocol(H11Protocol):
+    """Uvicorn's HTTP/1.1, with its transports within reach, so that a connection can be dropped in mid-request."""
+
+    transports: dict[tuple[str, int], asyncio.Transport]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.transports[transport.get_extra_info("peername")[:2]] = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transports.pop(self.transport.get_extra_info("peername")[:2], None)
+        super().connection_lost(exc)
+
+
+class Simulator:
+    """A OneNET on a local port.
+
+    Args:
+        platform: the rules and what is remembered.
+        faults: what goes wrong.
+        latency_s: how long each answer takes.
+        host: the address to listen on.
+        port: 0 takes a free one, and keeps it.
+    """
+
+    def __init__(
+        self, platform: Platform, faults: FaultPlan, *, latency_s: float = 0, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self.platform = platform
+        self.faults = faults
+        self.requests: deque[dict[str, Any]] = deque(maxlen=_MAX_REQUESTS)
+        self._latency_s = latency_s
+        self._transports: dict[tuple[str, int], asyncio.Transport] = {}
+        self._socket: socket.socket | None = _listen(host, port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._app = Starlette(
+            routes=[
+                Route("/nbiot/execute/offline", self._execute, methods=["POST"]),
+                Route("/control/faults", self._control_faults, methods=["GET", "PUT"]),
+                Route("/control/commands", self._control_commands),
+                Route("/control/requests", self._control_requests),
+            ]
+        )
+        self._server: uvicorn.Server | None = None
+        self._refuse_s: float | None = None
+        self._is_stopping = False
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    async def serve(self) -> None:
+        """Serve until SIGINT or SIGTERM, or until ``stop``."""
+        protocol = type("Protocol", (_Protocol,), {"transports": self._transports})
+        while True:
+            config = uvicorn.Config(
+                self._app, http=protocol, ws="none", lifespan="off", access_log=False, log_config=None
+            )
+            self._server = uvicorn.Server(config)
+            sock = self._socket or _listen(self.host, self.port)
+            self._socket = None
+            await self._server.serve(sockets=[sock])
+            if self._refuse_s is None or self._is_stopping:
+                return
+            await asyncio.sleep(self._refuse_s)
+            self._refuse_s = None
+
+    def stop(self) -> None:
+        """End ``serve``, hanging requests too; may be called from any thread."""
+        self._is_stopping = True
+        if self._server is not None:
+            self._server.should_exit = True
+            self._server.force_exit = True
+
+    async def _execute(self, request: Request) -> Response:
+        query = dict(request.query_params)
+        body = await request.body()
+        self.requests.append(
+            {"query": query, "headers": dict(request.headers), "body": body.decode("utf-8", "replace")}
+        )
+        fault = self.faults.draw(query.get("imei"))
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        if fault is not None:
+            return await self._fail(request, fault, query, body)
+        try:
+            self.platform.check_authentication(request.headers)
+            return _accepted(self.platform.execute(query, body))
+        except PlatformError as exc:
+            return JSONResponse({"errno": exc.errno, "error": exc.error})
+
+    async def _fail(self, request: Request, fault: Fault, query: dict[str, str], body: bytes) -> Response:
+        answer: Response | None = None
+        if fault.kind.endswith("after_caching") or fault.kind in {"slow_drip", "no_uuid", "refuse"}:
+            try:
+                self.platform.check_authentication(request.headers)
+                answer = _accepted(self.platform.execute(query, body))
+            except PlatformError as exc:
+                return JSONResponse({"errno": exc.errno, "error": exc.error})
+        match fault.kind.removesuffix("_after_caching"):
+            case "refuse":
+                self._refuse_for(fault.seconds)
+            case "hang":
+                await asyncio.sleep(fault.seconds)
+                answer = Response(status_code=504)
+            case "drop":
+                self._transports[request.scope["client"]].abort()
+                answer = Response()  # goes nowhere
+            case "error_500" | "error_503" as kind:
+                answer = Response("upstream failed", status_code=int(kind[-3:]))
+            case "too_many_requests":
+                answer = Response(status_code=429, headers={"Retry-After": f"{fault.seconds:.0f}"})
+            case "errno":
+                answer = JSONResponse({"errno": fault.errno, "error": fault.error})
+            case "garbage":
+                answer = Response(b"\x00<html>not the platform", media_type="text/html")
+            case "no_uuid":
+                answer = JSONResponse({"errno": 0, "error": "succ"})
+            case "redirect":
+                answer = RedirectResponse(str(request.url), status_code=307)
+            case "not_found":
+                answer = Response("no such page", status_code=404)
+            case "slow_drip" if answer is not None:
+                answer = StreamingResponse(_drip(bytes(answer.body), fault.seconds), media_type="application/json")
+        assert answer is not None  # every kind has its answer
+        return answer
+
+    def _refuse_for(self, seconds: float) -> None:
+        """Refuse connections for a while, by ending the server: what is under way is answered first."""
+        self._refuse_s = seconds
+        assert self._server is not None  # it is what called us
+        self._server.should_exit = True
+
+    async def _control_faults(self, request: Request) -> Response:
+        if request.method == "PUT":
+            try:
+                self.faults.replace(_FAULTS.validate_json(await request.body()))
+            except ValidationError as exc:
+                return Response(exc.json(include_url=False), status_code=422, media_type="application/json")
+        return Response(_FAULTS.dump_json(self.faults.current()), media_type="application/json")
+
+    async def _control_commands(self, request: Request) -> Response:
+        imei = request.query_params.get("imei")
+        found = [command for command in self.platform.commands if imei in {None, command.query["imei"]}]
+        return Response(json.dumps([asdict(command) for command in found], default=str), media_type="application/json")
+
+    async def _control_requests(self, _request: Request) -> Response:
+        return JSONResponse(list(self.requests))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    sock.listen(2048)  # from here on a client finds it
+    return sock
+
+
+def _accepted(command: CachedCommand) -> Response:
+    return JSONResponse({"errno": 0, "data": {"uuid": command.uuid}, "error": "succ"})
+
+
+async def _drip(body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    for byte in body:
+        yield bytes([byte])
+        await asyncio.sleep(seconds)

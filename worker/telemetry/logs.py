@@ -1,0 +1,126 @@
+"""Structured logs: one JSON object per line on stdout, or colours on a terminal, for our events and the libraries'."""
+
+import json
+import logging
+import queue
+import sys
+import threading
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+_MAX_WAITING_LINES = 50_000
+_LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
+
+
+class LineWriter:
+    """Writes lines from a thread of its own, so that a reader which stalls holds up nobody else.
+
+    Beyond 50,000 waiting lines new ones are dropped; how many is said once there is room again.
+
+    Args:
+        stream: where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write_line(self, line: str) -> None:
+        """Take one line, without its line break; never waits."""
+        if self._lines.qsize() > _MAX_WAITING_LINES:
+            self._dropped += 1
+            return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._lines.put(json.dumps({"event": "log_lines_dropped", "level": "warning", "count": dropped}))
+        self._lines.put(line)
+
+    def close(self, timeout_s: float = 2) -> None:
+        """Write what is waiting, for so many seconds at most."""
+        self._lines.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while (line := self._lines.get()) is not None:
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads any more: the worker goes on, its commands matter more than its log
+
+
+class _LineLogger:
+    """What structlog calls at the end of its chain, whatever the level."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._write = writer.write_line
+
+    def msg(self, line: str) -> None:
+        self._write(line)
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+class _LineHandler(logging.Handler):
+    """The standard library's way to the same writer."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._write = writer.write_line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record))
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"], log_format: Literal["json", "console"] | None
+) -> LineWriter:
+    """Set up structlog and the standard library's logging; returns the writer, to be closed at the end.
+
+    Args:
+        level: the least that is logged. The libraries log every step of each reconnection as an error; what matters of
+            it is in our own events, so they speak only at ``debug``.
+        log_format: None chooses ``console`` on a terminal and ``json`` elsewhere.
+    """
+    writer = LineWriter(sys.stdout)
+    as_console = log_format == "console" or (log_format is None and sys.stdout.isatty())
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Processor]
+    if as_console:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    else:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, *shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _LineLogger(writer),
+        cache_logger_on_first_use=True,
+    )
+    handler = _LineHandler(writer)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
+    return writer
+
+
+def get_logger() -> Any:  # noqa: ANN401 - structlog's loggers are typed by whoever configures them
+    """Return a logger for events; bound late, so that it may be made at import."""
+    return structlog.get_logger()
