@@ -115,8 +115,12 @@ class CommandClient:
         if self._connection.is_open:
             self._connection.close()
 
-    def send(self, command_id: str, body: bytes) -> None:
+    def send(self, command_id: str | None, body: bytes) -> None:
         """Publish one command, persistent, and wait until the broker has it.
+
+        Args:
+            command_id: becomes the property message_id.
+            body: the message's body.
 
         Raises:
             WorkerError: the broker did not take it.
@@ -141,17 +145,25 @@ class CommandClient:
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
 
+    def some_replies(self) -> list[dict[str, Any]]:
+        """Return the replies that have come, after a short wait for the first.
+
+        Raises:
+            BrokerUnavailable: the connection was lost.
+        """
+        try:
+            self._connection.process_data_events(time_limit=_WAIT_SLICE_S)
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
+        replies, self._replies = self._replies, []
+        return replies
+
     def replies(self, command_ids: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
         """Yield the replies to these commands as they come, each once, until all are here or the time is over."""
         missing = set(command_ids)
         deadline = time.monotonic() + timeout_s
         while missing and time.monotonic() < deadline:
-            try:
-                self._connection.process_data_events(time_limit=_WAIT_SLICE_S)
-            except AMQPError as exc:
-                raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
-            replies, self._replies = self._replies, []
-            for reply in replies:
+            for reply in self.some_replies():
                 if reply["command_id"] in missing:
                     missing.discard(reply["command_id"])
                     yield reply

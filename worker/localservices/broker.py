@@ -98,6 +98,9 @@ class PrivateNode:
             said = (self._folder / "output").read_text(errors="replace")[-1500:]
             self.stop()
             raise LocalServiceError(f"{exc}; it said:\n{said}") from exc
+        except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
+            self.stop()
+            raise
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
@@ -166,12 +169,16 @@ class DockerBroker:
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
 
     def start(self) -> None:
-        if self._is_created:
-            self._container.get_wrapped_container().start()
-        else:
-            self._container.start()
-            self._is_created = True
-        wait_until(self._answers, _START_S, "RabbitMQ in Docker")
+        try:
+            if self._is_created:
+                self._container.get_wrapped_container().start()
+            else:
+                self._is_created = True
+                self._container.start()
+            wait_until(self._answers, _START_S, "RabbitMQ in Docker")
+        except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
+            self.stop()
+            raise
 
     def kill(self) -> None:
         self._container.get_wrapped_container().kill()

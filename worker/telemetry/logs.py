@@ -8,7 +8,7 @@ import threading
 from typing import Any, Literal, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 _MAX_WAITING_LINES = 50_000
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
@@ -99,7 +99,7 @@ def configure_logging(
     if as_console:
         last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
     else:
-        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+        last = [structlog.processors.format_exc_info, _put_first, structlog.processors.JSONRenderer(default=repr)]
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -119,6 +119,11 @@ def configure_logging(
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     return writer
+
+
+def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Begin each line with what every line has."""
+    return {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
 def get_logger() -> Any:  # noqa: ANN401 - structlog's loggers are typed by whoever configures them

@@ -1,0 +1,323 @@
+"""What the tests are made of: a worker in a process of its own, an upstream system, a OneNET, a broker to break."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import pika
+
+from worker.amqp.client import delete_on
+from worker.amqp.topology import Topology
+from worker.localservices.ports import wait_until
+from worker.localservices.processes import OwnProcess
+from worker.simulator.faults import Fault, FaultPlan
+from worker.simulator.platform import Platform
+from worker.simulator.server import Simulator
+
+API_KEY = "the-master-key"
+ACCESS_KEY = "dGhlIGFjY2VzcyBrZXkgb2YgdGhlIHRlc3RzLg=="
+PRODUCT_ID = "123123"
+OFFLINE_IMEI = "865820030000404"
+PATIENCE_S = 40  # how long a test waits for something that must come; never how long it takes
+
+
+def a_command(**changes: Any) -> dict[str, Any]:
+    """Return a valid command with a new id; a change to None takes the field away."""
+    fields: dict[str, Any] = {
+        "command_id": str(uuid4()),
+        "imei": "865820030000001",
+        "obj_id": 3311,
+        "obj_inst_id": 0,
+        "res_id": 5850,
+        "expired_time": in_hours(24),
+    }
+    return {name: value for name, value in (fields | changes).items() if value is not None}
+
+
+def in_hours(hours: float) -> str:
+    """Return a command's time, so many hours from now."""
+    return (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def onenet(*faults: Fault, latency_s: float = 0, port: int = 0) -> Iterator[Simulator]:
+    """Run the simulator in a thread: a real HTTP server whose memory the test can look into."""
+    platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
+    simulator = Simulator(platform, FaultPlan(list(faults)), latency_s=latency_s, port=port)
+    thread = threading.Thread(target=lambda: asyncio.run(simulator.serve()), name="simulator")
+    thread.start()
+    try:
+        yield simulator
+    finally:
+        simulator.stop()
+        thread.join()
+
+
+@dataclass
+class Message:
+    """What the broker delivered."""
+
+    routing_key: str
+    properties: pika.BasicProperties
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        return dict(self.properties.headers or {})
+
+
+class Upstream:
+    """An upstream system: publishes commands, reads the replies and the dead letters."""
+
+    def __init__(self, url: str, topology: Topology) -> None:
+        self.topology = topology
+        self._url = url
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, again if need be; what was read before stays."""
+        self.connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        self.channel = self.connection.channel()
+        self.channel.confirm_delivery()
+
+    def close(self) -> None:
+        """Delete everything below the namespace and go."""
+        if not self.connection.is_open:
+            self.connect()
+        delete_on(self.channel, self.topology)
+        self.channel.queue_delete(self._replies_queue)
+        self.connection.close()
+
+    @property
+    def _replies_queue(self) -> str:
+        return f"{self.topology.namespace}.test-replies"
+
+    def bind_replies(self, routing_key: str = "#") -> None:
+        """Read replies from a durable queue of our own, so that none is missed while the broker is away."""
+        self.channel.queue_declare(self._replies_queue, durable=True, arguments={"x-queue-type": "quorum"})
+        self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
+
+    def publish(self, body: bytes | dict[str, Any], **properties: Any) -> None:
+        """Publish one command; returns when the broker has it."""
+        if isinstance(body, dict):
+            body = json.dumps(body).encode()
+        wanted = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent, **properties)
+        self.channel.basic_publish(self.topology.commands_exchange, "execute", body, wanted, mandatory=True)
+
+    def publish_as_returned(self, body: dict[str, Any], headers: dict[str, Any]) -> None:
+        """Publish through the exchange that only the worker writes to."""
+        wanted = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent, headers=headers)
+        exchange = self.topology.returns_exchange
+        self.channel.basic_publish(exchange, "execute", json.dumps(body).encode(), wanted, mandatory=True)
+
+    def get(self, queue: str) -> Message:
+        """Wait for the next message of a queue and take it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            method, properties, body = self.channel.basic_get(queue, auto_ack=True)
+            if method is not None and properties is not None and body is not None:
+                return Message(str(method.routing_key), properties, body)
+            self.connection.process_data_events(time_limit=0.02)
+        raise AssertionError(f"nothing came to {queue} within {PATIENCE_S} s")
+
+    def reply(self) -> Message:
+        """Wait for the next reply."""
+        return self.get(self._replies_queue)
+
+    def replies(self, count: int) -> list[dict[str, Any]]:
+        """Wait for so many replies."""
+        return [self.reply().json for _ in range(count)]
+
+    def dead_letter(self) -> Message:
+        """Wait for the next dead letter."""
+        return self.get(self.topology.dead_letters_exchange)
+
+    def count(self, queue: str) -> int:
+        """Return how many messages a queue holds ready."""
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
+
+    def is_settled(self) -> bool:
+        """Tell whether the work queue is empty, the unacknowledged ones included.
+
+        A queue with consumers hides what they hold; only one that can be deleted "if empty" would tell, so this asks
+        for what is ready, and is only of use once the worker has ended.
+        """
+        return self.count(self.topology.execute_queue) == 0
+
+
+@dataclass
+class WorkerProcess:
+    """``onenet-worker run`` as a process, and its log."""
+
+    process: OwnProcess
+    seen: int = field(default=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Return what it has logged; fails on a line that is not JSON, such as one of a traceback."""
+        text = self.process.output.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def wait_for(self, event: str, count: int = 1, **fields: Any) -> dict[str, Any]:
+        """Wait until it has logged such an event so many times; returns the last."""
+        found: list[dict[str, Any]] = []
+
+        def is_there() -> bool:
+            found[:] = [line for line in self.events if line["event"] == event and fields.items() <= line.items()]
+            return len(found) >= count
+
+        try:
+            wait_until(is_there, PATIENCE_S, event)
+        except TimeoutError as exc:
+            raise AssertionError(f"no {event}, but {self.events}") from exc
+        return found[count - 1]
+
+
+@dataclass
+class Rig:
+    """One namespace on the broker, with everything that a test needs to drive a worker."""
+
+    broker_url: str
+    folder: Path
+    topology: Topology
+    upstream: Upstream
+    simulator: Simulator
+
+    @classmethod
+    @contextmanager
+    def set_up(cls, broker_url: str, folder: Path, simulator: Simulator, delays_s: tuple[int, ...]) -> Iterator["Rig"]:
+        """Yield a rig, and delete what it declared."""
+        topology = Topology(f"test-{uuid4().hex[:8]}", delays_s)
+        upstream = Upstream(broker_url, topology)
+        try:
+            yield cls(broker_url, folder, topology, upstream, simulator)
+        finally:
+            upstream.close()
+
+    def start_worker(self, **settings: str) -> WorkerProcess:
+        """Start a worker without waiting for anything."""
+        environment = {
+            "AMQP_URL": self.broker_url,
+            "ONENET_URL": self.simulator.url,
+            "ONENET_API_KEY": API_KEY,
+            "WORKER_NAMESPACE": self.topology.namespace,
+            "WORKER_RETRY_DELAYS": ",".join(map(str, self.topology.retry_delays_s)),
+            "LOG_FORMAT": "json",
+        } | settings
+        output = self.folder / f"worker-{uuid4().hex[:8]}"
+        return WorkerProcess(OwnProcess(["run"], environment, output))
+
+    def worker(self, **settings: str) -> WorkerProcess:
+        """Start a worker and wait until it consumes."""
+        worker = self.start_worker(**settings)
+        try:
+            worker.wait_for("consuming")
+        except BaseException:
+            worker.process.stop()
+            raise
+        self.upstream.bind_replies()
+        return worker
+
+    def cached(self, command_id: str) -> int:
+        """Return how often the platform has cached a command whose args are its id."""
+        return sum(1 for command in self.simulator.platform.commands if command.args == command_id)
+
+
+class Proxy:
+    """A TCP proxy in front of a broker, whose connections can be cut or silenced."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._pairs: list[socket.socket] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for sock in pairs:
+            _close(sock)
+
+    def close(self) -> None:
+        _close(self._listener)
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+            except OSError:
+                return
+            with self._lock:
+                self._pairs += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+    except OSError:
+        pass
+    _close(source)
+    _close(target)
+
+
+def _close(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    sock.close()
+
+
+@contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Run a TCP server that does to each connection what the test says; yields its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=_answer, args=(answer, client), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        _close(listener)
+
+
+def _answer(answer: Callable[[socket.socket], None], client: socket.socket) -> None:
+    try:
+        answer(client)
+    except OSError:
+        pass  # the other side went first
+    _close(client)

@@ -1,0 +1,82 @@
+"""Our own commands as processes: started, watched, stopped by their process id."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from worker.errors import LocalServiceError
+from worker.localservices.ports import is_listening, wait_until
+
+_STOP_S = 40
+
+
+class OwnProcess:
+    """One ``onenet-worker`` command, its output in a file.
+
+    Args:
+        arguments: behind ``onenet-worker``.
+        environment: on top of this process's own.
+        output: where stdout and stderr go.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+        self.output = output
+        with output.open("ab") as stream:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [sys.executable, "-m", "worker", *arguments],
+                env={**os.environ, **environment},
+                stdout=stream,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a ctrl-C is meant for us, who stop it in good order
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float = _STOP_S) -> int:
+        """Wait for its end and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End it: in good order if it does, else at once."""
+        if self.is_running:
+            self.signal(signal.SIGTERM)
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def wait_for_port(self, port: int, timeout_s: float = 20) -> None:
+        """Wait until it listens.
+
+        Raises:
+            LocalServiceError: it ended, or does not listen in time.
+        """
+
+        def is_ready() -> bool:
+            if not self.is_running:
+                raise LocalServiceError(f"it ended: {self.output.read_text(errors='replace')[-1000:]}")
+            return is_listening("127.0.0.1", port)
+
+        try:
+            wait_until(is_ready, timeout_s, "the simulator")
+        except TimeoutError as exc:
+            raise LocalServiceError(str(exc)) from exc
