@@ -30,7 +30,7 @@ class Detail(BaseModel):
 class ReplyError(BaseModel):
     """Why the command was not accepted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
     code: FailureCode | RejectionCode
     message: str
@@ -41,7 +41,9 @@ class ReplyError(BaseModel):
 class Reply(BaseModel):
     """The one outcome of one command; it may arrive more than once, always the same."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Execute reply")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", title="Execute reply", json_schema_serialization_defaults_required=True
+    )
 
     command_id: str | None = Field(description="Null if the message had none.")
     status: Status

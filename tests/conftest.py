@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.rig import Rig, onenet
-from worker.localservices.broker import LocalBroker, OwnBroker, find_broker, start_own_broker
+from worker.localservices.broker import LocalBroker, NamedBroker, OwnBroker, find_broker, start_own_broker
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +18,12 @@ def broker() -> Iterator[LocalBroker]:
     found.stop()
 
 
-@pytest.fixture(scope="module")
-def own_broker() -> Iterator[OwnBroker]:
-    """A broker that may be killed: never one that AMQP_URL names."""
+@pytest.fixture(scope="session")
+def own_broker(broker: LocalBroker) -> Iterator[OwnBroker]:
+    """A broker that may be killed: the shared one, unless AMQP_URL names it."""
+    if not isinstance(broker, NamedBroker):
+        yield cast("OwnBroker", broker)
+        return
     started = start_own_broker()
     yield started
     started.stop()

@@ -27,7 +27,7 @@ for command in (run, topology, send, simulator, demo, schema):
     app.command()(command)
 
 
-def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+def _print_version(value: bool) -> None:
     if value:
         typer.echo(__version__)
         raise typer.Exit
@@ -35,9 +35,7 @@ def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def options(
-    version: bool = typer.Option(  # noqa: ARG001, FBT001 - handled by its callback
-        False, "--version", callback=_print_version, is_eager=True, help="Show the version."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Takes Execute commands from RabbitMQ to OneNET."""
 
@@ -48,10 +46,10 @@ def main() -> None:
         app()
     except SettingsError as exc:
         for line in exc.lines:
-            print(f"onenet-worker: {line}", file=sys.stderr)  # noqa: T201
+            print(f"onenet-worker: {line}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
     except (LocalServiceError, WorkerError) as exc:
-        print(f"onenet-worker: {exc}", file=sys.stderr)  # noqa: T201
+        print(f"onenet-worker: {exc}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -88,9 +88,7 @@ def run(settings: Settings) -> int:
         writer.close()
 
 
-async def _serve(
-    build: Callable[[Callable[[BaseException], None]], tuple[Broker, Intake]], grace_s: float
-) -> int:
+async def _serve(build: Callable[[Callable[[BaseException], None]], tuple[Broker, Intake]], grace_s: float) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     crash: asyncio.Future[BaseException] = loop.create_future()

@@ -201,7 +201,7 @@ def _exchange(
     return replies
 
 
-def _letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:  # noqa: ANN401 - pika's blocking channel
+def _letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:
     letters: list[tuple[Any, bytes]] = []
     while True:
         method, properties, body = channel.basic_get(topology.dead_letters_exchange, auto_ack=True)
@@ -240,7 +240,9 @@ def _report(
 
     accepted = next((reply for reply in replies if reply["status"] == "accepted"), None)
     if accepted is not None:
-        console.print("[bold]an accepted reply[/bold], on exchange onenet.replies, routing key execute.accepted.<app_id>")
+        console.print(
+            "[bold]an accepted reply[/bold], on exchange onenet.replies, routing key execute.accepted.<app_id>"
+        )
         console.print_json(data=accepted)
     if letters:
         properties, body = next(

@@ -135,15 +135,12 @@ class Handler:
             status=reply.status,
         )
         publications = [self._outgoing.reply(delivery, reply)]
-        if reply.status == "failed" and reply.error is not None and delivery.may_have_been_sent:
+        if reply.status == "failed" and delivery.may_have_been_sent:
             # Perhaps the very delivery that failed, back because its dead letter was not confirmed.
-            failed = Failed(reply.error.code, reply.error.message, reply.error.details or ())  # type: ignore[arg-type]
-            publications.append(self._outgoing.dead_letter(delivery, failed, reply.completed_at))
+            publications.append(self._outgoing.dead_letter(delivery, reply))
         return publications
 
-    def _publications(
-        self, delivery: Delivery, reply: Reply, outcome: Final, began: float
-    ) -> Sequence[Publication]:
+    def _publications(self, delivery: Delivery, reply: Reply, outcome: Final, began: float) -> Sequence[Publication]:
         publications = [self._outgoing.reply(delivery, reply)]
         fields = {
             "command_id": reply.command_id,
@@ -158,7 +155,7 @@ class Handler:
                 log.warning("command_rejected", **fields, code=code, errno=errno, reason=message)
             case Failed(code, message):
                 log.warning("command_failed", **fields, code=code, reason=message)
-                publications.append(self._outgoing.dead_letter(delivery, outcome, reply.completed_at))
+                publications.append(self._outgoing.dead_letter(delivery, reply))
         return publications
 
 

@@ -56,7 +56,7 @@ class Intake:
         else:
             self._waiting.put(delivery)
 
-    def on_blocked(self, is_blocked: bool) -> None:  # noqa: FBT001 - it is the event itself
+    def on_blocked(self, is_blocked: bool) -> None:
         """Take nothing new while the broker takes no publications: every outcome would have to wait here."""
         if is_blocked:
             log.warning("publishing_blocked")

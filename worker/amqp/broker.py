@@ -29,7 +29,7 @@ class Intake(Protocol):
     def on_delivery(self, delivery: Delivery) -> None:
         """Take one delivery."""
 
-    def on_blocked(self, is_blocked: bool) -> None:  # noqa: FBT001 - it is the event itself
+    def on_blocked(self, is_blocked: bool) -> None:
         """Learn that the broker takes no publications any more, or takes them again."""
 
     def on_lost(self) -> None:

@@ -137,7 +137,9 @@ class CommandClient:
         try:
             self._channel.basic_publish(exchange, EXECUTE, body, properties, mandatory=True)
         except UnroutableError as exc:
-            raise WorkerError(f"no queue is bound to {exchange}: start the worker, or run onenet-worker topology") from exc
+            raise WorkerError(
+                f"no queue is bound to {exchange}: start the worker, or run onenet-worker topology"
+            ) from exc
         except NackError as exc:
             raise WorkerError("the broker refused the command: its queue is full") from exc
         except ChannelClosedByBroker as exc:

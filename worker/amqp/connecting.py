@@ -72,11 +72,11 @@ async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[None] = loop.create_future()
 
-    def on_open(_connection: Any) -> None:  # noqa: ANN401 - pika's callbacks are typed as its Connection
+    def on_open(_connection: Any) -> None:
         if not opened.done():
             opened.set_result(None)
 
-    def on_error(_connection: Any, error: BaseException | str) -> None:  # noqa: ANN401
+    def on_error(_connection: Any, error: BaseException | str) -> None:
         if not opened.done():
             opened.set_exception(BrokerUnavailable(_said(error)))
 

@@ -3,22 +3,22 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from pika import BasicProperties, DeliveryMode
 
-from schemas.reply import Reply
+from schemas.reply import Reply, ReplyError
 from worker.amqp.topology import EXECUTE, Topology
 from worker.backoff import spread_ms
-from worker.outcome import Failed, TryAgain
+from worker.outcome import TryAgain
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
 _MAX_SHORT_BYTES = 255
-_MAX_TEXT_CHARS = 4096
+_MAX_TEXT_BYTES = 4096
 # A frame holds 128 KiB, and headers that do not fit one end the whole connection.
 _MAX_PROPERTIES_BYTES = 120 * 1024
 # With its own record of former deaths a message looks like a cycle to the broker, which then drops it silently.
@@ -88,7 +88,7 @@ class Outgoing:
             routing_key = asked.reply_to
         else:
             source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
-            routing_key = _short(f"{EXECUTE}.{reply.status}.{source}")
+            routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
         trace = {name: delivery.headers[name] for name in ("traceparent", "tracestate") if name in delivery.headers}
         properties = BasicProperties(
             content_type="application/json",
@@ -100,14 +100,21 @@ class Outgoing:
         body = reply.model_dump_json().encode()
         return Publication(self._topology.replies_exchange, routing_key, properties, body)
 
-    def dead_letter(self, delivery: Delivery, failed: Failed, failed_at: datetime) -> Publication:
-        """Set a message aside as it came, with the reason."""
+    def dead_letter(self, delivery: Delivery, reply: Reply) -> Publication:
+        """Set a message aside as it came, with the reason that its reply has.
+
+        Raises:
+            ValueError: the reply is not one of a failure.
+        """
+        failed = reply.error
+        if reply.status != "failed" or failed is None:
+            raise ValueError("only what failed is dead-lettered")
         headers: dict[str, Any] = {
             "x-onenet-reason": failed.code,
-            "x-onenet-error": failed.message[:_MAX_TEXT_CHARS],
-            "x-onenet-details": json.dumps([detail.model_dump() for detail in failed.details])[:_MAX_TEXT_CHARS],
+            "x-onenet-error": _cut(failed.message, _MAX_TEXT_BYTES),
+            "x-onenet-details": _details(failed),
             ATTEMPT: delivery.attempt,
-            "x-onenet-failed-at": failed_at.astimezone(UTC).isoformat(timespec="milliseconds"),
+            "x-onenet-failed-at": reply.completed_at.isoformat(timespec="milliseconds"),
             "x-onenet-worker": self._worker,
         }
         properties = _carried_along(delivery, headers)
@@ -177,5 +184,13 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     return properties
 
 
-def _short(text: str) -> str:
-    return text.encode()[:_MAX_SHORT_BYTES].decode("utf-8", "ignore")
+def _details(error: ReplyError) -> str:
+    """Return the details as JSON: as many of them as a header can carry."""
+    details = [detail.model_dump() for detail in error.details or ()]
+    while len(text := json.dumps(details)) > _MAX_TEXT_BYTES:
+        details.pop()
+    return text
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    return text.encode()[:most_bytes].decode("utf-8", "ignore")

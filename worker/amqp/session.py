@@ -202,11 +202,11 @@ class Session:
             frame = await self._call(self._publishing.queue_declare, queue.name, passive=True)
             self._note_consumers(queue, frame)
 
-    def _note_consumers(self, queue: Queue, frame: Any) -> None:  # noqa: ANN401 - pika's frames
+    def _note_consumers(self, queue: Queue, frame: Any) -> None:
         if queue.name == self._topology.execute_queue:
             self.consumers_found = frame.method.consumer_count
 
-    async def _call(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+    async def _call(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
         """Call one of pika's methods and wait for the broker's answer, or for the end of the session."""
         answer: asyncio.Future[Any] = self._loop.create_future()
         try:
@@ -219,7 +219,7 @@ class Session:
         except TimeoutError as exc:
             raise BrokerUnavailable(f"no answer from the broker within {CALL_S} s") from exc
 
-    async def _or_lost(self, future: "asyncio.Future[Any]") -> Any:  # noqa: ANN401
+    async def _or_lost(self, future: "asyncio.Future[Any]") -> Any:
         try:
             await asyncio.wait((future, self.lost), return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
@@ -228,7 +228,7 @@ class Session:
         finally:
             future.cancel()
 
-    def _on_message(self, _channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:  # noqa: ANN401 - pika's Basic.Deliver, whose fields its stubs take for optional
+    def _on_message(self, _channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
         tag: int = method.delivery_tag
         self._unacknowledged.add(tag)
         self._progress.set()
@@ -252,13 +252,14 @@ class Session:
 
     def _on_return(self, _channel: Channel, method: Basic.Return, _properties: object, _body: bytes) -> None:
         """Note that a route leads nowhere. A return has no number of its own, but everything that is on its way by
-        the same route leads there too, and its confirm has not come yet."""
+        the same route leads there too, and its confirm has not come yet.
+        """
         for item in self._in_flight.values():
             route = (item.publication.exchange, item.publication.routing_key)
             if route == (method.exchange, method.routing_key):
                 item.was_returned = True
 
-    def _on_confirm(self, frame: Any) -> None:  # noqa: ANN401 - pika's frames
+    def _on_confirm(self, frame: Any) -> None:
         method: Basic.Ack | Basic.Nack = frame.method
         if method.multiple:
             numbers = [number for number in self._in_flight if number <= method.delivery_tag]

@@ -17,9 +17,9 @@ def demo(
 
         onenet-worker demo --commands 1000
     """
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from worker.demo import run_demo  # noqa: PLC0415
+    from worker.demo import run_demo
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped then too
     console = Console()

@@ -10,7 +10,7 @@ def run() -> None:
 
         ONENET_API_KEY=... AMQP_URL=amqp://user:password@broker/ onenet-worker run
     """
-    from worker import app  # noqa: PLC0415
-    from worker.settings import load_settings  # noqa: PLC0415
+    from worker import app
+    from worker.settings import load_settings
 
     raise typer.Exit(app.run(load_settings()))

@@ -44,9 +44,9 @@ def send(
 
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
-    from worker.amqp.client import CommandClient  # noqa: PLC0415
-    from worker.app import topology_of  # noqa: PLC0415
-    from worker.settings import load_settings  # noqa: PLC0415
+    from worker.amqp.client import CommandClient
+    from worker.app import topology_of
+    from worker.settings import load_settings
 
     given = {
         "command_id": command_id,
@@ -106,7 +106,7 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
     Raises:
         WorkerError: a command is invalid: then none is sent, since a file that was sent in part is hard to repeat.
     """
-    from worker.commands import read_command  # noqa: PLC0415
+    from worker.commands import read_command
 
     commands: dict[str, bytes] = {}
     errors = []
@@ -127,8 +127,8 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
 @contextmanager
 def _progress(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
     """Show a bar on stderr, where that is a terminal; yields what advances it."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), disable=not (is_shown and sys.stderr.isatty())) as bar:
         task = bar.add_task("sending", total=total)

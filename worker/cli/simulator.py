@@ -40,11 +40,11 @@ def simulator(
         onenet-worker simulator --latency 0.05 --fault hang=0.01,30 --fault error_500_after_caching=0.02
     """
     try:
-        from worker.simulator.server import Simulator  # noqa: PLC0415
+        from worker.simulator.server import Simulator
     except ImportError as exc:
         raise WorkerError("the simulator needs an extra: pip install 'onenet-execute-worker[simulator]'") from exc
-    from worker.simulator.faults import FaultPlan  # noqa: PLC0415
-    from worker.simulator.platform import Platform  # noqa: PLC0415
+    from worker.simulator.faults import FaultPlan
+    from worker.simulator.platform import Platform
 
     platform = Platform(
         api_key=api_key,
@@ -66,9 +66,9 @@ def simulator(
 
 
 def _parse(text: str) -> "Fault":
-    from pydantic import ValidationError  # noqa: PLC0415
+    from pydantic import ValidationError
 
-    from worker.simulator.faults import Fault  # noqa: PLC0415
+    from worker.simulator.faults import Fault
 
     try:
         return Fault.model_validate(text)

@@ -17,10 +17,10 @@ def topology(
 
         onenet-worker topology --json > definitions.json && rabbitmqctl import_definitions definitions.json
     """
-    from worker.amqp.client import declare, first_parameters  # noqa: PLC0415
-    from worker.amqp.connecting import address  # noqa: PLC0415
-    from worker.app import topology_of  # noqa: PLC0415
-    from worker.settings import load_settings  # noqa: PLC0415
+    from worker.amqp.client import declare, first_parameters
+    from worker.amqp.connecting import address
+    from worker.app import topology_of
+    from worker.settings import load_settings
 
     settings = load_settings()
     wanted = topology_of(settings)

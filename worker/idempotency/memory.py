@@ -29,7 +29,9 @@ class MemoryStore:
         max_records: the oldest that nobody holds go first.
     """
 
-    def __init__(self, ttl_s: float, clock: Callable[[], float] = time.monotonic, max_records: int = MAX_RECORDS) -> None:
+    def __init__(
+        self, ttl_s: float, clock: Callable[[], float] = time.monotonic, max_records: int = MAX_RECORDS
+    ) -> None:
         self._ttl_s = ttl_s
         self._clock = clock
         self._max_records = max_records

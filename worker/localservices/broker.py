@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from worker.errors import LocalServiceError
 from worker.localservices import packages
@@ -44,6 +44,9 @@ class OwnBroker(LocalBroker, Protocol):
     def start(self) -> None:
         """Start it, again on the same port and with the same data; returns when it takes connections."""
 
+    def control(self, *arguments: str) -> None:
+        """Call ``rabbitmqctl``."""
+
 
 class NamedBroker:
     """The broker that ``AMQP_URL`` names."""
@@ -79,11 +82,11 @@ class PrivateNode:
         environment = self._environment()
         epmd = shutil.which("epmd")
         if epmd is not None and self._epmd is None:  # in the foreground, so that it ends with us
-            self._epmd = subprocess.Popen(  # noqa: S603 - found on the path
+            self._epmd = subprocess.Popen(
                 [epmd, "-address", "127.0.0.1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         with (self._folder / "output").open("ab") as output:
-            self._server = subprocess.Popen(  # noqa: S603 - the system's package
+            self._server = subprocess.Popen(
                 [str(self._script)],
                 env=environment,
                 stdout=output,
@@ -104,6 +107,10 @@ class PrivateNode:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+
+    def control(self, *arguments: str) -> None:
+        command = [str(self._script.with_name("rabbitmqctl")), *arguments]
+        subprocess.run(command, env=self._environment(), cwd=self._folder, check=True, capture_output=True)
 
     def stop(self) -> None:
         self._signal(signal.SIGTERM)
@@ -160,7 +167,7 @@ class DockerBroker:
     """A container, through testcontainers."""
 
     def __init__(self) -> None:
-        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where Docker is used
+        from testcontainers.core.container import DockerContainer
 
         self.origin = f"Docker ({IMAGE})"
         self._port = free_port()  # chosen here, since one that Docker chooses changes with a restart
@@ -182,6 +189,11 @@ class DockerBroker:
 
     def kill(self) -> None:
         self._container.get_wrapped_container().kill()
+
+    def control(self, *arguments: str) -> None:
+        code, output = self._container.exec(["rabbitmqctl", *arguments])
+        if code != 0:
+            raise LocalServiceError(output.decode(errors="replace"))
 
     def stop(self) -> None:
         if self._is_created:
@@ -224,8 +236,8 @@ def start_own_broker() -> OwnBroker:
 
 def _start_in_docker() -> OwnBroker | None:
     try:
-        from docker.errors import DockerException  # noqa: PLC0415 - a development package
-        from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415
+        from docker.errors import DockerException
+        from testcontainers.core.docker_client import DockerClient
     except ImportError:
         return None
     try:
@@ -236,7 +248,7 @@ def _start_in_docker() -> OwnBroker | None:
         broker = DockerBroker()
         broker.start()
     except (DockerException, TimeoutError) as exc:
-        print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)  # noqa: T201
+        print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)
         return None
     return broker
 

@@ -21,7 +21,7 @@ def may_install() -> bool:
 
 def install(package: str) -> bool:
     """Install a package without letting it start a service of the system; tells whether that worked."""
-    print(f"{package} is not on this machine: installing the system's package", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"{package} is not on this machine: installing the system's package", file=sys.stderr, flush=True)
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     is_ours = not _POLICY.exists()
     if is_ours:  # Debian's own way to say that installing must not start anything
@@ -36,7 +36,7 @@ def install(package: str) -> bool:
 
 
 def _run(command: list[str]) -> bool:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - nothing from outside
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        print(done.stderr.strip()[-2000:], file=sys.stderr)  # noqa: T201
+        print(done.stderr.strip()[-2000:], file=sys.stderr)
     return done.returncode == 0

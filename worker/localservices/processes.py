@@ -25,7 +25,7 @@ class OwnProcess:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
         self.output = output
         with output.open("ab") as stream:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", *arguments],
                 env={**os.environ, **environment},
                 stdout=stream,
@@ -54,6 +54,11 @@ class OwnProcess:
         """
         return self._process.wait(timeout_s)
 
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """End it: in good order if it does, else at once."""
         if self.is_running:
@@ -61,8 +66,7 @@ class OwnProcess:
             try:
                 self.wait()
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.kill()
 
     def wait_for_port(self, port: int, timeout_s: float = 20) -> None:
         """Wait until it listens.

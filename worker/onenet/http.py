@@ -5,6 +5,7 @@ a connection says when it hands over the first byte of a request, and one that s
 that the platform closed meanwhile would look like an answer lost.
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -54,7 +55,7 @@ class _Connection(HTTPConnection):
     def is_connected(self) -> bool:
         return super().is_connected and time.monotonic() - self._used_at < MAX_IDLE_S
 
-    def send(self, data: Any) -> None:  # noqa: ANN401 - http.client takes bytes and much more
+    def send(self, data: Any) -> None:
         exchange: Exchange = _local.exchange
         exchange.connection = self
         if self.sock is None:
@@ -84,11 +85,11 @@ class _Adapter(HTTPAdapter):
 
     _pools: ClassVar = {"http": _Pool, "https": _TLSPool}
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as inherited
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:  # noqa: ANN401 - as inherited
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
         manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
         manager.pool_classes_by_scheme = self._pools
         return manager
@@ -185,8 +186,6 @@ class _Watch:
 def _cut(exchange: Exchange) -> None:
     sock = exchange.connection.sock if exchange.connection is not None else None
     if sock is not None:
-        try:
+        with contextlib.suppress(OSError):  # it has just been closed: nothing is left to cut
             # The plain socket's method even under TLS: the thread that reads is using the TLS state.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has just been closed: nothing is left to cut

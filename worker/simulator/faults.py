@@ -47,8 +47,10 @@ class Fault(BaseModel):
             return value
         kind, _, rest = value.partition("=")
         probability, _, seconds = rest.partition(",")
-        return {"kind": kind} | ({"probability": probability} if probability else {}) | (
-            {"seconds": seconds} if seconds else {}
+        return (
+            {"kind": kind}
+            | ({"probability": probability} if probability else {})
+            | ({"seconds": seconds} if seconds else {})
         )
 
 

@@ -82,6 +82,8 @@ class Simulator:
                 self._app, http=protocol, ws="none", lifespan="off", access_log=False, log_config=None
             )
             self._server = uvicorn.Server(config)
+            if self._is_stopping:
+                self._server.should_exit = True  # it was told before there was a server to tell
             sock = self._socket or _listen(self.host, self.port)
             self._socket = None
             await self._server.serve(sockets=[sock])
@@ -101,7 +103,12 @@ class Simulator:
         query = dict(request.query_params)
         body = await request.body()
         self.requests.append(
-            {"query": query, "headers": dict(request.headers), "body": body.decode("utf-8", "replace")}
+            {
+                "client": request.scope["client"],
+                "query": query,
+                "headers": dict(request.headers),
+                "body": body.decode("utf-8", "replace"),
+            }
         )
         fault = self.faults.draw(query.get("imei"))
         if self._latency_s:

@@ -126,6 +126,6 @@ def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
-def get_logger() -> Any:  # noqa: ANN401 - structlog's loggers are typed by whoever configures them
+def get_logger() -> Any:
     """Return a logger for events; bound late, so that it may be made at import."""
     return structlog.get_logger()

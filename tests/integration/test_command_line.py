@@ -1,0 +1,181 @@
+"""The commands as a user types them, right and wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from schemas.command import COMMAND
+from tests.rig import Rig, a_command
+from worker.localservices.broker import LocalBroker
+from worker.localservices.ports import free_port
+from worker.localservices.processes import OwnProcess
+
+COMMANDS = ("run", "topology", "send", "simulator", "demo", "schema")
+A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")
+
+
+def type_in(*arguments: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Call the program as a user would, with nothing set but what is named."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        cwd=folder,
+        env=kept | {"COLUMNS": "200", "PYTHONPATH": str(Path.cwd())} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_a_command_it_says_what_there_is(tmp_path: Path) -> None:
+    said = type_in(folder=tmp_path)
+    assert all(command in said.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, tmp_path: Path) -> None:
+    said = type_in(command, "--help", folder=tmp_path)
+    assert said.returncode == 0
+    assert f"onenet-worker {command}" in said.stdout.partition("Example")[2].partition("Options")[0]
+
+
+def test_a_wrong_setting_stops_the_start_with_78(tmp_path: Path) -> None:
+    said = type_in("run", folder=tmp_path, WORKER_CONCURRENCY="many", ONENET_API_KEY="k", LOG_LEVEL="loud")
+    assert said.returncode == 78
+    assert [line.split(": ")[1] for line in said.stderr.splitlines()] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
+    assert said.stdout == ""
+
+
+def test_without_credentials_run_says_which(tmp_path: Path) -> None:
+    said = type_in("run", folder=tmp_path)
+    assert said.returncode == 78
+    assert "ONENET_API_KEY" in said.stderr
+
+
+def test_a_schema_is_json_schema_2020_12(tmp_path: Path) -> None:
+    command = json.loads(type_in("schema", "command", folder=tmp_path).stdout)
+    assert command["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(command["properties"]) == set(COMMAND.json_schema()["properties"])
+    assert set(command["required"]) == {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time"}
+    assert command["additionalProperties"] is False
+    reply = json.loads(type_in("schema", "reply", folder=tmp_path).stdout)
+    assert set(reply["required"]) == set(reply["properties"])
+    assert type_in("schema", "nonsense", folder=tmp_path).returncode == 2
+
+
+def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(rig: Rig, tmp_path: Path) -> None:
+    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace, "WORKER_RETRY_DELAYS": "1,2"}
+    said = type_in("topology", folder=tmp_path, **environment)
+    assert said.returncode == 0, said.stderr
+    assert rig.topology.execute_queue in said.stdout
+    definitions = json.loads(type_in("topology", "--json", folder=tmp_path, **environment).stdout)
+    for exchange in definitions["exchanges"]:
+        rig.upstream.channel.exchange_declare(
+            exchange["name"], exchange["type"], durable=exchange["durable"], arguments=exchange["arguments"]
+        )
+    for queue in definitions["queues"]:
+        rig.upstream.channel.queue_declare(queue["name"], durable=queue["durable"], arguments=queue["arguments"])
+    bindings = {(one["source"], one["destination"], one["routing_key"]) for one in definitions["bindings"]}
+    name = rig.topology.namespace
+    assert bindings >= {
+        (f"{name}.commands", f"{name}.execute", "execute"),
+        (f"{name}.returns", f"{name}.execute", "execute"),
+        (f"{name}.dead-letters", f"{name}.dead-letters", "#"),
+    }
+
+
+def test_a_topology_that_differs_is_one_line(rig: Rig, tmp_path: Path) -> None:
+    rig.upstream.channel.queue_declare(rig.topology.execute_queue, durable=True)
+    said = type_in("topology", folder=tmp_path, AMQP_URL=rig.broker_url, WORKER_NAMESPACE=rig.topology.namespace)
+    assert said.returncode == 1
+    assert len(said.stderr.splitlines()) == 1
+    assert "inequivalent arg" in said.stderr
+
+
+def test_no_broker_is_one_line_without_the_password(tmp_path: Path) -> None:
+    url = f"amqp://me:aSecret@127.0.0.1:{free_port()}/"
+    for command in (("topology",), ("send", *A_DEVICE)):
+        said = type_in(*command, folder=tmp_path, AMQP_URL=url)
+        assert said.returncode == 1
+        assert len(said.stderr.splitlines()) == 1
+        assert "aSecret" not in said.stderr
+
+
+def test_send_waits_for_the_reply(rig: Rig, tmp_path: Path) -> None:
+    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
+    with rig.worker():
+        said = type_in("send", *A_DEVICE, "--args", "on", "--wait", folder=tmp_path, **environment)
+        assert said.returncode == 0, said.stderr
+        assert json.loads(said.stdout)["status"] == "accepted"
+        refused = type_in("send", *A_DEVICE, "--product", "none", "--wait", folder=tmp_path, **environment)
+        assert refused.returncode == 1
+        assert json.loads(refused.stdout)["error"]["code"] == "unknown_product"
+
+
+def test_send_says_what_is_wrong_before_anything_is_sent(tmp_path: Path) -> None:
+    said = type_in("send", "--imei", "1", "--retry", "11", folder=tmp_path)
+    assert said.returncode == 1
+    assert all(field in said.stderr for field in ("imei", "retry", "obj_id"))
+    assert "nothing was sent" in said.stderr
+
+
+def test_send_without_a_worker_or_topology_says_what_to_do(rig: Rig, tmp_path: Path) -> None:
+    said = type_in("send", *A_DEVICE, folder=tmp_path, AMQP_URL=rig.broker_url, WORKER_NAMESPACE="nowhere")
+    assert said.returncode == 1
+    assert "onenet-worker topology" in said.stderr
+
+
+def test_a_file_is_sent_whole_or_not_at_all(rig: Rig, tmp_path: Path) -> None:
+    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
+    commands: list[dict[str, Any]] = [a_command(command_id=f"line-{number}", args="on") for number in range(50)]
+    lines = [json.dumps(command) for command in commands]
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("\n".join(lines) + "\n\n")
+    bad.write_text("\n".join([*lines[:7], '{"imei": 1}', *lines[7:], lines[0]]))
+    with rig.worker():
+        said = type_in("send", "--file", str(bad), "--wait", folder=tmp_path, **environment)
+        assert said.returncode == 1
+        assert "bad.jsonl:8: " in said.stderr
+        assert "bad.jsonl:52: command_id: line-0 stands here before" in said.stderr
+        said = type_in("send", "--file", str(good), "--wait", folder=tmp_path, **environment)
+        assert said.returncode == 0, said.stderr
+        assert {json.loads(line)["command_id"] for line in said.stdout.splitlines()} == {
+            command["command_id"] for command in commands
+        }
+    assert len(rig.simulator.platform.commands) == 50
+    both = type_in("send", "--file", str(good), "--imei", "1", folder=tmp_path)
+    assert both.returncode == 1
+    assert "--imei" in both.stderr
+
+
+def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        port = free_port()
+        simulator = OwnProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
+        simulator.wait_for_port(port)
+        assert requests.get(f"http://127.0.0.1:{port}/control/commands", timeout=10).json() == []
+        simulator.signal(number)
+        assert simulator.wait() == 0
+        assert "Traceback" not in simulator.output.read_text()
+
+
+def test_the_simulator_says_what_is_wrong(tmp_path: Path) -> None:
+    assert "--fault nonsense: kind" in type_in("simulator", "--fault", "nonsense", folder=tmp_path).stderr
+    assert "--fault hang=2: probability" in type_in("simulator", "--fault", "hang=2", folder=tmp_path).stderr
+    assert "cannot listen" in type_in("simulator", "--host", "192.0.2.1", folder=tmp_path).stderr
+
+
+def test_the_demo_ends_as_it_should(broker: LocalBroker, tmp_path: Path) -> None:
+    said = type_in("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker.url)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "0 of them twice" in said.stdout
+    for code in ("outcome_unknown", "command_id_conflict", "retries_exhausted", "http_rejected"):
+        assert code in said.stdout
+    assert '"x-onenet-reason": "invalid_command"' in said.stdout

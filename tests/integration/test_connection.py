@@ -1,0 +1,201 @@
+"""What happens to the connections, and what the worker makes of it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.rig import Proxy, Rig, a_command, onenet
+from worker.localservices.broker import OwnBroker
+from worker.localservices.ports import free_port
+from worker.simulator.faults import Fault
+
+
+@pytest.fixture
+def breakable(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
+    """A rig on a broker that may be killed, with a platform slow enough for things to happen in mid-request."""
+    with onenet(latency_s=0.05) as simulator, Rig.set_up(own_broker.url, tmp_path, simulator, (1, 2)) as rig:
+        yield rig
+
+
+@pytest.fixture
+def proxied(rig: Rig) -> Iterator[tuple[Rig, Proxy]]:
+    """A rig whose worker reaches the broker through a proxy that can be cut."""
+    target = urlsplit(rig.broker_url)
+    proxy = Proxy(str(target.hostname), target.port or 5672)
+    yield rig, proxy
+    proxy.close()
+
+
+def through(proxy: Proxy, rig: Rig) -> str:
+    """Return the broker's URL by way of the proxy."""
+    target = urlsplit(rig.broker_url)
+    return target._replace(netloc=f"{target.username}:{target.password}@127.0.0.1:{proxy.port}").geturl()
+
+
+def publish_many(rig: Rig, count: int) -> list[str]:
+    """Publish commands whose args are their ids; returns the ids."""
+    ids = [f"command-{number}" for number in range(count)]
+    for number, command_id in enumerate(ids):
+        imei = str(865820030000000 + number)
+        rig.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id))
+    return ids
+
+
+def assert_each_accepted_once(rig: Rig, ids: list[str]) -> None:
+    """Collect replies until every command has one, and hold them against the platform."""
+    replies: dict[str, set[tuple[str, str]]] = {}
+    while len(replies) < len(ids):
+        reply = rig.upstream.reply().json
+        replies.setdefault(reply["command_id"], set()).add((reply["status"], reply["uuid"]))
+    kept = {command.args: command.uuid for command in rig.simulator.platform.commands}
+    assert replies == {command_id: {("accepted", kept[command_id])} for command_id in ids}
+    assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
+
+
+def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_broker: OwnBroker) -> None:
+    """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
+    with breakable.worker(WORKER_CONCURRENCY="4") as worker:
+        ids = publish_many(breakable, 300)
+        worker.wait_for("command_accepted", count=20)
+        own_broker.kill()
+        worker.wait_for("broker_connection_lost")
+        own_broker.start()
+        breakable.upstream.connect()
+        worker.wait_for("consuming", count=2)
+        assert_each_accepted_once(breakable, ids)
+
+
+def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Rig, Proxy]) -> None:
+    rig, proxy = proxied
+    with rig.worker(AMQP_URL=through(proxy, rig), WORKER_CONCURRENCY="4") as worker:
+        ids = publish_many(rig, 300)
+        for number in range(1, 4):
+            worker.wait_for("command_accepted", count=30 * number)
+            proxy.cut()
+            worker.wait_for("consuming", count=number + 1)
+        assert_each_accepted_once(rig, ids)
+
+
+def test_a_consumer_that_the_broker_cancels_consumes_again(rig: Rig) -> None:
+    """Connection and channel stay open then, and nothing would ever be consumed any more."""
+    with rig.worker() as worker:
+        rig.upstream.channel.queue_delete(rig.topology.execute_queue)
+        worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
+        worker.wait_for("consuming", count=2)
+        rig.upstream.publish(a_command())
+        assert rig.upstream.reply().json["status"] == "accepted"
+
+
+def test_a_broker_that_is_not_there_yet_is_waited_for(rig: Rig) -> None:
+    port = free_port()
+    with rig.start_worker(AMQP_URL=f"amqp://guest:guest@127.0.0.1:{port}/") as worker:
+        worker.wait_for("broker_unavailable", count=3)
+        assert worker.process.is_running
+
+
+def test_several_brokers_are_tried_in_turn(rig: Rig) -> None:
+    dead = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+    with rig.worker(AMQP_URL=f"{dead},{rig.broker_url}") as worker:
+        assert worker.wait_for("broker_unavailable")["retry_in_s"] == 0
+        assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(rig.broker_url).port}/")
+
+
+def test_a_wrong_password_is_said_and_not_shown(rig: Rig) -> None:
+    target = urlsplit(rig.broker_url)
+    wrong = target._replace(netloc=f"guest:wrong-password@{target.hostname}:{target.port}").geturl()
+    with rig.start_worker(AMQP_URL=wrong) as worker:
+        said = worker.wait_for("broker_unavailable")
+        assert said["reason"] == "the broker refused the user name or the password"
+        assert "wrong-password" not in json.dumps(worker.events)
+
+
+def test_a_topology_with_other_arguments_is_one_line_and_exit_78(rig: Rig) -> None:
+    rig.upstream.channel.queue_declare(rig.topology.execute_queue, durable=True, arguments={"x-queue-type": "classic"})
+    with rig.start_worker() as worker:
+        assert worker.process.wait() == 78
+        [line] = [event for event in worker.events if event["level"] == "error"]
+        assert line["event"] == "topology_mismatch"
+        assert rig.topology.execute_queue in line["reason"]
+        assert "inequivalent arg" in line["reason"]
+
+
+def test_without_the_right_to_declare_the_topology_is_only_checked(rig: Rig) -> None:
+    """It may come later than the worker: whoever has the right declares it, and the worker goes on."""
+    with rig.start_worker(AMQP_DECLARE="false") as worker:
+        assert rig.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
+        with rig.worker():
+            worker.wait_for("consuming")
+
+
+def test_nothing_is_acknowledged_that_the_broker_did_not_keep(rig: Rig) -> None:
+    """A retry that no queue takes would be lost with an acknowledgement; it is published again until one does."""
+    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
+    with rig.worker() as worker:
+        rig.upstream.channel.queue_delete(rig.topology.retry_queue(1))
+        rig.upstream.publish(a_command())
+        worker.wait_for("publish_refused", reason="unroutable", exchange=rig.topology.retry_exchange)
+        queue = next(queue for queue in rig.topology.queues() if queue.name == rig.topology.retry_queue(1))
+        rig.upstream.channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+        rig.upstream.channel.queue_bind(queue.name, rig.topology.retry_exchange, queue.name)
+        assert rig.upstream.reply().json["attempts"] == 2
+
+
+def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(rig: Rig) -> None:
+    """The broker refuses such a reply (a negative confirm), and takes it once there is room."""
+    with rig.worker() as worker:
+        channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
+        channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_bind(name, rig.topology.replies_exchange, "full")
+        for number in range(2):
+            rig.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
+        worker.wait_for("publish_refused", reason="refused by the broker")
+        found = {rig.upstream.get(name).json["command_id"] for _ in range(2)}
+        assert found == {"full-0", "full-1"}
+        channel.queue_delete(name)
+
+
+def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
+    breakable: Rig, own_broker: OwnBroker
+) -> None:
+    with breakable.worker(WORKER_CONCURRENCY="2") as worker:
+        ids = publish_many(breakable, 60)
+        worker.wait_for("command_accepted", count=5)
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        worker.wait_for("publishing_blocked")
+        assert worker.process.is_running
+        own_broker.control("set_vm_memory_high_watermark", "0.6")
+        worker.wait_for("publishing_unblocked")
+        worker.wait_for("consuming", count=2)
+        assert_each_accepted_once(breakable, ids)
+
+
+def test_two_workers_on_memory_are_warned_of_each_other(rig: Rig) -> None:
+    with rig.worker(), rig.worker() as second:
+        assert second.wait_for("idempotency_not_shared")["level"] == "warning"
+
+
+def test_a_redelivery_that_no_record_explains_is_not_sent(rig: Rig) -> None:
+    """The process that had it before is gone, and what it did with it went with it."""
+    rig.simulator.faults.replace([Fault(kind="hang", seconds=60, count=1)])
+    with rig.worker() as first:
+        rig.upstream.publish(a_command(command_id="orphan", args="orphan"))
+        first.wait_for("consuming")
+        while not rig.simulator.requests:
+            rig.upstream.connection.process_data_events(time_limit=0.02)
+        first.process.kill()
+    with rig.worker():
+        reply = rig.upstream.reply().json
+    assert reply["error"]["code"] == "outcome_unknown"
+    assert len(rig.simulator.requests) == 1
+
+
+def test_a_former_attempt_that_no_record_explains_is_not_sent(rig: Rig) -> None:
+    """A retry may be a doubled one, whose twin was sent by a process that is gone."""
+    with rig.worker():
+        rig.upstream.publish_as_returned(a_command(), {"x-onenet-attempt": 2})
+        reply = rig.upstream.reply().json
+    assert (reply["error"]["code"], reply["attempts"]) == ("outcome_unknown", 2)
+    assert not rig.simulator.requests

@@ -1,0 +1,476 @@
+"""Each row of the contract, seen from outside: a message goes in, the platform is asked or not, messages come out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from schemas.reply import Reply
+from tests.rig import (
+    ACCESS_KEY,
+    API_KEY,
+    OFFLINE_IMEI,
+    PRODUCT_ID,
+    Message,
+    Rig,
+    Upstream,
+    WorkerProcess,
+    a_command,
+    in_hours,
+    onenet,
+)
+from worker.localservices.broker import LocalBroker
+from worker.simulator.faults import Fault
+from worker.simulator.server import Simulator
+
+
+@dataclass
+class Running:
+    """A worker that all tests of this module use."""
+
+    rig: Rig
+    worker: WorkerProcess
+
+    @property
+    def upstream(self) -> Upstream:
+        return self.rig.upstream
+
+    @property
+    def simulator(self) -> Simulator:
+        return self.rig.simulator
+
+    def ask(self, body: bytes | dict[str, Any], **properties: Any) -> Message:
+        """Publish a command and wait for its reply."""
+        self.upstream.publish(body, **properties)
+        return self.upstream.reply()
+
+
+@pytest.fixture(scope="module")
+def module_worker(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("contract")
+    products = folder / "products.json"
+    products.write_text(
+        json.dumps(
+            {"heating": {"api_key": "no-such-key"}, "safe": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}
+        )
+    )
+    with onenet() as simulator, Rig.set_up(broker.url, folder, simulator, (1, 2)) as rig:
+        settings = {
+            "ONENET_CONNECT_TIMEOUT": "1",
+            "ONENET_READ_TIMEOUT": "1",
+            "WORKER_MAX_ATTEMPTS": "3",
+            "ONENET_PRODUCTS_FILE": str(products),
+        }
+        with rig.worker(**settings) as worker:
+            yield Running(rig, worker)
+
+
+@pytest.fixture
+def running(module_worker: Running) -> Iterator[Running]:
+    yield module_worker
+    module_worker.simulator.faults.replace([])
+    module_worker.simulator.requests.clear()
+    module_worker.upstream.channel.queue_purge(module_worker.rig.topology.dead_letters_exchange)
+
+
+def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None:
+    command = a_command(args="on", command_id="order-1")
+    reply = running.ask(command, app_id="billing", correlation_id="call-7")
+
+    [cached] = [kept for kept in running.simulator.platform.commands if kept.args == "on"]
+    assert reply.json | {"completed_at": None} == {
+        "command_id": "order-1",
+        "status": "accepted",
+        "uuid": cached.uuid,
+        "imei": command["imei"],
+        "error": None,
+        "attempts": 1,
+        "recovered": False,
+        "valid_time_omitted": False,
+        "completed_at": None,
+    }
+    assert abs(datetime.fromisoformat(reply.json["completed_at"]) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert reply.routing_key == "execute.accepted.billing"
+    assert reply.properties.correlation_id == "call-7"
+    assert reply.properties.type == "execute.reply"
+    assert reply.properties.content_type == "application/json"
+    assert reply.properties.delivery_mode == 2
+    Reply.model_validate_json(reply.body)
+    logged = running.worker.wait_for("command_accepted", command_id="order-1")
+    assert logged["imei"] == command["imei"]
+    assert logged["attempt"] == 1
+    assert logged["uuid"] == cached.uuid
+
+
+def test_the_request_is_the_one_of_the_platforms_page(running: Running) -> None:
+    running.ask(
+        a_command(
+            imei="865820030000002",
+            obj_id=0,
+            obj_inst_id=65535,
+            res_id=5850,
+            valid_time="2098-12-31T23:00:00Z",
+            expired_time="2099-01-01T08:00:00",
+            retry=0,
+            timeout=40,
+            trigger_msg=["UPDATE", "NOTIFY"],
+            args='开 "on" é',
+        )
+    )
+    [request] = running.simulator.requests
+    assert request["query"] == {
+        "imei": "865820030000002",
+        "obj_id": "0",
+        "obj_inst_id": "65535",
+        "res_id": "5850",
+        "valid_time": "2099-01-01T07:00:00",
+        "expired_time": "2099-01-01T08:00:00",
+        "retry": "0",
+        "timeout": "40",
+        "trigger_msg": "6",
+    }
+    assert json.loads(request["body"]) == {"args": '开 "on" é'}
+    assert request["headers"]["api-key"] == API_KEY
+    assert request["headers"]["content-type"] == "application/json"
+
+
+def test_what_is_absent_is_not_sent(running: Running) -> None:
+    """The platform's own defaults hold, and without args the request has no body."""
+    running.ask(a_command())
+    [request] = running.simulator.requests
+    assert set(request["query"]) == {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time"}
+    assert request["body"] == ""
+    assert "content-type" not in request["headers"]
+
+
+def test_a_valid_time_that_has_passed_is_left_out_and_said(running: Running) -> None:
+    reply = running.ask(a_command(valid_time=in_hours(-1)))
+    assert reply.json["status"] == "accepted"
+    assert reply.json["valid_time_omitted"] is True
+    assert "valid_time" not in running.simulator.requests[0]["query"]
+
+
+def test_a_reply_goes_where_the_command_says(running: Running) -> None:
+    command = a_command()
+    reply = running.ask(command, reply_to="my.own.key", app_id="billing")
+    assert reply.routing_key == "my.own.key"
+    assert reply.properties.correlation_id == command["command_id"]
+
+
+def test_a_reply_to_nobody_in_particular_is_for_unknown(running: Running) -> None:
+    assert running.ask(a_command()).routing_key == "execute.accepted.unknown"
+
+
+def test_a_name_too_long_for_a_routing_key_is_cut(running: Running) -> None:
+    """A routing key has 255 bytes; the command must not fail for a long app_id."""
+    assert running.ask(a_command(), app_id="é" * 127).routing_key.startswith("execute.accepted.éé")
+
+
+def test_the_id_may_be_the_property_message_id(running: Running) -> None:
+    assert running.ask(a_command(command_id=None), message_id="from-the-property").json["command_id"] == (
+        "from-the-property"
+    )
+
+
+def test_trace_context_is_passed_on(running: Running) -> None:
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
+    assert running.ask(a_command(), headers={**trace, "other": "stays"}).headers == trace
+
+
+def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
+    reply = running.ask(a_command(imei=OFFLINE_IMEI), app_id="billing")
+    assert reply.json["status"] == "rejected"
+    assert reply.json["error"] == {
+        "code": "onenet_rejected",
+        "message": "device not online",
+        "errno": 2001,
+        "details": None,
+    }
+    assert reply.routing_key == "execute.rejected.billing"
+    assert running.upstream.count(running.rig.topology.dead_letters_exchange) == 0
+
+
+@pytest.mark.parametrize("kind", ["not_found", "redirect"])
+def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind: Any) -> None:
+    """A redirect is never followed: what stands elsewhere has not been asked."""
+    running.simulator.faults.replace([Fault(kind=kind)])
+    reply = running.ask(a_command())
+    assert (reply.json["status"], reply.json["error"]["code"]) == ("rejected", "http_rejected")
+    assert len(running.simulator.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="error_500"),
+        Fault(kind="error_500_after_caching"),
+        Fault(kind="error_503"),
+        Fault(kind="errno", errno=7, error="service internal error"),
+        Fault(kind="errno_after_caching", errno=5117, error="rpc error"),
+        Fault(kind="errno", errno=5108, error="rpc response error"),
+        Fault(kind="no_uuid"),
+        Fault(kind="garbage"),
+        Fault(kind="garbage_after_caching"),
+        Fault(kind="drop"),
+        Fault(kind="drop_after_caching"),
+        Fault(kind="hang", seconds=30),
+        Fault(kind="slow_drip", seconds=0.5),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
+)
+def test_a_lost_answer_is_never_asked_for_again(running: Running, fault: Fault) -> None:
+    """The platform may have cached the command, so a second request could open the valve twice."""
+    running.simulator.faults.replace([fault])
+    command = a_command()
+    reply = running.ask(command)
+    assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "outcome_unknown")
+    assert len(running.simulator.requests) == 1
+    assert running.upstream.dead_letter().headers["x-onenet-reason"] == "outcome_unknown"
+    running.worker.wait_for("command_in_doubt", command_id=command["command_id"])
+
+
+def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Running) -> None:
+    """Retry-After asks for 2 s, so the delay queue of 1 s is passed over."""
+    running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=2, count=1)])
+    command = a_command()
+    reply = running.ask(command)
+    assert (reply.json["status"], reply.json["attempts"]) == ("accepted", 2)
+    scheduled = running.worker.wait_for("command_retry_scheduled", command_id=command["command_id"])
+    assert (scheduled["attempt"], scheduled["next_attempt"], scheduled["delay_s"]) == (1, 2, 2)
+
+
+def test_attempts_run_out(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    reply = running.ask(a_command())
+    assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "retries_exhausted")
+    assert reply.json["attempts"] == 3
+    letter = running.upstream.dead_letter()
+    assert letter.headers["x-onenet-reason"] == "retries_exhausted"
+    assert letter.headers["x-onenet-attempt"] == 3
+    assert not [name for name in letter.headers if name.startswith(("x-death", "x-first-death", "x-last-death"))]
+
+
+def test_no_attempt_is_made_after_expired_time(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    reply = running.ask(a_command(expired_time=soon))
+    assert reply.json["error"]["code"] == "expired"
+    assert running.upstream.dead_letter().headers["x-onenet-reason"] == "expired"
+
+
+def test_a_command_that_comes_too_late_is_not_sent(running: Running) -> None:
+    reply = running.ask(a_command(expired_time=in_hours(-1)))
+    assert reply.json["error"]["code"] == "expired"
+    assert reply.json["error"]["details"] == [{"field": "expired_time", "message": "has passed"}]
+    assert not running.simulator.requests
+    running.upstream.dead_letter()
+
+
+def test_a_bad_command_is_set_aside_as_it_came_with_the_reason(running: Running) -> None:
+    body = json.dumps(a_command(command_id="bad-1", retry="three"), indent=3).encode()
+    timestamp = 1_700_000_000
+    reply = running.ask(
+        body,
+        app_id="billing",
+        content_type="application/json",
+        content_encoding="identity",
+        correlation_id="call-8",
+        message_id="bad-1",
+        priority=3,
+        timestamp=timestamp,
+        type="execute",
+        headers={"tenant": "a", "nested": {"list": [1, "two"]}},
+    )
+    assert reply.json["status"] == "failed"
+    assert reply.json["error"] == {
+        "code": "invalid_command",
+        "message": "retry: Input should be a valid integer",
+        "errno": None,
+        "details": [{"field": "retry", "message": "Input should be a valid integer"}],
+    }
+    letter = running.upstream.dead_letter()
+    assert letter.body == body
+    assert letter.routing_key == "execute.invalid_command"
+    kept = letter.properties
+    assert (kept.app_id, kept.content_type, kept.content_encoding) == ("billing", "application/json", "identity")
+    assert (kept.correlation_id, kept.message_id, kept.priority) == ("call-8", "bad-1", 3)
+    assert (kept.timestamp, kept.type, kept.delivery_mode) == (timestamp, "execute", 2)
+    headers = letter.headers
+    assert headers["tenant"] == "a"
+    assert headers["nested"] == {"list": [1, "two"]}
+    assert headers["x-onenet-reason"] == "invalid_command"
+    assert headers["x-onenet-error"] == "retry: Input should be a valid integer"
+    assert json.loads(headers["x-onenet-details"]) == reply.json["error"]["details"]
+    assert headers["x-onenet-attempt"] == 1
+    assert datetime.fromisoformat(headers["x-onenet-failed-at"]).utcoffset() == timedelta(0)
+    assert headers["x-onenet-worker"]
+    assert not running.simulator.requests
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        (b"", "invalid_message", ""),
+        (b"\xff\xfe", "invalid_message", ""),
+        (b'["not", "an", "object"]', "invalid_message", ""),
+        (b'{"imei": ', "invalid_message", ""),
+        (b'{"retry": 1, "retry": 2}', "invalid_message", "retry"),
+        (b'{"retry": NaN}', "invalid_message", "retry"),
+        (b" " * 65_537, "invalid_message", ""),
+        (b"{}", "invalid_command", "imei"),
+        (json.dumps(a_command(command_id="the-id", colour="red")).encode(), "invalid_command", "colour"),
+        (json.dumps(a_command(command_id="the-id", obj_id=True)).encode(), "invalid_command", "obj_id"),
+    ],
+    ids=["empty", "no-utf8", "array", "cut-off", "twice", "nan", "too-large", "missing", "unknown", "bool"],
+)
+def test_what_cannot_be_read_is_answered_too(running: Running, body: bytes, code: str, field: str) -> None:
+    reply = running.ask(body, message_id="the-id")
+    assert reply.json["command_id"] == "the-id"
+    assert reply.json["error"]["code"] == code
+    assert field in [detail["field"] for detail in reply.json["error"]["details"]]
+    letter = running.upstream.dead_letter()
+    assert letter.body == body
+    assert letter.headers["x-onenet-reason"] == code
+
+
+def test_a_message_without_any_id_has_none_in_its_reply(running: Running) -> None:
+    reply = running.ask(b"nothing")
+    assert reply.json["command_id"] is None
+    assert reply.properties.correlation_id is None
+    running.upstream.dead_letter()
+
+
+def test_an_unknown_product_is_not_sent_with_another_ones_key(running: Running) -> None:
+    reply = running.ask(a_command(product="cooling"))
+    assert reply.json["error"]["code"] == "unknown_product"
+    assert reply.json["error"]["details"][0]["field"] == "product"
+    assert not running.simulator.requests
+    running.upstream.dead_letter()
+
+
+def test_a_products_own_key_is_used(running: Running) -> None:
+    reply = running.ask(a_command(product="heating"))
+    assert running.simulator.requests[0]["headers"]["api-key"] == "no-such-key"
+    assert reply.json["error"]["errno"] == 1  # auth failed
+
+
+def test_mode_safe_signs_a_token_that_the_platform_believes(running: Running) -> None:
+    reply = running.ask(a_command(product="safe"))
+    assert reply.json["status"] == "accepted"
+    [request] = running.simulator.requests
+    assert "api-key" not in request["headers"]
+    token = dict(parse_qsl(request["headers"]["authorization"]))
+    assert (token["version"], token["res"], token["method"]) == ("2018-10-31", "products/123123", "sha256")
+
+
+def test_an_id_that_comes_again_gets_its_reply_again_and_no_request(running: Running) -> None:
+    command = a_command()
+    first = running.ask(command, app_id="a")
+    again = running.ask(json.dumps(command, indent=2).encode(), reply_to="elsewhere", correlation_id="call-9")
+    assert again.body == first.body
+    assert (again.routing_key, again.properties.correlation_id) == ("elsewhere", "call-9")
+    assert len(running.simulator.requests) == 1
+    running.worker.wait_for("duplicate_suppressed", command_id=command["command_id"])
+
+
+def test_an_id_with_another_content_is_a_conflict(running: Running) -> None:
+    command = a_command(args="open")
+    running.ask(command)
+    reply = running.ask(command | {"args": "shut"})
+    assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "command_id_conflict")
+    assert len(running.simulator.requests) == 1
+    assert running.upstream.dead_letter().headers["x-onenet-reason"] == "command_id_conflict"
+    assert running.ask(command).json["status"] == "accepted"  # the first one's record is untouched
+
+
+def test_the_workers_own_headers_are_not_believed_from_anybody_else(running: Running) -> None:
+    reply = running.ask(
+        a_command(command_id="forged", retry=99), headers={"x-onenet-attempt": 9, "x-onenet-forged": "yes"}
+    )
+    assert reply.json["attempts"] == 1
+    letter = running.upstream.dead_letter()
+    assert letter.headers["x-onenet-attempt"] == 1
+    assert "x-onenet-forged" not in letter.headers
+
+
+def test_everything_else_is_carried_along_through_retries(running: Running) -> None:
+    """The broker would close the channel over a foreign user_id, and end a delay early for an expiration."""
+    running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    command = a_command()
+    running.ask(
+        command,
+        user_id="guest",
+        expiration="3600000",
+        app_id="billing",
+        correlation_id="call-10",
+        headers={"tenant": "a", "x-death": "not the broker's", "x-delivery-count": 7},
+    )
+    letter = running.upstream.dead_letter()
+    kept = letter.properties
+    assert (kept.app_id, kept.correlation_id, kept.user_id, kept.expiration) == ("billing", "call-10", None, None)
+    assert letter.headers["tenant"] == "a"
+    assert letter.headers["x-onenet-user-id"] == "guest"
+    assert letter.headers["x-onenet-expiration"] == "3600000"
+    assert "x-death" not in letter.headers
+
+
+def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running) -> None:
+    """With ours they would not fit the frame, and the broker would close the connection, again and again."""
+    running.ask(b"nothing", headers={"large": "x" * 125_000})
+    letter = running.upstream.dead_letter()
+    assert "large" not in letter.headers
+    assert letter.headers["x-onenet-reason"] == "invalid_message"
+    assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
+
+
+def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None:
+    upstream = running.upstream
+    upstream.channel.queue_unbind(
+        f"{upstream.topology.namespace}.test-replies", upstream.topology.replies_exchange, "#"
+    )
+    upstream.publish(a_command(command_id="unrouted"))
+    kept = upstream.get(upstream.topology.unrouted_exchange)
+    upstream.bind_replies()
+    assert kept.json["command_id"] == "unrouted"
+    assert kept.json["status"] == "accepted"
+
+
+def test_refused_connections_are_tried_again(rig: Rig) -> None:
+    """Nothing was sent, so repeating is safe."""
+    with onenet() as other:
+        pass  # its port is free again now, so that nobody listens there
+    with rig.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
+        command = a_command()
+        rig.upstream.publish(command)
+        worker.wait_for("command_retry_scheduled", command_id=command["command_id"])
+        with onenet(port=other.port) as back:
+            assert rig.upstream.reply().json["status"] == "accepted"
+            assert len(back.platform.commands) == 1
+
+
+def test_resend_accepts_that_a_device_may_act_twice(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with rig.worker(WORKER_IN_DOUBT="resend"):
+        rig.upstream.publish(a_command(args="twice", command_id="twice"))
+        assert rig.upstream.reply().json["status"] == "accepted"
+        assert rig.cached("twice") == 2
+
+
+def test_no_secret_reaches_a_log_or_a_process_listing(rig: Rig, tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("the-master-key\n")
+    rig.simulator.faults.replace([Fault(kind="error_500", count=1)])
+    with rig.worker(ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret), LOG_LEVEL="debug") as worker:
+        for _ in range(2):
+            rig.upstream.publish(a_command())
+            rig.upstream.reply()
+        listing = Path(f"/proc/{worker.process.pid}/cmdline").read_text()
+    output = worker.process.output.read_text()
+    assert len(rig.simulator.platform.commands) == 1  # the key from the file was the right one
+    assert "the-master-key" not in output + listing
+    assert "guest:guest" not in output + listing

@@ -1,0 +1,95 @@
+"""Stopping: finish, confirm, acknowledge, exit 0; and what has not been started goes back as if never taken."""
+
+import signal
+import threading
+
+import pytest
+
+from tests.integration.test_connection import assert_each_accepted_once, publish_many
+from tests.rig import Rig, a_command, onenet
+from worker.simulator.faults import Fault
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(rig: Rig, number: signal.Signals) -> None:
+    """A message handed back does not look redelivered, so that the next worker sends it without any doubt."""
+    ids = []
+    with onenet(latency_s=0.05) as slow:
+        rig.simulator = slow
+        settings = {"WORKER_CONCURRENCY": "4"}
+        with rig.worker(**settings) as first:
+            ids = publish_many(rig, 300)
+            first.wait_for("command_accepted", count=20)
+            first.process.signal(number)
+            assert first.process.wait() == 0
+        assert first.wait_for("worker_stopping")["reason"] == number.name
+        assert first.events[-1]["event"] == "worker_stopped"
+        assert not [event for event in first.events if event["level"] in {"error", "critical"}]
+        settings["WORKER_CONCURRENCY"] = "32"
+        with rig.worker(**settings):
+            assert_each_accepted_once(rig, ids)
+
+
+def test_stopped_while_upstream_publishes_nothing_looks_redelivered(rig: Rig) -> None:
+    """What arrives between the cancel and the broker's answer would be requeued by pika, as if it had been handled."""
+    with rig.worker(WORKER_CONCURRENCY="32") as first:
+        publishing = threading.Event()
+        ids: list[str] = []
+
+        def publish() -> None:
+            ids.extend(publish_many(rig, 600))
+            publishing.set()
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        first.wait_for("command_accepted", count=20)
+        first.process.signal(signal.SIGTERM)
+        assert first.process.wait() == 0
+        thread.join()
+    with rig.worker():
+        assert_each_accepted_once(rig, ids)
+
+
+def test_what_is_under_way_is_finished(rig: Rig) -> None:
+    with onenet(latency_s=1) as slow:
+        rig.simulator = slow
+        with rig.worker() as worker:
+            rig.upstream.publish(a_command(command_id="last", args="last"))
+            while not slow.requests:
+                rig.upstream.connection.process_data_events(time_limit=0.02)
+            worker.process.signal(signal.SIGTERM)
+            assert worker.process.wait() == 0
+        assert rig.upstream.reply().json["status"] == "accepted"
+        assert rig.upstream.count(rig.topology.execute_queue) == 0
+
+
+def test_the_grace_period_ends_the_wait_and_nothing_is_lost(rig: Rig) -> None:
+    """The request that outlasts it is not acknowledged, so its command comes again."""
+    rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
+    with rig.worker(WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50") as worker:
+        rig.upstream.publish(a_command())
+        while not rig.simulator.requests:
+            rig.upstream.connection.process_data_events(time_limit=0.02)
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+        worker.wait_for("shutdown_grace_exceeded")
+    assert rig.upstream.get(rig.topology.execute_queue).properties is not None
+
+
+def test_a_second_signal_ends_it_at_once(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
+    with rig.worker(ONENET_READ_TIMEOUT="50") as worker:
+        rig.upstream.publish(a_command())
+        while not rig.simulator.requests:
+            rig.upstream.connection.process_data_events(time_limit=0.02)
+        worker.process.signal(signal.SIGINT)
+        worker.wait_for("worker_stopping")
+        worker.process.signal(signal.SIGINT)
+        assert worker.process.wait() == 130
+
+
+def test_a_worker_without_a_broker_stops_too(rig: Rig) -> None:
+    with rig.start_worker(AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as worker:
+        worker.wait_for("broker_unavailable")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0

@@ -1,0 +1,72 @@
+"""The platform's words, one by one."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.onenet.answers import interpret
+
+NOW = datetime(2026, 8, 5, 8, 0, tzinfo=UTC)
+
+
+def answer(status: int, body: object, retry_after: str | None = None) -> Answer:
+    return interpret(status, body if isinstance(body, bytes) else json.dumps(body).encode(), retry_after, NOW)
+
+
+def test_errno_0_with_a_uuid_is_cached() -> None:
+    assert answer(200, {"errno": 0, "data": {"uuid": "42742677 "}, "error": "succ"}) == Cached("42742677")
+    assert answer(200, {"errno": 0, "error": "succ", "data": {"uuid": "u", "more": 1}, "other": []}) == Cached("u")
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"),
+    [(1, "auth failed"), (3, "parameter required"), (2001, "device not online"), (5006, "system logic limit"),
+     (5106, "METHOD_NOT_ALLOWED"), (5108, "invalid parameter"), (5108, "Invalid Parameter: imei"),
+     (4242, "unheard of"), (-1, "")],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 400, 401, 403])
+def test_a_permanent_no_is_refused_whatever_its_http_status(status: int, errno: int, error: str) -> None:
+    assert answer(status, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"), [(7, "service internal error"), (5117, "rpc error"), (5108, "rpc response error"), (5108, "")]
+)
+def test_a_transient_no_leaves_a_doubt(errno: int, error: str) -> None:
+    """The platform may have cached the command before it failed to answer."""
+    assert isinstance(answer(200, {"errno": errno, "error": error}), InDoubt)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff", b"<html>", b"[]", b"null", b'{"errno": 0', {"errno": "0"}, {"errno": True}, {"error": "succ"},
+     {"errno": 0}, {"errno": 0, "data": None}, {"errno": 0, "data": {}}, {"errno": 0, "data": {"uuid": ""}},
+     {"errno": 0, "data": {"uuid": "  "}}, {"errno": 0, "data": {"uuid": 7}}, {"errno": 0, "data": "u"}],
+    ids=str,
+)  # fmt: skip
+def test_a_200_that_cannot_be_read_leaves_a_doubt(body: Any) -> None:
+    assert isinstance(answer(200, body), InDoubt)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
+def test_5xx_leaves_a_doubt_whatever_it_says(status: int) -> None:
+    assert isinstance(answer(status, {"errno": 3, "error": "parameter required"}), InDoubt)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 403, 404, 408, 413])
+def test_other_refusals_are_not_the_platforms(status: int) -> None:
+    assert answer(status, b"<html>") == Refused("http_rejected", f"HTTP {status}")
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "wait_s"),
+    [(None, None), ("7", 7.0), (" 7 ", 7.0), ("-1", None), ("soon", None), ("", None),
+     ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0)],
+)  # fmt: skip
+def test_429_was_not_taken_and_may_say_when_to_come_back(retry_after: str | None, wait_s: float | None) -> None:
+    found = answer(429, b"", retry_after)
+    assert isinstance(found, NotSent)
+    assert found.retry_after_s == wait_s

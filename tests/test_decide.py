@@ -1,0 +1,58 @@
+"""From an answer to an outcome, rule by rule."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.decide import RetryPolicy, decide
+from worker.outcome import Accepted, Failed, Outcome, Rejected, TryAgain
+
+NOW = datetime(2026, 8, 5, tzinfo=UTC)
+POLICY = RetryPolicy((5, 30, 120), max_attempts=4)
+RESEND = RetryPolicy((5, 30, 120), max_attempts=4, resend_in_doubt=True)
+
+
+def outcome(answer: Answer, attempt: int = 1, policy: RetryPolicy = POLICY, left_s: float = 3600) -> Outcome:
+    return decide(answer, attempt, policy, now=NOW, expires_at=NOW + timedelta(seconds=left_s))
+
+
+@pytest.mark.parametrize("attempt", [1, 4, 9])
+def test_an_answer_is_an_outcome_whatever_the_attempt(attempt: int) -> None:
+    assert outcome(Cached("u"), attempt) == Accepted("u")
+    assert outcome(Refused("onenet_rejected", "no", 3), attempt, left_s=-1) == Rejected("onenet_rejected", "no", 3)
+
+
+@pytest.mark.parametrize(("attempt", "delay_s"), [(1, 5), (2, 30), (3, 120)])
+def test_what_was_not_sent_is_tried_again_later_and_later(attempt: int, delay_s: int) -> None:
+    assert outcome(NotSent("refused"), attempt) == TryAgain(delay_s, attempt + 1, "refused")
+
+
+@pytest.mark.parametrize(("asked_s", "delay_s"), [(0, 5), (5, 5), (6, 30), (31, 120), (9999, 120)])
+def test_the_platforms_wait_is_the_least(asked_s: float, delay_s: int) -> None:
+    assert outcome(NotSent("429", asked_s)) == TryAgain(delay_s, 2, "429")
+
+
+@pytest.mark.parametrize("attempt", [4, 5])
+def test_attempts_run_out(attempt: int) -> None:
+    found = outcome(NotSent("refused"), attempt)
+    assert isinstance(found, Failed)
+    assert found.code == "retries_exhausted"
+    assert "refused" in found.message
+
+
+@pytest.mark.parametrize(("left_s", "code"), [(5, "expired"), (4, "expired"), (-1, "expired"), (6, None)])
+def test_no_attempt_begins_at_expired_time_or_later(left_s: float, code: str | None) -> None:
+    found = outcome(NotSent("refused"), left_s=left_s)
+    assert (found.code if isinstance(found, Failed) else None) == code
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 4])
+def test_what_may_have_been_cached_is_never_sent_again(attempt: int) -> None:
+    found = outcome(InDoubt("read timeout"), attempt)
+    assert isinstance(found, Failed)
+    assert found.code == "outcome_unknown"
+
+
+def test_unless_the_operator_accepts_that() -> None:
+    assert outcome(InDoubt("read timeout"), policy=RESEND) == TryAgain(5, 2, "read timeout")

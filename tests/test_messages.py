@@ -1,0 +1,125 @@
+"""What comes in and goes out, property by property."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pika import BasicProperties
+
+from schemas.reply import Detail, Reply, ReplyError
+from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.topology import Topology
+from worker.outcome import TryAgain
+
+NOW = datetime(2026, 8, 5, tzinfo=UTC)
+OUTGOING = Outgoing(Topology("onenet", (5, 600)), "host:1")
+
+
+def failed(message: str = "", details: tuple[Detail, ...] = ()) -> Reply:
+    error = ReplyError(code="invalid_command", message=message, details=details or None)
+    return Reply(command_id="a", status="failed", error=error, attempts=1, completed_at=NOW)
+
+
+REPLY = Reply(command_id="a", status="accepted", uuid="u", attempts=1, completed_at=NOW)
+
+
+def delivery(
+    headers: dict[str, Any] | None = None, *, returned: bool = False, redelivered: bool = False, **properties: Any
+) -> Delivery:
+    exchange = "onenet.returns" if returned else "onenet.commands"
+    return Delivery(1, 1, exchange, redelivered, BasicProperties(headers=headers, **properties), b"body", returned)
+
+
+def headers(publication: Publication) -> dict[str, Any]:
+    return dict(publication.properties.headers or {})
+
+
+@pytest.mark.parametrize(("value", "attempt"), [(3, 3), (1, 1), (0, 1), (-2, 1), ("3", 1), (None, 1), (2**40, 2**40)])
+def test_the_attempt_is_read_from_our_own_header(value: object, attempt: int) -> None:
+    assert delivery({"x-onenet-attempt": value}, returned=True).attempt == attempt
+    assert delivery({"x-onenet-attempt": value}).attempt == 1
+
+
+def test_what_may_have_been_sent() -> None:
+    assert not delivery().may_have_been_sent
+    assert not delivery({"x-onenet-attempt": 1}, returned=True).may_have_been_sent
+    assert delivery(redelivered=True).may_have_been_sent
+    assert delivery({"x-onenet-attempt": 2}, returned=True).may_have_been_sent
+    assert delivery({"x-onenet-in-doubt": "2026"}, returned=True).may_have_been_sent
+    assert not delivery({"x-onenet-attempt": 2, "x-onenet-in-doubt": "2026"}).may_have_been_sent
+
+
+@pytest.mark.parametrize(
+    ("properties", "routing_key"),
+    [
+        ({}, "execute.accepted.unknown"),
+        ({"app_id": ""}, "execute.accepted.unknown"),
+        ({"app_id": b"\xff"}, "execute.accepted.unknown"),
+        ({"app_id": "billing"}, "execute.accepted.billing"),
+        ({"app_id": "billing", "reply_to": ""}, "execute.accepted.billing"),
+        ({"app_id": "billing", "reply_to": b"\xff"}, "execute.accepted.billing"),
+        ({"app_id": "billing", "reply_to": "over.there"}, "over.there"),
+    ],
+    ids=str,
+)
+def test_where_a_reply_goes(properties: dict[str, Any], routing_key: str) -> None:
+    found = OUTGOING.reply(delivery(**properties), REPLY)
+    assert (found.exchange, found.routing_key) == ("onenet.replies", routing_key)
+
+
+def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
+    """With it the broker sees a cycle, and silently drops the message on a later pass."""
+    brokers = {
+        "x-death": [{"count": 1}],
+        "x-first-death-queue": "q",
+        "x-last-death-reason": "expired",
+        "x-delivery-count": 3,
+    }
+    came = delivery({**brokers, "tenant": "a"}, returned=True)
+    for publication in (
+        OUTGOING.retry(came, TryAgain(5, 2, "")),
+        OUTGOING.put_off(came, 5, NOW),
+        OUTGOING.hand_back(came, NOW),
+        OUTGOING.dead_letter(came, failed()),
+    ):
+        assert not headers(publication).keys() & brokers.keys()
+        assert headers(publication)["tenant"] == "a"
+
+
+def test_a_retry_carries_its_attempt_and_rests_in_the_queue_of_its_delay() -> None:
+    found = OUTGOING.retry(delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"))
+    assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.600s")
+    assert headers(found)["x-onenet-attempt"] == 3
+    assert 540_000 <= int(str(found.properties.expiration)) <= 600_000
+    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429")).properties.expiration is None
+
+
+def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
+    fresh = OUTGOING.hand_back(delivery(), NOW)
+    assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
+    assert headers(fresh) == {"x-onenet-attempt": 1}
+    assert headers(OUTGOING.hand_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == NOW.isoformat()
+    doubted = delivery({"x-onenet-in-doubt": "since then"}, returned=True)
+    assert headers(OUTGOING.hand_back(doubted, NOW))["x-onenet-in-doubt"] == "since then"
+
+
+def test_what_is_put_off_uses_up_no_attempt_but_is_not_innocent_any_more() -> None:
+    """Another delivery of the same command is under way: should its record be lost, this copy must not be sent."""
+    found = headers(OUTGOING.put_off(delivery({"x-onenet-attempt": 3}, returned=True), 5, NOW))
+    assert found == {"x-onenet-attempt": 3, "x-onenet-in-doubt": NOW.isoformat()}
+
+
+def test_a_dead_letter_has_its_reason_cut_to_what_a_frame_can_carry() -> None:
+    reply = failed("é" * 100_000, tuple(Detail(field="f", message="y" * 1000) for _ in range(100)))
+    found = OUTGOING.dead_letter(delivery(), reply)
+    assert (found.exchange, found.routing_key) == ("onenet.dead-letters", "execute.invalid_command")
+    assert sum(map(len, found.properties.encode())) < 10_000
+    assert headers(found)["x-onenet-reason"] == "invalid_command"
+    assert headers(found)["x-onenet-worker"] == "host:1"
+    assert len(json.loads(headers(found)["x-onenet-details"])) == 3
+
+
+def test_only_what_failed_is_dead_lettered() -> None:
+    with pytest.raises(ValueError, match="failed"):
+        OUTGOING.dead_letter(delivery(), REPLY)

@@ -1,0 +1,208 @@
+"""The HTTP edge against real sockets: what proves that nothing was sent, and when a request is over."""
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import trustme
+from pydantic import SecretStr
+
+from tests.rig import API_KEY, a_command, onenet, raw_server
+from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.commands import ExecuteCommand, read_command
+from worker.localservices.ports import free_port, wait_until
+from worker.onenet import http
+from worker.onenet.client import OneNETClient
+from worker.onenet.http import BoundedHTTP
+from worker.settings import ApiKey
+from worker.simulator.faults import Fault
+
+CHINA = ZoneInfo("Asia/Shanghai")
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid":"u"},"error":"succ"}'
+
+
+def command() -> ExecuteCommand:
+    return read_command(str(a_command(args="on")).replace("'", '"').encode(), None, CHINA)
+
+
+@contextmanager
+def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None) -> Iterator[OneNETClient]:
+    edge = BoundedHTTP(url, connect_timeout_s=connect_s, read_timeout_s=read_s, ca_file=ca_file, connections=4)
+    try:
+        yield OneNETClient(url, {None: ApiKey(api_key=SecretStr(API_KEY))}, edge, CHINA)
+    finally:
+        edge.close()
+
+
+def ask(url: str) -> Answer:
+    with client(url) as asking:
+        return asking.execute(command()).answer
+
+
+def test_nobody_listens_so_nothing_was_sent() -> None:
+    found = ask(f"http://127.0.0.1:{free_port()}")
+    assert isinstance(found, NotSent)
+    assert "refused" in found.reason
+
+
+def test_a_name_that_is_not_known_proves_that_nothing_was_sent() -> None:
+    assert isinstance(ask("http://no-such-host.invalid"), NotSent)
+
+
+def test_a_connection_that_is_not_made_in_time_proves_that_nothing_was_sent() -> None:
+    """A full backlog: the kernel drops what it has no room for, so the connection is never made."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(4):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+            waiting.append(sock)
+        found = ask(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for sock in waiting:
+            sock.close()
+    assert isinstance(found, NotSent)
+
+
+def test_tls_that_fails_proves_that_nothing_was_sent() -> None:
+    """The handshake comes before the first byte of a request, and the key travels in the request."""
+    with onenet() as plain:
+        assert isinstance(ask(plain.url.replace("http:", "https:")), NotSent)
+        assert not plain.requests
+
+
+def _read_request(sock: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data or not data.endswith(b"}"):
+        data += sock.recv(4096)
+    return data
+
+
+def _close(sock: socket.socket) -> None:
+    _read_request(sock)
+
+
+def _reset(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+
+
+def _half_an_answer(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.sendall(ANSWER[:60])
+
+
+def _no_http(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.sendall(b"220 mail.example.org ESMTP\r\n")
+
+
+def _endless_answer(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        sock.sendall(b" " * 65536)
+
+
+def _silence(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.recv(1)
+
+
+@pytest.mark.parametrize("behaviour", [_close, _reset, _half_an_answer, _no_http, _endless_answer, _silence])
+def test_whatever_breaks_after_the_first_byte_leaves_a_doubt(behaviour: Callable[[socket.socket], None]) -> None:
+    with raw_server(behaviour) as url:
+        assert isinstance(ask(url), InDoubt)
+
+
+def _drip(text: bytes) -> Callable[[socket.socket], None]:
+    def behave(sock: socket.socket) -> None:
+        _read_request(sock)
+        for byte in text:
+            sock.sendall(bytes([byte]))
+            sock.settimeout(0.2)
+            try:
+                sock.recv(1)  # returns early only when the client is gone
+            except TimeoutError:
+                continue
+            return
+
+    return behave
+
+
+@pytest.mark.parametrize("text", [ANSWER, ANSWER[:40] + b"\r\nX: " * 100], ids=["body", "headers"])
+def test_a_dripping_answer_is_over_when_the_two_timeouts_together_are(text: bytes) -> None:
+    """Each byte comes well within the read timeout, so that in the end the answer would be whole."""
+    with raw_server(_drip(text)) as url:
+        assert ask(url) == InDoubt("no whole answer within 2 s")
+
+
+def test_connections_are_kept_for_the_next_request() -> None:
+    with onenet() as platform, client(platform.url) as asking:
+        for _ in range(3):
+            assert isinstance(asking.execute(command()).answer, Cached)
+        assert len({request["client"][1] for request in platform.requests}) == 1
+
+
+def test_a_connection_that_sat_idle_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the platform closed meanwhile looks exactly like an answer that was lost."""
+    monkeypatch.setattr(http, "MAX_IDLE_S", 0.0)
+    with onenet() as platform, client(platform.url) as asking:
+        for _ in range(3):
+            asking.execute(command())
+        assert len({request["client"][1] for request in platform.requests}) == 3
+
+
+def test_a_connection_that_the_platform_closed_is_not_used_again() -> None:
+    closed: list[socket.socket] = []
+
+    def answer_and_close(sock: socket.socket) -> None:
+        _read_request(sock)
+        closed.append(sock)
+        sock.sendall(ANSWER)
+
+    with raw_server(answer_and_close) as url, client(url) as asking:
+        for number in range(1, 4):
+            assert asking.execute(command()).answer == Cached("u")
+            wait_until(lambda: closed[-1].fileno() == -1, 10, "the end of the connection")
+            assert len(closed) == number
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with onenet(Fault(kind="redirect")) as platform:
+        assert ask(platform.url) == Refused("http_rejected", "HTTP 307")
+        assert len(platform.requests) == 1
+
+
+def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def answer(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) as secure:
+            _read_request(secure)
+            secure.sendall(ANSWER)
+
+    with raw_server(answer) as url:
+        secure_url = url.replace("http:", "https:")
+        with client(secure_url, ca_file=str(tmp_path / "ca.pem")) as asking:
+            assert asking.execute(command()).answer == Cached("u")
+        assert isinstance(ask(secure_url), NotSent)
+
+
+def test_a_proxy_of_the_environment_is_decided_upon_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with onenet() as platform:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("no_proxy", "")
+        with client(platform.url.replace("127.0.0.1", "onenet.invalid")) as proxied:
+            monkeypatch.delenv("http_proxy")
+            assert isinstance(proxied.execute(command()).answer, NotSent)

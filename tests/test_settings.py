@@ -1,0 +1,160 @@
+"""Settings: read in one place, checked whole, told in lines that hold no secret."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import AccessKey, ApiKey, Settings, load_products, load_settings
+
+NAMES = [name.upper() for name in Settings.model_fields]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine and no .env of the checkout has a say."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = load_settings()
+    assert [url.get_secret_value() for url in settings.amqp_url] == ["amqp://guest:guest@localhost:5672/"]
+    assert settings.onenet_url == "https://api.heclouds.com"
+    assert (settings.onenet_connect_timeout, settings.onenet_read_timeout) == (3, 10)
+    assert (settings.onenet_timezone, settings.worker_namespace) == ("Asia/Shanghai", "onenet")
+    assert (settings.worker_concurrency, settings.worker_max_attempts) == (32, 10)
+    assert settings.worker_retry_delays == (5, 30, 120, 600)
+    assert (settings.worker_shutdown_grace, settings.idempotency_ttl) == (30, 604800)
+    assert settings.idempotency_url.get_secret_value() == "memory://"
+    assert (settings.amqp_declare, settings.worker_in_doubt, settings.log_level) == (True, "reconcile", "info")
+
+
+def test_the_environment_comes_before_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("WORKER_CONCURRENCY=7\nWORKER_NAMESPACE=here\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("WORKER_CONCURRENCY", "9")
+    settings = load_settings()
+    assert (settings.worker_concurrency, settings.worker_namespace) == (9, "here")
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass on what is not set as nothing."""
+    monkeypatch.setenv("WORKER_CONCURRENCY", "")
+    monkeypatch.setenv("ONENET_API_KEY", "")
+    assert load_settings().worker_concurrency == 32
+    assert load_settings().onenet_api_key is None
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://a/, amqps://b:5671/v")
+    monkeypatch.setenv("WORKER_RETRY_DELAYS", "1, 1,10")
+    settings = load_settings()
+    assert [url.get_secret_value() for url in settings.amqp_url] == ["amqp://a/", "amqps://b:5671/v"]
+    assert settings.worker_retry_delays == (1, 1, 10)
+
+
+@pytest.mark.parametrize("name", ["AMQP_URL", "ONENET_API_KEY", "ONENET_ACCESS_KEY"])
+def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    value = "amqp://user:aGk=@host/" if name == "AMQP_URL" else "aGk="
+    (tmp_path / "secret").write_text(f"{value}\n")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("ONENET_PRODUCT_ID", "" if name != "ONENET_ACCESS_KEY" else "1")
+    found = getattr(load_settings(), name.lower())
+    assert (found[0] if isinstance(found, tuple) else found).get_secret_value() == value
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"{name}_FILE: set, and {name} too"):
+        load_settings()
+    monkeypatch.delenv(name)
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "missing"))
+    with pytest.raises(SettingsError, match=f"{name}_FILE: cannot be read"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AMQP_URL", "http://host/"), ("AMQP_URL", "amqp://host:port/"), ("AMQP_CA_FILE", "/no/such/file"),
+        ("AMQP_DECLARE", "perhaps"), ("ONENET_URL", "api.heclouds.com"), ("ONENET_URL", "https://host/?q=1"),
+        ("ONENET_API_KEY", "with blank"), ("ONENET_API_KEY", "with\u00e9"), ("ONENET_ACCESS_KEY", "no base64!"),
+        ("ONENET_CONNECT_TIMEOUT", "0"), ("ONENET_READ_TIMEOUT", "soon"), ("ONENET_TIMEZONE", "Mars/Olympus"),
+        ("ONENET_TIMEZONE", "../etc/passwd"), ("WORKER_NAMESPACE", "a b"), ("WORKER_CONCURRENCY", "0"),
+        ("WORKER_RETRY_DELAYS", "5,x"), ("WORKER_RETRY_DELAYS", "30,5"), ("WORKER_RETRY_DELAYS", "0"),
+        ("WORKER_RETRY_DELAYS", ","), ("WORKER_MAX_ATTEMPTS", "0"), ("WORKER_IN_DOUBT", "guess"),
+        ("WORKER_SHUTDOWN_GRACE", "-1"), ("IDEMPOTENCY_URL", "mysql://user:aSecret@host"), ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ONENET_PRODUCT_ID", "1" if name == "ONENET_ACCESS_KEY" else "")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith(f"{name}: ")
+    assert "aSecret" not in line
+    assert "\n" not in line
+
+
+def test_every_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_CONCURRENCY", "many")
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert [line.partition(":")[0] for line in caught.value.lines] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ONENET_PRODUCT_ID": "1"},
+        {"ONENET_ACCESS_KEY": "aGk="},
+        {"ONENET_API_KEY": "k", "ONENET_PRODUCT_ID": "1", "ONENET_ACCESS_KEY": "aGk="},
+    ],
+    ids=str,
+)
+def test_one_way_of_authentication_is_set_whole(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="ONENET_ACCESS_KEY: set"):
+        load_settings()
+
+
+def test_products_have_their_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "products.json").write_text(
+        '{"heating": {"api_key": "h"}, "cooling": {"product_id": "7", "access_key": "aGk="}}'
+    )
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(tmp_path / "products.json"))
+    products = load_products(load_settings())
+    assert set(products) == {"heating", "cooling"}
+    assert isinstance(products["heating"], ApiKey)
+    assert isinstance(products["cooling"], AccessKey)
+    monkeypatch.setenv("ONENET_API_KEY", "k")
+    assert set(load_products(load_settings())) == {None, "heating", "cooling"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"a": 1}', '{"a": {}}', '{"a": {"api_key": ""}}', '{"a": {"api_key": "aSecret", "other": 1}}',
+     '{"a": {"product_id": "1", "access_key": "aSecret!"}}'],
+)  # fmt: skip
+def test_a_products_file_that_cannot_be_used_is_said(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "products.json").write_text(content)
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(tmp_path / "products.json"))
+    with pytest.raises(SettingsError) as caught:
+        load_products(load_settings())
+    assert all(line.startswith("ONENET_PRODUCTS_FILE: ") for line in caught.value.lines)
+    assert "aSecret" not in str(caught.value)
+
+
+def test_without_any_credentials_there_is_no_start() -> None:
+    with pytest.raises(SettingsError, match="ONENET_API_KEY: not set"):
+        load_products(load_settings())
+
+
+def test_no_secret_is_in_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://user:aSecret@host/")
+    monkeypatch.setenv("ONENET_API_KEY", "aSecret")
+    assert "aSecret" not in repr(load_settings()) + str(load_settings()) + load_settings().model_dump_json()
