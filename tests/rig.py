@@ -161,7 +161,7 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stop()
+        self.process.kill()  # how it stops in good order has tests of its own
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pika import BasicProperties
 
 from schemas.reply import Detail, Reply, ReplyError
@@ -123,3 +125,28 @@ def test_a_dead_letter_has_its_reason_cut_to_what_a_frame_can_carry() -> None:
 def test_only_what_failed_is_dead_lettered() -> None:
     with pytest.raises(ValueError, match="failed"):
         OUTGOING.dead_letter(delivery(), REPLY)
+
+
+def _field_values() -> st.SearchStrategy[Any]:
+    scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text() | st.binary()
+    moments = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+    names = st.text(max_size=60) | st.binary(max_size=60)
+    return st.recursive(
+        scalars | moments | st.decimals(-21_000_000, 21_000_000, places=2),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+        max_leaves=5,
+    )
+
+
+@given(st.dictionaries(st.text(max_size=60) | st.binary(max_size=60), _field_values(), max_size=4), st.booleans())
+def test_no_headers_of_upstreams_keep_a_message_from_being_published(table: dict[Any, Any], returned: bool) -> None:
+    """One that could not be encoded again would end the worker each time it came."""
+    encoded = b"".join(BasicProperties(headers=table).encode())
+    came = delivery(dict(BasicProperties().decode(encoded).headers or {}), returned=returned)
+    for publication in (
+        OUTGOING.reply(came, REPLY),
+        OUTGOING.retry(came, TryAgain(5, 2, "")),
+        OUTGOING.hand_back(came, NOW),
+        OUTGOING.dead_letter(came, failed()),
+    ):
+        publication.properties.encode()

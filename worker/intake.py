@@ -12,6 +12,8 @@ from worker.errors import WorkerError
 from worker.handler import Handler
 from worker.telemetry.logs import get_logger
 
+_BLOCKED, _STOPPING = "the broker takes no publications", "the worker is stopping"
+
 log = get_logger()
 
 
@@ -40,7 +42,7 @@ class Intake:
         self._on_crash = on_crash
         self._loop = asyncio.get_running_loop()
         self._waiting: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._is_paused = False
+        self._pauses: set[str] = set()  # why nothing is taken at present
         self._not_started: list[Delivery] = []  # what came while paused
         self._flow = asyncio.Lock()  # one pause or resume at a time
         self._flow_tasks: set[asyncio.Task[None]] = set()
@@ -51,7 +53,7 @@ class Intake:
             threading.Thread(target=self._work, name=f"handler-{number}", daemon=True).start()
 
     def on_delivery(self, delivery: Delivery) -> None:
-        if self._is_paused:
+        if self._pauses:
             self._not_started.append(delivery)
         else:
             self._waiting.put(delivery)
@@ -60,10 +62,10 @@ class Intake:
         """Take nothing new while the broker takes no publications: every outcome would have to wait here."""
         if is_blocked:
             log.warning("publishing_blocked")
-            flow = self._pause()
+            flow = self._pause(_BLOCKED)
         else:
             log.info("publishing_unblocked")
-            flow = self._resume()
+            flow = self._resume(_BLOCKED)
         task = self._loop.create_task(flow)
         self._flow_tasks.add(task)
         task.add_done_callback(self._flow_tasks.discard)
@@ -75,7 +77,7 @@ class Intake:
 
     async def stop(self) -> None:
         """Take nothing new, hand back what has not been started, finish the rest, and see it acknowledged."""
-        await self._pause()
+        await self._pause(_STOPPING)
         for _ in range(self._threads):
             self._waiting.put(None)
         await self._all_ended.wait()
@@ -84,9 +86,9 @@ class Intake:
         except WorkerError as exc:
             log.warning("broker_connection_lost", reason=str(exc))
 
-    async def _pause(self) -> None:
+    async def _pause(self, reason: str) -> None:
         async with self._flow:
-            self._is_paused = True
+            self._pauses.add(reason)
             self._not_started += self._take_waiting()
             try:
                 await self._broker.pause()
@@ -100,9 +102,11 @@ class Intake:
                     self._handler.note_unsent(delivery)
                     self._broker.requeue(delivery)
 
-    async def _resume(self) -> None:
+    async def _resume(self, reason: str) -> None:
         async with self._flow:
-            self._is_paused = False
+            self._pauses.discard(reason)
+            if self._pauses:
+                return
             try:
                 await self._broker.resume()
             except WorkerError:

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a command is given up")
     worker_in_doubt: Literal["reconcile", "dead-letter", "resend"] = Field(
         "reconcile",
-        description="what becomes of a command that may or may not have been cached: see the README",
+        description="`reconcile`, `dead-letter` or `resend`: what becomes of a command that may have been cached",
     )
     worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
     idempotency_url: SecretStr = Field(SecretStr("memory://"), description="where outcomes are remembered")

@@ -97,6 +97,8 @@ class Broker:
                 if self._session is session:
                     self._session = None
                     intake.on_lost()
+                if session.is_blocked:
+                    intake.on_blocked(False)  # the next connection learns for itself whether it is
                 await session.close()
 
     async def _attend(self, session: Session, *, is_first: bool) -> None:

@@ -89,7 +89,8 @@ class Outgoing:
         else:
             source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
             routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
-        trace = {name: delivery.headers[name] for name in ("traceparent", "tracestate") if name in delivery.headers}
+        traced = {name: delivery.headers.get(name) for name in ("traceparent", "tracestate")}
+        trace: dict[str, Any] = {name: value for name, value in traced.items() if isinstance(value, str)}
         properties = BasicProperties(
             content_type="application/json",
             type="execute.reply",
@@ -158,7 +159,7 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     headers: dict[str, Any] = {
         name: value
         for name, value in delivery.headers.items()
-        if not name.startswith(_BROKERS_PREFIXES) and not name.startswith(OWN_PREFIX)
+        if not str(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))  # a name that is no UTF-8 comes as bytes
     }
     for name in ("user_id", "expiration"):
         header = OWN_PREFIX + name.replace("_", "-")

@@ -7,6 +7,7 @@ connection, a channel, the consumer, ends the session: everything unacknowledged
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class Session:
         self._in_flight: dict[int, _InFlight] = {}
         self._unacknowledged: set[int] = set()
         self._held_back: list[int] | None = None
+        self._consumer_change = asyncio.Lock()
         self._progress = asyncio.Event()
 
     async def open(self, parameters: URLParameters, name: str, *, declare: bool) -> None:
@@ -116,12 +118,13 @@ class Session:
 
     async def consume(self) -> None:
         """Begin to take deliveries, if that has not begun."""
-        if self._consumer_tag is not None:
-            return
-        frame = await self._call(
-            self._consuming.basic_consume, self._topology.execute_queue, on_message_callback=self._on_message
-        )
-        self._consumer_tag = frame.method.consumer_tag
+        async with self._consumer_change:
+            if self._consumer_tag is not None:
+                return
+            frame = await self._call(
+                self._consuming.basic_consume, self._topology.execute_queue, on_message_callback=self._on_message
+            )
+            self._consumer_tag = frame.method.consumer_tag
 
     async def cancel(self) -> None:
         """Take no new deliveries; those that are here stay valid.
@@ -130,21 +133,19 @@ class Session:
         if it had been handled before. So acknowledgements are held back first, until the prefetch is used up and the
         broker sends nothing more by itself; where that takes longer than a second, next to nothing arrives anyway.
         """
-        if self._consumer_tag is None:
-            return
-        self._held_back = []
-        try:
-            async with asyncio.timeout(SATURATE_S):
-                while len(self._unacknowledged) < self._prefetch and not self.lost.done():
-                    self._progress.clear()
-                    await self._or_lost(asyncio.ensure_future(self._progress.wait()))
-        except TimeoutError:
-            pass
-        tag, self._consumer_tag = self._consumer_tag, None
-        await self._call(self._consuming.basic_cancel, tag)
-        held_back, self._held_back = self._held_back, None
-        for delivery_tag in held_back:
-            self._acknowledge(delivery_tag)
+        async with self._consumer_change:
+            if self._consumer_tag is None:
+                return
+            self._held_back = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SATURATE_S):
+                    while len(self._unacknowledged) < self._prefetch:
+                        await self._next_progress()
+            tag, self._consumer_tag = self._consumer_tag, None
+            await self._call(self._consuming.basic_cancel, tag)
+            held_back, self._held_back = self._held_back, None
+            for delivery_tag in held_back:
+                self._acknowledge(delivery_tag)
 
     async def drain(self) -> None:
         """Wait until nothing is unacknowledged.
@@ -153,8 +154,7 @@ class Session:
             WorkerError: the session was lost before.
         """
         while self._unacknowledged:
-            self._progress.clear()
-            await self._or_lost(asyncio.ensure_future(self._progress.wait()))
+            await self._next_progress()
 
     def settle(self, delivery: Delivery, publications: Iterable[Publication]) -> None:
         """Publish, and acknowledge once all of it is confirmed. A delivery of another session is left alone."""
@@ -167,9 +167,8 @@ class Session:
 
     def requeue(self, delivery: Delivery) -> None:
         """Give back a delivery that was not started, without publishing; it will look as if it may have been."""
-        if delivery.session == self.number and not self.lost.done():
-            self._consuming.basic_nack(delivery.tag, requeue=True)
-            self._settled(delivery.tag)
+        if delivery.session == self.number:
+            self._settle_with(self._consuming.basic_nack, delivery.tag)  # which requeues
 
     async def close(self) -> None:
         """Close both connections; what is unacknowledged comes again."""
@@ -251,8 +250,10 @@ class Session:
             self._fail(_as_fault(exc))
 
     def _on_return(self, _channel: Channel, method: Basic.Return, _properties: object, _body: bytes) -> None:
-        """Note that a route leads nowhere. A return has no number of its own, but everything that is on its way by
-        the same route leads there too, and its confirm has not come yet.
+        """Note that a route leads nowhere.
+
+        A return has no number of its own, but everything that is on its way by the same route leads there too, and
+        its confirm has not come yet.
         """
         for item in self._in_flight.values():
             route = (item.publication.exchange, item.publication.routing_key)
@@ -291,17 +292,22 @@ class Session:
         if self._held_back is not None:
             self._held_back.append(tag)
             return
+        self._settle_with(self._consuming.basic_ack, tag)
+
+    def _settle_with(self, method: Callable[[int], None], tag: int) -> None:
         if self.lost.done():
             return
         try:
-            self._consuming.basic_ack(tag)
+            method(tag)
         except AMQPError as exc:
             self._fail(_as_fault(exc))
-        self._settled(tag)
-
-    def _settled(self, tag: int) -> None:
         self._unacknowledged.discard(tag)
         self._progress.set()
+
+    async def _next_progress(self) -> None:
+        """Wait until a delivery comes or is settled."""
+        self._progress.clear()
+        await self._or_lost(asyncio.ensure_future(self._progress.wait()))
 
     def _set_blocked(self, *, is_blocked: bool) -> None:
         self.is_blocked = is_blocked

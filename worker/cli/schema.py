@@ -25,8 +25,6 @@ def schema(document: Annotated[Document, typer.Argument(help="Which message.")])
     from schemas.command import COMMAND
     from schemas.reply import Reply
 
-    if document is Document.COMMAND:
-        found = COMMAND.json_schema()
-    else:
-        found = Reply.model_json_schema(mode="serialization")  # every field is there, if only with null
+    reply = Reply.model_json_schema(mode="serialization")  # every field is there, if only with null
+    found = COMMAND.json_schema() if document is Document.COMMAND else reply
     typer.echo(json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2, ensure_ascii=False))

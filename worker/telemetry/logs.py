@@ -97,7 +97,9 @@ def configure_logging(
     ]
     last: list[Processor]
     if as_console:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        # Not the default traceback: it shows local variables, and so secrets.
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=plain)]
     else:
         last = [structlog.processors.format_exc_info, _put_first, structlog.processors.JSONRenderer(default=repr)]
     structlog.configure(
