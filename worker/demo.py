@@ -18,17 +18,18 @@ from uuid import uuid4
 
 import pika
 import requests
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from worker.amqp.client import CommandClient, declare_on, delete_on
+from worker.amqp.client import CommandClient, connect_blocking, declare_on, delete_on
 from worker.amqp.topology import Topology
 from worker.errors import WorkerError
 from worker.localservices.broker import find_broker
 from worker.localservices.ports import free_port
 from worker.localservices.processes import OwnProcess
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 
 _API_KEY = "demo-key"
 _RETRY_DELAYS_S = (1, 2)
@@ -62,8 +63,9 @@ def run_demo(console: Console, count: int) -> bool:
             broker = find_broker()
         stack.callback(broker.stop)
         console.print(f"broker     {broker.origin}")
-        settings = Settings(amqp_url=broker.url, worker_namespace=namespace)
-        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        own = {"amqp_url": (SecretStr(broker.url),), "worker_namespace": namespace}
+        settings = load_settings().model_copy(update=own)
+        connection, _ = connect_blocking(settings)
         stack.callback(_delete, connection, topology)
         channel = connection.channel()
         declare_on(channel, topology)
@@ -144,7 +146,7 @@ def _messages(count: int) -> Iterator[_Message]:
                 outcome = "failed outcome_unknown"
             case "id used twice":
                 yield _Message(kind, json.dumps(fields).encode(), outcome)
-                fields["args"] = "something else"
+                fields["args"] = f"demo-{number}, but another"  # whichever of the two comes first is the one
                 outcome = "failed command_id_conflict"
         yield _Message(kind, json.dumps(fields).encode(), outcome)
 
@@ -232,7 +234,7 @@ def _report(
         kinds = sorted({message.kind for message in messages if message.outcome == outcome})
         colour = {"accepted": "green", "rejected": "yellow", "failed": "red"}[status]
         is_right = "yes" if found[outcome] == wanted[outcome] else f"no: {wanted[outcome]}"
-        table.add_row(f"[{colour}]{status}", code, str(found[outcome]), is_right, ", ".join(kinds))
+        table.add_row(f"[{colour}]{status}", code, str(found[outcome]), is_right, "; ".join(kinds))
     console.print(table)
     times_cached = Counter(command["args"] for command in cached)
     twice = sum(1 for times in times_cached.values() if times > 1)

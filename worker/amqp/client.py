@@ -11,7 +11,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from worker.amqp.connecting import address, connection_parameters
+from worker.amqp.connecting import address, connection_parameters, reason_of
 from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
 from worker.settings import Settings
@@ -33,8 +33,8 @@ def _all_parameters(settings: Settings) -> list[pika.URLParameters]:
     )
 
 
-def _connect(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
-    """Connect to the first broker that answers.
+def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
+    """Connect to the first broker that answers; returns the connection and where it leads.
 
     Raises:
         BrokerUnavailable: none does.
@@ -45,7 +45,7 @@ def _connect(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, OSError) as exc:
-            reasons.append(f"{address(parameters)} cannot be reached: {str(exc) or type(exc).__name__}")
+            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc)}")
     raise BrokerUnavailable("; ".join(reasons))
 
 
@@ -56,7 +56,7 @@ def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
         BrokerUnavailable: no broker answers.
         TopologyMismatch: it is there with other arguments, or may not be declared.
     """
-    connection, parameters = _connect(settings)
+    connection, parameters = connect_blocking(settings)
     try:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
@@ -98,7 +98,7 @@ class CommandClient:
     def __init__(self, settings: Settings, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
         self._topology = topology
         self._app_id = app_id
-        self._connection, _ = _connect(settings)
+        self._connection, _ = connect_blocking(settings)
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
         self._reply_to: str | None = None

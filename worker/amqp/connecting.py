@@ -78,7 +78,7 @@ async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
 
     def on_error(_connection: Any, error: BaseException | str) -> None:
         if not opened.done():
-            opened.set_exception(BrokerUnavailable(_said(error)))
+            opened.set_exception(BrokerUnavailable(reason_of(error)))
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
@@ -101,7 +101,7 @@ def close(connection: AsyncioConnection) -> None:
         connection.close()
 
 
-def _said(error: BaseException | str) -> str:
+def reason_of(error: BaseException | str) -> str:
     """Say in one line why a connection could not be opened: the innermost cause, without the libraries' wrapping."""
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"

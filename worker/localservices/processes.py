@@ -9,25 +9,29 @@ from pathlib import Path
 
 from worker.errors import LocalServiceError
 from worker.localservices.ports import is_listening, wait_until
+from worker.settings import Settings
 
 _STOP_S = 40
+_SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
 
 class OwnProcess:
-    """One ``onenet-worker`` command, its output in a file.
+    """One ``onenet-worker`` command, its output in a file; of the settings it knows only those that are given.
 
     Args:
         arguments: behind ``onenet-worker``.
-        environment: on top of this process's own.
+        environment: its settings; the settings of this process, and its ``.env``, are kept from it.
         output: where stdout and stderr go.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
         self.output = output
+        inherited = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in _SETTINGS}
         with output.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", *arguments],
-                env={**os.environ, **environment},
+                env={**inherited, **environment},
+                cwd=output.parent,
                 stdout=stream,
                 stderr=stream,
                 stdin=subprocess.DEVNULL,
