@@ -1,14 +1,30 @@
-"""The platform's answers, as far as the worker reads them. Source: the page of ``POST /nbiot/execute/offline``."""
+"""The platform's answers, as far as the worker reads them. Source: the page of ``POST /nbiot/execute/offline``.
 
-from pydantic import BaseModel, ConfigDict
+Only ``errno`` decides, so only it must be what the page says; whatever else is odd counts as absent.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _text_or_nothing(value: object) -> object:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _object_or_nothing(value: object) -> object:
+    return value if isinstance(value, dict) else {}
+
+
+Text = Annotated[str, BeforeValidator(_text_or_nothing)]
 
 
 class ExecuteData(BaseModel):
     """The part of an accepting answer that identifies the cached command."""
 
-    model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True)
 
-    uuid: str | None = None
+    uuid: Text = ""
 
 
 class ExecuteAnswer(BaseModel):
@@ -17,5 +33,5 @@ class ExecuteAnswer(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     errno: int
-    error: str = ""
-    data: ExecuteData | None = None
+    error: Text = ""
+    data: Annotated[ExecuteData, BeforeValidator(_object_or_nothing)] = ExecuteData()

@@ -1,35 +1,45 @@
 """Fixtures: a real broker for the whole run, a simulator and a namespace for each test."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from tests.rig import Rig, onenet
-from worker.localservices.broker import LocalBroker, NamedBroker, OwnBroker, find_broker, start_own_broker
+from worker.localservices.broker import OwnBroker, start_own_broker
+
+os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the servers of the tests are on this machine
+
+
+def _end(number: int, _frame: object) -> None:
+    pytest.exit(signal.Signals(number).name, 128 + number)  # with the fixtures' ends, which stop what was started
+
+
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, _end)
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[LocalBroker]:
-    """The broker that all tests share; where AMQP_URL names one, they leave nothing behind on it."""
-    found = find_broker()
-    yield found
-    found.stop()
+def own_broker() -> Iterator[OwnBroker]:
+    """A broker that may be killed: never one that AMQP_URL names."""
+    broker = start_own_broker()
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="session")
-def own_broker(broker: LocalBroker) -> Iterator[OwnBroker]:
-    """A broker that may be killed: the shared one, unless AMQP_URL names it."""
-    if not isinstance(broker, NamedBroker):
-        yield cast("OwnBroker", broker)
-        return
-    started = start_own_broker()
-    yield started
-    started.stop()
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """The broker that all tests share; on one that AMQP_URL names they leave nothing behind."""
+    named = os.environ.get("AMQP_URL")
+    if named:
+        return named
+    own: OwnBroker = request.getfixturevalue("own_broker")
+    return own.url
 
 
 @pytest.fixture
-def rig(broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
-    with onenet() as simulator, Rig.set_up(broker.url, tmp_path, simulator, (1, 2)) as found:
+def rig(broker_url: str, tmp_path: Path) -> Iterator[Rig]:
+    with onenet() as simulator, Rig.set_up(broker_url, tmp_path, simulator, (1, 2)) as found:
         yield found

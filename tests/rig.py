@@ -229,6 +229,11 @@ class Rig:
         self.upstream.bind_replies()
         return worker
 
+    def wait_for_request(self, simulator: Simulator | None = None) -> None:
+        """Wait until the platform has been asked something."""
+        asked = simulator or self.simulator
+        wait_until(lambda: bool(asked.requests), PATIENCE_S, "a request")
+
     def cached(self, command_id: str) -> int:
         """Return how often the platform has cached a command whose args are its id."""
         return sum(1 for command in self.simulator.platform.commands if command.args == command_id)
@@ -242,6 +247,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[socket.socket] = []
+        self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -251,6 +257,11 @@ class Proxy:
             pairs, self._pairs = self._pairs, []
         for sock in pairs:
             _close(sock)
+
+    def silence(self) -> None:
+        """Let nothing through any more on the connections that are there, and say so to nobody."""
+        with self._lock:
+            self._silent |= set(self._pairs)
 
     def close(self) -> None:
         _close(self._listener)
@@ -266,15 +277,15 @@ class Proxy:
             with self._lock:
                 self._pairs += [client, server]
             for source, target in ((client, server), (server, client)):
-                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    _close(source)
-    _close(target)
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source not in self._silent:
+                    target.sendall(data)
+        _close(source)
+        _close(target)
 
 
 def _close(sock: socket.socket) -> None:

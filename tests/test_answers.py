@@ -19,6 +19,7 @@ def answer(status: int, body: object, retry_after: str | None = None) -> Answer:
 def test_errno_0_with_a_uuid_is_cached() -> None:
     assert answer(200, {"errno": 0, "data": {"uuid": "42742677 "}, "error": "succ"}) == Cached("42742677")
     assert answer(200, {"errno": 0, "error": "succ", "data": {"uuid": "u", "more": 1}, "other": []}) == Cached("u")
+    assert answer(200, {"errno": 0, "error": None, "data": {"uuid": "u"}}) == Cached("u")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,31 @@ def test_a_permanent_no_is_refused_whatever_its_http_status(status: int, errno: 
 
 
 @pytest.mark.parametrize(
-    ("errno", "error"), [(7, "service internal error"), (5117, "rpc error"), (5108, "rpc response error"), (5108, "")]
+    "data",
+    ["", [], {}, {"uuid": 1}, None, 7],
+    ids=str,
+)
+def test_a_no_is_a_no_whatever_else_is_odd(data: Any) -> None:
+    assert answer(200, {"errno": 3, "error": "no", "data": data}) == Refused("onenet_rejected", "no", 3)
+
+
+def test_a_text_that_is_none_or_not_utf8_or_too_long_changes_nothing() -> None:
+    assert answer(200, {"errno": 3}) == answer(200, {"errno": 3, "error": None}) == Refused("onenet_rejected", "", 3)
+    assert isinstance(answer(200, '{"errno": 3, "error": "参数"}'.encode("gbk")), Refused)
+    found = answer(200, {"errno": 3, "error": "x" * 200_000})
+    assert isinstance(found, Refused)
+    assert len(found.message) == 500
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"),
+    [
+        (7, "service internal error"),
+        (5117, "rpc error"),
+        (5108, "rpc response error"),
+        (5108, ""),
+        (5108, "invalid parameter / rpc response error"),
+    ],
 )
 def test_a_transient_no_leaves_a_doubt(errno: int, error: str) -> None:
     """The platform may have cached the command before it failed to answer."""
@@ -64,6 +89,7 @@ def test_other_refusals_are_not_the_platforms(status: int) -> None:
 @pytest.mark.parametrize(
     ("retry_after", "wait_s"),
     [(None, None), ("7", 7.0), (" 7 ", 7.0), ("-1", None), ("soon", None), ("", None),
+     ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, float("inf")),
      ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0)],
 )  # fmt: skip
 def test_429_was_not_taken_and_may_say_when_to_come_back(retry_after: str | None, wait_s: float | None) -> None:

@@ -30,7 +30,7 @@ def test_what_was_not_sent_is_tried_again_later_and_later(attempt: int, delay_s:
 
 @pytest.mark.parametrize(("asked_s", "delay_s"), [(0, 5), (5, 5), (6, 30), (31, 120), (9999, 120)])
 def test_the_platforms_wait_is_the_least(asked_s: float, delay_s: int) -> None:
-    assert outcome(NotSent("429", asked_s)) == TryAgain(delay_s, 2, "429")
+    assert outcome(NotSent("429", asked_s)) == TryAgain(delay_s, 2, "429", is_least=True)
 
 
 @pytest.mark.parametrize("attempt", [4, 5])
@@ -55,4 +55,15 @@ def test_what_may_have_been_cached_is_never_sent_again(attempt: int) -> None:
 
 
 def test_unless_the_operator_accepts_that() -> None:
-    assert outcome(InDoubt("read timeout"), policy=RESEND) == TryAgain(5, 2, "read timeout")
+    assert outcome(InDoubt("read timeout"), policy=RESEND) == TryAgain(5, 2, "read timeout", is_in_doubt=True)
+
+
+@pytest.mark.parametrize(("attempt", "left_s"), [(4, 3600), (1, 4)])
+@pytest.mark.parametrize("answer", [InDoubt("read timeout"), NotSent("refused")])
+def test_what_was_in_doubt_once_is_never_said_not_to_have_been_cached(
+    attempt: int, left_s: float, answer: Answer
+) -> None:
+    expires_at = NOW + timedelta(seconds=left_s)
+    found = decide(answer, attempt, RESEND, now=NOW, expires_at=expires_at, was_in_doubt=True)
+    assert isinstance(found, Failed)
+    assert found.code == "outcome_unknown"

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from typing import Any
 
+from worker.localservices.ports import wait_until
 from worker.telemetry.logs import LineWriter
 
 
@@ -77,11 +78,16 @@ class Stalled(io.StringIO):
 
 def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> None:
     stream = Stalled()
-    writer = LineWriter(stream)
+    dropped: list[int] = []
+    writer = LineWriter(stream, dropped.append)
     for number in range(60_000):
         writer.write_line(str(number))  # returns, although not one line has got through
+    assert not dropped  # it is said once there is room again
     stream.may_go_on.set()
+    wait_until(lambda: writer.is_idle, 30, "room for more")
+    writer.write_line("last")
     writer.close(timeout_s=30)
+    assert dropped == [60_000 - len(stream.getvalue().splitlines()) + 1]
     written = stream.getvalue().splitlines()
     assert written[:3] == ["0", "1", "2"]
     assert 50_000 <= len(written) < 51_000
@@ -90,6 +96,6 @@ def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> No
 def test_a_reader_that_goes_away_does_not_end_the_worker() -> None:
     stream = io.StringIO()
     stream.close()
-    writer = LineWriter(stream)
+    writer = LineWriter(stream, print)
     writer.write_line("a")
     writer.close()

@@ -1,6 +1,7 @@
 """What comes in and goes out, property by property."""
 
 import json
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
     }
     came = delivery({**brokers, "tenant": "a"}, returned=True)
     for publication in (
-        OUTGOING.retry(came, TryAgain(5, 2, "")),
+        OUTGOING.retry(came, TryAgain(5, 2, ""), NOW),
         OUTGOING.put_off(came, 5, NOW),
         OUTGOING.hand_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
@@ -90,11 +91,26 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
 
 
 def test_a_retry_carries_its_attempt_and_rests_in_the_queue_of_its_delay() -> None:
-    found = OUTGOING.retry(delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"))
+    found = OUTGOING.retry(
+        delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"), NOW
+    )
     assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.600s")
     assert headers(found)["x-onenet-attempt"] == 3
     assert 540_000 <= int(str(found.properties.expiration)) <= 600_000
-    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429")).properties.expiration is None
+    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429"), NOW).properties.expiration is None
+
+
+def test_a_wait_that_the_platform_asked_for_is_not_shortened() -> None:
+    assert OUTGOING.retry(delivery(), TryAgain(600, 2, "429", is_least=True), NOW).properties.expiration is None
+
+
+def test_a_doubt_stays_with_the_command() -> None:
+    doubted = headers(OUTGOING.retry(delivery(), TryAgain(5, 2, "", is_in_doubt=True), NOW))
+    assert doubted["x-onenet-in-doubt"] == NOW.isoformat()
+    later = headers(
+        OUTGOING.retry(delivery(doubted, returned=True), TryAgain(5, 3, "", is_in_doubt=True), datetime.now(UTC))
+    )
+    assert later["x-onenet-in-doubt"] == NOW.isoformat()
 
 
 def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
@@ -145,8 +161,22 @@ def test_no_headers_of_upstreams_keep_a_message_from_being_published(table: dict
     came = delivery(dict(BasicProperties().decode(encoded).headers or {}), returned=returned)
     for publication in (
         OUTGOING.reply(came, REPLY),
-        OUTGOING.retry(came, TryAgain(5, 2, "")),
+        OUTGOING.retry(came, TryAgain(5, 2, ""), NOW),
         OUTGOING.hand_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
         publication.properties.encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"T" + (1_790_000_000_000).to_bytes(8), b"T" + b"\xff" * 8,
+     b"d" + struct.pack(">d", 3.75), b"f" + struct.pack(">f", 0.5),
+     b"D\x02" + (314).to_bytes(4), b"D\xff" + b"\xff" * 4],
+    ids=["milliseconds", "no-time", "double", "float", "decimal", "odd-decimal"],
+)  # fmt: skip
+def test_header_values_that_pika_would_change_or_choke_on_are_carried_as_they_are(value: bytes) -> None:
+    entry = b"\x04when" + value
+    encoded = b"\x20\x00" + len(entry).to_bytes(4) + entry  # the flag of headers, then a table of one
+    came = delivery(dict(BasicProperties().decode(encoded).headers or {}))
+    assert entry in b"".join(OUTGOING.dead_letter(came, failed()).properties.encode())

@@ -66,6 +66,10 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SettingsError, match=f"{name}_FILE: set, and {name} too"):
         load_settings()
     monkeypatch.delenv(name)
+    (tmp_path / "empty").write_text("\n")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "empty"))
+    with pytest.raises(SettingsError, match=f"{name}_FILE: is empty"):
+        load_settings()
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "missing"))
     with pytest.raises(SettingsError, match=f"{name}_FILE: cannot be read"):
         load_settings()
@@ -76,6 +80,8 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
     [
         ("AMQP_URL", "http://host/"), ("AMQP_URL", "amqp://host:port/"), ("AMQP_CA_FILE", "/no/such/file"),
         ("AMQP_DECLARE", "perhaps"), ("ONENET_URL", "api.heclouds.com"), ("ONENET_URL", "https://host/?q=1"),
+        ("ONENET_URL", "http://exa mple"), ("ONENET_URL", "http://*x"), ("ONENET_URL", "http://.x"),
+        ("ONENET_URL", "http://%zz"), ("ONENET_URL", "http://user:aSecret@host"), ("ONENET_URL", "http://host:0"),
         ("ONENET_API_KEY", "with blank"), ("ONENET_API_KEY", "with\u00e9"), ("ONENET_ACCESS_KEY", "no base64!"),
         ("ONENET_CONNECT_TIMEOUT", "0"), ("ONENET_READ_TIMEOUT", "soon"), ("ONENET_TIMEZONE", "Mars/Olympus"),
         ("ONENET_TIMEZONE", "../etc/passwd"), ("WORKER_NAMESPACE", "a b"), ("WORKER_CONCURRENCY", "0"),
@@ -102,6 +108,33 @@ def test_every_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert [line.partition(":")[0] for line in caught.value.lines] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
+
+
+@pytest.mark.parametrize("password", ["pa/ss", "pa[x]ss", "pa/ss:1", "pa]ss"])
+def test_a_password_that_breaks_its_url_is_not_quoted(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", f"amqp://user:{password}@host/")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert not [part for part in ("pa", "ss", "[x]") if part in str(caught.value).replace("password", "")]
+
+
+def test_words_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "INFO")
+    monkeypatch.setenv("LOG_FORMAT", "JSON")
+    assert (load_settings().log_level, load_settings().log_format) == ("info", "json")
+
+
+def test_an_env_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"LOG_LEVEL=\xff\xfe")
+    with pytest.raises(SettingsError, match=r"\.env: cannot be read"):
+        load_settings()
+
+
+def test_a_file_of_authorities_without_any_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing\n")
+    monkeypatch.setenv("ONENET_CA_FILE", str(tmp_path / "ca.pem"))
+    with pytest.raises(SettingsError, match="ONENET_CA_FILE: holds no certificate"):
+        load_settings()
 
 
 @pytest.mark.parametrize(

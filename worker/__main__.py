@@ -11,10 +11,10 @@ from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
 from worker.cli.topology import topology
-from worker.errors import LocalServiceError, SettingsError, WorkerError
+from worker.errors import SettingsError, WorkerError
 
 EXIT_FAILURE = 1
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h, also in app.py, which is imported by `run` alone
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def main() -> None:
         for line in exc.lines:
             print(f"onenet-worker: {line}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-    except (LocalServiceError, WorkerError) as exc:
+    except WorkerError as exc:
         print(f"onenet-worker: {exc}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:

@@ -82,7 +82,10 @@ def run(settings: Settings) -> int:
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
-        return asyncio.run(_serve(build, settings.worker_shutdown_grace))
+        # Not asyncio.run, which waits at its end for a name that is still being looked up.
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(_serve(build, settings.worker_shutdown_grace))
     finally:
         http.close()
         writer.close()
@@ -116,10 +119,9 @@ async def _serve(build: Callable[[Callable[[BaseException], None]], tuple[Broker
     running = asyncio.create_task(broker.run(intake))
     await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
     if stop.done():
-        exit_code = await _finish(intake, stop.result(), grace_s)
+        exit_code = await _finish(intake, crash, stop.result(), grace_s)
     elif crash.done():
-        log.critical("worker_crashed", exc_info=crash.result())
-        exit_code = EXIT_SOFTWARE
+        exit_code = _crashed(crash.result())
     else:
         exit_code = _explain(running)
     running.cancel()
@@ -128,14 +130,18 @@ async def _serve(build: Callable[[Callable[[BaseException], None]], tuple[Broker
     return exit_code
 
 
-async def _finish(intake: Intake, reason: str, grace_s: float) -> int:
+async def _finish(intake: Intake, crash: "asyncio.Future[BaseException]", reason: str, grace_s: float) -> int:
     log.info("worker_stopping", reason=reason, grace_s=grace_s)
-    try:
-        async with asyncio.timeout(grace_s):
-            await intake.stop()
-    except TimeoutError:
+    stopping = asyncio.ensure_future(intake.stop())
+    # A tenth of the grace is kept for closing the connections and writing the last lines.
+    await asyncio.wait((stopping, crash), timeout=0.9 * grace_s, return_when=asyncio.FIRST_COMPLETED)
+    if crash.done():
+        return _crashed(crash.result())
+    if not stopping.done():
+        stopping.cancel()
         log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged comes again
-    return EXIT_OK
+        return EXIT_OK
+    return EXIT_OK if stopping.exception() is None else _crashed(stopping.exception())
 
 
 def _explain(running: "asyncio.Task[None]") -> int:
@@ -143,6 +149,10 @@ def _explain(running: "asyncio.Task[None]") -> int:
     if isinstance(error, TopologyMismatch):
         log.error("topology_mismatch", reason=str(error))
         return EXIT_CONFIG
+    return _crashed(error)
+
+
+def _crashed(error: BaseException | None) -> int:
     log.critical("worker_crashed", exc_info=error)
     return EXIT_SOFTWARE
 

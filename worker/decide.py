@@ -22,7 +22,15 @@ class RetryPolicy:
     resend_in_doubt: bool = False
 
 
-def decide(answer: Answer, attempt: int, policy: RetryPolicy, *, now: datetime, expires_at: datetime) -> Outcome:
+def decide(
+    answer: Answer,
+    attempt: int,
+    policy: RetryPolicy,
+    *,
+    now: datetime,
+    expires_at: datetime,
+    was_in_doubt: bool = False,
+) -> Outcome:
     """Choose what becomes of one delivery.
 
     Args:
@@ -31,28 +39,30 @@ def decide(answer: Answer, attempt: int, policy: RetryPolicy, *, now: datetime, 
         policy: when to try again.
         now: the time of the answer, aware.
         expires_at: when the command expires, aware; no attempt begins then or later.
+        was_in_doubt: a former attempt may have been taken, so that nothing may be said any more that denies it.
     """
     match answer:
         case Cached(uuid):
             return Accepted(uuid)
         case Refused(code, message, errno):
             return Rejected(code, message, errno)
-        case InDoubt(reason) if policy.resend_in_doubt:
-            return _again(reason, 0, attempt, policy, now, expires_at)
+        case InDoubt(reason) if not policy.resend_in_doubt:
+            return _unknown(reason)
         case InDoubt(reason):
-            return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")
-        case NotSent(reason, retry_after_s):
-            return _again(reason, retry_after_s or 0, attempt, policy, now, expires_at)
+            asked_s, is_in_doubt = None, True
+        case NotSent(reason, asked_s):
+            is_in_doubt = was_in_doubt
         case _:
             assert_never(answer)
-
-
-def _again(
-    reason: str, at_least_s: float, attempt: int, policy: RetryPolicy, now: datetime, expires_at: datetime
-) -> Outcome:
+    delay_s = retry_delay_s(attempt, policy.delays_s, asked_s or 0)
     if attempt >= policy.max_attempts:
-        return Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
-    delay_s = retry_delay_s(attempt, policy.delays_s, at_least_s)
-    if now + timedelta(seconds=delay_s) >= expires_at:
-        return Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
-    return TryAgain(delay_s, attempt + 1, reason)
+        failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
+    elif now + timedelta(seconds=delay_s) >= expires_at:
+        failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
+    else:
+        return TryAgain(delay_s, attempt + 1, reason, is_least=asked_s is not None, is_in_doubt=is_in_doubt)
+    return _unknown(failed.message) if is_in_doubt else failed
+
+
+def _unknown(reason: str) -> Failed:
+    return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")

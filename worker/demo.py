@@ -26,7 +26,7 @@ from rich.table import Table
 from worker.amqp.client import CommandClient, connect_blocking, declare_on, delete_on
 from worker.amqp.topology import Topology
 from worker.errors import WorkerError
-from worker.localservices.broker import find_broker
+from worker.localservices.broker import start_own_broker
 from worker.localservices.ports import free_port
 from worker.localservices.processes import OwnProcess
 from worker.settings import Settings, load_settings
@@ -59,25 +59,30 @@ def run_demo(console: Console, count: int) -> bool:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="onenet-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        with console.status("looking for a broker; starting a private one takes some seconds"):
-            broker = find_broker()
-        stack.callback(broker.stop)
-        console.print(f"broker     {broker.origin}")
-        own = {"amqp_url": (SecretStr(broker.url),), "worker_namespace": namespace}
-        settings = load_settings().model_copy(update=own)
+        settings = load_settings().model_copy(update={"worker_namespace": namespace})
+        if "amqp_url" in settings.model_fields_set:
+            console.print("broker     the one that AMQP_URL names")
+        else:
+            with console.status("looking for a broker; starting a private one takes some seconds"):
+                broker = start_own_broker()
+            stack.callback(broker.stop)
+            console.print(f"broker     {broker.origin}")
+            settings = settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
         connection, _ = connect_blocking(settings)
         stack.callback(_delete, connection, topology)
         channel = connection.channel()
         declare_on(channel, topology)
         port = free_port()
-        _start_simulator(port, folder, stack)
+        control = stack.enter_context(requests.Session())
+        control.trust_env = False  # a proxy of the environment does not lead to this machine
+        _start_simulator(port, folder, stack, control)
         console.print(f"OneNET     the simulator, at http://127.0.0.1:{port}")
-        worker = _start_worker(broker.url, namespace, port, folder)
+        worker = _start_worker(settings, port, folder)
         stack.callback(worker.stop)
         console.print(f"worker     onenet-worker run, process {worker.pid}\n")
         messages = list(_messages(count))
         replies = _exchange(console, settings, topology, messages, worker)
-        cached = requests.get(f"http://127.0.0.1:{port}/control/commands", timeout=10).json()
+        cached = control.get(f"http://127.0.0.1:{port}/control/commands", timeout=60).json()
         letters = _letters(channel, topology)
     return _report(console, messages, replies, cached, letters)
 
@@ -98,8 +103,6 @@ def _messages(count: int) -> Iterator[_Message]:
         *["answer lost"] * 10,
         *["id used twice"] * 5,
     ]
-    if count < len(kinds):
-        kinds = kinds[-count:]
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     yesterday = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     for number, kind in enumerate(kinds):
@@ -151,7 +154,7 @@ def _messages(count: int) -> Iterator[_Message]:
         yield _Message(kind, json.dumps(fields).encode(), outcome)
 
 
-def _start_simulator(port: int, folder: Path, stack: ExitStack) -> None:
+def _start_simulator(port: int, folder: Path, stack: ExitStack, control: requests.Session) -> None:
     faults = [
         {"kind": "not_found", "imei": _NOT_FOUND},
         {"kind": "too_many_requests", "imei": _BUSY_ONCE, "count": 15},
@@ -162,15 +165,20 @@ def _start_simulator(port: int, folder: Path, stack: ExitStack) -> None:
     simulator = OwnProcess(arguments, {}, folder / "simulator")
     stack.callback(simulator.stop)
     simulator.wait_for_port(port)
-    requests.put(f"http://127.0.0.1:{port}/control/faults", json=faults, timeout=10).raise_for_status()
+    control.put(f"http://127.0.0.1:{port}/control/faults", json=faults, timeout=10).raise_for_status()
 
 
-def _start_worker(broker_url: str, namespace: str, port: int, folder: Path) -> OwnProcess:
-    environment = {
-        "AMQP_URL": broker_url,
+def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
+    tls = {
+        name.upper(): str(path.absolute())
+        for name in ("amqp_ca_file", "amqp_cert_file", "amqp_key_file")
+        if (path := getattr(settings, name)) is not None
+    }
+    environment = tls | {
+        "AMQP_URL": ",".join(url.get_secret_value() for url in settings.amqp_url),
         "ONENET_URL": f"http://127.0.0.1:{port}",
         "ONENET_API_KEY": _API_KEY,
-        "WORKER_NAMESPACE": namespace,
+        "WORKER_NAMESPACE": settings.worker_namespace,
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
         "LOG_FORMAT": "json",
@@ -194,11 +202,13 @@ def _exchange(
         for message in messages:
             client.send(None, message.body)
             progress.advance(sending)
+            replies += client.replies_so_far()
+            progress.update(receiving, completed=len(replies))
         while len(replies) < len(messages):
             replies += client.some_replies()
             progress.update(receiving, completed=len(replies))
             if not worker.is_running or time.monotonic() > deadline:
-                said = worker.output.read_text(errors="replace")[-2000:]
+                said = "".join(worker.output.read_text(errors="replace").splitlines(keepends=True)[-5:])
                 raise WorkerError(f"{len(replies)} of {len(messages)} replies came. The worker's last words:\n{said}")
     return replies
 

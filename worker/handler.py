@@ -102,13 +102,19 @@ class Handler:
     ) -> Sequence[Publication]:
         if isinstance(answer, InDoubt):
             log.warning("command_in_doubt", **_about(delivery, command), reason=answer.reason)
+        now = datetime.now(UTC)
         outcome: Outcome = decide(
-            answer, delivery.attempt, self._policy, now=datetime.now(UTC), expires_at=command.expires_at
+            answer,
+            delivery.attempt,
+            self._policy,
+            now=now,
+            expires_at=command.expires_at,
+            was_in_doubt=delivery.in_doubt_since is not None,
         )
         if isinstance(outcome, TryAgain):
             self._store.release(command.command_id)
             _log_retry(delivery, command, outcome.attempt, outcome.delay_s, outcome.reason)
-            return [self._outgoing.retry(delivery, outcome)]
+            return [self._outgoing.retry(delivery, outcome, now)]
         return self._finish(delivery, command, outcome, began, omitted=omitted)
 
     def _finish(

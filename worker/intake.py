@@ -3,7 +3,8 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from worker.amqp.broker import Broker
@@ -96,10 +97,10 @@ class Intake:
                 return  # the session is over, and on_lost has taken what was here
             not_started, self._not_started = self._not_started, []
             for delivery in not_started:
+                self._handler.note_unsent(delivery)  # it may come back redelivered all the same
                 if self._broker.can_publish:
                     self._broker.settle(delivery, [self._outgoing.hand_back(delivery, datetime.now(UTC))])
                 else:
-                    self._handler.note_unsent(delivery)
                     self._broker.requeue(delivery)
 
     async def _resume(self, reason: str) -> None:
@@ -112,14 +113,14 @@ class Intake:
             except WorkerError:
                 return  # the next session consumes by itself
 
-    def _take_waiting(self) -> Iterator[Delivery]:
-        try:
+    def _take_waiting(self) -> list[Delivery]:
+        taken: list[Delivery | None] = []
+        with suppress(queue.Empty):
             while True:
-                delivery = self._waiting.get_nowait()
-                if delivery is not None:
-                    yield delivery
-        except queue.Empty:
-            return
+                taken.append(self._waiting.get_nowait())
+        for _ in range(taken.count(None)):
+            self._waiting.put(None)  # a thread's order to end stays in force
+        return [delivery for delivery in taken if delivery is not None]
 
     def _work(self) -> None:
         try:

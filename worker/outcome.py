@@ -36,11 +36,17 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``."""
+    """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``.
+
+    ``is_least``: the platform asked for the wait, so that jitter must not shorten it. ``is_in_doubt``: a former attempt
+    may have been taken.
+    """
 
     delay_s: int
     attempt: int
     reason: str
+    is_least: bool = False
+    is_in_doubt: bool = False
 
 
 Final = Accepted | Rejected | Failed

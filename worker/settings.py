@@ -8,6 +8,7 @@ import binascii
 import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -31,6 +32,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.errors import SettingsError
 
 MAX_RETRY_DELAY_S = 24 * 3600
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|[0-9a-f:.%]*:[0-9a-f:.%a-z]*", re.IGNORECASE)
 
 
 class ApiKey(BaseModel):
@@ -69,6 +71,20 @@ class AccessKey(BaseModel):
 Credentials = ApiKey | AccessKey
 
 
+def _is_url(url: str, *schemes: str) -> bool:
+    """Tell whether a URL can be used: its scheme, a host that is a name or an address, and a port that is a number."""
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return parts.scheme in schemes and has_port and _HOST.fullmatch(parts.hostname or "") is not None
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -78,6 +94,7 @@ def _split_secret(value: object) -> object:
 
 
 CommaSeparated = BeforeValidator(_split)
+AnyCase = BeforeValidator(_lower)
 
 
 class Settings(BaseSettings):
@@ -89,7 +106,6 @@ class Settings(BaseSettings):
 
     amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secret)] = Field(
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
-        min_length=1,
         description="the broker; several, comma-separated, are tried in turn; `amqps://` for TLS",
     )
     amqp_ca_file: FilePath | None = Field(None, description="the authority that signed the broker's certificate")
@@ -118,36 +134,44 @@ class Settings(BaseSettings):
         (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
     )
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a command is given up")
-    worker_in_doubt: Literal["reconcile", "dead-letter", "resend"] = Field(
+    worker_in_doubt: Annotated[Literal["reconcile", "dead-letter", "resend"], AnyCase] = Field(
         "reconcile",
         description="`reconcile`, `dead-letter` or `resend`: what becomes of a command that may have been cached",
     )
     worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
     idempotency_url: SecretStr = Field(SecretStr("memory://"), description="where outcomes are remembered")
     idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
-    log_format: Literal["json", "console"] | None = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
+        "info", description="the least that is logged"
+    )
+    log_format: Annotated[Literal["json", "console"], AnyCase] | None = Field(
         None, description="`json`, or `console`; by itself `console` on a terminal, else `json`"
     )
 
     @field_validator("amqp_url")
     @classmethod
     def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        for url in urls:
-            parts = urlsplit(url.get_secret_value())
-            if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
-                raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://")
-            _ = parts.port  # raises ValueError where it is no port
+        if not urls or not all(_is_url(url.get_secret_value(), "amqp", "amqps") for url in urls):
+            # In words of our own: those of the parser quote the URL, and with it the password.
+            raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://; a / in the password is %2F")
         return urls
 
     @field_validator("onenet_url")
     @classmethod
     def _is_http_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        if not _is_url(url, "http", "https") or not re.fullmatch(r"[a-z]+://[^@?#\s]+", url):
             raise ValueError("must be https://host, or http://host, with a path or without")
-        _ = parts.port
         return url.rstrip("/")
+
+    @field_validator("amqp_ca_file", "onenet_ca_file")
+    @classmethod
+    def _holds_certificates(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                ssl.create_default_context(cafile=str(path))
+            except (OSError, ssl.SSLError) as exc:
+                raise ValueError("holds no certificate in PEM form") from exc
+        return path
 
     @field_validator("onenet_timezone")
     @classmethod
@@ -214,7 +238,10 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: with one line per wrong setting.
     """
-    env = {**dotenv_values(".env"), **os.environ}
+    try:
+        env = {**dotenv_values(".env"), **os.environ}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
     secrets, lines = _secrets_from_files({name.upper(): value for name, value in env.items() if value})
     try:
         settings = Settings(**secrets)  # type: ignore[arg-type]  # they are checked right here
@@ -280,6 +307,10 @@ def _secrets_from_files(env: Mapping[str, str]) -> tuple[dict[str, str], list[st
             found[name.lower()] = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as exc:
             lines.append(f"{name}_FILE: cannot be read: {type(exc).__name__}")
+        else:
+            if not found[name.lower()]:
+                lines.append(f"{name}_FILE: is empty")
+                del found[name.lower()]
     return found, lines
 
 

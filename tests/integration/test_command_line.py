@@ -13,7 +13,6 @@ import requests
 
 from schemas.command import COMMAND
 from tests.rig import Rig, a_command
-from worker.localservices.broker import LocalBroker
 from worker.localservices.ports import free_port
 from worker.localservices.processes import OwnProcess
 
@@ -172,8 +171,8 @@ def test_the_simulator_says_what_is_wrong(tmp_path: Path) -> None:
     assert "cannot listen" in type_in("simulator", "--host", "192.0.2.1", folder=tmp_path).stderr
 
 
-def test_the_demo_ends_as_it_should(broker: LocalBroker, tmp_path: Path) -> None:
-    said = type_in("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker.url)
+def test_the_demo_ends_as_it_should(broker_url: str, tmp_path: Path) -> None:
+    said = type_in("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker_url)
     assert said.returncode == 0, said.stdout + said.stderr
     assert "0 of them twice" in said.stdout
     for code in ("outcome_unknown", "command_id_conflict", "retries_exhausted", "http_rejected"):

@@ -107,11 +107,23 @@ def test_a_consumer_that_the_broker_cancels_consumes_again(rig: Rig) -> None:
         assert rig.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(rig: Rig) -> None:
-    port = free_port()
-    with rig.start_worker(AMQP_URL=f"amqp://guest:guest@127.0.0.1:{port}/") as worker:
+def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: tuple[Rig, Proxy]) -> None:
+    rig, proxy = proxied
+    with rig.worker(AMQP_URL=through(proxy, rig) + "?heartbeat=1") as worker:
+        proxy.silence()
+        worker.wait_for("broker_connection_lost")
+        worker.wait_for("consuming", count=2)
+        rig.upstream.publish(a_command())
+        assert rig.upstream.reply().json["status"] == "accepted"
+
+
+def test_a_broker_that_is_not_there_yet_is_waited_for(breakable: Rig, own_broker: OwnBroker) -> None:
+    own_broker.kill()
+    with breakable.start_worker() as worker:
         worker.wait_for("broker_unavailable", count=3)
-        assert worker.process.is_running
+        own_broker.start()
+        worker.wait_for("consuming")
+    breakable.upstream.connect()
 
 
 def test_several_brokers_are_tried_in_turn(rig: Rig) -> None:
@@ -217,8 +229,7 @@ def test_a_redelivery_that_no_record_explains_is_not_sent(rig: Rig) -> None:
     with rig.worker() as first:
         rig.upstream.publish(a_command(command_id="orphan", args="orphan"))
         first.wait_for("consuming")
-        while not rig.simulator.requests:
-            rig.upstream.connection.process_data_events(time_limit=0.02)
+        rig.wait_for_request()
         first.process.kill()
     with rig.worker():
         reply = rig.upstream.reply().json

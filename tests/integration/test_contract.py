@@ -1,6 +1,7 @@
 """Each row of the contract, seen from outside: a message goes in, the platform is asked or not, messages come out."""
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,7 @@ from tests.rig import (
     in_hours,
     onenet,
 )
-from worker.localservices.broker import LocalBroker
+from worker.amqp.tables import Opaque
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
@@ -51,7 +52,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def module_worker(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("contract")
     products = folder / "products.json"
     products.write_text(
@@ -59,7 +60,7 @@ def module_worker(broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory)
             {"heating": {"api_key": "no-such-key"}, "safe": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}
         )
     )
-    with onenet() as simulator, Rig.set_up(broker.url, folder, simulator, (1, 2)) as rig:
+    with onenet() as simulator, Rig.set_up(broker_url, folder, simulator, (1, 2)) as rig:
         settings = {
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
@@ -419,6 +420,29 @@ def test_everything_else_is_carried_along_through_retries(running: Running) -> N
     assert "x-death" not in letter.headers
 
 
+@pytest.mark.parametrize(
+    "value",
+    [Opaque(b"T" + (1_790_000_000_000).to_bytes(8)), Opaque(b"d" + struct.pack(">d", 3.75)),
+     [{"a": [None]}], -1, b"\xff"],
+    ids=["milliseconds", "double", "nested", "negative", "bytes"],
+)  # fmt: skip
+def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: object) -> None:
+    """A timestamp in milliseconds would cut the connection, each time that it came, and take others with it."""
+    odd = {"odd": value, b"\xff": "a name that is no text"}
+    assert running.ask(a_command(), headers=odd, app_id=b"\xff", correlation_id=b"\xfe").json["status"] == "accepted"
+    running.ask(a_command(retry=11), headers=odd)
+    kept = running.upstream.dead_letter().headers
+    assert repr(kept["odd"]) == repr(value)
+    assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
+
+
+def test_an_error_text_of_200_kb_is_cut(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="errno", errno=5006, error="错" * 70_000)])
+    reply = running.ask(a_command())
+    assert reply.json["error"]["errno"] == 5006
+    assert len(reply.body) < 4096
+
+
 def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running) -> None:
     """With ours they would not fit the frame, and the broker would close the connection, again and again."""
     running.ask(b"nothing", headers={"large": "x" * 125_000})
@@ -473,4 +497,4 @@ def test_no_secret_reaches_a_log_or_a_process_listing(rig: Rig, tmp_path: Path) 
     output = worker.process.output.read_text()
     assert len(rig.simulator.platform.commands) == 1  # the key from the file was the right one
     assert "the-master-key" not in output + listing
-    assert "guest:guest" not in output + listing
+    assert "guest" not in output + listing  # the broker's password, in whatever form

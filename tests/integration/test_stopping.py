@@ -2,11 +2,12 @@
 
 import signal
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many
-from tests.rig import Rig, a_command, onenet
+from tests.integration.test_connection import assert_each_accepted_once, publish_many, through
+from tests.rig import Proxy, Rig, a_command, onenet
 from worker.simulator.faults import Fault
 
 
@@ -33,14 +34,8 @@ def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(rig: Rig,
 def test_stopped_while_upstream_publishes_nothing_looks_redelivered(rig: Rig) -> None:
     """What arrives between the cancel and the broker's answer would be requeued by pika, as if it had been handled."""
     with rig.worker(WORKER_CONCURRENCY="32") as first:
-        publishing = threading.Event()
         ids: list[str] = []
-
-        def publish() -> None:
-            ids.extend(publish_many(rig, 600))
-            publishing.set()
-
-        thread = threading.Thread(target=publish)
+        thread = threading.Thread(target=lambda: ids.extend(publish_many(rig, 600)))
         thread.start()
         first.wait_for("command_accepted", count=20)
         first.process.signal(signal.SIGTERM)
@@ -55,8 +50,7 @@ def test_what_is_under_way_is_finished(rig: Rig) -> None:
         rig.simulator = slow
         with rig.worker() as worker:
             rig.upstream.publish(a_command(command_id="last", args="last"))
-            while not slow.requests:
-                rig.upstream.connection.process_data_events(time_limit=0.02)
+            rig.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
             assert worker.process.wait() == 0
         assert rig.upstream.reply().json["status"] == "accepted"
@@ -67,21 +61,36 @@ def test_the_grace_period_ends_the_wait_and_nothing_is_lost(rig: Rig) -> None:
     """The request that outlasts it is not acknowledged, so its command comes again."""
     rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with rig.worker(WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50") as worker:
-        rig.upstream.publish(a_command())
-        while not rig.simulator.requests:
-            rig.upstream.connection.process_data_events(time_limit=0.02)
+        rig.upstream.publish(a_command(command_id="outlasting"))
+        rig.wait_for_request()
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0
         worker.wait_for("shutdown_grace_exceeded")
-    assert rig.upstream.get(rig.topology.execute_queue).properties is not None
+    assert rig.upstream.get(rig.topology.execute_queue).json["command_id"] == "outlasting"
+
+
+def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
+    """What is under way is finished all the same; nobody is left to acknowledge it to."""
+    target = urlsplit(rig.broker_url)
+    proxy = Proxy(str(target.hostname), target.port or 5672)
+    with onenet(latency_s=2) as slow:
+        rig.simulator = slow
+        with rig.worker(AMQP_URL=through(proxy, rig), WORKER_SHUTDOWN_GRACE="300") as worker:
+            rig.upstream.publish(a_command())
+            rig.wait_for_request(slow)
+            worker.process.signal(signal.SIGTERM)
+            worker.wait_for("worker_stopping")
+            proxy.cut()
+            assert worker.process.wait() == 0
+            worker.wait_for("command_accepted")
+    proxy.close()
 
 
 def test_a_second_signal_ends_it_at_once(rig: Rig) -> None:
     rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with rig.worker(ONENET_READ_TIMEOUT="50") as worker:
         rig.upstream.publish(a_command())
-        while not rig.simulator.requests:
-            rig.upstream.connection.process_data_events(time_limit=0.02)
+        rig.wait_for_request()
         worker.process.signal(signal.SIGINT)
         worker.wait_for("worker_stopping")
         worker.process.signal(signal.SIGINT)

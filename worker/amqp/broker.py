@@ -69,6 +69,8 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._settlements: deque[tuple[Delivery, Sequence[Publication]]] = deque()
         self._is_woken = False
+        self._was_connected = False
+        self._has_looked_for_others = False
 
     async def run(self, intake: Intake) -> None:
         """Stay attached until cancelled.
@@ -76,48 +78,49 @@ class Broker:
         Raises:
             TopologyMismatch: the broker has another topology under our names.
         """
-        numbers = itertools.count(1)
         failures = 0
-        while True:
+        for number in itertools.count(1):
             parameters = self._parameters[failures % len(self._parameters)]
-            number = next(numbers)
-            opened_at = self._loop.time()
-            session = Session(number, self._topology, self._prefetch, intake.on_delivery, intake.on_blocked)
-            try:
-                await session.open(parameters, self._name, declare=self._declare)
-                log.info("broker_connected", broker=address(parameters))
-                self._session = session
-                await self._attend(session, is_first=number == 1)
-            except BrokerUnavailable as exc:
-                if self._session is session and self._loop.time() - opened_at > STABLE_S:
-                    failures = 0
-                failures += 1
-                await self._back_off(exc, failures, parameters, was_connected=self._session is session)
-            finally:
-                if self._session is session:
-                    self._session = None
-                    intake.on_lost()
-                if session.is_blocked:
-                    intake.on_blocked(False)  # the next connection learns for itself whether it is
-                await session.close()
+            began_at = self._loop.time()
+            error = await self._attend(number, parameters, intake)
+            if self._loop.time() - began_at > STABLE_S:
+                failures = 0
+            failures += 1
+            # Every broker of the list is tried once before the first wait.
+            rounds, tried = divmod(failures, len(self._parameters))
+            wait_s = 0.0 if tried else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
+            event = "broker_connection_lost" if self._was_connected else "broker_unavailable"
+            log.warning(event, broker=address(parameters), reason=str(error), retry_in_s=round(wait_s, 1))
+            await asyncio.sleep(wait_s)
 
-    async def _attend(self, session: Session, *, is_first: bool) -> None:
-        if is_first and session.consumers_found:
-            self._on_consumers_found(session.consumers_found)
-        if self._wants_deliveries:
-            await session.consume()
-            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
-        raise await asyncio.shield(session.lost)
+    async def _attend(self, number: int, parameters: URLParameters, intake: Intake) -> WorkerError:
+        """Live through one session; returns what ended it, or kept it from beginning."""
+        session = Session(number, self._topology, self._prefetch, intake.on_delivery, intake.on_blocked)
+        self._was_connected = False
+        try:
+            await session.open(parameters, self._name, declare=self._declare)
+            log.info("broker_connected", broker=address(parameters))
+            self._session = session
+            self._was_connected = True
+            if session.consumers_found and not self._has_looked_for_others:
+                self._on_consumers_found(session.consumers_found)
+            self._has_looked_for_others = True
+            if self._wants_deliveries:
+                await self._consume(session)
+            return await asyncio.shield(session.lost)
+        except BrokerUnavailable as exc:
+            return exc
+        finally:  # before any wait, so that nothing is begun that has become void
+            if self._session is session:
+                self._session = None
+                intake.on_lost()
+            if session.is_blocked:
+                intake.on_blocked(False)  # the next connection learns for itself whether it is
+            await session.close()
 
-    async def _back_off(
-        self, error: WorkerError, failures: int, parameters: URLParameters, *, was_connected: bool
-    ) -> None:
-        # Every broker of the list is tried once before the first wait.
-        rounds = failures // len(self._parameters)
-        wait_s = 0.0 if failures % len(self._parameters) else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
-        event = "broker_connection_lost" if was_connected else "broker_unavailable"
-        log.warning(event, broker=address(parameters), reason=str(error), retry_in_s=round(wait_s, 1))
-        await asyncio.sleep(wait_s)
+    async def _consume(self, session: Session) -> None:
+        await session.consume()
+        log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> None:
         """Have the event loop publish, await the confirms and acknowledge. May be called from any thread."""
@@ -148,8 +151,7 @@ class Broker:
         """Take deliveries again."""
         self._wants_deliveries = True
         if self._session is not None:
-            await self._session.consume()
-            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+            await self._consume(self._session)
 
     def requeue(self, delivery: Delivery) -> None:
         """Give back a delivery that was not started, while the broker takes no publications."""

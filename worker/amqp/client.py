@@ -17,6 +17,8 @@ from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
 from worker.settings import Settings
 
 _WAIT_SLICE_S = 0.25
+_BLOCKED_S = 30
+_HINT = "start the worker, or run onenet-worker topology"
 
 
 def first_parameters(settings: Settings) -> pika.URLParameters:
@@ -42,6 +44,7 @@ def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLPa
     reasons = []
     for parameters in _all_parameters(settings):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
+        parameters.blocked_connection_timeout = _BLOCKED_S  # somebody is waiting at the terminal
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, OSError) as exc:
@@ -61,6 +64,8 @@ def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
         raise TopologyMismatch(f"{exc.reply_code} {exc.reply_text}") from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"{address(parameters)} refused: {reason_of(exc)}") from exc
     finally:
         if connection.is_open:
             connection.close()
@@ -99,12 +104,17 @@ class CommandClient:
         self._topology = topology
         self._app_id = app_id
         self._connection, _ = connect_blocking(settings)
-        self._channel = self._connection.channel()
-        self._channel.confirm_delivery()
         self._reply_to: str | None = None
         self._replies: list[dict[str, Any]] = []
-        if wants_replies:
-            self._read_replies()
+        try:
+            self._channel = self._connection.channel()
+            self._channel.confirm_delivery()
+            if wants_replies:
+                self._read_replies()
+        except ChannelClosedByBroker as exc:
+            raise WorkerError(f"{exc.reply_text}: {_HINT}") from exc
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -137,15 +147,13 @@ class CommandClient:
         try:
             self._channel.basic_publish(exchange, EXECUTE, body, properties, mandatory=True)
         except UnroutableError as exc:
-            raise WorkerError(
-                f"no queue is bound to {exchange}: start the worker, or run onenet-worker topology"
-            ) from exc
+            raise WorkerError(f"no queue is bound to {exchange}: {_HINT}") from exc
         except NackError as exc:
             raise WorkerError("the broker refused the command: its queue is full") from exc
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: start the worker, or run onenet-worker topology") from exc
+            raise WorkerError(f"{exc.reply_text}: {_HINT}") from exc
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def some_replies(self) -> list[dict[str, Any]]:
         """Return the replies that have come, after a short wait for the first.
@@ -156,7 +164,11 @@ class CommandClient:
         try:
             self._connection.process_data_events(time_limit=_WAIT_SLICE_S)
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {type(exc).__name__}") from exc
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        return self.replies_so_far()
+
+    def replies_so_far(self) -> list[dict[str, Any]]:
+        """Return the replies that came while something else was done."""
         replies, self._replies = self._replies, []
         return replies
 
@@ -173,10 +185,7 @@ class CommandClient:
     def _read_replies(self) -> None:
         queue = self._channel.queue_declare("", exclusive=True).method.queue
         self._reply_to = f"onenet-worker-send.{uuid4()}"
-        try:
-            self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
-        except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: start the worker, or run onenet-worker topology") from exc
+        self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
 
         def on_reply(_channel: object, _method: object, _properties: object, body: bytes) -> None:
             self._replies.append(json.loads(body))

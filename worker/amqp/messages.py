@@ -56,7 +56,13 @@ class Delivery:
     @property
     def may_have_been_sent(self) -> bool:
         """Tell whether, for all that the message says of itself, its command may have been sent before."""
-        return self.is_redelivered or self.attempt > 1 or (self.is_returned and IN_DOUBT in self.headers)
+        return self.is_redelivered or self.attempt > 1 or self.in_doubt_since is not None
+
+    @property
+    def in_doubt_since(self) -> str | None:
+        """When it was first noted on the message that its command may have been sent."""
+        since = self.headers.get(IN_DOUBT) if self.is_returned else None
+        return since if isinstance(since, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +128,21 @@ class Outgoing:
         exchange = self._topology.dead_letters_exchange
         return Publication(exchange, f"{EXECUTE}.{failed.code}", properties, delivery.body)
 
-    def retry(self, delivery: Delivery, again: TryAgain) -> Publication:
+    def retry(self, delivery: Delivery, again: TryAgain, now: datetime) -> Publication:
         """Send a message to rest until its next attempt."""
         headers: dict[str, Any] = {ATTEMPT: again.attempt}
+        if again.is_in_doubt:
+            headers[IN_DOUBT] = delivery.in_doubt_since or now.isoformat()
         properties = _carried_along(delivery, headers)
-        spread = spread_ms(again.delay_s)
+        spread = None if again.is_least else spread_ms(again.delay_s)
         properties.expiration = None if spread is None else str(spread)
         routing_key = self._topology.retry_queue(again.delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
     def put_off(self, delivery: Delivery, delay_s: int, now: datetime) -> Publication:
         """Send a message to rest because somebody else holds its command; no attempt is used up."""
-        properties = _carried_along(delivery, {ATTEMPT: delivery.attempt, IN_DOUBT: now.isoformat()})
+        since = delivery.in_doubt_since or now.isoformat()  # all there is, should its record be lost
+        properties = _carried_along(delivery, {ATTEMPT: delivery.attempt, IN_DOUBT: since})
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
@@ -144,7 +153,7 @@ class Outgoing:
         """
         headers: dict[str, Any] = {ATTEMPT: delivery.attempt}
         if delivery.may_have_been_sent:
-            headers[IN_DOUBT] = delivery.headers.get(IN_DOUBT) or now.isoformat()
+            headers[IN_DOUBT] = delivery.in_doubt_since or now.isoformat()
         properties = _carried_along(delivery, headers)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 

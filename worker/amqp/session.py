@@ -216,7 +216,9 @@ class Session:
             async with asyncio.timeout(CALL_S):
                 return await self._or_lost(answer)
         except TimeoutError as exc:
-            raise BrokerUnavailable(f"no answer from the broker within {CALL_S} s") from exc
+            error = BrokerUnavailable(f"no answer from the broker within {CALL_S} s")
+            self._fail(error)  # half done is undone: the next session begins anew
+            raise error from exc
 
     async def _or_lost(self, future: "asyncio.Future[Any]") -> Any:
         try:
@@ -228,6 +230,8 @@ class Session:
             future.cancel()
 
     def _on_message(self, _channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+        if self.lost.done():
+            return  # void: it comes again
         tag: int = method.delivery_tag
         self._unacknowledged.add(tag)
         self._progress.set()
@@ -252,8 +256,9 @@ class Session:
     def _on_return(self, _channel: Channel, method: Basic.Return, _properties: object, _body: bytes) -> None:
         """Note that a route leads nowhere.
 
-        A return has no number of its own, but everything that is on its way by the same route leads there too, and
-        its confirm has not come yet.
+        A return has no number of its own, but what is on its way by the same route leads there too, and its confirm
+        has not come yet. Should one of those have found a queue that was bound meanwhile, it is published twice, which
+        readers of replies and the records of commands bear.
         """
         for item in self._in_flight.values():
             route = (item.publication.exchange, item.publication.routing_key)

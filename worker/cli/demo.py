@@ -8,7 +8,7 @@ import typer
 
 
 def demo(
-    commands: Annotated[int, typer.Option(help="How many commands to send.", min=50, max=100_000)] = 400,
+    commands: Annotated[int, typer.Option(help="How many commands to send.", min=150, max=5_000)] = 400,
 ) -> None:
     """Show all of it at once: a broker, a OneNET simulator, the real worker and commands of all kinds, good and bad.
 
@@ -21,7 +21,8 @@ def demo(
 
     from worker.demo import run_demo
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped then too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was started is stopped then too
+        signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
     console = Console()
     try:
         all_well = run_demo(console, commands)

@@ -1,6 +1,6 @@
 """``onenet-worker run``."""
 
-import typer
+import os
 
 
 def run() -> None:
@@ -13,4 +13,5 @@ def run() -> None:
     from worker import app
     from worker.settings import load_settings
 
-    raise typer.Exit(app.run(load_settings()))
+    # At once: the interpreter would wait for asyncio's threads, one of which may be looking up a broker's name.
+    os._exit(app.run(load_settings()))

@@ -31,7 +31,13 @@ def send(
     product: Annotated[str | None, typer.Option(help="The configured product to use.")] = None,
     command_id: Annotated[str | None, typer.Option(help="The idempotency key; by itself a new one.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="JSON lines, one command each; none is sent unless all are valid.", exists=True)
+        Path | None,
+        typer.Option(
+            help="JSON lines, one command each; none is sent unless all are valid.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
     ] = None,
     app_id: Annotated[str, typer.Option(help="The upstream system's name, for the reply's routing key.")] = "cli",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the replies and print them, one line each.")] = False,

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+import requests
 
 from worker.errors import LocalServiceError
 from worker.localservices import packages
@@ -25,38 +28,23 @@ CHOICES = """no RabbitMQ to be had. Any one of these will do:
   - install the server:     sudo apt-get install rabbitmq-server   (it need not run)"""
 
 
-class LocalBroker(Protocol):
-    """A broker, and how to get rid of it."""
+class OwnBroker(Protocol):
+    """A broker that was started here, so that it may also fail here."""
 
     url: str
     origin: str
 
-    def stop(self) -> None:
-        """Stop what was started; a broker that was only named goes on."""
-
-
-class OwnBroker(LocalBroker, Protocol):
-    """A broker that was started here, so that it may also fail here."""
+    def start(self) -> None:
+        """Start it, again on the same port and with the same data; returns when it takes connections."""
 
     def kill(self) -> None:
         """End it at once; what it stored stays."""
 
-    def start(self) -> None:
-        """Start it, again on the same port and with the same data; returns when it takes connections."""
-
     def control(self, *arguments: str) -> None:
         """Call ``rabbitmqctl``."""
 
-
-class NamedBroker:
-    """The broker that ``AMQP_URL`` names."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.origin = "the broker that AMQP_URL names"
-
     def stop(self) -> None:
-        pass
+        """Stop it, and remove what it stored."""
 
 
 class PrivateNode:
@@ -137,7 +125,8 @@ class PrivateNode:
         except ProcessLookupError:
             pass
         except (subprocess.TimeoutExpired, TimeoutError):
-            os.killpg(group, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         self._server.wait()
         self._server = None
 
@@ -173,7 +162,8 @@ class DockerBroker:
         self._port = free_port()  # chosen here, since one that Docker chooses changes with a restart
         self._container = DockerContainer(IMAGE).with_bind_ports(5672, self._port)
         self._is_created = False
-        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
+        self._host = self._container.get_container_host_ip()
+        self.url = f"amqp://guest:guest@{self._host}:{self._port}/"
 
     def start(self) -> None:
         try:
@@ -202,17 +192,7 @@ class DockerBroker:
     def _answers(self) -> bool:
         # Docker's proxy takes connections before the broker does, so ask the broker itself.
         code, _ = self._container.exec(["rabbitmq-diagnostics", "-q", "check_port_connectivity"])
-        return int(code) == 0
-
-
-def find_broker() -> LocalBroker:
-    """Return a broker: the one that AMQP_URL names, or one of our own.
-
-    Raises:
-        LocalServiceError: there is none to be had; says what the choices are.
-    """
-    url = os.environ.get("AMQP_URL")
-    return NamedBroker(url) if url else start_own_broker()
+        return int(code) == 0 and is_listening(self._host, self._port)
 
 
 def start_own_broker() -> OwnBroker:
@@ -238,6 +218,7 @@ def _start_in_docker() -> OwnBroker | None:
     try:
         from docker.errors import DockerException
         from testcontainers.core.docker_client import DockerClient
+        from testcontainers.core.exceptions import ContainerConnectException
     except ImportError:
         return None
     try:
@@ -247,7 +228,7 @@ def _start_in_docker() -> OwnBroker | None:
     try:
         broker = DockerBroker()
         broker.start()
-    except (DockerException, TimeoutError) as exc:
+    except (DockerException, ContainerConnectException, requests.RequestException, TimeoutError) as exc:
         print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)
         return None
     return broker
@@ -258,8 +239,14 @@ def _script() -> Path | None:
 
 
 def _exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Tell whether a process of a group runs; one that has ended and only waits for its parent does not.
+
+    A process whose first thread has ended looks like that too while its other threads still hold its sockets.
+    """
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            state, its_group, threads = fields[0], int(fields[2]), int(fields[17])
+            if its_group == group and (state != "Z" or threads > 1):
+                return True
+    return False

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+_LOCK = ("-o", "DPkg::Lock::Timeout=120")  # a new machine may be installing its updates
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -28,8 +29,8 @@ def install(package: str) -> bool:
         _run([*sudo, "sh", "-c", f"printf '#!/bin/sh\\nexit 101\\n' >{_POLICY} && chmod 755 {_POLICY}"])
     try:
         environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
-        _run([*sudo, *environment, "apt-get", "-qq", "update"])
-        return _run([*sudo, *environment, "apt-get", "-qq", "install", "--no-install-recommends", package])
+        _run([*sudo, *environment, "apt-get", "-qq", *_LOCK, "update"])
+        return _run([*sudo, *environment, "apt-get", "-qq", *_LOCK, "install", "--no-install-recommends", package])
     finally:
         if is_ours:
             _run([*sudo, "rm", "-f", str(_POLICY)])

@@ -12,6 +12,7 @@ from worker.localservices.ports import is_listening, wait_until
 from worker.settings import Settings
 
 _STOP_S = 40
+_NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # no proxy of the environment leads to this machine
 _SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
 
@@ -30,7 +31,7 @@ class OwnProcess:
         with output.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", *arguments],
-                env={**inherited, **environment},
+                env={**inherited, **_NO_PROXY, **environment},
                 cwd=output.parent,
                 stdout=stream,
                 stderr=stream,
@@ -85,6 +86,6 @@ class OwnProcess:
             return is_listening("127.0.0.1", port)
 
         try:
-            wait_until(is_ready, timeout_s, "the simulator")
+            wait_until(is_ready, timeout_s, f"port {port}")
         except TimeoutError as exc:
             raise LocalServiceError(str(exc)) from exc

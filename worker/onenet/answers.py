@@ -33,24 +33,22 @@ def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) 
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(f"HTTP {status}")
     try:
-        answer = ExecuteAnswer.model_validate_json(body)
+        answer = ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
     except ValidationError:
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return InDoubt(f"HTTP {status} with an answer that cannot be read")
         return Refused("http_rejected", f"HTTP {status}")  # a redirect too: it is never followed
     if answer.errno != SUCCESS:
         return _refusal(answer)
-    if status < HTTPStatus.MULTIPLE_CHOICES and answer.data is not None and answer.data.uuid:
+    if status < HTTPStatus.MULTIPLE_CHOICES and answer.data.uuid:
         return Cached(answer.data.uuid)
     return InDoubt(f"HTTP {status} with errno 0, but without a uuid")
 
 
 def _refusal(answer: ExecuteAnswer) -> Answer:
     text = answer.error[:_MAX_MESSAGE_CHARS]
-    in_doubt = answer.errno in {INTERNAL_ERROR, RPC_ERROR} or (
-        answer.errno == RPC_RESPONSE_ERROR and "invalid parameter" not in text.lower()
-    )
-    if in_doubt:
+    says_invalid = "invalid parameter" in text.lower() and "rpc response error" not in text.lower()
+    if answer.errno in {INTERNAL_ERROR, RPC_ERROR} or (answer.errno == RPC_RESPONSE_ERROR and not says_invalid):
         return InDoubt(f"errno {answer.errno}: {text}")
     return Refused("onenet_rejected", text, answer.errno)
 
@@ -66,6 +64,6 @@ def retry_after_s(value: str | None, now: datetime) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())

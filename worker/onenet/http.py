@@ -18,7 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-MAX_ANSWER_BYTES = 256 * 1024
+MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 16 * 1024
 
 
@@ -185,7 +185,8 @@ class _Watch:
 
 def _cut(exchange: Exchange) -> None:
     sock = exchange.connection.sock if exchange.connection is not None else None
-    if sock is not None:
+    sock = getattr(sock, "socket", sock)  # TLS within a proxy's TLS wraps it
+    if isinstance(sock, socket.socket):
         with contextlib.suppress(OSError):  # it has just been closed: nothing is left to cut
             # The plain socket's method even under TLS: the thread that reads is using the TLS state.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,10 +1,10 @@
 """Structured logs: one JSON object per line on stdout, or colours on a terminal, for our events and the libraries'."""
 
-import json
 import logging
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -21,10 +21,12 @@ class LineWriter:
 
     Args:
         stream: where the lines go.
+        on_dropped: logs how many.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, on_dropped: Callable[[int], None]) -> None:
         self._stream = stream
+        self._on_dropped = on_dropped
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -37,8 +39,13 @@ class LineWriter:
             return
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self._lines.put(json.dumps({"event": "log_lines_dropped", "level": "warning", "count": dropped}))
+            self._on_dropped(dropped)
         self._lines.put(line)
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nothing is waiting to be written."""
+        return self._lines.empty()
 
     def close(self, timeout_s: float = 2) -> None:
         """Write what is waiting, for so many seconds at most."""
@@ -89,7 +96,7 @@ def configure_logging(
             it is in our own events, so they speak only at ``debug``.
         log_format: None chooses ``console`` on a terminal and ``json`` elsewhere.
     """
-    writer = LineWriter(sys.stdout)
+    writer = LineWriter(sys.stdout, lambda count: get_logger().warning("log_lines_dropped", count=count))
     as_console = log_format == "console" or (log_format is None and sys.stdout.isatty())
     shared: list[Processor] = [
         structlog.processors.add_log_level,

@@ -1,0 +1,47 @@
+"""Header values that pika cannot carry unchanged are passed on as the bytes they came as.
+
+Pika reads a timestamp into a datetime, and loses the whole connection over one in milliseconds, so that a single odd
+message would cut the consumer again and again; it also cuts a float to its integer part. It has no hook for values, so
+its two functions are wrapped: what they make of every other value stays theirs.
+"""
+
+from typing import Any
+
+import pika.data
+
+_PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
+_decode_value = pika.data.decode_value
+_encode_value = pika.data.encode_value
+
+
+class Opaque:
+    """A value as it stands in the frame: its kind and its payload."""
+
+    __slots__ = ("encoded",)
+
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.encoded!r})"
+
+
+def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
+    payload_bytes = _PAYLOAD_BYTES.get(encoded[offset : offset + 1])
+    if payload_bytes is None:
+        return _decode_value(encoded, offset)
+    end = offset + 1 + payload_bytes
+    return Opaque(encoded[offset:end]), end
+
+
+def _encode(pieces: list[bytes], value: Any) -> int:
+    if isinstance(value, Opaque):
+        pieces.append(value.encoded)
+        return len(value.encoded)
+    return _encode_value(pieces, value)
+
+
+def install() -> None:
+    """Wrap pika's functions, once for the process."""
+    pika.data.decode_value = _decode
+    pika.data.encode_value = _encode
