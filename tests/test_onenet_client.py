@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tests.rig import API_KEY, a_command, onenet, raw_server
@@ -23,6 +25,9 @@ from worker.simulator.faults import Fault
 
 CHINA = ZoneInfo("Asia/Shanghai")
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid":"u"},"error":"succ"}'
+
+
+CLOSING = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 def command() -> ExecuteCommand:
@@ -116,7 +121,19 @@ def _silence(sock: socket.socket) -> None:
     sock.recv(1)
 
 
-@pytest.mark.parametrize("behaviour", [_close, _reset, _half_an_answer, _no_http, _endless_answer, _silence])
+def _negative_chunk(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc")
+
+
+def _switching(sock: socket.socket) -> None:
+    _read_request(sock)
+    sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + ANSWER)
+
+
+@pytest.mark.parametrize(
+    "behaviour", [_close, _reset, _half_an_answer, _no_http, _endless_answer, _silence, _negative_chunk, _switching]
+)
 def test_whatever_breaks_after_the_first_byte_leaves_a_doubt(behaviour: Callable[[socket.socket], None]) -> None:
     with raw_server(behaviour) as url:
         assert isinstance(ask(url), InDoubt)
@@ -137,7 +154,39 @@ def _drip(text: bytes) -> Callable[[socket.socket], None]:
     return behave
 
 
-@pytest.mark.parametrize("text", [ANSWER, ANSWER[:40] + b"\r\nX: " * 100], ids=["body", "headers"])
+@given(
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]),
+)
+@settings(max_examples=50, deadline=None)
+def test_no_bytes_of_an_answer_do_more_than_leave_a_doubt(noise: bytes, beginning: bytes) -> None:
+    """An error that nobody expects would end the worker, and put all that is under way in doubt."""
+
+    def answer(sock: socket.socket) -> None:
+        _read_request(sock)
+        sock.sendall(beginning + noise)
+
+    with raw_server(answer) as url:
+        assert not isinstance(ask(url), (NotSent, Cached))
+
+
+def test_interim_answers_are_not_the_answer() -> None:
+    """The real one, left in the connection, would be taken for the answer to the next command."""
+    asked: list[bytes] = []
+
+    def hint_and_answer(sock: socket.socket) -> None:
+        while True:
+            asked.append(_read_request(sock))
+            sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n")
+            sock.sendall(ANSWER.replace(b'"u"', b'"%d"' % len(asked)))
+
+    with raw_server(hint_and_answer) as url, client(url) as asking:
+        assert [asking.execute(command()).answer for _ in range(3)] == [Cached("1"), Cached("2"), Cached("3")]
+
+
+@pytest.mark.parametrize(
+    "text", [ANSWER, CLOSING, ANSWER[:40] + b"\r\nX: " * 100], ids=["body", "body-of-the-last-answer", "headers"]
+)
 def test_a_dripping_answer_is_over_when_the_two_timeouts_together_are(text: bytes) -> None:
     """Each byte comes well within the read timeout, so that in the end the answer would be whole."""
     with raw_server(_drip(text)) as url:

@@ -82,7 +82,8 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
         ("AMQP_DECLARE", "perhaps"), ("ONENET_URL", "api.heclouds.com"), ("ONENET_URL", "https://host/?q=1"),
         ("ONENET_URL", "http://exa mple"), ("ONENET_URL", "http://*x"), ("ONENET_URL", "http://.x"),
         ("ONENET_URL", "http://%zz"), ("ONENET_URL", "http://user:aSecret@host"), ("ONENET_URL", "http://host:0"),
-        ("ONENET_API_KEY", "with blank"), ("ONENET_API_KEY", "with\u00e9"), ("ONENET_ACCESS_KEY", "no base64!"),
+        ("ONENET_API_KEY", "with blank"), ("ONENET_PRODUCT_ID", "a b"), ("WORKER_RETRY_DELAYS", "a,b,c"),
+        ("ONENET_API_KEY", "with\u00e9"), ("ONENET_ACCESS_KEY", "no base64!"),
         ("ONENET_CONNECT_TIMEOUT", "0"), ("ONENET_READ_TIMEOUT", "soon"), ("ONENET_TIMEZONE", "Mars/Olympus"),
         ("ONENET_TIMEZONE", "../etc/passwd"), ("WORKER_NAMESPACE", "a b"), ("WORKER_CONCURRENCY", "0"),
         ("WORKER_RETRY_DELAYS", "5,x"), ("WORKER_RETRY_DELAYS", "30,5"), ("WORKER_RETRY_DELAYS", "0"),
@@ -93,7 +94,8 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    monkeypatch.setenv("ONENET_PRODUCT_ID", "1" if name == "ONENET_ACCESS_KEY" else "")
+    if name == "ONENET_ACCESS_KEY":
+        monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
     with pytest.raises(SettingsError) as caught:
         load_settings()
     [line] = caught.value.lines
@@ -151,6 +153,18 @@ def test_one_way_of_authentication_is_set_whole(settings: dict[str, str], monkey
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match="ONENET_ACCESS_KEY: set"):
         load_settings()
+
+
+def test_what_does_not_belong_together_is_said_of_each_pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").touch()
+    monkeypatch.setenv("AMQP_CERT_FILE", str(tmp_path / "cert.pem"))
+    monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert [line.partition(":")[0] for line in caught.value.lines] == [
+        "AMQP_CERT_FILE, AMQP_KEY_FILE",
+        "ONENET_PRODUCT_ID, ONENET_ACCESS_KEY",
+    ]
 
 
 def test_products_have_their_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

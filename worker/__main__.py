@@ -11,7 +11,7 @@ from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
 from worker.cli.topology import topology
-from worker.errors import SettingsError, WorkerError
+from worker.errors import SettingsError, TopologyMismatch, WorkerError
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h, also in app.py, which is imported by `run` alone
@@ -47,6 +47,9 @@ def main() -> None:
     except SettingsError as exc:
         for line in exc.lines:
             print(f"onenet-worker: {line}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except TopologyMismatch as exc:
+        print(f"onenet-worker: {exc}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
     except WorkerError as exc:
         print(f"onenet-worker: {exc}", file=sys.stderr)

@@ -32,6 +32,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.errors import SettingsError
 
 MAX_RETRY_DELAY_S = 24 * 3600
+PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|[0-9a-f:.%]*:[0-9a-f:.%a-z]*", re.IGNORECASE)
 
 
@@ -55,7 +56,7 @@ class AccessKey(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    product_id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    product_id: str = Field(pattern=PRODUCT_ID_PATTERN)
     access_key: SecretStr = Field(min_length=1)
 
     @field_validator("access_key")
@@ -114,7 +115,9 @@ class Settings(BaseSettings):
     amqp_declare: bool = Field(True, description="declare the topology on start; `false`: only check that it is there")
     onenet_url: str = Field("https://api.heclouds.com", description="the platform's base URL")
     onenet_api_key: SecretStr | None = Field(None, description='the product\'s MasterKey: mode "common"')
-    onenet_product_id: str | None = Field(None, description='the product of `ONENET_ACCESS_KEY`: mode "safe"')
+    onenet_product_id: str | None = Field(
+        None, pattern=PRODUCT_ID_PATTERN, description='the product of `ONENET_ACCESS_KEY`: mode "safe"'
+    )
     onenet_access_key: SecretStr | None = Field(None, description='signs the tokens of mode "safe"')
     onenet_products_file: FilePath | None = Field(
         None,
@@ -210,12 +213,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        lines = []
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
-            raise ValueError("AMQP_CERT_FILE, AMQP_KEY_FILE: set both or neither")
+            lines.append("AMQP_CERT_FILE, AMQP_KEY_FILE: set both or neither")
         if (self.onenet_product_id is None) != (self.onenet_access_key is None):
-            raise ValueError("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
+            lines.append("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
         if self.onenet_api_key is not None and self.onenet_access_key is not None:
-            raise ValueError('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
+            lines.append('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
+        if lines:
+            raise ValueError("\n".join(lines))
         return self
 
     @property
@@ -316,9 +322,9 @@ def _secrets_from_files(env: Mapping[str, str]) -> tuple[dict[str, str], list[st
 
 def _lines(error: ValidationError) -> list[str]:
     """Say each error in one line that names the setting; the values, which may be secrets, stay out."""
-    lines = []
+    lines: dict[str, str] = {}
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         message = item["msg"].removeprefix("Value error, ")
         name = ".".join(str(part) for part in item["loc"][:1]).upper()
-        lines.append(f"{name}: {message}" if name else message)
-    return lines
+        lines.setdefault(name, f"{name}: {message}" if name else message)  # a list may be wrong in several places
+    return [line for text in lines.values() for line in text.split("\n")]

@@ -93,7 +93,7 @@ def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(rig: Rig
 def test_a_topology_that_differs_is_one_line(rig: Rig, tmp_path: Path) -> None:
     rig.upstream.channel.queue_declare(rig.topology.execute_queue, durable=True)
     said = type_in("topology", folder=tmp_path, AMQP_URL=rig.broker_url, WORKER_NAMESPACE=rig.topology.namespace)
-    assert said.returncode == 1
+    assert said.returncode == 78
     assert len(said.stderr.splitlines()) == 1
     assert "inequivalent arg" in said.stderr
 

@@ -96,7 +96,11 @@ class Outgoing:
             source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
             routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
         traced = {name: delivery.headers.get(name) for name in ("traceparent", "tracestate")}
-        trace: dict[str, Any] = {name: value for name, value in traced.items() if isinstance(value, str)}
+        trace: dict[str, Any] = {
+            name: value
+            for name, value in traced.items()
+            if isinstance(value, str) and len(value.encode()) <= _MAX_TEXT_BYTES
+        }
         properties = BasicProperties(
             content_type="application/json",
             type="execute.reply",
@@ -162,19 +166,21 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     """Return the original properties with our headers, and without what would harm a second publication.
 
     The broker refuses a ``user_id`` that is not the publisher's own, by closing the channel; an ``expiration`` would
-    end a delay early and take a dead letter away. Both stay readable in a header.
+    end a delay early and take a dead letter away; a header ``CC`` would route each copy to further queues. They stay
+    readable in headers of ours.
     """
     original = delivery.properties
     headers: dict[str, Any] = {
         name: value
         for name, value in delivery.headers.items()
-        if not str(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))  # a name that is no UTF-8 comes as bytes
+        if not _text(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))
     }
-    for name in ("user_id", "expiration"):
-        header = OWN_PREFIX + name.replace("_", "-")
-        value = getattr(original, name) or (delivery.is_returned and delivery.headers.get(header))
-        if value:
-            own[header] = value
+    harmful = {"user-id": original.user_id, "expiration": original.expiration, "cc": headers.pop("CC", None)}
+    for name, value in harmful.items():
+        header = OWN_PREFIX + name
+        kept = value or (delivery.headers.get(header) if delivery.is_returned else None)
+        if kept:
+            own[header] = kept
     properties = BasicProperties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
@@ -200,6 +206,10 @@ def _details(error: ReplyError) -> str:
     while len(text := json.dumps(details)) > _MAX_TEXT_BYTES:
         details.pop()
     return text
+
+
+def _text(name: object) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _cut(text: str, most_bytes: int) -> str:

@@ -1,15 +1,20 @@
 """Header values that pika cannot carry unchanged are passed on as the bytes they came as.
 
-Pika reads a timestamp into a datetime, and loses the whole connection over one in milliseconds, so that a single odd
-message would cut the consumer again and again; it also cuts a float to its integer part. It has no hook for values, so
-its two functions are wrapped: what they make of every other value stays theirs.
+Pika reads a timestamp into a datetime, and loses the whole connection over one in milliseconds, as it does over a table
+that is nested a thousand times, so that a single odd message would cut the consumer again and again; it also cuts a
+float to its integer part. It has no hook for values, so its two functions are wrapped: what they make of every other
+value stays theirs.
 """
 
+import struct
+import threading
 from typing import Any
 
 import pika.data
 
 _PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
+_NESTING = (b"A", b"F")  # array, table: a length of four bytes, then that much
+_MAX_LEVELS = 20
 _decode_value = pika.data.decode_value
 _encode_value = pika.data.encode_value
 
@@ -26,12 +31,26 @@ class Opaque:
         return f"Opaque({self.encoded!r})"
 
 
+class _Depth(threading.local):
+    levels = 0
+
+
+_depth = _Depth()
+
+
 def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
-    payload_bytes = _PAYLOAD_BYTES.get(encoded[offset : offset + 1])
-    if payload_bytes is None:
+    kind = encoded[offset : offset + 1]
+    payload_bytes = _PAYLOAD_BYTES.get(kind)
+    if kind in _NESTING and _depth.levels >= _MAX_LEVELS:
+        payload_bytes = 4 + struct.unpack_from(">I", encoded, offset + 1)[0]
+    if payload_bytes is not None:
+        end = offset + 1 + payload_bytes
+        return Opaque(encoded[offset:end]), end
+    _depth.levels += 1
+    try:
         return _decode_value(encoded, offset)
-    end = offset + 1 + payload_bytes
-    return Opaque(encoded[offset:end]), end
+    finally:
+        _depth.levels -= 1
 
 
 def _encode(pieces: list[bytes], value: Any) -> int:

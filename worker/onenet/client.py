@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
@@ -68,7 +69,7 @@ class OneNETClient:
         exchange = Exchange(deadline=time.monotonic() + self._http.total_s)
         try:
             status, response, body = self._http.send(request, exchange)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as exc:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._http.total_s:g} s" if late else _root_cause(exc)

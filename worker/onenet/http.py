@@ -9,6 +9,8 @@ import contextlib
 import socket
 import threading
 import time
+from http import HTTPStatus
+from http.client import HTTPResponse
 from typing import Any, ClassVar
 
 import requests
@@ -25,25 +27,38 @@ _CHUNK_BYTES = 16 * 1024
 class Exchange:
     """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
 
-    __slots__ = ("connection", "deadline", "request_left")
+    __slots__ = ("deadline", "request_left", "sock")
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.request_left = False
-        self.connection: HTTPConnection | None = None
+        self.sock: object = None  # the connection forgets it when the answer is to be the last
 
 
 _local = threading.local()  # urllib3 makes connections deep inside: the exchange reaches them by its thread
 
 
+class _Response(HTTPResponse):
+    """An answer that begins behind all interim ones; http.client takes any but "100 Continue" for the answer itself.
+
+    The real one would be left in the connection, and be taken for the answer to the next request.
+    """
+
+    def begin(self) -> None:
+        super().begin()
+        while self.status != HTTPStatus.SWITCHING_PROTOCOLS and self.status < HTTPStatus.OK:
+            self.headers = self.msg = None  # type: ignore[assignment]  # which makes it read the next one
+            super().begin()
+
+
 class _Connection(HTTPConnection):
     """A connection that tells its exchange when the first byte of a request leaves."""
 
+    response_class = _Response
     _is_ready = False
     _used_at = 0.0
 
     def connect(self) -> None:
-        _local.exchange.connection = self
         super().connect()
         self._is_ready = True  # what was sent until here was a proxy's CONNECT, no request
 
@@ -57,10 +72,10 @@ class _Connection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         exchange: Exchange = _local.exchange
-        exchange.connection = self
         if self.sock is None:
             self.connect()
         if self._is_ready:
+            exchange.sock = self.sock
             if time.monotonic() >= exchange.deadline:
                 raise ConnectTimeoutError(self, "the connection took all the time that the request had")
             exchange.request_left = True
@@ -122,9 +137,8 @@ class BoundedHTTP:
         """Send one request and read the whole answer.
 
         Raises:
-            requests.RequestException: no whole answer; ``exchange.request_left`` tells what that means.
-            urllib3.exceptions.HTTPError: the same.
-            OSError: the same.
+            requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError: no whole
+                answer, or none that can be read; ``exchange.request_left`` tells what that means.
         """
         _local.exchange = exchange
         self._watch.begin(exchange)
@@ -133,6 +147,8 @@ class BoundedHTTP:
                 request, stream=True, timeout=self._timeouts_s, verify=self._verify, proxies=self._proxies
             )
             with response:
+                if response.status_code < HTTPStatus.OK:
+                    raise requests.ConnectionError(f"HTTP {response.status_code}")  # closes it, with what may follow
                 body = b""
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     body += chunk
@@ -184,8 +200,7 @@ class _Watch:
 
 
 def _cut(exchange: Exchange) -> None:
-    sock = exchange.connection.sock if exchange.connection is not None else None
-    sock = getattr(sock, "socket", sock)  # TLS within a proxy's TLS wraps it
+    sock = getattr(exchange.sock, "socket", exchange.sock)  # TLS within a proxy's TLS wraps it
     if isinstance(sock, socket.socket):
         with contextlib.suppress(OSError):  # it has just been closed: nothing is left to cut
             # The plain socket's method even under TLS: the thread that reads is using the TLS state.

@@ -146,7 +146,7 @@ def _args(body: bytes) -> str | None:
         return None
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("args", ""), str):
         raise PlatformError(PARAMETER_REQUIRED, "parameter required: the body is malformed")
