@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pika
@@ -239,13 +240,21 @@ class Rig:
         return sum(1 for command in self.simulator.platform.commands if command.args == command_id)
 
 
+def by_way_of(port: int, url: str) -> str:
+    """Return a broker's URL with another port of this machine in it."""
+    target = urlsplit(url)
+    return target._replace(netloc=f"{target.username}:{target.password}@127.0.0.1:{port}").geturl()
+
+
 class Proxy:
     """A TCP proxy in front of a broker, whose connections can be cut or silenced."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, url: str, port: int = 0) -> None:
+        target = urlsplit(url)
+        self._target = (str(target.hostname), target.port or 5672)
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
+        self.url = by_way_of(self.port, url)
         self._pairs: list[socket.socket] = []
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.rig import Proxy, Rig, a_command, onenet
+from tests.rig import Proxy, Rig, a_command, by_way_of, onenet
 from worker.localservices.broker import OwnBroker
 from worker.localservices.ports import free_port
 from worker.simulator.faults import Fault
@@ -23,16 +23,9 @@ def breakable(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
 @pytest.fixture
 def proxied(rig: Rig) -> Iterator[tuple[Rig, Proxy]]:
     """A rig whose worker reaches the broker through a proxy that can be cut."""
-    target = urlsplit(rig.broker_url)
-    proxy = Proxy(str(target.hostname), target.port or 5672)
+    proxy = Proxy(rig.broker_url)
     yield rig, proxy
     proxy.close()
-
-
-def through(proxy: Proxy, rig: Rig) -> str:
-    """Return the broker's URL by way of the proxy."""
-    target = urlsplit(rig.broker_url)
-    return target._replace(netloc=f"{target.username}:{target.password}@127.0.0.1:{proxy.port}").geturl()
 
 
 def publish_many(rig: Rig, count: int) -> list[str]:
@@ -88,7 +81,7 @@ def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_b
 
 def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Rig, Proxy]) -> None:
     rig, proxy = proxied
-    with rig.worker(AMQP_URL=through(proxy, rig), WORKER_CONCURRENCY="4") as worker:
+    with rig.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(rig, 300)
         for number in range(1, 4):
             worker.wait_for("command_accepted", count=30 * number)
@@ -109,7 +102,7 @@ def test_a_consumer_that_the_broker_cancels_consumes_again(rig: Rig) -> None:
 
 def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: tuple[Rig, Proxy]) -> None:
     rig, proxy = proxied
-    with rig.worker(AMQP_URL=through(proxy, rig) + "?heartbeat=1") as worker:
+    with rig.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
         worker.wait_for("broker_connection_lost")
         worker.wait_for("consuming", count=2)
@@ -117,13 +110,13 @@ def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: t
         assert rig.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(breakable: Rig, own_broker: OwnBroker) -> None:
-    own_broker.kill()
-    with breakable.start_worker() as worker:
+def test_a_broker_that_is_not_there_yet_is_waited_for(rig: Rig) -> None:
+    port = free_port()
+    with rig.start_worker(AMQP_URL=by_way_of(port, rig.broker_url)) as worker:
         worker.wait_for("broker_unavailable", count=3)
-        own_broker.start()
+        proxy = Proxy(rig.broker_url, port)
         worker.wait_for("consuming")
-    breakable.upstream.connect()
+        proxy.close()
 
 
 def test_several_brokers_are_tried_in_turn(rig: Rig) -> None:

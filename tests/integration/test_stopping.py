@@ -2,11 +2,10 @@
 
 import signal
 import threading
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many, through
+from tests.integration.test_connection import assert_each_accepted_once, publish_many
 from tests.rig import Proxy, Rig, a_command, onenet
 from worker.simulator.faults import Fault
 
@@ -71,11 +70,10 @@ def test_the_grace_period_ends_the_wait_and_nothing_is_lost(rig: Rig) -> None:
 
 def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
     """What is under way is finished all the same; nobody is left to acknowledge it to."""
-    target = urlsplit(rig.broker_url)
-    proxy = Proxy(str(target.hostname), target.port or 5672)
+    proxy = Proxy(rig.broker_url)
     with onenet(latency_s=2) as slow:
         rig.simulator = slow
-        with rig.worker(AMQP_URL=through(proxy, rig), WORKER_SHUTDOWN_GRACE="300") as worker:
+        with rig.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300") as worker:
             rig.upstream.publish(a_command())
             rig.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
