@@ -202,7 +202,7 @@ def _exchange(
         for message in messages:
             client.send(None, message.body)
             progress.advance(sending)
-            replies += client.replies_so_far()
+            replies += client.some_replies(wait_s=0)
             progress.update(receiving, completed=len(replies))
         while len(replies) < len(messages):
             replies += client.some_replies()

@@ -155,20 +155,16 @@ class CommandClient:
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
-    def some_replies(self) -> list[dict[str, Any]]:
+    def some_replies(self, wait_s: float = _WAIT_SLICE_S) -> list[dict[str, Any]]:
         """Return the replies that have come, after a short wait for the first.
 
         Raises:
             BrokerUnavailable: the connection was lost.
         """
         try:
-            self._connection.process_data_events(time_limit=_WAIT_SLICE_S)
+            self._connection.process_data_events(time_limit=wait_s)
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-        return self.replies_so_far()
-
-    def replies_so_far(self) -> list[dict[str, Any]]:
-        """Return the replies that came while something else was done."""
         replies, self._replies = self._replies, []
         return replies
 
