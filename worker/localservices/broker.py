@@ -159,11 +159,10 @@ class DockerBroker:
         from testcontainers.core.container import DockerContainer
 
         self.origin = f"Docker ({IMAGE})"
-        self._port = free_port()  # chosen here, since one that Docker chooses changes with a restart
-        self._container = DockerContainer(IMAGE).with_bind_ports(5672, self._port)
+        # The port is chosen here, since one that Docker chooses changes with a restart.
+        self._container = DockerContainer(IMAGE).with_bind_ports(5672, free_port())
         self._is_created = False
-        self._host = self._container.get_container_host_ip()
-        self.url = f"amqp://guest:guest@{self._host}:{self._port}/"
+        self.url = ""
 
     def start(self) -> None:
         try:
@@ -172,6 +171,9 @@ class DockerBroker:
             else:
                 self._is_created = True
                 self._container.start()
+            # Both depend on where we are: on Docker's host, or ourselves in a container beside it.
+            self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
+            self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
             wait_until(self._answers, _START_S, "RabbitMQ in Docker")
         except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
             self.stop()
@@ -192,7 +194,7 @@ class DockerBroker:
     def _answers(self) -> bool:
         # Docker's proxy takes connections before the broker does, so ask the broker itself.
         code, _ = self._container.exec(["rabbitmq-diagnostics", "-q", "check_port_connectivity"])
-        return int(code) == 0 and is_listening(self._host, self._port)
+        return int(code) == 0 and is_listening(*self._address)
 
 
 def start_own_broker() -> OwnBroker:
@@ -218,7 +220,6 @@ def _start_in_docker() -> OwnBroker | None:
     try:
         from docker.errors import DockerException
         from testcontainers.core.docker_client import DockerClient
-        from testcontainers.core.exceptions import ContainerConnectException
     except ImportError:
         return None
     try:
@@ -228,7 +229,7 @@ def _start_in_docker() -> OwnBroker | None:
     try:
         broker = DockerBroker()
         broker.start()
-    except (DockerException, ContainerConnectException, requests.RequestException, TimeoutError) as exc:
+    except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
         print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)
         return None
     return broker
