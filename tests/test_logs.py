@@ -8,7 +8,6 @@ import textwrap
 import threading
 from typing import Any
 
-from worker.localservices.ports import wait_until
 from worker.telemetry.logs import LineWriter
 
 
@@ -69,22 +68,30 @@ class Stalled(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
+        self.has_stalled = threading.Event()
         self.may_go_on = threading.Event()
+        self.caught_up = threading.Event()
 
     def write(self, text: str) -> int:
+        self.has_stalled.set()
         self.may_go_on.wait()
         return super().write(text)
+
+    def flush(self) -> None:
+        self.caught_up.set()
 
 
 def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> None:
     stream = Stalled()
     dropped: list[int] = []
     writer = LineWriter(stream, dropped.append)
-    for number in range(60_000):
+    writer.write_line("0")
+    assert stream.has_stalled.wait(30)
+    for number in range(1, 60_000):
         writer.write_line(str(number))  # returns, although not one line has got through
     assert not dropped  # it is said once there is room again
     stream.may_go_on.set()
-    wait_until(lambda: writer.is_idle, 30, "room for more")
+    assert stream.caught_up.wait(30)
     writer.write_line("last")
     writer.close(timeout_s=30)
     assert dropped == [60_000 - len(stream.getvalue().splitlines()) + 1]

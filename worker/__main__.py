@@ -11,11 +11,7 @@ from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
 from worker.cli.topology import topology
-from worker.errors import SettingsError, TopologyMismatch, WorkerError
-
-EXIT_FAILURE = 1
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h, also in app.py, which is imported by `run` alone
-EXIT_INTERRUPTED = 130
+from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -13,7 +13,7 @@ from worker.amqp.connecting import connection_parameters
 from worker.amqp.messages import Outgoing
 from worker.amqp.topology import Topology
 from worker.decide import RetryPolicy
-from worker.errors import TopologyMismatch
+from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, TopologyMismatch
 from worker.handler import Handler
 from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
@@ -21,10 +21,6 @@ from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP
 from worker.settings import Settings, load_products
 from worker.telemetry.logs import configure_logging, get_logger
-
-EXIT_OK = 0
-EXIT_SOFTWARE = 70  # as in sysexits.h
-EXIT_CONFIG = 78
 
 log = get_logger()
 
@@ -140,8 +136,8 @@ async def _finish(intake: Intake, crash: "asyncio.Future[BaseException]", reason
     if not stopping.done():
         stopping.cancel()
         log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged comes again
-        return EXIT_OK
-    return EXIT_OK if stopping.exception() is None else _crashed(stopping.exception())
+        return 0
+    return 0 if stopping.exception() is None else _crashed(stopping.exception())
 
 
 def _explain(running: "asyncio.Task[None]") -> int:

@@ -1,6 +1,11 @@
-"""The errors of this worker, one tree, each named for what happened."""
+"""The errors of this worker, one tree, each named for what happened, and the exit codes that tell of them."""
 
 from schemas.reply import Detail, FailureCode
+
+EXIT_FAILURE = 1
+EXIT_SOFTWARE = 70  # this one and the next as in sysexits.h
+EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
 
 
 class WorkerError(Exception):

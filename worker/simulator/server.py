@@ -28,7 +28,7 @@ class _Protocol(H11Protocol):
 
     transports: dict[tuple[str, int], asyncio.Transport]
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
         self.transports[transport.get_extra_info("peername")[:2]] = transport
 

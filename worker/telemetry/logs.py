@@ -42,11 +42,6 @@ class LineWriter:
             self._on_dropped(dropped)
         self._lines.put(line)
 
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether nothing is waiting to be written."""
-        return self._lines.empty()
-
     def close(self, timeout_s: float = 2) -> None:
         """Write what is waiting, for so many seconds at most."""
         self._lines.put(None)
