@@ -7,7 +7,7 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test chaos lint format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(STAMP) ## ruff and mypy, over the tests too
 	$(BIN)/ruff check .

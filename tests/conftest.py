@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_redis import OwnRedis, start_own_redis
 from tests.rig import Rig, onenet
 from worker.localservices.broker import OwnBroker, start_own_broker
 
@@ -39,7 +40,25 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return own.url
 
 
+@pytest.fixture(scope="session")
+def own_redis() -> Iterator[OwnRedis]:
+    """A Redis that may be killed: never one that REDIS_URL names."""
+    server = start_own_redis()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The Redis that all tests share; what they leave behind on one that REDIS_URL names expires."""
+    named = os.environ.get("REDIS_URL")
+    if named:
+        return named
+    own: OwnRedis = request.getfixturevalue("own_redis")
+    return own.url
+
+
 @pytest.fixture
 def rig(broker_url: str, tmp_path: Path) -> Iterator[Rig]:
-    with onenet() as simulator, Rig.set_up(broker_url, tmp_path, simulator, (1, 2)) as found:
+    with onenet() as simulator, Rig.set_up(broker_url, tmp_path, simulator) as found:
         yield found

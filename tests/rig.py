@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 import time
@@ -28,6 +29,9 @@ API_KEY = "the-master-key"
 ACCESS_KEY = "dGhlIGFjY2VzcyBrZXkgb2YgdGhlIHRlc3RzLg=="
 PRODUCT_ID = "123123"
 OFFLINE_IMEI = "865820039999999"
+RETRY_DELAYS_S = (1, 2)
+SETTLE_S = 2  # as long as the two timeouts together, which are 1 s each
+LONG_SETTLE_S = 60  # for tests with a longer timeout
 PATIENCE_S = 40  # how long a test waits for something that must come; never how long it takes
 
 
@@ -50,10 +54,10 @@ def in_hours(hours: float) -> str:
 
 
 @contextmanager
-def onenet(*faults: Fault, latency_s: float = 0, port: int = 0) -> Iterator[Simulator]:
+def onenet(*faults: Fault, latency_s: float = 0, port: int = 0, seed: int | None = None) -> Iterator[Simulator]:
     """Run the simulator in a thread: a real HTTP server whose memory the test can look into."""
     platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
-    simulator = Simulator(platform, FaultPlan(list(faults)), latency_s=latency_s, port=port)
+    simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port)
     thread = threading.Thread(target=lambda: asyncio.run(simulator.serve()), name="simulator")
     thread.start()
     try:
@@ -125,23 +129,39 @@ class Upstream:
         exchange = self.topology.returns_exchange
         self.channel.basic_publish(exchange, "execute", json.dumps(body).encode(), wanted, mandatory=True)
 
-    def get(self, queue: str) -> Message:
+    def get(self, queue: str, patience_s: float = PATIENCE_S) -> Message:
         """Wait for the next message of a queue and take it."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            method, properties, body = self.channel.basic_get(queue, auto_ack=True)
-            if method is not None and properties is not None and body is not None:
-                return Message(str(method.routing_key), properties, body)
+            found = self.try_get(queue)
+            if found is not None:
+                return found
             self.connection.process_data_events(time_limit=0.02)
-        raise AssertionError(f"nothing came to {queue} within {PATIENCE_S} s")
+        raise AssertionError(f"nothing came to {queue} within {patience_s} s")
 
-    def reply(self) -> Message:
+    def try_get(self, queue: str) -> Message | None:
+        """Take the next message of a queue if one is there."""
+        method, properties, body = self.channel.basic_get(queue, auto_ack=True)
+        if method is None or properties is None or body is None:
+            return None
+        return Message(str(method.routing_key), properties, body)
+
+    def try_reply(self) -> Message | None:
+        """Take the next reply if one is there."""
+        return self.try_get(self._replies_queue)
+
+    def reply(self, patience_s: float = PATIENCE_S) -> Message:
         """Wait for the next reply."""
-        return self.get(self._replies_queue)
+        return self.get(self._replies_queue, patience_s)
 
     def replies(self, count: int) -> list[dict[str, Any]]:
         """Wait for so many replies."""
         return [self.reply().json for _ in range(count)]
+
+    def is_empty(self) -> bool:
+        """Tell whether no command waits or rests; while a worker runs it may hold one all the same."""
+        queues = [self.topology.execute_queue, *map(self.topology.retry_queue, RETRY_DELAYS_S)]
+        return not any(map(self.count, queues))
 
     def dead_letter(self) -> Message:
         """Wait for the next dead letter."""
@@ -197,9 +217,11 @@ class Rig:
 
     @classmethod
     @contextmanager
-    def set_up(cls, broker_url: str, folder: Path, simulator: Simulator, delays_s: tuple[int, ...]) -> Iterator["Rig"]:
+    def set_up(
+        cls, broker_url: str, folder: Path, simulator: Simulator, settle_s: int = LONG_SETTLE_S
+    ) -> Iterator["Rig"]:
         """Yield a rig, and delete what it declared."""
-        topology = Topology(f"test-{uuid4().hex[:8]}", delays_s)
+        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, settle_s))
         upstream = Upstream(broker_url, topology)
         try:
             yield cls(broker_url, folder, topology, upstream, simulator)
@@ -212,8 +234,11 @@ class Rig:
             "AMQP_URL": self.broker_url,
             "ONENET_URL": self.simulator.url,
             "ONENET_API_KEY": API_KEY,
+            "ONENET_CONNECT_TIMEOUT": "1",
+            "ONENET_READ_TIMEOUT": "1",
+            "WORKER_SETTLE": str(SETTLE_S),
             "WORKER_NAMESPACE": self.topology.namespace,
-            "WORKER_RETRY_DELAYS": ",".join(map(str, self.topology.retry_delays_s)),
+            "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "LOG_FORMAT": "json",
         } | settings
         output = self.folder / f"worker-{uuid4().hex[:8]}"
@@ -229,6 +254,16 @@ class Rig:
             raise
         self.upstream.bind_replies()
         return worker
+
+    def finish(self, **settings: str) -> None:
+        """Let workers run until no command is left, neither in a queue nor in the hands of one."""
+        is_over = False
+        while not is_over:
+            with self.worker(**settings) as worker:
+                wait_until(self.upstream.is_empty, PATIENCE_S, "the end of all commands")
+                worker.process.signal(signal.SIGTERM)
+                worker.process.wait()
+            is_over = self.upstream.is_empty()
 
     def wait_for_request(self, simulator: Simulator | None = None) -> None:
         """Wait until the platform has been asked something."""
@@ -280,9 +315,13 @@ class Proxy:
         while True:
             try:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                _close(client)
+                continue
             with self._lock:
                 self._pairs += [client, server]
             for source, target in ((client, server), (server, client)):

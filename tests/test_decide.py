@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.decide import RetryPolicy, decide
-from worker.outcome import Accepted, Failed, Outcome, Rejected, TryAgain
+from worker.decide import RetryPolicy, decide, decide_unreadable
+from worker.outcome import Accepted, Failed, Outcome, Rejected, Settle, TryAgain
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
 POLICY = RetryPolicy((5, 30, 120), max_attempts=4)
-RESEND = RetryPolicy((5, 30, 120), max_attempts=4, resend_in_doubt=True)
+RESEND = RetryPolicy((5, 30, 120), max_attempts=4, in_doubt="resend")
+DEAD_LETTER = RetryPolicy((5, 30, 120), max_attempts=4, in_doubt="dead-letter")
 
 
 def outcome(answer: Answer, attempt: int = 1, policy: RetryPolicy = POLICY, left_s: float = 3600) -> Outcome:
@@ -47,11 +48,25 @@ def test_no_attempt_begins_at_expired_time_or_later(left_s: float, code: str | N
     assert (found.code if isinstance(found, Failed) else None) == code
 
 
+@pytest.mark.parametrize("attempt", [1, 4, 9])
+@pytest.mark.parametrize("left_s", [3600, -1])
+def test_what_may_have_been_cached_rests_whatever_the_attempt_and_the_time(attempt: int, left_s: float) -> None:
+    """Its history may still know the uuid, and only what was not cached can expire."""
+    assert outcome(InDoubt("read timeout"), attempt, left_s=left_s) == Settle(attempt, "read timeout")
+
+
 @pytest.mark.parametrize("attempt", [1, 2, 4])
-def test_what_may_have_been_cached_is_never_sent_again(attempt: int) -> None:
-    found = outcome(InDoubt("read timeout"), attempt)
+def test_or_ends_as_unknown_where_the_operator_wants_that(attempt: int) -> None:
+    found = outcome(InDoubt("read timeout"), attempt, DEAD_LETTER)
     assert isinstance(found, Failed)
     assert found.code == "outcome_unknown"
+
+
+def test_a_history_that_cannot_be_read_uses_up_attempts() -> None:
+    found = [decide_unreadable("HTTP 500", attempt, POLICY) for attempt in (1, 3, 4)]
+    assert [each.attempt for each in found if isinstance(each, Settle)] == [2, 4]
+    assert isinstance(found[2], Failed)
+    assert found[2].code == "outcome_unknown"
 
 
 def test_unless_the_operator_accepts_that() -> None:

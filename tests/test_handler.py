@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,13 +16,19 @@ from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.answer import Answer, Cached, InDoubt, NotSent
 from worker.commands import ExecuteCommand
-from worker.decide import RetryPolicy
-from worker.handler import Handler
-from worker.idempotency import Claim
+from worker.decide import InDoubtMode, RetryPolicy
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable, StoreUnavailable
+from worker.handler import MAX_UNFINISHED, Handler
+from worker.idempotency import Claim, Hold, Key
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import Sent
+from worker.onenet.client import Others, Sent
+from worker.onenet.history import Entry
 
 CHINA = ZoneInfo("Asia/Shanghai")
+SETTLE_S = 60
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
+RESTED = str(Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
 
 
 @dataclass
@@ -30,55 +37,80 @@ class Platform:
 
     history: list[str]
     answers: list[Answer] = field(default_factory=list)
+    entries: list[Entry] | None = field(default_factory=list)  # None: the history cannot be read
     while_asked: Callable[[], object] = lambda: None
 
     def knows(self, product: str | None) -> bool:
         return product is None
 
-    def execute(self, command: ExecuteCommand) -> Sent:
+    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
         self.history.append("request")
         self.while_asked()
         return Sent(self.answers.pop(0) if self.answers else Cached("u"), valid_time_omitted=False)
 
+    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+        self.history.append("look up")
+        if self.entries is None:
+            raise HistoryUnreadable("HTTP 500")
+        return self.entries
 
-@dataclass
+
 class Store(MemoryStore):
-    """A real store that writes down when it was written to."""
+    """A real store that writes down when it was written to, and may be away."""
 
-    history: list[str]
+    def __init__(self, history: list[str]) -> None:
+        super().__init__(ttl_s=600, lease_s=600, began_at=LONG_AGO)
+        self.history = history
+        self.is_away_for: set[str] = set()
 
-    def __post_init__(self) -> None:
-        super().__init__(ttl_s=60)
+    def claim(self, key: Key, now: datetime) -> Claim:
+        self._come("claim")
+        return super().claim(key, now)
 
-    def claim(self, command_id: str, digest: bytes) -> Claim:
-        self.history.append("claim")
-        return super().claim(command_id, digest)
+    def complete(self, hold: Hold, reply: Reply) -> None:
+        self._come("complete")
+        super().complete(hold, reply)
 
-    def complete(self, command_id: str, reply: Reply) -> None:
-        self.history.append("complete")
-        super().complete(command_id, reply)
+    def _come(self, call: str) -> None:
+        if call in self.is_away_for:
+            raise StoreUnavailable("Redis: ConnectionError")
+        self.history.append(call)
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, in_doubt: InDoubtMode = "reconcile") -> None:
         self.history: list[str] = []
         self.platform = Platform(self.history)
-        self.store = Store(self.history)
+        self.policy = RetryPolicy((5, 30), 3, SETTLE_S, in_doubt)
+        self.passed_on: list[Publication] = []
+        self.is_confirmed = True
         self.restart()
 
     def restart(self) -> None:
         """Forget everything, as a new process on ``memory://``."""
         self.store = Store(self.history)
-        outgoing = Outgoing(Topology("onenet", (5, 30)), "host:1")
-        self.handler = Handler(self.platform, self.store, outgoing, RetryPolicy((5, 30), 3), CHINA)
+        outgoing = Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
+        self.handler = Handler(self.platform, self.store, outgoing, self.policy, CHINA)
 
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
-        self.last: Sequence[Publication] = self.handler.handle(delivery)
-        return [publication.exchange for publication in self.last]
+        self.last: Sequence[Publication] = self.handler.handle(delivery, self.pass_on)
+        return [_place(publication) for publication in self.last]
+
+    def pass_on(self, publications: Sequence[Publication]) -> bool:
+        self.history.append("pass on")
+        self.passed_on += publications
+        return self.is_confirmed
 
     def last_reply(self) -> Any:
         return json.loads(self.last[0].body)
+
+    def last_headers(self) -> dict[str, Any]:
+        return dict(self.last[0].properties.headers or {})
+
+
+def _place(publication: Publication) -> str:
+    return publication.routing_key if publication.exchange == "onenet.retry" else publication.exchange
 
 
 @pytest.fixture
@@ -88,13 +120,23 @@ def rig() -> Rig:
 
 def delivery(*, redelivered: bool = False, headers: dict[str, Any] | None = None, **changes: Any) -> Delivery:
     body = json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
-    returned = headers is not None
-    return Delivery(1, 1, "", redelivered, BasicProperties(headers=headers), body, returned)
+    return Delivery(1, 1, "", redelivered, BasicProperties(headers=headers), body, headers is not None)
+
+
+def rested(attempt: int = 1, **headers: Any) -> Delivery:
+    """A command in doubt whose time to settle is over."""
+    own = {"x-onenet-attempt": attempt, "x-onenet-in-doubt": RESTED}
+    return delivery(headers=own | {f"x-onenet-{name}": value for name, value in headers.items()})
+
+
+def likely(uuid: str) -> Entry:
+    return Entry(uuid, is_likely=True, valid_time_omitted=False)
 
 
 REPLY = ["onenet.replies"]
 FAILURE = ["onenet.replies", "onenet.dead-letters"]
-RETRY = ["onenet.retry"]
+RETRY = ["onenet.execute.retry.5s"]
+SETTLE = ["onenet.execute.retry.60s"]
 
 
 def test_the_outcome_is_recorded_before_anything_is_published(rig: Rig) -> None:
@@ -113,10 +155,117 @@ def test_a_redelivery_after_that_gets_the_recorded_reply(rig: Rig) -> None:
 
 def test_a_failure_that_is_redelivered_is_set_aside_again(rig: Rig) -> None:
     """Perhaps its dead letter is the one that was not confirmed."""
+    assert rig.handle(delivery(expired_time="2026-01-01T00:00:00")) == FAILURE
+    assert rig.handle(delivery(redelivered=True, expired_time="2026-01-01T00:00:00")) == FAILURE
+    # Another message with the id: its dead letter is there already.
+    assert rig.handle(delivery(expired_time="2026-01-01T00:00:00")) == REPLY
+
+
+def test_a_lost_answer_rests_with_the_time_of_its_doubt(rig: Rig) -> None:
+    rig.platform.answers = [InDoubt("read timeout")]
+    assert rig.handle(delivery()) == SETTLE
+    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert doubt.since is not None
+    assert doubt.since <= doubt.until <= datetime.now(UTC)
+    assert rig.last_headers()["x-onenet-attempt"] == 1
+
+
+def test_another_copy_of_it_rests_too_and_nothing_is_asked(rig: Rig) -> None:
+    """A retry that was known not sent and a copy in doubt may both be on their way: the later one must not send."""
+    rig.platform.answers = [InDoubt("read timeout")]
+    rig.handle(delivery())
+    assert rig.handle(delivery(headers={"x-onenet-attempt": 2})) == SETTLE
+    assert rig.history.count("request") == 1
+    assert "look up" not in rig.history
+
+
+def test_what_its_history_has_is_accepted_without_a_request(rig: Rig) -> None:
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(rested()) == REPLY
+    found = rig.last_reply()
+    assert (found["status"], found["uuid"], found["recovered"], found["attempts"]) == ("accepted", "found", True, 1)
+    assert "request" not in rig.history
+
+
+def test_what_its_history_does_not_have_is_sent_as_the_next_attempt(rig: Rig) -> None:
+    assert rig.handle(rested(2)) == REPLY
+    assert rig.history == ["claim", "look up", "request", "complete"]
+    assert (rig.last_reply()["attempts"], rig.last_reply()["recovered"]) == (3, False)
+
+
+def test_only_what_was_not_cached_can_expire(rig: Rig) -> None:
+    late = delivery(headers={"x-onenet-in-doubt": RESTED}, expired_time=in_hours(-1))
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(late) == REPLY
+    rig.restart()
+    rig.platform.entries = []
+    assert rig.handle(late) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "expired"
+    assert "request" not in rig.history
+
+
+def test_after_the_last_attempt_the_history_is_still_read(rig: Rig) -> None:
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(rested(3)) == REPLY
+    rig.restart()
+    rig.platform.entries = []
+    assert rig.handle(rested(3)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "retries_exhausted"
+
+
+def test_a_history_that_cannot_be_read_uses_up_attempts_and_ends_as_unknown(rig: Rig) -> None:
+    rig.platform.entries = None
+    assert rig.handle(rested()) == SETTLE
+    assert rig.last_headers()["x-onenet-attempt"] == 2
+    assert rig.last_headers()["x-onenet-in-doubt"] == RESTED  # no new doubt has come
+    rig.restart()
+    assert rig.handle(rested(3)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert "request" not in rig.history
+
+
+def test_several_entries_for_one_command_are_unknown(rig: Rig) -> None:
+    rig.platform.entries = [likely("one"), likely("other")]
+    assert rig.handle(rested()) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+
+
+def test_a_uuid_that_was_given_to_a_twin_is_not_given_again(rig: Rig) -> None:
+    expired_time = in_hours(24)
+    rig.handle(delivery(command_id="twin", expired_time=expired_time))
+    rig.platform.entries = [likely("u")]
+    rig.platform.answers = [Cached("another")]
+    assert rig.handle(delivery(headers={"x-onenet-in-doubt": RESTED}, expired_time=expired_time)) == REPLY
+    assert rig.last_reply()["uuid"] == "another"
+
+
+def test_nothing_is_decided_while_a_twin_is_under_way(rig: Rig) -> None:
+    expired_time = in_hours(24)
+    rig.platform.entries = [likely("u")]
+    found: list[list[str]] = []
+    rig.platform.while_asked = lambda: found.append(
+        rig.handle(delivery(headers={"x-onenet-in-doubt": RESTED}, expired_time=expired_time))
+    )
+    rig.handle(delivery(command_id="twin", expired_time=expired_time))
+    assert found == [RETRY]
+
+
+def test_in_mode_dead_letter_a_doubt_is_an_outcome() -> None:
+    rig = Rig("dead-letter")
     rig.platform.answers = [InDoubt("read timeout")]
     assert rig.handle(delivery()) == FAILURE
-    assert rig.handle(delivery(redelivered=True)) == FAILURE
-    assert rig.handle(delivery()) == REPLY  # another message with the id: its dead letter is there already
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert rig.handle(delivery(redelivered=True, command_id="b")) == FAILURE
+    assert rig.history.count("request") == 1
+
+
+def test_in_mode_resend_a_doubt_is_sent_again() -> None:
+    rig = Rig("resend")
+    rig.platform.answers = [InDoubt("read timeout")]
+    assert rig.handle(delivery()) == RETRY
+    assert rig.handle(delivery(headers=rig.last_headers())) == REPLY
+    assert rig.history.count("request") == 2
+    assert "look up" not in rig.history
 
 
 def test_what_was_known_not_to_have_been_sent_may_be_sent_when_it_comes_back(rig: Rig) -> None:
@@ -136,11 +285,66 @@ def test_the_original_of_a_confirmed_retry_and_the_retry_make_one_request(rig: R
     assert rig.history.count("request") == 2  # the refused one, and one that got through
 
 
-@pytest.mark.parametrize("headers", [None, {"x-onenet-attempt": 2}, {"x-onenet-in-doubt": "2026"}])
-def test_after_a_restart_nothing_is_sent_that_may_have_been_sent(rig: Rig, headers: dict[str, Any] | None) -> None:
-    assert rig.handle(delivery(redelivered=headers is None, headers=headers)) == FAILURE
-    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
-    assert "request" not in rig.history
+def test_a_redelivery_that_no_record_explains_rests_first(rig: Rig) -> None:
+    assert rig.handle(delivery(redelivered=True)) == SETTLE
+    assert rig.last_headers()["x-onenet-in-doubt"].startswith("../")
+    assert rig.last_headers()["x-onenet-unfinished"] == 0
+    assert not {"request", "look up"} & set(rig.history)
+
+
+def test_and_is_then_not_tried_before_its_message_says_so(rig: Rig) -> None:
+    """It may be what ended the worker: should it do so again, the copy that was passed on before counts it."""
+    assert rig.handle(rested(unfinished=0)) == []
+    assert rig.history == ["claim", "pass on", "look up", "request", "complete"]
+    [marked] = rig.passed_on
+    headers = dict(marked.properties.headers or {})
+    assert (_place(marked), headers["x-onenet-unfinished"], headers["x-onenet-attempt"]) == (RETRY[0], 1, 1)
+    assert rig.handle(delivery(headers=headers)) == REPLY  # which it comes back for
+    assert rig.last_reply()["uuid"] == "u"
+    assert rig.history.count("request") == 1
+
+
+def test_a_mark_outlasts_the_lease_of_the_try_that_it_counts(rig: Rig) -> None:
+    """While somebody may still hold the command its copy is put off, and must not forget how often it was tried."""
+    found: list[dict[str, Any]] = []
+
+    def copy_comes() -> None:
+        assert rig.handle(delivery(headers=dict(rig.passed_on[0].properties.headers or {}))) == RETRY
+        found.append(rig.last_headers())
+
+    rig.platform.while_asked = copy_comes
+    rig.handle(rested(unfinished=2))
+    assert [headers["x-onenet-unfinished"] for headers in found] == [3]
+
+
+def test_without_the_mark_it_is_not_tried(rig: Rig) -> None:
+    rig.is_confirmed = False
+    assert rig.handle(rested(unfinished=0)) == []
+    assert not {"request", "look up"} & set(rig.history)
+
+
+def test_what_never_lives_through_its_try_is_poison(rig: Rig) -> None:
+    assert rig.handle(rested(unfinished=MAX_UNFINISHED)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "poison_message"
+    assert not {"request", "look up"} & set(rig.history)
+
+
+def test_what_comes_back_again_and_again_is_put_off_before_the_broker_sets_it_aside(rig: Rig) -> None:
+    assert rig.handle(delivery(redelivered=True, headers={"x-delivery-count": 10})) == RETRY
+    assert rig.last_headers()["x-onenet-unfinished"] == 1
+    assert rig.history == []
+    worse = {"x-delivery-count": 10, "x-onenet-unfinished": MAX_UNFINISHED}
+    assert rig.handle(delivery(redelivered=True, headers=worse)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "poison_message"
+
+
+def test_after_a_restart_a_later_attempt_is_looked_up_before_it_is_sent(rig: Rig) -> None:
+    rig.handle(delivery(headers={"x-onenet-attempt": 2}))
+    assert rig.history == ["claim", "look up", "request", "complete"]
+
+
+def test_a_doubt_that_cannot_be_read_is_a_new_one(rig: Rig) -> None:
+    assert rig.handle(delivery(headers={"x-onenet-in-doubt": "2026"})) == SETTLE
 
 
 def test_what_was_taken_and_not_started_raises_no_doubt_when_it_comes_back(rig: Rig) -> None:
@@ -151,18 +355,38 @@ def test_what_was_taken_and_not_started_raises_no_doubt_when_it_comes_back(rig: 
 
 def test_but_not_if_it_was_doubtful_when_it_was_taken(rig: Rig) -> None:
     rig.handler.note_unsent(delivery(redelivered=True))
-    assert rig.handle(delivery(redelivered=True)) == FAILURE
+    assert rig.handle(delivery(redelivered=True)) == SETTLE
     assert "request" not in rig.history
 
 
 def test_a_copy_that_comes_while_the_first_is_under_way_is_put_off(rig: Rig) -> None:
     copies: list[list[str]] = []
-    rig.platform.while_asked = lambda: copies.append(
-        [publication.exchange for publication in rig.handler.handle(delivery(redelivered=True))]
-    )
+    rig.platform.while_asked = lambda: copies.append(rig.handle(delivery(redelivered=True)))
     assert rig.handle(delivery()) == REPLY
     assert copies == [RETRY]
     assert rig.history.count("request") == 1
+
+
+def test_without_the_store_nothing_is_sent(rig: Rig) -> None:
+    rig.store.is_away_for = {"claim"}
+    assert rig.handle(delivery()) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 1}
+    assert rig.handle(delivery(redelivered=True)) == RETRY
+    assert rig.last_headers()["x-onenet-in-doubt"].startswith("../")  # a copy does not look redelivered
+    assert "request" not in rig.history
+
+
+def test_what_cannot_be_recorded_is_in_doubt(rig: Rig) -> None:
+    rig.store.is_away_for = {"complete"}
+    assert rig.handle(delivery()) == RETRY
+    assert not rig.last_headers()["x-onenet-in-doubt"].startswith("../")
+
+
+def test_a_product_that_is_gone_is_unknown_unless_its_command_may_have_been_sent(rig: Rig) -> None:
+    assert rig.handle(delivery(product="gone")) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "unknown_product"
+    rig.platform.entries = None
+    assert rig.handle(delivery(headers={"x-onenet-in-doubt": RESTED}, product="gone")) == SETTLE
 
 
 def test_expired_time_is_looked_at_before_each_request(rig: Rig) -> None:

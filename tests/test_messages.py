@@ -2,7 +2,7 @@
 
 import json
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +13,11 @@ from pika import BasicProperties
 from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
+from worker.doubt import Doubt
 from worker.outcome import TryAgain
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
+DOUBT = Doubt(NOW, NOW + timedelta(seconds=2))
 OUTGOING = Outgoing(Topology("onenet", (5, 600)), "host:1")
 
 
@@ -81,8 +83,9 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
     }
     came = delivery({**brokers, "tenant": "a"}, returned=True)
     for publication in (
-        OUTGOING.retry(came, TryAgain(5, 2, ""), NOW),
-        OUTGOING.put_off(came, 5, NOW),
+        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
+        OUTGOING.settle(came, 1, 60, DOUBT, 0),
+        OUTGOING.put_off(came, 5, DOUBT, None),
         OUTGOING.hand_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
@@ -92,40 +95,50 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
 
 def test_a_retry_carries_its_attempt_and_rests_in_the_queue_of_its_delay() -> None:
     found = OUTGOING.retry(
-        delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"), NOW
+        delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"), None
     )
     assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.600s")
     assert headers(found)["x-onenet-attempt"] == 3
     assert 540_000 <= int(str(found.properties.expiration)) <= 600_000
-    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429"), NOW).properties.expiration is None
+    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429"), None).properties.expiration is None
 
 
 def test_a_wait_that_the_platform_asked_for_is_not_shortened() -> None:
-    assert OUTGOING.retry(delivery(), TryAgain(600, 2, "429", is_least=True), NOW).properties.expiration is None
+    assert OUTGOING.retry(delivery(), TryAgain(600, 2, "429", is_least=True), None).properties.expiration is None
 
 
-def test_a_doubt_stays_with_the_command() -> None:
-    doubted = headers(OUTGOING.retry(delivery(), TryAgain(5, 2, "", is_in_doubt=True), NOW))
-    assert doubted["x-onenet-in-doubt"] == NOW.isoformat()
-    later = headers(
-        OUTGOING.retry(delivery(doubted, returned=True), TryAgain(5, 3, "", is_in_doubt=True), datetime.now(UTC))
-    )
-    assert later["x-onenet-in-doubt"] == NOW.isoformat()
+def test_a_doubt_travels_with_its_time() -> None:
+    found = OUTGOING.settle(delivery({"x-onenet-attempt": 2}, returned=True), 3, 60, DOUBT, None)
+    assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.60s")
+    assert found.properties.expiration is None  # jitter would shorten what must not be shorter
+    assert headers(found) == {"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT)}
+    assert delivery(headers(found), returned=True).doubt == DOUBT
+    assert headers(OUTGOING.retry(delivery(), TryAgain(5, 2, ""), DOUBT))["x-onenet-in-doubt"] == str(DOUBT)
+
+
+def test_a_doubt_is_believed_of_nobody_else_and_one_that_cannot_be_read_is_still_one() -> None:
+    assert delivery({"x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 4}).doubt is None
+    assert delivery({"x-onenet-unfinished": 4}).unfinished is None
+    unreadable = delivery({"x-onenet-in-doubt": "since then"}, returned=True).doubt
+    assert unreadable is not None
+    assert unreadable.since is None
 
 
 def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
     fresh = OUTGOING.hand_back(delivery(), NOW)
     assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
     assert headers(fresh) == {"x-onenet-attempt": 1}
-    assert headers(OUTGOING.hand_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == NOW.isoformat()
-    doubted = delivery({"x-onenet-in-doubt": "since then"}, returned=True)
-    assert headers(OUTGOING.hand_back(doubted, NOW))["x-onenet-in-doubt"] == "since then"
+    assert headers(OUTGOING.hand_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(Doubt(None, NOW))
+    doubted = delivery({"x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2}, returned=True)
+    assert headers(OUTGOING.hand_back(doubted, NOW)) == {
+        "x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2,
+    }  # fmt: skip
 
 
-def test_what_is_put_off_uses_up_no_attempt_but_is_not_innocent_any_more() -> None:
-    """Another delivery of the same command is under way: should its record be lost, this copy must not be sent."""
-    found = headers(OUTGOING.put_off(delivery({"x-onenet-attempt": 3}, returned=True), 5, NOW))
-    assert found == {"x-onenet-attempt": 3, "x-onenet-in-doubt": NOW.isoformat()}
+def test_what_is_put_off_uses_up_no_attempt() -> None:
+    found = headers(OUTGOING.put_off(delivery({"x-onenet-attempt": 3}, returned=True), 5, DOUBT, 1))
+    assert found == {"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}
+    assert headers(OUTGOING.put_off(delivery(), 5, None, None)) == {"x-onenet-attempt": 1}
 
 
 def test_a_dead_letter_has_its_reason_cut_to_what_a_frame_can_carry() -> None:
@@ -161,7 +174,7 @@ def test_no_headers_of_upstreams_keep_a_message_from_being_published(table: dict
     came = delivery(dict(BasicProperties().decode(encoded).headers or {}), returned=returned)
     for publication in (
         OUTGOING.reply(came, REPLY),
-        OUTGOING.retry(came, TryAgain(5, 2, ""), NOW),
+        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
         OUTGOING.hand_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):

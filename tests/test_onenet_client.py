@@ -1,10 +1,15 @@
 """The HTTP edge against real sockets: what proves that nothing was sent, and when a request is over."""
 
+import dataclasses
+import json
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,13 +21,19 @@ from pydantic import SecretStr
 from tests.rig import API_KEY, a_command, onenet, raw_server
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand, read_command
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable
 from worker.localservices.ports import free_port, wait_until
 from worker.onenet import http
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP
-from worker.settings import ApiKey
+from worker.settings import ApiKey, Credentials
 from worker.simulator.faults import Fault
+from worker.simulator.server import Simulator
+from worker.times import platform_time
 
+NEVER = float("inf")
+SETTLE_S = 2
 CHINA = ZoneInfo("Asia/Shanghai")
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid":"u"},"error":"succ"}'
 
@@ -38,14 +49,15 @@ def command() -> ExecuteCommand:
 def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None) -> Iterator[OneNETClient]:
     edge = BoundedHTTP(url, connect_timeout_s=connect_s, read_timeout_s=read_s, ca_file=ca_file, connections=4)
     try:
-        yield OneNETClient(url, {None: ApiKey(api_key=SecretStr(API_KEY))}, edge, CHINA)
+        products: dict[str | None, Credentials] = {None: ApiKey(api_key=SecretStr(API_KEY))}
+        yield OneNETClient(url, products, edge, CHINA, latest_caching_s=SETTLE_S, history_s=86_400)
     finally:
         edge.close()
 
 
 def ask(url: str) -> Answer:
     with client(url) as asking:
-        return asking.execute(command()).answer
+        return asking.execute(command(), NEVER).answer
 
 
 def test_nobody_listens_so_nothing_was_sent() -> None:
@@ -181,7 +193,7 @@ def test_interim_answers_are_not_the_answer() -> None:
             sock.sendall(ANSWER.replace(b'"u"', b'"%d"' % len(asked)))
 
     with raw_server(hint_and_answer) as url, client(url) as asking:
-        assert [asking.execute(command()).answer for _ in range(3)] == [Cached("1"), Cached("2"), Cached("3")]
+        assert [asking.execute(command(), NEVER).answer for _ in range(3)] == [Cached("1"), Cached("2"), Cached("3")]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +208,7 @@ def test_a_dripping_answer_is_over_when_the_two_timeouts_together_are(text: byte
 def test_connections_are_kept_for_the_next_request() -> None:
     with onenet() as platform, client(platform.url) as asking:
         for _ in range(3):
-            assert isinstance(asking.execute(command()).answer, Cached)
+            assert isinstance(asking.execute(command(), NEVER).answer, Cached)
         assert len({request["client"][1] for request in platform.requests}) == 1
 
 
@@ -205,7 +217,7 @@ def test_a_connection_that_sat_idle_is_not_used_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(http, "MAX_IDLE_S", 0.0)
     with onenet() as platform, client(platform.url) as asking:
         for _ in range(3):
-            asking.execute(command())
+            asking.execute(command(), NEVER)
         assert len({request["client"][1] for request in platform.requests}) == 3
 
 
@@ -219,7 +231,7 @@ def test_a_connection_that_the_platform_closed_is_not_used_again() -> None:
 
     with raw_server(answer_and_close) as url, client(url) as asking:
         for number in range(1, 4):
-            assert asking.execute(command()).answer == Cached("u")
+            assert asking.execute(command(), NEVER).answer == Cached("u")
             wait_until(lambda: closed[-1].fileno() == -1, 10, "the end of the connection")
             assert len(closed) == number
 
@@ -244,7 +256,7 @@ def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> Non
     with raw_server(answer) as url:
         secure_url = url.replace("http:", "https:")
         with client(secure_url, ca_file=str(tmp_path / "ca.pem")) as asking:
-            assert asking.execute(command()).answer == Cached("u")
+            assert asking.execute(command(), NEVER).answer == Cached("u")
         assert isinstance(ask(secure_url), NotSent)
 
 
@@ -254,4 +266,66 @@ def test_a_proxy_of_the_environment_is_decided_upon_once(monkeypatch: pytest.Mon
         monkeypatch.setenv("no_proxy", "")
         with client(platform.url.replace("127.0.0.1", "onenet.invalid")) as proxied:
             monkeypatch.delenv("http_proxy")
-            assert isinstance(proxied.execute(command()).answer, NotSent)
+            assert isinstance(proxied.execute(command(), NEVER).answer, NotSent)
+
+
+def just_now() -> Doubt:
+    """Return a doubt that covers whatever the platform caches during a test."""
+    now = datetime.now(UTC)
+    return Doubt(now - timedelta(minutes=1), now + timedelta(minutes=1))
+
+
+def nobody(_uuids: object) -> set[str]:
+    return set()
+
+
+def cache(simulator: Simulator, wanted: ExecuteCommand, args: str) -> str:
+    """Have the platform cache a command for the same device; returns its uuid."""
+    query = {
+        "imei": wanted.imei,
+        "obj_id": str(wanted.obj_id),
+        "obj_inst_id": str(wanted.obj_inst_id),
+        "res_id": str(wanted.res_id),
+        "expired_time": platform_time(wanted.expires_at, CHINA),
+    }
+    return simulator.platform.execute(query, json.dumps({"args": args}).encode()).uuid
+
+
+def test_a_command_is_found_among_all_pages_of_its_devices_history() -> None:
+    wanted = command()
+    with onenet() as simulator, client(simulator.url, read_s=20) as asking:
+        for number in range(150):
+            cache(simulator, wanted, f"another {number}")
+        uuid = cache(simulator, wanted, "on")
+        found = asking.look_up(wanted, just_now(), nobody)
+        assert [entry.uuid for entry in found] == [uuid]
+        assert asking.look_up(wanted, just_now(), set) == []  # they are all another's
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    with onenet() as simulator, client(simulator.url) as asking:
+        assert asking.look_up(command(), just_now(), nobody) == []
+
+
+@pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "hang", "not_found"])
+def test_a_history_that_cannot_be_read_decides_nothing(kind: Any) -> None:
+    fault = Fault(kind=kind, seconds=30, endpoint="history")
+    with onenet(fault) as simulator, client(simulator.url) as asking, pytest.raises(HistoryUnreadable):
+        asking.look_up(command(), just_now(), nobody)
+
+
+def test_what_only_reads_is_asked_again() -> None:
+    with onenet(Fault(kind="error_500", endpoint="history", count=2)) as simulator, client(simulator.url) as asking:
+        assert asking.look_up(command(), just_now(), nobody) == []
+
+
+def test_without_credentials_there_is_no_history() -> None:
+    wanted = dataclasses.replace(command(), product="gone")
+    with onenet() as simulator, client(simulator.url) as asking, pytest.raises(HistoryUnreadable, match="credentials"):
+        asking.look_up(wanted, just_now(), nobody)
+
+
+def test_nothing_is_sent_after_the_lease() -> None:
+    with onenet() as simulator, client(simulator.url) as asking:
+        assert isinstance(asking.execute(command(), time.monotonic() - 1).answer, NotSent)
+        assert not simulator.requests

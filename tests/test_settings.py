@@ -89,7 +89,8 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
         ("WORKER_RETRY_DELAYS", "5,x"), ("WORKER_RETRY_DELAYS", "30,5"), ("WORKER_RETRY_DELAYS", "0"),
         ("WORKER_RETRY_DELAYS", ","), ("WORKER_MAX_ATTEMPTS", "0"), ("WORKER_IN_DOUBT", "guess"),
         ("WORKER_SHUTDOWN_GRACE", "-1"), ("IDEMPOTENCY_URL", "mysql://user:aSecret@host"), ("LOG_LEVEL", "loud"),
-        ("LOG_FORMAT", "xml"),
+        ("LOG_FORMAT", "xml"), ("WORKER_SETTLE", "12"), ("WORKER_SETTLE", "60.5"), ("IDEMPOTENCY_URL", "redis://"),
+        ("IDEMPOTENCY_URL", "redis://:aSecret@ho st"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,19 @@ def test_a_password_that_breaks_its_url_is_not_quoted(password: str, monkeypatch
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert not [part for part in ("pa", "ss", "[x]") if part in str(caught.value).replace("password", "")]
+
+
+def test_a_doubt_rests_as_long_as_a_request_may_take_and_has_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_SETTLE", "13")
+    assert load_settings().delays == (5, 13, 30, 120, 600)
+
+
+@pytest.mark.parametrize("url", ["redis://:aSecret@host:6379/1", "rediss://host", "memory://"])
+def test_where_commands_are_remembered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_URL", url)
+    found = load_settings()
+    assert found.idempotency_url.get_secret_value() == url
+    assert "aSecret" not in repr(found)
 
 
 def test_words_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,3 +160,62 @@ def test_it_shows_what_it_cached_and_what_it_was_asked(platform: Simulator) -> N
 def test_a_fault_as_the_command_line_writes_it(text: str, probability: float, seconds: float) -> None:
     fault = Fault.model_validate(text)
     assert (fault.kind, fault.probability, fault.seconds) == ("hang", probability, seconds)
+
+
+def history(platform: Simulator, **query: Any) -> Any:
+    wanted = {"imei": "865820030000001", "start": at(-60)} | query
+    return requests.get(f"{platform.url}/nbiot/offline/history", params=wanted, headers=KEY, timeout=10).json()
+
+
+def test_the_history_has_the_devices_commands_page_by_page(platform: Simulator) -> None:
+    uuids = [execute(platform).json()["data"]["uuid"] for _ in range(5)]
+    execute(platform, imei="865820030000002")
+    pages = [history(platform, sort="ASC", per_page=2, page=page)["data"] for page in (1, 2, 3, 4)]
+    assert [page["total_count"] for page in pages] == [5] * 4
+    assert [item["cmd_uuid"].strip() for page in pages for item in page["items"]] == uuids
+    assert [item["cmd_uuid"].strip() for item in history(platform)["data"]["items"]] == uuids[::-1]
+    assert history(platform, start=at(60))["data"]["total_count"] == 0
+    assert history(platform, end=at(-30))["data"]["total_count"] == 0
+    assert history(platform, start=None)["errno"] == 3
+
+
+def test_the_history_has_the_documented_oddities(platform: Simulator) -> None:
+    for _ in range(4):
+        execute(platform)
+    items = history(platform)["data"]["items"]
+    assert all(" " in item["create_time"] and " " in item["expired_time"] for item in items)
+    assert {item["create_time"].count(":") for item in items} == {2, 3}  # some with the milliseconds behind a third
+    assert {type(item["remain"]) for item in items} == {int, str}
+    assert {item["cmd_uuid"].endswith(" ") for item in items} == {True, False}
+
+
+def test_the_detail_shows_how_a_command_was_made(platform: Simulator) -> None:
+    uuid = execute(platform, {"args": "ping"}, retry=0).json()["data"]["uuid"]
+    url = f"{platform.url}/nbiot/offline/history/{uuid}"
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    assert found["content"] == {"args": "ping"}
+    assert (found["args"]["obj_id"], found["args"]["retry"]) == ("1", "0")
+    assert "timeout" not in found["args"]
+    assert requests.get(url, params={"imei": "865820030000002"}, headers=KEY, timeout=10).json()["errno"] != 0
+
+
+def test_a_command_that_waits_can_be_cancelled_until_it_is_valid(platform: Simulator) -> None:
+    waiting = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
+    valid = execute(platform).json()["data"]["uuid"]
+    answers = [
+        requests.put(
+            f"{platform.url}/nbiot/offline/cancel/{uuid}",
+            params={"imei": "865820030000001"},
+            headers=KEY,
+            timeout=10,
+        ).json()["errno"]
+        for uuid in (waiting, waiting, valid)
+    ]
+    assert answers == [0, 5006, 5006]
+    assert [item["send_status"] for item in history(platform)["data"]["items"]] == [1, 2]
+
+
+def test_faults_strike_the_endpoint_that_they_are_for(platform: Simulator) -> None:
+    platform.faults.replace([Fault(kind="errno", errno=7, endpoint="history")])
+    assert execute(platform).json()["errno"] == 0
+    assert history(platform)["errno"] == 7

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from worker import __version__
@@ -14,12 +15,13 @@ from worker.amqp.messages import Outgoing
 from worker.amqp.topology import Topology
 from worker.decide import RetryPolicy
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, TopologyMismatch
-from worker.handler import Handler
+from worker.handler import HANDLING_S, Handler
+from worker.idempotency import Store
 from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP
-from worker.settings import Settings, load_products
+from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.logs import configure_logging, get_logger
 
 log = get_logger()
@@ -27,7 +29,25 @@ log = get_logger()
 
 def topology_of(settings: Settings) -> Topology:
     """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.worker_retry_delays)
+    return Topology(settings.worker_namespace, settings.delays)
+
+
+def store_of(settings: Settings) -> Store:
+    """Return the store that the settings name."""
+    url = settings.idempotency_url.get_secret_value()
+    # Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
+    lease_s = 2 * settings.request_s + HANDLING_S
+    if url == MEMORY:
+        return MemoryStore(settings.idempotency_ttl, lease_s, began_at=datetime.now(UTC))
+    from worker.idempotency.redis import RedisStore
+
+    return RedisStore(
+        url,
+        settings.worker_namespace,
+        ttl_s=settings.idempotency_ttl,
+        lease_s=lease_s,
+        connections=settings.worker_concurrency,
+    )
 
 
 def run(settings: Settings) -> int:
@@ -50,16 +70,25 @@ def run(settings: Settings) -> int:
         ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
         connections=settings.worker_concurrency,
     )
+    store = store_of(settings)
     name = f"{socket.gethostname()}:{os.getpid()}"
     outgoing = Outgoing(topology_of(settings), name)
     handler = Handler(
-        OneNETClient(settings.onenet_url, products, http, settings.platform_zone),
-        MemoryStore(settings.idempotency_ttl),
+        OneNETClient(
+            settings.onenet_url,
+            products,
+            http,
+            settings.platform_zone,
+            latest_caching_s=settings.worker_settle,
+            history_s=settings.idempotency_ttl,
+        ),
+        store,
         outgoing,
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
-            resend_in_doubt=settings.worker_in_doubt == "resend",
+            settings.worker_settle,
+            settings.worker_in_doubt,
         ),
         settings.platform_zone,
     )
@@ -71,7 +100,7 @@ def run(settings: Settings) -> int:
             name=f"onenet-execute-worker {name}",
             declare=settings.amqp_declare,
             prefetch=settings.prefetch,
-            on_consumers_found=_warn_of_others,
+            on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
         )
         return broker, Intake(handler, broker, outgoing, settings.worker_concurrency, on_crash)
 
@@ -84,6 +113,7 @@ def run(settings: Settings) -> int:
         return loop.run_until_complete(_serve(build, settings.worker_shutdown_grace))
     finally:
         http.close()
+        store.close()
         writer.close()
 
 
@@ -151,6 +181,10 @@ def _explain(running: "asyncio.Task[None]") -> int:
 def _crashed(error: BaseException | None) -> int:
     log.critical("worker_crashed", exc_info=error)
     return EXIT_SOFTWARE
+
+
+def _welcome_others(_consumers: int) -> None:
+    """Say nothing: they share what they remember."""
 
 
 def _warn_of_others(consumers: int) -> None:

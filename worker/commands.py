@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NoReturn
+from typing import Literal, NoReturn
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from worker.times import parse_time
 
 _COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")
 _IMEI = re.compile(r"[0-9]{15}\Z")
+PLATFORM_DEFAULTS = {"retry": 3, "timeout": 25, "trigger_msg": 7}  # what it takes where a field is not given
 _TRIGGER_BITS = {"REGISTER": 1, "UPDATE": 2, "NOTIFY": 4}
 _FORMS = {
     "command_id": "must be 1-128 of A-Za-z0-9._:-",
@@ -49,20 +50,28 @@ class ExecuteCommand:
 
     def digest(self) -> bytes:
         """Return 16 bytes that are the same for the same content, however its JSON was written."""
-        content = (
-            self.imei,
-            self.obj_id,
-            self.obj_inst_id,
-            self.res_id,
-            self.expires_at.timestamp(),
-            self.valid_at and self.valid_at.timestamp(),
-            self.retry,
-            self.timeout,
-            self.trigger_msg,
-            self.args,
-            self.product,
-        )
-        return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
+        given = (self.retry, self.timeout, self.trigger_msg, self.product)
+        return _hash(self._target(), given, self.valid_at and self.valid_at.timestamp())
+
+    def likeness(self) -> bytes:
+        """Return 16 bytes that are the same for whatever the platform's history may not tell apart.
+
+        Without ``valid_time``, since one that has passed is left out, and with the defaults of what is not given.
+        """
+        return _hash(self._target(), self.effective("retry"), self.effective("timeout"), self.effective("trigger_msg"))
+
+    def effective(self, name: Literal["retry", "timeout", "trigger_msg"]) -> int:
+        """Return an optional parameter as the platform takes it."""
+        given: int | None = getattr(self, name)
+        return PLATFORM_DEFAULTS[name] if given is None else given
+
+    def _target(self) -> tuple[object, ...]:
+        numbers = self.obj_id, self.obj_inst_id, self.res_id
+        return self.imei, *numbers, self.expires_at.timestamp(), self.args
+
+
+def _hash(*content: object) -> bytes:
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
 
 def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> ExecuteCommand:

@@ -34,9 +34,10 @@ from worker.settings import Settings, load_settings
 _API_KEY = "demo-key"
 _RETRY_DELAYS_S = (1, 2)
 _MAX_ATTEMPTS = 3
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _SETTLE_S = 1, 2, 3
 _TIMEOUT_S = 120
 _FIRST_DEVICE = 865820030000000
-_UNKNOWN, _NOT_FOUND, _BUSY_ONCE, _BUSY, _SILENT = (str(_FIRST_DEVICE + 900 + number) for number in range(5))
+_UNKNOWN, _NOT_FOUND, _BUSY_ONCE, _BUSY, _SILENT, _DEAF, _DARK = (str(_FIRST_DEVICE + 900 + n) for n in range(7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def run_demo(console: Console, count: int) -> bool:
         WorkerError: something that the demo needs could not be had.
     """
     namespace = f"onenet-demo-{uuid4().hex[:6]}"
-    topology = Topology(namespace, _RETRY_DELAYS_S)
+    topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S))
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="onenet-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -89,7 +90,7 @@ def run_demo(console: Console, count: int) -> bool:
 
 def _messages(count: int) -> Iterator[_Message]:
     """Yield messages of every kind, the more of a kind the more often it happens."""
-    kinds = ["good"] * (count - 130) + [
+    kinds = ["good"] * (count - 145) + [
         *["valid_time has passed"] * 15,
         *["platform too busy, once"] * 15,
         *["sent twice by upstream"] * 15,
@@ -100,7 +101,9 @@ def _messages(count: int) -> Iterator[_Message]:
         *["product unknown"] * 5,
         *["expired"] * 10,
         *["platform too busy, always"] * 5,
-        *["answer lost"] * 10,
+        *["answer lost, but cached"] * 10,
+        *["answer lost, not cached"] * 10,
+        *["answer lost, history too"] * 5,
         *["id used twice"] * 5,
     ]
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -144,8 +147,12 @@ def _messages(count: int) -> Iterator[_Message]:
             case "platform too busy, always":
                 fields["imei"] = _BUSY
                 outcome = "failed retries_exhausted"
-            case "answer lost":
+            case "answer lost, but cached":
                 fields["imei"] = _SILENT
+            case "answer lost, not cached":
+                fields["imei"] = _DEAF
+            case "answer lost, history too":
+                fields["imei"] = _DARK
                 outcome = "failed outcome_unknown"
             case "id used twice":
                 yield _Message(kind, json.dumps(fields).encode(), outcome)
@@ -160,6 +167,9 @@ def _start_simulator(port: int, folder: Path, stack: ExitStack, control: request
         {"kind": "too_many_requests", "imei": _BUSY_ONCE, "count": 15},
         {"kind": "too_many_requests", "imei": _BUSY},
         {"kind": "drop_after_caching", "imei": _SILENT},
+        {"kind": "error_503", "imei": _DEAF, "count": 10},
+        {"kind": "drop_after_caching", "imei": _DARK},
+        {"kind": "error_500", "imei": _DARK, "endpoint": "history"},
     ]
     arguments = ["simulator", "--port", str(port), "--api-key", _API_KEY, "--offline", _UNKNOWN, "--latency", "0.03"]
     simulator = OwnProcess(arguments, {}, folder / "simulator")
@@ -179,6 +189,9 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
         "ONENET_URL": f"http://127.0.0.1:{port}",
         "ONENET_API_KEY": _API_KEY,
         "WORKER_NAMESPACE": settings.worker_namespace,
+        "ONENET_CONNECT_TIMEOUT": str(_CONNECT_TIMEOUT_S),
+        "ONENET_READ_TIMEOUT": str(_READ_TIMEOUT_S),
+        "WORKER_SETTLE": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
         "LOG_FORMAT": "json",

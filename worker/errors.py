@@ -84,5 +84,28 @@ class TopologyMismatch(WorkerError):
     """An exchange or queue exists with other arguments, or may not be declared: trying again would not mend it."""
 
 
+class HistoryUnreadable(WorkerError):
+    """A device's command history could not be read whole, so that it decides nothing."""
+
+
+class StoreError(WorkerError):
+    """The idempotency store did not do what it was asked: nothing may be sent."""
+
+
+class StoreUnavailable(StoreError):
+    """It cannot be reached, or does not answer."""
+
+
+class LeaseLost(StoreError):
+    """The lease ended, and somebody else has claimed the command since.
+
+    Args:
+        command_id: which.
+    """
+
+    def __init__(self, command_id: str) -> None:
+        super().__init__(f"another worker has claimed {command_id} since")
+
+
 class LocalServiceError(WorkerError):
     """A service for the demo or the tests could neither be found nor started."""

@@ -1,23 +1,52 @@
-"""One delivery's way through: validate, recall, send, decide; what is left to do is to publish and acknowledge."""
+"""One delivery's way through: validate, recall, send or reconcile, decide; then others publish and acknowledge."""
 
+import threading
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, Outgoing, Publication
-from worker.answer import Answer, InDoubt
+from worker.answer import InDoubt, NotSent
 from worker.commands import ExecuteCommand, read_command
-from worker.decide import RetryPolicy, decide
-from worker.errors import UnusableCommand
-from worker.idempotency import Again, Busy, Conflict, Done, First, Store
-from worker.onenet.client import Sent
-from worker.outcome import Accepted, Failed, Final, Outcome, Rejected, TryAgain
+from worker.decide import RetryPolicy, decide, decide_unreadable, unknown
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable, StoreError, UnusableCommand
+from worker.idempotency import (
+    Again,
+    Busy,
+    Conflict,
+    Done,
+    First,
+    Hold,
+    InDoubtSince,
+    Key,
+    NoneLeft,
+    Owned,
+    Store,
+    TwinUnderWay,
+    Undecidable,
+)
+from worker.onenet.client import Others, Sent
+from worker.onenet.history import Entry
+from worker.outcome import Accepted, Failed, Final, Outcome, Rejected, Settle, TryAgain
 from worker.telemetry.logs import get_logger
 
+MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
+MAX_RETURNS = 10  # half of what the broker allows before it sets a message aside by itself, without a reply
+SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
+PASS_ON_S = 2.0  # how long a confirm may take before a suspect is tried
+HANDLING_S = SUSPECT_WAIT_S + PASS_ON_S + 2.0  # everything but the history and the request
+
 log = get_logger()
+
+PassOn = Callable[[Sequence[Publication]], bool]
+"""Publishes, acknowledges the delivery once that is confirmed, and tells whether it was within ``PASS_ON_S``."""
 
 
 class Client(Protocol):
@@ -26,8 +55,34 @@ class Client(Protocol):
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
 
-    def execute(self, command: ExecuteCommand) -> Sent:
-        """Ask the platform to cache one command."""
+    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+        """Ask the platform to cache one command, not after a monotonic time."""
+
+    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+        """Return what the device's history has that may be the command, or raise HistoryUnreadable."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One delivery of one command while it is handled."""
+
+    delivery: Delivery
+    command: ExecuteCommand
+    pass_on: PassOn
+    began: float
+    attempt: int
+    doubt: Doubt | None  # all that is in doubt so far, this turn's own request included
+    has_crashed: bool = False  # a former try may have ended its worker
+    is_marked: bool = False  # a copy of the message will come back for the outcome
+
+    @property
+    def unfinished(self) -> int | None:
+        """Return what a copy of the message says of unfinished tries: none began since it was last marked."""
+        return (self.delivery.unfinished or 0) if self.has_crashed else None
+
+    @property
+    def about(self) -> dict[str, object]:
+        return {"command_id": self.command.command_id, "imei": self.command.imei, "attempt": self.attempt}
 
 
 class Handler:
@@ -39,53 +94,48 @@ class Handler:
         outgoing: writes the messages.
         policy: when to try again.
         platform_zone: where times without an offset are read.
+        clock: the time, aware; replaced in tests.
     """
 
     def __init__(
-        self, client: Client, store: Store, outgoing: Outgoing, policy: RetryPolicy, platform_zone: ZoneInfo
+        self,
+        client: Client,
+        store: Store,
+        outgoing: Outgoing,
+        policy: RetryPolicy,
+        platform_zone: ZoneInfo,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._store = store
         self._outgoing = outgoing
         self._policy = policy
         self._zone = platform_zone
+        self._now = clock
+        self._one_suspect = threading.Lock()
 
-    def handle(self, delivery: Delivery) -> Sequence[Publication]:
+    def handle(self, delivery: Delivery, pass_on: PassOn) -> Sequence[Publication]:
         """Handle one delivery and return what must be confirmed before it is acknowledged."""
         began = time.monotonic()
+        if delivery.is_redelivered and delivery.times_returned >= MAX_RETURNS:
+            return self._set_back(delivery, began)
         try:
             command = read_command(delivery.body, delivery.message_id, self._zone)
         except UnusableCommand as exc:
             failed = Failed(exc.code, exc.message, exc.details)
             return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
-        known = {"command_id": command.command_id, "imei": command.imei}
-        if not self._client.knows(command.product):
+        if not self._client.knows(command.product) and delivery.doubt is None:
             message = "is not configured" if command.product is not None else "is required: there are no default ones"
             details = (Detail(field="product", message=message),)
             failed = Failed("unknown_product", f"product: {message}", details)
-            return self._conclude(delivery, failed, began, **known)
-        claim = self._store.claim(command.command_id, command.digest())
-        match claim:
-            case Done(reply):
-                return self._repeat(delivery, reply)
-            case Conflict():
-                message = "the command_id belongs to a command with another content"
-                failed = Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
-                return self._conclude(delivery, failed, began, **known)
-            case Busy():
-                delay_s = self._policy.delays_s[0]
-                _log_retry(delivery, command, delivery.attempt, delay_s, "another delivery of it is being handled")
-                return [self._outgoing.put_off(delivery, delay_s, datetime.now(UTC))]
-            case First() if delivery.may_have_been_sent:
-                answer: Answer = InDoubt("it was delivered before, and no record tells what became of it")
-                return self._carry_out(delivery, command, answer, began)
-            case First() | Again():
-                if command.expires_at <= datetime.now(UTC):
-                    details = (Detail(field="expired_time", message="has passed"),)
-                    failed = Failed("expired", "expired_time has passed", details)
-                    return self._finish(delivery, command, failed, began)
-                sent = self._client.execute(command)
-                return self._carry_out(delivery, command, sent.answer, began, omitted=sent.valid_time_omitted)
+            return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
+        turn = _Turn(delivery, command, pass_on, began, delivery.attempt, delivery.doubt)
+        try:
+            return self._recall(turn)
+        except StoreError as exc:  # nothing is sent unguarded; what was sent is in doubt
+            if delivery.is_redelivered:  # a copy does not look it
+                turn.doubt = Doubt(None, self._now()).united(turn.doubt)
+            return self._put_off(turn, str(exc))
 
     def note_unsent(self, delivery: Delivery) -> None:
         """Remember that a delivery which has become void was not started, so that its next one raises no doubt."""
@@ -95,41 +145,195 @@ class Handler:
             command = read_command(delivery.body, delivery.message_id, self._zone)
         except UnusableCommand:
             return  # it is never sent
-        self._store.note_unsent(command.command_id, command.digest())
+        self._store.note_unsent(_key(command))
 
-    def _carry_out(
-        self, delivery: Delivery, command: ExecuteCommand, answer: Answer, began: float, *, omitted: bool = False
-    ) -> Sequence[Publication]:
-        if isinstance(answer, InDoubt):
-            log.warning("command_in_doubt", **_about(delivery, command), reason=answer.reason)
-        now = datetime.now(UTC)
-        outcome: Outcome = decide(
-            answer,
-            delivery.attempt,
+    def _recall(self, turn: _Turn) -> Sequence[Publication]:
+        """Ask the store what is known of the command, and go on accordingly."""
+        delivery, command = turn.delivery, turn.command
+        now = self._now()
+        claim = self._store.claim(_key(command), now)
+        match claim:
+            case Done(reply):
+                return self._repeat(delivery, reply)
+            case Conflict():
+                message = "the command_id belongs to a command with another content"
+                failed = Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
+                return self._conclude(delivery, failed, turn.began, command_id=command.command_id, imei=command.imei)
+            case Busy(since):
+                turn.doubt = Doubt(since, now).united(turn.doubt)  # all there is, should its record be lost
+                return self._put_off(turn, "another delivery of it is being handled")
+            case First(hold, unrecorded_until):
+                is_unexplained = delivery.is_redelivered and unrecorded_until is not None
+                turn.has_crashed = is_unexplained or delivery.unfinished is not None
+                if is_unexplained or delivery.attempt > 1:
+                    turn.doubt = _prolonged(turn.doubt, now if delivery.is_redelivered else unrecorded_until or now)
+                elif turn.doubt is not None and unrecorded_until is not None:
+                    turn.doubt = _prolonged(turn.doubt, unrecorded_until)
+            case Again(hold):
+                pass
+            case InDoubtSince(hold, doubt, has_crashed):
+                turn.has_crashed = has_crashed
+                turn.doubt = doubt.united(turn.doubt)
+        return self._go_on(turn, hold, now)
+
+    def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> Sequence[Publication]:
+        """Handle a command that is held."""
+        if turn.has_crashed and (turn.delivery.unfinished or 0) >= MAX_UNFINISHED:
+            message = f"the worker ended {MAX_UNFINISHED} times while it handled this command"
+            return self._finish(turn, hold, Failed("poison_message", message))
+        if turn.doubt is not None and self._policy.in_doubt == "dead-letter":
+            return self._finish(turn, hold, unknown("no record tells what became of it"))
+        if turn.doubt is not None and self._policy.in_doubt == "reconcile":
+            if now < turn.doubt.until + timedelta(seconds=self._policy.settle_s):
+                return self._settle(turn, hold, Settle(turn.attempt, "no record tells what became of it"))
+            if not turn.has_crashed:
+                return self._reconcile(turn, hold, turn.doubt)
+        if turn.has_crashed:
+            return self._try_suspect(turn, hold)
+        return self._send(turn, hold)
+
+    def _try_suspect(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+        """Try a command that may have ended a worker: one at a time, and not without a mark on its message.
+
+        The mark must be there before the try, so a copy that counts one more unfinished try takes the message's place.
+        It comes back for what the store knows then; if the store knows nothing, that try ended with its worker.
+        """
+        if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
+            self._store.release(hold, turn.doubt, has_crashed=True)
+            return self._put_off(turn, "another command is being tried with care")
+        try:
+            now = self._now()
+            unfinished = (turn.delivery.unfinished or 0) + 1
+            doubt = Doubt(now, now).united(turn.doubt)
+            marked = self._outgoing.put_off(turn.delivery, self._policy.delays_s[0], doubt, unfinished)
+            if not turn.pass_on([marked]):
+                self._store.release(hold, turn.doubt, has_crashed=True)
+                return ()
+            turn.is_marked = True
+            with suppress(StoreError):  # the lease's end will tell
+                if turn.doubt is not None and self._policy.in_doubt == "reconcile":
+                    self._reconcile(turn, hold, turn.doubt)
+                else:
+                    self._send(turn, hold)
+            return ()
+        finally:
+            self._one_suspect.release()
+
+    def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> Sequence[Publication]:
+        """Let the device's command history decide."""
+        try:
+            entries = self._client.look_up(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
+        except HistoryUnreadable as exc:
+            outcome = decide_unreadable(str(exc), turn.attempt, self._policy)
+            return self._settle(turn, hold, outcome) if isinstance(outcome, Settle) else self._end(turn, hold, outcome)
+        likely = [entry.uuid for entry in entries if entry.is_likely]
+        unlikely = [entry.uuid for entry in entries if not entry.is_likely]
+        match self._store.own(hold, likely, unlikely):
+            case Owned(uuid):
+                log.info("command_recovered", **turn.about, uuid=uuid)
+                omitted = any(entry.uuid == uuid and entry.valid_time_omitted for entry in entries)
+                return self._finish(turn, hold, Accepted(uuid, recovered=True), omitted=omitted)
+            case Undecidable():
+                reason = "the device's command history has several like it, and no record tells which is whose"
+                return self._finish(turn, hold, unknown(reason))
+            case TwinUnderWay():
+                self._let_go(turn, hold)
+                return self._put_off(turn, "a command just like it is being handled")
+            case NoneLeft():
+                return self._send_after_all(turn, hold)
+
+    def _send_after_all(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+        """Send a command that is known now not to have been cached."""
+        turn.doubt = None
+        if not turn.has_crashed:  # otherwise nobody knows whether that attempt was begun
+            if turn.attempt >= self._policy.max_attempts:
+                message = f"given up after {turn.attempt} attempts: the last one was not cached"
+                return self._finish(turn, hold, Failed("retries_exhausted", message))
+            turn.attempt += 1
+        return self._send(turn, hold)
+
+    def _send(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+        began_at = self._now()
+        if turn.command.expires_at <= began_at:
+            if turn.doubt is not None:
+                return self._finish(turn, hold, unknown("expired_time has passed"))
+            details = (Detail(field="expired_time", message="has passed"),)
+            return self._finish(turn, hold, Failed("expired", "expired_time has passed", details))
+        former = turn.doubt
+        turn.doubt = Doubt(began_at, began_at).united(former)  # until its answer says otherwise
+        sent = self._client.execute(turn.command, hold.ends_at)
+        now = self._now()
+        if isinstance(sent.answer, InDoubt):
+            turn.doubt = Doubt(began_at, now).united(former)
+        elif isinstance(sent.answer, NotSent):
+            turn.doubt = former
+        outcome = decide(
+            sent.answer,
+            turn.attempt,
             self._policy,
             now=now,
-            expires_at=command.expires_at,
-            was_in_doubt=delivery.in_doubt_since is not None,
+            expires_at=turn.command.expires_at,
+            was_in_doubt=former is not None,
         )
-        if isinstance(outcome, TryAgain):
-            self._store.release(command.command_id)
-            _log_retry(delivery, command, outcome.attempt, outcome.delay_s, outcome.reason)
-            return [self._outgoing.retry(delivery, outcome, now)]
-        return self._finish(delivery, command, outcome, began, omitted=omitted)
+        if isinstance(sent.answer, InDoubt) and not isinstance(outcome, Settle):
+            log.warning("command_in_doubt", **turn.about, reason=sent.answer.reason)
+        return self._end(turn, hold, outcome, omitted=sent.valid_time_omitted)
 
-    def _finish(
-        self, delivery: Delivery, command: ExecuteCommand, outcome: Final, began: float, *, omitted: bool = False
-    ) -> Sequence[Publication]:
+    def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> Sequence[Publication]:
+        match outcome:
+            case Settle():
+                return self._settle(turn, hold, outcome)
+            case TryAgain():
+                self._store.release(hold, turn.doubt)
+                _log_retry(turn, outcome.attempt, outcome.delay_s, outcome.reason)
+                return [self._outgoing.retry(turn.delivery, outcome, turn.doubt)]
+            case Accepted() | Rejected() | Failed():
+                return self._finish(turn, hold, outcome, omitted=omitted)
+
+    def _settle(self, turn: _Turn, hold: Hold, outcome: Settle) -> Sequence[Publication]:
+        """Let a command in doubt rest until its device's history can tell."""
+        assert turn.doubt is not None  # or there would be nothing to settle
+        self._let_go(turn, hold)
+        settle_s = self._policy.settle_s
+        log.warning("command_in_doubt", **turn.about, reason=outcome.reason, settle_s=settle_s)
+        return [self._outgoing.settle(turn.delivery, outcome.attempt, settle_s, turn.doubt, turn.unfinished)]
+
+    def _let_go(self, turn: _Turn, hold: Hold) -> None:
+        self._store.release(hold, turn.doubt, has_crashed=turn.has_crashed and not turn.is_marked)
+
+    def _put_off(self, turn: _Turn, reason: str) -> Sequence[Publication]:
+        """Have a message come again a little later; no attempt is used up."""
+        delay_s = self._policy.delays_s[0]
+        _log_retry(turn, turn.delivery.attempt, delay_s, reason)
+        # The try that is counted last may be the one that is under way elsewhere.
+        unfinished = turn.unfinished if turn.delivery.unfinished is None else turn.delivery.unfinished
+        return [self._outgoing.put_off(turn.delivery, delay_s, turn.doubt, unfinished)]
+
+    def _set_back(self, delivery: Delivery, began: float) -> Sequence[Publication]:
+        """Put a message off that comes back again and again, before the broker sets it aside without a reply.
+
+        Most are innocent, and were merely held by workers that ended. Nothing is done with it here that could be what
+        ended them, not even reading it.
+        """
+        unfinished = (delivery.unfinished or 0) + 1
+        if unfinished > MAX_UNFINISHED:
+            failed = Failed("poison_message", "the worker ended again and again before it had read this message")
+            command_id = delivery.message_id if isinstance(delivery.message_id, str) else None
+            return self._conclude(delivery, failed, began, command_id=command_id, imei=None)
+        doubt = _prolonged(delivery.doubt, self._now())
+        return [self._outgoing.put_off(delivery, self._policy.delays_s[0], doubt, unfinished)]
+
+    def _finish(self, turn: _Turn, hold: Hold, outcome: Final, *, omitted: bool = False) -> Sequence[Publication]:
         """End a command that is held: record the outcome first, so that whatever fails from here on repeats it."""
-        reply = _reply(outcome, delivery, command.command_id, command.imei, omitted=omitted)
-        self._store.complete(command.command_id, reply)
-        return self._publications(delivery, reply, outcome, began)
+        reply = _reply(outcome, turn.attempt, turn.command.command_id, turn.command.imei, self._now(), omitted=omitted)
+        self._store.complete(hold, reply)
+        return self._publications(turn.delivery, reply, outcome, turn.began)
 
     def _conclude(
         self, delivery: Delivery, failed: Failed, began: float, *, command_id: str | None, imei: str | None
     ) -> Sequence[Publication]:
         """End a message that no record is kept of: it fails the same way however often it comes."""
-        reply = _reply(failed, delivery, command_id, imei)
+        reply = _reply(failed, delivery.attempt, command_id, imei, self._now())
         return self._publications(delivery, reply, failed, began)
 
     def _repeat(self, delivery: Delivery, reply: Reply) -> Sequence[Publication]:
@@ -151,7 +355,7 @@ class Handler:
         fields = {
             "command_id": reply.command_id,
             "imei": reply.imei,
-            "attempt": delivery.attempt,
+            "attempt": reply.attempts,
             "duration_ms": round((time.monotonic() - began) * 1000, 1),
         }
         match outcome:
@@ -165,8 +369,17 @@ class Handler:
         return publications
 
 
+def _key(command: ExecuteCommand) -> Key:
+    return Key(command.command_id, command.digest(), command.likeness())
+
+
+def _prolonged(doubt: Doubt | None, until: datetime) -> Doubt:
+    """Return a doubt that covers tries until then of which there is no record; none began before a noted one."""
+    return Doubt(None, until) if doubt is None else Doubt(doubt.since, max(doubt.until, until))
+
+
 def _reply(
-    outcome: Final, delivery: Delivery, command_id: str | None, imei: str | None, *, omitted: bool = False
+    outcome: Final, attempt: int, command_id: str | None, imei: str | None, now: datetime, *, omitted: bool = False
 ) -> Reply:
     error = None
     match outcome:
@@ -180,20 +393,17 @@ def _reply(
         uuid=outcome.uuid if isinstance(outcome, Accepted) else None,
         imei=imei,
         error=error,
-        attempts=delivery.attempt,
+        attempts=attempt,
+        recovered=isinstance(outcome, Accepted) and outcome.recovered,
         valid_time_omitted=omitted,
-        completed_at=datetime.now(UTC),
+        completed_at=now,
     )
 
 
-def _about(delivery: Delivery, command: ExecuteCommand) -> dict[str, object]:
-    return {"command_id": command.command_id, "imei": command.imei, "attempt": delivery.attempt}
-
-
-def _log_retry(delivery: Delivery, command: ExecuteCommand, next_attempt: int, delay_s: int, reason: str) -> None:
+def _log_retry(turn: _Turn, next_attempt: int, delay_s: int, reason: str) -> None:
     log.warning(
         "command_retry_scheduled",
-        **_about(delivery, command),
+        **turn.about,
         next_attempt=next_attempt,
         delay_s=delay_s,
         reason=reason,

@@ -3,14 +3,15 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from worker.amqp.broker import Broker
-from worker.amqp.messages import Delivery, Outgoing
+from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.errors import WorkerError
-from worker.handler import Handler
+from worker.handler import PASS_ON_S, Handler
 from worker.telemetry.logs import get_logger
 
 _BLOCKED, _STOPPING = "the broker takes no publications", "the worker is stopping"
@@ -122,10 +123,16 @@ class Intake:
             self._waiting.put(None)  # a thread's order to end stays in force
         return [delivery for delivery in taken if delivery is not None]
 
+    def _pass_on(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
+        """Publish, acknowledge once that is confirmed, and tell whether it was in time."""
+        confirmed = threading.Event()
+        self._broker.settle(delivery, publications, confirmed)
+        return confirmed.wait(PASS_ON_S)
+
     def _work(self) -> None:
         try:
             while (delivery := self._waiting.get()) is not None:
-                self._broker.settle(delivery, self._handler.handle(delivery))
+                self._broker.settle(delivery, self._handler.handle(delivery, partial(self._pass_on, delivery)))
         except BaseException as exc:  # noqa: BLE001 - the outermost handler: what nobody expected ends the process
             self._on_crash(exc)
         else:

@@ -8,10 +8,11 @@ from schemas.reply import Detail, FailureCode, RejectionCode, Status
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A reply with the uuid."""
+    """A reply with the uuid. ``recovered``: it was found in the device's command history."""
 
     status: ClassVar[Status] = "accepted"
     uuid: str
+    recovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class TryAgain:
     """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``.
 
     ``is_least``: the platform asked for the wait, so that jitter must not shorten it. ``is_in_doubt``: a former attempt
-    may have been taken.
+    may have been taken, and it is tried again all the same.
     """
 
     delay_s: int
@@ -49,5 +50,13 @@ class TryAgain:
     is_in_doubt: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """To rest until the device's command history can tell whether attempt number ``attempt`` was taken."""
+
+    attempt: int
+    reason: str
+
+
 Final = Accepted | Rejected | Failed
-Outcome = Final | TryAgain
+Outcome = Final | TryAgain | Settle

@@ -5,6 +5,7 @@ Read from the environment, then from ``.env``; a secret also from the file that 
 
 import base64
 import binascii
+import importlib.util
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
 
+MEMORY = "memory://"
 MAX_RETRY_DELAY_S = 24 * 3600
 PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|[0-9a-f:.%]*:[0-9a-f:.%a-z]*", re.IGNORECASE)
@@ -137,12 +139,22 @@ class Settings(BaseSettings):
         (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
     )
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a command is given up")
+    worker_settle: int = Field(
+        60,
+        ge=1,
+        le=MAX_RETRY_DELAY_S,
+        description="seconds that a command in doubt rests before its device's history is read; not less than the two "
+        "timeouts together",
+    )
     worker_in_doubt: Annotated[Literal["reconcile", "dead-letter", "resend"], AnyCase] = Field(
         "reconcile",
         description="`reconcile`, `dead-letter` or `resend`: what becomes of a command that may have been cached",
     )
     worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
-    idempotency_url: SecretStr = Field(SecretStr("memory://"), description="where outcomes are remembered")
+    idempotency_url: SecretStr = Field(
+        SecretStr(MEMORY),
+        description="where commands are remembered: `memory://` for one worker, `redis://…` for several",
+    )
     idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="the least that is logged"
@@ -197,8 +209,11 @@ class Settings(BaseSettings):
     @field_validator("idempotency_url")
     @classmethod
     def _is_a_store(cls, url: SecretStr) -> SecretStr:
-        if url.get_secret_value() != "memory://":
-            raise ValueError("must be memory://")
+        text = url.get_secret_value()
+        if text != MEMORY and not _is_url(text, "redis", "rediss"):
+            raise ValueError("must be memory://, redis://host:port/number or rediss://…")
+        if text != MEMORY and importlib.util.find_spec("redis") is None:
+            raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
         return url
 
     @field_validator("onenet_access_key")
@@ -220,9 +235,24 @@ class Settings(BaseSettings):
             lines.append("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
         if self.onenet_api_key is not None and self.onenet_access_key is not None:
             lines.append('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
+        if self.worker_settle < self.request_s:
+            lines.append(
+                "WORKER_SETTLE: must not be less than ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT together, "
+                f"{self.request_s:g}: a request may be under way for so long"
+            )
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+    @property
+    def request_s(self) -> float:
+        """The longest that one request to OneNET may take, in seconds."""
+        return self.onenet_connect_timeout + self.onenet_read_timeout
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """The seconds of every delay queue, ascending."""
+        return tuple(sorted({*self.worker_retry_delays, self.worker_settle}))
 
     @property
     def platform_zone(self) -> ZoneInfo:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import uuid4
 
 import pika.data
 import pytest
@@ -61,7 +62,7 @@ def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
             {"heating": {"api_key": "no-such-key"}, "safe": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}
         )
     )
-    with onenet() as simulator, Rig.set_up(broker_url, folder, simulator, (1, 2)) as rig:
+    with onenet() as simulator, Rig.set_up(broker_url, folder, simulator) as rig:
         settings = {
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
@@ -222,18 +223,64 @@ def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind
         Fault(kind="drop_after_caching"),
         Fault(kind="hang", seconds=30),
         Fault(kind="slow_drip", seconds=0.5),
+        Fault(kind="late_caching", seconds=1.5),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
-def test_a_lost_answer_is_never_asked_for_again(running: Running, fault: Fault) -> None:
-    """The platform may have cached the command, so a second request could open the valve twice."""
-    running.simulator.faults.replace([fault])
-    command = a_command()
-    reply = running.ask(command)
+def test_a_lost_answer_is_looked_up_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
+    """The platform may have cached the command: its history tells, and only what is not there is sent again."""
+    running.simulator.faults.replace([fault.model_copy(update={"count": 1})])
+    command = a_command(args=str(uuid4()))
+    reply = running.ask(command).json
+    [cached] = [kept for kept in running.simulator.platform.commands if kept.args == command["args"]]
+    assert (reply["status"], reply["uuid"]) == ("accepted", cached.uuid)
+    assert reply["recovered"] == (len(running.simulator.requests) == 1)
+    assert reply["attempts"] == len(running.simulator.requests)
+    running.worker.wait_for("command_in_doubt", command_id=command["command_id"])
+    if reply["recovered"]:
+        running.worker.wait_for("command_recovered", command_id=command["command_id"], uuid=cached.uuid)
+
+
+def test_what_the_history_cannot_decide_is_unknown_and_never_sent_again(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="drop_after_caching"), Fault(kind="error_500", endpoint="history")])
+    reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "outcome_unknown")
     assert len(running.simulator.requests) == 1
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "outcome_unknown"
-    running.worker.wait_for("command_in_doubt", command_id=command["command_id"])
+
+
+def test_a_command_in_doubt_that_expires_meanwhile_is_still_looked_up(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert running.ask(a_command(expired_time=soon)).json["status"] == "accepted"
+
+
+def test_one_that_was_not_cached_can_then_only_expire(running: Running) -> None:
+    running.simulator.faults.replace([Fault(kind="drop", count=1)])
+    soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert running.ask(a_command(expired_time=soon)).json["error"]["code"] == "expired"
+    assert len(running.simulator.requests) == 1
+    running.upstream.dead_letter()
+
+
+@pytest.mark.parametrize("kind", ["drop", "drop_after_caching"])
+@pytest.mark.parametrize("lost", ["first", "second"])
+def test_twins_are_two_commands(running: Running, kind: Any, lost: str) -> None:
+    """Alike in everything but the id: neither gets the uuid of the other, whichever answer was lost."""
+    twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
+    for twin in twins:
+        struck = [Fault(kind=kind, count=1)] if twin["command_id"].startswith(lost) else []
+        running.simulator.faults.replace(struck)
+        running.upstream.publish(twin)
+        if struck:
+            running.worker.wait_for("command_in_doubt", command_id=twin["command_id"])
+        else:
+            running.worker.wait_for("command_accepted", command_id=twin["command_id"])
+    replies = {reply["command_id"]: reply["uuid"] for reply in running.upstream.replies(2)}
+    cached = {kept.uuid for kept in running.simulator.platform.commands if kept.args == twins[0]["args"]}
+    assert replies.keys() == {twin["command_id"] for twin in twins}
+    assert set(replies.values()) == cached
+    assert len(cached) == 2
 
 
 def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Running) -> None:
@@ -526,6 +573,6 @@ def test_no_secret_reaches_a_log_or_a_process_listing(rig: Rig, tmp_path: Path) 
             rig.upstream.reply()
         listing = Path(f"/proc/{worker.process.pid}/cmdline").read_text()
     output = worker.process.output.read_text()
-    assert len(rig.simulator.platform.commands) == 1  # the key from the file was the right one
+    assert len(rig.simulator.platform.commands) == 2  # the key from the file was the right one
     assert "the-master-key" not in output + listing
     assert "guest" not in output + listing  # the broker's password, in whatever form

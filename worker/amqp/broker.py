@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -67,7 +68,7 @@ class Broker:
         self._session: Session | None = None
         self._wants_deliveries = True
         self._loop = asyncio.get_running_loop()
-        self._settlements: deque[tuple[Delivery, Sequence[Publication]]] = deque()
+        self._settlements: deque[tuple[Delivery, Sequence[Publication], threading.Event | None]] = deque()
         self._is_woken = False
         self._was_connected = False
         self._has_looked_for_others = False
@@ -122,9 +123,17 @@ class Broker:
         await session.consume()
         log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
-    def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> None:
-        """Have the event loop publish, await the confirms and acknowledge. May be called from any thread."""
-        self._settlements.append((delivery, publications))
+    def settle(
+        self, delivery: Delivery, publications: Sequence[Publication], confirmed: threading.Event | None = None
+    ) -> None:
+        """Have the event loop publish, await the confirms and acknowledge. May be called from any thread.
+
+        Args:
+            delivery: what to acknowledge.
+            publications: what must be confirmed before; without any, nothing is acknowledged either.
+            confirmed: is set once they are; never, if the session is lost before.
+        """
+        self._settlements.append((delivery, publications, confirmed))
         if not self._is_woken:  # one wake-up serves all that is appended until it runs
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._settle_all)
@@ -132,9 +141,9 @@ class Broker:
     def _settle_all(self) -> None:
         self._is_woken = False  # before the first look, so that whatever is appended from here on wakes again
         while self._settlements:
-            delivery, publications = self._settlements.popleft()
+            settlement = self._settlements.popleft()
             if self._session is not None:
-                self._session.settle(delivery, publications)
+                self._session.settle(*settlement)
 
     @property
     def can_publish(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,14 @@ from pika import BasicProperties, DeliveryMode
 from schemas.reply import Reply, ReplyError
 from worker.amqp.topology import EXECUTE, Topology
 from worker.backoff import spread_ms
+from worker.doubt import Doubt
 from worker.outcome import TryAgain
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
+UNFINISHED = "x-onenet-unfinished"
+_DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
 # A frame holds 128 KiB, and headers that do not fit one end the whole connection.
@@ -56,13 +59,33 @@ class Delivery:
     @property
     def may_have_been_sent(self) -> bool:
         """Tell whether, for all that the message says of itself, its command may have been sent before."""
-        return self.is_redelivered or self.attempt > 1 or self.in_doubt_since is not None
+        return self.is_redelivered or self.attempt > 1 or self.doubt is not None
+
+    @cached_property
+    def doubt(self) -> Doubt | None:
+        """When its command may have been sent, as far as that is noted on the message."""
+        text = self.headers.get(IN_DOUBT) if self.is_returned else None
+        if text is None:
+            return None
+        try:
+            return Doubt.parse(str(text))
+        except ValueError:
+            return Doubt(None, datetime.now(UTC))
 
     @property
-    def in_doubt_since(self) -> str | None:
-        """When it was first noted on the message that its command may have been sent."""
-        since = self.headers.get(IN_DOUBT) if self.is_returned else None
-        return since if isinstance(since, str) else None
+    def unfinished(self) -> int | None:
+        """How many tries were noted on the message before they began; None where it is under no suspicion.
+
+        Those that ended well are among them: only a record, or its absence, tells.
+        """
+        tries = self.headers.get(UNFINISHED) if self.is_returned else None
+        return tries if isinstance(tries, int) and tries >= 0 else None
+
+    @property
+    def times_returned(self) -> int:
+        """How often the broker took the message back, from a worker that had begun with it or had not."""
+        count = self.headers.get(_DELIVERY_COUNT)
+        return count if isinstance(count, int) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +147,7 @@ class Outgoing:
             "x-onenet-reason": failed.code,
             "x-onenet-error": _cut(failed.message, _MAX_TEXT_BYTES),
             "x-onenet-details": _details(failed),
-            ATTEMPT: delivery.attempt,
+            ATTEMPT: reply.attempts,
             "x-onenet-failed-at": reply.completed_at.isoformat(timespec="milliseconds"),
             "x-onenet-worker": self._worker,
         }
@@ -132,34 +155,44 @@ class Outgoing:
         exchange = self._topology.dead_letters_exchange
         return Publication(exchange, f"{EXECUTE}.{failed.code}", properties, delivery.body)
 
-    def retry(self, delivery: Delivery, again: TryAgain, now: datetime) -> Publication:
+    def retry(self, delivery: Delivery, again: TryAgain, doubt: Doubt | None) -> Publication:
         """Send a message to rest until its next attempt."""
-        headers: dict[str, Any] = {ATTEMPT: again.attempt}
-        if again.is_in_doubt:
-            headers[IN_DOUBT] = delivery.in_doubt_since or now.isoformat()
-        properties = _carried_along(delivery, headers)
+        properties = _copied(delivery, again.attempt, doubt)
         spread = None if again.is_least else spread_ms(again.delay_s)
         properties.expiration = None if spread is None else str(spread)
-        routing_key = self._topology.retry_queue(again.delay_s)
-        return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
+        return self._to_rest(delivery, again.delay_s, properties)
 
-    def put_off(self, delivery: Delivery, delay_s: int, now: datetime) -> Publication:
-        """Send a message to rest because somebody else holds its command; no attempt is used up."""
-        since = delivery.in_doubt_since or now.isoformat()  # all there is, should its record be lost
-        properties = _carried_along(delivery, {ATTEMPT: delivery.attempt, IN_DOUBT: since})
-        routing_key = self._topology.retry_queue(delay_s)
-        return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
+    def settle(
+        self, delivery: Delivery, attempt: int, delay_s: int, doubt: Doubt, unfinished: int | None
+    ) -> Publication:
+        """Send a message to rest until its device's history can tell what became of attempt number ``attempt``."""
+        return self._to_rest(delivery, delay_s, _copied(delivery, attempt, doubt, unfinished))
+
+    def put_off(self, delivery: Delivery, delay_s: int, doubt: Doubt | None, unfinished: int | None) -> Publication:
+        """Send a message to rest because it cannot be handled now; no attempt is used up."""
+        return self._to_rest(delivery, delay_s, _copied(delivery, delivery.attempt, doubt, unfinished))
 
     def hand_back(self, delivery: Delivery, now: datetime) -> Publication:
         """Put a message that was not started back into the queue.
 
         Unlike a requeued one, this copy does not look as if it may have been sent, unless the message itself did.
         """
-        headers: dict[str, Any] = {ATTEMPT: delivery.attempt}
-        if delivery.may_have_been_sent:
-            headers[IN_DOUBT] = delivery.in_doubt_since or now.isoformat()
-        properties = _carried_along(delivery, headers)
+        doubt = Doubt(None, now).united(delivery.doubt) if delivery.is_redelivered else delivery.doubt
+        properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
+
+    def _to_rest(self, delivery: Delivery, delay_s: int, properties: BasicProperties) -> Publication:
+        routing_key = self._topology.retry_queue(delay_s)
+        return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
+
+
+def _copied(delivery: Delivery, attempt: int, doubt: Doubt | None, unfinished: int | None = None) -> BasicProperties:
+    own: dict[str, Any] = {ATTEMPT: attempt}
+    if doubt is not None:
+        own[IN_DOUBT] = str(doubt)
+    if unfinished is not None:
+        own[UNFINISHED] = unfinished
+    return _carried_along(delivery, own)
 
 
 def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:

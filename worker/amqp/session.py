@@ -6,6 +6,7 @@ connection, a channel, the consumer, ends the session: everything unacknowledged
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class _Settlement:
 
     delivery: Delivery
     unconfirmed: int
+    confirmed: threading.Event | None
 
 
 @dataclass(slots=True)
@@ -156,12 +158,14 @@ class Session:
         while self._unacknowledged:
             await self._next_progress()
 
-    def settle(self, delivery: Delivery, publications: Iterable[Publication]) -> None:
+    def settle(
+        self, delivery: Delivery, publications: Iterable[Publication], confirmed: threading.Event | None = None
+    ) -> None:
         """Publish, and acknowledge once all of it is confirmed. A delivery of another session is left alone."""
         if delivery.session != self.number or self.lost.done():
             return
         wanted = list(publications)
-        settlement = _Settlement(delivery, len(wanted))
+        settlement = _Settlement(delivery, len(wanted), confirmed)
         for publication in wanted:
             self._publish(_InFlight(publication, settlement, tries=1))
 
@@ -279,6 +283,8 @@ class Session:
             item.settlement.unconfirmed -= 1
             if not item.settlement.unconfirmed:
                 self._acknowledge(item.settlement.delivery.tag)
+                if item.settlement.confirmed is not None:
+                    item.settlement.confirmed.set()
 
     def _refused(self, item: _InFlight) -> None:
         """Try again later: nothing is acknowledged for a publication that the broker did not keep."""

@@ -26,7 +26,8 @@ def simulator(
         typer.Option(
             help="KIND, KIND=PROBABILITY or KIND=PROBABILITY,SECONDS; may be repeated. Kinds: refuse, hang, drop, "
             "drop_after_caching, error_500, error_500_after_caching, error_503, too_many_requests, errno, "
-            "errno_after_caching, garbage, garbage_after_caching, no_uuid, redirect, not_found, slow_drip."
+            "errno_after_caching, garbage, garbage_after_caching, no_uuid, redirect, not_found, slow_drip, "
+            "late_caching."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the faults fall the same way again.")] = None,
@@ -34,8 +35,8 @@ def simulator(
     """Run a OneNET for development and tests, on this machine.
 
     It keeps the rules of the platform's page and fails on request. `GET` and `PUT /control/faults` show and set its
-    faults while it runs, `GET /control/commands` shows what it cached, `GET /control/requests` what it was asked. The
-    access key of mode "safe" is read from SIMULATOR_ACCESS_KEY. Example:
+    faults while it runs, those of the command history too; `GET /control/commands` shows what it cached, `GET
+    /control/requests` what it was asked. The access key of mode "safe" is read from SIMULATOR_ACCESS_KEY. Example:
 
         onenet-worker simulator --latency 0.05 --fault hang=0.01,30 --fault error_500_after_caching=0.02
     """

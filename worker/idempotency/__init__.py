@@ -1,27 +1,75 @@
-"""What is remembered of a command, so that one id is one command.
+"""What is remembered of a command, so that one id is one command and one request.
 
-A claim is one atomic step. Whoever gets ``First`` or ``Again`` holds the command until it completes or releases it.
+A claim is one atomic step. Whoever is granted it holds the command for the time of a lease, and nothing may be sent
+after that. Every grant has a token of its own (a fencing token), so that what a former holder writes late is refused.
+Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from schemas.reply import Reply
+from worker.doubt import Doubt
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a record is found by.
+
+    ``digest`` is the same for the same content, ``likeness`` for whatever the platform's history cannot tell apart.
+    """
+
+    command_id: str
+    digest: bytes
+    likeness: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The right to handle a command. ``ends_at``: when the lease ends, on this process's monotonic clock."""
+
+    key: Key
+    token: int
+    ends_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """Nothing is known of this command."""
+    """Nothing is known of this command.
+
+    ``unrecorded_until``: a try of which no record is left may have been under way until then; None: there was none.
+    """
+
+    hold: Hold
+    unrecorded_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
     """Every former try is known not to have been sent."""
 
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubtSince:
+    """A former try ended without an outcome.
+
+    ``has_crashed``: its holder did not even say so, and may have been killed by it.
+    """
+
+    hold: Hold
+    doubt: Doubt
+    has_crashed: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Somebody holds the command."""
+    """Somebody holds the command; ``since``: the earliest time at which it may have been sent."""
+
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +84,64 @@ class Conflict:
     """The id belongs to a command with another content."""
 
 
-Claim = First | Again | Busy | Done | Conflict
+Claim = First | Again | InDoubtSince | Busy | Done | Conflict
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """This uuid is the command's own, and from now on no other's."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoneLeft:
+    """Every uuid belongs to another command."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwinUnderWay:
+    """A command just like this one is being handled, and one of the uuids may be about to become its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecidable:
+    """There are more uuids than commands like this one that may have caused them."""
+
+
+Choice = Owned | NoneLeft | TwinUnderWay | Undecidable
 
 
 class Store(Protocol):
-    """Remembers commands by id. Every call is atomic and may come from any thread."""
+    """Remembers commands. Every call is atomic and may come from any thread.
 
-    def claim(self, command_id: str, digest: bytes) -> Claim:
-        """Take hold of a command, or learn why not."""
+    All raise ``StoreUnavailable``; the last three raise ``LeaseLost``.
+    """
 
-    def complete(self, command_id: str, reply: Reply) -> None:
-        """Record the outcome of a command that is held."""
+    def claim(self, key: Key, now: datetime) -> Claim:
+        """Take hold of a command, or learn why not. ``now``: on the clock that times of history are compared with."""
 
-    def release(self, command_id: str) -> None:
-        """Let go of a command that is held, and known not to have been sent."""
-
-    def note_unsent(self, command_id: str, digest: bytes) -> None:
+    def note_unsent(self, key: Key) -> None:
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
+
+    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+        """Let go of a command: without a doubt it is known not to have been sent."""
+
+    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        """Return those uuids that are known to belong to other commands."""
+
+    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+        """Give a command in doubt one of the uuids that its device's history has for it.
+
+        Args:
+            hold: the command.
+            uuids: those that fit in every respect, the best first.
+            unlikely: those that fit but for their time; the command is given none of them, but each that nobody owns
+                must be explained by another command.
+        """
+
+    def complete(self, hold: Hold, reply: Reply) -> None:
+        """Record the outcome of a command, and whose its uuid is."""
+
+    def close(self) -> None:
+        """Let go of what the store itself holds."""

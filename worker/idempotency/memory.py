@@ -3,20 +3,43 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from schemas.reply import Reply
-from worker.idempotency import Again, Busy, Claim, Conflict, Done, First
+from worker.doubt import Doubt
+from worker.errors import LeaseLost
+from worker.idempotency import (
+    Again,
+    Busy,
+    Choice,
+    Claim,
+    Conflict,
+    Done,
+    First,
+    Hold,
+    InDoubtSince,
+    Key,
+    NoneLeft,
+    Owned,
+    TwinUnderWay,
+    Undecidable,
+)
 
 MAX_RECORDS = 100_000
 
 
 @dataclass(slots=True)
 class _Record:
-    digest: bytes
-    expires_at: float
-    is_held: bool
+    key: Key
+    expires_at: float = 0
+    token: int = 0
+    lease_ends_at: float | None = None  # while it is held
+    claimed_at: datetime | None = None
+    doubt: Doubt | None = None
+    has_crashed: bool = False
+    uuid: str | None = None
     reply: bytes | None = None  # as JSON, a third of the size of the object
 
 
@@ -25,62 +48,148 @@ class MemoryStore:
 
     Args:
         ttl_s: seconds for which a record lasts after it was last written.
+        lease_s: seconds for which a claim is good.
         clock: monotonic time in seconds; replaced in tests.
+        began_at: when this process began, or later: until then others may have sent what is not recorded here.
         max_records: the oldest that nobody holds go first.
     """
 
     def __init__(
-        self, ttl_s: float, clock: Callable[[], float] = time.monotonic, max_records: int = MAX_RECORDS
+        self,
+        ttl_s: float,
+        lease_s: float,
+        *,
+        began_at: datetime,
+        clock: Callable[[], float] = time.monotonic,
+        max_records: int = MAX_RECORDS,
     ) -> None:
         self._ttl_s = ttl_s
+        self._lease_s = lease_s
         self._clock = clock
         self._max_records = max_records
         self._lock = threading.Lock()
         self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._owners: dict[str, str] = {}  # uuid -> command id
+        self._now = began_at
+        self._unrecorded_until = began_at  # by processes before this one
+        self._alike: dict[bytes, set[str]] = {}  # likeness -> ids of commands that are held or in doubt
 
-    def claim(self, command_id: str, digest: bytes) -> Claim:
+    def claim(self, key: Key, now: datetime) -> Claim:
         with self._lock:
-            record = self._records.get(command_id)
-            if record is None or (not record.is_held and record.expires_at <= self._clock()):
-                self._write(command_id, _Record(digest, 0, is_held=True))
-                return First()
-            if record.digest != digest:
+            self._now = now
+            record = self._records.get(key.command_id)
+            if record is not None and self._is_stale(record):
+                self._remove(record)
+                record = None
+            if record is None:
+                return First(self._grant(_Record(key), now), self._unrecorded_until)
+            if record.key.digest != key.digest:
                 return Conflict()
             if record.reply is not None:
                 return Done(Reply.model_validate_json(record.reply))
-            if record.is_held:
-                return Busy()
-            record.is_held = True
-            self._write(command_id, record)
-            return Again()
+            if record.lease_ends_at is not None:
+                assert record.claimed_at is not None  # written with the lease
+                if self._clock() < record.lease_ends_at:
+                    return Busy(Doubt(record.claimed_at, record.claimed_at).united(record.doubt).since)
+                lease = Doubt(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
+                record.doubt, record.has_crashed = lease.united(record.doubt), True
+            hold = self._grant(record, now)
+            return Again(hold) if record.doubt is None else InDoubtSince(hold, record.doubt, record.has_crashed)
 
-    def complete(self, command_id: str, reply: Reply) -> None:
+    def note_unsent(self, key: Key) -> None:
         with self._lock:
-            record = self._records[command_id]
+            if key.command_id not in self._records:
+                self._write(_Record(key))
+
+    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+        with self._lock:
+            record = self._held(hold)
+            record.doubt, record.has_crashed = doubt, has_crashed
+            if doubt is None:
+                self._forget_likeness(record)
+            self._let_go(record)
+
+    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        with self._lock:
+            return {uuid for uuid in uuids if self._owners.get(uuid, key.command_id) != key.command_id}
+
+    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+        with self._lock:
+            record = self._held(hold)
+            me = hold.key.command_id
+            free = [uuid for uuid in uuids if self._owners.get(uuid, me) == me]
+            free_unlikely = [uuid for uuid in unlikely if self._owners.get(uuid, me) == me]
+            if not free and not free_unlikely:
+                return NoneLeft()
+            twins = self._alike[hold.key.likeness] - {me}
+            if any(self._is_held(self._records[twin]) for twin in twins):
+                return TwinUnderWay()
+            if not free or len(free) + len(free_unlikely) > len(twins) + 1:
+                return Undecidable()
+            uuid = next((uuid for uuid in free if uuid in self._owners), free[0])
+            self._set_owner(record, uuid)
+            return Owned(uuid)
+
+    def complete(self, hold: Hold, reply: Reply) -> None:
+        with self._lock:
+            record = self._held(hold)
             record.reply = reply.model_dump_json().encode()
-            record.is_held = False
-            self._write(command_id, record)
+            if reply.uuid is not None:
+                self._set_owner(record, reply.uuid)
+            self._forget_likeness(record)
+            self._let_go(record)
 
-    def release(self, command_id: str) -> None:
-        with self._lock:
-            record = self._records[command_id]
-            record.is_held = False
-            self._write(command_id, record)
+    def close(self) -> None:
+        """Do nothing: what is here goes with the process."""
 
-    def note_unsent(self, command_id: str, digest: bytes) -> None:
-        with self._lock:
-            if command_id not in self._records:
-                self._write(command_id, _Record(digest, 0, is_held=False))
+    def _grant(self, record: _Record, now: datetime) -> Hold:
+        record.token += 1
+        record.claimed_at = now
+        record.lease_ends_at = self._clock() + self._lease_s
+        self._alike.setdefault(record.key.likeness, set()).add(record.key.command_id)
+        self._write(record)
+        return Hold(record.key, record.token, record.lease_ends_at)
 
-    def _write(self, command_id: str, record: _Record) -> None:
+    def _held(self, hold: Hold) -> _Record:
+        record = self._records.get(hold.key.command_id)
+        if record is None or record.token != hold.token or record.lease_ends_at is None:
+            raise LeaseLost(hold.key.command_id)
+        return record
+
+    def _is_held(self, record: _Record) -> bool:
+        return record.lease_ends_at is not None and self._clock() < record.lease_ends_at
+
+    def _let_go(self, record: _Record) -> None:
+        record.lease_ends_at = None
+        self._write(record)
+
+    def _set_owner(self, record: _Record, uuid: str) -> None:
+        record.uuid = uuid
+        self._owners.setdefault(uuid, record.key.command_id)
+
+    def _forget_likeness(self, record: _Record) -> None:
+        alike = self._alike.get(record.key.likeness, set())
+        alike.discard(record.key.command_id)
+        if not alike:
+            self._alike.pop(record.key.likeness, None)
+
+    def _write(self, record: _Record) -> None:
         record.expires_at = self._clock() + self._ttl_s
-        self._records[command_id] = record
-        self._records.move_to_end(command_id)
+        self._records[record.key.command_id] = record
+        self._records.move_to_end(record.key.command_id)
         while len(self._records) > self._max_records or self._is_stale(next(iter(self._records.values()))):
-            oldest, _ = next(iter(self._records.items()))
-            if self._records[oldest].is_held:
+            oldest = next(iter(self._records.values()))
+            if oldest.lease_ends_at is not None:
                 break  # the few that are held are under way right now
-            del self._records[oldest]
+            self._remove(oldest)
+
+    def _remove(self, record: _Record) -> None:
+        del self._records[record.key.command_id]
+        if record.reply is None:
+            self._unrecorded_until = self._now
+        self._forget_likeness(record)
+        if record.uuid is not None:
+            self._owners.pop(record.uuid, None)
 
     def _is_stale(self, record: _Record) -> bool:
-        return not record.is_held and record.expires_at <= self._clock()
+        return record.lease_ends_at is None and record.expires_at <= self._clock()

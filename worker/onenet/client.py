@@ -1,27 +1,46 @@
-"""The client of OneNET's endpoint for cached Execute commands."""
+"""The client of OneNET's endpoint for cached Execute commands, and of the command history next to it."""
 
+import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from http.client import HTTPException
-from urllib.parse import urlencode
+from typing import TypeVar
+from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 import requests
 import urllib3
 
+from schemas.onenet import HistoryDetail
 from worker import __version__
 from worker.answer import Answer, InDoubt, NotSent
+from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable
 from worker.onenet.answers import interpret
 from worker.onenet.authentication import Authentication, authentication
+from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
 from worker.onenet.http import BoundedHTTP, Exchange
 from worker.settings import Credentials
 from worker.times import platform_time
 
+Model = TypeVar("Model")
+Others = Callable[[Sequence[str]], Collection[str]]
+
 _EXECUTE = "/nbiot/execute/offline"
+_HISTORY = "/nbiot/offline/history"
+_PER_PAGE = 100
+_TRIES = 3  # for one page, within the time that there is
+_MAX_DETAILS = 5_000
+_START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
+_TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 _HEADERS = {"Accept": "application/json", "User-Agent": f"onenet-execute-worker/{__version__}"}
 
 
@@ -34,13 +53,15 @@ class Sent:
 
 
 class OneNETClient:
-    """Sends Execute commands, each request once.
+    """Sends Execute commands, each request once, and finds out what became of one whose answer was lost.
 
     Args:
         base_url: the platform's URL, without a slash at the end.
         products: each product's credentials; those under None are for commands that name no product.
         http: sends the requests.
         platform_zone: the zone of the platform's local time.
+        latest_caching_s: how long after its end the platform may still cache a request.
+        history_s: how far back a history is read where nothing tells when a command was first tried, in seconds.
     """
 
     def __init__(
@@ -49,33 +70,140 @@ class OneNETClient:
         products: Mapping[str | None, Credentials],
         http: BoundedHTTP,
         platform_zone: ZoneInfo,
+        *,
+        latest_caching_s: float,
+        history_s: float,
     ) -> None:
-        self._url = base_url + _EXECUTE
+        self._base_url = base_url
+        self._latest_caching = timedelta(seconds=latest_caching_s)
+        self._history = timedelta(seconds=history_s)
         self._products: dict[str | None, Authentication] = {
             name: authentication(credentials, time.time) for name, credentials in products.items()
         }
         self._http = http
+        self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
         self._zone = platform_zone
 
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
         return product in self._products
 
-    def execute(self, command: ExecuteCommand) -> Sent:
-        """Ask the platform to cache one command. Never raises for what the network or the platform do."""
+    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+        """Ask the platform to cache one command. Never raises for what the network or the platform do.
+
+        Args:
+            command: what to cache.
+            not_after: the monotonic time after which nothing may be sent.
+        """
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
         request = self._request(command, omit_valid_time=omit_valid_time)
-        exchange = Exchange(deadline=time.monotonic() + self._http.total_s)
+        exchange = Exchange(deadline=min(time.monotonic() + self._http.total_s, not_after))
         try:
             status, response, body = self._http.send(request, exchange)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as exc:
+        except _TROUBLE as exc:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._http.total_s:g} s" if late else _root_cause(exc)
             return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
         answer = interpret(status, body, response.headers.get("Retry-After"), datetime.now(UTC))
         return Sent(answer, omit_valid_time)
+
+    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+        """Return the entries of the device's command history that may be this command, the best first.
+
+        All of it together takes no longer than one request may.
+
+        Args:
+            command: what to look for.
+            doubt: when it may have been sent.
+            others: returns which uuids are known to belong to other commands; those need not be looked at.
+
+        Raises:
+            HistoryUnreadable: not all of it could be read.
+        """
+        if not self.knows(command.product):
+            raise HistoryUnreadable("there are no credentials for its product any more")
+        deadline = time.monotonic() + self._http.total_s
+        now = datetime.now(UTC)
+        listing, skew_s = self._list(command, doubt.since or now - self._history, deadline)
+        window = Window(doubt.since, doubt.until + self._latest_caching, skew_s)
+        items = candidates(listing.items, command, window, self._zone)
+        known = others([item.cmd_uuid for item in items])
+        entries = []
+        for item in items:
+            if item.cmd_uuid not in known:
+                detail = self._detail(item.cmd_uuid, command, deadline)
+                entry = match(item, detail, command, doubt, window, self._zone)
+                if entry is not None:
+                    entries.append(entry)
+        return entries
+
+    def _detail(self, uuid: str, command: ExecuteCommand, deadline: float) -> HistoryDetail:
+        """Return how a cached command was made, which never changes, so that each is asked for once."""
+        known = self._details.get(uuid)
+        if known is not None:
+            return known
+        path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
+        detail, _ = self._get(path, command.product, deadline, read_detail)
+        self._details[uuid] = detail
+        while len(self._details) > _MAX_DETAILS:
+            self._details.popitem(last=False)
+        return detail
+
+    def _list(self, command: ExecuteCommand, since: datetime, deadline: float) -> tuple[Listing, float]:
+        """Return a device's history since then, and by how many seconds the platform's clock is ahead of ours."""
+        query = {
+            "imei": command.imei,
+            "start": platform_time(since - _START_MARGIN, self._zone),
+            "sort": "ASC",  # so that what is cached meanwhile comes last and moves nothing to another page
+            "per_page": _PER_PAGE,
+        }
+        listing = Listing()
+        asked_at = datetime.now(UTC)
+        found, server_time = self._get(f"{_HISTORY}?{urlencode(query)}", command.product, deadline, read_page)
+        skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
+        if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
+            raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
+        listing.add(found)
+        for page in itertools.count(2):
+            if listing.is_complete:
+                break
+            path = f"{_HISTORY}?{urlencode(query | {'page': page})}"
+            found, _ = self._get(path, command.product, deadline, read_page)
+            listing.add(found)
+        return listing, skew_s
+
+    def _get(
+        self, path: str, product: str | None, deadline: float, read: Callable[[bytes], Model]
+    ) -> tuple[Model, datetime | None]:
+        """Read one page, and the time on the platform's clock at which it was given; what only reads may be repeated.
+
+        Raises:
+            HistoryUnreadable: it could not be had, however often it was tried.
+        """
+        headers = dict([*_HEADERS.items(), self._products[product].header()])
+        request = requests.Request("GET", self._base_url + path, headers=headers).prepare()
+        for tries in itertools.count(1):
+            try:
+                return self._get_once(request, deadline, read)
+            except HistoryUnreadable:
+                wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
+                if tries == _TRIES or time.monotonic() + wait_s >= deadline:
+                    raise
+                time.sleep(wait_s)
+        raise AssertionError  # it counts for ever
+
+    def _get_once(
+        self, request: requests.PreparedRequest, deadline: float, read: Callable[[bytes], Model]
+    ) -> tuple[Model, datetime | None]:
+        try:
+            status, response, body = self._http.send(request, Exchange(deadline))
+        except _TROUBLE as exc:
+            raise HistoryUnreadable(_root_cause(exc)) from exc
+        if status != HTTPStatus.OK:
+            raise HistoryUnreadable(f"HTTP {status}")
+        return read(body), _date(response.headers.get("Date"))
 
     def _request(self, command: ExecuteCommand, *, omit_valid_time: bool) -> requests.PreparedRequest:
         query: dict[str, str | int] = {
@@ -95,7 +223,17 @@ class OneNETClient:
             headers["Content-Type"] = "application/json"
             body = json.dumps({"args": command.args}, ensure_ascii=False).encode()
         headers.update([self._products[command.product].header()])
-        return requests.Request("POST", f"{self._url}?{urlencode(query)}", headers=headers, data=body).prepare()
+        return requests.Request(
+            "POST", f"{self._base_url}{_EXECUTE}?{urlencode(query)}", headers=headers, data=body
+        ).prepare()
+
+
+def _date(value: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value or "")
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _root_cause(error: BaseException) -> str:

@@ -169,34 +169,37 @@ class _Watch:
 
     def __init__(self, total_s: float) -> None:
         self._total_s = total_s
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._exchanges: set[Exchange] = set()
-        self._stopped = threading.Event()
+        self._wakes_at = time.monotonic()
+        self._is_stopped = False
         threading.Thread(target=self._run, name="http-watch", daemon=True).start()
 
     def begin(self, exchange: Exchange) -> None:
-        with self._lock:
+        with self._changed:
             self._exchanges.add(exchange)
+            if exchange.deadline < self._wakes_at:
+                self._changed.notify()
 
     def end(self, exchange: Exchange) -> None:
-        with self._lock:
+        with self._changed:
             self._exchanges.discard(exchange)
 
     def stop(self) -> None:
-        self._stopped.set()
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify()
 
     def _run(self) -> None:
-        wait_s = self._total_s
-        while not self._stopped.wait(wait_s):
-            now = time.monotonic()
-            wait_s = self._total_s  # no request that begins from here on is due earlier
-            with self._lock:  # what has ended is not in the set, so its connection is not cut under the next request
-                for exchange in list(self._exchanges):
-                    if exchange.deadline <= now:
-                        self._exchanges.discard(exchange)
-                        _cut(exchange)
-                    else:
-                        wait_s = min(wait_s, exchange.deadline - now)
+        with self._changed:  # what has ended is not in the set, so its connection is not cut under the next request
+            while not self._is_stopped:
+                now = time.monotonic()
+                for exchange in [exchange for exchange in self._exchanges if exchange.deadline <= now]:
+                    self._exchanges.discard(exchange)
+                    _cut(exchange)
+                # Most requests have all the time there is, so that none of them has to wake this thread.
+                self._wakes_at = min([now + self._total_s, *(exchange.deadline for exchange in self._exchanges)])
+                self._changed.wait(self._wakes_at - now)
 
 
 def _cut(exchange: Exchange) -> None:

@@ -23,7 +23,9 @@ Kind = Literal[
     "redirect",
     "not_found",
     "slow_drip",
+    "late_caching",
 ]
+Endpoint = Literal["execute", "history"]
 
 
 class Fault(BaseModel):
@@ -35,7 +37,10 @@ class Fault(BaseModel):
     probability: float = Field(1.0, ge=0, le=1, description="For each request that it could strike.")
     count: Annotated[int, Field(ge=1)] | None = Field(None, description="After so many it is over; without: never.")
     imei: str | None = Field(None, description="Only for this device.")
-    seconds: float = Field(1.0, ge=0, description="How long: refuse, hang, slow_drip; for 429 its Retry-After.")
+    endpoint: Endpoint = Field("execute", description="Which requests it could strike; history: its details too.")
+    seconds: float = Field(
+        1.0, ge=0, description="How long: refuse, hang, slow_drip, late_caching; for 429 its Retry-After."
+    )
     errno: int = Field(7, description="For errno and errno_after_caching.")
     error: str = "service internal error"
 
@@ -76,11 +81,11 @@ class FaultPlan:
         with self._lock:
             return [fault for fault, left in self._left if left is None or left > 0]
 
-    def draw(self, imei: str | None) -> Fault | None:
+    def draw(self, imei: str | None, endpoint: Endpoint = "execute") -> Fault | None:
         """Return the fault that strikes this request, if one does: the first that comes up."""
         with self._lock:
             for index, (fault, left) in enumerate(self._left):
-                if left == 0 or fault.imei not in {None, imei}:
+                if left == 0 or fault.imei not in {None, imei} or fault.endpoint != endpoint:
                     continue
                 if self._random.random() < fault.probability:
                     self._left[index] = (fault, None if left is None else left - 1)

@@ -20,6 +20,8 @@ NOT_ONLINE = 2001
 SYSTEM_LIMIT = 5006
 INVALID_PARAMETER = 5108
 
+_WAIT, _CANCELLED, _EXPIRED = 1, 2, 4
+_PER_PAGE, _MOST_PER_PAGE = 30, 100
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 _MAX_ARGS_BYTES = 2048
 _RANGES = {
@@ -42,7 +44,7 @@ class PlatformError(Exception):
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CachedCommand:
     """One command as the platform keeps it. ``query`` holds the parameters that were given, as text."""
 
@@ -50,6 +52,14 @@ class CachedCommand:
     query: dict[str, str]
     args: str | None
     created_at: datetime
+    number: int
+    is_cancelled: bool = False
+
+    def send_status(self, now: datetime) -> int:
+        """Return the state: the device never shows up here."""
+        if self.is_cancelled:
+            return _CANCELLED
+        return _EXPIRED if _time(self.query, "expired_time") <= now else _WAIT
 
 
 @dataclass(slots=True)
@@ -104,9 +114,82 @@ class Platform:
         args = _args(body)
         if query["imei"] in self.offline:
             raise PlatformError(NOT_ONLINE, "device not online")
-        command = CachedCommand(str(uuid.uuid4()), dict(query), args, self.now())
+        command = CachedCommand(str(uuid.uuid4()), dict(query), args, self.now(), len(self.commands))
         self.commands.append(command)
         return command
+
+    def history(self, query: Mapping[str, str]) -> dict[str, object]:
+        """Return one page of a device's cached commands, with the oddities of the platform's own example.
+
+        Raises:
+            PlatformError: a parameter is missing or breaks its rule.
+        """
+        for name in ("imei", "start"):
+            if not query.get(name):
+                raise PlatformError(PARAMETER_REQUIRED, f"parameter required: {name}")
+        start = _time(query, "start")
+        end = _time(query, "end") if "end" in query else None
+        page = _count(query, "page", 1)
+        per_page = min(_count(query, "per_page", _PER_PAGE), _MOST_PER_PAGE)
+        found = [
+            command
+            for command in self.commands
+            if command.query["imei"] == query["imei"]
+            and start <= command.created_at
+            and (end is None or command.created_at <= end)
+        ]
+        found.sort(key=lambda command: command.created_at, reverse=query.get("sort", "DESC") != "ASC")
+        shown = found[(page - 1) * per_page : page * per_page]
+        return {"total_count": len(found), "items": [self._item(command) for command in shown]}
+
+    def detail(self, imei: str, command_uuid: str) -> dict[str, object]:
+        """Return one cached command of a device: how it was made, and what became of it.
+
+        Raises:
+            PlatformError: there is none.
+        """
+        command = self._find(imei, command_uuid)
+        item = self._item(command)
+        del item["cmd_uuid"], item["trigger_msg"]
+        args = {name: value for name, value in command.query.items() if name != "trigger_msg"}
+        content = None if command.args is None else {"args": command.args}
+        return item | {"args": args, "content": content, "feedback_msg": []}
+
+    def cancel(self, imei: str, command_uuid: str) -> None:
+        """Cancel a command that waits, before its valid_time.
+
+        Raises:
+            PlatformError: there is none, or it is too late.
+        """
+        command = self._find(imei, command_uuid)
+        now = self.now()
+        valid_at = _time(command.query, "valid_time") if "valid_time" in command.query else command.created_at
+        if command.send_status(now) != _WAIT or valid_at <= now:
+            raise PlatformError(SYSTEM_LIMIT, "only a command that waits for its valid_time can be cancelled")
+        command.is_cancelled = True
+
+    def _find(self, imei: str, command_uuid: str) -> CachedCommand:
+        for command in self.commands:
+            if command.uuid == command_uuid.strip() and command.query["imei"] == imei:
+                return command
+        raise PlatformError(PARAMETER_REQUIRED, "no such command")
+
+    def _item(self, command: CachedCommand) -> dict[str, object]:
+        is_odd = bool(command.number % 2)
+        created = command.created_at.astimezone(CHINA)
+        shown = {name: command.query.get(name) for name in ("valid_time", "expired_time")}
+        return {
+            "cmd_uuid": command.uuid + (" " if command.number % 3 == 0 else ""),  # as in the documented example
+            "type": "EXECUTE",
+            # With the milliseconds behind it or without, in one and the same answer.
+            "create_time": f"{created:%Y-%m-%d %H:%M:%S}" + (f":{created.microsecond // 1000:03}" if is_odd else ""),
+            "valid_time": (shown["valid_time"] or f"{created:%Y-%m-%d %H:%M:%S}").replace("T", " "),
+            "expired_time": str(shown["expired_time"]).replace("T", " "),
+            "trigger_msg": int(command.query.get("trigger_msg", 7)),
+            "send_status": command.send_status(self.now()),
+            "imei": command.query["imei"],
+            "remain": str(int(command.query.get("retry", 3))) if is_odd else int(command.query.get("retry", 3)),
+        }
 
     def _check_times(self, query: Mapping[str, str]) -> None:
         now = self.now()
@@ -139,6 +222,13 @@ def _time(query: Mapping[str, str], name: str) -> datetime:
     except ValueError:
         pass  # no such day
     raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
+
+
+def _count(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name, str(default))
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
+    return int(text)
 
 
 def _args(body: bytes) -> str | None:

@@ -4,22 +4,23 @@ import asyncio
 import json
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
 import uvicorn
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from worker.simulator.faults import Fault, FaultPlan
-from worker.simulator.platform import CachedCommand, Platform, PlatformError
+from worker.simulator.faults import Endpoint, Fault, FaultPlan
+from worker.simulator.platform import Platform, PlatformError
 
 _MAX_REQUESTS = 100_000
+_ACTING = {"slow_drip", "no_uuid", "refuse"}  # what goes wrong only behind the deed
 _FAULTS = TypeAdapter(list[Fault])
 
 
@@ -53,6 +54,7 @@ class Simulator:
     ) -> None:
         self.platform = platform
         self.faults = faults
+        self.on_fault: Callable[[], object] = lambda: None  # is told whenever one strikes
         self.requests: deque[dict[str, Any]] = deque(maxlen=_MAX_REQUESTS)
         self._latency_s = latency_s
         self._transports: dict[tuple[str, int], asyncio.Transport] = {}
@@ -61,6 +63,9 @@ class Simulator:
         self._app = Starlette(
             routes=[
                 Route("/nbiot/execute/offline", self._execute, methods=["POST"]),
+                Route("/nbiot/offline/history", self._history),
+                Route("/nbiot/offline/history/{uuid}", self._history),
+                Route("/nbiot/offline/cancel/{uuid}", self._cancel, methods=["PUT"]),
                 Route("/control/faults", self._control_faults, methods=["GET", "PUT"]),
                 Route("/control/commands", self._control_commands),
                 Route("/control/requests", self._control_requests),
@@ -101,7 +106,10 @@ class Simulator:
 
     async def _execute(self, request: Request) -> Response:
         query = dict(request.query_params)
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response()  # to nobody, and of half a request nothing is cached
         self.requests.append(
             {
                 "client": request.scope["client"],
@@ -110,25 +118,52 @@ class Simulator:
                 "body": body.decode("utf-8", "replace"),
             }
         )
-        fault = self.faults.draw(query.get("imei"))
-        if self._latency_s:
-            await asyncio.sleep(self._latency_s)
-        if fault is not None:
-            return await self._fail(request, fault, query, body)
+
+        def cache() -> dict[str, object]:
+            return {"uuid": self.platform.execute(query, body).uuid}
+
+        return await self._answer(request, "execute", cache)
+
+    async def _history(self, request: Request) -> Response:
+        query = dict(request.query_params)
+        uuid = request.path_params.get("uuid")
+
+        def read() -> dict[str, object]:
+            return self.platform.history(query) if uuid is None else self.platform.detail(query.get("imei", ""), uuid)
+
+        return await self._answer(request, "history", read)
+
+    async def _cancel(self, request: Request) -> Response:
         try:
             self.platform.check_authentication(request.headers)
-            return _accepted(self.platform.execute(query, body))
+            self.platform.cancel(request.query_params.get("imei", ""), request.path_params["uuid"])
         except PlatformError as exc:
-            return JSONResponse({"errno": exc.errno, "error": exc.error})
+            return _refusal(exc)
+        return JSONResponse({"errno": 0, "error": "succ"})
 
-    async def _fail(self, request: Request, fault: Fault, query: dict[str, str], body: bytes) -> Response:
+    async def _answer(self, request: Request, endpoint: Endpoint, act: Callable[[], dict[str, object]]) -> Response:
+        """Do what was asked for and answer, unless a fault strikes."""
+        fault = self.faults.draw(request.query_params.get("imei"), endpoint)
+        if fault is not None:
+            self.on_fault()
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        if fault is not None and fault.kind == "late_caching":
+            await asyncio.sleep(fault.seconds)
+        acts = fault is None or fault.kind.endswith(("after_caching", "late_caching")) or fault.kind in _ACTING
         answer: Response | None = None
-        if fault.kind.endswith("after_caching") or fault.kind in {"slow_drip", "no_uuid", "refuse"}:
+        if acts:
             try:
                 self.platform.check_authentication(request.headers)
-                answer = _accepted(self.platform.execute(query, body))
+                answer = JSONResponse({"errno": 0, "data": act(), "error": "succ"})
             except PlatformError as exc:
-                return JSONResponse({"errno": exc.errno, "error": exc.error})
+                return _refusal(exc)
+        if fault is not None:
+            answer = await self._fail(request, fault, answer)
+        assert answer is not None  # every kind has its answer
+        return answer
+
+    async def _fail(self, request: Request, fault: Fault, answer: Response | None) -> Response | None:
         match fault.kind.removesuffix("_after_caching"):
             case "refuse":
                 self._refuse_for(fault.seconds)
@@ -136,7 +171,9 @@ class Simulator:
                 await asyncio.sleep(fault.seconds)
                 answer = Response(status_code=504)
             case "drop":
-                self._transports[request.scope["client"]].abort()
+                transport = self._transports.get(request.scope["client"])
+                if transport is not None:  # otherwise the client went first
+                    transport.abort()
                 answer = Response()  # goes nowhere
             case "error_500" | "error_503" as kind:
                 answer = Response("upstream failed", status_code=int(kind[-3:]))
@@ -154,7 +191,6 @@ class Simulator:
                 answer = Response("no such page", status_code=404)
             case "slow_drip" if answer is not None:
                 answer = StreamingResponse(_drip(bytes(answer.body), fault.seconds), media_type="application/json")
-        assert answer is not None  # every kind has its answer
         return answer
 
     def _refuse_for(self, seconds: float) -> None:
@@ -188,8 +224,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _accepted(command: CachedCommand) -> Response:
-    return JSONResponse({"errno": 0, "data": {"uuid": command.uuid}, "error": "succ"})
+def _refusal(error: PlatformError) -> Response:
+    return JSONResponse({"errno": error.errno, "error": error.error})
 
 
 async def _drip(body: bytes, seconds: float) -> AsyncIterator[bytes]:

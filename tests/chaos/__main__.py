@@ -1,0 +1,43 @@
+"""``make chaos``: storms on both stores, with the figures of each. A seed that failed can be replayed."""
+
+import argparse
+import random
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.chaos.storm import Plan, run
+from tests.own_redis import start_own_redis
+from worker.localservices.broker import start_own_broker
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--seconds", type=float, default=120, help="how long each storm lasts")
+    parser.add_argument("--commands", type=int, default=3000, help="published in each")
+    parser.add_argument(
+        "--fleets", default="1m,3r,4r", help="comma-separated: how many workers, on memory (m) or Redis (r)"
+    )
+    chosen = parser.parse_args()
+    has_failed = False
+    with ExitStack() as stack:
+        broker = start_own_broker()
+        stack.callback(broker.stop)
+        redis = start_own_redis()
+        stack.callback(redis.stop)
+        for fleet in chosen.fleets.split(","):
+            url = redis.url if fleet.endswith("r") else None
+            plan = Plan(chosen.seed, chosen.seconds, chosen.commands, int(fleet[:-1]), url)
+            folder = Path(tempfile.mkdtemp(prefix=f"onenet-chaos-{fleet}-"))
+            report = run(plan, broker, folder)
+            print(report, flush=True)
+            for name, found in report.faults.items():
+                has_failed = True
+                print(f"  {name}: {'; '.join(found[:10])}\n  the workers' logs: {folder}", flush=True)
+    return int(has_failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Everything fails at once, again and again: kills, cuts, stops, broker restarts, and a tenth of all requests.
+
+One seed decides what is published, what fails and when; the machine decides how far the worker has come by then.
+"""
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pika
+
+from tests.rig import Proxy, Rig, WorkerProcess, a_command, onenet
+from worker.localservices.broker import OwnBroker
+from worker.simulator.faults import Fault
+
+SETTLE_S = 3  # longer than late caching needs, so that what is assumed of the platform holds
+DRAIN_S = 240  # how long after the storm the last reply may take to come
+_FAULTS = 0.1
+_KINDS: tuple[dict[str, Any], ...] = (
+    {"kind": "hang", "seconds": 2},
+    {"kind": "drop"},
+    {"kind": "drop_after_caching"},
+    {"kind": "error_500"},
+    {"kind": "error_500_after_caching"},
+    {"kind": "error_503"},
+    {"kind": "too_many_requests", "seconds": 1},
+    {"kind": "errno", "errno": 5117, "error": "rpc error"},
+    {"kind": "errno_after_caching", "errno": 7},
+    {"kind": "garbage_after_caching"},
+    {"kind": "no_uuid"},
+    {"kind": "slow_drip", "seconds": 0.2},
+    {"kind": "late_caching", "seconds": 2},
+)
+_OF_HISTORY: tuple[dict[str, Any], ...] = (
+    {"kind": "error_500"},
+    {"kind": "drop"},
+    {"kind": "garbage"},
+    {"kind": "errno", "errno": 7},
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    seed: int
+    seconds: float
+    commands: int
+    workers: int
+    redis_url: str | None  # None: memory://
+    broker_kills: int = 2
+
+
+@dataclass
+class Report:
+    """What came of it. Everything but the first line must be nothing."""
+
+    plan: Plan
+    outcomes: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    cached_twice: list[str] = field(default_factory=list)
+    contradictory: list[str] = field(default_factory=list)
+    wrong_uuid: list[str] = field(default_factory=list)
+    cached_but_failed: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        names = ("lost", "cached_twice", "contradictory", "wrong_uuid", "cached_but_failed")
+        return {name: found for name in names if (found := getattr(self, name))}
+
+    def __str__(self) -> str:
+        plan = self.plan
+        store = "memory://" if plan.redis_url is None else "redis://"
+        done = ", ".join(f"{count} {name}" for name, count in sorted(self.events.items()))
+        found = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        wrong = ", ".join(
+            f"{name.replace('_', ' ')} {len(getattr(self, name))}"
+            for name in ("lost", "cached_twice", "contradictory", "wrong_uuid", "cached_but_failed")
+        )
+        return (
+            f"seed {plan.seed}: {plan.workers} worker(s) on {store}, {plan.commands} commands, {self.seconds:.0f} s\n"
+            f"  done to them: {done}\n  outcomes: {found}\n  {wrong}"
+        )
+
+
+class _Fleet:
+    """Workers, each behind a proxy of its own to the broker."""
+
+    def __init__(self, rig: Rig, plan: Plan) -> None:
+        self._rig = rig
+        self._settings = {
+            "WORKER_SETTLE": str(SETTLE_S),
+            "WORKER_CONCURRENCY": "16",
+            "IDEMPOTENCY_URL": plan.redis_url or "memory://",
+        }
+        self.proxies = [Proxy(rig.broker_url) for _ in range(plan.workers)]
+        self.workers: list[WorkerProcess] = [self._start(proxy) for proxy in self.proxies]
+
+    def _start(self, proxy: Proxy) -> WorkerProcess:
+        return self._rig.start_worker(**self._settings, AMQP_URL=f"{proxy.url}?heartbeat=5")
+
+    def kill(self, number: int) -> None:
+        """End a worker at once, and start another in its place."""
+        self.workers[number].process.kill()
+        self.workers[number] = self._start(self.proxies[number])
+
+    def close(self) -> None:
+        for worker, proxy in zip(self.workers, self.proxies, strict=True):
+            worker.process.kill()
+            proxy.close()
+
+
+def run(plan: Plan, broker: OwnBroker, folder: Path) -> Report:
+    """Let the storm rage, wait until it is calm again, and count."""
+    report = Report(plan)
+    chance = random.Random(plan.seed)
+    faults = [Fault(**kind, probability=_each(_KINDS)) for kind in _KINDS]
+    faults += [Fault(**kind, probability=_each(_OF_HISTORY), endpoint="history") for kind in _OF_HISTORY]
+    began = time.monotonic()
+    with ExitStack() as stack:
+        simulator = stack.enter_context(onenet(*faults, latency_s=0.01, seed=plan.seed))
+        rig = stack.enter_context(Rig.set_up(broker.url, folder, simulator, SETTLE_S))
+        stack.enter_context(_declared(rig))
+        commands = list(_commands(chance, plan))
+        fleet = _Fleet(rig, plan)
+        stack.callback(fleet.close)
+        over = threading.Event()
+        raging = threading.Thread(target=_rage, args=(chance, plan, fleet, broker, report.events, over))
+        raging.start()
+        replies = _exchange(rig, commands, plan.seconds, raging)
+        raging.join()
+        _count(report, commands, replies, rig)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _each(kinds: tuple[dict[str, Any], ...]) -> float:
+    return _FAULTS / len(kinds)
+
+
+def _commands(chance: random.Random, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield commands whose args say which they are; some come twice, some have a twin with another id.
+
+    No twins on memory: when their records are gone, nobody can tell them apart, and ``outcome_unknown`` is right.
+    """
+    for number in range(plan.commands):
+        command = a_command(
+            command_id=f"storm-{number}", imei=str(865820030000000 + number % 50), args=f"storm-{number}"
+        )
+        yield command
+        what = chance.random()
+        if what < 0.02:
+            yield command  # the same id again
+        elif what < 0.04 and plan.redis_url is not None:
+            yield command | {"command_id": f"twin-{number}"}
+
+
+@contextmanager
+def _declared(rig: Rig) -> Iterator[None]:
+    with rig.worker(WORKER_SETTLE=str(SETTLE_S)):
+        pass  # so that the topology is there before the first command is published
+    yield
+
+
+def _rage(
+    chance: random.Random, plan: Plan, fleet: _Fleet, broker: OwnBroker, events: Counter[str], over: threading.Event
+) -> None:
+    """Do something bad each second."""
+    stopped: list[WorkerProcess] = []
+    kill_broker_at = {round(plan.seconds * (index + 1) / (plan.broker_kills + 1)) for index in range(plan.broker_kills)}
+    for second in range(1, round(plan.seconds) + 1):
+        over.wait(1)  # the rhythm of the storm, which synchronises nothing
+        number = chance.randrange(plan.workers)
+        for worker in stopped:
+            worker.process.signal(signal.SIGCONT)
+        stopped.clear()
+        if second in kill_broker_at:
+            events["broker kills"] += 1
+            broker.kill()
+            broker.start()
+            continue
+        what = chance.random()
+        if what < 0.5:
+            events["worker kills"] += 1
+            fleet.kill(number)
+        elif what < 0.9:
+            events["cuts"] += 1
+            fleet.proxies[number].cut()
+        else:
+            events["stops for a second"] += 1
+            fleet.workers[number].process.signal(signal.SIGSTOP)
+            stopped.append(fleet.workers[number])
+    for worker in stopped:
+        worker.process.signal(signal.SIGCONT)
+
+
+def _exchange(
+    rig: Rig, commands: list[dict[str, Any]], seconds: float, raging: threading.Thread
+) -> dict[str, set[tuple[str, str | None, str | None]]]:
+    """Publish at an even pace through all that happens, and collect replies until every command has one."""
+    wanted = {command["command_id"] for command in commands}
+    replies: dict[str, set[tuple[str, str | None, str | None]]] = {}
+    began = time.monotonic()
+    published = 0
+    quiet_since: float | None = None
+    while True:
+        try:
+            due = min(len(commands), round(len(commands) * (time.monotonic() - began) / (0.8 * seconds)))
+            while published < due:
+                rig.upstream.publish(commands[published])
+                published += 1
+            while (message := rig.upstream.try_reply()) is not None:
+                reply = message.json
+                code = reply["error"]["code"] if reply["error"] else None
+                replies.setdefault(reply["command_id"], set()).add((reply["status"], reply["uuid"], code))
+        except (pika.exceptions.AMQPError, OSError):
+            _reconnect(rig)  # what was not confirmed is published again: a command that comes twice
+        if not raging.is_alive():
+            quiet_since = quiet_since or time.monotonic()
+            is_complete = published == len(commands) and wanted <= replies.keys()
+            if is_complete or time.monotonic() - quiet_since > DRAIN_S:
+                return replies
+
+
+def _reconnect(rig: Rig) -> None:
+    while True:
+        try:
+            rig.upstream.connect()
+        except (pika.exceptions.AMQPError, OSError):
+            time.sleep(0.1)  # between two tries; the broker has no way to tell us
+        else:
+            return
+
+
+def _count(
+    report: Report,
+    commands: list[dict[str, Any]],
+    replies: dict[str, set[tuple[str, str | None, str | None]]],
+    rig: Rig,
+) -> None:
+    """Hold the replies against what the platform has."""
+    kept: dict[str, set[str]] = {}
+    for cached in rig.simulator.platform.commands:
+        kept.setdefault(str(cached.args), set()).add(cached.uuid)
+    ids_of: dict[str, set[str]] = {}
+    for command in commands:
+        ids_of.setdefault(command["args"], set()).add(command["command_id"])
+    for args, ids in ids_of.items():
+        uuids: list[str] = []
+        for command_id in ids:
+            outcomes = replies.get(command_id, set())
+            if not outcomes:
+                report.lost.append(command_id)
+                continue
+            if len(outcomes) > 1:
+                report.contradictory.append(f"{command_id} {sorted(outcomes, key=str)}")
+            status, uuid, code = next(iter(outcomes))
+            report.outcomes[f"{status} {code or ''}".strip()] += 1
+            if status == "accepted":
+                uuids.append(str(uuid))
+        found = kept.get(args, set())
+        if len(uuids) != len(set(uuids)) or not set(uuids) <= found:
+            report.wrong_uuid.append(f"{args} {uuids} {found}")
+        if len(found) > len(ids):
+            report.cached_twice.append(f"{args} {found}")
+        elif len(found) > len(uuids) and ids <= replies.keys():
+            report.cached_but_failed.append(f"{args} {[replies[command_id] for command_id in ids]}")

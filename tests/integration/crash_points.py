@@ -1,0 +1,68 @@
+"""Ends a worker by SIGKILL at a named point, from outside of its code: by wrapping what stands at that point."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_LOADER = """
+from tests.integration.crash_points import install
+install({point!r}, {times})
+"""
+
+
+def settings_for(folder: Path, point: str, times: int) -> dict[str, str]:
+    """Return the environment in which a worker ends when it comes to a point for the so-manieth time."""
+    place = folder / f"crash-{point}".replace(" ", "-")
+    place.mkdir()
+    # Python imports a module of this name by itself at its start.
+    (place / "sitecustomize.py").write_text(_LOADER.format(point=point, times=times))
+    return {"PYTHONPATH": f"{place}{os.pathsep}{Path(__file__).parents[2]}"}
+
+
+def install(point: str, times: int) -> None:
+    """Arm a point of this process."""
+    from worker.amqp.session import Session
+    from worker.idempotency.memory import MemoryStore
+    from worker.idempotency.redis import RedisStore
+    from worker.intake import Intake
+    from worker.onenet.client import OneNETClient
+
+    stores: list[type] = [MemoryStore, RedisStore]
+    places: dict[str, tuple[list[type], str]] = {
+        "claim": (stores, "claim"),
+        "history": ([OneNETClient], "look_up"),
+        "choice": (stores, "own"),
+        "mark": ([Intake], "_pass_on"),
+        "request": ([OneNETClient], "execute"),
+        "release": (stores, "release"),
+        "record": (stores, "complete"),
+        "publish": ([Session], "_publish"),
+        "acknowledge": ([Session], "_acknowledge"),
+    }
+    moment, _, name = point.partition(" ")
+    owners, method = places[name]
+    left = [times]
+    for owner in owners:
+        setattr(owner, method, _ending(getattr(owner, method), moment == "before", left))
+
+
+def _ending(wrapped: Callable[..., Any], is_before: bool, left: list[int]) -> Callable[..., Any]:
+    @functools.wraps(wrapped)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if is_before:
+            _count_down(left)
+        result = wrapped(*args, **kwargs)
+        if not is_before:
+            _count_down(left)
+        return result
+
+    return wrapper
+
+
+def _count_down(left: list[int]) -> None:
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)

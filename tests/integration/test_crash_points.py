@@ -1,0 +1,104 @@
+"""Every point between receive and acknowledge at which a worker can end, on both stores: what happens next.
+
+Each row is one worker that ends by SIGKILL at its point, and another that comes after it. The rows wait for time to
+pass more than for anything else, so they run side by side, and the table is then read row by row.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.crash_points import settings_for
+from tests.rig import Rig, a_command, onenet
+from worker.simulator.faults import Fault
+
+LOST_BUT_CACHED = Fault(kind="drop_after_caching", count=1)
+LOST_NOT_CACHED = Fault(kind="error_500", count=1)
+TOO_MANY = Fault(kind="too_many_requests", count=1, seconds=0)
+
+# What the platform does with the first request, the point, and how often the worker has been there by then.
+ROWS: list[tuple[str, Fault | None, str, int]] = [
+    ("first try", None, "before claim", 1),
+    ("first try", None, "after claim", 1),
+    ("first try", None, "before request", 1),
+    ("first try", None, "after request", 1),
+    ("first try", None, "before record", 1),
+    ("first try", None, "after record", 1),
+    ("first try", None, "before publish", 1),
+    ("first try", None, "after publish", 1),
+    ("first try", None, "before acknowledge", 1),
+    ("first try", None, "after acknowledge", 1),
+    ("to be tried again", TOO_MANY, "before release", 1),
+    ("to be tried again", TOO_MANY, "after release", 1),
+    ("to be tried again", TOO_MANY, "before acknowledge", 1),
+    ("to be tried again", TOO_MANY, "after request", 2),
+    ("answer lost, cached", LOST_BUT_CACHED, "after release", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "before history", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "after history", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "after choice", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "after record", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 2),
+    ("answer lost, not cached", LOST_NOT_CACHED, "after history", 1),
+    ("answer lost, not cached", LOST_NOT_CACHED, "before request", 2),
+    ("answer lost, not cached", LOST_NOT_CACHED, "after request", 2),
+    ("answer lost, not cached", LOST_NOT_CACHED, "before acknowledge", 2),
+]
+STORES = ["memory", "redis"]
+AT_ONCE = 10
+
+
+@dataclass
+class Found:
+    """What one row came to."""
+
+    exit_code: int
+    replies: list[dict[str, Any]]
+    cached: list[str]
+
+
+def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
+    """Let a worker end at its point and another one finish what it left."""
+    broker_url, folder = rig_arguments
+    _, fault, point, times = row
+    folder.mkdir()
+    with onenet(*([fault] if fault else [])) as simulator, Rig.set_up(broker_url, folder, simulator) as rig:
+        store = {"IDEMPOTENCY_URL": url}
+        with rig.worker(**store, **settings_for(folder, point, times)) as first:
+            rig.upstream.publish(a_command(command_id="the-one", args="the-one"))
+            exit_code = first.process.wait()
+        rig.finish(**store)
+        replies = []
+        while (message := rig.upstream.try_reply()) is not None:
+            replies.append(message.json)
+        cached = [command.uuid for command in simulator.platform.commands if command.args == "the-one"]
+        return Found(exit_code, replies, cached)
+
+
+@pytest.fixture(scope="module")
+def table(
+    broker_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, int], "Future[Found]"]]:
+    urls = {"memory": "memory://", "redis": redis_url}
+    folder = tmp_path_factory.mktemp("crashes")
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield {
+            (store, number): threads.submit(play, (broker_url, folder / f"{store}-{number}"), urls[store], row)
+            for number, row in enumerate(ROWS)
+            for store in STORES
+        }
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=[f"{case}: {point} {times}" for case, _, point, times in ROWS])
+def test_a_worker_that_ends_there_loses_nothing_and_nothing_is_sent_twice(
+    table: dict[tuple[str, int], "Future[Found]"], number: int, store: str
+) -> None:
+    found = table[store, number].result()
+    assert found.exit_code == -9
+    assert len(found.cached) == 1
+    assert {(reply["status"], reply["uuid"]) for reply in found.replies} == {("accepted", found.cached[0])}

@@ -1,0 +1,119 @@
+"""Several workers with one Redis, and commands that end a worker."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from tests.integration.test_connection import assert_each_accepted_once, publish_many
+from tests.own_redis import OwnRedis
+from tests.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from worker.localservices.ports import wait_until
+from worker.simulator.faults import Fault
+
+
+@pytest.fixture
+def shared(rig: Rig, redis_url: str) -> dict[str, str]:
+    """The settings of a fleet whose store has been in use for a while."""
+    settings = {"IDEMPOTENCY_URL": redis_url}
+    with rig.worker(**settings):
+        rig.upstream.publish(a_command())
+        rig.upstream.reply()
+    rig.simulator.requests.clear()
+    return settings
+
+
+def test_a_redelivery_that_was_never_claimed_is_sent_at_once(rig: Rig, shared: dict[str, str]) -> None:
+    """It had only been waiting in a worker that ended: no history has to be read for it, and nothing rests."""
+    long = shared | {"WORKER_CONCURRENCY": "1", "WORKER_SETTLE": str(LONG_SETTLE_S)}
+    rig.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
+    with rig.worker(**long) as first:
+        rig.upstream.publish(a_command(command_id="under-way"))
+        rig.wait_for_request()
+        ids = publish_many(rig, 2)
+        wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) == 0, PATIENCE_S, "the prefetch")
+        first.process.kill()
+    with rig.worker(**long) as second:
+        assert_each_accepted_once(rig, ids)
+        assert not [event for event in second.events if event["event"] == "command_in_doubt"]
+
+
+def test_a_command_that_another_worker_holds_waits_for_it(rig: Rig, shared: dict[str, str]) -> None:
+    with onenet(latency_s=1.5) as slow:
+        rig.simulator = slow
+        settings = shared | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": str(LONG_SETTLE_S), "WORKER_CONCURRENCY": "1"}
+        command = a_command(args="once", command_id="once")
+        with rig.worker(**settings) as one, rig.worker(**settings) as other:
+            rig.upstream.publish(command)
+            rig.wait_for_request(slow)
+            rig.upstream.publish(command)
+            replies = rig.upstream.replies(2)
+            events = [event["event"] for worker in (one, other) for event in worker.events]
+        assert replies[0] == replies[1]
+        assert rig.cached("once") == 1
+        assert "command_retry_scheduled" in events
+        assert "idempotency_not_shared" not in events
+
+
+def test_while_the_store_is_away_commands_wait_and_none_is_sent(rig: Rig, own_redis: OwnRedis) -> None:
+    with rig.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+        own_redis.kill()
+        ids = publish_many(rig, 5)
+        worker.wait_for("command_retry_scheduled", count=5)
+        assert not rig.simulator.requests
+        own_redis.start()
+        assert_each_accepted_once(rig, ids)
+
+
+def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(rig: Rig, own_redis: OwnRedis) -> None:
+    """What it answered cannot be recorded, so the command is in doubt, and its history is read."""
+    with onenet(latency_s=0.5) as slow:
+        rig.simulator = slow
+        with rig.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+            rig.upstream.publish(a_command(command_id="unrecorded", args="unrecorded"))
+            rig.wait_for_request(slow)
+            own_redis.kill()
+            worker.wait_for("command_retry_scheduled", command_id="unrecorded")
+            own_redis.start()
+            assert_each_accepted_once(rig, ["unrecorded"])
+        assert len(slow.requests) == 1
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_are_not(
+    rig: Rig, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Whoever tries it is killed when its request, or its history's, comes to the platform."""
+    poison = a_command(command_id="poison", imei="865820030000999", args="poison")
+    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_SETTLE": "1"}
+    settings["IDEMPOTENCY_URL"] = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
+    deadly = Fault(kind="hang", seconds=1, imei=poison["imei"])
+    rig.simulator.faults.replace([deadly, deadly.model_copy(update={"endpoint": "history"})])
+    over = threading.Event()
+    asked = threading.Semaphore(0)
+    rig.simulator.on_fault = asked.release
+    running: list[WorkerProcess] = [rig.worker(**settings)]
+
+    def kill() -> None:
+        while not over.is_set():
+            if asked.acquire(timeout=0.1):
+                running[-1].process.kill()
+                running.append(rig.start_worker(**settings))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        rig.upstream.publish(poison)
+        ids = publish_many(rig, 20)
+        replies: dict[str, Any] = {}
+        while len(replies) < 21:
+            reply = rig.upstream.reply(5 * PATIENCE_S).json  # six leases have to end, one behind the other
+            replies[reply["command_id"]] = reply
+    finally:
+        over.set()
+        killer.join()
+        running[-1].process.kill()
+    assert replies.pop("poison")["error"]["code"] == "poison_message"
+    assert {reply["status"] for reply in replies.values()} == {"accepted"}
+    assert [rig.cached(command_id) for command_id in ids] == [1] * 20
+    assert rig.upstream.dead_letter().headers["x-onenet-reason"] == "poison_message"

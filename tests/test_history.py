@@ -1,0 +1,206 @@
+"""What identifies a command in its device's history, and what does not."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
+from tests.rig import a_command
+from worker.commands import read_command
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable
+from worker.onenet.history import (
+    MAX_SKEW,
+    USUAL_SKEW,
+    Entry,
+    Listing,
+    Window,
+    candidates,
+    match,
+    read_detail,
+    read_page,
+)
+
+CHINA = ZoneInfo("Asia/Shanghai")
+TRIED_AT = datetime(2026, 8, 5, 12, 0, 0, tzinfo=CHINA)
+DOUBT = Doubt(TRIED_AT, TRIED_AT + timedelta(seconds=2))
+WINDOW = Window(DOUBT.since, DOUBT.until)
+COMMAND: dict[str, Any] = a_command(
+    expired_time="2026-08-06T08:00:00", valid_time="2026-08-05T20:00:00", retry=1, timeout=5, trigger_msg=4, args="on"
+)
+SENT: dict[str, Any] = {
+    "imei": COMMAND["imei"],
+    "obj_id": "3311",
+    "obj_inst_id": "0",
+    "res_id": "5850",
+    "expired_time": "2026-08-06T08:00:00",
+    "valid_time": "2026-08-05T20:00:00",
+    "retry": "1",
+    "timeout": "5",
+}
+LISTED: dict[str, Any] = {
+    "cmd_uuid": "u",
+    "type": "EXECUTE",
+    "create_time": "2026-08-05 12:00:01",
+    "expired_time": "2026-08-06 08:00:00",
+    "trigger_msg": 4,
+}
+
+
+def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def find(
+    command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any], content: object, doubt: Doubt = DOUBT
+) -> Entry | None:
+    """Look for a command in a history of one entry."""
+    wanted = read_command(json.dumps(command).encode(), None, CHINA)
+    window = Window(doubt.since, doubt.until)
+    for item in candidates([HistoryItem.model_validate(listed)], wanted, window, CHINA):
+        return match(item, HistoryDetail(args=sent, content=content), wanted, doubt, window, CHINA)
+    return None
+
+
+def test_what_agrees_in_everything_is_the_command() -> None:
+    assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Entry("u", is_likely=True, valid_time_omitted=False)
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent", "content"),
+    [
+        ({"type": "WRITE"}, {}, {"args": "on"}),
+        ({"type": "READ"}, {}, {"args": "on"}),
+        ({}, {"obj_id": "3312"}, {"args": "on"}),
+        ({}, {"obj_inst_id": "1"}, {"args": "on"}),
+        ({}, {"res_id": "5851"}, {"args": "on"}),
+        ({}, {"imei": "865820030000002"}, {"args": "on"}),
+        ({}, {}, {"args": "off"}),
+        ({}, {}, None),
+        ({"expired_time": "2026-08-06 08:00:01"}, {}, {"args": "on"}),
+        ({}, {"expired_time": "2026-08-06T08:00:01"}, {"args": "on"}),
+        ({}, {"valid_time": "2026-08-05T20:00:01"}, {"args": "on"}),
+        ({}, {"valid_time": None}, {"args": "on"}),
+        ({"trigger_msg": 7}, {}, {"args": "on"}),
+        ({}, {"retry": "2"}, {"args": "on"}),
+        ({}, {"retry": None}, {"args": "on"}),
+        ({}, {"timeout": "6"}, {"args": "on"}),
+        ({"create_time": "2026-08-05 11:00:00"}, {}, {"args": "on"}),
+        ({"create_time": "2026-08-05 13:00:00"}, {}, {"args": "on"}),
+    ],
+    ids=str,
+)
+def test_one_difference_makes_it_another_command(listed: dict[str, Any], sent: dict[str, Any], content: object) -> None:
+    assert find(COMMAND, LISTED | listed, SENT | sent, content) is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent", "content"),
+    [
+        ({"create_time": "2026-08-05 12:00:01:250", "trigger_msg": "4"}, {}, {"args": "on"}),
+        ({"create_time": "2026-08-05T12:00:01.250", "type": "execute"}, {}, '{"args": "on"}'),
+        ({"cmd_uuid": "u "}, {"obj_id": 3311, "retry": 1}, {"args": "on"}),
+        ({}, {"expired_time": "2026-08-06 08:00:00:000", "valid_time": "2026-08-05 20:00:00"}, "on"),
+        ({"expired_time": None}, {"imei": None}, {"args": "on"}),
+    ],
+    ids=str,
+)
+def test_the_platforms_oddities_make_no_difference(
+    listed: dict[str, Any], sent: dict[str, Any], content: object
+) -> None:
+    found = find(COMMAND, LISTED | listed, SENT | sent, content)
+    assert found is not None
+    assert found.uuid == "u"
+
+
+@pytest.mark.parametrize("shown", [{}, {"retry": "3", "timeout": 25, "valid_time": "2026-08-05 12:00:01"}])
+def test_what_was_not_given_is_shown_as_absent_or_as_what_the_platform_took(shown: dict[str, Any]) -> None:
+    command = without(COMMAND, "retry", "timeout", "trigger_msg", "valid_time", "args")
+    sent = without(SENT, "retry", "timeout", "valid_time") | shown
+    assert find(command, LISTED | {"trigger_msg": 7}, sent, None) is not None
+
+
+def test_a_valid_time_is_left_out_only_if_it_had_passed() -> None:
+    passed = COMMAND | {"valid_time": "2026-08-05T12:00:01"}
+    found = find(passed, LISTED, without(SENT, "valid_time"), {"args": "on"})
+    assert found is not None
+    assert found.valid_time_omitted
+    too_late = COMMAND | {"valid_time": "2026-08-05T12:00:03"}
+    assert find(too_late, LISTED, without(SENT, "valid_time"), {"args": "on"}) is None
+
+
+@pytest.mark.parametrize("missing", ["obj_id", "obj_inst_id", "res_id"])
+def test_an_entry_that_does_not_show_what_it_is_decides_nothing(missing: str) -> None:
+    with pytest.raises(HistoryUnreadable):
+        find(COMMAND, LISTED, without(SENT, missing), {"args": "on"})
+
+
+@pytest.mark.parametrize("time", ["soon", "2026-02-30 00:00:00", "12:00"])
+def test_a_time_that_cannot_be_read_decides_nothing(time: str) -> None:
+    with pytest.raises(HistoryUnreadable):
+        find(COMMAND, LISTED | {"create_time": time}, SENT, {"args": "on"})
+
+
+def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
+    second = timedelta(seconds=1)
+    for bound, outwards in ((TRIED_AT, -1), (DOUBT.until, 1)):
+        assert WINDOW.is_within(bound + outwards * USUAL_SKEW, USUAL_SKEW)
+        assert not WINDOW.is_within(bound + outwards * (USUAL_SKEW + second), USUAL_SKEW)
+        assert WINDOW.is_within(bound + outwards * MAX_SKEW, MAX_SKEW)
+        assert not WINDOW.is_within(bound + outwards * (MAX_SKEW + second), MAX_SKEW)
+    far = find(COMMAND, LISTED | {"create_time": "2026-08-05 12:00:30"}, SENT, {"args": "on"})
+    assert far == Entry("u", is_likely=False, valid_time_omitted=False)
+
+
+@pytest.mark.parametrize("skew_s", [-600, 600])
+def test_a_clock_that_is_known_to_be_wrong_is_allowed_for(skew_s: float) -> None:
+    window = Window(DOUBT.since, DOUBT.until, skew_s)
+    assert window.is_within(TRIED_AT + timedelta(seconds=skew_s), USUAL_SKEW)
+    assert window.is_within(TRIED_AT, USUAL_SKEW)  # it may be the clock of another machine than wrote the entry
+    assert not window.is_within(TRIED_AT - timedelta(seconds=skew_s), USUAL_SKEW)
+
+
+def test_where_nothing_tells_the_beginning_anything_before_may_be_it() -> None:
+    assert find(COMMAND, LISTED | {"create_time": "2026-08-01 00:00:00"}, SENT, {"args": "on"}, Doubt(None, TRIED_AT))
+
+
+def page(total: int, *uuids: str) -> HistoryPage:
+    return HistoryPage.model_validate({"total_count": total, "items": [LISTED | {"cmd_uuid": uuid} for uuid in uuids]})
+
+
+def test_a_history_is_all_of_its_pages() -> None:
+    listing = Listing()
+    listing.add(page(3, "a", "b"))
+    assert not listing.is_complete
+    listing.add(page(4, "b", "c"))  # one more has come meanwhile
+    assert not listing.is_complete
+    listing.add(page(4, "d"))
+    assert listing.is_complete
+    assert [item.cmd_uuid for item in listing.items] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("last", [(), ("a",)])
+def test_a_page_that_brings_nothing_new_while_something_is_missing_is_an_error(last: tuple[str, ...]) -> None:
+    listing = Listing()
+    listing.add(page(2, "a"))
+    with pytest.raises(HistoryUnreadable):
+        listing.add(page(2, *last))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "[]", '{"errno": 7, "error": "busy"}', '{"errno": 0}', '{"errno": 0, "data": {"items": []}}',
+     '{"errno": 0, "data": {"total_count": 1, "items": [{}]}}',
+     '{"errno": 0, "data": {"total_count": -1, "items": []}}'],
+)  # fmt: skip
+def test_an_answer_of_another_form_decides_nothing(answer: str) -> None:
+    for read in (read_page, read_detail):
+        with pytest.raises(HistoryUnreadable):
+            read(answer.encode())
+
+
+def test_numbers_may_be_text() -> None:
+    assert read_page(b'{"errno": "0", "data": {"total_count": "0", "items": []}}').total_count == 0

@@ -1,0 +1,324 @@
+"""What is remembered of commands: the same promises in one process's memory and in a real Redis."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from schemas.reply import Reply
+from tests.own_redis import OwnRedis
+from tests.rig import PATIENCE_S
+from worker.doubt import Doubt
+from worker.errors import LeaseLost, StoreUnavailable
+from worker.idempotency import (
+    Again,
+    Busy,
+    Claim,
+    Conflict,
+    Done,
+    First,
+    Hold,
+    InDoubtSince,
+    Key,
+    NoneLeft,
+    Owned,
+    Store,
+    TwinUnderWay,
+    Undecidable,
+)
+from worker.idempotency.memory import MemoryStore
+from worker.idempotency.redis import RedisStore
+from worker.localservices.ports import wait_until
+
+NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
+DOUBT = Doubt(NOW, NOW + timedelta(seconds=13))
+LONG_S, SHORT_S = 600, 0.2
+
+Make = Callable[..., Store]
+
+
+def key(command_id: str, digest: bytes = b"1", likeness: bytes = b"alike") -> Key:
+    return Key(command_id, digest, likeness)
+
+
+def reply(command_id: str, uuid: str | None = None) -> Reply:
+    return Reply(command_id=command_id, status="accepted", uuid=uuid, attempts=1, completed_at=NOW)
+
+
+def held(claim: Claim) -> Hold:
+    assert isinstance(claim, First | Again | InDoubtSince)
+    return claim.hold
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Makes stores; those on Redis share what they know, as the workers of a fleet do."""
+    made: list[Store] = []
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    namespace = uuid4().hex
+
+    def build(lease_s: float = LONG_S, ttl_s: int = 60) -> Store:
+        if url is None:
+            store: Store = MemoryStore(ttl_s, lease_s, began_at=NOW)
+        else:
+            store = RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s, connections=16)
+        made.append(store)
+        return store
+
+    yield build
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def store(make: Make) -> Store:
+    return make()
+
+
+def when_lease_has_ended(store: Store, wanted: Key) -> Claim:
+    """Claim again and again until nobody holds the command any more."""
+    claims: list[Claim] = []
+
+    def is_free() -> bool:
+        claims.append(store.claim(wanted, NOW + timedelta(hours=1)))
+        return not isinstance(claims[-1], Busy)
+
+    wait_until(is_free, PATIENCE_S, "the lease's end")
+    return claims[-1]
+
+
+def test_one_id_is_one_command(store: Store) -> None:
+    first = store.claim(key("a"), NOW)
+    assert isinstance(first, First)
+    assert store.claim(key("a"), NOW) == Busy(NOW)
+    assert isinstance(store.claim(key("b"), NOW), First)
+    store.release(first.hold, None)
+    again = store.claim(key("a"), NOW)
+    assert isinstance(again, Again)
+    store.complete(again.hold, reply("a", "u"))
+    assert store.claim(key("a"), NOW) == Done(reply("a", "u"))
+
+
+def test_another_content_is_a_conflict_in_every_state(store: Store) -> None:
+    other = key("a", digest=b"2")
+    hold = held(store.claim(key("a"), NOW))
+    assert store.claim(other, NOW) == Conflict()
+    store.release(hold, DOUBT)
+    assert store.claim(other, NOW) == Conflict()
+    store.complete(held(store.claim(key("a"), NOW)), reply("a"))
+    assert store.claim(other, NOW) == Conflict()
+
+
+def test_a_doubt_is_kept_as_it_was_left(store: Store) -> None:
+    store.release(held(store.claim(key("a"), NOW)), DOUBT)
+    claim = store.claim(key("a"), NOW)
+    assert isinstance(claim, InDoubtSince)
+    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
+    store.release(claim.hold, Doubt(None, NOW), has_crashed=True)
+    claim = store.claim(key("a"), NOW)
+    assert isinstance(claim, InDoubtSince)
+    assert (claim.doubt, claim.has_crashed) == (Doubt(None, NOW), True)
+    assert store.claim(key("a"), NOW) == Busy(None)  # whoever is put off now has to be as careful
+    store.release(claim.hold, None)
+    assert isinstance(store.claim(key("a"), NOW), Again)
+
+
+def test_a_lease_that_ends_leaves_a_doubt(make: Make) -> None:
+    """Its holder was killed, or its whole machine stopped: somebody else goes on, and does not send at once."""
+    short = make(lease_s=SHORT_S)
+    short.claim(key("a"), NOW)
+    claim = when_lease_has_ended(short, key("a"))
+    assert isinstance(claim, InDoubtSince)
+    assert claim.has_crashed
+    assert claim.doubt == Doubt(NOW, NOW + timedelta(seconds=SHORT_S))
+
+
+def test_a_lease_that_ends_adds_to_the_doubt_that_was_there(make: Make) -> None:
+    short = make(lease_s=SHORT_S)
+    before = Doubt(NOW - timedelta(hours=1), NOW - timedelta(minutes=59))
+    short.release(held(short.claim(key("a"), NOW)), before)
+    short.claim(key("a"), NOW)
+    claim = when_lease_has_ended(short, key("a"))
+    assert isinstance(claim, InDoubtSince)
+    assert claim.doubt == Doubt(before.since, NOW + timedelta(seconds=SHORT_S))
+
+
+def test_what_a_former_holder_writes_late_is_refused(make: Make) -> None:
+    """A fencing token: it may have been stopped for as long as you like, and knows nothing of what came after."""
+    short = make(lease_s=SHORT_S)
+    late = held(short.claim(key("a"), NOW))
+    successor = when_lease_has_ended(short, key("a"))
+    with pytest.raises(LeaseLost):
+        short.complete(late, reply("a", "late"))
+    with pytest.raises(LeaseLost):
+        short.release(late, None)
+    with pytest.raises(LeaseLost):
+        short.own(late, ["u"], [])
+    short.complete(held(successor), reply("a", "u"))
+    with pytest.raises(LeaseLost):
+        short.complete(late, reply("a", "late"))
+    assert short.claim(key("a"), NOW) == Done(reply("a", "u"))
+
+
+def test_of_many_at_once_one_is_first(store: Store) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        claims = list(threads.map(lambda _: store.claim(key("a"), NOW), range(200)))
+    assert sum(isinstance(claim, First) for claim in claims) == 1
+    assert claims.count(Busy(NOW)) == 199
+
+
+def test_a_uuid_belongs_to_one_command(store: Store) -> None:
+    """Its twin, alike in everything but the id, gets the other one, or none."""
+    store.complete(held(store.claim(key("a"), NOW)), reply("a", "u1"))
+    twin = held(store.claim(key("b"), NOW))
+    assert store.own(twin, ["u1"], []) == NoneLeft()
+    assert store.own(twin, ["u1", "u2"], []) == Owned("u2")
+    store.complete(twin, reply("b", "u2"))
+    assert store.own(held(store.claim(key("c"), NOW)), ["u1", "u2"], []) == NoneLeft()
+
+
+def test_a_uuid_once_chosen_stays_chosen(store: Store) -> None:
+    """The worker may end between the choice and the record of it."""
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, ["u1"], []) == Owned("u1")
+    store.release(hold, DOUBT)
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, ["u2", "u1"], []) == Owned("u1")
+
+
+def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: Store) -> None:
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    first = held(store.claim(key("a"), NOW))
+    assert store.own(first, ["u1", "u2"], []) == Owned("u1")
+    store.complete(first, reply("a", "u1"))
+    assert store.own(held(store.claim(key("b"), NOW)), ["u1", "u2"], []) == Owned("u2")
+
+
+def test_more_entries_than_commands_cannot_be_told_apart(store: Store) -> None:
+    """One of them is a command's of which no record is left."""
+    assert store.own(held(store.claim(key("a"), NOW)), ["u1", "u2"], []) == Undecidable()
+
+
+def test_an_entry_that_only_clocks_far_apart_would_explain_decides_nothing(store: Store) -> None:
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, [], ["u1"]) == Undecidable()
+    assert store.own(hold, ["u2"], ["u1"]) == Undecidable()
+    store.complete(held(store.claim(key("b"), NOW)), reply("b", "u1"))
+    assert store.own(hold, ["u2"], ["u1"]) == Owned("u2")
+
+
+def test_nothing_is_chosen_while_a_twin_is_under_way(store: Store) -> None:
+    """Its request may be the one that caused the entry, and its answer be about to come."""
+    twin = held(store.claim(key("b"), NOW))
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, ["u"], []) == TwinUnderWay()
+    store.complete(twin, reply("b", "u"))
+    assert store.own(hold, ["u"], []) == NoneLeft()
+
+
+def test_a_record_lasts_for_its_time(make: Make) -> None:
+    brief = make(ttl_s=1)
+    brief.complete(held(brief.claim(key("a"), NOW)), reply("a", "u"))
+    assert brief.claim(key("a"), NOW) == Done(reply("a", "u"))
+    wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Done), PATIENCE_S, "the record's end")
+
+
+class TestMemory:
+    """What only holds for one process."""
+
+    def test_what_was_taken_and_not_sent_is_known_not_to_have_been_sent(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW)
+        store.note_unsent(key("a"))
+        again = store.claim(key("a"), NOW)
+        assert isinstance(again, Again)
+        store.complete(again.hold, reply("a"))
+        store.note_unsent(key("a"))
+        assert store.claim(key("a"), NOW) == Done(reply("a"))  # what is known is not forgotten for it
+
+    def test_until_it_began_others_may_have_sent_what_it_knows_nothing_of(self) -> None:
+        claim = MemoryStore(60, LONG_S, began_at=NOW).claim(key("a"), NOW + timedelta(hours=1))
+        assert isinstance(claim, First)
+        assert claim.unrecorded_until == NOW
+
+    def test_the_oldest_go_first_and_none_that_is_held(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=3)
+        hold = held(store.claim(key("held"), NOW))
+        for command_id in ("a", "b", "c"):
+            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id))
+        assert store.claim(key("held"), NOW) == Busy(NOW)
+        store.complete(hold, reply("held"))
+        assert store.claim(key("c"), NOW) == Done(reply("c"))
+
+    def test_memory_does_not_grow_beyond_its_bound(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=10)
+        for number in range(1000):
+            command_id = str(number)
+            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id, f"u{number}"))
+        assert store.claim(key("990"), NOW) == Done(reply("990", "u990"))
+        assert isinstance(store.claim(key("0"), NOW), First)
+
+    def test_a_doubt_that_is_forgotten_for_want_of_room_is_still_a_doubt(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=1)
+        store.release(held(store.claim(key("a"), NOW)), DOUBT)
+        later = NOW + timedelta(hours=1)
+        twin = held(store.claim(key("b"), later))
+        assert store.own(twin, ["u"], []) == Owned("u")  # and it is no twin any more
+        store.complete(twin, reply("b", "u"))
+        claim = store.claim(key("a"), later)
+        assert isinstance(claim, First)
+        assert claim.unrecorded_until == later
+
+
+class TestRedis:
+    """What only holds for what the fleet shares."""
+
+    def test_what_one_worker_records_every_worker_knows(self, redis_url: str) -> None:
+        namespace = uuid4().hex
+        one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
+        hold = held(one.claim(key("a"), NOW))
+        assert other.claim(key("a"), NOW) == Busy(NOW)
+        one.complete(hold, reply("a", "u"))
+        assert other.claim(key("a"), NOW) == Done(reply("a", "u"))
+        one.close()
+        other.close()
+
+    def test_that_nobody_claimed_it_is_proof_for_all_but_the_one_who_found_the_store_empty(
+        self, redis_url: str
+    ) -> None:
+        """A store without any records may be one that has lost them."""
+        namespace = uuid4().hex
+        founder, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
+        claims = [store.claim(key(command_id), NOW) for store, command_id in ((founder, "a"), (other, "b"))]
+        assert [claim.unrecorded_until for claim in claims if isinstance(claim, First)] == [NOW, None]
+        founder.close()
+        other.close()
+
+    def test_a_redis_that_is_away_is_said_and_one_that_came_back_empty_proves_nothing(
+        self, own_redis: OwnRedis
+    ) -> None:
+        namespace = uuid4().hex
+        founder = RedisStore(own_redis.url, namespace, ttl_s=60, lease_s=9, connections=1)
+        founder.claim(key("a"), NOW)
+        store = RedisStore(own_redis.url, namespace, ttl_s=60, lease_s=9, connections=1)
+        hold = held(store.claim(key("b"), NOW))
+        own_redis.kill()
+        for change in (lambda: store.claim(key("c"), NOW), lambda: store.complete(hold, reply("b"))):
+            with pytest.raises(StoreUnavailable):
+                change()
+        own_redis.start()
+        claim = store.claim(key("a"), NOW)
+        assert isinstance(claim, First)
+        assert claim.unrecorded_until == NOW
+        with pytest.raises(LeaseLost):
+            store.complete(hold, reply("b"))
+        founder.close()
+        store.close()
+
+    def test_the_key_of_another_namespace_is_another_command(self, redis_url: str) -> None:
+        for _ in range(2):
+            store = RedisStore(redis_url, uuid4().hex, ttl_s=60, lease_s=9, connections=1)
+            assert isinstance(store.claim(key("a"), NOW), First)
+            store.close()

@@ -1,0 +1,262 @@
+"""What the whole fleet remembers, in Redis. Each call is one Lua script, hence one atomic step.
+
+Keys, all below the namespace: ``command:<id>`` is the record (a hash), ``uuid:<uuid>`` says whose a uuid is,
+``alike:<likeness>`` holds the ids of commands like each other that are held or in doubt, and ``epoch`` tells a store
+that has lost its records from one that never had any.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from schemas.reply import Reply
+from worker.doubt import Doubt
+from worker.errors import LeaseLost, StoreUnavailable
+from worker.idempotency import (
+    Again,
+    Busy,
+    Choice,
+    Claim,
+    Conflict,
+    Done,
+    First,
+    Hold,
+    InDoubtSince,
+    Key,
+    NoneLeft,
+    Owned,
+    TwinUnderWay,
+    Undecidable,
+)
+
+TIMEOUT_S = 2.0  # for one call
+
+# The leases are on the clock of Redis, which all workers share; the times of a doubt are the workers' own.
+_NOW = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+"""
+
+# KEYS: record, alike, epoch. ARGV: command id, digest, time of the claim, lease, time to live, a new epoch.
+_CLAIM = (
+    _NOW
+    + """
+local lease, ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
+local epoch = redis.call('GET', KEYS[3])
+if not epoch then
+    epoch = ARGV[6]
+    redis.call('SET', KEYS[3], epoch)
+end
+local r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply')
+local digest, state, since, till, crashed = r[1], r[2], r[5] or '', r[6] or '', r[7] or '0'
+local answer = 'first'
+if digest then
+    if digest ~= ARGV[2] then return {'conflict'} end
+    if state == 'done' then return {'done', r[8]} end
+    if state == 'held' then
+        if till == '' or (since ~= '' and tonumber(r[4]) < tonumber(since)) then since = r[4] end
+        if now < tonumber(r[3]) then return {'busy', since} end
+        local ended = tonumber(r[4]) + lease
+        if till == '' or ended > tonumber(till) then till = string.format('%d', ended) end
+        crashed = '1'
+    end
+    answer = till == '' and 'again' or 'in-doubt'
+end
+local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
+redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'state', 'held', 'lease', now + lease, 'claimed', ARGV[3],
+    'since', since, 'until', till, 'crashed', crashed)
+redis.call('PEXPIRE', KEYS[1], math.max(ttl, 2 * lease))
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], math.max(ttl, 2 * lease))
+return {answer, token, epoch, since, till, crashed}
+"""
+)
+
+_HELD = """
+local r = redis.call('HMGET', KEYS[1], 'token', 'state')
+if r[1] ~= ARGV[2] or r[2] ~= 'held' then return 'lost' end
+"""
+
+# KEYS: record, alike. ARGV: command id, token, time to live, since, until, crashed.
+_RELEASE = (
+    _HELD
+    + """
+redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[4], 'until', ARGV[5], 'crashed', ARGV[6])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+if ARGV[5] == '' then redis.call('SREM', KEYS[2], ARGV[1]) end
+return 'ok'
+"""
+)
+
+# KEYS: record, alike, owner of the uuid. ARGV: command id, token, time to live, reply, uuid.
+_COMPLETE = (
+    _HELD
+    + """
+redis.call('HSET', KEYS[1], 'state', 'done', 'reply', ARGV[4])
+redis.call('HDEL', KEYS[1], 'lease', 'claimed', 'since', 'until', 'crashed')
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('SREM', KEYS[2], ARGV[1])
+if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[3]) end
+return 'ok'
+"""
+)
+
+# KEYS: record, alike. ARGV: command id, token, time to live, what keys begin with, how many likely ones, uuids.
+_OWN = (
+    _NOW
+    + _HELD
+    + """
+local prefix, likely = ARGV[4], tonumber(ARGV[5])
+local free, unlikely, mine = {}, 0, nil
+for i = 6, #ARGV do
+    local owner = redis.call('GET', prefix .. 'uuid:' .. ARGV[i])
+    if not owner or owner == ARGV[1] then
+        if i - 5 <= likely then free[#free + 1] = ARGV[i] else unlikely = unlikely + 1 end
+        if owner and i - 5 <= likely then mine = mine or ARGV[i] end
+    end
+end
+if #free == 0 and unlikely == 0 then return 'none' end
+local open = 1
+for _, twin in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+    if twin ~= ARGV[1] then
+        local state = redis.call('HMGET', prefix .. 'command:' .. twin, 'state', 'lease')
+        if state[1] == 'held' and now < tonumber(state[2]) then return 'twin' end
+        if state[1] then open = open + 1 end
+    end
+end
+if #free == 0 or #free + unlikely > open then return 'undecidable' end
+mine = mine or free[1]
+redis.call('SET', prefix .. 'uuid:' .. mine, ARGV[1], 'PX', ARGV[3])
+return {mine}
+"""
+)
+
+
+class RedisStore:
+    """Remembers commands for every worker that uses the same Redis and the same namespace.
+
+    Args:
+        url: ``redis://…`` or ``rediss://…``.
+        namespace: begins every key.
+        ttl_s: seconds for which a record lasts after it was last written.
+        lease_s: seconds for which a claim is good.
+        connections: how many calls may be under way at once.
+    """
+
+    def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),  # a claim whose answer was lost may have been granted
+            decode_responses=True,
+        )
+        self._redis = redis.Redis(connection_pool=pool)
+        self._prefix = f"{{{namespace}}}:"  # in braces: a cluster keeps what belongs together on one node
+        self._ttl_ms = ttl_s * 1000
+        self._lease_s = lease_s
+        self._claim = self._redis.register_script(_CLAIM)
+        self._release = self._redis.register_script(_RELEASE)
+        self._complete = self._redis.register_script(_COMPLETE)
+        self._own = self._redis.register_script(_OWN)
+        self._epoch = uuid4().hex
+        self._known_epoch: str | None = None
+
+    def claim(self, key: Key, now: datetime) -> Claim:
+        began = time.monotonic()
+        keys = [*self._keys(key), f"{self._prefix}epoch"]
+        lease_ms = round(self._lease_s * 1000)
+        answer = _call(
+            self._claim, keys, [key.command_id, key.digest.hex(), _ms(now), lease_ms, self._ttl_ms, self._epoch]
+        )
+        match answer:
+            case ["conflict"]:
+                return Conflict()
+            case ["done", reply]:
+                return Done(Reply.model_validate_json(reply))
+            case ["busy", since]:
+                return Busy(_moment(since) if since else None)
+        granted, token, epoch, since, until, has_crashed = answer
+        if self._known_epoch is None:
+            self._known_epoch = epoch
+        hold = Hold(key, token, began + self._lease_s)
+        if granted == "first":
+            # What this process began itself it may have begun because everything before was lost.
+            is_complete = epoch == self._known_epoch != self._epoch
+            return First(hold, None if is_complete else now)
+        if granted == "again":
+            return Again(hold)
+        doubt = Doubt(_moment(since) if since else None, _moment(until))
+        return InDoubtSince(hold, doubt, has_crashed == "1")
+
+    def note_unsent(self, key: Key) -> None:
+        """Do nothing: that nobody has claimed it says the same."""
+
+    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+        since = "" if doubt is None or doubt.since is None else _ms(doubt.since)
+        until = "" if doubt is None else _ms(doubt.until)
+        self._change(self._release, hold, [since, until, int(has_crashed)])
+
+    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        if not uuids:
+            return set()
+        try:
+            owners: Any = self._redis.mget([f"{self._prefix}uuid:{uuid}" for uuid in uuids])
+        except redis.RedisError as exc:
+            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+        return {uuid for uuid, owner in zip(uuids, owners, strict=True) if owner not in {None, key.command_id}}
+
+    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+        match self._change(self._own, hold, [self._prefix, len(uuids), *uuids, *unlikely]):
+            case "none":
+                return NoneLeft()
+            case "twin":
+                return TwinUnderWay()
+            case "undecidable":
+                return Undecidable()
+            case [uuid]:
+                return Owned(str(uuid))
+            case answer:
+                raise AssertionError(answer)  # the script has no other
+
+    def complete(self, hold: Hold, reply: Reply) -> None:
+        uuid = reply.uuid or ""
+        self._change(self._complete, hold, [reply.model_dump_json(), uuid], f"{self._prefix}uuid:{uuid}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _keys(self, key: Key) -> list[str]:
+        return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]
+
+    def _change(self, script: Callable[..., object], hold: Hold, arguments: Sequence[object], *keys: str) -> Any:
+        identity = [hold.key.command_id, hold.token, self._ttl_ms]
+        answer = _call(script, [*self._keys(hold.key), *keys], [*identity, *arguments])
+        if answer == "lost":
+            raise LeaseLost(hold.key.command_id)
+        return answer
+
+
+def _call(script: Callable[..., object], keys: Sequence[str], arguments: Sequence[object]) -> Any:
+    try:
+        return script(keys=keys, args=arguments)
+    except redis.RedisError as exc:
+        # The type and not the words, which may hold the URL.
+        raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _moment(ms: str) -> datetime:
+    return datetime.fromtimestamp(int(ms) / 1000, UTC)
