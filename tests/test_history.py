@@ -204,3 +204,201 @@ def test_an_answer_of_another_form_decides_nothing(answer: str) -> None:
 
 def test_numbers_may_be_text() -> None:
     assert read_page(b'{"errno": "0", "data": {"total_count": "0", "items": []}}').total_count == 0
+
+
+PLAIN = without(COMMAND, "retry", "timeout", "trigger_msg", "valid_time")
+PLAIN_LISTED = LISTED | {"trigger_msg": 7}
+PLAIN_SENT = without(SENT, "retry", "timeout", "valid_time")
+ON = {"args": "on"}
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [
+        ({"cmd_uuid": " u\t"}, {}), ({"type": "EXECUTE "}, {}), ({"create_time": " 2026-08-05 12:00:01 "}, {}),
+        ({"expired_time": ""}, {}), ({"expired_time": None}, {"expired_time": "2026-08-06 08:00:00:999"}),
+        ({}, {"expired_time": None}), ({}, {"expired_time": ""}), ({"trigger_msg": None}, {}),
+        ({"trigger_msg": ""}, {}), ({"trigger_msg": "7"}, {"trigger_msg": 7}),
+        ({"of_tomorrow": [1]}, {"of_tomorrow": {}}),
+        ({}, {"obj_id": " 3311 "}), ({}, {"imei": int(COMMAND["imei"])}), ({}, {"retry": None, "timeout": ""}),
+        ({}, {"retry": 3, "timeout": "25", "trigger_msg": "7"}), ({}, {"valid_time": ""}),
+        ({}, {"valid_time": "2026-08-05 12:00:00"}),
+        ({"create_time": "2026-08-05 12:00:01:250"}, {"valid_time": "2026-08-05 12:00:01:250"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_was_not_given_has_many_ways_of_being_absent(listed: dict[str, Any], sent: dict[str, Any]) -> None:
+    found = find(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON)
+    assert found == Entry("u", is_likely=True, valid_time_omitted=False)
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [
+        ({}, {"retry": 0}), ({}, {"timeout": 24}), ({}, {"trigger_msg": 1}), ({"trigger_msg": 6}, {}),
+        ({}, {"valid_time": "2026-08-05T20:00:00"}), ({}, {"valid_time": "2026-08-05T12:00:02"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_was_given_to_another_command_is_told_from_what_was_not(
+    listed: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    assert find(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON) is None
+
+
+@pytest.mark.parametrize("sent", [{}, {"retry": "3", "timeout": "25"}])
+def test_a_default_that_was_given_is_the_same_as_one_that_was_not(sent: dict[str, Any]) -> None:
+    command = PLAIN | {"retry": 3, "timeout": 25, "trigger_msg": 7}
+    assert find(command, PLAIN_LISTED, PLAIN_SENT | sent, ON) is not None
+
+
+@pytest.mark.parametrize(
+    ("args", "content", "is_it"),
+    [
+        ("on", '{"args":"on"}', True), ("on", {"args": "on", "of_tomorrow": 1}, True), ("on", '"on"', True),
+        ("5", {"args": 5}, True), ("\u5f00", '{"args":"\\u5f00"}', True),
+        ('{"args":"x"}', {"args": '{"args":"x"}'}, True),
+        (None, {}, True), (None, "", True), (None, "{}", True), (None, "null", True), (None, {"args": None}, True),
+        ("", {"args": ""}, True), ("", '{"args":""}', True),
+        ("on", {"args": "On"}, False), ("on", {"args": "on "}, False), ("on", {}, False), ("on", "", False),
+        ("on", '{"args": "off"}', False), ("on", {"args": None}, False), (None, ON, False), (None, {"args": ""}, False),
+        ("", {}, False), ("", None, False),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_the_body_may_be_text_or_an_object_and_the_args_are_compared_exactly(
+    args: str | None, content: object, is_it: bool
+) -> None:
+    command = without(PLAIN, "args") | ({} if args is None else {"args": args})
+    assert (find(command, PLAIN_LISTED, PLAIN_SENT, content) is not None) == is_it
+
+
+@pytest.mark.parametrize(
+    ("valid_time", "shown", "is_omitted"),
+    [
+        ("20:00:00", "20:00:00", False), ("20:00:00", "20:00:01", None), ("20:00:00", None, None),
+        ("20:00:00", "12:00:01", None), ("12:00:02", "12:00:02", False), ("12:00:02", None, True),
+        ("12:00:03", None, None), ("11:00:00", None, True), ("12:00:02", "12:00:01", True),
+        ("11:00:00", "12:00:05", None),
+    ],
+)  # fmt: skip
+def test_a_valid_time_is_absent_only_where_it_can_have_been_left_out(
+    valid_time: str, shown: str | None, is_omitted: bool | None
+) -> None:
+    """The worker leaves out one that has passed, and the platform then takes the time at which it cached."""
+    sent = PLAIN_SENT | {"valid_time": shown and f"2026-08-05T{shown}"}
+    found = find(PLAIN | {"valid_time": f"2026-08-05T{valid_time}"}, PLAIN_LISTED, sent, ON)
+    assert (found and found.valid_time_omitted) == is_omitted
+
+
+@pytest.mark.parametrize(
+    ("time", "is_likely"),
+    [("11:58:59", None), ("11:59:00", False), ("11:59:54", False), ("11:59:55", True), ("12:00:02", True),
+     ("12:00:07", True), ("12:00:08", False), ("12:01:02", False), ("12:01:03", None)],
+)  # fmt: skip
+def test_what_only_clocks_far_apart_would_explain_is_told_from_what_is_likely(
+    time: str, is_likely: bool | None
+) -> None:
+    found = find(COMMAND, LISTED | {"create_time": f"2026-08-05 {time}"}, SENT, ON)
+    assert (found and found.is_likely) == is_likely
+
+
+@pytest.mark.parametrize(
+    ("since", "order"), [(TRIED_AT, ["2", "1", "0"]), (None, ["0", "1", "2"])], ids=["beginning", "no-beginning"]
+)
+def test_the_best_come_first(since: datetime | None, order: list[str]) -> None:
+    """A request is cached soon after it was sent; without a beginning the end is all there is to go by."""
+    wanted = read_command(json.dumps(COMMAND).encode(), None, CHINA)
+    times = ("12:00:12", "12:00:07", "12:00:02")
+    items = [
+        HistoryItem.model_validate(LISTED | {"cmd_uuid": str(number), "create_time": f"2026-08-05 {time}"})
+        for number, time in enumerate(times)
+    ]
+    window = Window(since, TRIED_AT + timedelta(seconds=13))
+    assert [item.cmd_uuid for item in candidates(items, wanted, window, CHINA)] == order
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [
+        ({"create_time": "2026-08-05 12:00:01:"}, {}), ({"create_time": "2026-08-05 12:00:01+08:00"}, {}),
+        ({"expired_time": "never"}, {}), ({}, {"expired_time": "never"}), ({}, {"valid_time": "now"}),
+        ({"expired_time": None}, {"expired_time": None}), ({}, {"obj_id": None}), ({}, {"res_id": ""}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_told_from_the_command_decides_nothing(listed: dict[str, Any], sent: dict[str, Any]) -> None:
+    """To pass over it could be to send the command twice."""
+    with pytest.raises(HistoryUnreadable):
+        find(COMMAND, LISTED | listed, SENT | sent, ON)
+
+
+def test_another_kind_of_command_may_be_as_odd_as_it_likes() -> None:
+    assert find(COMMAND, LISTED | {"type": "READ", "create_time": "yesterday"}, SENT, ON) is None
+
+
+def test_what_one_page_shows_twice_does_not_hide_that_another_is_missing() -> None:
+    listing = Listing()
+    listing.add(page(2, "a", "a"))
+    assert not listing.is_complete
+
+
+def test_a_total_that_shrinks_does_not_make_up_for_what_is_missing() -> None:
+    listing = Listing()
+    listing.add(page(3, "a", "b"))
+    with pytest.raises(HistoryUnreadable, match="only 2 of 3"):
+        listing.add(page(2))
+
+
+def test_an_empty_history_is_complete() -> None:
+    listing = Listing()
+    listing.add(page(0))
+    assert listing.is_complete
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"null", b"{}", b"\0<html>not the platform", b"\xff\xfe", b'{"errno":0,"data":[]}', b"[" * 100_000,
+        b'{"data":{"total_count":0,"items":[],"args":{}}}', b'{"errno":0,"data":{"total_count":0,"items":[],"args":{}}',
+        b'{"errno":null,"data":{"total_count":0,"items":[],"args":{}}}',
+        b'{"errno":1,"data":{"total_count":0,"items":[],"args":{}}}',
+        b'{"errno":0,"data":{"total_count":0,"items":null,"args":[]}}',
+    ],
+    ids=lambda value: str(value[:60]),
+)  # fmt: skip
+def test_no_bytes_are_taken_for_an_empty_history(answer: bytes) -> None:
+    for read in (read_page, read_detail):
+        with pytest.raises(HistoryUnreadable):
+            read(answer)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", [], 1.5], ids=repr)
+@pytest.mark.parametrize("name", ["cmd_uuid", "type", "create_time"])
+def test_a_list_with_a_command_that_it_does_not_name_decides_nothing(name: str, value: object) -> None:
+    """It may be the one that is looked for."""
+    data = {"total_count": 1, "items": [LISTED | {name: value}]}
+    with pytest.raises(HistoryUnreadable):
+        read_page(json.dumps({"errno": 0, "data": data}).encode())
+
+
+def test_one_that_was_cached_late_after_its_valid_time_is_still_the_command() -> None:
+    """The platform may take its time: what it shows is what was sent, not what it filled in."""
+    late = COMMAND | {"valid_time": "2026-08-05T12:00:03"}
+    listed = LISTED | {"create_time": "2026-08-05 12:00:04"}
+    assert find(late, listed, SENT | {"valid_time": "2026-08-05T12:00:03"}, {"args": "on"}) is not None
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_trigger_that_the_detail_leaves_empty_is_the_lists(nothing: str | None) -> None:
+    assert find(COMMAND, LISTED, SENT | {"trigger_msg": nothing}, {"args": "on"}) is not None
+    assert find(COMMAND, LISTED | {"trigger_msg": 7}, SENT | {"trigger_msg": nothing}, {"args": "on"}) is None
+
+
+def test_a_body_nested_beyond_measure_is_another_commands() -> None:
+    assert find(COMMAND, LISTED, SENT, "[" * 100_000) is None
+
+
+def test_a_blank_number_decides_nothing() -> None:
+    with pytest.raises(HistoryUnreadable):
+        find(COMMAND, LISTED, SENT | {"obj_id": " "}, {"args": "on"})

@@ -5,9 +5,10 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.rig import API_KEY, a_command, onenet, raw_server
+from tests.rig import API_KEY, a_command, in_hours, onenet, raw_server
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand, read_command
 from worker.doubt import Doubt
@@ -26,9 +27,11 @@ from worker.errors import HistoryUnreadable
 from worker.localservices.ports import free_port, wait_until
 from worker.onenet import http
 from worker.onenet.client import OneNETClient
+from worker.onenet.history import Entry
 from worker.onenet.http import BoundedHTTP
 from worker.settings import ApiKey, Credentials
 from worker.simulator.faults import Fault
+from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
 from worker.times import platform_time
 
@@ -41,8 +44,8 @@ ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid
 CLOSING = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
-def command() -> ExecuteCommand:
-    return read_command(str(a_command(args="on")).replace("'", '"').encode(), None, CHINA)
+def command(**changes: Any) -> ExecuteCommand:
+    return read_command(json.dumps(a_command(**{"args": "on", **changes})).encode(), None, CHINA)
 
 
 @contextmanager
@@ -279,7 +282,7 @@ def nobody(_uuids: object) -> set[str]:
     return set()
 
 
-def cache(simulator: Simulator, wanted: ExecuteCommand, args: str) -> str:
+def cache(simulator: Simulator, wanted: ExecuteCommand, args: str, **changes: str) -> str:
     """Have the platform cache a command for the same device; returns its uuid."""
     query = {
         "imei": wanted.imei,
@@ -288,7 +291,7 @@ def cache(simulator: Simulator, wanted: ExecuteCommand, args: str) -> str:
         "res_id": str(wanted.res_id),
         "expired_time": platform_time(wanted.expires_at, CHINA),
     }
-    return simulator.platform.execute(query, json.dumps({"args": args}).encode()).uuid
+    return simulator.platform.execute(query | changes, json.dumps({"args": args}).encode()).uuid
 
 
 def test_a_command_is_found_among_all_pages_of_its_devices_history() -> None:
@@ -329,3 +332,337 @@ def test_nothing_is_sent_after_the_lease() -> None:
     with onenet() as simulator, client(simulator.url) as asking:
         assert isinstance(asking.execute(command(), time.monotonic() - 1).answer, NotSent)
         assert not simulator.requests
+
+
+def test_nothing_is_sent_after_the_lease_over_a_connection_that_is_there() -> None:
+    with onenet() as simulator, client(simulator.url) as asking:
+        assert isinstance(asking.execute(command(), NEVER).answer, Cached)
+        assert isinstance(asking.execute(command(), time.monotonic() - 1).answer, NotSent)
+        assert len(simulator.requests) == 1
+
+
+def test_a_request_is_over_when_the_lease_is() -> None:
+    with raw_server(_silence) as url, client(url, connect_s=60, read_s=60) as asking:
+        began = time.monotonic()
+        assert isinstance(asking.execute(command(), began + 0.3).answer, InDoubt)
+        assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("hours", "is_omitted"), [(-1, True), (1, False)])
+def test_a_valid_time_that_has_passed_is_left_out_and_that_is_told(hours: float, is_omitted: bool) -> None:
+    """The platform refuses one that has passed, and takes its absence for "now"."""
+    with onenet() as simulator, client(simulator.url) as asking:
+        sent = asking.execute(command(valid_time=in_hours(hours)), NEVER)
+        assert isinstance(sent.answer, Cached)
+        assert sent.valid_time_omitted == is_omitted
+        assert ("valid_time" in simulator.requests[0]["query"]) != is_omitted
+
+
+def in_seconds(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def look_up(simulator: Simulator, wanted: ExecuteCommand, doubt: Doubt | None = None) -> list[Entry]:
+    with client(simulator.url, connect_s=10, read_s=10) as asking:
+        return asking.look_up(wanted, doubt or just_now(), nobody)
+
+
+@pytest.fixture
+def details(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The uuids of the commands whose details were asked for."""
+    asked: list[str] = []
+    detail = Platform.detail
+
+    def note(platform: Platform, imei: str, uuid: str) -> dict[str, object]:
+        asked.append(uuid)
+        return detail(platform, imei, uuid)
+
+    monkeypatch.setattr(Platform, "detail", note)
+    return asked
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pages of histories that were asked for."""
+    asked: list[str] = []
+    history = Platform.history
+
+    def note(platform: Platform, query: dict[str, str]) -> dict[str, object]:
+        asked.append(query.get("page", "1"))
+        return history(platform, query)
+
+    monkeypatch.setattr(Platform, "history", note)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"args": None}, {"args": ""}, {"args": '\u5f00 "x" {}'}, {"valid_time": in_hours(1)},
+        {"valid_time": in_hours(-1)}, {"retry": 0, "timeout": 40, "trigger_msg": ["UPDATE"]},
+        {"retry": 3, "timeout": 25, "trigger_msg": 7}, {"obj_id": 0, "obj_inst_id": 65535, "res_id": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_command_whose_answer_was_lost_is_found(changes: dict[str, Any]) -> None:
+    wanted = command(**changes)
+    fault = Fault(kind="drop_after_caching", count=1)
+    with onenet(fault) as simulator, client(simulator.url) as asking:
+        since = in_seconds(0)
+        sent = asking.execute(wanted, NEVER)
+        assert isinstance(sent.answer, InDoubt)
+        [cached] = simulator.platform.commands
+        entries = asking.look_up(wanted, Doubt(since, in_seconds(0)), nobody)
+        assert entries == [Entry(cached.uuid, is_likely=True, valid_time_omitted=sent.valid_time_omitted)]
+
+
+def test_one_thing_that_differs_makes_it_another_command() -> None:
+    """Were it taken for the command, the command would never be sent."""
+    wanted = command()
+    with onenet() as simulator:
+        cache(simulator, wanted, "on", imei="865820030000002")
+        cache(simulator, wanted, "on", res_id="1")
+        cache(simulator, wanted, "on", retry="1")
+        cache(simulator, wanted, "on", trigger_msg="1")
+        cache(simulator, wanted, "on", valid_time=platform_time(in_seconds(600), CHINA))
+        cache(simulator, wanted, "on", expired_time=platform_time(wanted.expires_at + timedelta(seconds=1), CHINA))
+        cache(simulator, wanted, "off")
+        assert look_up(simulator, wanted) == []
+
+
+def test_the_list_alone_rules_out_what_it_can(lists: list[str], details: list[str]) -> None:
+    """A long history is no flood of requests."""
+    wanted = command()
+    other = command(expired_time=in_hours(30))
+    with onenet() as simulator:
+        for _ in range(249):
+            cache(simulator, other, "on")
+        uuid = cache(simulator, wanted, "on")
+        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+    assert lists == ["1", "2", "3"]
+    assert details == [uuid]
+
+
+def test_the_details_of_a_command_are_asked_for_once(details: list[str]) -> None:
+    """How it was made never changes, and a device's commands in doubt are looked up one after the other."""
+    wanted = command()
+    with onenet() as simulator, client(simulator.url) as asking:
+        uuids = [cache(simulator, wanted, "on") for _ in range(3)]
+        first, second = (asking.look_up(wanted, just_now(), nobody) for _ in range(2))
+    assert first == second
+    assert sorted(details) == sorted(uuids)
+
+
+def test_what_belongs_to_another_command_is_not_asked_for(details: list[str]) -> None:
+    wanted = command()
+    offered: list[str] = []
+    with onenet() as simulator, client(simulator.url) as asking:
+        uuids = [cache(simulator, wanted, "on") for _ in range(3)]
+        cache(simulator, command(expired_time=in_hours(30)), "on")  # is ruled out before anybody is asked about it
+
+        def others(candidates: Sequence[str]) -> Collection[str]:
+            offered.extend(candidates)
+            return {uuids[0], uuids[2]}
+
+        entries = asking.look_up(wanted, just_now(), others)
+    assert sorted(offered) == sorted(uuids)  # without the blank that the platform shows behind some
+    assert [entry.uuid for entry in entries] == [uuids[1]]
+    assert details == [uuids[1]]
+
+
+@pytest.mark.parametrize("kind", ["error_503", "too_many_requests", "no_uuid", "redirect", "error_500_after_caching"])
+def test_no_answer_but_a_whole_one_is_a_history(kind: Any) -> None:
+    with onenet(Fault(kind=kind, endpoint="history")) as simulator, pytest.raises(HistoryUnreadable):
+        look_up(simulator, command())
+
+
+def test_a_command_that_is_not_shown_whole_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = command()
+    monkeypatch.setattr(Platform, "detail", lambda *_: {"feedback_msg": []})
+    with onenet() as simulator:
+        cache(simulator, wanted, "on")
+        with pytest.raises(HistoryUnreadable):
+            look_up(simulator, wanted)
+
+
+def test_a_page_that_is_missing_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = command()
+    history = Platform.history
+
+    def forgetful(platform: Platform, query: dict[str, str]) -> dict[str, object]:
+        return history(platform, query) | ({"items": []} if "page" in query else {})
+
+    monkeypatch.setattr(Platform, "history", forgetful)
+    with onenet() as simulator:
+        for _ in range(101):
+            cache(simulator, wanted, "on")
+        with pytest.raises(HistoryUnreadable, match="only 100 of 101"):
+            look_up(simulator, wanted)
+
+
+def test_what_is_cached_between_two_pages_moves_nothing_from_one_to_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy device's history would otherwise never be whole."""
+    wanted = command()
+    other = command(expired_time=in_hours(30))
+    history = Platform.history
+    with onenet() as simulator:
+
+        def busy(platform: Platform, query: dict[str, str]) -> dict[str, object]:
+            found = history(platform, query)
+            if "page" not in query:
+                cache(simulator, other, "on")
+            return found
+
+        monkeypatch.setattr(Platform, "history", busy)
+        for _ in range(150):
+            cache(simulator, other, "on")
+        uuid = cache(simulator, wanted, "on")
+        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+
+
+def test_where_nobody_listens_nothing_is_known() -> None:
+    with client(f"http://127.0.0.1:{free_port()}") as asking, pytest.raises(HistoryUnreadable, match="refused"):
+        asking.look_up(command(), just_now(), nobody)
+
+
+def test_a_key_that_is_not_taken_any_more_is_said() -> None:
+    with onenet() as simulator:
+        simulator.platform.api_key = "another"
+        with pytest.raises(HistoryUnreadable, match="errno 1: auth failed"):
+            look_up(simulator, command())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(kind="hang", seconds=600, endpoint="history"), Fault(kind="slow_drip", seconds=0.5, endpoint="history")],
+    ids=lambda fault: str(fault.kind),
+)
+def test_a_look_up_is_over_when_the_two_timeouts_together_are(fault: Fault) -> None:
+    """The dripping answer would be whole in the end, each byte of it within the read timeout."""
+    with onenet(fault) as simulator, client(simulator.url) as asking:
+        began = time.monotonic()
+        with pytest.raises(HistoryUnreadable):
+            asking.look_up(command(), just_now(), nobody)
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "no_uuid", "not_found"])
+def test_one_failure_of_any_kind_is_made_up_for(kind: Any) -> None:
+    wanted = command()
+    with onenet(Fault(kind=kind, endpoint="history", count=1)) as simulator:
+        uuid = cache(simulator, wanted, "on")
+        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+
+
+def test_a_history_is_asked_for_only_so_often() -> None:
+    with onenet(Fault(kind="error_500", endpoint="history")) as simulator:
+        struck: list[None] = []
+        simulator.on_fault = lambda: struck.append(None)
+        with pytest.raises(HistoryUnreadable, match="HTTP 500"):
+            look_up(simulator, command())
+        assert len(struck) == 3
+
+
+HISTORY_S = 86_400
+
+
+@pytest.mark.parametrize(
+    ("since_s", "cached_s", "is_likely"),
+    [
+        (None, -3600, [True]), (None, -HISTORY_S, [True]), (None, -HISTORY_S - 7200, []),
+        (None, SETTLE_S + 4, [True]), (None, SETTLE_S + 20, [False]), (None, SETTLE_S + 90, []),
+        (-10, -10, [True]), (-10, -30, [False]), (-10, -100, []),
+    ],
+)  # fmt: skip
+def test_what_was_cached_too_early_or_too_late_is_not_it(
+    since_s: float | None, cached_s: float, is_likely: list[bool]
+) -> None:
+    """Too late: after the time by which the platform has cached a request, if it ever does."""
+    wanted = command()
+    with onenet() as simulator:
+        simulator.platform.now = lambda: in_seconds(cached_s).astimezone(CHINA)
+        cache(simulator, wanted, "on")
+        since = None if since_s is None else in_seconds(since_s)
+        entries = look_up(simulator, wanted, Doubt(since, in_seconds(0)))
+    assert [entry.is_likely for entry in entries] == is_likely
+
+
+def _history_server(
+    wanted: ExecuteCommand, cached_at: datetime, headers: str, uuid: str = "u", asked: list[bytes] | None = None
+) -> Callable[[socket.socket], None]:
+    """Return what serves the history of one command, under these headers."""
+    item = {
+        "cmd_uuid": uuid,
+        "type": "EXECUTE",
+        "create_time": cached_at.astimezone(CHINA).strftime("%Y-%m-%d %H:%M:%S"),
+        "expired_time": platform_time(wanted.expires_at, CHINA),
+    }
+    args = {"obj_id": wanted.obj_id, "obj_inst_id": wanted.obj_inst_id, "res_id": wanted.res_id}
+
+    def serve(sock: socket.socket) -> None:
+        while True:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                received = sock.recv(4096)
+                if not received:
+                    return
+                request += received
+            path = request.split(b" ")[1]
+            if asked is not None:
+                asked.append(path)
+            is_detail = path.startswith(b"/nbiot/offline/history/")
+            data = (
+                {"args": args, "content": {"args": wanted.args}} if is_detail else {"total_count": 1, "items": [item]}
+            )
+            body = json.dumps({"errno": 0, "data": data}).encode()
+            sock.sendall(f"HTTP/1.1 200 OK\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    return serve
+
+
+def _date(seconds: float) -> str:
+    return f"Date: {format_datetime(in_seconds(seconds), usegmt=True)}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("clock", "cached_s", "is_likely"),
+    [
+        (0, SETTLE_S + 20, False),
+        (20, SETTLE_S + 20, True),
+        (-20, SETTLE_S + 20, False),
+        (0, -21, False),
+        (-20, -21, True),
+        ("", SETTLE_S + 20, False),
+        ("", 0, True),
+        ("Date: today\r\n", 0, True),
+    ],
+)
+def test_a_platforms_clock_that_is_ahead_or_behind_is_allowed_for(
+    clock: str | float, cached_s: float, is_likely: bool
+) -> None:
+    headers = clock if isinstance(clock, str) else _date(clock)
+    wanted = command()
+    with raw_server(_history_server(wanted, in_seconds(cached_s), headers)) as url, client(url) as asking:
+        [entry] = asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+    assert entry.is_likely == is_likely
+
+
+@pytest.mark.parametrize("hours", [-1.1, 1.1])
+def test_a_platform_whose_clock_is_an_hour_off_has_no_readable_history(hours: float) -> None:
+    """What was asked for might begin after the command was cached."""
+    wanted = command()
+    server = _history_server(wanted, in_seconds(0), _date(hours * 3600))
+    with raw_server(server) as url, client(url) as asking, pytest.raises(HistoryUnreadable, match="clock"):
+        asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+
+
+def test_no_uuid_leads_to_another_page() -> None:
+    wanted = command()
+    asked: list[bytes] = []
+    server = _history_server(wanted, in_seconds(0), "", uuid="../a?b=c&d#e", asked=asked)
+    with raw_server(server) as url, client(url) as asking:
+        [entry] = asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+    assert entry.uuid == "../a?b=c&d#e"
+    assert asked[1] == b"/nbiot/offline/history/..%2Fa%3Fb%3Dc%26d%23e?imei=865820030000001"

@@ -126,6 +126,41 @@ def test_a_doubt_rests_as_long_as_a_request_may_take_and_has_a_queue(monkeypatch
     assert load_settings().delays == (5, 13, 30, 120, 600)
 
 
+@pytest.mark.parametrize(("settle", "is_enough"), [("4", False), ("5", True), ("6", True)])
+def test_a_doubt_rests_no_shorter_than_the_two_timeouts_together(
+    settle: str, is_enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the history would be read while the request may still be under way."""
+    for name, value in (("CONNECT", "2"), ("READ", "2.5")):
+        monkeypatch.setenv(f"ONENET_{name}_TIMEOUT", value)
+    monkeypatch.setenv("WORKER_SETTLE", settle)
+    if is_enough:
+        assert load_settings().request_s == 4.5
+        return
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith("WORKER_SETTLE: must not be less than ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT")
+    assert "4.5" in line
+
+
+def test_a_delay_that_is_there_twice_has_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_RETRY_DELAYS", "30,60,60")
+    assert load_settings().delays == (30, 60)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:aSecret@host", "redis+ssl://:aSecret@host", "rediss://:aSecret@host:0", "memory:", "aSecret"]
+)
+def test_no_other_place_to_remember_commands_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith("IDEMPOTENCY_URL: must be memory://, redis://")
+    assert "aSecret" not in line
+
+
 @pytest.mark.parametrize("url", ["redis://:aSecret@host:6379/1", "rediss://host", "memory://"])
 def test_where_commands_are_remembered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDEMPOTENCY_URL", url)

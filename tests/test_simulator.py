@@ -8,6 +8,7 @@ import pytest
 import requests
 
 from tests.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
+from worker.localservices.ports import wait_until
 from worker.onenet.authentication import sign
 from worker.settings import AccessKey
 from worker.simulator.faults import Fault
@@ -219,3 +220,52 @@ def test_faults_strike_the_endpoint_that_they_are_for(platform: Simulator) -> No
     platform.faults.replace([Fault(kind="errno", errno=7, endpoint="history")])
     assert execute(platform).json()["errno"] == 0
     assert history(platform)["errno"] == 7
+
+
+def test_a_page_of_the_history_has_its_bounds(platform: Simulator) -> None:
+    for _ in range(101):
+        execute(platform)
+    assert len(history(platform)["data"]["items"]) == 30
+    assert len(history(platform, per_page=500)["data"]["items"]) == 100
+    for changes in ({"page": 0}, {"per_page": "many"}, {"start": "2026-01-01 00:00:00"}, {"end": "soon"}):
+        assert history(platform, **changes)["errno"] == 5108, changes
+    assert history(platform, imei=None)["errno"] == 3
+
+
+def test_the_history_is_only_for_who_may_ask(platform: Simulator) -> None:
+    url = f"{platform.url}/nbiot/offline/history"
+    query = {"imei": "865820030000001", "start": at(-60)}
+    for path in (url, f"{url}/{execute(platform).json()['data']['uuid']}"):
+        assert requests.get(path, params=query, headers={"api-key": "other"}, timeout=10).json()["errno"] == 1
+
+
+def test_the_detail_of_a_command_without_a_body_has_none(platform: Simulator) -> None:
+    uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
+    url = f"{platform.url}/nbiot/offline/history/{uuid} "  # as some are listed
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    assert found["content"] is None
+    given = {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time", "valid_time"}
+    assert set(found["args"]) == given
+
+
+def test_a_command_may_be_cached_late_even_if_nobody_waits_for_it(platform: Simulator) -> None:
+    """What the platform took in before the connection broke may still become a command."""
+    platform.faults.replace([Fault(kind="late_caching", seconds=1, count=1)])
+    url = f"{platform.url}/nbiot/execute/offline"
+    query = {"imei": "865820030000001", "obj_id": "1", "obj_inst_id": "2", "res_id": "3", "expired_time": at(3600)}
+    with pytest.raises(requests.Timeout):
+        requests.post(url, params=query, headers=KEY, timeout=(10, 0.1))
+    wait_until(lambda: bool(platform.platform.commands), 10, "the command")
+    assert history(platform)["data"]["total_count"] == 1
+
+
+def test_a_fault_of_the_history_strikes_its_details_too_and_leaves_the_rest_alone(platform: Simulator) -> None:
+    uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
+    query = {"imei": "865820030000001"}
+    platform.faults.replace([Fault(kind="error_500", endpoint="history")])
+    detail = f"{platform.url}/nbiot/offline/history/{uuid}"
+    assert requests.get(detail, params=query, headers=KEY, timeout=10).status_code == 500
+    cancel = f"{platform.url}/nbiot/offline/cancel/{uuid}"
+    assert requests.put(cancel, params=query, headers=KEY, timeout=10).json()["errno"] == 0
+    platform.faults.replace([Fault(kind="error_500")])
+    assert history(platform)["errno"] == 0

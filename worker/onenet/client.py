@@ -135,6 +135,7 @@ class OneNETClient:
             if item.cmd_uuid not in known:
                 detail = self._detail(item.cmd_uuid, command, deadline)
                 entry = match(item, detail, command, doubt, window, self._zone)
+                self._keep(item.cmd_uuid, detail)  # not one that was unreadable: it may be whole the next time
                 if entry is not None:
                     entries.append(entry)
         return entries
@@ -146,10 +147,12 @@ class OneNETClient:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
         detail, _ = self._get(path, command.product, deadline, read_detail)
+        return detail
+
+    def _keep(self, uuid: str, detail: HistoryDetail) -> None:
         self._details[uuid] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
-        return detail
 
     def _list(self, command: ExecuteCommand, since: datetime, deadline: float) -> tuple[Listing, float]:
         """Return a device's history since then, and by how many seconds the platform's clock is ahead of ours."""

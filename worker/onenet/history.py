@@ -155,7 +155,7 @@ def match(
         raise HistoryUnreadable(f"{item.cmd_uuid} is shown without expired_time")
     if _cut(_time(expired_time, zone)) != command.expires_at:
         return None
-    shown.setdefault("trigger_msg", item.trigger_msg)
+    shown["trigger_msg"] = shown.get("trigger_msg") or item.trigger_msg
     for parameter in _OPTIONAL:  # one that was not given is shown as absent, or as what the platform took for it
         if (shown.get(parameter) or str(PLATFORM_DEFAULTS[parameter])) != str(command.effective(parameter)):
             return None
@@ -164,7 +164,7 @@ def match(
     created_at = _time(item.create_time, zone)
     valid_time = shown.get("valid_time")
     valid_at = None if valid_time is None else _cut(_time(valid_time, zone))
-    if valid_at is not None and valid_at <= created_at:
+    if valid_at is not None and valid_at <= created_at and valid_at != command.valid_at:
         valid_at = None  # one that is given must be later: the platform filled in the time at which it came
     if not _may_have_been(valid_at, command, doubt):
         return None
@@ -207,7 +207,7 @@ def _cut(moment: datetime) -> datetime:
 
 
 def _scalar(value: object) -> str | None:
-    return None if value is None or value == "" else str(value).strip()
+    return None if value is None else str(value).strip() or None
 
 
 def _args(content: object) -> str | None:
@@ -215,7 +215,7 @@ def _args(content: object) -> str | None:
     if isinstance(content, str):
         try:
             content = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return str(content) or None
     args: object = content.get("args") if isinstance(content, dict) else content
     return None if args is None else str(args)
