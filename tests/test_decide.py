@@ -82,3 +82,35 @@ def test_what_was_in_doubt_once_is_never_said_not_to_have_been_cached(
     found = decide(answer, attempt, RESEND, now=NOW, expires_at=expires_at, was_in_doubt=True)
     assert isinstance(found, Failed)
     assert found.code == "outcome_unknown"
+
+
+def test_by_default_the_history_decides_what_is_in_doubt() -> None:
+    """The other modes lose commands or send them twice: nobody gets them unasked."""
+    assert RetryPolicy((5,), 1).in_doubt == "reconcile"
+
+
+@pytest.mark.parametrize("left_s", [3600, -1])
+def test_a_former_doubt_does_not_keep_a_command_from_resting(left_s: float) -> None:
+    expires_at = NOW + timedelta(seconds=left_s)
+    found = decide(InDoubt("read timeout"), 4, POLICY, now=NOW, expires_at=expires_at, was_in_doubt=True)
+    assert found == Settle(4, "read timeout")
+
+
+@pytest.mark.parametrize("policy", [POLICY, DEAD_LETTER, RESEND], ids=lambda policy: policy.in_doubt)
+def test_a_clear_answer_is_the_same_in_every_mode(policy: RetryPolicy) -> None:
+    assert outcome(Cached("u"), policy=policy) == Accepted("u")
+    assert outcome(Refused("http_rejected", "403"), policy=policy) == Rejected("http_rejected", "403")
+    assert outcome(NotSent("refused"), policy=policy) == TryAgain(5, 2, "refused")
+
+
+def test_what_was_in_doubt_once_stays_so_on_its_next_try() -> None:
+    """A try that was not sent says nothing of the one before it."""
+    expires_at = NOW + timedelta(hours=1)
+    found = decide(NotSent("refused"), 1, RESEND, now=NOW, expires_at=expires_at, was_in_doubt=True)
+    assert found == TryAgain(5, 2, "refused", is_in_doubt=True)
+
+
+@pytest.mark.parametrize("attempt", [1, 4])
+def test_why_a_history_could_not_be_read_is_told(attempt: int) -> None:
+    found = decide_unreadable("HTTP 500", attempt, POLICY)
+    assert "HTTP 500" in (found.reason if isinstance(found, Settle) else str(found))

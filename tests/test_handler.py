@@ -28,6 +28,7 @@ from worker.onenet.history import Entry
 CHINA = ZoneInfo("Asia/Shanghai")
 SETTLE_S = 60
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
+TOMORROW = in_hours(24)  # the same for every delivery: another time would be another command
 RESTED = str(Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
 
 
@@ -71,6 +72,11 @@ class Store(MemoryStore):
         self._come("complete")
         super().complete(hold, reply)
 
+    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+        if "release" in self.is_away_for:
+            raise StoreUnavailable("Redis: ConnectionError")
+        super().release(hold, doubt, has_crashed=has_crashed)
+
     def _come(self, call: str) -> None:
         if call in self.is_away_for:
             raise StoreUnavailable("Redis: ConnectionError")
@@ -108,6 +114,12 @@ class Rig:
     def last_headers(self) -> dict[str, Any]:
         return dict(self.last[0].properties.headers or {})
 
+    def marked_headers(self) -> dict[str, Any]:
+        """Return the headers of the one copy that was passed on before a try."""
+        [marked] = self.passed_on
+        assert _place(marked) == RETRY[0]
+        return dict(marked.properties.headers or {})
+
 
 def _place(publication: Publication) -> str:
     return publication.routing_key if publication.exchange == "onenet.retry" else publication.exchange
@@ -119,7 +131,7 @@ def rig() -> Rig:
 
 
 def delivery(*, redelivered: bool = False, headers: dict[str, Any] | None = None, **changes: Any) -> Delivery:
-    body = json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
+    body = json.dumps(a_command(**({"command_id": "a", "expired_time": TOMORROW} | changes))).encode()
     return Delivery(1, 1, "", redelivered, BasicProperties(headers=headers), body, headers is not None)
 
 
@@ -399,3 +411,289 @@ def test_a_message_that_can_never_succeed_is_not_remembered(rig: Rig) -> None:
     assert rig.handle(delivery(retry=11)) == FAILURE
     assert rig.handle(delivery(redelivered=True, retry=11)) == FAILURE
     assert rig.history == []
+
+
+def test_a_doubt_that_has_not_rested_rests_again_without_its_history_being_read(rig: Rig) -> None:
+    """The platform may still be at it, so that what the history does not show yet is no answer."""
+    doubt = str(Doubt(LONG_AGO, datetime.now(UTC)))
+    rig.platform.entries = [likely("found")]
+    came = delivery(headers={"x-onenet-attempt": 2, "x-onenet-in-doubt": doubt})
+    assert rig.handle(came) == SETTLE
+    assert rig.last_headers() == {"x-onenet-attempt": 2, "x-onenet-in-doubt": doubt}  # no attempt is used up
+    assert rig.history == ["claim"]
+
+
+def test_a_doubt_that_only_the_record_knows_counts_as_much(rig: Rig) -> None:
+    """The retry of an attempt that was not sent says nothing of the copy whose answer was lost meanwhile."""
+    rig.platform.answers = [NotSent("refused"), InDoubt("read timeout")]
+    rig.handle(delivery())
+    retry = rig.last_headers()
+    assert rig.handle(delivery(redelivered=True)) == SETTLE
+    assert "x-onenet-in-doubt" not in retry
+    assert rig.handle(delivery(headers=retry)) == SETTLE
+    assert "x-onenet-in-doubt" in rig.last_headers()
+    assert rig.history.count("request") == 2
+
+
+def test_what_is_found_after_the_last_attempt_and_its_expiry_is_accepted_all_the_same(rig: Rig) -> None:
+    rig.platform.entries = [likely("found")]
+    own = {"x-onenet-attempt": 3, "x-onenet-in-doubt": RESTED}
+    assert rig.handle(delivery(headers=own, expired_time=in_hours(-1))) == REPLY
+    assert (rig.last_reply()["uuid"], rig.last_reply()["attempts"]) == ("found", 3)
+    assert rig.history == ["claim", "look up", "complete"]
+
+
+def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
+    rig.platform.entries = [Entry("found", is_likely=True, valid_time_omitted=True)]
+    rig.handle(rested())
+    first = rig.last_reply()
+    assert (first["recovered"], first["valid_time_omitted"]) == (True, True)
+    assert rig.handle(rested()) == REPLY
+    assert rig.last_reply() == first
+    assert rig.history.count("look up") == 1
+
+
+def test_what_fits_but_for_its_time_is_neither_taken_nor_sent_again(rig: Rig) -> None:
+    """Either would be a guess about two clocks."""
+    rig.platform.entries = [Entry("u", is_likely=False, valid_time_omitted=False)]
+    assert rig.handle(rested()) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert "request" not in rig.history
+
+
+def test_a_command_that_waits_for_its_twin_keeps_its_doubt_and_its_attempt(rig: Rig) -> None:
+    expired_time = in_hours(24)
+    own = {"x-onenet-attempt": 2, "x-onenet-in-doubt": RESTED}
+    rig.platform.entries = [likely("u")]
+    found: list[dict[str, Any]] = []
+
+    def twin_comes() -> None:
+        rig.handle(delivery(headers=own, expired_time=expired_time))
+        found.append(rig.last_headers())
+
+    rig.platform.while_asked = twin_comes
+    rig.handle(delivery(command_id="twin", expired_time=expired_time))
+    assert found == [own]
+    rig.platform.while_asked = lambda: None
+    rig.platform.answers = [Cached("its own")]
+    assert rig.handle(delivery(headers=own, expired_time=expired_time)) == REPLY
+    assert rig.last_reply()["uuid"] == "its own"  # the other one has turned out to be the twin's
+
+
+def test_another_command_of_the_same_id_is_a_conflict_and_leaves_the_first_alone(rig: Rig) -> None:
+    """Its reply must not be taken for the first one's, and its own is not recorded over it."""
+    rig.handle(delivery())
+    first = rig.last_reply()
+    assert rig.handle(delivery(res_id=1)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "command_id_conflict"
+    assert rig.history.count("request") == 1
+    assert rig.handle(delivery()) == REPLY
+    assert rig.last_reply() == first
+
+
+def test_what_is_found_for_a_suspect_is_what_its_marked_copy_repeats(rig: Rig) -> None:
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(rested(2, unfinished=0)) == []
+    assert rig.history == ["claim", "pass on", "look up", "complete"]
+    headers = rig.marked_headers()
+    assert (headers["x-onenet-unfinished"], headers["x-onenet-attempt"]) == (1, 2)
+    assert rig.handle(delivery(headers=headers)) == REPLY
+    found = rig.last_reply()
+    assert (found["uuid"], found["recovered"], found["attempts"]) == ("found", True, 2)
+
+
+def test_a_suspects_failure_comes_with_its_dead_letter_when_its_marked_copy_returns(rig: Rig) -> None:
+    """The delivery that failed was acknowledged with the mark, so that nothing else would set it aside."""
+    rig.platform.entries = [likely("one"), likely("other")]
+    assert rig.handle(rested(unfinished=0)) == []
+    assert rig.handle(delivery(headers=rig.marked_headers())) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+
+
+def test_a_suspect_that_lived_through_its_try_is_none_any_more(rig: Rig) -> None:
+    rig.platform.answers = [InDoubt("read timeout")]
+    assert rig.handle(rested(unfinished=2)) == []
+    marked = rig.marked_headers()
+    assert marked["x-onenet-unfinished"] == 3
+    assert rig.handle(delivery(headers=marked)) == SETTLE  # its request has just been made
+    assert "x-onenet-unfinished" not in rig.last_headers()
+    assert rig.history.count("request") == 1
+
+
+def test_the_mark_of_a_suspect_covers_the_try_that_follows_it(rig: Rig) -> None:
+    """Should that try end the worker, its request is in doubt, and this copy is all that tells."""
+    before = datetime.now(UTC)
+    rig.handle(rested(unfinished=0))
+    doubt = Doubt.parse(rig.marked_headers()["x-onenet-in-doubt"])
+    old = Doubt.parse(RESTED)
+    assert doubt.since == old.since
+    assert doubt.until >= before - timedelta(milliseconds=1)
+
+
+def test_a_marked_copy_without_a_record_rests_before_it_is_tried_again(rig: Rig) -> None:
+    """The try ended with its worker: what it sent may still be on its way."""
+    rig.handle(rested(unfinished=0))
+    marked = rig.marked_headers()
+    rig.restart()
+    rig.history.clear()
+    assert rig.handle(delivery(headers=marked)) == SETTLE
+    assert rig.last_headers()["x-onenet-unfinished"] == 1
+    assert rig.history == ["claim"]
+
+
+def test_without_its_mark_a_suspect_stays_one_and_loses_no_try(rig: Rig) -> None:
+    """The mark may still be confirmed too late, or never: nothing else may take its place here."""
+    rig.is_confirmed = False
+    assert rig.handle(rested(unfinished=3)) == []
+    assert rig.history == ["claim", "pass on"]
+    rig.is_confirmed = True
+    rig.passed_on.clear()
+    assert rig.handle(rested(unfinished=3)) == []
+    assert rig.marked_headers()["x-onenet-unfinished"] == 4
+    assert rig.history == ["claim", "pass on", "claim", "pass on", "look up", "request", "complete"]
+
+
+def test_a_suspect_whose_outcome_cannot_be_recorded_leaves_everything_to_its_marked_copy(rig: Rig) -> None:
+    """Its delivery is acknowledged, so that one more publication would be a second copy."""
+    rig.store.is_away_for = {"complete"}
+    assert rig.handle(rested(unfinished=0)) == []
+    assert rig.handle(delivery(headers=rig.marked_headers())) == RETRY  # the lease has not ended
+    assert rig.history.count("request") == 1
+
+
+def test_poison_is_told_with_a_reply_and_a_dead_letter_and_recorded(rig: Rig) -> None:
+    assert rig.handle(rested(2, unfinished=MAX_UNFINISHED)) == FAILURE
+    first = rig.last_reply()
+    assert (first["error"]["code"], first["command_id"], first["attempts"]) == ("poison_message", "a", 2)
+    letter = dict(rig.last[1].properties.headers or {})
+    assert (letter["x-onenet-reason"], letter["x-onenet-attempt"]) == ("poison_message", 2)
+    assert rig.history == ["claim", "complete"]
+    assert rig.handle(delivery()) == REPLY
+    assert rig.last_reply() == first
+
+
+def test_what_ended_well_is_never_poison_however_often_it_was_tried(rig: Rig) -> None:
+    """The count on a message has the tries that ended well in it: the record comes first."""
+    rig.handle(delivery())
+    first = rig.last_reply()
+    assert rig.handle(rested(unfinished=MAX_UNFINISHED)) == REPLY
+    assert rig.last_reply() == first
+
+
+def test_what_comes_back_again_and_again_is_not_even_read(rig: Rig) -> None:
+    """Reading it may be what ends the worker; and what is said of it must not depend on what it holds."""
+    back = BasicProperties(headers={"x-delivery-count": 10, "tenant": "t"}, message_id="a")
+    came = Delivery(1, 1, "", True, back, b"\xff no JSON", False)
+    assert rig.handle(came) == RETRY
+    assert rig.last[0].body == came.body
+    headers = rig.last_headers()
+    assert (headers["x-onenet-attempt"], headers["x-onenet-unfinished"], headers["tenant"]) == (1, 1, "t")
+    assert headers["x-onenet-in-doubt"].startswith("../")
+    worse = headers | {"x-delivery-count": 10, "x-onenet-unfinished": MAX_UNFINISHED}
+    properties = BasicProperties(headers=worse, message_id="a")
+    assert rig.handle(Delivery(1, 1, "", True, properties, came.body, True)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "poison_message"
+    assert rig.last_reply()["command_id"] == "a"  # as far as it can be told without reading
+    assert rig.history == []
+
+
+@pytest.mark.parametrize(("redelivered", "count"), [(True, 9), (False, 10)])
+def test_what_came_back_less_often_or_is_a_new_copy_is_read(rig: Rig, redelivered: bool, count: int) -> None:
+    rig.handle(delivery(redelivered=redelivered, headers={"x-delivery-count": count}))
+    assert rig.history[0] == "claim"
+
+
+def test_a_command_that_is_set_back_keeps_the_doubt_that_it_had(rig: Rig) -> None:
+    before = datetime.now(UTC)
+    own = {"x-delivery-count": 10, "x-onenet-in-doubt": RESTED}
+    rig.handle(delivery(redelivered=True, headers=own))
+    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert doubt.since == Doubt.parse(RESTED).since
+    assert doubt.until >= before - timedelta(milliseconds=1)
+
+
+def test_what_was_not_sent_and_cannot_be_recorded_is_not_in_doubt(rig: Rig) -> None:
+    """A doubt where there is none would have each command rest whenever the store is away."""
+    rig.store.is_away_for = {"complete", "release"}
+    assert rig.handle(delivery(expired_time=in_hours(-1))) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 1}
+    rig.platform.answers = [NotSent("refused")]
+    assert rig.handle(delivery(command_id="b")) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 1}
+
+
+def test_what_was_accepted_and_not_recorded_is_found_again_and_not_sent(rig: Rig) -> None:
+    rig.store.is_away_for = {"complete"}
+    rig.handle(delivery())
+    noted = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert noted.since is not None
+    rig.restart()  # which ends the lease, as far as this process knows
+    rig.platform.entries = [likely("u")]
+    long_since = str(Doubt(noted.since - timedelta(hours=1), noted.until - timedelta(hours=1)))
+    assert rig.handle(delivery(headers={"x-onenet-attempt": 1, "x-onenet-in-doubt": long_since})) == REPLY
+    assert (rig.last_reply()["uuid"], rig.last_reply()["recovered"]) == ("u", True)
+    assert rig.history.count("request") == 1
+
+
+def test_without_the_store_the_doubt_and_the_count_on_a_message_stay_there(rig: Rig) -> None:
+    rig.store.is_away_for = {"claim"}
+    came = rested(2, unfinished=3)
+    assert rig.handle(came) == RETRY
+    assert rig.last_headers() == came.headers
+    assert rig.history == []
+
+
+def test_a_command_whose_product_is_gone_ends_as_unknown_when_its_history_stays_unreadable(rig: Rig) -> None:
+    """That its product is unknown would say that it was not sent."""
+    rig.platform.entries = None
+    own = {"x-onenet-attempt": 3, "x-onenet-in-doubt": RESTED}
+    assert rig.handle(delivery(headers=own, product="gone")) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert rig.history == ["claim", "look up", "complete"]
+
+
+def test_in_mode_dead_letter_a_redelivery_without_a_record_is_an_outcome_too() -> None:
+    rig = Rig("dead-letter")
+    assert rig.handle(delivery(redelivered=True)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert rig.history == ["claim", "complete"]
+    assert rig.handle(delivery(redelivered=True)) == FAILURE  # again, for its dead letter's sake
+    assert rig.history == ["claim", "complete", "claim"]
+
+
+def test_in_mode_resend_a_redelivery_without_a_record_is_tried_with_care_but_at_once() -> None:
+    """What may have ended the worker is marked in every mode."""
+    rig = Rig("resend")
+    assert rig.handle(delivery(redelivered=True)) == []
+    assert rig.history == ["claim", "pass on", "request", "complete"]
+    assert rig.marked_headers()["x-onenet-unfinished"] == 1
+    assert rig.handle(delivery(headers=rig.marked_headers())) == REPLY
+
+
+def test_in_mode_resend_what_was_in_doubt_once_is_never_said_not_to_have_been_cached() -> None:
+    rig = Rig("resend")
+    late = delivery(headers={"x-onenet-attempt": 2, "x-onenet-in-doubt": RESTED}, expired_time=in_hours(-1))
+    assert rig.handle(late) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+    assert "request" not in rig.history
+
+
+def test_a_doubt_that_was_settled_is_not_carried_on(rig: Rig) -> None:
+    """The history has said that it was not cached, so what is not sent now is only that."""
+    rig.platform.answers = [NotSent("refused")]
+    assert rig.handle(rested()) == ["onenet.execute.retry.30s"]
+    assert rig.last_headers() == {"x-onenet-attempt": 3}
+
+
+def test_a_suspect_that_was_not_cached_uses_up_no_attempt(rig: Rig) -> None:
+    """Nobody knows whether that attempt was begun; what ends workers is bounded by the count of unfinished tries."""
+    assert rig.handle(rested(3, unfinished=0)) == []  # the last attempt
+    assert rig.handle(delivery(headers=rig.marked_headers())) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 3)
+    assert rig.history.count("request") == 1
+
+
+def test_the_last_of_its_tries_is_granted_to_what_comes_back_unread(rig: Rig) -> None:
+    before = {"x-delivery-count": 10, "x-onenet-unfinished": MAX_UNFINISHED - 1}
+    assert rig.handle(delivery(redelivered=True, headers=before)) == RETRY
+    assert rig.last_headers()["x-onenet-unfinished"] == MAX_UNFINISHED

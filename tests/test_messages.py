@@ -193,3 +193,73 @@ def test_header_values_that_pika_would_change_or_choke_on_are_carried_as_they_ar
     encoded = b"\x20\x00" + len(entry).to_bytes(4) + entry  # the flag of headers, then a table of one
     came = delivery(dict(BasicProperties().decode(encoded).headers or {}))
     assert entry in b"".join(OUTGOING.dead_letter(came, failed()).properties.encode())
+
+
+def test_the_attempt_on_a_dead_letter_is_that_of_its_reply() -> None:
+    """The message may have come with another: a command that is sent after all goes on counting where it is."""
+    reply = failed().model_copy(update={"attempts": 4})
+    came = delivery({"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}, returned=True)
+    found = headers(OUTGOING.dead_letter(came, reply))
+    assert found["x-onenet-attempt"] == 4
+    assert not {"x-onenet-in-doubt", "x-onenet-unfinished"} & found.keys()
+
+
+def test_a_copy_says_what_is_so_now_and_not_what_was() -> None:
+    """A doubt that is over, or a suspicion, would have the command rest or be tried with care for nothing."""
+    came = delivery({"x-onenet-attempt": 2, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}, returned=True)
+    assert headers(OUTGOING.retry(came, TryAgain(5, 3, ""), None)) == {"x-onenet-attempt": 3}
+    assert headers(OUTGOING.put_off(came, 5, None, None)) == {"x-onenet-attempt": 2}
+    assert headers(OUTGOING.settle(came, 2, 60, Doubt(None, NOW), None)) == {
+        "x-onenet-attempt": 2, "x-onenet-in-doubt": str(Doubt(None, NOW)),
+    }  # fmt: skip
+
+
+def test_headers_that_only_look_like_ours_go_nowhere() -> None:
+    """Once they were on a copy that comes back through the worker's own exchange, they would be believed."""
+    came = delivery({"x-onenet-attempt": 9, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 5})
+    for publication in (OUTGOING.put_off(came, 5, None, None), OUTGOING.hand_back(came, NOW)):
+        assert headers(publication) == {"x-onenet-attempt": 1}
+
+
+def test_what_begins_nowhere_is_open_on_the_message() -> None:
+    found = headers(OUTGOING.put_off(delivery(), 5, Doubt(None, NOW), None))["x-onenet-in-doubt"]
+    assert found == "../2026-08-05T00:00:00.000+00:00"
+    assert delivery({"x-onenet-in-doubt": found}, returned=True).doubt == Doubt(None, NOW)
+
+
+@pytest.mark.parametrize("value", ["since then", "", 5, b"\xff", True, "../2026-08-05T00:00:00", []])
+def test_a_doubt_that_cannot_be_read_reaches_until_now(value: object) -> None:
+    """It is noted that there was a request; when is not known, and only all times are sure to cover it."""
+    before = datetime.now(UTC)
+    found = delivery({"x-onenet-in-doubt": value}, returned=True)
+    assert found.doubt is not None
+    assert found.doubt.since is None
+    assert before <= found.doubt.until <= datetime.now(UTC)
+    assert found.may_have_been_sent
+    assert headers(OUTGOING.hand_back(found, NOW))["x-onenet-in-doubt"] == str(found.doubt)
+
+
+@pytest.mark.parametrize(("value", "tries"), [(0, 0), (3, 3), (-1, None), ("3", None), (None, None)])
+def test_unfinished_tries_are_read_from_our_own_header(value: object, tries: int | None) -> None:
+    assert delivery({"x-onenet-unfinished": value}, returned=True).unfinished == tries
+    assert delivery({"x-onenet-unfinished": value}).unfinished is None
+
+
+def test_a_suspicion_without_a_try_is_still_one_on_the_copy() -> None:
+    """None and 0 are two things: 0 says that the first try with a mark is still to come."""
+    found = headers(OUTGOING.settle(delivery(), 1, 60, DOUBT, 0))
+    assert found["x-onenet-unfinished"] == 0
+    assert "x-onenet-unfinished" not in headers(OUTGOING.settle(delivery(), 1, 60, DOUBT, None))
+
+
+def test_what_is_handed_back_after_a_redelivery_keeps_the_doubt_that_it_had() -> None:
+    came = delivery({"x-onenet-in-doubt": str(DOUBT)}, returned=True, redelivered=True)
+    assert headers(OUTGOING.hand_back(came, NOW))["x-onenet-in-doubt"] == str(Doubt(None, DOUBT.until))
+    later = DOUBT.until + timedelta(seconds=9)
+    assert headers(OUTGOING.hand_back(came, later))["x-onenet-in-doubt"] == str(Doubt(None, later))
+
+
+@pytest.mark.parametrize(("value", "times"), [(10, 10), (0, 0), ("10", 0), (None, 0)])
+def test_the_brokers_count_of_returns_is_read_wherever_the_message_came_in(value: object, times: int) -> None:
+    for returned in (False, True):
+        assert delivery({"x-delivery-count": value}, returned=returned).times_returned == times
