@@ -24,13 +24,25 @@ def test_errno_0_with_a_uuid_is_cached() -> None:
 
 @pytest.mark.parametrize(
     ("errno", "error"),
-    [(1, "auth failed"), (3, "parameter required"), (2001, "device not online"), (5006, "system logic limit"),
+    [(3, "parameter required"), (2001, "device not online"), (5006, "system logic limit"),
      (5106, "METHOD_NOT_ALLOWED"), (5108, "invalid parameter"), (5108, "Invalid Parameter: imei"),
      (4242, "unheard of"), (-1, "")],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [200, 400, 401, 403])
 def test_a_permanent_no_is_refused_whatever_its_http_status(status: int, errno: int, error: str) -> None:
     assert answer(status, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
+
+
+@pytest.mark.parametrize("status", [200, 401, 403])
+def test_refused_credentials_are_told_from_every_other_no(status: int) -> None:
+    """One device's key or everybody's: a row of them shows which."""
+    found = answer(status, {"errno": 1, "error": "auth failed"})
+    assert found == Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_so_are_those_that_something_in_between_refused(status: int) -> None:
+    assert answer(status, b"<html>") == Refused("http_rejected", f"HTTP {status}", is_unauthorized=True)
 
 
 @pytest.mark.parametrize(
@@ -51,18 +63,18 @@ def test_a_text_that_is_none_or_not_utf8_or_too_long_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("errno", "error"),
+    ("errno", "error", "is_outage"),
     [
-        (7, "service internal error"),
-        (5117, "rpc error"),
-        (5108, "rpc response error"),
-        (5108, ""),
-        (5108, "invalid parameter / rpc response error"),
+        (7, "service internal error", True),
+        (5117, "rpc error", True),
+        (5108, "rpc response error", False),
+        (5108, "", False),
+        (5108, "invalid parameter / rpc response error", False),
     ],
 )
-def test_a_transient_no_leaves_a_doubt(errno: int, error: str) -> None:
-    """The platform may have cached the command before it failed to answer."""
-    assert isinstance(answer(200, {"errno": errno, "error": error}), InDoubt)
+def test_a_transient_no_leaves_a_doubt(errno: int, error: str, is_outage: bool) -> None:
+    """The platform may have cached the command before it failed to answer, by its own fault or the device's."""
+    assert answer(200, {"errno": errno, "error": error}) == InDoubt(f"errno {errno}: {error}", is_outage)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,7 @@ def test_5xx_leaves_a_doubt_whatever_it_says(status: int) -> None:
     assert isinstance(answer(status, {"errno": 3, "error": "parameter required"}), InDoubt)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 403, 404, 408, 413])
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 408, 413])
 def test_other_refusals_are_not_the_platforms(status: int) -> None:
     assert answer(status, b"<html>") == Refused("http_rejected", f"HTTP {status}")
 

@@ -63,7 +63,7 @@ def test_or_ends_as_unknown_where_the_operator_wants_that(attempt: int) -> None:
 
 
 def test_a_history_that_cannot_be_read_uses_up_attempts() -> None:
-    found = [decide_unreadable("HTTP 500", attempt, POLICY) for attempt in (1, 3, 4)]
+    found = [decide_unreadable("HTTP 500", Settle(attempt, "answer lost"), POLICY) for attempt in (1, 3, 4)]
     assert [each.attempt for each in found if isinstance(each, Settle)] == [2, 4]
     assert isinstance(found[2], Failed)
     assert found[2].code == "outcome_unknown"
@@ -112,5 +112,5 @@ def test_what_was_in_doubt_once_stays_so_on_its_next_try() -> None:
 
 @pytest.mark.parametrize("attempt", [1, 4])
 def test_why_a_history_could_not_be_read_is_told(attempt: int) -> None:
-    found = decide_unreadable("HTTP 500", attempt, POLICY)
+    found = decide_unreadable("HTTP 500", Settle(attempt, "answer lost"), POLICY)
     assert "HTTP 500" in (found.reason if isinstance(found, Settle) else str(found))

@@ -19,6 +19,7 @@ from worker.commands import ExecuteCommand
 from worker.decide import InDoubtMode, RetryPolicy
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreUnavailable
+from worker.flow.gates import Gates
 from worker.handler import MAX_UNFINISHED, Handler
 from worker.idempotency import Claim, Hold, Key
 from worker.idempotency.memory import MemoryStore
@@ -27,6 +28,7 @@ from worker.onenet.history import Entry
 
 CHINA = ZoneInfo("Asia/Shanghai")
 SETTLE_S = 60
+PAUSE_AFTER, PROBE_S = 3, 5
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 TOMORROW = in_hours(24)  # the same for every delivery: another time would be another command
 RESTED = str(Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
@@ -90,17 +92,19 @@ class Rig:
         self.policy = RetryPolicy((5, 30), 3, SETTLE_S, in_doubt)
         self.passed_on: list[Publication] = []
         self.is_confirmed = True
+        self.seconds = 0.0  # on the gates' clock
         self.restart()
 
     def restart(self) -> None:
         """Forget everything, as a new process on ``memory://``."""
         self.store = Store(self.history)
         outgoing = Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
-        self.handler = Handler(self.platform, self.store, outgoing, self.policy, CHINA)
+        self.gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds)
+        self.handler = Handler(self.platform, self.store, outgoing, self.gates, self.policy, CHINA)
 
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
-        self.last: Sequence[Publication] = self.handler.handle(delivery, self.pass_on)
+        self.last: Sequence[Publication] = self.handler.handle(self.handler.read(delivery, 0), self.pass_on)
         return [_place(publication) for publication in self.last]
 
     def pass_on(self, publications: Sequence[Publication]) -> bool:
@@ -360,13 +364,13 @@ def test_a_doubt_that_cannot_be_read_is_a_new_one(rig: Rig) -> None:
 
 
 def test_what_was_taken_and_not_started_raises_no_doubt_when_it_comes_back(rig: Rig) -> None:
-    rig.handler.note_unsent(delivery())
+    rig.handler.note_unsent(rig.handler.read(delivery(), 0))
     assert rig.handle(delivery(redelivered=True)) == REPLY
     assert rig.last_reply()["status"] == "accepted"
 
 
 def test_but_not_if_it_was_doubtful_when_it_was_taken(rig: Rig) -> None:
-    rig.handler.note_unsent(delivery(redelivered=True))
+    rig.handler.note_unsent(rig.handler.read(delivery(redelivered=True), 0))
     assert rig.handle(delivery(redelivered=True)) == SETTLE
     assert "request" not in rig.history
 

@@ -14,7 +14,7 @@ from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.doubt import Doubt
-from worker.outcome import TryAgain
+from worker.outcome import Settle, TryAgain
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
 DOUBT = Doubt(NOW, NOW + timedelta(seconds=2))
@@ -84,7 +84,7 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
     came = delivery({**brokers, "tenant": "a"}, returned=True)
     for publication in (
         OUTGOING.retry(came, TryAgain(5, 2, ""), None),
-        OUTGOING.settle(came, 1, 60, DOUBT, 0),
+        OUTGOING.settle(came, Settle(1, "answer lost"), 60, DOUBT, 0),
         OUTGOING.put_off(came, 5, DOUBT, None),
         OUTGOING.hand_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
@@ -108,7 +108,7 @@ def test_a_wait_that_the_platform_asked_for_is_not_shortened() -> None:
 
 
 def test_a_doubt_travels_with_its_time() -> None:
-    found = OUTGOING.settle(delivery({"x-onenet-attempt": 2}, returned=True), 3, 60, DOUBT, None)
+    found = OUTGOING.settle(delivery({"x-onenet-attempt": 2}, returned=True), Settle(3, "answer lost"), 60, DOUBT, None)
     assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.60s")
     assert found.properties.expiration is None  # jitter would shorten what must not be shorter
     assert headers(found) == {"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT)}
@@ -209,7 +209,7 @@ def test_a_copy_says_what_is_so_now_and_not_what_was() -> None:
     came = delivery({"x-onenet-attempt": 2, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}, returned=True)
     assert headers(OUTGOING.retry(came, TryAgain(5, 3, ""), None)) == {"x-onenet-attempt": 3}
     assert headers(OUTGOING.put_off(came, 5, None, None)) == {"x-onenet-attempt": 2}
-    assert headers(OUTGOING.settle(came, 2, 60, Doubt(None, NOW), None)) == {
+    assert headers(OUTGOING.settle(came, Settle(2, "answer lost"), 60, Doubt(None, NOW), None)) == {
         "x-onenet-attempt": 2, "x-onenet-in-doubt": str(Doubt(None, NOW)),
     }  # fmt: skip
 
@@ -247,9 +247,9 @@ def test_unfinished_tries_are_read_from_our_own_header(value: object, tries: int
 
 def test_a_suspicion_without_a_try_is_still_one_on_the_copy() -> None:
     """None and 0 are two things: 0 says that the first try with a mark is still to come."""
-    found = headers(OUTGOING.settle(delivery(), 1, 60, DOUBT, 0))
+    found = headers(OUTGOING.settle(delivery(), Settle(1, "answer lost"), 60, DOUBT, 0))
     assert found["x-onenet-unfinished"] == 0
-    assert "x-onenet-unfinished" not in headers(OUTGOING.settle(delivery(), 1, 60, DOUBT, None))
+    assert "x-onenet-unfinished" not in headers(OUTGOING.settle(delivery(), Settle(1, "answer lost"), 60, DOUBT, None))
 
 
 def test_what_is_handed_back_after_a_redelivery_keeps_the_doubt_that_it_had() -> None:

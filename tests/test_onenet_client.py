@@ -28,8 +28,8 @@ from worker.localservices.ports import free_port, wait_until
 from worker.onenet import http
 from worker.onenet.client import OneNETClient
 from worker.onenet.history import Entry
-from worker.onenet.http import BoundedHTTP
-from worker.settings import ApiKey, Credentials
+from worker.onenet.http import BoundedHTTP, Watch
+from worker.settings import ApiKey
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
@@ -50,12 +50,23 @@ def command(**changes: Any) -> ExecuteCommand:
 
 @contextmanager
 def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None) -> Iterator[OneNETClient]:
-    edge = BoundedHTTP(url, connect_timeout_s=connect_s, read_timeout_s=read_s, ca_file=ca_file, connections=4)
+    watch = Watch(connect_s + read_s)
+    asking = OneNETClient(
+        url,
+        {None: ApiKey(api_key=SecretStr(API_KEY))},
+        lambda: BoundedHTTP(
+            url, connect_timeout_s=connect_s, read_timeout_s=read_s, ca_file=ca_file, connections=4, watch=watch
+        ),
+        CHINA,
+        request_s=connect_s + read_s,
+        latest_caching_s=SETTLE_S,
+        history_s=86_400,
+    )
     try:
-        products: dict[str | None, Credentials] = {None: ApiKey(api_key=SecretStr(API_KEY))}
-        yield OneNETClient(url, products, edge, CHINA, latest_caching_s=SETTLE_S, history_s=86_400)
+        yield asking
     finally:
-        edge.close()
+        asking.close()
+        watch.stop()
 
 
 def ask(url: str) -> Answer:

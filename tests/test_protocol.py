@@ -26,6 +26,7 @@ from worker.commands import ExecuteCommand
 from worker.decide import RetryPolicy
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
+from worker.flow.gates import Gates
 from worker.handler import Handler
 from worker.idempotency import Choice, Claim, First, Hold, Key
 from worker.idempotency.memory import MemoryStore
@@ -135,7 +136,7 @@ class Platform:
         world = self._world
         world.come_to("history")
         if not world.is_history_readable:
-            raise HistoryUnreadable("no answer")
+            raise HistoryUnreadable("no answer", is_outage=True)
         window = Window(doubt.since, doubt.until + timedelta(seconds=SETTLE_S))
         found = [
             Entry(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
@@ -183,6 +184,7 @@ class Protocol(RuleBasedStateMachine):
     def begin(self) -> None:
         self.world = World()
         self.store = Mortal(self.world, is_shared=self.is_shared)
+        self.gates = self.new_gates()
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
         if self.is_shared:  # when their records are gone, nobody can tell twins apart
             commands.append(commands[0] | {"command_id": "a-twin"})
@@ -232,12 +234,12 @@ class Protocol(RuleBasedStateMachine):
         count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
         properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
         handler = Handler(
-            Platform(world), self.store, Outgoing(TOPOLOGY, "host:1"), POLICY, ZoneInfo("Asia/Shanghai"),
+            Platform(world), self.store, Outgoing(TOPOLOGY, "host:1"), self.gates, POLICY, ZoneInfo("Asia/Shanghai"),
             lambda: world.now,
         )  # fmt: skip
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
         try:
-            publications = handler.handle(delivery, pass_on)
+            publications = handler.handle(handler.read(delivery, world.seconds()), pass_on)
         except Killed:
             self.restart(message)
             return
@@ -248,9 +250,14 @@ class Protocol(RuleBasedStateMachine):
         elif publications:
             world.messages.remove(message)
 
+    def new_gates(self) -> Gates:
+        """Two failures in a row are an outage already, so that a run often is in one."""
+        return Gates([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
         message.times_returned += 1
+        self.gates = self.new_gates()
         if not self.is_shared:
             self.store = Mortal(self.world, is_shared=False)
 
@@ -276,7 +283,7 @@ class Protocol(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Calm: what was ordered has its outcome in the end, and what was cached is not said to have failed."""
         world = self.world
-        for _ in range(500):
+        for _ in range(1000):
             if not world.messages:
                 break
             ready = [message for message in world.messages if message.ready_at <= world.now]

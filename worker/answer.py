@@ -14,11 +14,15 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """OneNET, or something in front of it, said no: nothing was cached, and another try would hear the same."""
+    """OneNET, or something in front of it, said no: nothing was cached, and another try would hear the same.
+
+    ``is_unauthorized``: it was the credentials that were refused, with this device or with any.
+    """
 
     code: RejectionCode
     message: str
     errno: int | None = None
+    is_unauthorized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,13 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class InDoubt:
-    """The platform may have cached the command, or may not: nobody on this side can tell."""
+    """The platform may have cached the command, or may not: nobody on this side can tell.
+
+    ``is_outage``: the platform itself failed; otherwise it answered, but had trouble with this device.
+    """
 
     reason: str
+    is_outage: bool = True
 
 
 Answer = Cached | Refused | NotSent | InDoubt

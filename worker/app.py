@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from worker import __version__
@@ -14,17 +16,23 @@ from worker.amqp.connecting import connection_parameters
 from worker.amqp.messages import Outgoing
 from worker.amqp.topology import Topology
 from worker.decide import RetryPolicy
-from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, TopologyMismatch
+from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
+from worker.flow.gates import Gates
+from worker.flow.lanes import Lanes
+from worker.flow.pace import Pacer
 from worker.handler import HANDLING_S, Handler
 from worker.idempotency import Store
 from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
-from worker.onenet.http import BoundedHTTP
+from worker.onenet.http import BoundedHTTP, Watch
 from worker.settings import MEMORY, Settings, load_products
+from worker.task import Task
 from worker.telemetry.logs import configure_logging, get_logger
 
 log = get_logger()
+
+NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -50,6 +58,17 @@ def store_of(settings: Settings) -> Store:
     )
 
 
+def pacer_factory(settings: Settings, gates: Gates) -> NewPacer | None:
+    """Return what makes the pacer of each product, or None if there is no rate to keep."""
+    if settings.rate is None:
+        return None
+    from worker.flow.slots import Slots
+
+    url = settings.idempotency_url.get_secret_value()
+    slots = Slots(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
+    return lambda product, let_go: Pacer(partial(slots.take, product), partial(gates.is_open, product), let_go)
+
+
 def run(settings: Settings) -> int:
     """Run the worker until it is told to stop; returns the exit code.
 
@@ -63,27 +82,32 @@ def run(settings: Settings) -> int:
         cert_file=settings.amqp_cert_file,
         key_file=settings.amqp_key_file,
     )
-    http = BoundedHTTP(
+    watch = Watch(settings.request_s)
+    client = OneNETClient(
         settings.onenet_url,
-        connect_timeout_s=settings.onenet_connect_timeout,
-        read_timeout_s=settings.onenet_read_timeout,
-        ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
-        connections=settings.worker_concurrency,
+        products,
+        lambda: BoundedHTTP(
+            settings.onenet_url,
+            connect_timeout_s=settings.onenet_connect_timeout,
+            read_timeout_s=settings.onenet_read_timeout,
+            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
+            connections=settings.worker_concurrency,
+            watch=watch,
+        ),
+        settings.platform_zone,
+        request_s=settings.request_s,
+        latest_caching_s=settings.worker_settle,
+        history_s=settings.idempotency_ttl,
     )
     store = store_of(settings)
+    gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
     name = f"{socket.gethostname()}:{os.getpid()}"
     outgoing = Outgoing(topology_of(settings), name)
     handler = Handler(
-        OneNETClient(
-            settings.onenet_url,
-            products,
-            http,
-            settings.platform_zone,
-            latest_caching_s=settings.worker_settle,
-            history_s=settings.idempotency_ttl,
-        ),
+        client,
         store,
         outgoing,
+        gates,
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
@@ -93,7 +117,7 @@ def run(settings: Settings) -> int:
         settings.platform_zone,
     )
 
-    def build(on_crash: Callable[[BaseException], None]) -> tuple[Broker, Intake]:
+    def build() -> tuple[Broker, Intake]:
         broker = Broker(
             parameters,
             topology_of(settings),
@@ -102,7 +126,28 @@ def run(settings: Settings) -> int:
             prefetch=settings.prefetch,
             on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
         )
-        return broker, Intake(handler, broker, outgoing, settings.worker_concurrency, on_crash)
+        intake = Intake(
+            handler,
+            broker,
+            outgoing,
+            gates,
+            Lanes(by_device=settings.worker_ordering == "device"),
+            pacer_factory(settings, gates),
+            concurrency=settings.worker_concurrency,
+            prefetch=settings.prefetch,
+            probe_s=settings.worker_pause_probe,
+        )
+        return broker, intake
+
+    def reload() -> None:
+        try:
+            found = load_products(settings)
+        except SettingsError as exc:
+            log.warning("products_not_reloaded", reason="; ".join(exc.lines))  # the old ones go on
+            return
+        changed = client.replace_products(found)
+        gates.replace(found.keys(), changed)
+        log.info("products_reloaded", products=len(found), changed=len(changed))
 
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
@@ -110,14 +155,18 @@ def run(settings: Settings) -> int:
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(_serve(build, settings.worker_shutdown_grace))
+        on_hangup = None if settings.onenet_products_file is None else reload
+        return loop.run_until_complete(_serve(build, on_hangup, settings.worker_shutdown_grace))
     finally:
-        http.close()
+        client.close()
+        watch.stop()
         store.close()
         writer.close()
 
 
-async def _serve(build: Callable[[Callable[[BaseException], None]], tuple[Broker, Intake]], grace_s: float) -> int:
+async def _serve(
+    build: Callable[[], tuple[Broker, Intake]], on_hangup: Callable[[], None] | None, grace_s: float
+) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
     crash: asyncio.Future[BaseException] = loop.create_future()
@@ -138,10 +187,13 @@ async def _serve(build: Callable[[Callable[[BaseException], None]], tuple[Broker
         loop.add_signal_handler(number, on_signal, number)
     loop.set_exception_handler(on_loop_error)
 
-    def on_thread_crash(error: BaseException) -> None:
-        loop.call_soon_threadsafe(on_crash, error)
+    def on_thread_crash(arguments: threading.ExceptHookArgs) -> None:
+        loop.call_soon_threadsafe(on_crash, arguments.exc_value or RuntimeError(str(arguments.exc_type)))
 
-    broker, intake = build(on_thread_crash)
+    threading.excepthook = on_thread_crash
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    broker, intake = build()
     running = asyncio.create_task(broker.run(intake))
     await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
     if stop.done():

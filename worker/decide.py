@@ -1,6 +1,6 @@
 """From an answer, or from what the history says, to an outcome. Pure: no I/O, no clock, no randomness."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
@@ -34,6 +34,7 @@ def decide(
     now: datetime,
     expires_at: datetime,
     was_in_doubt: bool = False,
+    is_paused: bool = False,
 ) -> Outcome:
     """Choose what becomes of one delivery.
 
@@ -44,14 +45,18 @@ def decide(
         now: the time of the answer, aware.
         expires_at: when the command expires, aware; no attempt begins then or later.
         was_in_doubt: a former attempt may have been taken, so that nothing may be said any more that denies it.
+        is_paused: the platform is down for all, so that what failed with it uses up no attempt.
     """
     match answer:
         case Cached(uuid):
             return Accepted(uuid)
+        case Refused(_, message, _, is_unauthorized=True) if is_paused:
+            reason, asked_s, is_in_doubt = f"authentication refused: {message}", None, was_in_doubt
         case Refused(code, message, errno):
             return Rejected(code, message, errno)
         case InDoubt(reason) if policy.in_doubt == "reconcile":
-            return Settle(attempt, reason)  # whatever the time and the attempt: the history may still know its uuid
+            # Whatever the time and the attempt: the history may still know its uuid.
+            return Settle(attempt, reason, is_counted=not is_paused)
         case InDoubt(reason) if policy.in_doubt == "dead-letter":
             return unknown(reason)
         case InDoubt(reason):
@@ -60,21 +65,32 @@ def decide(
             is_in_doubt = was_in_doubt
         case _:
             assert_never(answer)
-    delay_s = retry_delay_s(attempt, policy.delays_s, asked_s or 0)
-    if attempt >= policy.max_attempts:
+    delay_s = retry_delay_s(1 if is_paused else attempt, policy.delays_s, asked_s or 0)
+    next_attempt = attempt if is_paused else attempt + 1
+    if next_attempt > policy.max_attempts:
         failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
     elif now + timedelta(seconds=delay_s) >= expires_at:
         failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
     else:
-        return TryAgain(delay_s, attempt + 1, reason, is_least=asked_s is not None, is_in_doubt=is_in_doubt)
+        return TryAgain(delay_s, next_attempt, reason, is_least=asked_s is not None, is_in_doubt=is_in_doubt)
     return unknown(failed.message) if is_in_doubt else failed
 
 
-def decide_unreadable(reason: str, attempt: int, policy: RetryPolicy) -> Outcome:
-    """Choose what becomes of a command in doubt whose device's history could not be read, which uses up an attempt."""
-    if attempt >= policy.max_attempts:
-        return unknown(f"the device's command history could not be read: {reason}")
-    return Settle(attempt + 1, f"the device's command history could not be read: {reason}")
+def decide_unreadable(reason: str, settled: Settle, policy: RetryPolicy, *, is_paused: bool = False) -> Outcome:
+    """Choose what becomes of a command in doubt whose device's history could not be read.
+
+    Args:
+        reason: why it could not.
+        settled: how the command was put to rest.
+        policy: when to try again.
+        is_paused: the platform is down for all; otherwise this uses up an attempt.
+    """
+    reason = f"the device's command history could not be read: {reason}"
+    if is_paused:
+        return replace(settled, reason=reason)
+    if settled.used >= policy.max_attempts:
+        return unknown(reason)
+    return Settle(settled.used + 1, reason)
 
 
 def unknown(reason: str) -> Failed:

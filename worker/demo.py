@@ -164,8 +164,8 @@ def _messages(count: int) -> Iterator[_Message]:
 def _start_simulator(port: int, folder: Path, stack: ExitStack, control: requests.Session) -> None:
     faults = [
         {"kind": "not_found", "imei": _NOT_FOUND},
-        {"kind": "too_many_requests", "imei": _BUSY_ONCE, "count": 15},
-        {"kind": "too_many_requests", "imei": _BUSY},
+        {"kind": "too_many_requests", "imei": _BUSY_ONCE, "count": 15, "seconds": 0},  # a wait would hold up all
+        {"kind": "too_many_requests", "imei": _BUSY, "seconds": 0},
         {"kind": "drop_after_caching", "imei": _SILENT},
         {"kind": "error_503", "imei": _DEAF, "count": 10},
         {"kind": "drop_after_caching", "imei": _DARK},
@@ -194,6 +194,7 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
         "WORKER_SETTLE": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
+        "WORKER_PAUSE_AFTER": "1000",  # the faults here are those of single devices, though many in a row
         "LOG_FORMAT": "json",
     }
     return OwnProcess(["run"], environment, folder / "worker")

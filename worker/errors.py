@@ -85,7 +85,18 @@ class TopologyMismatch(WorkerError):
 
 
 class HistoryUnreadable(WorkerError):
-    """A device's command history could not be read whole, so that it decides nothing."""
+    """A device's command history could not be read whole, so that it decides nothing.
+
+    Args:
+        reason: why.
+        is_outage: the platform itself failed, or let nobody in.
+        retry_after_s: the wait in seconds that it asked for, if it did.
+    """
+
+    def __init__(self, reason: str, *, is_outage: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.is_outage = is_outage
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(WorkerError):

@@ -12,11 +12,13 @@ from zoneinfo import ZoneInfo
 
 from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, Outgoing, Publication
-from worker.answer import InDoubt, NotSent
+from worker.answer import Answer, InDoubt, NotSent, Refused
+from worker.backoff import rest_delay_s
 from worker.commands import ExecuteCommand, read_command
 from worker.decide import RetryPolicy, decide, decide_unreadable, unknown
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand
+from worker.flow.gates import Gates, Passage
 from worker.idempotency import (
     Again,
     Busy,
@@ -35,6 +37,7 @@ from worker.idempotency import (
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import Entry
 from worker.outcome import Accepted, Failed, Final, Outcome, Rejected, Settle, TryAgain
+from worker.task import Task
 from worker.telemetry.logs import get_logger
 
 MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
@@ -68,6 +71,7 @@ class _Turn:
 
     delivery: Delivery
     command: ExecuteCommand
+    passage: Passage
     pass_on: PassOn
     began: float
     attempt: int
@@ -79,6 +83,10 @@ class _Turn:
     def unfinished(self) -> int | None:
         """Return what a copy of the message says of unfinished tries: none began since it was last marked."""
         return (self.delivery.unfinished or 0) if self.has_crashed else None
+
+    def settled(self, reason: str) -> Settle:
+        """Return what the message says of the attempt that is in doubt."""
+        return Settle(self.attempt, reason, is_counted=self.delivery.is_counted)
 
     @property
     def about(self) -> dict[str, object]:
@@ -92,6 +100,7 @@ class Handler:
         client: asks OneNET.
         store: remembers commands.
         outgoing: writes the messages.
+        gates: tell of which products commands may be sent.
         policy: when to try again.
         platform_zone: where times without an offset are read.
         clock: the time, aware; replaced in tests.
@@ -102,6 +111,7 @@ class Handler:
         client: Client,
         store: Store,
         outgoing: Outgoing,
+        gates: Gates,
         policy: RetryPolicy,
         platform_zone: ZoneInfo,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -109,43 +119,63 @@ class Handler:
         self._client = client
         self._store = store
         self._outgoing = outgoing
+        self._gates = gates
         self._policy = policy
         self._zone = platform_zone
         self._now = clock
         self._one_suspect = threading.Lock()
 
-    def handle(self, delivery: Delivery, pass_on: PassOn) -> Sequence[Publication]:
+    def read(self, delivery: Delivery, now: float) -> Task:
+        """Read the command of a delivery that came at a monotonic time."""
+        if _is_suspect_to_read(delivery):
+            return Task(delivery, None, now)
+        try:
+            return Task(delivery, read_command(delivery.body, delivery.message_id, self._zone), now)
+        except UnusableCommand as exc:
+            return Task(delivery, exc, now)
+
+    def handle(self, task: Task, pass_on: PassOn) -> Sequence[Publication]:
         """Handle one delivery and return what must be confirmed before it is acknowledged."""
         began = time.monotonic()
-        if delivery.is_redelivered and delivery.times_returned >= MAX_RETURNS:
-            return self._set_back(delivery, began)
-        try:
-            command = read_command(delivery.body, delivery.message_id, self._zone)
-        except UnusableCommand as exc:
-            failed = Failed(exc.code, exc.message, exc.details)
-            return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
+        delivery = task.delivery
+        match task.read:
+            case None:
+                return self._set_back(delivery, began)
+            case UnusableCommand() as exc:
+                failed = Failed(exc.code, exc.message, exc.details)
+                return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
+            case ExecuteCommand() as command:
+                pass
         if not self._client.knows(command.product) and delivery.doubt is None:
             message = "is not configured" if command.product is not None else "is required: there are no default ones"
             details = (Detail(field="product", message=message),)
             failed = Failed("unknown_product", f"product: {message}", details)
             return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
-        turn = _Turn(delivery, command, pass_on, began, delivery.attempt, delivery.doubt)
+        passage = self._gates.enter(command.product)
+        if passage is None:
+            return [self.rest(task)]
+        turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
         try:
             return self._recall(turn)
         except StoreError as exc:  # nothing is sent unguarded; what was sent is in doubt
             if delivery.is_redelivered:  # a copy does not look it
                 turn.doubt = Doubt(None, self._now()).united(turn.doubt)
             return self._put_off(turn, str(exc))
+        finally:
+            passage.end()
 
-    def note_unsent(self, delivery: Delivery) -> None:
+    def rest(self, task: Task) -> Publication:
+        """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
+        delivery = task.delivery
+        product = None if task.command is None else task.command.product
+        delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
+        return self._outgoing.put_off(delivery, delay_s, delivery.doubt_of_copy(self._now()), delivery.unfinished)
+
+    def note_unsent(self, task: Task) -> None:
         """Remember that a delivery which has become void was not started, so that its next one raises no doubt."""
-        if delivery.may_have_been_sent:
-            return  # something before this process may have sent it
-        try:
-            command = read_command(delivery.body, delivery.message_id, self._zone)
-        except UnusableCommand:
-            return  # it is never sent
-        self._store.note_unsent(_key(command))
+        # What may have been sent before this process remains in doubt; what carries no command is never sent.
+        if task.command is not None and not task.delivery.may_have_been_sent:
+            self._store.note_unsent(_key(task.command))
 
     def _recall(self, turn: _Turn) -> Sequence[Publication]:
         """Ask the store what is known of the command, and go on accordingly."""
@@ -185,7 +215,7 @@ class Handler:
             return self._finish(turn, hold, unknown("no record tells what became of it"))
         if turn.doubt is not None and self._policy.in_doubt == "reconcile":
             if now < turn.doubt.until + timedelta(seconds=self._policy.settle_s):
-                return self._settle(turn, hold, Settle(turn.attempt, "no record tells what became of it"))
+                return self._settle(turn, hold, turn.settled("no record tells what became of it"))
             if not turn.has_crashed:
                 return self._reconcile(turn, hold, turn.doubt)
         if turn.has_crashed:
@@ -221,10 +251,13 @@ class Handler:
 
     def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> Sequence[Publication]:
         """Let the device's command history decide."""
+        settled = turn.settled("answer lost")
         try:
             entries = self._client.look_up(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
         except HistoryUnreadable as exc:
-            outcome = decide_unreadable(str(exc), turn.attempt, self._policy)
+            if exc.is_outage:
+                turn.passage.failed(f"the command history: {exc}", exc.retry_after_s)
+            outcome = decide_unreadable(str(exc), settled, self._policy, is_paused=turn.passage.is_paused)
             return self._settle(turn, hold, outcome) if isinstance(outcome, Settle) else self._end(turn, hold, outcome)
         likely = [entry.uuid for entry in entries if entry.is_likely]
         unlikely = [entry.uuid for entry in entries if not entry.is_likely]
@@ -240,16 +273,16 @@ class Handler:
                 self._let_go(turn, hold)
                 return self._put_off(turn, "a command just like it is being handled")
             case NoneLeft():
-                return self._send_after_all(turn, hold)
+                return self._send_after_all(turn, hold, settled)
 
-    def _send_after_all(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+    def _send_after_all(self, turn: _Turn, hold: Hold, settled: Settle) -> Sequence[Publication]:
         """Send a command that is known now not to have been cached."""
         turn.doubt = None
         if not turn.has_crashed:  # otherwise nobody knows whether that attempt was begun
-            if turn.attempt >= self._policy.max_attempts:
+            if settled.used >= self._policy.max_attempts:
                 message = f"given up after {turn.attempt} attempts: the last one was not cached"
                 return self._finish(turn, hold, Failed("retries_exhausted", message))
-            turn.attempt += 1
+            turn.attempt = settled.used + 1
         return self._send(turn, hold)
 
     def _send(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
@@ -263,6 +296,7 @@ class Handler:
         turn.doubt = Doubt(began_at, began_at).united(former)  # until its answer says otherwise
         sent = self._client.execute(turn.command, hold.ends_at)
         now = self._now()
+        _tell(turn.passage, sent.answer)
         if isinstance(sent.answer, InDoubt):
             turn.doubt = Doubt(began_at, now).united(former)
         elif isinstance(sent.answer, NotSent):
@@ -274,6 +308,7 @@ class Handler:
             now=now,
             expires_at=turn.command.expires_at,
             was_in_doubt=former is not None,
+            is_paused=turn.passage.is_paused,
         )
         if isinstance(sent.answer, InDoubt) and not isinstance(outcome, Settle):
             log.warning("command_in_doubt", **turn.about, reason=sent.answer.reason)
@@ -296,7 +331,7 @@ class Handler:
         self._let_go(turn, hold)
         settle_s = self._policy.settle_s
         log.warning("command_in_doubt", **turn.about, reason=outcome.reason, settle_s=settle_s)
-        return [self._outgoing.settle(turn.delivery, outcome.attempt, settle_s, turn.doubt, turn.unfinished)]
+        return [self._outgoing.settle(turn.delivery, outcome, settle_s, turn.doubt, turn.unfinished)]
 
     def _let_go(self, turn: _Turn, hold: Hold) -> None:
         self._store.release(hold, turn.doubt, has_crashed=turn.has_crashed and not turn.is_marked)
@@ -367,6 +402,24 @@ class Handler:
                 log.warning("command_failed", **fields, code=code, reason=message)
                 publications.append(self._outgoing.dead_letter(delivery, reply))
         return publications
+
+
+def _is_suspect_to_read(delivery: Delivery) -> bool:
+    """Tell whether a message comes back again and again, so that reading it may be what ends the workers."""
+    return delivery.is_redelivered and delivery.times_returned >= MAX_RETURNS
+
+
+def _tell(passage: Passage, answer: Answer) -> None:
+    """Tell a product's gate what an answer says of the platform."""
+    match answer:
+        case NotSent(reason, asked_s):
+            passage.failed(reason, asked_s)
+        case InDoubt(reason, is_outage=True):
+            passage.failed(reason)
+        case Refused(_, message, _, is_unauthorized=True):
+            passage.failed(f"authentication refused: {message}")
+        case _:
+            passage.answered()
 
 
 def _key(command: ExecuteCommand) -> Key:

@@ -1,4 +1,4 @@
-"""Passes deliveries to the handler's threads, and hands back what none of them has begun."""
+"""Takes deliveries in, as many as may be sent, and hands back what has not been started when nothing may."""
 
 import asyncio
 import queue
@@ -11,23 +11,34 @@ from functools import partial
 from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.errors import WorkerError
+from worker.flow.gates import Gates
+from worker.flow.lanes import Lanes
+from worker.flow.pace import Pacer
 from worker.handler import PASS_ON_S, Handler
+from worker.task import Task
 from worker.telemetry.logs import get_logger
 
-_BLOCKED, _STOPPING = "the broker takes no publications", "the worker is stopping"
+MAX_BEHIND = 2_000  # deliveries held behind a busy device; what comes beyond them rests in a delay queue
+MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
+_SWEEP_S = 30.0
+_NEVER = float("inf")
 
 log = get_logger()
 
 
 class Intake:
-    """A queue of waiting deliveries and the threads that take from it.
+    """Between the broker and the handler: threads, and what waits for one of them, for its device or for its slot.
 
     Args:
         handler: handles one delivery.
         broker: settles it.
         outgoing: writes what hands one back.
+        gates: tell whether anything may be sent; while nothing may, single commands are taken as probes.
+        lanes: keep the order within a device.
+        new_pacer: makes what gives a product's tasks to ``let_go`` at its rate; None: there is no rate to keep.
         concurrency: how many threads.
-        on_crash: is told, in the thread where it happened, of an error that nobody expected.
+        prefetch: deliveries held at once, besides those that wait for their device.
+        probe_s: seconds between two looks for a command that may be the probe.
     """
 
     def __init__(
@@ -35,93 +46,195 @@ class Intake:
         handler: Handler,
         broker: Broker,
         outgoing: Outgoing,
+        gates: Gates,
+        lanes: Lanes,
+        new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
+        *,
         concurrency: int,
-        on_crash: Callable[[BaseException], None],
+        prefetch: int,
+        probe_s: float,
     ) -> None:
         self._handler = handler
         self._broker = broker
         self._outgoing = outgoing
-        self._on_crash = on_crash
+        self._gates = gates
+        self._lanes = lanes
+        self._new_pacer = new_pacer
+        self._concurrency = concurrency
+        self._usual_prefetch = prefetch
+        self._probe_s = probe_s
         self._loop = asyncio.get_running_loop()
-        self._waiting: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._pauses: set[str] = set()  # why nothing is taken at present
-        self._not_started: list[Delivery] = []  # what came while paused
-        self._flow = asyncio.Lock()  # one pause or resume at a time
-        self._flow_tasks: set[asyncio.Task[None]] = set()
+
+        self._pacers: dict[str | None, Pacer] = {}
+        self._pacers_lock = threading.Lock()
+        self._ready: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._threads = concurrency
         self._all_ended = asyncio.Event()
+
+        self._is_blocked = False
+        self._is_stopping = False
+        self._full_prefetch = prefetch
+        self._prefetch = prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
+        self._not_started: list[Task] = []  # what came while nothing was to come
+        self._probe: Task | None = None  # under way
+        self._look_at = 0.0  # the earliest time to look for the next probe
+        self._has_changed = asyncio.Event()
+        self._gates.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
+        self._steering = asyncio.create_task(self._steer())
+        self._steering.add_done_callback(self._on_steering_end)
         for number in range(1, concurrency + 1):
             # Daemons: a request that outlasts the grace period must not keep the process.
             threading.Thread(target=self._work, name=f"handler-{number}", daemon=True).start()
 
     def on_delivery(self, delivery: Delivery) -> None:
-        if self._pauses:
-            self._not_started.append(delivery)
+        task = self._handler.read(delivery, self._loop.time())
+        if self._prefetch > 1:
+            self._take(task)
         else:
-            self._waiting.put(delivery)
+            self._not_started.append(task)
+            self._has_changed.set()
 
     def on_blocked(self, is_blocked: bool) -> None:
         """Take nothing new while the broker takes no publications: every outcome would have to wait here."""
+        self._is_blocked = is_blocked
+        self._has_changed.set()
         if is_blocked:
             log.warning("publishing_blocked")
-            flow = self._pause(_BLOCKED)
         else:
             log.info("publishing_unblocked")
-            flow = self._resume(_BLOCKED)
-        task = self._loop.create_task(flow)
-        self._flow_tasks.add(task)
-        task.add_done_callback(self._flow_tasks.discard)
 
     def on_lost(self) -> None:
-        not_started, self._not_started = [*self._not_started, *self._take_waiting()], []
-        for delivery in not_started:
-            self._handler.note_unsent(delivery)
+        void, self._not_started = [*self._not_started, *self._withdraw()], []
+        for task in void:
+            self._handler.note_unsent(task)
 
     async def stop(self) -> None:
         """Take nothing new, hand back what has not been started, finish the rest, and see it acknowledged."""
-        await self._pause(_STOPPING)
-        for _ in range(self._threads):
-            self._waiting.put(None)
+        self._is_stopping = True
+        self._has_changed.set()
+        await self._steering
+        for _ in range(self._concurrency):
+            self._ready.put(None)
         await self._all_ended.wait()
+        self._hand_back(self._take_ready())  # what became ready behind the threads' orders to end
         try:
             await self._broker.drain()
         except WorkerError as exc:
             log.warning("broker_connection_lost", reason=str(exc))
 
-    async def _pause(self, reason: str) -> None:
-        async with self._flow:
-            self._pauses.add(reason)
-            self._not_started += self._take_waiting()
-            try:
-                await self._broker.pause()
-            except WorkerError:
-                return  # the session is over, and on_lost has taken what was here
-            not_started, self._not_started = self._not_started, []
-            for delivery in not_started:
-                self._handler.note_unsent(delivery)  # it may come back redelivered all the same
-                if self._broker.can_publish:
-                    self._broker.settle(delivery, [self._outgoing.hand_back(delivery, datetime.now(UTC))])
-                else:
-                    self._broker.requeue(delivery)
-
-    async def _resume(self, reason: str) -> None:
-        async with self._flow:
-            self._pauses.discard(reason)
-            if self._pauses:
+    async def _steer(self) -> None:
+        """Ask the broker for as much as may be taken, whenever that changes, until the worker stops."""
+        while True:
+            self._has_changed.clear()
+            wanted = self._wanted_prefetch()
+            if wanted != self._prefetch:
+                await self._ask_for(wanted)
+            if self._is_stopping:
                 return
-            try:
-                await self._broker.resume()
-            except WorkerError:
-                return  # the next session consumes by itself
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._patience_s()):
+                    await self._has_changed.wait()
+            self._hand_back(self._withdraw_old())
 
-    def _take_waiting(self) -> list[Delivery]:
-        taken: list[Delivery | None] = []
+    def _wanted_prefetch(self) -> int:
+        if self._is_stopping or self._is_blocked:
+            return 0
+        if self._gates.is_any_open():
+            return self._full_prefetch
+        is_due = self._gates.due_in_s() == 0 and self._loop.time() >= self._look_at
+        return 1 if is_due and self._probe is None and not self._not_started else 0
+
+    def _patience_s(self) -> float:
+        """Return how long nothing needs to be done by itself."""
+        if self._prefetch or self._is_blocked or self._probe is not None:
+            return _SWEEP_S
+        return min(_SWEEP_S, max(self._gates.due_in_s(), self._look_at - self._loop.time()))
+
+    async def _ask_for(self, prefetch: int) -> None:
+        former, self._prefetch = self._prefetch, prefetch
+        is_idle = self._is_stopping or self._is_blocked
+        if prefetch < former:
+            self._full_prefetch = self._usual_prefetch
+            if former > 1:
+                self._not_started += self._withdraw()
+                if not is_idle:
+                    retry_in_s = round(self._gates.due_in_s(), 1)
+                    log.warning("consumption_paused", reason=self._gates.reason(), next_probe_in_s=retry_in_s)
+        try:
+            await self._broker.consume(prefetch)
+        except WorkerError:
+            return  # the session is over, on_lost has taken what was here, and the next one begins with this
+        came, self._not_started = self._not_started, []
+        if former == 1 and came and not is_idle:
+            self._probe = came.pop()  # which begins only now that no other can come
+            self._take(self._probe)
+        self._hand_back(came)
+
+    def _take(self, task: Task) -> None:
+        """Let a task go as soon as its device is free."""
+        if self._lanes.waiting >= MAX_BEHIND and self._lanes.is_busy(task):
+            self._broker.settle(task.delivery, [self._handler.rest(task)])
+        elif self._lanes.enter(task):
+            self._let_go(task)
+        elif self._lanes.waiting + self._concurrency > self._full_prefetch:
+            # What waits for busy devices must not keep the others' commands from coming.
+            self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + MAX_BEHIND)
+            self._has_changed.set()
+
+    def _let_go(self, task: Task) -> None:
+        """Give a task to the threads, or first to its product's pacer. Called in any thread."""
+        command = task.command
+        if self._new_pacer is None or command is None or not self._gates.is_open(command.product):
+            self._ready.put(task)
+            return
+        with self._pacers_lock:
+            if command.product not in self._pacers:
+                self._pacers[command.product] = self._new_pacer(command.product, self._ready.put)
+        self._pacers[command.product].put(task)
+
+    def _withdraw(self) -> list[Task]:
+        """Take back all that has not been started, in order of arrival."""
+        behind = self._lanes.withdraw(_NEVER)
+        ahead = self._take_ready()
+        for pacer in list(self._pacers.values()):
+            ahead += pacer.withdraw(_NEVER)
+        for task in ahead:
+            self._lanes.leave(task)  # nothing is left behind it
+        return self._in_order([*behind, *ahead])
+
+    def _withdraw_old(self) -> list[Task]:
+        """Take back what has waited for its device or its slot for too long, in order of arrival."""
+        before = self._loop.time() - MAX_HELD_S
+        old = self._lanes.withdraw(before)
+        for pacer in list(self._pacers.values()):
+            for task in pacer.withdraw(before):
+                old.append(task)
+                follower = self._lanes.leave(task)
+                if follower is not None:
+                    self._let_go(follower)
+        return self._in_order(old)
+
+    def _in_order(self, tasks: list[Task]) -> list[Task]:
+        if self._probe in tasks:
+            self._probe = None
+        return sorted(tasks, key=lambda task: task.delivery.tag)
+
+    def _take_ready(self) -> list[Task]:
+        taken: list[Task | None] = []
         with suppress(queue.Empty):
             while True:
-                taken.append(self._waiting.get_nowait())
+                taken.append(self._ready.get_nowait())
         for _ in range(taken.count(None)):
-            self._waiting.put(None)  # a thread's order to end stays in force
-        return [delivery for delivery in taken if delivery is not None]
+            self._ready.put(None)  # a thread's order to end stays in force
+        return [task for task in taken if task is not None]
+
+    def _hand_back(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self._handler.note_unsent(task)  # it may come back redelivered all the same
+            if self._broker.can_publish:
+                self._broker.settle(task.delivery, [self._outgoing.hand_back(task.delivery, datetime.now(UTC))])
+            else:
+                self._broker.requeue(task.delivery)
 
     def _pass_on(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, acknowledge once that is confirmed, and tell whether it was in time."""
@@ -130,15 +243,29 @@ class Intake:
         return confirmed.wait(PASS_ON_S)
 
     def _work(self) -> None:
-        try:
-            while (delivery := self._waiting.get()) is not None:
-                self._broker.settle(delivery, self._handler.handle(delivery, partial(self._pass_on, delivery)))
-        except BaseException as exc:  # noqa: BLE001 - the outermost handler: what nobody expected ends the process
-            self._on_crash(exc)
-        else:
-            self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
+        while (task := self._ready.get()) is not None:
+            delivery = task.delivery
+            self._broker.settle(delivery, self._handler.handle(task, partial(self._pass_on, delivery)))
+            follower = self._lanes.leave(task)
+            if follower is not None:
+                self._let_go(follower)
+            if task is self._probe:
+                self._loop.call_soon_threadsafe(self._on_probe_end, task)
+        self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
+
+    def _on_probe_end(self, task: Task) -> None:
+        self._probe = None
+        # One that asked the platform nothing is followed by the next at once, else an hour's expired commands would
+        # keep the first good one waiting.
+        told_nothing = task.command is None or self._gates.is_due(task.command.product)
+        self._look_at = self._loop.time() + (0 if told_nothing else self._probe_s)
+        self._has_changed.set()
 
     def _on_thread_end(self) -> None:
         self._threads -= 1
         if not self._threads:
             self._all_ended.set()
+
+    def _on_steering_end(self, steering: "asyncio.Task[None]") -> None:
+        if not steering.cancelled() and (error := steering.exception()) is not None:
+            self._loop.call_exception_handler({"message": "steering", "exception": error})

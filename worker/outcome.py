@@ -52,10 +52,19 @@ class TryAgain:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """To rest until the device's command history can tell whether attempt number ``attempt`` was taken."""
+    """To rest until the device's command history can tell whether attempt number ``attempt`` was taken.
+
+    ``is_counted``: False where that attempt uses up none, because the platform was down for all.
+    """
 
     attempt: int
     reason: str
+    is_counted: bool = True
+
+    @property
+    def used(self) -> int:
+        """How many attempts are used up, should it not have been taken."""
+        return self.attempt if self.is_counted else self.attempt - 1
 
 
 Final = Accepted | Rejected | Failed

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ from worker.errors import SettingsError
 MEMORY = "memory://"
 MAX_RETRY_DELAY_S = 24 * 3600
 PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
+_RATE = re.compile(r"([1-9][0-9]{0,6})\s*/\s*(second|minute|hour|day)", re.IGNORECASE)
+_PERIODS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|[0-9a-f:.%]*:[0-9a-f:.%a-z]*", re.IGNORECASE)
 
 
@@ -72,6 +75,14 @@ class AccessKey(BaseModel):
 
 
 Credentials = ApiKey | AccessKey
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many requests in so many seconds."""
+
+    count: int
+    period_s: int
 
 
 def _is_url(url: str, *schemes: str) -> bool:
@@ -130,6 +141,10 @@ class Settings(BaseSettings):
         10, gt=0, le=300, description="seconds; with the one above it bounds one whole request"
     )
     onenet_ca_file: FilePath | None = Field(None, description="the authority that signed the platform's certificate")
+    onenet_rate_limit: str | None = Field(
+        None,
+        description="the most commands that are sent for each product, such as `200/second`; also `/minute`, `/hour`",
+    )
     onenet_timezone: str = Field("Asia/Shanghai", description="the platform's time zone")
     worker_namespace: str = Field(
         "onenet", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="begins the name of every exchange and queue"
@@ -149,6 +164,15 @@ class Settings(BaseSettings):
     worker_in_doubt: Annotated[Literal["reconcile", "dead-letter", "resend"], AnyCase] = Field(
         "reconcile",
         description="`reconcile`, `dead-letter` or `resend`: what becomes of a command that may have been cached",
+    )
+    worker_ordering: Annotated[Literal["device", "none"], AnyCase] = Field(
+        "device", description="`device`: commands of one device are sent one at a time, in order of arrival; or `none`"
+    )
+    worker_pause_after: int = Field(
+        20, ge=1, le=100_000, description="failures of the platform in a row, after which nothing more is sent"
+    )
+    worker_pause_probe: float = Field(
+        5, gt=0, le=3600, description="seconds until one command is tried then; each that fails doubles them, up to 60"
     )
     worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
     idempotency_url: SecretStr = Field(
@@ -187,6 +211,15 @@ class Settings(BaseSettings):
             except (OSError, ssl.SSLError) as exc:
                 raise ValueError("holds no certificate in PEM form") from exc
         return path
+
+    @field_validator("onenet_rate_limit")
+    @classmethod
+    def _is_a_rate(cls, text: str | None) -> str | None:
+        if text is not None and _RATE.fullmatch(text) is None:
+            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
+        if text is not None and importlib.util.find_spec("throttled") is None:
+            raise ValueError("a rate needs an extra: pip install 'onenet-execute-worker[rate]'")
+        return text
 
     @field_validator("onenet_timezone")
     @classmethod
@@ -243,6 +276,12 @@ class Settings(BaseSettings):
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+    @property
+    def rate(self) -> Rate | None:
+        """The most that is sent for each product."""
+        found = _RATE.fullmatch(self.onenet_rate_limit or "")
+        return None if found is None else Rate(int(found[1]), _PERIODS_S[found[2].lower()])
 
     @property
     def request_s(self) -> float:

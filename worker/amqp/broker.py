@@ -45,7 +45,7 @@ class Broker:
         topology: declared at each connection, or checked.
         name: shown in the broker's list of connections.
         declare: whether to declare the topology.
-        prefetch: deliveries held unacknowledged at once.
+        prefetch: deliveries held unacknowledged at once, to begin with.
         on_consumers_found: is told how many others consume when this worker connects for the first time.
     """
 
@@ -66,7 +66,6 @@ class Broker:
         self._prefetch = prefetch
         self._on_consumers_found = on_consumers_found
         self._session: Session | None = None
-        self._wants_deliveries = True
         self._loop = asyncio.get_running_loop()
         self._settlements: deque[tuple[Delivery, Sequence[Publication], threading.Event | None]] = deque()
         self._is_woken = False
@@ -96,7 +95,7 @@ class Broker:
 
     async def _attend(self, number: int, parameters: URLParameters, intake: Intake) -> WorkerError:
         """Live through one session; returns what ended it, or kept it from beginning."""
-        session = Session(number, self._topology, self._prefetch, intake.on_delivery, intake.on_blocked)
+        session = Session(number, self._topology, intake.on_delivery, intake.on_blocked)
         self._was_connected = False
         try:
             await session.open(parameters, self._name, declare=self._declare)
@@ -106,8 +105,8 @@ class Broker:
             if session.consumers_found and not self._has_looked_for_others:
                 self._on_consumers_found(session.consumers_found)
             self._has_looked_for_others = True
-            if self._wants_deliveries:
-                await self._consume(session)
+            await session.consume(self._prefetch)
+            self._log_consuming()
             return await asyncio.shield(session.lost)
         except BrokerUnavailable as exc:
             return exc
@@ -119,9 +118,22 @@ class Broker:
                 intake.on_blocked(False)  # the next connection learns for itself whether it is
             await session.close()
 
-    async def _consume(self, session: Session) -> None:
-        await session.consume()
-        log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+    async def consume(self, prefetch: int) -> None:
+        """Take so many deliveries at once from now on, after reconnections too; 0 for none.
+
+        Raises:
+            WorkerError: the session was lost meanwhile.
+        """
+        is_new = self._prefetch <= 1
+        self._prefetch = prefetch
+        if self._session is not None:
+            await self._session.consume(prefetch)
+            if is_new:
+                self._log_consuming()
+
+    def _log_consuming(self) -> None:
+        if self._prefetch > 1:  # a single delivery is no more than a probe
+            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(
         self, delivery: Delivery, publications: Sequence[Publication], confirmed: threading.Event | None = None
@@ -149,18 +161,6 @@ class Broker:
     def can_publish(self) -> bool:
         """Tell whether there is a broker, and it takes publications."""
         return self._session is not None and not self._session.is_blocked
-
-    async def pause(self) -> None:
-        """Take no new deliveries, now and after reconnections."""
-        self._wants_deliveries = False
-        if self._session is not None:
-            await self._session.cancel()
-
-    async def resume(self) -> None:
-        """Take deliveries again."""
-        self._wants_deliveries = True
-        if self._session is not None:
-            await self._consume(self._session)
 
     def requeue(self, delivery: Delivery) -> None:
         """Give back a delivery that was not started, while the broker takes no publications."""

@@ -13,12 +13,13 @@ from schemas.reply import Reply, ReplyError
 from worker.amqp.topology import EXECUTE, Topology
 from worker.backoff import spread_ms
 from worker.doubt import Doubt
-from worker.outcome import TryAgain
+from worker.outcome import Settle, TryAgain
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
 UNFINISHED = "x-onenet-unfinished"
+UNCOUNTED = "x-onenet-uncounted"
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
@@ -72,6 +73,10 @@ class Delivery:
         except ValueError:
             return Doubt(None, datetime.now(UTC))
 
+    def doubt_of_copy(self, now: datetime) -> Doubt | None:
+        """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""
+        return Doubt(None, now).united(self.doubt) if self.is_redelivered else self.doubt
+
     @property
     def unfinished(self) -> int | None:
         """How many tries were noted on the message before they began; None where it is under no suspicion.
@@ -80,6 +85,11 @@ class Delivery:
         """
         tries = self.headers.get(UNFINISHED) if self.is_returned else None
         return tries if isinstance(tries, int) and tries >= 0 else None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the attempt that is in doubt is used up; the platform being down for all uses up none."""
+        return not (self.is_returned and self.headers.get(UNCOUNTED) is True)
 
     @property
     def times_returned(self) -> int:
@@ -163,22 +173,24 @@ class Outgoing:
         return self._to_rest(delivery, again.delay_s, properties)
 
     def settle(
-        self, delivery: Delivery, attempt: int, delay_s: int, doubt: Doubt, unfinished: int | None
+        self, delivery: Delivery, settle: Settle, delay_s: int, doubt: Doubt, unfinished: int | None
     ) -> Publication:
-        """Send a message to rest until its device's history can tell what became of attempt number ``attempt``."""
-        return self._to_rest(delivery, delay_s, _copied(delivery, attempt, doubt, unfinished))
+        """Send a message to rest until its device's history can tell what became of its attempt."""
+        properties = _copied(delivery, settle.attempt, doubt, unfinished, is_counted=settle.is_counted)
+        return self._to_rest(delivery, delay_s, properties)
 
     def put_off(self, delivery: Delivery, delay_s: int, doubt: Doubt | None, unfinished: int | None) -> Publication:
         """Send a message to rest because it cannot be handled now; no attempt is used up."""
-        return self._to_rest(delivery, delay_s, _copied(delivery, delivery.attempt, doubt, unfinished))
+        properties = _copied(delivery, delivery.attempt, doubt, unfinished, is_counted=delivery.is_counted)
+        return self._to_rest(delivery, delay_s, properties)
 
     def hand_back(self, delivery: Delivery, now: datetime) -> Publication:
         """Put a message that was not started back into the queue.
 
         Unlike a requeued one, this copy does not look as if it may have been sent, unless the message itself did.
         """
-        doubt = Doubt(None, now).united(delivery.doubt) if delivery.is_redelivered else delivery.doubt
-        properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished)
+        doubt = delivery.doubt_of_copy(now)
+        properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished, is_counted=delivery.is_counted)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
     def _to_rest(self, delivery: Delivery, delay_s: int, properties: BasicProperties) -> Publication:
@@ -186,8 +198,17 @@ class Outgoing:
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
 
-def _copied(delivery: Delivery, attempt: int, doubt: Doubt | None, unfinished: int | None = None) -> BasicProperties:
+def _copied(
+    delivery: Delivery,
+    attempt: int,
+    doubt: Doubt | None,
+    unfinished: int | None = None,
+    *,
+    is_counted: bool = True,
+) -> BasicProperties:
     own: dict[str, Any] = {ATTEMPT: attempt}
+    if not is_counted:
+        own[UNCOUNTED] = True
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)
     if unfinished is not None:

@@ -55,7 +55,6 @@ class Session:
     Args:
         number: tells the deliveries of this session from those of every other.
         topology: what to consume from.
-        prefetch: deliveries held unacknowledged at once.
         on_delivery: takes each delivery.
         on_blocked: is told when the broker stops taking publications (True), and when it takes them again (False).
     """
@@ -64,7 +63,6 @@ class Session:
         self,
         number: int,
         topology: Topology,
-        prefetch: int,
         on_delivery: Callable[[Delivery], None],
         on_blocked: Callable[[bool], None],
     ) -> None:
@@ -73,14 +71,13 @@ class Session:
         self.is_blocked = False
         self.consumers_found = 0
         self._topology = topology
-        self._prefetch = prefetch
         self._on_delivery = on_delivery
         self._on_blocked = on_blocked
         self._loop = asyncio.get_running_loop()
         self._connections: list[AsyncioConnection] = []
         self._consuming: Channel
         self._publishing: Channel
-        self._consumer_tag: str | None = None
+        self._consumers: dict[str, int] = {}  # each one's prefetch by its tag
         self._published = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._unacknowledged: set[int] = set()
@@ -113,41 +110,52 @@ class Session:
                 raise TopologyMismatch(f"{exc}; with AMQP_DECLARE=false the topology is only checked") from exc
             raise
         await self._call(self._publishing.confirm_delivery, self._on_confirm)
-        await self._call(self._consuming.basic_qos, prefetch_count=self._prefetch)
         self._consuming.add_on_cancel_callback(
             lambda _frame: self._fail(BrokerUnavailable("the broker cancelled the consumer"))
         )
 
-    async def consume(self) -> None:
-        """Begin to take deliveries, if that has not begun."""
-        async with self._consumer_change:
-            if self._consumer_tag is not None:
-                return
-            frame = await self._call(
-                self._consuming.basic_consume, self._topology.execute_queue, on_message_callback=self._on_message
-            )
-            self._consumer_tag = frame.method.consumer_tag
+    async def consume(self, prefetch: int) -> None:
+        """Hold so many deliveries unacknowledged at once; 0: take no new ones. Those that are here stay valid.
 
-    async def cancel(self) -> None:
-        """Take no new deliveries; those that are here stay valid.
+        The broker does not change a consumer's prefetch, so that more of it is one more consumer.
+        Source: https://www.rabbitmq.com/docs/consumer-prefetch
+
+        Raises:
+            WorkerError: the session was lost before.
+        """
+        async with self._consumer_change:
+            if prefetch < self._prefetch:
+                await self._cancel()
+            if prefetch > self._prefetch:
+                more = prefetch - self._prefetch
+                await self._call(self._consuming.basic_qos, prefetch_count=more)
+                frame = await self._call(
+                    self._consuming.basic_consume, self._topology.execute_queue, on_message_callback=self._on_message
+                )
+                self._consumers[frame.method.consumer_tag] = more
+
+    async def _cancel(self) -> None:
+        """End all consumers.
 
         Pika requeues what arrives between its cancel and the broker's answer, which makes an innocent message look as
         if it had been handled before. So acknowledgements are held back first, until the prefetch is used up and the
         broker sends nothing more by itself; where that takes longer than a second, next to nothing arrives anyway.
         """
-        async with self._consumer_change:
-            if self._consumer_tag is None:
-                return
-            self._held_back = []
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SATURATE_S):
-                    while len(self._unacknowledged) < self._prefetch:
-                        await self._next_progress()
-            tag, self._consumer_tag = self._consumer_tag, None
+        self._held_back = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SATURATE_S):
+                while len(self._unacknowledged) < self._prefetch:
+                    await self._next_progress()
+        consumers, self._consumers = self._consumers, {}
+        for tag in consumers:
             await self._call(self._consuming.basic_cancel, tag)
-            held_back, self._held_back = self._held_back, None
-            for delivery_tag in held_back:
-                self._acknowledge(delivery_tag)
+        held_back, self._held_back = self._held_back, None
+        for delivery_tag in held_back:
+            self._acknowledge(delivery_tag)
+
+    @property
+    def _prefetch(self) -> int:
+        return sum(self._consumers.values())
 
     async def drain(self) -> None:
         """Wait until nothing is unacknowledged.

@@ -13,9 +13,12 @@ from schemas.onenet import ExecuteAnswer
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 
 SUCCESS = 0
+AUTH_FAILED = 1  # the key and the device do not match, or the key is wrong
 INTERNAL_ERROR = 7  # internal backlog
 RPC_RESPONSE_ERROR = 5108  # this number is also used for an invalid parameter: the text tells
 RPC_ERROR = 5117
+OUTAGES = frozenset({INTERNAL_ERROR, RPC_ERROR})
+UNAUTHORIZED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED})
 _MAX_MESSAGE_CHARS = 500
 
 
@@ -37,7 +40,8 @@ def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) 
     except ValidationError:
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return InDoubt(f"HTTP {status} with an answer that cannot be read")
-        return Refused("http_rejected", f"HTTP {status}")  # a redirect too: it is never followed
+        # A redirect too: it is never followed.
+        return Refused("http_rejected", f"HTTP {status}", is_unauthorized=status in UNAUTHORIZED)
     if answer.errno != SUCCESS:
         return _refusal(answer)
     if status < HTTPStatus.MULTIPLE_CHOICES and answer.data.uuid:
@@ -48,9 +52,9 @@ def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) 
 def _refusal(answer: ExecuteAnswer) -> Answer:
     text = answer.error[:_MAX_MESSAGE_CHARS]
     says_invalid = "invalid parameter" in text.lower() and "rpc response error" not in text.lower()
-    if answer.errno in {INTERNAL_ERROR, RPC_ERROR} or (answer.errno == RPC_RESPONSE_ERROR and not says_invalid):
-        return InDoubt(f"errno {answer.errno}: {text}")
-    return Refused("onenet_rejected", text, answer.errno)
+    if answer.errno in OUTAGES or (answer.errno == RPC_RESPONSE_ERROR and not says_invalid):
+        return InDoubt(f"errno {answer.errno}: {text}", is_outage=answer.errno in OUTAGES)
+    return Refused("onenet_rejected", text, answer.errno, is_unauthorized=answer.errno == AUTH_FAILED)
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:

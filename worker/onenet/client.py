@@ -24,7 +24,7 @@ from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
-from worker.onenet.answers import interpret
+from worker.onenet.answers import UNAUTHORIZED, interpret, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
 from worker.onenet.http import BoundedHTTP, Exchange
@@ -52,13 +52,23 @@ class Sent:
     valid_time_omitted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """One product: what lets it in, and connections of its own, so that it cannot use up another's."""
+
+    credentials: Credentials
+    authentication: Authentication
+    http: BoundedHTTP
+
+
 class OneNETClient:
     """Sends Execute commands, each request once, and finds out what became of one whose answer was lost.
 
     Args:
         base_url: the platform's URL, without a slash at the end.
         products: each product's credentials; those under None are for commands that name no product.
-        http: sends the requests.
+        new_http: makes what sends the requests of one product.
+        request_s: the longest that one request may take, in seconds.
         platform_zone: the zone of the platform's local time.
         latest_caching_s: how long after its end the platform may still cache a request.
         history_s: how far back a history is read where nothing tells when a command was first tried, in seconds.
@@ -68,21 +78,46 @@ class OneNETClient:
         self,
         base_url: str,
         products: Mapping[str | None, Credentials],
-        http: BoundedHTTP,
+        new_http: Callable[[], BoundedHTTP],
         platform_zone: ZoneInfo,
         *,
+        request_s: float,
         latest_caching_s: float,
         history_s: float,
     ) -> None:
         self._base_url = base_url
+        self._new_http = new_http
+        self._request_s = request_s
         self._latest_caching = timedelta(seconds=latest_caching_s)
         self._history = timedelta(seconds=history_s)
-        self._products: dict[str | None, Authentication] = {
-            name: authentication(credentials, time.time) for name, credentials in products.items()
-        }
-        self._http = http
+        self._products: dict[str | None, _Product] = {}
+        self.replace_products(products)
         self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
         self._zone = platform_zone
+
+    def replace_products(self, products: Mapping[str | None, Credentials]) -> set[str | None]:
+        """Take over other products; returns those whose credentials are new. What is under way goes on as it began."""
+        former = self._products
+        new = {
+            name
+            for name, credentials in products.items()
+            if name not in former or former[name].credentials != credentials
+        }
+        self._products = {
+            name: _Product(credentials, authentication(credentials, time.time), self._new_http())
+            if name in new
+            else former[name]
+            for name, credentials in products.items()
+        }
+        for name, product in former.items():
+            if self._products.get(name) is not product:
+                product.http.close()
+        return new
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for product in self._products.values():
+            product.http.close()
 
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
@@ -95,16 +130,19 @@ class OneNETClient:
             command: what to cache.
             not_after: the monotonic time after which nothing may be sent.
         """
+        product = self._products.get(command.product)
+        if product is None:
+            return Sent(NotSent("there are no credentials for its product any more"), valid_time_omitted=False)
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
-        request = self._request(command, omit_valid_time=omit_valid_time)
-        exchange = Exchange(deadline=min(time.monotonic() + self._http.total_s, not_after))
+        request = self._request(command, product, omit_valid_time=omit_valid_time)
+        exchange = Exchange(deadline=min(time.monotonic() + self._request_s, not_after))
         try:
-            status, response, body = self._http.send(request, exchange)
+            status, response, body = product.http.send(request, exchange)
         except _TROUBLE as exc:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
-            reason = f"no whole answer within {self._http.total_s:g} s" if late else _root_cause(exc)
+            reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
             return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
         answer = interpret(status, body, response.headers.get("Retry-After"), datetime.now(UTC))
         return Sent(answer, omit_valid_time)
@@ -122,31 +160,32 @@ class OneNETClient:
         Raises:
             HistoryUnreadable: not all of it could be read.
         """
-        if not self.knows(command.product):
+        product = self._products.get(command.product)
+        if product is None:
             raise HistoryUnreadable("there are no credentials for its product any more")
-        deadline = time.monotonic() + self._http.total_s
+        deadline = time.monotonic() + self._request_s
         now = datetime.now(UTC)
-        listing, skew_s = self._list(command, doubt.since or now - self._history, deadline)
+        listing, skew_s = self._list(command, product, doubt.since or now - self._history, deadline)
         window = Window(doubt.since, doubt.until + self._latest_caching, skew_s)
         items = candidates(listing.items, command, window, self._zone)
         known = others([item.cmd_uuid for item in items])
         entries = []
         for item in items:
             if item.cmd_uuid not in known:
-                detail = self._detail(item.cmd_uuid, command, deadline)
+                detail = self._detail(item.cmd_uuid, command, product, deadline)
                 entry = match(item, detail, command, doubt, window, self._zone)
                 self._keep(item.cmd_uuid, detail)  # not one that was unreadable: it may be whole the next time
                 if entry is not None:
                     entries.append(entry)
         return entries
 
-    def _detail(self, uuid: str, command: ExecuteCommand, deadline: float) -> HistoryDetail:
+    def _detail(self, uuid: str, command: ExecuteCommand, product: _Product, deadline: float) -> HistoryDetail:
         """Return how a cached command was made, which never changes, so that each is asked for once."""
         known = self._details.get(uuid)
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = self._get(path, command.product, deadline, read_detail)
+        detail, _ = self._get(path, product, deadline, read_detail)
         return detail
 
     def _keep(self, uuid: str, detail: HistoryDetail) -> None:
@@ -154,7 +193,9 @@ class OneNETClient:
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
 
-    def _list(self, command: ExecuteCommand, since: datetime, deadline: float) -> tuple[Listing, float]:
+    def _list(
+        self, command: ExecuteCommand, product: _Product, since: datetime, deadline: float
+    ) -> tuple[Listing, float]:
         """Return a device's history since then, and by how many seconds the platform's clock is ahead of ours."""
         query = {
             "imei": command.imei,
@@ -164,7 +205,7 @@ class OneNETClient:
         }
         listing = Listing()
         asked_at = datetime.now(UTC)
-        found, server_time = self._get(f"{_HISTORY}?{urlencode(query)}", command.product, deadline, read_page)
+        found, server_time = self._get(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
@@ -173,42 +214,48 @@ class OneNETClient:
             if listing.is_complete:
                 break
             path = f"{_HISTORY}?{urlencode(query | {'page': page})}"
-            found, _ = self._get(path, command.product, deadline, read_page)
+            found, _ = self._get(path, product, deadline, read_page)
             listing.add(found)
         return listing, skew_s
 
     def _get(
-        self, path: str, product: str | None, deadline: float, read: Callable[[bytes], Model]
+        self, path: str, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         """Read one page, and the time on the platform's clock at which it was given; what only reads may be repeated.
 
         Raises:
             HistoryUnreadable: it could not be had, however often it was tried.
         """
-        headers = dict([*_HEADERS.items(), self._products[product].header()])
+        headers = dict([*_HEADERS.items(), product.authentication.header()])
         request = requests.Request("GET", self._base_url + path, headers=headers).prepare()
         for tries in itertools.count(1):
             try:
-                return self._get_once(request, deadline, read)
-            except HistoryUnreadable:
+                return self._get_once(request, product, deadline, read)
+            except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
-                if tries == _TRIES or time.monotonic() + wait_s >= deadline:
+                if tries == _TRIES or exc.retry_after_s is not None or time.monotonic() + wait_s >= deadline:
                     raise
                 time.sleep(wait_s)
         raise AssertionError  # it counts for ever
 
     def _get_once(
-        self, request: requests.PreparedRequest, deadline: float, read: Callable[[bytes], Model]
+        self, request: requests.PreparedRequest, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         try:
-            status, response, body = self._http.send(request, Exchange(deadline))
+            status, response, body = product.http.send(request, Exchange(deadline))
         except _TROUBLE as exc:
-            raise HistoryUnreadable(_root_cause(exc)) from exc
+            raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            asked_s = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
+            raise HistoryUnreadable("HTTP 429: too many requests", is_outage=True, retry_after_s=asked_s)
         if status != HTTPStatus.OK:
-            raise HistoryUnreadable(f"HTTP {status}")
+            is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in UNAUTHORIZED
+            raise HistoryUnreadable(f"HTTP {status}", is_outage=is_outage)
         return read(body), _date(response.headers.get("Date"))
 
-    def _request(self, command: ExecuteCommand, *, omit_valid_time: bool) -> requests.PreparedRequest:
+    def _request(
+        self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool
+    ) -> requests.PreparedRequest:
         query: dict[str, str | int] = {
             "imei": command.imei,
             "obj_id": command.obj_id,
@@ -225,7 +272,7 @@ class OneNETClient:
         if command.args is not None:
             headers["Content-Type"] = "application/json"
             body = json.dumps({"args": command.args}, ensure_ascii=False).encode()
-        headers.update([self._products[command.product].header()])
+        headers.update([product.authentication.header()])
         return requests.Request(
             "POST", f"{self._base_url}{_EXECUTE}?{urlencode(query)}", headers=headers, data=body
         ).prepare()

@@ -17,6 +17,7 @@ from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPag
 from worker.commands import PLATFORM_DEFAULTS, ExecuteCommand
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
+from worker.onenet.answers import AUTH_FAILED, OUTAGES
 
 USUAL_SKEW = timedelta(seconds=5)  # how far two kept clocks may be apart, with times cut to the second
 MAX_SKEW = timedelta(seconds=60)  # how far unkept ones may be: what fits but for this decides nothing
@@ -183,7 +184,8 @@ def _read(model: type[Model], body: bytes) -> Model:
     try:
         answer = HistoryAnswer.model_validate_json(body.decode("utf-8", "replace"))
         if answer.errno != 0:
-            raise HistoryUnreadable(f"errno {answer.errno}: {answer.error[:200]}")
+            is_outage = answer.errno in OUTAGES or answer.errno == AUTH_FAILED
+            raise HistoryUnreadable(f"errno {answer.errno}: {answer.error[:200]}", is_outage=is_outage)
         return model.model_validate(answer.data)
     except ValidationError as exc:
         raise HistoryUnreadable("an answer that is not of the history's form") from exc

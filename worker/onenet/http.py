@@ -119,19 +119,26 @@ class BoundedHTTP:
         read_timeout_s: longest wait for the next bytes; both together bound the whole.
         ca_file: the authorities to trust instead of the usual ones.
         connections: how many are kept open for the next requests.
+        watch: cuts what takes too long.
     """
 
     def __init__(
-        self, base_url: str, *, connect_timeout_s: float, read_timeout_s: float, ca_file: str | None, connections: int
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        ca_file: str | None,
+        connections: int,
+        watch: "Watch",
     ) -> None:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
         self._proxies = dict(environment["proxies"])
         self._verify: bool | str = environment["verify"] or True
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
-        self.total_s = connect_timeout_s + read_timeout_s
         self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
-        self._watch = _Watch(self.total_s)
+        self._watch = watch
 
     def send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
         """Send one request and read the whole answer.
@@ -159,16 +166,19 @@ class BoundedHTTP:
             self._watch.end(exchange)
 
     def close(self) -> None:
-        """Close the idle connections and end the watch."""
-        self._watch.stop()
+        """Close the idle connections; what is under way goes on."""
         self._adapter.close()
 
 
-class _Watch:
-    """Cuts every exchange whose time is over, from a thread of its own: a socket's timeout only bounds one read."""
+class Watch:
+    """Cuts every exchange whose time is over, from a thread of its own: a socket's timeout only bounds one read.
 
-    def __init__(self, total_s: float) -> None:
-        self._total_s = total_s
+    Args:
+        request_s: the longest that most exchanges may take, in seconds.
+    """
+
+    def __init__(self, request_s: float) -> None:
+        self._request_s = request_s
         self._changed = threading.Condition()
         self._exchanges: set[Exchange] = set()
         self._wakes_at = time.monotonic()
@@ -198,7 +208,7 @@ class _Watch:
                     self._exchanges.discard(exchange)
                     _cut(exchange)
                 # Most requests have all the time there is, so that none of them has to wake this thread.
-                self._wakes_at = min([now + self._total_s, *(exchange.deadline for exchange in self._exchanges)])
+                self._wakes_at = min([now + self._request_s, *(exchange.deadline for exchange in self._exchanges)])
                 self._changed.wait(self._wakes_at - now)
 
 

@@ -1,0 +1,1 @@
+"""What may be sent when: order within a device, a rate, and rest while the platform is down."""
