@@ -114,3 +114,46 @@ def test_what_was_in_doubt_once_stays_so_on_its_next_try() -> None:
 def test_why_a_history_could_not_be_read_is_told(attempt: int) -> None:
     found = decide_unreadable("HTTP 500", Settle(attempt, "answer lost"), POLICY)
     assert "HTTP 500" in (found.reason if isinstance(found, Settle) else str(found))
+
+
+@pytest.mark.parametrize("attempt", [1, 4])
+def test_while_the_platform_is_down_for_all_no_attempt_is_used_up(attempt: int) -> None:
+    """Not even the last: an outage is over some time, whatever its length."""
+
+    def found(answer: Answer, policy: RetryPolicy = POLICY) -> Outcome:
+        return decide(answer, attempt, policy, now=NOW, expires_at=NOW + timedelta(hours=1), is_paused=True)
+
+    assert found(NotSent("refused")) == TryAgain(5, attempt, "refused")
+    assert found(NotSent("429", 30)) == TryAgain(30, attempt, "429", is_least=True)
+    assert found(InDoubt("timeout")) == Settle(attempt, "timeout", is_counted=False)
+    assert found(InDoubt("timeout"), RESEND) == TryAgain(5, attempt, "timeout", is_in_doubt=True)
+    no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+    assert found(no) == TryAgain(5, attempt, "authentication refused: auth failed")
+
+
+def test_what_the_platform_says_to_one_command_holds_even_then() -> None:
+    for answer, expected in (
+        (Cached("u"), Accepted("u")),
+        (Refused("onenet_rejected", "device not online", 2001), Rejected("onenet_rejected", "device not online", 2001)),
+    ):
+        assert decide(answer, 1, POLICY, now=NOW, expires_at=NOW + timedelta(hours=1), is_paused=True) == expected
+
+
+def test_even_then_no_attempt_is_made_after_expired_time() -> None:
+    found = decide(NotSent("refused"), 1, POLICY, now=NOW, expires_at=NOW + timedelta(seconds=5), is_paused=True)
+    assert isinstance(found, Failed)
+    assert found.code == "expired"
+
+
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_history_that_cannot_be_read_then_changes_nothing(is_counted: bool) -> None:
+    settled = Settle(4, "timeout", is_counted=is_counted)
+    found = decide_unreadable("HTTP 503", settled, POLICY, is_paused=True)
+    assert isinstance(found, Settle)
+    assert (found.attempt, found.is_counted) == (4, is_counted)
+
+
+def test_an_attempt_that_was_spared_is_used_up_first() -> None:
+    found = decide_unreadable("HTTP 503", Settle(4, "timeout", is_counted=False), POLICY)
+    assert isinstance(found, Settle)
+    assert (found.attempt, found.is_counted) == (4, True)

@@ -1,7 +1,7 @@
 """One delivery's way through, with a scripted platform and one history for order."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from schemas.reply import Reply
 from tests.rig import a_command, in_hours
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
-from worker.answer import Answer, Cached, InDoubt, NotSent
+from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand
 from worker.decide import InDoubtMode, RetryPolicy
 from worker.doubt import Doubt
@@ -54,7 +54,7 @@ class Platform:
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
         self.history.append("look up")
         if self.entries is None:
-            raise HistoryUnreadable("HTTP 500")
+            raise HistoryUnreadable("HTTP 500", is_outage=True)
         return self.entries
 
 
@@ -112,6 +112,23 @@ class Rig:
         self.passed_on += publications
         return self.is_confirmed
 
+    def pause(self) -> None:
+        """Let the platform fail so often that it counts as down."""
+        while (passage := self.gates.enter(None)) is not None:
+            passage.failed("HTTP 503")
+
+    def come_to_its_last_attempt(self) -> dict[str, Any]:
+        """Let a command's first two attempts fail; returns the headers with which it comes for its third."""
+        self.platform.answers = [NotSent("refused")] * 2
+        self.handle(delivery())
+        self.handle(delivery(headers=self.last_headers()))
+        return self.last_headers()
+
+    def probe(self, delivery: Delivery) -> list[str]:
+        """Handle a delivery as soon as the next probe is due."""
+        self.seconds += self.gates.due_in_s()
+        return self.handle(delivery)
+
     def last_reply(self) -> Any:
         return json.loads(self.last[0].body)
 
@@ -134,9 +151,11 @@ def rig() -> Rig:
     return Rig()
 
 
-def delivery(*, redelivered: bool = False, headers: dict[str, Any] | None = None, **changes: Any) -> Delivery:
+def delivery(*, redelivered: bool = False, headers: Mapping[str, Any] | None = None, **changes: Any) -> Delivery:
     body = json.dumps(a_command(**({"command_id": "a", "expired_time": TOMORROW} | changes))).encode()
-    return Delivery(1, 1, "", redelivered, BasicProperties(headers=headers), body, headers is not None)
+    return Delivery(
+        1, 1, "", redelivered, BasicProperties(headers=headers and dict(headers)), body, headers is not None
+    )
 
 
 def rested(attempt: int = 1, **headers: Any) -> Delivery:
@@ -701,3 +720,153 @@ def test_the_last_of_its_tries_is_granted_to_what_comes_back_unread(rig: Rig) ->
     before = {"x-delivery-count": 10, "x-onenet-unfinished": MAX_UNFINISHED - 1}
     assert rig.handle(delivery(redelivered=True, headers=before)) == RETRY
     assert rig.last_headers()["x-onenet-unfinished"] == MAX_UNFINISHED
+
+
+def test_while_the_platform_is_down_a_command_is_put_off_without_being_claimed(rig: Rig) -> None:
+    rig.pause()
+    assert rig.handle(delivery(headers={"x-onenet-attempt": 2})) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 2}
+    assert rig.history == []
+
+
+def test_what_was_in_doubt_stays_so_while_the_platform_is_down(rig: Rig) -> None:
+    """The copy does not look redelivered: it has to say what the message itself would say."""
+    rig.pause()
+    before = datetime.now(UTC)
+    came = delivery(redelivered=True, headers={"x-onenet-in-doubt": RESTED, "x-onenet-unfinished": 1})
+    assert rig.handle(came) == RETRY
+    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert (doubt.since, rig.last_headers()["x-onenet-unfinished"]) == (None, 1)
+    assert doubt.until >= before - timedelta(milliseconds=1)
+
+
+def test_what_can_never_be_sent_is_told_even_then(rig: Rig) -> None:
+    rig.pause()
+    assert rig.handle(delivery(retry=11)) == FAILURE
+
+
+def test_the_longer_an_outage_lasts_the_longer_a_command_rests(rig: Rig) -> None:
+    rig.pause()
+    assert rig.probe(delivery(command_id="the probe", expired_time=in_hours(-1))) == FAILURE
+    rig.seconds += 30
+    rig.platform.answers = [NotSent("refused")]
+    rig.handle(delivery())
+    assert rig.handle(delivery(command_id="b")) == ["onenet.execute.retry.30s"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [NotSent("refused"), Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)],
+    ids=["not there", "lets nobody in"],
+)
+def test_a_probe_that_was_not_taken_uses_up_no_attempt(rig: Rig, answer: Answer) -> None:
+    headers = rig.come_to_its_last_attempt()
+    rig.pause()
+    rig.platform.answers = [answer] * 9
+    for _ in range(9):
+        assert rig.probe(delivery(headers=headers)) == RETRY
+        headers = rig.last_headers()
+        assert headers == {"x-onenet-attempt": 3}
+    assert rig.probe(delivery(headers=headers)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 3)
+
+
+def test_a_probe_whose_answer_was_lost_settles_and_uses_up_no_attempt(rig: Rig) -> None:
+    """Neither its request nor the history that could not be read, however often, nor the request after that."""
+    headers = rig.come_to_its_last_attempt()
+    rig.pause()
+    rig.platform.answers = [InDoubt("HTTP 503")]
+    assert rig.probe(delivery(headers=headers)) == SETTLE
+    headers = rig.last_headers()
+    assert (headers["x-onenet-attempt"], headers["x-onenet-uncounted"]) == (3, True)
+    rig.restart()  # so that its record, by which it has not rested yet, is gone
+    rig.pause()
+    rig.platform.entries = None
+    for _ in range(5):
+        assert rig.probe(rested(3, uncounted=True)) == SETTLE
+        assert (rig.last_headers()["x-onenet-attempt"], rig.last_headers()["x-onenet-uncounted"]) == (3, True)
+    rig.platform.entries = []
+    assert rig.probe(rested(3, uncounted=True)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 3)
+
+
+def test_a_doubt_from_before_the_outage_has_used_up_its_attempt(rig: Rig) -> None:
+    rig.pause()
+    rig.platform.entries = None
+    assert rig.probe(rested(2)) == SETTLE
+    headers = rig.last_headers()
+    assert headers["x-onenet-attempt"] == 2
+    assert "x-onenet-uncounted" not in headers
+    rig.platform.entries = []
+    rig.probe(rested(2))
+    assert rig.last_reply()["attempts"] == 3
+
+
+def test_after_the_outage_an_unreadable_history_uses_up_the_attempt_that_was_spared(rig: Rig) -> None:
+    rig.platform.entries = None
+    assert rig.handle(rested(2, uncounted=True)) == SETTLE
+    assert rig.last_headers()["x-onenet-attempt"] == 2
+    assert "x-onenet-uncounted" not in rig.last_headers()
+
+
+def test_the_mark_of_a_spared_attempt_stays_on_a_message_that_only_waits(rig: Rig) -> None:
+    resting = rested(2, uncounted=True)
+    rig.pause()
+    assert rig.handle(resting) == RETRY
+    assert rig.last_headers() == resting.headers
+    forged = Delivery(1, 1, "", False, BasicProperties(headers={"x-onenet-uncounted": True}), b"", False)
+    assert forged.is_counted  # whoever else says so is not believed
+
+
+def test_what_is_rejected_before_a_wrong_key_is_known_for_one_and_what_is_not(rig: Rig) -> None:
+    """One device's key may not match its product; a row of such answers is everybody's key."""
+    no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+    rig.platform.answers = [no] * PAUSE_AFTER
+    ids = [f"command-{number}" for number in range(PAUSE_AFTER)]
+    assert [rig.handle(delivery(command_id=each)) for each in ids] == [REPLY, REPLY, RETRY]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_failure"),
+    [
+        (NotSent("refused"), True),
+        (InDoubt("HTTP 503"), True),
+        (Refused("http_rejected", "HTTP 401", is_unauthorized=True), True),
+        (InDoubt("errno 5108: rpc response error", is_outage=False), False),
+        (Refused("onenet_rejected", "device not online", 2001), False),
+        (Cached("u"), False),
+    ],
+    ids=lambda each: each.reason if isinstance(each, InDoubt | NotSent) else None,
+)
+def test_what_counts_as_a_failure_of_the_platform(rig: Rig, answer: Answer, is_failure: bool) -> None:
+    """A clear answer shows that it is there, be it a no, or trouble with one device."""
+    for number in range(PAUSE_AFTER - 1):
+        rig.platform.answers = [NotSent("refused")]
+        rig.handle(delivery(command_id=f"before-{number}"))
+    rig.platform.answers = [answer]
+    rig.handle(delivery(command_id="it"))
+    assert rig.gates.is_open(None) is not is_failure
+
+
+def test_a_history_that_cannot_be_had_counts_too(rig: Rig) -> None:
+    rig.platform.entries = None
+    for number in range(PAUSE_AFTER):
+        rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}"))
+    assert not rig.gates.is_open(None)
+
+
+def test_a_probe_that_asked_nothing_is_followed_by_another_at_once(rig: Rig) -> None:
+    """An hour's expired commands must not keep the first good one waiting."""
+    rig.pause()
+    rig.probe(delivery(expired_time=in_hours(-1)))
+    assert rig.gates.is_due(None)
+
+
+def test_a_wait_that_the_platform_asked_for_holds_up_all_but_uses_up_one_attempt(rig: Rig) -> None:
+    rig.platform.answers = [NotSent("HTTP 429", 20)]
+    assert rig.handle(delivery()) == ["onenet.execute.retry.30s"]
+    assert rig.last_headers() == {"x-onenet-attempt": 2}
+    assert rig.handle(delivery(command_id="b")) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 1}
+    rig.seconds += 20
+    assert rig.handle(delivery(command_id="b")) == REPLY

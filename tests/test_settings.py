@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import SettingsError
-from worker.settings import AccessKey, ApiKey, Settings, load_products, load_settings
+from worker.settings import AccessKey, ApiKey, Rate, Settings, load_products, load_settings
 
 NAMES = [name.upper() for name in Settings.model_fields]
 
@@ -29,6 +29,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.worker_shutdown_grace, settings.idempotency_ttl) == (30, 604800)
     assert settings.idempotency_url.get_secret_value() == "memory://"
     assert (settings.amqp_declare, settings.worker_in_doubt, settings.log_level) == (True, "reconcile", "info")
+    assert (settings.worker_ordering, settings.onenet_rate_limit) == ("device", None)
+    assert (settings.worker_pause_after, settings.worker_pause_probe) == (20, 5)
 
 
 def test_the_environment_comes_before_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -243,6 +245,27 @@ def test_a_products_file_that_cannot_be_used_is_said(
         load_products(load_settings())
     assert all(line.startswith("ONENET_PRODUCTS_FILE: ") for line in caught.value.lines)
     assert "aSecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("200/second", Rate(200, 1)),
+        ("1000 / Minute", Rate(1000, 60)),
+        ("5/hour", Rate(5, 3600)),
+        ("1/day", Rate(1, 86_400)),
+    ],
+)
+def test_a_rate_is_a_count_and_a_unit(text: str, rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_RATE_LIMIT", text)
+    assert load_settings().rate == rate
+
+
+@pytest.mark.parametrize("text", ["200", "0/second", "-1/second", "1.5/second", "200/fortnight", "1/second,2/hour"])
+def test_any_other_rate_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_RATE_LIMIT", text)
+    with pytest.raises(SettingsError, match="ONENET_RATE_LIMIT: must be a count and a unit"):
+        load_settings()
 
 
 def test_without_any_credentials_there_is_no_start() -> None:

@@ -299,7 +299,7 @@ class Handler:
         _tell(turn.passage, sent.answer)
         if isinstance(sent.answer, InDoubt):
             turn.doubt = Doubt(began_at, now).united(former)
-        elif isinstance(sent.answer, NotSent):
+        elif isinstance(sent.answer, NotSent | Refused):
             turn.doubt = former
         outcome = decide(
             sent.answer,

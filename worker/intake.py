@@ -158,8 +158,8 @@ class Intake:
             if former > 1:
                 self._not_started += self._withdraw()
                 if not is_idle:
-                    retry_in_s = round(self._gates.due_in_s(), 1)
-                    log.warning("consumption_paused", reason=self._gates.reason(), next_probe_in_s=retry_in_s)
+                    next_try_in_s = round(self._gates.due_in_s(), 1)
+                    log.warning("consumption_paused", reason=self._gates.reason(), next_try_in_s=next_try_in_s)
         try:
             await self._broker.consume(prefetch)
         except WorkerError:

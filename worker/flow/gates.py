@@ -30,9 +30,9 @@ class Gate:
     def __init__(self, product: str | None, pause_after: int, probe_s: float) -> None:
         self.product = product
         self.is_paused = False
-        self.reason = ""  # of the latest failure
         self.failures = 0  # in a row
-        self.probe_at = 0.0  # while paused: when one command may be tried
+        self._latest = ""  # failure
+        self._probe_at = 0.0  # while paused: when one command may be tried
         self._pause_after = pause_after
         self._probe_s = probe_s
         self._wait_s = probe_s
@@ -40,13 +40,18 @@ class Gate:
         self._closed_at = 0.0
         self._is_probing = False
 
+    @property
+    def reason(self) -> str:
+        """Why nothing is sent, while nothing is."""
+        return f"{self.failures} failures in a row, the latest: {self._latest}" if self.is_paused else self._latest
+
     def admit(self, now: float) -> Admission:
         """Let a command pass, or not; who passes as the probe must end it."""
         if now < self._held_until:
             return "closed"
         if not self.is_paused:
             return "open"
-        if self._is_probing or now < self.probe_at:
+        if self._is_probing or now < self._probe_at:
             return "closed"
         self._is_probing = True
         return "probe"
@@ -59,15 +64,17 @@ class Gate:
         """Note a failure of the platform, and the wait in seconds that it asked for."""
         was_closed = not self.is_open(now)
         self.failures += 1
-        self.reason = reason
-        self._held_until = max(self._held_until, now + min(asked_s, MAX_HOLD_S))
+        self._latest = reason
+        if asked_s:
+            self._held_until = max(self._held_until, now + min(asked_s, MAX_HOLD_S))
+            self._latest += f", which asked for a wait of {asked_s:g} s"
         if self.is_paused and is_probe:
             self._wait_s = min(2 * self._wait_s, max(PROBE_CAP_S, self._probe_s))
-            self.probe_at = now + self._wait_s
+            self._probe_at = now + self._wait_s
         elif not self.is_paused and self.failures >= self._pause_after:
             self.is_paused = True
             self._wait_s = self._probe_s
-            self.probe_at = now + self._wait_s
+            self._probe_at = now + self._wait_s
         if not was_closed:
             self._closed_at = now
 
@@ -79,7 +86,7 @@ class Gate:
     def hasten(self, now: float) -> None:
         """Let the next probe come at once, since something has changed that may end the trouble."""
         self._held_until = now
-        self.probe_at = now
+        self._probe_at = now
 
     def is_open(self, now: float) -> bool:
         """Tell whether commands may be sent, more than one probe at a time."""
@@ -87,7 +94,7 @@ class Gate:
 
     def due_at(self) -> float:
         """Return when something may be sent again."""
-        return max(self._held_until, self.probe_at if self.is_paused else 0.0)
+        return max(self._held_until, self._probe_at if self.is_paused else 0.0)
 
     def rest_s(self, now: float) -> float:
         """Return how long a command may well rest: until something may be sent, or as long as this has lasted."""
@@ -201,11 +208,11 @@ class Gates:
             was_open, was_paused = gate.is_open(now), gate.is_paused
             gate.failed(reason, now, is_probe=is_probe, asked_s=asked_s)
             is_open = gate.is_open(now)
-            facts = {"product": gate.product, "reason": reason, "next_probe_in_s": round(gate.due_at() - now, 1)}
+            facts = {"product": gate.product, "reason": gate.reason, "next_try_in_s": round(gate.due_at() - now, 1)}
         if is_probe and was_paused:
             log.warning("probe_failed", **facts)
         if was_open and not is_open:
-            log.warning("product_paused", **facts, failures=gate.failures)
+            log.warning("product_paused", **facts)
             self.on_change()
 
     def note_answer(self, gate: Gate) -> None:

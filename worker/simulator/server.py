@@ -113,6 +113,7 @@ class Simulator:
         self.requests.append(
             {
                 "client": request.scope["client"],
+                "received_at": self.platform.now().isoformat(),
                 "query": query,
                 "headers": dict(request.headers),
                 "body": body.decode("utf-8", "replace"),

@@ -1,0 +1,324 @@
+"""Flow and order: calm while the platform is down, a rate that is kept, each device's commands in order."""
+
+import itertools
+import json
+import signal
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.test_connection import assert_each_accepted_once, outcomes_of, publish_many
+from tests.rig import ACCESS_KEY, API_KEY, PATIENCE_S, PRODUCT_ID, Proxy, Rig, a_command, onenet
+from worker.localservices.ports import wait_until
+from worker.simulator.faults import Fault
+from worker.simulator.server import Simulator
+
+PAUSE_AFTER = 5
+QUICK = {"WORKER_PAUSE_AFTER": str(PAUSE_AFTER), "WORKER_PAUSE_PROBE": "0.2", "WORKER_CONCURRENCY": "4"}
+CALM = QUICK | {"WORKER_PAUSE_PROBE": "600"}
+
+
+def assert_no_dead_letters(rig: Rig) -> None:
+    assert rig.upstream.count(rig.topology.dead_letters_exchange) == 0
+
+
+def consumers(rig: Rig) -> int:
+    frame = rig.upstream.channel.queue_declare(rig.topology.execute_queue, passive=True)
+    return int(frame.method.consumer_count)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="error_503"),
+        Fault(kind="error_500_after_caching"),
+        Fault(kind="errno", errno=5117, error="rpc error"),
+        Fault(kind="too_many_requests", seconds=0),
+        Fault(kind="hang", seconds=5),
+    ],
+    ids=lambda fault: fault.kind,
+)
+def test_an_outage_in_mid_flow_costs_no_command_and_no_attempt(rig: Rig, fault: Fault) -> None:
+    """Two attempts are all there are, far more probes fail than that, and still nothing is given up."""
+    with onenet(latency_s=0.02) as simulator:
+        rig.simulator = simulator
+        with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+            ids = publish_many(rig, 150)
+            worker.wait_for("command_accepted", count=20)
+            simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
+            paused = worker.wait_for("consumption_paused")
+            assert "failures in a row" in paused["reason"]
+            worker.wait_for("probe_failed", count=4)
+            assert rig.upstream.count(rig.topology.execute_queue) > 0
+            simulator.faults.replace([])
+            worker.wait_for("product_resumed")
+            assert_each_accepted_once(rig, ids)
+    assert_no_dead_letters(rig)
+
+
+def test_a_few_commands_outlast_any_number_of_probes(rig: Rig) -> None:
+    """Each of them is the probe again and again, in doubt each time."""
+    rig.simulator.faults.replace([Fault(kind="error_503")])
+    settings = QUICK | {"WORKER_PAUSE_AFTER": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PAUSE_PROBE": "0.01"}
+    with rig.worker(**settings) as worker:
+        ids = publish_many(rig, 2)
+        worker.wait_for("probe_failed", count=6)
+        rig.simulator.faults.replace([])
+        assert_each_accepted_once(rig, ids)
+    assert_no_dead_letters(rig)
+
+
+def test_a_platform_that_cannot_be_reached_is_found_again(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="refuse", seconds=3, count=1)])
+    with rig.worker(**QUICK) as worker:
+        ids = publish_many(rig, 100)
+        assert "ConnectionRefusedError" in worker.wait_for("consumption_paused")["reason"]
+        worker.wait_for("product_resumed")
+        assert_each_accepted_once(rig, ids)
+    assert_no_dead_letters(rig)
+
+
+def test_while_paused_the_queue_keeps_the_commands_and_the_worker_stops_in_good_order(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with rig.worker(**CALM) as worker:
+        ids = publish_many(rig, 60)
+        worker.wait_for("consumption_paused")
+        wait_until(lambda: consumers(rig) == 0, PATIENCE_S, "the end of consuming")
+        asked = len(rig.simulator.requests)
+        assert asked < PAUSE_AFTER + int(QUICK["WORKER_CONCURRENCY"])
+        waiting = [rig.topology.execute_queue, *map(rig.topology.retry_queue, (1, 2))]
+        wait_until(lambda: sum(map(rig.upstream.count, waiting)) == 60, PATIENCE_S, "all of them in the broker")
+        assert len(rig.simulator.requests) == asked
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+    rig.simulator.faults.replace([])
+    with rig.worker():
+        assert_each_accepted_once(rig, ids)
+
+
+def test_a_pause_outlasts_a_lost_connection(rig: Rig) -> None:
+    proxy = Proxy(rig.broker_url)
+    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with rig.worker(**QUICK, AMQP_URL=proxy.url) as worker:
+        ids = publish_many(rig, 60)
+        worker.wait_for("consumption_paused")
+        proxy.cut()
+        worker.wait_for("broker_connected", count=2)
+        worker.wait_for("probe_failed", count=3)
+        assert len([event for event in worker.events if event["event"] == "consuming"]) == 1
+        rig.simulator.faults.replace([])
+        assert_each_accepted_once(rig, ids)
+    proxy.close()
+
+
+def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(rig: Rig) -> None:
+    """Some are rejected, before a row of them shows that it is not one device's key."""
+    products = rig.folder / "products.json"
+    products.write_text(json.dumps({"meters": {"api_key": "mistyped"}}))
+    with rig.worker(**CALM, ONENET_PRODUCTS_FILE=str(products), ONENET_API_KEY="") as worker:
+        ids = [f"command-{number}" for number in range(100)]
+        for number, command_id in enumerate(ids):
+            imei = str(865820030000000 + number)
+            rig.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id, product="meters"))
+        assert "authentication refused" in worker.wait_for("consumption_paused")["reason"]
+
+        products.write_text("{")
+        worker.process.signal(signal.SIGHUP)
+        assert "ONENET_PRODUCTS_FILE" in worker.wait_for("products_not_reloaded")["reason"]
+        products.write_text(json.dumps({"meters": {"api_key": API_KEY}}))
+        worker.process.signal(signal.SIGHUP)
+        reloaded = worker.wait_for("products_reloaded")
+        assert (reloaded["products"], reloaded["changed"]) == (1, 1)
+
+        replies = outcomes_of(rig, ids)
+        found = Counter(status for status, _ in replies.values())
+        assert found == {"rejected": PAUSE_AFTER - 1, "accepted": 100 - PAUSE_AFTER + 1}
+        assert API_KEY not in json.dumps(worker.events)
+    assert_no_dead_letters(rig)
+
+
+def test_a_hangup_without_a_products_file_ends_the_worker_as_it_ends_any_program(rig: Rig) -> None:
+    """Whoever closes a terminal means that."""
+    with rig.worker() as worker:
+        worker.process.signal(signal.SIGHUP)
+        assert worker.process.wait() == -signal.SIGHUP
+
+
+def test_a_wait_that_the_platform_asks_for_is_obeyed_by_the_whole_worker(rig: Rig) -> None:
+    struck: list[datetime] = []
+    rig.simulator.on_fault = lambda: struck.append(rig.simulator.platform.now())
+    with rig.worker(WORKER_CONCURRENCY="4") as worker:
+        rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=3, count=1)])
+        ids = publish_many(rig, 100)
+        worker.wait_for("consumption_paused")
+        assert_each_accepted_once(rig, ids)
+    [began] = struck
+    received = [datetime.fromisoformat(request["received_at"]) for request in rig.simulator.requests]
+    under_way = timedelta(seconds=0.5)  # those that had left before the answer came
+    assert not [moment for moment in received if began + under_way < moment < began + timedelta(seconds=3)]
+    assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
+
+
+@dataclass
+class Busy:
+    """What the platform saw of one request: when it came and when its answer left."""
+
+    imei: str
+    args: str
+    began: datetime
+    ended: datetime
+
+
+def seen_by(simulator: Simulator) -> list[Busy]:
+    """Return the requests in the order in which they came, each of which was cached just before its answer."""
+    ended = {command.args: command.created_at for command in simulator.platform.commands}
+    found = []
+    for request in simulator.requests:
+        args = json.loads(request["body"])["args"]
+        began = datetime.fromisoformat(request["received_at"])
+        found.append(Busy(request["query"]["imei"], args, began, ended[args]))
+    return found
+
+
+def by_device(simulator: Simulator) -> dict[str, list[Busy]]:
+    found: dict[str, list[Busy]] = {}
+    for busy in seen_by(simulator):
+        found.setdefault(busy.imei, []).append(busy)
+    return found
+
+
+def are_one_at_a_time(requests: list[Busy]) -> bool:
+    return all(one.ended <= other.began for one, other in itertools.pairwise(requests))
+
+
+def are_side_by_side(requests: list[Busy]) -> bool:
+    return any(other.began < one.ended for one, other in itertools.pairwise(requests))
+
+
+def publish_for_few_devices(rig: Rig, devices: int, each: int) -> dict[str, list[str]]:
+    """Publish commands for each device in turn; returns their ids, which are their args, in order."""
+    ids: dict[str, list[str]] = {str(865820030000000 + number): [] for number in range(devices)}
+    for number in range(each):
+        for imei, own in ids.items():
+            own.append(f"{imei}-{number}")
+            rig.upstream.publish(a_command(command_id=own[-1], args=own[-1], imei=imei))
+    return ids
+
+
+def test_commands_of_a_device_are_sent_one_at_a_time_in_their_order_and_devices_side_by_side(rig: Rig) -> None:
+    with onenet(latency_s=0.01) as simulator:
+        rig.simulator = simulator
+        with rig.worker():
+            ids = publish_for_few_devices(rig, devices=5, each=80)
+            assert_each_accepted_once(rig, [command_id for own in ids.values() for command_id in own])
+        found = by_device(simulator)
+        assert {imei: [busy.args for busy in own] for imei, own in found.items()} == ids
+        assert all(map(are_one_at_a_time, found.values()))
+        assert are_side_by_side(seen_by(simulator))
+
+
+def test_without_an_order_a_device_gets_its_commands_side_by_side(rig: Rig) -> None:
+    with onenet(latency_s=0.05) as simulator:
+        rig.simulator = simulator
+        with rig.worker(WORKER_ORDERING="none"):
+            ids = publish_for_few_devices(rig, devices=1, each=60)
+            assert_each_accepted_once(rig, next(iter(ids.values())))
+        [found] = by_device(simulator).values()
+        assert are_side_by_side(found)
+
+
+def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(rig: Rig) -> None:
+    """More than the worker takes by itself, and more than it holds behind a busy device."""
+    slow = "865820039000000"
+    rig.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
+    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": "60", "WORKER_CONCURRENCY": "4"}
+    with rig.worker(**patient) as worker:
+        for number in range(2_100):
+            rig.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
+        ids = publish_many(rig, 100)
+        missing = set(ids)
+        while missing:
+            missing.discard(rig.upstream.reply().json["command_id"])
+        sent_to_it = [request for request in rig.simulator.requests if request["query"]["imei"] == slow]
+        assert len(sent_to_it) < 100
+        assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
+
+
+@pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
+def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
+    rig: Rig, store: str, workers: int, request: pytest.FixtureRequest
+) -> None:
+    """200 a second: what is measured lies within 5 % of it, and no single second is far from it."""
+    url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
+    with ExitStack() as stack:
+        for _ in range(workers):
+            stack.enter_context(rig.worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
+        ids = publish_many(rig, 2_300)
+        wait_until(lambda: len(rig.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
+        assert_each_accepted_once(rig, ids)
+    moments = [command.created_at for command in rig.simulator.platform.commands]
+    seconds = Counter(int((moment - moments[0]).total_seconds()) for moment in moments)
+    assert sum(seconds[second] for second in range(10)) == pytest.approx(2_000, rel=0.05)
+    assert [seconds[second] for second in range(10)] == pytest.approx([200] * 10, rel=0.25)
+
+
+def test_stopped_while_commands_wait_for_their_slots_they_go_back(rig: Rig) -> None:
+    with rig.worker(ONENET_RATE_LIMIT="1/hour") as worker:
+        ids = publish_many(rig, 10)
+        worker.wait_for("command_accepted")
+        wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) == 0, PATIENCE_S, "the prefetch")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+        assert rig.upstream.count(rig.topology.execute_queue) == 9
+    with rig.worker() as worker:
+        assert_each_accepted_once(rig, ids)
+        assert not [event for event in worker.events if event["event"] == "command_in_doubt"]
+
+
+@pytest.fixture
+def two_products(rig: Rig, tmp_path: Path) -> dict[str, str]:
+    """The settings of a worker with the default product and another, which has credentials of its own kind."""
+    products = tmp_path / "products.json"
+    products.write_text(json.dumps({"heating": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}))
+    return QUICK | {"ONENET_PRODUCTS_FILE": str(products), "WORKER_MAX_ATTEMPTS": "2"}
+
+
+def test_one_products_outage_does_not_stop_anothers_commands(rig: Rig, two_products: dict[str, str]) -> None:
+    """Those of the product that is down rest in a delay queue, and lose no attempt by it."""
+    devices = [str(865820035000000 + number) for number in range(10)]
+    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, imei=imei) for imei in devices])
+    with rig.worker(**two_products) as worker:
+        down = [f"heating-{number}" for number in range(40)]
+        for number, command_id in enumerate(down):
+            imei = devices[number % len(devices)]
+            rig.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product="heating"))
+        assert worker.wait_for("product_paused")["product"] == "heating"
+        up = publish_many(rig, 100)
+        assert_each_accepted_once(rig, up)
+        worker.wait_for("probe_failed", product="heating", count=2)
+        assert not [event for event in worker.events if event["event"] == "consumption_paused"]
+        rig.simulator.faults.replace([])
+        assert_each_accepted_once(rig, down)
+        assert worker.wait_for("product_resumed")["product"] == "heating"
+    assert_no_dead_letters(rig)
+
+
+def test_when_all_products_are_down_nothing_is_consumed(rig: Rig, two_products: dict[str, Any]) -> None:
+    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with rig.worker(**two_products) as worker:
+        ids = [f"command-{number}" for number in range(60)]
+        for number, command_id in enumerate(ids):
+            product = "heating" if number % 2 else None
+            imei = str(865820030000000 + number)
+            rig.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product=product))
+        worker.wait_for("consumption_paused")
+        for product in (None, "heating"):
+            worker.wait_for("probe_failed", product=product)
+        rig.simulator.faults.replace([])
+        assert_each_accepted_once(rig, ids)
+    assert_no_dead_letters(rig)
