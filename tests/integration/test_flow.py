@@ -245,7 +245,7 @@ def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(rig: Rig
         while missing:
             missing.discard(rig.upstream.reply().json["command_id"])
         sent_to_it = [request for request in rig.simulator.requests if request["query"]["imei"] == slow]
-        assert len(sent_to_it) < 100
+        assert len(sent_to_it) < 20  # 2 s each: the others had not to wait for many of them
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
