@@ -870,3 +870,16 @@ def test_a_wait_that_the_platform_asked_for_holds_up_all_but_uses_up_one_attempt
     assert rig.last_headers() == {"x-onenet-attempt": 1}
     rig.seconds += 20
     assert rig.handle(delivery(command_id="b")) == REPLY
+
+
+def test_a_doubled_message_that_is_handed_back_is_in_doubt_once_its_twin_was_claimed(rig: Rig) -> None:
+    """Found by a storm: the twin was accepted, the worker killed, and the copy that had only waited was sent too."""
+    doubled = rig.handler.read(delivery(), 0)
+    assert "x-onenet-in-doubt" not in (rig.handler.hand_back(doubled).properties.headers or {})
+    rig.handler.note_unsent(doubled)
+    assert "x-onenet-in-doubt" not in (rig.handler.hand_back(doubled).properties.headers or {})
+    rig.handle(delivery())
+    for copy in (rig.handler.hand_back(doubled), rig.handler.rest(doubled)):
+        rig.restart()
+        assert rig.handle(delivery(headers=copy.properties.headers)) == SETTLE
+    assert rig.history.count("request") == 1

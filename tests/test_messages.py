@@ -21,6 +21,10 @@ DOUBT = Doubt(NOW, NOW + timedelta(seconds=2))
 OUTGOING = Outgoing(Topology("onenet", (5, 600)), "host:1")
 
 
+def handed_back(came: Delivery, now: datetime) -> Publication:
+    return OUTGOING.hand_back(came, came.doubt_of_copy(now))
+
+
 def failed(message: str = "", details: tuple[Detail, ...] = ()) -> Reply:
     error = ReplyError(code="invalid_command", message=message, details=details or None)
     return Reply(command_id="a", status="failed", error=error, attempts=1, completed_at=NOW)
@@ -86,7 +90,7 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
         OUTGOING.retry(came, TryAgain(5, 2, ""), None),
         OUTGOING.settle(came, Settle(1, "answer lost"), 60, DOUBT, 0),
         OUTGOING.put_off(came, 5, DOUBT, None),
-        OUTGOING.hand_back(came, NOW),
+        handed_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
         assert not headers(publication).keys() & brokers.keys()
@@ -125,12 +129,12 @@ def test_a_doubt_is_believed_of_nobody_else_and_one_that_cannot_be_read_is_still
 
 
 def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
-    fresh = OUTGOING.hand_back(delivery(), NOW)
+    fresh = handed_back(delivery(), NOW)
     assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
     assert headers(fresh) == {"x-onenet-attempt": 1}
-    assert headers(OUTGOING.hand_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(Doubt(None, NOW))
+    assert headers(handed_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(Doubt(None, NOW))
     doubted = delivery({"x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2}, returned=True)
-    assert headers(OUTGOING.hand_back(doubted, NOW)) == {
+    assert headers(handed_back(doubted, NOW)) == {
         "x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2,
     }  # fmt: skip
 
@@ -175,7 +179,7 @@ def test_no_headers_of_upstreams_keep_a_message_from_being_published(table: dict
     for publication in (
         OUTGOING.reply(came, REPLY),
         OUTGOING.retry(came, TryAgain(5, 2, ""), None),
-        OUTGOING.hand_back(came, NOW),
+        handed_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
         publication.properties.encode()
@@ -217,7 +221,7 @@ def test_a_copy_says_what_is_so_now_and_not_what_was() -> None:
 def test_headers_that_only_look_like_ours_go_nowhere() -> None:
     """Once they were on a copy that comes back through the worker's own exchange, they would be believed."""
     came = delivery({"x-onenet-attempt": 9, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 5})
-    for publication in (OUTGOING.put_off(came, 5, None, None), OUTGOING.hand_back(came, NOW)):
+    for publication in (OUTGOING.put_off(came, 5, None, None), handed_back(came, NOW)):
         assert headers(publication) == {"x-onenet-attempt": 1}
 
 
@@ -236,7 +240,7 @@ def test_a_doubt_that_cannot_be_read_reaches_until_now(value: object) -> None:
     assert found.doubt.since is None
     assert before <= found.doubt.until <= datetime.now(UTC)
     assert found.may_have_been_sent
-    assert headers(OUTGOING.hand_back(found, NOW))["x-onenet-in-doubt"] == str(found.doubt)
+    assert headers(handed_back(found, NOW))["x-onenet-in-doubt"] == str(found.doubt)
 
 
 @pytest.mark.parametrize(("value", "tries"), [(0, 0), (3, 3), (-1, None), ("3", None), (None, None)])
@@ -254,9 +258,9 @@ def test_a_suspicion_without_a_try_is_still_one_on_the_copy() -> None:
 
 def test_what_is_handed_back_after_a_redelivery_keeps_the_doubt_that_it_had() -> None:
     came = delivery({"x-onenet-in-doubt": str(DOUBT)}, returned=True, redelivered=True)
-    assert headers(OUTGOING.hand_back(came, NOW))["x-onenet-in-doubt"] == str(Doubt(None, DOUBT.until))
+    assert headers(handed_back(came, NOW))["x-onenet-in-doubt"] == str(Doubt(None, DOUBT.until))
     later = DOUBT.until + timedelta(seconds=9)
-    assert headers(OUTGOING.hand_back(came, later))["x-onenet-in-doubt"] == str(Doubt(None, later))
+    assert headers(handed_back(came, later))["x-onenet-in-doubt"] == str(Doubt(None, later))
 
 
 @pytest.mark.parametrize(("value", "times"), [(10, 10), (0, 0), ("10", 0), (None, 0)])

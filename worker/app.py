@@ -129,7 +129,6 @@ def run(settings: Settings) -> int:
         intake = Intake(
             handler,
             broker,
-            outgoing,
             gates,
             Lanes(by_device=settings.worker_ordering == "device"),
             pacer_factory(settings, gates),

@@ -169,13 +169,28 @@ class Handler:
         delivery = task.delivery
         product = None if task.command is None else task.command.product
         delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
-        return self._outgoing.put_off(delivery, delay_s, delivery.doubt_of_copy(self._now()), delivery.unfinished)
+        return self._outgoing.put_off(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
+
+    def hand_back(self, task: Task) -> Publication:
+        """Put a delivery that was not begun back into the queue, as if it had never been taken."""
+        return self._outgoing.hand_back(task.delivery, self._doubt_of_copy(task))
 
     def note_unsent(self, task: Task) -> None:
         """Remember that a delivery which has become void was not started, so that its next one raises no doubt."""
         # What may have been sent before this process remains in doubt; what carries no command is never sent.
         if task.command is not None and not task.delivery.may_have_been_sent:
             self._store.note_unsent(_key(task.command))
+
+    def _doubt_of_copy(self, task: Task) -> Doubt | None:
+        """Return what is in doubt of a delivery that was not begun.
+
+        A doubled message is, once its twin has been claimed: the record of that may go before the copy comes again.
+        """
+        now = self._now()
+        doubt = task.delivery.doubt_of_copy(now)
+        if task.command is not None and self._store.is_claimed_here(_key(task.command)):
+            return Doubt(None, now).united(doubt)
+        return doubt
 
     def _recall(self, turn: _Turn) -> Sequence[Publication]:
         """Ask the store what is known of the command, and go on accordingly."""

@@ -5,11 +5,10 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 
 from worker.amqp.broker import Broker
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import Delivery, Publication
 from worker.errors import WorkerError
 from worker.flow.gates import Gates
 from worker.flow.lanes import Lanes
@@ -32,7 +31,6 @@ class Intake:
     Args:
         handler: handles one delivery.
         broker: settles it.
-        outgoing: writes what hands one back.
         gates: tell whether anything may be sent; while nothing may, single commands are taken as probes.
         lanes: keep the order within a device.
         new_pacer: makes what gives a product's tasks to ``let_go`` at its rate; None: there is no rate to keep.
@@ -45,7 +43,6 @@ class Intake:
         self,
         handler: Handler,
         broker: Broker,
-        outgoing: Outgoing,
         gates: Gates,
         lanes: Lanes,
         new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
@@ -56,7 +53,6 @@ class Intake:
     ) -> None:
         self._handler = handler
         self._broker = broker
-        self._outgoing = outgoing
         self._gates = gates
         self._lanes = lanes
         self._new_pacer = new_pacer
@@ -232,7 +228,7 @@ class Intake:
         for task in tasks:
             self._handler.note_unsent(task)  # it may come back redelivered all the same
             if self._broker.can_publish:
-                self._broker.settle(task.delivery, [self._outgoing.hand_back(task.delivery, datetime.now(UTC))])
+                self._broker.settle(task.delivery, [self._handler.hand_back(task)])
             else:
                 self._broker.requeue(task.delivery)
 

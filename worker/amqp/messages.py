@@ -184,12 +184,8 @@ class Outgoing:
         properties = _copied(delivery, delivery.attempt, doubt, unfinished, is_counted=delivery.is_counted)
         return self._to_rest(delivery, delay_s, properties)
 
-    def hand_back(self, delivery: Delivery, now: datetime) -> Publication:
-        """Put a message that was not started back into the queue.
-
-        Unlike a requeued one, this copy does not look as if it may have been sent, unless the message itself did.
-        """
-        doubt = delivery.doubt_of_copy(now)
+    def hand_back(self, delivery: Delivery, doubt: Doubt | None) -> Publication:
+        """Put a message that was not started back into the queue; unlike a requeued one it looks new."""
         properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished, is_counted=delivery.is_counted)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 

@@ -124,6 +124,9 @@ class Store(Protocol):
     def note_unsent(self, key: Key) -> None:
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
 
+    def is_claimed_here(self, key: Key) -> bool:
+        """Tell whether another delivery of a command was claimed, of which the record goes with this process."""
+
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         """Let go of a command: without a doubt it is known not to have been sent."""
 

@@ -101,6 +101,11 @@ class MemoryStore:
             if key.command_id not in self._records:
                 self._write(_Record(key))
 
+    def is_claimed_here(self, key: Key) -> bool:
+        with self._lock:
+            record = self._records.get(key.command_id)
+            return record is not None and record.token > 0
+
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         with self._lock:
             record = self._held(hold)

@@ -200,6 +200,10 @@ class RedisStore:
     def note_unsent(self, key: Key) -> None:
         """Do nothing: that nobody has claimed it says the same."""
 
+    def is_claimed_here(self, key: Key) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: the record stays when this process goes."""
+        return False
+
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         since = "" if doubt is None or doubt.since is None else _ms(doubt.since)
         until = "" if doubt is None else _ms(doubt.until)
