@@ -188,8 +188,8 @@ class Handler:
         """
         now = self._now()
         doubt = task.delivery.doubt_of_copy(now)
-        if task.command is not None and self._store.is_claimed_here(_key(task.command)):
-            return Doubt(None, now).united(doubt)
+        if doubt is None and task.command is not None and self._store.is_claimed_here(_key(task.command)):
+            return Doubt(None, now)
         return doubt
 
     def _recall(self, turn: _Turn) -> Sequence[Publication]:

@@ -125,7 +125,7 @@ class Store(Protocol):
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
 
     def is_claimed_here(self, key: Key) -> bool:
-        """Tell whether another delivery of a command was claimed, of which the record goes with this process."""
+        """Tell whether a command may have been sent, by a record that goes with this process."""
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         """Let go of a command: without a doubt it is known not to have been sent."""

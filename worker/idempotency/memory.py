@@ -104,7 +104,7 @@ class MemoryStore:
     def is_claimed_here(self, key: Key) -> bool:
         with self._lock:
             record = self._records.get(key.command_id)
-            return record is not None and record.token > 0
+            return record is not None and any((record.reply, record.doubt, record.lease_ends_at))
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         with self._lock:
