@@ -883,3 +883,13 @@ def test_a_doubled_message_that_is_handed_back_is_in_doubt_once_its_twin_was_cla
         rig.restart()
         assert rig.handle(delivery(headers=copy.properties.headers)) == SETTLE
     assert rig.history.count("request") == 1
+
+
+def test_what_is_known_not_to_have_been_sent_rests_without_a_doubt(rig: Rig) -> None:
+    """Its own record is not its twin's: a doubt would use up an attempt that the outage has to spare."""
+    rig.platform.answers = [NotSent("refused")]
+    rig.handle(delivery())
+    retry = rig.last_headers()
+    rig.pause()
+    assert rig.handle(delivery(headers=retry)) == RETRY
+    assert rig.last_headers() == retry
