@@ -240,6 +240,7 @@ class Rig:
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "LOG_FORMAT": "json",
+            "HTTP_PORT": "0",
         } | settings
         output = self.folder / f"worker-{uuid4().hex[:8]}"
         return WorkerProcess(OwnProcess(["run"], environment, output))

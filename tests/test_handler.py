@@ -12,7 +12,7 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.rig import a_command, in_hours
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand
@@ -25,6 +25,7 @@ from worker.idempotency import Claim, Hold, Key
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import Entry
+from worker.telemetry.metrics import Metrics
 
 CHINA = ZoneInfo("Asia/Shanghai")
 SETTLE_S = 60
@@ -100,7 +101,7 @@ class Rig:
         self.store = Store(self.history)
         outgoing = Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
         self.gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds)
-        self.handler = Handler(self.platform, self.store, outgoing, self.gates, self.policy, CHINA)
+        self.handler = Handler(self.platform, self.store, outgoing, self.gates, self.policy, CHINA, Metrics("0", 1))
 
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
@@ -133,7 +134,9 @@ class Rig:
         return json.loads(self.last[0].body)
 
     def last_headers(self) -> dict[str, Any]:
-        return dict(self.last[0].properties.headers or {})
+        """Return the headers of the last copy, without the time of arrival that each has."""
+        headers = self.last[0].properties.headers or {}
+        return {name: value for name, value in headers.items() if name != FIRST_ARRIVED}
 
     def marked_headers(self) -> dict[str, Any]:
         """Return the headers of the one copy that was passed on before a try."""

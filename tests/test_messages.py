@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.doubt import Doubt
 from worker.outcome import Settle, TryAgain
@@ -41,7 +41,8 @@ def delivery(
 
 
 def headers(publication: Publication) -> dict[str, Any]:
-    return dict(publication.properties.headers or {})
+    """Return the headers, without the time of arrival that each copy has."""
+    return {name: value for name, value in (publication.properties.headers or {}).items() if name != FIRST_ARRIVED}
 
 
 @pytest.mark.parametrize(("value", "attempt"), [(3, 3), (1, 1), (0, 1), (-2, 1), ("3", 1), (None, 1), (2**40, 2**40)])
@@ -267,3 +268,33 @@ def test_what_is_handed_back_after_a_redelivery_keeps_the_doubt_that_it_had() ->
 def test_the_brokers_count_of_returns_is_read_wherever_the_message_came_in(value: object, times: int) -> None:
     for returned in (False, True):
         assert delivery({"x-delivery-count": value}, returned=returned).times_returned == times
+
+
+ARRIVED_AT = 1_790_000_000.25
+
+
+@pytest.mark.parametrize(
+    ("published_at", "began_at"),
+    [
+        (None, ARRIVED_AT),
+        (1_790_000_000, ARRIVED_AT),  # whole seconds, so that it may be any time within this one
+        (1_789_999_990, 1_789_999_990),
+        (1_790_000_100, ARRIVED_AT),  # a clock that is ahead
+        (1_790_000_000_000, ARRIVED_AT),  # milliseconds, which the property does not have
+        (0, ARRIVED_AT),
+    ],
+)
+def test_a_command_began_when_it_was_published_or_else_when_it_first_arrived(
+    published_at: int | None, began_at: float
+) -> None:
+    properties = BasicProperties(timestamp=published_at)
+    assert Delivery(1, 1, "", False, properties, b"", False, ARRIVED_AT).began_at == began_at
+
+
+def test_the_first_arrival_is_kept_through_every_rest() -> None:
+    """A copy's own arrival would hide all the waiting before it."""
+    first = Delivery(1, 1, "", False, BasicProperties(), b"", False, ARRIVED_AT)
+    copy = OUTGOING.retry(first, TryAgain(5, 2, ""), None).properties
+    again = OUTGOING.hand_back(Delivery(1, 2, "", False, copy, b"", True, ARRIVED_AT + 5), None).properties
+    assert Delivery(1, 3, "", False, again, b"", True, ARRIVED_AT + 9).began_at == ARRIVED_AT
+    assert Delivery(1, 3, "", False, again, b"", False, ARRIVED_AT + 9).began_at == ARRIVED_AT + 9  # not believed

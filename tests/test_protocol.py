@@ -32,9 +32,11 @@ from worker.idempotency import Choice, Claim, First, Hold, Key
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Entry, Window
+from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
 REQUEST_S, SETTLE_S, LEASE_S = 2, 3, 9
+METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, settle_s=SETTLE_S)
 TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
@@ -235,7 +237,7 @@ class Protocol(RuleBasedStateMachine):
         properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
         handler = Handler(
             Platform(world), self.store, Outgoing(TOPOLOGY, "host:1"), self.gates, POLICY, ZoneInfo("Asia/Shanghai"),
-            lambda: world.now,
+            METRICS, lambda: world.now,
         )  # fmt: skip
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
         try:

@@ -26,9 +26,13 @@ from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP, Watch
+from worker.pulse import Pulse
 from worker.settings import MEMORY, Settings, load_products
 from worker.task import Task
+from worker.telemetry.endpoints import Endpoints
+from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.logs import configure_logging, get_logger
+from worker.telemetry.metrics import Metrics
 
 log = get_logger()
 
@@ -40,20 +44,26 @@ def topology_of(settings: Settings) -> Topology:
     return Topology(settings.worker_namespace, settings.delays)
 
 
+def lease_s(settings: Settings) -> float:
+    """Return how long a command is held, in seconds.
+
+    Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
+    """
+    return 2 * settings.request_s + HANDLING_S
+
+
 def store_of(settings: Settings) -> Store:
     """Return the store that the settings name."""
     url = settings.idempotency_url.get_secret_value()
-    # Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
-    lease_s = 2 * settings.request_s + HANDLING_S
     if url == MEMORY:
-        return MemoryStore(settings.idempotency_ttl, lease_s, began_at=datetime.now(UTC))
+        return MemoryStore(settings.idempotency_ttl, lease_s(settings), began_at=datetime.now(UTC))
     from worker.idempotency.redis import RedisStore
 
     return RedisStore(
         url,
         settings.worker_namespace,
         ttl_s=settings.idempotency_ttl,
-        lease_s=lease_s,
+        lease_s=lease_s(settings),
         connections=settings.worker_concurrency,
     )
 
@@ -100,6 +110,7 @@ def run(settings: Settings) -> int:
         history_s=settings.idempotency_ttl,
     )
     store = store_of(settings)
+    metrics = Metrics(__version__, settings.worker_concurrency)
     gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
     name = f"{socket.gethostname()}:{os.getpid()}"
     outgoing = Outgoing(topology_of(settings), name)
@@ -115,9 +126,12 @@ def run(settings: Settings) -> int:
             settings.worker_in_doubt,
         ),
         settings.platform_zone,
+        metrics,
     )
+    # A request may be under way for longer than a minute, and as many as may be at once.
+    health = Health(max(STALL_S, lease_s(settings)), store.is_there)
 
-    def build() -> tuple[Broker, Intake]:
+    def build() -> tuple[Broker, Intake, Pulse]:
         broker = Broker(
             parameters,
             topology_of(settings),
@@ -132,11 +146,14 @@ def run(settings: Settings) -> int:
             gates,
             Lanes(by_device=settings.worker_ordering == "device"),
             pacer_factory(settings, gates),
+            metrics,
             concurrency=settings.worker_concurrency,
             prefetch=settings.prefetch,
             probe_s=settings.worker_pause_probe,
         )
-        return broker, intake
+        pulse = Pulse(broker, intake, gates, health)
+        metrics.observe(pulse.state)
+        return broker, intake, pulse
 
     def reload() -> None:
         try:
@@ -148,8 +165,11 @@ def run(settings: Settings) -> int:
         gates.replace(found.keys(), changed)
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
+    endpoints = None
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
+        if settings.http_port:
+            endpoints = Endpoints(settings.http_host, settings.http_port, health, metrics)
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
@@ -157,6 +177,8 @@ def run(settings: Settings) -> int:
         on_hangup = None if settings.onenet_products_file is None else reload
         return loop.run_until_complete(_serve(build, on_hangup, settings.worker_shutdown_grace))
     finally:
+        if endpoints is not None:
+            endpoints.close()
         client.close()
         watch.stop()
         store.close()
@@ -164,7 +186,7 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(
-    build: Callable[[], tuple[Broker, Intake]], on_hangup: Callable[[], None] | None, grace_s: float
+    build: Callable[[], tuple[Broker, Intake, Pulse]], on_hangup: Callable[[], None] | None, grace_s: float
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
@@ -192,8 +214,8 @@ async def _serve(
     threading.excepthook = on_thread_crash
     if on_hangup is not None:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    broker, intake = build()
-    running = asyncio.create_task(broker.run(intake))
+    broker, intake, pulse = build()
+    running = asyncio.gather(broker.run(intake), pulse.run())
     await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
     if stop.done():
         exit_code = await _finish(intake, crash, stop.result(), grace_s)
@@ -221,7 +243,7 @@ async def _finish(intake: Intake, crash: "asyncio.Future[BaseException]", reason
     return 0 if stopping.exception() is None else _crashed(stopping.exception())
 
 
-def _explain(running: "asyncio.Task[None]") -> int:
+def _explain(running: "asyncio.Future[Any]") -> int:
     error = running.exception()
     if isinstance(error, TopologyMismatch):
         log.error("topology_mismatch", reason=str(error))

@@ -195,6 +195,7 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
         "WORKER_PAUSE_AFTER": "1000",  # the faults here are those of single devices, though many in a row
+        "HTTP_PORT": "0",  # another worker of this machine may have the usual one
         "LOG_FORMAT": "json",
     }
     return OwnProcess(["run"], environment, folder / "worker")

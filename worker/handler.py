@@ -39,6 +39,7 @@ from worker.onenet.history import Entry
 from worker.outcome import Accepted, Failed, Final, Outcome, Rejected, Settle, TryAgain
 from worker.task import Task
 from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
 
 MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
 MAX_RETURNS = 10  # half of what the broker allows before it sets a message aside by itself, without a reply
@@ -103,6 +104,7 @@ class Handler:
         gates: tell of which products commands may be sent.
         policy: when to try again.
         platform_zone: where times without an offset are read.
+        metrics: are told what happens.
         clock: the time, aware; replaced in tests.
     """
 
@@ -114,6 +116,7 @@ class Handler:
         gates: Gates,
         policy: RetryPolicy,
         platform_zone: ZoneInfo,
+        metrics: Metrics,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
@@ -122,6 +125,7 @@ class Handler:
         self._gates = gates
         self._policy = policy
         self._zone = platform_zone
+        self._metrics = metrics
         self._now = clock
         self._one_suspect = threading.Lock()
 
@@ -309,8 +313,10 @@ class Handler:
             return self._finish(turn, hold, Failed("expired", "expired_time has passed", details))
         former = turn.doubt
         turn.doubt = Doubt(began_at, began_at).united(former)  # until its answer says otherwise
+        began = time.monotonic()
         sent = self._client.execute(turn.command, hold.ends_at)
         now = self._now()
+        self._metrics.time_request(sent.answer, began)
         _tell(turn.passage, sent.answer)
         if isinstance(sent.answer, InDoubt):
             turn.doubt = Doubt(began_at, now).united(former)
@@ -326,7 +332,7 @@ class Handler:
             is_paused=turn.passage.is_paused,
         )
         if isinstance(sent.answer, InDoubt) and not isinstance(outcome, Settle):
-            log.warning("command_in_doubt", **turn.about, reason=sent.answer.reason)
+            self._note_doubt(turn, sent.answer.reason)
         return self._end(turn, hold, outcome, omitted=sent.valid_time_omitted)
 
     def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> Sequence[Publication]:
@@ -335,7 +341,7 @@ class Handler:
                 return self._settle(turn, hold, outcome)
             case TryAgain():
                 self._store.release(hold, turn.doubt)
-                _log_retry(turn, outcome.attempt, outcome.delay_s, outcome.reason)
+                self._note_retry(turn, outcome.attempt, outcome.delay_s, outcome.reason)
                 return [self._outgoing.retry(turn.delivery, outcome, turn.doubt)]
             case Accepted() | Rejected() | Failed():
                 return self._finish(turn, hold, outcome, omitted=omitted)
@@ -345,7 +351,7 @@ class Handler:
         assert turn.doubt is not None  # or there would be nothing to settle
         self._let_go(turn, hold)
         settle_s = self._policy.settle_s
-        log.warning("command_in_doubt", **turn.about, reason=outcome.reason, settle_s=settle_s)
+        self._note_doubt(turn, outcome.reason, settle_s=settle_s)
         return [self._outgoing.settle(turn.delivery, outcome, settle_s, turn.doubt, turn.unfinished)]
 
     def _let_go(self, turn: _Turn, hold: Hold) -> None:
@@ -354,7 +360,7 @@ class Handler:
     def _put_off(self, turn: _Turn, reason: str) -> Sequence[Publication]:
         """Have a message come again a little later; no attempt is used up."""
         delay_s = self._policy.delays_s[0]
-        _log_retry(turn, turn.delivery.attempt, delay_s, reason)
+        self._note_retry(turn, turn.delivery.attempt, delay_s, reason)
         # The try that is counted last may be the one that is under way elsewhere.
         unfinished = turn.unfinished if turn.delivery.unfinished is None else turn.delivery.unfinished
         return [self._outgoing.put_off(turn.delivery, delay_s, turn.doubt, unfinished)]
@@ -387,6 +393,7 @@ class Handler:
         return self._publications(delivery, reply, failed, began)
 
     def _repeat(self, delivery: Delivery, reply: Reply) -> Sequence[Publication]:
+        self._metrics.count_duplicate()
         log.info(
             "duplicate_suppressed",
             command_id=reply.command_id,
@@ -397,11 +404,12 @@ class Handler:
         publications = [self._outgoing.reply(delivery, reply)]
         if reply.status == "failed" and delivery.may_have_been_sent:
             # Perhaps the very delivery that failed, back because its dead letter was not confirmed.
-            publications.append(self._outgoing.dead_letter(delivery, reply))
+            publications.append(self._dead_letter(delivery, reply))
         return publications
 
     def _publications(self, delivery: Delivery, reply: Reply, outcome: Final, began: float) -> Sequence[Publication]:
         publications = [self._outgoing.reply(delivery, reply)]
+        self._metrics.count_outcome(outcome)
         fields = {
             "command_id": reply.command_id,
             "imei": reply.imei,
@@ -415,8 +423,27 @@ class Handler:
                 log.warning("command_rejected", **fields, code=code, errno=errno, reason=message)
             case Failed(code, message):
                 log.warning("command_failed", **fields, code=code, reason=message)
-                publications.append(self._outgoing.dead_letter(delivery, reply))
+                publications.append(self._dead_letter(delivery, reply))
         return publications
+
+    def _dead_letter(self, delivery: Delivery, reply: Reply) -> Publication:
+        assert isinstance(reply.error, ReplyError)
+        self._metrics.count_dead_letter(reply.error.code)
+        return self._outgoing.dead_letter(delivery, reply)
+
+    def _note_retry(self, turn: _Turn, next_attempt: int, delay_s: int, reason: str) -> None:
+        self._metrics.count_retry()
+        log.warning(
+            "command_retry_scheduled",
+            **turn.about,
+            next_attempt=next_attempt,
+            delay_s=delay_s,
+            reason=reason,
+        )
+
+    def _note_doubt(self, turn: _Turn, reason: str, **more: object) -> None:
+        self._metrics.count_doubt()
+        log.warning("command_in_doubt", **turn.about, reason=reason, **more)
 
 
 def _is_suspect_to_read(delivery: Delivery) -> bool:
@@ -465,14 +492,4 @@ def _reply(
         recovered=isinstance(outcome, Accepted) and outcome.recovered,
         valid_time_omitted=omitted,
         completed_at=now,
-    )
-
-
-def _log_retry(turn: _Turn, next_attempt: int, delay_s: int, reason: str) -> None:
-    log.warning(
-        "command_retry_scheduled",
-        **turn.about,
-        next_attempt=next_attempt,
-        delay_s=delay_s,
-        reason=reason,
     )

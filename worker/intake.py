@@ -16,6 +16,7 @@ from worker.flow.pace import Pacer
 from worker.handler import PASS_ON_S, Handler
 from worker.task import Task
 from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
 
 MAX_BEHIND = 2_000  # deliveries held behind a busy device; what comes beyond them rests in a delay queue
 MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
@@ -34,6 +35,7 @@ class Intake:
         gates: tell whether anything may be sent; while nothing may, single commands are taken as probes.
         lanes: keep the order within a device.
         new_pacer: makes what gives a product's tasks to ``let_go`` at its rate; None: there is no rate to keep.
+        metrics: are told how long commands take.
         concurrency: how many threads.
         prefetch: deliveries held at once, besides those that wait for their device.
         probe_s: seconds between two looks for a command that may be the probe.
@@ -46,6 +48,7 @@ class Intake:
         gates: Gates,
         lanes: Lanes,
         new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
+        metrics: Metrics,
         *,
         concurrency: int,
         prefetch: int,
@@ -59,7 +62,9 @@ class Intake:
         self._concurrency = concurrency
         self._usual_prefetch = prefetch
         self._probe_s = probe_s
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self.taken_at = self._loop.time()  # when a delivery last came
 
         self._pacers: dict[str | None, Pacer] = {}
         self._pacers_lock = threading.Lock()
@@ -83,7 +88,8 @@ class Intake:
             threading.Thread(target=self._work, name=f"handler-{number}", daemon=True).start()
 
     def on_delivery(self, delivery: Delivery) -> None:
-        task = self._handler.read(delivery, self._loop.time())
+        self.taken_at = self._loop.time()
+        task = self._handler.read(delivery, self.taken_at)
         if self._prefetch > 1:
             self._take(task)
         else:
@@ -103,6 +109,20 @@ class Intake:
         void, self._not_started = [*self._not_started, *self._withdraw()], []
         for task in void:
             self._handler.note_unsent(task)
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether commands are taken, and not only a probe."""
+        return self._prefetch > 1
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    @property
+    def waits_for_slots(self) -> bool:
+        """Whether commands are held here because their product's rate is used up."""
+        return any(pacer.is_holding for pacer in list(self._pacers.values()))
 
     async def stop(self) -> None:
         """Take nothing new, hand back what has not been started, finish the rest, and see it acknowledged."""
@@ -235,19 +255,26 @@ class Intake:
     def _pass_on(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, acknowledge once that is confirmed, and tell whether it was in time."""
         confirmed = threading.Event()
-        self._broker.settle(delivery, publications, confirmed)
+        self._broker.settle(delivery, publications, confirmed.set)
         return confirmed.wait(PASS_ON_S)
 
     def _work(self) -> None:
         while (task := self._ready.get()) is not None:
             delivery = task.delivery
-            self._broker.settle(delivery, self._handler.handle(task, partial(self._pass_on, delivery)))
+            with self._metrics.in_flight.track_inprogress():
+                publications = self._handler.handle(task, partial(self._pass_on, delivery))
+            self._broker.settle(delivery, publications, partial(self._time_replies, delivery, publications))
             follower = self._lanes.leave(task)
             if follower is not None:
                 self._let_go(follower)
             if task is self._probe:
                 self._loop.call_soon_threadsafe(self._on_probe_end, task)
         self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
+
+    def _time_replies(self, delivery: Delivery, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            if publication.status is not None:
+                self._metrics.time_command(publication.status, delivery.began_at)
 
     def _on_probe_end(self, task: Task) -> None:
         self._probe = None

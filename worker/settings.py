@@ -180,6 +180,8 @@ class Settings(BaseSettings):
         description="where commands are remembered: `memory://` for one worker, `redis://…` for several",
     )
     idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
+    http_host: str = Field("127.0.0.1", description="address of `/livez`, `/readyz` and `/metrics`")
+    http_port: int = Field(9108, ge=0, le=65535, description="their port; 0 turns them off")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="the least that is logged"
     )

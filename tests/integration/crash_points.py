@@ -7,19 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_LOADER = """
-from tests.integration.crash_points import install
-install({point!r}, {times})
-"""
+from tests.integration.changed_process import running_first
 
 
 def settings_for(folder: Path, point: str, times: int) -> dict[str, str]:
     """Return the environment in which a worker ends when it comes to a point for the so-manieth time."""
-    place = folder / f"crash-{point}".replace(" ", "-")
-    place.mkdir()
-    # Python imports a module of this name by itself at its start.
-    (place / "sitecustomize.py").write_text(_LOADER.format(point=point, times=times))
-    return {"PYTHONPATH": f"{place}{os.pathsep}{Path(__file__).parents[2]}"}
+    return running_first(folder, f"from tests.integration.crash_points import install\ninstall({point!r}, {times})\n")
 
 
 def install(point: str, times: int) -> None:

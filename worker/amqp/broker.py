@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -67,7 +66,7 @@ class Broker:
         self._on_consumers_found = on_consumers_found
         self._session: Session | None = None
         self._loop = asyncio.get_running_loop()
-        self._settlements: deque[tuple[Delivery, Sequence[Publication], threading.Event | None]] = deque()
+        self._settlements: deque[tuple[Delivery, Sequence[Publication], Callable[[], object] | None]] = deque()
         self._is_woken = False
         self._was_connected = False
         self._has_looked_for_others = False
@@ -136,16 +135,19 @@ class Broker:
             log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(
-        self, delivery: Delivery, publications: Sequence[Publication], confirmed: threading.Event | None = None
+        self,
+        delivery: Delivery,
+        publications: Sequence[Publication],
+        on_confirmed: Callable[[], object] | None = None,
     ) -> None:
         """Have the event loop publish, await the confirms and acknowledge. May be called from any thread.
 
         Args:
             delivery: what to acknowledge.
             publications: what must be confirmed before; without any, nothing is acknowledged either.
-            confirmed: is set once they are; never, if the session is lost before.
+            on_confirmed: is called once they are; never, if the session is lost before.
         """
-        self._settlements.append((delivery, publications, confirmed))
+        self._settlements.append((delivery, publications, on_confirmed))
         if not self._is_woken:  # one wake-up serves all that is appended until it runs
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._settle_all)
@@ -156,6 +158,33 @@ class Broker:
             settlement = self._settlements.popleft()
             if self._session is not None:
                 self._session.settle(*settlement)
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether there is a session, so that commands can come and outcomes can go."""
+        return self._session is not None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Tell whether the broker takes no publications."""
+        return self._session is not None and self._session.is_blocked
+
+    @property
+    def is_publishing_hindered(self) -> bool:
+        """Tell whether the broker takes no publications, or refuses some that are tried again and again."""
+        return self._session is not None and self._session.is_publishing_hindered
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many deliveries are held."""
+        return 0 if self._session is None else self._session.unacknowledged
+
+    async def look_at_queue(self) -> tuple[int, int] | None:
+        """Return how many messages are ready in the queue and how many consumers it has; None: there is no session."""
+        try:
+            return None if self._session is None else await self._session.look_at_queue()
+        except WorkerError:
+            return None
 
     @property
     def can_publish(self) -> bool:

@@ -1,15 +1,16 @@
 """The messages that come in and go out: their properties and headers, read and written in one place."""
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from pika import BasicProperties, DeliveryMode
 
-from schemas.reply import Reply, ReplyError
+from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.topology import EXECUTE, Topology
 from worker.backoff import spread_ms
 from worker.doubt import Doubt
@@ -20,6 +21,7 @@ ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
 UNFINISHED = "x-onenet-unfinished"
 UNCOUNTED = "x-onenet-uncounted"
+FIRST_ARRIVED = "x-onenet-first-arrived"
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
@@ -41,6 +43,7 @@ class Delivery:
     properties: BasicProperties
     body: bytes
     is_returned: bool  # it came in through the worker's own exchange, so its headers are believed
+    arrived_at: float = field(default_factory=time.time)  # seconds of the epoch
 
     @property
     def message_id(self) -> object:
@@ -92,6 +95,21 @@ class Delivery:
         return not (self.is_returned and self.headers.get(UNCOUNTED) is True)
 
     @property
+    def first_arrived_at(self) -> float:
+        """When the command first came to a worker, in seconds of the epoch; noted on each copy of its message."""
+        noted = self.headers.get(FIRST_ARRIVED) if self.is_returned else None
+        return noted / 1000 if isinstance(noted, int) and 0 < noted / 1000 < self.arrived_at else self.arrived_at
+
+    @property
+    def began_at(self) -> float:
+        """When the command was published, as far as its property tells, else when it first came to a worker."""
+        published_at = self.properties.timestamp
+        # Whole seconds: of less than one it says nothing.
+        if isinstance(published_at, int) and 0 < published_at <= self.first_arrived_at - 1:
+            return published_at
+        return self.first_arrived_at
+
+    @property
     def times_returned(self) -> int:
         """How often the broker took the message back, from a worker that had begun with it or had not."""
         count = self.headers.get(_DELIVERY_COUNT)
@@ -106,6 +124,7 @@ class Publication:
     routing_key: str
     properties: BasicProperties
     body: bytes
+    status: Status | None = None  # where it is a reply: what it says became of the command
 
 
 class Outgoing:
@@ -142,7 +161,7 @@ class Outgoing:
             headers=trace or None,
         )
         body = reply.model_dump_json().encode()
-        return Publication(self._topology.replies_exchange, routing_key, properties, body)
+        return Publication(self._topology.replies_exchange, routing_key, properties, body, reply.status)
 
     def dead_letter(self, delivery: Delivery, reply: Reply) -> Publication:
         """Set a message aside as it came, with the reason that its reply has.
@@ -202,7 +221,7 @@ def _copied(
     *,
     is_counted: bool = True,
 ) -> BasicProperties:
-    own: dict[str, Any] = {ATTEMPT: attempt}
+    own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(delivery.first_arrived_at * 1000)}
     if not is_counted:
         own[UNCOUNTED] = True
     if doubt is not None:

@@ -6,7 +6,6 @@ connection, a channel, the consumer, ends the session: everything unacknowledged
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ class _Settlement:
 
     delivery: Delivery
     unconfirmed: int
-    confirmed: threading.Event | None
+    on_confirmed: Callable[[], object] | None
 
 
 @dataclass(slots=True)
@@ -81,6 +80,7 @@ class Session:
         self._published = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._unacknowledged: set[int] = set()
+        self._waiting_to_publish = 0  # what the broker refused
         self._held_back: list[int] | None = None
         self._consumer_change = asyncio.Lock()
         self._progress = asyncio.Event()
@@ -157,6 +157,26 @@ class Session:
     def _prefetch(self) -> int:
         return sum(self._consumers.values())
 
+    @property
+    def unacknowledged(self) -> int:
+        """How many deliveries are held."""
+        return len(self._unacknowledged)
+
+    @property
+    def is_publishing_hindered(self) -> bool:
+        """Whether the broker takes no publications, or refuses some that are tried again and again."""
+        return self.is_blocked or self._waiting_to_publish > 0
+
+    async def look_at_queue(self) -> tuple[int, int]:
+        """Return how many messages are ready in the queue, and how many consumers it has.
+
+        Raises:
+            WorkerError: the session was lost before.
+        """
+        # On the consuming channel: in an alarm the broker does not read the other connection.
+        frame = await self._call(self._consuming.queue_declare, self._topology.execute_queue, passive=True)
+        return frame.method.message_count, frame.method.consumer_count
+
     async def drain(self) -> None:
         """Wait until nothing is unacknowledged.
 
@@ -167,13 +187,16 @@ class Session:
             await self._next_progress()
 
     def settle(
-        self, delivery: Delivery, publications: Iterable[Publication], confirmed: threading.Event | None = None
+        self,
+        delivery: Delivery,
+        publications: Iterable[Publication],
+        on_confirmed: Callable[[], object] | None = None,
     ) -> None:
         """Publish, and acknowledge once all of it is confirmed. A delivery of another session is left alone."""
         if delivery.session != self.number or self.lost.done():
             return
         wanted = list(publications)
-        settlement = _Settlement(delivery, len(wanted), confirmed)
+        settlement = _Settlement(delivery, len(wanted), on_confirmed)
         for publication in wanted:
             self._publish(_InFlight(publication, settlement, tries=1))
 
@@ -291,8 +314,8 @@ class Session:
             item.settlement.unconfirmed -= 1
             if not item.settlement.unconfirmed:
                 self._acknowledge(item.settlement.delivery.tag)
-                if item.settlement.confirmed is not None:
-                    item.settlement.confirmed.set()
+                if item.settlement.on_confirmed is not None:
+                    item.settlement.on_confirmed()
 
     def _refused(self, item: _InFlight) -> None:
         """Try again later: nothing is acknowledged for a publication that the broker did not keep."""
@@ -304,8 +327,12 @@ class Session:
             reason="unroutable" if item.was_returned else "refused by the broker",
             retry_in_s=round(wait_s, 1),
         )
-        again = _InFlight(item.publication, item.settlement, item.tries + 1)
-        self._loop.call_later(wait_s, self._publish, again)
+        self._waiting_to_publish += 1
+        self._loop.call_later(wait_s, self._publish_again, _InFlight(item.publication, item.settlement, item.tries + 1))
+
+    def _publish_again(self, item: _InFlight) -> None:
+        self._waiting_to_publish -= 1
+        self._publish(item)
 
     def _acknowledge(self, tag: int) -> None:
         if self._held_back is not None:

@@ -183,6 +183,11 @@ class Gates:
         gate = self._gates.get(product)
         return gate is None or gate.due_at() <= self._clock()
 
+    def paused(self) -> dict[str | None, bool]:
+        """Return of each product whether nothing of it is sent."""
+        now = self._clock()
+        return {product: not gate.is_open(now) for product, gate in self._gates.items()}
+
     def is_any_open(self) -> bool:
         """Tell whether there is a product whose commands may be sent."""
         now = self._clock()

@@ -29,6 +29,11 @@ class Pacer:
         self._tasks: deque[Task] = deque()
         threading.Thread(target=self._run, name="pacer", daemon=True).start()
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether something waits for its slot."""
+        return bool(self._tasks)
+
     def put(self, task: Task) -> None:
         with self._changed:
             self._tasks.append(task)

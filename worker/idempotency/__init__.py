@@ -146,5 +146,8 @@ class Store(Protocol):
     def complete(self, hold: Hold, reply: Reply) -> None:
         """Record the outcome of a command, and whose its uuid is."""
 
+    def is_there(self) -> bool:
+        """Tell whether the store answers; the one call that raises nothing."""
+
     def close(self) -> None:
         """Let go of what the store itself holds."""

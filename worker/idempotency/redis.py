@@ -235,6 +235,12 @@ class RedisStore:
         uuid = reply.uuid or ""
         self._change(self._complete, hold, [reply.model_dump_json(), uuid], f"{self._prefix}uuid:{uuid}")
 
+    def is_there(self) -> bool:
+        try:
+            return bool(self._redis.ping())
+        except redis.RedisError:
+            return False
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
