@@ -33,6 +33,7 @@ from worker.settings import ApiKey
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
+from worker.telemetry.tracing import NoTracing
 from worker.times import platform_time
 
 NEVER = float("inf")
@@ -55,7 +56,13 @@ def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | Non
         url,
         {None: ApiKey(api_key=SecretStr(API_KEY))},
         lambda: BoundedHTTP(
-            url, connect_timeout_s=connect_s, read_timeout_s=read_s, ca_file=ca_file, connections=4, watch=watch
+            url,
+            connect_timeout_s=connect_s,
+            read_timeout_s=read_s,
+            ca_file=ca_file,
+            connections=4,
+            watch=watch,
+            tracing=NoTracing(),
         ),
         CHINA,
         request_s=connect_s + read_s,

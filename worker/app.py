@@ -33,6 +33,7 @@ from worker.telemetry.endpoints import Endpoints
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import NoTracing, Tracing
 
 log = get_logger()
 
@@ -79,6 +80,16 @@ def pacer_factory(settings: Settings, gates: Gates) -> NewPacer | None:
     return lambda product, let_go: Pacer(partial(slots.take, product), partial(gates.is_open, product), let_go)
 
 
+def tracing_of(settings: Settings, worker: str) -> Tracing:
+    """Return what makes spans, or makes none where no collector is named."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return NoTracing()
+    from worker.telemetry.otel import OpenTelemetry
+
+    queue = topology_of(settings).execute_queue
+    return OpenTelemetry(settings.otel_exporter_otlp_endpoint, __version__, worker, queue)
+
+
 def run(settings: Settings) -> int:
     """Run the worker until it is told to stop; returns the exit code.
 
@@ -92,6 +103,8 @@ def run(settings: Settings) -> int:
         cert_file=settings.amqp_cert_file,
         key_file=settings.amqp_key_file,
     )
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    tracing = tracing_of(settings, name)
     watch = Watch(settings.request_s)
     client = OneNETClient(
         settings.onenet_url,
@@ -103,6 +116,7 @@ def run(settings: Settings) -> int:
             ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
             connections=settings.worker_concurrency,
             watch=watch,
+            tracing=tracing,
         ),
         settings.platform_zone,
         request_s=settings.request_s,
@@ -112,7 +126,6 @@ def run(settings: Settings) -> int:
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
     gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
-    name = f"{socket.gethostname()}:{os.getpid()}"
     outgoing = Outgoing(topology_of(settings), name)
     handler = Handler(
         client,
@@ -147,6 +160,7 @@ def run(settings: Settings) -> int:
             Lanes(by_device=settings.worker_ordering == "device"),
             pacer_factory(settings, gates),
             metrics,
+            tracing,
             concurrency=settings.worker_concurrency,
             prefetch=settings.prefetch,
             probe_s=settings.worker_pause_probe,
@@ -182,6 +196,7 @@ def run(settings: Settings) -> int:
         client.close()
         watch.stop()
         store.close()
+        tracing.close()
         writer.close()
 
 

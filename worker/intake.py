@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from worker.amqp.broker import Broker
@@ -17,6 +17,7 @@ from worker.handler import PASS_ON_S, Handler
 from worker.task import Task
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import Tracing
 
 MAX_BEHIND = 2_000  # deliveries held behind a busy device; what comes beyond them rests in a delay queue
 MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
@@ -36,6 +37,7 @@ class Intake:
         lanes: keep the order within a device.
         new_pacer: makes what gives a product's tasks to ``let_go`` at its rate; None: there is no rate to keep.
         metrics: are told how long commands take.
+        tracing: spans what is done with each.
         concurrency: how many threads.
         prefetch: deliveries held at once, besides those that wait for their device.
         probe_s: seconds between two looks for a command that may be the probe.
@@ -49,6 +51,7 @@ class Intake:
         lanes: Lanes,
         new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
         metrics: Metrics,
+        tracing: Tracing,
         *,
         concurrency: int,
         prefetch: int,
@@ -63,6 +66,7 @@ class Intake:
         self._usual_prefetch = prefetch
         self._probe_s = probe_s
         self._metrics = metrics
+        self._tracing = tracing
         self._loop = asyncio.get_running_loop()
         self.taken_at = self._loop.time()  # when a delivery last came
 
@@ -261,9 +265,10 @@ class Intake:
     def _work(self) -> None:
         while (task := self._ready.get()) is not None:
             delivery = task.delivery
-            with self._metrics.in_flight.track_inprogress():
+            with self._metrics.in_flight.track_inprogress(), self._consuming(task):
                 publications = self._handler.handle(task, partial(self._pass_on, delivery))
-            self._broker.settle(delivery, publications, partial(self._time_replies, delivery, publications))
+                ends = [self._begin_publishing(publication) for publication in publications]
+            self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
             follower = self._lanes.leave(task)
             if follower is not None:
                 self._let_go(follower)
@@ -271,7 +276,22 @@ class Intake:
                 self._loop.call_soon_threadsafe(self._on_probe_end, task)
         self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
 
-    def _time_replies(self, delivery: Delivery, publications: Sequence[Publication]) -> None:
+    def _consuming(self, task: Task) -> AbstractContextManager[object]:
+        command_id = None if task.command is None else task.command.command_id
+        return self._tracing.consuming(task.delivery.headers, command_id, task.delivery.attempt)
+
+    def _begin_publishing(self, publication: Publication) -> Callable[[], object]:
+        """Begin the span of a publication; a reply names it, so that whoever reads it goes on from there."""
+        headers, end = self._tracing.publishing(publication.exchange, publication.routing_key)
+        if headers and publication.status is not None:
+            publication.properties.headers = {**(publication.properties.headers or {}), **headers}
+        return end
+
+    def _on_confirmed(
+        self, delivery: Delivery, publications: Sequence[Publication], ends: Sequence[Callable[[], object]]
+    ) -> None:
+        for end in ends:
+            end()
         for publication in publications:
             if publication.status is not None:
                 self._metrics.time_command(publication.status, delivery.began_at)

@@ -182,6 +182,9 @@ class Settings(BaseSettings):
     idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
     http_host: str = Field("127.0.0.1", description="address of `/livez`, `/readyz` and `/metrics`")
     http_port: int = Field(9108, ge=0, le=65535, description="their port; 0 turns them off")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="where spans are sent, OTLP over HTTP; needs the extra `otel`; other `OTEL_*` hold as well"
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="the least that is logged"
     )
@@ -222,6 +225,17 @@ class Settings(BaseSettings):
         if text is not None and importlib.util.find_spec("throttled") is None:
             raise ValueError("a rate needs an extra: pip install 'onenet-execute-worker[rate]'")
         return text
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _takes_spans(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not _is_url(url, "http", "https"):
+            raise ValueError("must be http://host:port or https://host:port")
+        if importlib.util.find_spec("opentelemetry") is None:
+            raise ValueError("tracing needs an extra: pip install 'onenet-execute-worker[otel]'")
+        return url.rstrip("/")
 
     @field_validator("onenet_timezone")
     @classmethod

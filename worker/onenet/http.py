@@ -19,6 +19,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError
 
+from worker.telemetry.tracing import Tracing
+
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
 MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 16 * 1024
@@ -120,6 +122,7 @@ class BoundedHTTP:
         ca_file: the authorities to trust instead of the usual ones.
         connections: how many are kept open for the next requests.
         watch: cuts what takes too long.
+        tracing: spans each request.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class BoundedHTTP:
         ca_file: str | None,
         connections: int,
         watch: "Watch",
+        tracing: Tracing,
     ) -> None:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
@@ -139,6 +143,7 @@ class BoundedHTTP:
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
         self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
         self._watch = watch
+        self._tracing = tracing
 
     def send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
         """Send one request and read the whole answer.
@@ -147,6 +152,13 @@ class BoundedHTTP:
             requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError: no whole
                 answer, or none that can be read; ``exchange.request_left`` tells what that means.
         """
+        url = str(request.url).partition("?")[0]  # without the device
+        with self._tracing.requesting(str(request.method), url) as answered:
+            status, response, body = self._send(request, exchange)
+            answered(status)
+        return status, response, body
+
+    def _send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
         _local.exchange = exchange
         self._watch.begin(exchange)
         try:
