@@ -7,10 +7,10 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format lock clean
+.PHONY: help demo test chaos lint contracts asyncapi format lock clean
 
 help: ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 	@$(RUN) demo
@@ -25,6 +25,14 @@ lint: $(STAMP) ## ruff and mypy, over the tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+contracts: $(STAMP) ## write docs/contracts anew from the code
+	$(RUN) schema command >docs/contracts/command.schema.json
+	$(RUN) schema reply >docs/contracts/reply.schema.json
+	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
+
+asyncapi: ## have AsyncAPI's own parser check docs/contracts/asyncapi.json; needs Node.js
+	@scripts/check-asyncapi
 
 format: $(STAMP) ## let ruff put things right
 	$(BIN)/ruff check --fix .
@@ -46,4 +54,4 @@ lock: ## resolve the dependencies anew (needs uv)
 	$(UV_COMPILE) --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
 
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/asyncapi/node_modules

@@ -1,8 +1,10 @@
 """The reply that the worker publishes: the outcome of one command."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from schemas.command import CommandId, Imei
 
 Status = Literal["accepted", "rejected", "failed"]
 FailureCode = Literal[
@@ -16,6 +18,61 @@ FailureCode = Literal[
     "command_id_conflict",
 ]
 RejectionCode = Literal["onenet_rejected", "http_rejected"]
+_NULL = {"type": "null"}
+# What goes together; the worker has a type of its own for each (worker/outcome.py).
+_OUTCOMES: list[Any] = [
+    {"properties": {"status": {"const": "accepted"}, "uuid": {"type": "string", "minLength": 1}, "error": _NULL}},
+    {
+        "properties": {
+            "status": {"const": "rejected"},
+            "uuid": _NULL,
+            "recovered": {"const": False},
+            "error": {
+                "type": "object",
+                "properties": {"code": {"enum": list(get_args(RejectionCode))}, "details": _NULL},
+            },
+        }
+    },
+    {
+        "properties": {
+            "status": {"const": "failed"},
+            "uuid": _NULL,
+            "recovered": {"const": False},
+            "error": {"type": "object", "properties": {"code": {"enum": list(get_args(FailureCode))}, "errno": _NULL}},
+        }
+    },
+]
+_ACCEPTED: dict[str, Any] = {
+    "command_id": "8f6c0a52-5d1e-4f5e-9a55-0d7c5f8b9f01",
+    "status": "accepted",
+    "uuid": "42742677-adc3-54ca-83a1-5aaaf71482f8",
+    "imei": "865820030000001",
+    "error": None,
+    "attempts": 1,
+    "recovered": False,
+    "valid_time_omitted": False,
+    "completed_at": "2026-11-22T08:00:00.123456Z",
+}
+EXAMPLES = {
+    "accepted": _ACCEPTED,
+    "rejected": _ACCEPTED
+    | {
+        "status": "rejected",
+        "uuid": None,
+        "error": {"code": "onenet_rejected", "message": "auth failed", "errno": 1, "details": None},
+    },
+    "failed": _ACCEPTED
+    | {
+        "status": "failed",
+        "uuid": None,
+        "error": {
+            "code": "invalid_command",
+            "message": "retry: Input should be less than or equal to 10",
+            "errno": None,
+            "details": [{"field": "retry", "message": "Input should be less than or equal to 10"}],
+        },
+    },
+}
 
 
 class Detail(BaseModel):
@@ -24,7 +81,7 @@ class Detail(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     field: str = Field(description="The field's name; empty where the message as a whole is meant.")
-    message: str
+    message: str = Field(description="What is wrong with it, for a person to read.")
 
 
 class ReplyError(BaseModel):
@@ -32,8 +89,8 @@ class ReplyError(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
-    code: FailureCode | RejectionCode
-    message: str
+    code: Literal[FailureCode, RejectionCode] = Field(description="What happened, for a program to read.")
+    message: str = Field(description="What happened, for a person to read; of onenet_rejected it is OneNET's own text.")
     errno: int | None = Field(None, description="OneNET's error number, where it answered with one.")
     details: tuple[Detail, ...] | None = Field(None, description="The fields that are at fault.")
 
@@ -42,14 +99,21 @@ class Reply(BaseModel):
     """The one outcome of one command; it may arrive more than once, always the same."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", title="Execute reply", json_schema_serialization_defaults_required=True
+        frozen=True,
+        extra="forbid",
+        title="Execute reply",
+        json_schema_serialization_defaults_required=True,
+        json_schema_extra={"oneOf": _OUTCOMES, "examples": list(EXAMPLES.values())},
     )
 
-    command_id: str | None = Field(description="Null if the message had none.")
-    status: Status
+    command_id: CommandId | None = Field(description="Null if the message had none.")
+    status: Status = Field(
+        description="accepted: OneNET cached the command. rejected: OneNET answered no. failed: it could not be sent, "
+        "or nobody can tell whether it was; it is dead-lettered too."
+    )
     uuid: str | None = Field(None, description="The cached command's uuid, where OneNET accepted it.")
-    imei: str | None = None
-    error: ReplyError | None = None
+    imei: Imei | None = Field(None, description="The command's device; null if the message names none.")
+    error: ReplyError | None = Field(None, description="Why the command was not accepted; null if it was.")
     attempts: int = Field(ge=1, description="The attempt on which the outcome was reached; the first is 1.")
     recovered: bool = Field(
         False, description="The uuid was found in the device's command history instead of read from the answer."
@@ -57,4 +121,4 @@ class Reply(BaseModel):
     valid_time_omitted: bool = Field(
         False, description="valid_time had passed when the request was sent, so it was left out."
     )
-    completed_at: AwareDatetime = Field(description="UTC.")
+    completed_at: AwareDatetime = Field(description="When the outcome was reached, UTC.")

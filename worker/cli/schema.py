@@ -12,19 +12,20 @@ class Document(StrEnum):
 
     COMMAND = "command"
     REPLY = "reply"
+    ASYNCAPI = "asyncapi"
 
 
-def schema(document: Annotated[Document, typer.Argument(help="Which message.")]) -> None:
-    """Print the JSON Schema (2020-12) of a message.
+def schema(document: Annotated[Document, typer.Argument(help="Which contract.")]) -> None:
+    """Print a contract: the JSON Schema (2020-12) of a message, or the AsyncAPI (3.0) document of them all.
 
     Example:
         onenet-worker schema command > command.schema.json
     """
-    from pydantic.json_schema import GenerateJsonSchema
+    from worker import contracts
 
-    from schemas.command import COMMAND
-    from schemas.reply import Reply
-
-    reply = Reply.model_json_schema(mode="serialization")  # every field is there, if only with null
-    found = COMMAND.json_schema() if document is Document.COMMAND else reply
-    typer.echo(json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2, ensure_ascii=False))
+    made = {
+        Document.COMMAND: contracts.command_schema,
+        Document.REPLY: contracts.reply_schema,
+        Document.ASYNCAPI: contracts.asyncapi,
+    }[document]()
+    typer.echo(json.dumps(made, indent=2, ensure_ascii=False))

@@ -1,0 +1,227 @@
+"""The contracts as files: the JSON Schema of each message, and an AsyncAPI document of where they travel.
+
+Everything is taken from the models and the topology that the worker itself uses, under the default namespace.
+"""
+
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core import core_schema
+from typing_extensions import override
+
+from schemas.command import COMMAND
+from schemas.command import EXAMPLE as COMMAND_EXAMPLE
+from schemas.headers import EXAMPLE as DEAD_LETTER_EXAMPLE
+from schemas.headers import DeadLetterHeaders, TraceHeaders
+from schemas.reply import EXAMPLES as REPLY_EXAMPLES
+from schemas.reply import FailureCode, Reply, Status
+from worker import __version__
+from worker.amqp.topology import EXECUTE, Topology
+from worker.settings import Settings
+
+_URN = "urn:onenet-execute-worker"
+_AMQP_BINDING = {"bindingVersion": "0.3.0"}
+_PUBLISHED = {"amqp": {"deliveryMode": 2, "mandatory": True, **_AMQP_BINDING}}
+
+
+class _Generator(GenerateJsonSchema):
+    """Writes what the models say and nothing of its own."""
+
+    @override
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False  # it would be the field's name once more
+
+    @override
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])  # a default is for absent fields, and of a reply none is absent
+
+    @override
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
+        return value  # in the models' order, the examples too
+
+
+def command_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a command."""
+    return _schema("command", COMMAND, "validation")
+
+
+def reply_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a reply."""
+    return _schema("reply", TypeAdapter(Reply), "serialization")
+
+
+def _schema(name: str, model: TypeAdapter[Any], mode: JsonSchemaMode) -> dict[str, Any]:
+    found = model.json_schema(mode=mode, schema_generator=_Generator)
+    return {"$schema": _Generator.schema_dialect, "$id": f"{_URN}:{name}", **found}
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI document: who sends what where, as the worker sees it.
+
+    Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
+    """
+    topology = Topology(Settings.model_fields["worker_namespace"].default, ())
+    payloads, definitions = TypeAdapter[Any].json_schemas(
+        [
+            ("command", "validation", COMMAND),
+            ("reply", "serialization", TypeAdapter(Reply)),
+            ("trace headers", "validation", TypeAdapter(TraceHeaders)),
+            ("dead letter headers", "validation", TypeAdapter(DeadLetterHeaders)),
+        ],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Generator,
+    )
+    schemas = {name: schema for (name, _), schema in payloads.items()}
+    return {
+        "asyncapi": "3.0.0",
+        "id": _URN,
+        "info": {
+            "title": "onenet-execute-worker",
+            "version": __version__,
+            "description": "Takes Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, "
+            f"none sent twice. Names are those of the default namespace, `{topology.namespace}`.",
+            "license": {"name": "MIT"},
+        },
+        "channels": _channels(topology),
+        "operations": _operations(),
+        "components": {
+            "messages": _messages(schemas),
+            "schemas": definitions["$defs"],
+            "correlationIds": {
+                "correlation": {
+                    "location": "$message.header#/correlation_id",
+                    "description": "The AMQP property correlation_id; a reply has that of its command, else the "
+                    "command_id.",
+                }
+            },
+        },
+    }
+
+
+def _channels(topology: Topology) -> dict[str, Any]:
+    exchanges = {exchange.name: exchange for exchange in topology.exchanges()}
+
+    def channel(exchange: str, message: str, address: str | None, description: str, **more: Any) -> dict[str, Any]:
+        name_and_kind = {"name": exchange, "type": exchanges[exchange].kind}
+        binding = {"is": "routingKey", "exchange": name_and_kind | {"durable": True, "autoDelete": False}}
+        return {
+            "address": address,
+            "description": description,
+            "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+            **more,
+            "bindings": {"amqp": binding | _AMQP_BINDING},
+        }
+
+    return {
+        "commands": channel(
+            topology.commands_exchange,
+            "command",
+            EXECUTE,
+            f"Publish here: persistent, mandatory, with publisher confirms. The queue is `{topology.execute_queue}`.",
+        ),
+        "replies": channel(
+            topology.replies_exchange,
+            "reply",
+            f"{EXECUTE}.{{status}}.{{source}}",
+            f"Bind a queue of your own; `{EXECUTE}.*.billing` gets all replies to `billing`. What nobody has bound a "
+            f"queue for is kept in `{topology.unrouted_exchange}`.",
+            parameters={
+                "status": {"enum": list(get_args(Status)), "description": "The reply's status."},
+                "source": {
+                    "description": "The command's AMQP property app_id, the upstream system's name.",
+                    "default": "unknown",
+                    "examples": ["billing"],
+                },
+            },
+        ),
+        "requestedReplies": channel(
+            topology.replies_exchange,
+            "reply",
+            None,
+            "The routing key is the command's AMQP property reply_to, never a queue on the default exchange.",
+        ),
+        "deadLetters": channel(
+            topology.dead_letters_exchange,
+            "deadLetter",
+            f"{EXECUTE}.{{code}}",
+            f"All are in queue `{topology.dead_letters_exchange}`. What the broker itself sets aside, as a last net, "
+            f"has routing key `{EXECUTE}` and none of the worker's headers.",
+            parameters={"code": {"enum": list(get_args(FailureCode)), "description": "The error code of the reply."}},
+        ),
+    }
+
+
+def _operations() -> dict[str, Any]:
+    def operation(action: str, channel: str, message: str, summary: str, **more: Any) -> dict[str, Any]:
+        return {"action": action, **_of(channel, message), "summary": summary, **more}
+
+    return {
+        "receiveCommand": operation(
+            "receive",
+            "commands",
+            "command",
+            "Take a command; it is acknowledged after the broker has confirmed its reply and its dead letter.",
+            bindings={"amqp": {"ack": True, **_AMQP_BINDING}},
+            reply={
+                "address": {
+                    "location": "$message.header#/reply_to",
+                    "description": "The AMQP property reply_to. Without it the reply goes to the channel replies.",
+                },
+                **_of("requestedReplies", "reply"),
+            },
+        ),
+        "sendReply": operation(
+            "send",
+            "replies",
+            "reply",
+            "Tell the one outcome of a command; maybe more than once, always the same.",
+            bindings=_PUBLISHED,
+        ),
+        "sendDeadLetter": operation(
+            "send", "deadLetters", "deadLetter", "Set a command aside that failed.", bindings=_PUBLISHED
+        ),
+    }
+
+
+def _of(channel: str, message: str) -> dict[str, Any]:
+    reference = f"#/channels/{channel}"
+    return {"channel": {"$ref": reference}, "messages": [{"$ref": f"{reference}/messages/{message}"}]}
+
+
+def _messages(schemas: dict[str, JsonSchemaValue]) -> dict[str, Any]:
+    correlation = {"correlationId": {"$ref": "#/components/correlationIds/correlation"}}
+    return {
+        "command": {
+            "name": "execute.command",
+            "title": "Execute command",
+            "description": "AMQP properties that are honoured: message_id (stands for the command_id), correlation_id, "
+            "reply_to, app_id, timestamp. Whatever else there is travels on into retries and dead letters.",
+            "contentType": "application/json",
+            "headers": schemas["trace headers"],
+            "payload": schemas["command"],
+            **correlation,
+            "examples": [{"name": "command", "payload": COMMAND_EXAMPLE}],
+        },
+        "reply": {
+            "name": "execute.reply",
+            "title": "Execute reply",
+            "contentType": "application/json",
+            "headers": schemas["trace headers"],
+            "payload": schemas["reply"],
+            **correlation,
+            "bindings": {"amqp": {"messageType": "execute.reply", **_AMQP_BINDING}},
+            "examples": [{"name": name, "payload": payload} for name, payload in REPLY_EXAMPLES.items()],
+        },
+        "deadLetter": {
+            "name": "execute.dead-letter",
+            "title": "Dead letter",
+            "description": "The command as it came, with its own AMQP properties.",
+            "headers": schemas["dead letter headers"],
+            "payload": {"description": "The command's body, byte for byte: not always valid, and not always JSON."},
+            **correlation,
+            "examples": [
+                {"name": "invalid", "headers": DEAD_LETTER_EXAMPLE, "payload": COMMAND_EXAMPLE | {"retry": 11}}
+            ],
+        },
+    }
