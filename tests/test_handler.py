@@ -623,6 +623,14 @@ def test_what_comes_back_again_and_again_is_not_even_read(rig: Rig) -> None:
     assert rig.history == []
 
 
+def test_an_unread_message_whose_id_cannot_be_one_has_none(rig: Rig) -> None:
+    """A reply with it would break the reply's own rule, and the error end the worker: poison again."""
+    headers = {"x-delivery-count": 10, "x-onenet-unfinished": MAX_UNFINISHED}
+    properties = BasicProperties(headers=headers, message_id="no id: it has blanks")
+    assert rig.handle(Delivery(1, 1, "", True, properties, b"", True)) == FAILURE
+    assert rig.last_reply()["command_id"] is None
+
+
 @pytest.mark.parametrize(("redelivered", "count"), [(True, 9), (False, 10)])
 def test_what_came_back_less_often_or_is_a_new_copy_is_read(rig: Rig, redelivered: bool, count: int) -> None:
     rig.handle(delivery(redelivered=redelivered, headers={"x-delivery-count": count}))

@@ -89,7 +89,7 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Ex
     try:
         fields = _parse(body)
     except InvalidMessage as exc:
-        exc.command_id = _as_command_id(message_id)
+        exc.command_id = as_command_id(message_id)
         raise
     command_id, details = _command_id(fields, message_id)
     imei = fields.get("imei")
@@ -133,14 +133,15 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Ex
     )
 
 
-def _as_command_id(value: object) -> str | None:
+def as_command_id(value: object) -> str | None:
+    """Return a value if it can be a command's id."""
     return value if isinstance(value, str) and _COMMAND_ID.match(value) else None
 
 
 def _command_id(fields: dict[str, object], message_id: object) -> tuple[str | None, list[Detail]]:
     """Return the id, from the body or else the property, and what is wrong with the two."""
-    from_property = _as_command_id(message_id)
-    from_body = _as_command_id(fields.get("command_id"))
+    from_property = as_command_id(message_id)
+    from_body = as_command_id(fields.get("command_id"))
     if message_id is not None and from_property is None:
         message = "the AMQP property message_id must be 1-128 of A-Za-z0-9._:-"
     elif message_id is not None and "command_id" in fields and from_body != from_property:

@@ -14,7 +14,7 @@ from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.answer import Answer, InDoubt, NotSent, Refused
 from worker.backoff import rest_delay_s
-from worker.commands import ExecuteCommand, read_command
+from worker.commands import ExecuteCommand, as_command_id, read_command
 from worker.decide import RetryPolicy, decide, decide_unreadable, unknown
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand
@@ -374,8 +374,7 @@ class Handler:
         unfinished = (delivery.unfinished or 0) + 1
         if unfinished > MAX_UNFINISHED:
             failed = Failed("poison_message", "the worker ended again and again before it had read this message")
-            command_id = delivery.message_id if isinstance(delivery.message_id, str) else None
-            return self._conclude(delivery, failed, began, command_id=command_id, imei=None)
+            return self._conclude(delivery, failed, began, command_id=as_command_id(delivery.message_id), imei=None)
         doubt = _prolonged(delivery.doubt, self._now())
         return [self._outgoing.put_off(delivery, self._policy.delays_s[0], doubt, unfinished)]
 
