@@ -7,7 +7,7 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint contracts asyncapi format lock clean
+.PHONY: help demo test chaos lint docs asyncapi format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -26,10 +26,11 @@ lint: $(STAMP) ## ruff and mypy, over the tests too
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-contracts: $(STAMP) ## write docs/contracts anew from the code
+docs: $(STAMP) ## write docs/contracts, and the tables in the documents, anew from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
 	$(RUN) schema reply >docs/contracts/reply.schema.json
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
+	$(BIN)/python -m tests.documents
 
 asyncapi: ## have AsyncAPI's own parser check docs/contracts/asyncapi.json; needs Node.js
 	@scripts/check-asyncapi

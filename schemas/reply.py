@@ -18,6 +18,19 @@ FailureCode = Literal[
     "command_id_conflict",
 ]
 RejectionCode = Literal["onenet_rejected", "http_rejected"]
+MEANINGS: dict[str, str] = {
+    "onenet_rejected": "OneNET said no: `error.errno`, `error.message`",
+    "http_rejected": "something else said no: an HTTP status without OneNET's JSON, or a redirect (never followed)",
+    "invalid_message": "the body is not a JSON object in UTF-8 of at most 64 KiB, or is ambiguous",
+    "invalid_command": "a field breaks its rule: `error.details` names it",
+    "unknown_product": "no credentials are configured for the product",
+    "expired": "`expired_time` has passed, or would have before the next attempt",
+    "retries_exhausted": "OneNET took none of its requests, as often as it was tried",
+    "outcome_unknown": "the answer was lost, and the history could not decide: OneNET may have cached the command, or "
+    "may not",
+    "poison_message": "the worker ended each time it tried this command",
+    "command_id_conflict": "the id belongs to a command with another content",
+}
 _NULL = {"type": "null"}
 # What goes together; the worker has a type of its own for each (worker/outcome.py).
 _OUTCOMES: list[Any] = [
@@ -89,7 +102,10 @@ class ReplyError(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
-    code: Literal[FailureCode, RejectionCode] = Field(description="What happened, for a program to read.")
+    code: Literal[FailureCode, RejectionCode] = Field(
+        description="What happened, for a program to read."
+        + "".join(f"\n- {code}: {meaning}" for code, meaning in MEANINGS.items())
+    )
     message: str = Field(description="What happened, for a person to read; of onenet_rejected it is OneNET's own text.")
     errno: int | None = Field(None, description="OneNET's error number, where it answered with one.")
     details: tuple[Detail, ...] | None = Field(None, description="The fields that are at fault.")

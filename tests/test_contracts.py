@@ -41,7 +41,7 @@ ASYNCAPI = asyncapi()
 )
 def test_what_is_published_is_what_the_program_prints(document: str, file: str) -> None:
     printed = CliRunner().invoke(app, ["schema", document])
-    assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make contracts` writes it anew"
+    assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make docs` writes it anew"
 
 
 @pytest.mark.parametrize("schema", [COMMAND, REPLY], ids=["command", "reply"])

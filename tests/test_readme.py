@@ -1,43 +1,53 @@
-"""What the README says of the code is true."""
+"""What the documents say of the code is true."""
 
 import re
-from pathlib import Path
 
-from pydantic import SecretStr
+import pytest
 
 from schemas.command import COMMAND
-from worker.settings import Settings
+from tests.documents import ROOT, TABLES, between, code_blocks, codes_table, settings_table
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def settings_table() -> str:
-    """Return the table of settings as the code has them."""
-    rows = ["| variable | default | |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        values = default if isinstance(default, tuple) else () if default is None else (default,)
-        shown = ",".join(
-            value.get_secret_value()
-            if isinstance(value, SecretStr)
-            else str(value).lower()
-            if isinstance(value, bool)
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-            for value in values
-        )
-        rows.append(f"| `{name.upper()}` | {f'`{shown}`' if shown else ''} | {field.description} |")
-    return "\n".join(rows)
+README = (ROOT / "README.md").read_text()
+CHINESE = (ROOT / "README.zh-CN.md").read_text()
 
 
-def test_the_table_of_settings_is_the_codes() -> None:
-    text = README.read_text()
-    found = re.search(r"<!-- settings: .*? -->\n(.*?)\n?<!-- end of settings -->", text, re.DOTALL)
-    assert found is not None
-    assert found[1] == settings_table(), f"put this between the markers:\n{settings_table()}"
+@pytest.mark.parametrize(("document", "name"), TABLES)
+def test_the_tables_are_the_codes(document: str, name: str) -> None:
+    found = between((ROOT / document).read_text(), name)
+    assert found[0] == TABLES[document, name]() + "\n", "`make docs` writes them anew"
 
 
-def test_every_field_of_a_command_is_described() -> None:
-    described = set(re.findall(r"`([a-z_]+)`", README.read_text()))
+@pytest.mark.parametrize(("name", "table"), [("settings", settings_table), ("codes", codes_table)])
+def test_the_chinese_tables_have_the_same_rows(name: str, table: object) -> None:
+    assert callable(table)
+
+    def rows(text: str) -> list[list[str]]:
+        return [re.split(r"\s*\|\s*", line)[1:3] for line in text.strip().splitlines()[2:]]
+
+    assert rows(between(CHINESE, name)[0]) == rows(table())
+
+
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
+def test_every_field_of_a_command_is_described(text: str) -> None:
+    described = set(re.findall(r"`([a-z_]+)`", text))
     assert set(COMMAND.json_schema()["properties"]) <= described
+
+
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
+def test_every_event_of_the_log_is_named(text: str) -> None:
+    """In the code a method of the log is called with it."""
+    sources = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    events = set(re.findall(r'log\.(?:debug|info|warning|error|critical)\(\s*"([a-z_]+)"', sources))
+    assert {"command_accepted", "worker_started"} <= events
+    assert events <= set(re.findall(r"`([a-z_]+)`", text))
+
+
+def test_both_readmes_show_the_same_code() -> None:
+    assert code_blocks(CHINESE) == code_blocks(README)
+
+
+def test_the_links_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / "docs").rglob("*.md")]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
