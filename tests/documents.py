@@ -43,8 +43,7 @@ def codes_table() -> str:
     rows = ["| `status` | `error.code` | means |", "| --- | --- | --- |"]
     rows.append("| `accepted` | | OneNET cached the command under `uuid` |")
     for status, codes in (("rejected", get_args(RejectionCode)), ("failed", get_args(FailureCode))):
-        for code in codes:
-            rows.append(f"| {f'`{status}`' if code == codes[0] else ''} | `{code}` | {MEANINGS[code]} |")
+        rows += [f"| {f'`{status}`' if code == codes[0] else ''} | `{code}` | {MEANINGS[code]} |" for code in codes]
     return "\n".join(rows)
 
 
