@@ -1,0 +1,125 @@
+"""The commands and the code that the README shows do what it says, in a folder with nothing but the project.
+
+Those that need Docker or Java are run in tests/containers; ``make demo`` is the command that
+tests/integration/test_command_line.py calls, ``make test`` is what calls this.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.reply import EXAMPLES
+from tests.documents import ROOT, code_blocks
+from tests.rig import API_KEY, Upstream, WorkerProcess, onenet
+from worker.amqp.topology import Topology
+from worker.localservices.broker import OwnBroker
+from worker.localservices.ports import free_port
+from worker.localservices.processes import OwnProcess
+from worker.settings import Settings
+from worker.simulator.server import Simulator
+
+BLOCKS = code_blocks((ROOT / "README.md").read_text())
+TRY, COMPOSE, PYTHON, SEND = (
+    [line.removeprefix("$ ") for line in code.splitlines()] for language, code in BLOCKS if language == "console"
+)
+COMMAND, REPLY = (json.loads(code) for language, code in BLOCKS if language == "json")
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with onenet() as found:
+        yield found
+
+
+@pytest.fixture
+def upstream(own_broker: OwnBroker) -> Iterator[Upstream]:
+    """An upstream system under the names that the README uses; never on a broker of the user's."""
+    defaults = Settings.model_construct()
+    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
+    yield found
+    found.close()
+
+
+def environment(own_broker: OwnBroker, simulator: Simulator) -> dict[str, str]:
+    return {
+        "AMQP_URL": own_broker.url,
+        "ONENET_API_KEY": API_KEY,
+        "ONENET_URL": simulator.url,
+        "HTTP_PORT": str(free_port()),
+    }
+
+
+def shell(line: str, folder: Path, settings: dict[str, str]) -> str:
+    """Type a line into a shell; returns what it says."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=kept | settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_every_block_of_code_is_run_somewhere() -> None:
+    languages = [language for language, _ in BLOCKS]
+    assert sorted(languages) == ["console"] * 4 + ["java"] + ["json"] * 2 + ["python"]
+    assert TRY == ["make demo", "make test"]
+
+
+def test_installed_as_it_says_it_checks_runs_and_answers(
+    own_broker: OwnBroker, simulator: Simulator, upstream: Upstream, tmp_path: Path
+) -> None:
+    place = tmp_path / "clone"
+    place.mkdir()
+    for name in ("requirements", "schemas", "worker"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    settings = environment(own_broker, simulator)
+    *install, export, check, run = PYTHON
+    for line in install:
+        shell(line, place, settings)
+    assert export == "export AMQP_URL=amqp://user:password@broker:5672/ ONENET_API_KEY=the-products-master-key"
+    assert "OneNET" in shell(check, place, settings)
+    program, *arguments = run.split()
+    with (place / "log").open("wb") as log:
+        worker = subprocess.Popen([place / program, *arguments], cwd=place, env=os.environ | settings, stdout=log)
+    try:
+        [send] = SEND
+        assert json.loads(shell(send, place, settings))["status"] == "accepted"
+    finally:
+        worker.terminate()
+        assert worker.wait() == 0
+
+
+@pytest.fixture
+def worker(own_broker: OwnBroker, simulator: Simulator, tmp_path: Path) -> Iterator[WorkerProcess]:
+    found = WorkerProcess(OwnProcess(["run"], environment(own_broker, simulator), tmp_path / "worker"))
+    with found:
+        found.wait_for("consuming")
+        yield found
+
+
+def test_the_python_code_sends_a_command(
+    own_broker: OwnBroker, upstream: Upstream, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    upstream.bind_replies("execute.*.billing")
+    [code] = [code for language, code in BLOCKS if language == "python"]
+    (tmp_path / "publish.py").write_text(code)
+    shell(f"{ROOT}/.venv/bin/python publish.py", tmp_path, {"AMQP_URL": own_broker.url})
+    assert upstream.reply().json["status"] == "accepted"
+    assert worker.wait_for("command_accepted")
+
+
+def test_the_command_and_the_reply_that_it_shows_are_ones(upstream: Upstream, worker: WorkerProcess) -> None:
+    upstream.bind_replies("execute.*.billing")
+    upstream.publish(COMMAND, app_id="billing")
+    reply = upstream.reply().json
+    assert (reply["command_id"], reply["status"]) == (COMMAND["command_id"], "accepted")
+    assert reply.keys() == REPLY.keys()
+    assert EXAMPLES["accepted"] == REPLY
+    assert worker.wait_for("command_accepted")
