@@ -7,16 +7,20 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint docs asyncapi format lock clean
+.PHONY: help demo test containers chaos lint docs asyncapi format lock clean
 
 help: ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 	@$(RUN) demo
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine; two minutes
+	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
+	@$(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)
 
 chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

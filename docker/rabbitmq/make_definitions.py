@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Make what the broker imports when it starts: the worker's topology, and a user with a password of its own.
+
+The password is made once, and lies in the worker's URL. The broker gets its hash, in another volume.
+"""
+
+import base64
+import hashlib
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.app import topology_of
+from worker.settings import load_settings
+
+NAME, VHOST = "onenet", "/"
+URL = Path("/run/broker-access/amqp-url")
+DEFINITIONS = Path("/run/definitions/definitions.json")
+
+
+def access(password: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the one user, who may do everything in the one vhost.
+
+    Source: https://www.rabbitmq.com/docs/passwords#computing-password-hash
+    """
+    salt = secrets.token_bytes(4)
+    user = {
+        "name": NAME,
+        "password_hash": base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode(),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": ["monitoring"],  # so that the management pages show everything
+    }
+    rights = {"user": NAME, "vhost": VHOST, "configure": ".*", "write": ".*", "read": ".*"}
+    return {"vhosts": [{"name": VHOST}], "users": [user], "permissions": [rights]}
+
+
+def main() -> None:
+    """Write both files; a password that is there stays."""
+    if not URL.exists():
+        URL.write_text(f"amqp://{NAME}:{secrets.token_urlsafe(24)}@rabbitmq:5672/\n")
+    password = urlsplit(URL.read_text().strip()).password or ""
+    definitions = access(password) | topology_of(load_settings()).definitions(VHOST)
+    DEFINITIONS.write_text(json.dumps(definitions, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The Docker engine, by its command line: as whoever runs the worker uses it."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.rig import PATIENCE_S
+from worker.localservices.ports import wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+LOCKED_UP = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Call ``docker`` and return what it says on stdout; fails with all that it said."""
+    said = subprocess.run(
+        ["docker", *arguments],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, f"docker {' '.join(arguments)}\n{said.stdout}{said.stderr}"
+    return said.stdout
+
+
+def inspect(name: str) -> Any:
+    """Return what the engine knows of a container or an image."""
+    (found,) = json.loads(docker("inspect", name))
+    return found
+
+
+class Container:
+    """One container that runs."""
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+
+    @property
+    def health(self) -> str:
+        return str(inspect(self.identity)["State"]["Health"]["Status"])
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code that it ended with, or None while it runs."""
+        state = inspect(self.identity)["State"]
+        return None if state["Running"] else int(state["ExitCode"])
+
+    @property
+    def events(self) -> list[str]:
+        """The log events of the worker in it."""
+        return [json.loads(line)["event"] for line in docker("logs", self.identity).splitlines()]
+
+    def wait_for(self, event: str) -> None:
+        """Wait until the worker in it has logged an event."""
+        wait_until(lambda: event in self.events, PATIENCE_S, event)
+
+
+@contextmanager
+def container(image: str, *options: str) -> Iterator[Container]:
+    """Run an image in the background, as locked up as it may be; removed at the end."""
+    identity = docker("run", "--detach", *LOCKED_UP, *options, image).strip()
+    try:
+        yield Container(identity)
+    finally:
+        docker("rm", "--force", "--volumes", identity)

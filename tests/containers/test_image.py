@@ -1,0 +1,156 @@
+"""The image: what it does, and what is not in it."""
+
+import json
+import re
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO
+
+import pytest
+
+from tests.containers.engine import LOCKED_UP, ROOT, container, docker, inspect
+from tests.rig import PATIENCE_S
+from worker.errors import EXIT_CONFIG
+from worker.localservices.ports import wait_until
+
+BASE = "python:3.13-slim"
+NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # where there is no broker, it keeps trying
+SET_ID = 0o6000
+PACKAGES = PurePosixPath("app/lib/python3.13/site-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of an image."""
+
+    mode: int
+    content: bytes | None
+
+
+def files_of(image: str) -> Mapping[str, File]:
+    """Return every file of an image by its path; the content of the worker's own."""
+    identity = docker("create", image).strip()
+    try:
+        with subprocess.Popen(["docker", "export", identity], stdout=subprocess.PIPE) as export:
+            assert export.stdout is not None
+            return _read(export.stdout)
+    finally:
+        docker("rm", identity)
+
+
+def _read(stream: IO[bytes]) -> Mapping[str, File]:
+    found = {}
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            is_ours = PACKAGES in (path := PurePosixPath(member.name)).parents and path.suffix == ".py"
+            content = archive.extractfile(member) if is_ours and member.isfile() else None
+            if not member.isdir():
+                found[member.name] = File(member.mode, None if content is None else content.read())
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(image: str) -> Mapping[str, File]:
+    return files_of(image)
+
+
+@pytest.fixture(scope="module")
+def base() -> Mapping[str, File]:
+    return files_of(BASE)
+
+
+@pytest.fixture(scope="module")
+def added(files: Mapping[str, File], base: Mapping[str, File]) -> set[str]:
+    """What is in it beyond the base, without what the engine puts into every container."""
+    return set(files) - set(base) - {".dockerenv"}
+
+
+def test_it_runs_any_command_with_no_rights_and_nothing_to_write_on(image: str) -> None:
+    schema = docker("run", "--rm", *LOCKED_UP, "--network", "none", image, "schema", "command")
+    assert json.loads(schema)["$schema"].startswith("https://json-schema.org/")
+    assert re.fullmatch(
+        r"[1-9]\d*:[1-9]\d*", inspect(image)["Config"]["User"]
+    )  # by number: so it is seen not to be root
+
+
+def test_without_credentials_it_ends_with_the_exit_code_of_the_worker(image: str) -> None:
+    said = subprocess.run(["docker", "run", "--rm", *LOCKED_UP, image], capture_output=True, text=True, check=False)
+    assert said.returncode == EXIT_CONFIG
+    assert "ONENET_API_KEY" in said.stderr
+
+
+def test_its_labels_say_what_the_package_says(image: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = inspect(image)["Config"]["Labels"]
+    for label, field in (("title", "name"), ("description",) * 2, ("licenses", "license"), ("version",) * 2):
+        assert labels[f"org.opencontainers.image.{label}"] == project[field]
+
+
+def test_all_that_it_adds_to_the_base_is_the_worker(added: set[str]) -> None:
+    """No cache, no home folder, no build tree."""
+    assert not {name for name in added if not name.startswith("app/")}
+
+
+def test_the_code_in_it_is_the_code_here_compiled(files: Mapping[str, File]) -> None:
+    there = {
+        path: path.read_bytes() for package in ("worker", "schemas") for path in ROOT.joinpath(package).rglob("*.py")
+    }
+    for path, content in there.items():
+        name = PACKAGES / path.relative_to(ROOT)
+        assert files[str(name)].content == content
+        assert str(name.parent / "__pycache__" / f"{name.stem}.cpython-313.pyc") in files
+    ours = {name for name in files if re.match(rf"{PACKAGES}/(worker|schemas)/.*\.py$", name)}
+    assert len(ours) == len(there)
+
+
+def test_nothing_is_in_it_to_install_or_to_compile_or_to_read(files: Mapping[str, File], added: set[str]) -> None:
+    programs = re.compile(r"(^|/)s?bin/(pip[^/]*|gcc[^/]*|g\+\+[^/]*|cc|c\+\+|clang[^/]*|ld|as|make|cargo|git)$")
+    packages = re.compile(r"(^|/)(pip|ensurepip)/|(^|/)pip-[^/]*$")
+    assert not [name for name in files if programs.search(name) or packages.search(name)]
+    left_over = re.compile(
+        r"(^|/)(\.git|\.env|\.cache|README[^/]*|CHANGELOG[^/]*|docs|Dockerfile|[^/]*\.(key|lock|whl))(/|$)"
+    )
+    assert not [name for name in added if left_over.search(name)]
+    assert not [name for name in added if name.startswith(f"{PACKAGES}/tests/")]
+
+
+def test_nothing_in_it_gives_other_rights_but_what_does_so_in_the_base(
+    files: Mapping[str, File], base: Mapping[str, File]
+) -> None:
+    def giving(image: Mapping[str, File]) -> set[str]:
+        return {name for name, file in image.items() if file.mode & SET_ID}
+
+    assert giving(files) <= giving(base)
+
+
+def test_it_knows_time_zones_that_the_system_does_not(image: str) -> None:
+    code = "import zoneinfo; zoneinfo.reset_tzpath([]); print(zoneinfo.ZoneInfo('Asia/Shanghai'))"
+    assert docker("run", "--rm", "--entrypoint", "python", image, "-c", code).strip() == "Asia/Shanghai"
+
+
+@pytest.mark.parametrize("port", ["", "9200", "0"])
+def test_it_turns_healthy_on_any_port_and_on_none(image: str, port: str) -> None:
+    with container(image, *NOWHERE, "--env", f"HTTP_PORT={port}") as worker:
+        wait_until(lambda: worker.health == "healthy", PATIENCE_S, "a healthy container")
+
+
+def test_a_worker_that_hangs_is_not_healthy(image: str) -> None:
+    with container(image, *NOWHERE) as worker:
+        worker.wait_for("worker_started")
+        check = ["docker", "exec", worker.identity, "python", "/app/healthcheck.py"]
+        assert subprocess.run(check, check=False).returncode == 0
+        docker("kill", "--signal", "STOP", worker.identity)
+        assert subprocess.run(check, check=False).returncode == 1
+
+
+def test_sigterm_stops_it_in_good_order(image: str) -> None:
+    """It is process 1 of its container, to which a signal without a handler would not even be delivered."""
+    with container(image, *NOWHERE) as worker:
+        worker.wait_for("worker_started")
+        docker("stop", worker.identity)
+        assert worker.exit_code == 0
+        assert worker.events[-1] == "worker_stopped"

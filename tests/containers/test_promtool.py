@@ -1,0 +1,23 @@
+"""Prometheus's own tool on Prometheus's files."""
+
+import os
+
+import pytest
+
+from tests.containers.engine import docker
+from tests.monitoring import PROMETHEUS
+
+IMAGE = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:latest")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "check config prometheus.yml",
+        "check rules --lint=all --lint-fatal alerts.yml",
+        "test rules alerts.test.yml",
+    ],
+)
+def test_promtool_finds_nothing_wrong(arguments: str) -> None:
+    place = ("--volume", f"{PROMETHEUS}:/files:ro", "--workdir", "/files")
+    docker("run", "--rm", "--network", "none", *place, "--entrypoint", "promtool", IMAGE, *arguments.split())

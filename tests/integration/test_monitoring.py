@@ -1,0 +1,30 @@
+"""A worker shows what the dashboard and the alerts ask for."""
+
+import re
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.monitoring import selectors
+from tests.rig import PATIENCE_S, Rig
+from worker.localservices.ports import free_port
+
+FREE = {"instance", "job"}  # these are Prometheus's own
+
+
+def test_a_new_worker_shows_every_series_that_is_asked_for(rig: Rig) -> None:
+    """With the values of the labels too: of one that only comes with its first event, no increase would be seen."""
+    port = free_port()
+    with rig.worker(HTTP_PORT=str(port)):
+        text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
+    shown = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    for selector in selectors():
+        if selector.name.startswith("rabbitmq_"):
+            continue
+        found = [sample for sample in shown if sample.name == selector.name]
+        assert found, selector.name
+        for label, operator, text in selector.matchers:
+            if label not in FREE:
+                values = {sample.labels[label] for sample in found}
+                wanted = re.split(r"\|", text) if "~" in operator else [text]
+                assert values >= set(wanted), selector
