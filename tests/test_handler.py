@@ -105,7 +105,9 @@ class Rig:
 
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
-        self.last: Sequence[Publication] = self.handler.handle(self.handler.read(delivery, 0), self.pass_on)
+        task = self.handler.read(delivery, 0)
+        found = self.handler.handle(task, self.pass_on)
+        self.last: Sequence[Publication] = [self.handler.rest(task)] if found is None else found
         return [_place(publication) for publication in self.last]
 
     def pass_on(self, publications: Sequence[Publication]) -> bool:

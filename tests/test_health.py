@@ -24,13 +24,15 @@ class Worker:
     def beat(self, *, is_connected: bool = True, is_stopping: bool = False) -> None:
         self.health.beat(is_connected=is_connected, is_stopping=is_stopping)
 
-    def live_through(self, seconds: int, *, ready: int, is_excused: bool = False, taken_at: float = 0) -> None:
+    def live_through(
+        self, seconds: int, *, ready: int, is_excused: bool = False, taken_at: float = 0, longest_s: float = 0
+    ) -> None:
         """Beat each second, and look at the queue every ten."""
         for second in range(1, seconds + 1):
             self.now += 1
             self.beat()
             if second % 10 == 0:
-                self.health.look(ready, taken_at, is_excused=is_excused)
+                self.health.look(ready, taken_at, longest_s, is_excused=is_excused)
 
     @property
     def is_live(self) -> bool:
@@ -87,6 +89,14 @@ def test_a_reason_for_taking_nothing_is_no_stall_and_the_minute_begins_when_it_e
     assert worker.is_live
     worker.live_through(1, ready=3)
     assert not worker.is_live
+
+
+def test_a_thread_that_hangs_is_found_beside_an_empty_queue(worker: Worker) -> None:
+    """The look-up of a name has no time limit of its own, and what a thread holds is not in the queue."""
+    worker.live_through(10, ready=0, longest_s=STALL_S)
+    assert worker.is_live
+    worker.live_through(10, ready=0, longest_s=STALL_S + 10)
+    assert worker.health.liveness().facts == {"live": False, "longest_handling_s": STALL_S + 10}
 
 
 @pytest.mark.parametrize("missing", ["broker", "store", "life", "will"])

@@ -242,6 +242,7 @@ class Protocol(RuleBasedStateMachine):
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
         try:
             publications = handler.handle(handler.read(delivery, world.seconds()), pass_on)
+            assert publications is not None  # here nothing is ever paused
         except Killed:
             self.restart(message)
             return

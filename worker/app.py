@@ -35,6 +35,11 @@ from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
 
+# Shares of the grace: for what is under way, then for the connections to the broker, then for the spans; the rest is
+# for the last lines of the log.
+_FINISHING = 0.8
+_CLOSING = 0.08
+
 log = get_logger()
 
 NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
@@ -196,7 +201,7 @@ def run(settings: Settings) -> int:
         client.close()
         watch.stop()
         store.close()
-        tracing.close()
+        tracing.close(_CLOSING * settings.worker_shutdown_grace)
         writer.close()
 
 
@@ -239,7 +244,7 @@ async def _serve(
     else:
         exit_code = _explain(running)
     running.cancel()
-    await asyncio.wait((running,), timeout=3)
+    await asyncio.wait((running,), timeout=_CLOSING * grace_s)
     log.info("worker_stopped", exit_code=exit_code)
     return exit_code
 
@@ -247,8 +252,7 @@ async def _serve(
 async def _finish(intake: Intake, crash: "asyncio.Future[BaseException]", reason: str, grace_s: float) -> int:
     log.info("worker_stopping", reason=reason, grace_s=grace_s)
     stopping = asyncio.ensure_future(intake.stop())
-    # A tenth of the grace is kept for closing the connections and writing the last lines.
-    await asyncio.wait((stopping, crash), timeout=0.9 * grace_s, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((stopping, crash), timeout=_FINISHING * grace_s, return_when=asyncio.FIRST_COMPLETED)
     if crash.done():
         return _crashed(crash.result())
     if not stopping.done():

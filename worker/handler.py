@@ -138,8 +138,11 @@ class Handler:
         except UnusableCommand as exc:
             return Task(delivery, exc, now)
 
-    def handle(self, task: Task, pass_on: PassOn) -> Sequence[Publication]:
-        """Handle one delivery and return what must be confirmed before it is acknowledged."""
+    def handle(self, task: Task, pass_on: PassOn) -> Sequence[Publication] | None:
+        """Handle one delivery and return what must be confirmed before it is acknowledged.
+
+        None: it was not begun, since nothing of its product is sent now.
+        """
         began = time.monotonic()
         delivery = task.delivery
         match task.read:
@@ -157,7 +160,7 @@ class Handler:
             return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
         passage = self._gates.enter(command.product)
         if passage is None:
-            return [self.rest(task)]
+            return None
         turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
         try:
             return self._recall(turn)
@@ -168,11 +171,11 @@ class Handler:
         finally:
             passage.end()
 
-    def rest(self, task: Task) -> Publication:
+    def rest(self, task: Task, at_least_s: float = 0) -> Publication:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
         delivery = task.delivery
         product = None if task.command is None else task.command.product
-        delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
+        delay_s = rest_delay_s(self._policy.delays_s, max(at_least_s, self._gates.rest_s(product)))
         return self._outgoing.put_off(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
 
     def hand_back(self, task: Task) -> Publication:

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
 MAX_BEHIND = 2_000  # deliveries held behind a busy device; what comes beyond them rests in a delay queue
+OVERFLOW_REST_S = 60.0  # so long, since a backlog of thousands for one device takes minutes
 MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
 _SWEEP_S = 30.0
 _NEVER = float("inf")
@@ -74,13 +76,16 @@ class Intake:
         self._pacers_lock = threading.Lock()
         self._ready: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._threads = concurrency
+        self._begun: dict[int, float] = {}  # when each thread began what it does
         self._all_ended = asyncio.Event()
 
         self._is_blocked = False
         self._is_stopping = False
         self._full_prefetch = prefetch
+        self._grown_at = 0.0  # when it last was
         self._prefetch = prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
         self._not_started: list[Task] = []  # what came while nothing was to come
+        self._resting: dict[Task, None] = {}  # what goes to rest unbegun, until that is confirmed
         self._probe: Task | None = None  # under way
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
@@ -110,7 +115,8 @@ class Intake:
             log.info("publishing_unblocked")
 
     def on_lost(self) -> None:
-        void, self._not_started = [*self._not_started, *self._withdraw()], []
+        void = [*self._not_started, *self._withdraw(), *self._resting]
+        self._not_started, self._resting = [], {}
         for task in void:
             self._handler.note_unsent(task)
 
@@ -128,6 +134,12 @@ class Intake:
         """Whether commands are held here because their product's rate is used up."""
         return any(pacer.is_holding for pacer in list(self._pacers.values()))
 
+    @property
+    def longest_handling_s(self) -> float:
+        """For how long the longest handling that is under way has lasted."""
+        now = time.monotonic()
+        return max((now - began for began in list(self._begun.values())), default=0.0)
+
     async def stop(self) -> None:
         """Take nothing new, hand back what has not been started, finish the rest, and see it acknowledged."""
         self._is_stopping = True
@@ -136,7 +148,7 @@ class Intake:
         for _ in range(self._concurrency):
             self._ready.put(None)
         await self._all_ended.wait()
-        self._hand_back(self._take_ready())  # what became ready behind the threads' orders to end
+        self._hand_back(self._withdraw())  # what came behind the threads' orders to end
         try:
             await self._broker.drain()
         except WorkerError as exc:
@@ -149,12 +161,14 @@ class Intake:
             wanted = self._wanted_prefetch()
             if wanted != self._prefetch:
                 await self._ask_for(wanted)
-            if self._is_stopping:
+            if self._is_stopping and not self._prefetch:  # it may have begun to stop while more was asked for
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._patience_s()):
                     await self._has_changed.wait()
             self._hand_back(self._withdraw_old())
+            if self._loop.time() - self._grown_at > _SWEEP_S and not self._needs_more(self._usual_prefetch):
+                self._full_prefetch = self._usual_prefetch
 
     def _wanted_prefetch(self) -> int:
         if self._is_stopping or self._is_blocked:
@@ -173,38 +187,45 @@ class Intake:
     async def _ask_for(self, prefetch: int) -> None:
         former, self._prefetch = self._prefetch, prefetch
         is_idle = self._is_stopping or self._is_blocked
-        if prefetch < former:
+        if prefetch <= 1 < former:
             self._full_prefetch = self._usual_prefetch
-            if former > 1:
-                self._not_started += self._withdraw()
-                if not is_idle:
-                    next_try_in_s = round(self._gates.due_in_s(), 1)
-                    log.warning("consumption_paused", reason=self._gates.reason(), next_try_in_s=next_try_in_s)
+            self._not_started += self._withdraw()
+            if not is_idle:
+                next_try_in_s = round(self._gates.due_in_s(), 1)
+                log.warning("consumption_paused", reason=self._gates.reason(), next_try_in_s=next_try_in_s)
         try:
             await self._broker.consume(prefetch)
         except WorkerError:
             return  # the session is over, on_lost has taken what was here, and the next one begins with this
+        if prefetch == 1:
+            if self._not_started:  # the probe has come already; it begins in the next round, when no other can come
+                self._has_changed.set()
+            return
         came, self._not_started = self._not_started, []
         if former == 1 and came and not is_idle:
-            self._probe = came.pop()  # which begins only now that no other can come
+            self._probe = came.pop(0)  # which begins only now that no other can come
             self._take(self._probe)
         self._hand_back(came)
 
     def _take(self, task: Task) -> None:
         """Let a task go as soon as its device is free."""
         if self._lanes.waiting >= MAX_BEHIND and self._lanes.is_busy(task):
-            self._broker.settle(task.delivery, [self._handler.rest(task)])
+            self._rest(task, OVERFLOW_REST_S)
         elif self._lanes.enter(task):
             self._let_go(task)
-        elif self._lanes.waiting + self._concurrency > self._full_prefetch:
-            # What waits for busy devices must not keep the others' commands from coming.
+        elif self._needs_more(self._full_prefetch):
             self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + MAX_BEHIND)
+            self._grown_at = self._loop.time()
             self._has_changed.set()
+
+    def _needs_more(self, prefetch: int) -> bool:
+        """Tell whether so many deliveries are too few: what waits for busy devices must not keep others from coming."""
+        return self._lanes.waiting + self._concurrency > prefetch
 
     def _let_go(self, task: Task) -> None:
         """Give a task to the threads, or first to its product's pacer. Called in any thread."""
         command = task.command
-        if self._new_pacer is None or command is None or not self._gates.is_open(command.product):
+        if self._new_pacer is None or command is None or self._is_stopping or not self._gates.is_open(command.product):
             self._ready.put(task)
             return
         with self._pacers_lock:
@@ -215,9 +236,8 @@ class Intake:
     def _withdraw(self) -> list[Task]:
         """Take back all that has not been started, in order of arrival."""
         behind = self._lanes.withdraw(_NEVER)
-        ahead = self._take_ready()
-        for pacer in list(self._pacers.values()):
-            ahead += pacer.withdraw(_NEVER)
+        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(_NEVER)]
+        ahead += self._take_ready()  # behind the pacers, which put there what they let go
         for task in ahead:
             self._lanes.leave(task)  # nothing is left behind it
         return self._in_order([*behind, *ahead])
@@ -225,14 +245,22 @@ class Intake:
     def _withdraw_old(self) -> list[Task]:
         """Take back what has waited for its device or its slot for too long, in order of arrival."""
         before = self._loop.time() - MAX_HELD_S
-        old = self._lanes.withdraw(before)
-        for pacer in list(self._pacers.values()):
-            for task in pacer.withdraw(before):
-                old.append(task)
-                follower = self._lanes.leave(task)
-                if follower is not None:
-                    self._let_go(follower)
-        return self._in_order(old)
+        behind = self._lanes.withdraw(before)
+        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(before)]
+        for task in self._take_ready():
+            if task.arrived_at < before:
+                ahead.append(task)
+            else:
+                self._ready.put(task)
+        for task in ahead:
+            self._go_on_behind(task)
+        return self._in_order([*behind, *ahead])
+
+    def _go_on_behind(self, task: Task) -> None:
+        """Let the next of a lane go. Called in any thread."""
+        follower = self._lanes.leave(task)
+        if follower is not None:
+            self._let_go(follower)
 
     def _in_order(self, tasks: list[Task]) -> list[Task]:
         if self._probe in tasks:
@@ -247,6 +275,13 @@ class Intake:
         for _ in range(taken.count(None)):
             self._ready.put(None)  # a thread's order to end stays in force
         return [task for task in taken if task is not None]
+
+    def _rest(self, task: Task, at_least_s: float = 0) -> None:
+        """Send a task that was not begun to rest; if that is not confirmed, it is known all the same."""
+        self._resting[task] = None
+        self._broker.settle(
+            task.delivery, [self._handler.rest(task, at_least_s)], partial(self._resting.pop, task, None)
+        )
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
@@ -265,15 +300,18 @@ class Intake:
     def _work(self) -> None:
         while (task := self._ready.get()) is not None:
             delivery = task.delivery
+            self._begun[threading.get_ident()] = time.monotonic()
             with self._metrics.in_flight.track_inprogress(), self._consuming(task):
                 publications = self._handler.handle(task, partial(self._pass_on, delivery))
-                ends = [self._begin_publishing(publication) for publication in publications]
-            self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
-            follower = self._lanes.leave(task)
-            if follower is not None:
-                self._let_go(follower)
+                ends = [self._begin_publishing(publication) for publication in publications or ()]
+            if publications is None:
+                self._rest(task)
+            else:
+                self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
+            del self._begun[threading.get_ident()]
+            self._go_on_behind(task)
             if task is self._probe:
-                self._loop.call_soon_threadsafe(self._on_probe_end, task)
+                self._loop.call_soon_threadsafe(self._on_probe_end)
         self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
 
     def _consuming(self, task: Task) -> AbstractContextManager[object]:
@@ -296,12 +334,11 @@ class Intake:
             if publication.status is not None:
                 self._metrics.time_command(publication.status, delivery.began_at)
 
-    def _on_probe_end(self, task: Task) -> None:
+    def _on_probe_end(self) -> None:
         self._probe = None
-        # One that asked the platform nothing is followed by the next at once, else an hour's expired commands would
-        # keep the first good one waiting.
-        told_nothing = task.command is None or self._gates.is_due(task.command.product)
-        self._look_at = self._loop.time() + (0 if told_nothing else self._probe_s)
+        # One that asked the platform nothing, or another product than the one that is due, is followed by the next at
+        # once: else an hour's expired commands would keep the first good one waiting.
+        self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
         self._has_changed.set()
 
     def _on_thread_end(self) -> None:

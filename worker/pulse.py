@@ -55,7 +55,8 @@ class Pulse:
         while True:
             found = await self._broker.look_at_queue()
             self._ready_messages, self._consumers = found or (0, 0)
-            self._health.look(self._ready_messages, self._intake.taken_at, is_excused=self._is_excused())
+            taken_at, longest_s = self._intake.taken_at, self._intake.longest_handling_s
+            self._health.look(self._ready_messages, taken_at, longest_s, is_excused=self._is_excused())
             await asyncio.sleep(_LOOK_S)
 
     def _is_excused(self) -> bool:

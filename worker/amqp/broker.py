@@ -171,7 +171,7 @@ class Broker:
 
     @property
     def is_publishing_hindered(self) -> bool:
-        """Tell whether the broker takes no publications, or refuses some that are tried again and again."""
+        """Tell whether the broker takes no publications, refuses some again and again, or is slow to confirm them."""
         return self._session is not None and self._session.is_publishing_hindered
 
     @property
@@ -180,10 +180,10 @@ class Broker:
         return 0 if self._session is None else self._session.unacknowledged
 
     async def look_at_queue(self) -> tuple[int, int] | None:
-        """Return how many messages are ready in the queue and how many consumers it has; None: there is no session."""
+        """Return how many messages are ready in the queue and how many consumers it has; None: nobody says."""
         try:
             return None if self._session is None else await self._session.look_at_queue()
-        except WorkerError:
+        except (WorkerError, TimeoutError):
             return None
 
     @property

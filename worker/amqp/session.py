@@ -25,6 +25,7 @@ from worker.errors import BrokerUnavailable, ChannelRefused, TopologyMismatch, W
 from worker.telemetry.logs import get_logger
 
 SATURATE_S = 1.0
+SLOW_CONFIRM_S = 10.0
 _PRECONDITION_FAILED = 406
 _ACCESS_REFUSED = 403
 
@@ -45,6 +46,7 @@ class _InFlight:
     publication: Publication
     settlement: _Settlement
     tries: int
+    published_at: float = 0.0  # monotonic
     was_returned: bool = False
 
 
@@ -164,17 +166,21 @@ class Session:
 
     @property
     def is_publishing_hindered(self) -> bool:
-        """Whether the broker takes no publications, or refuses some that are tried again and again."""
-        return self.is_blocked or self._waiting_to_publish > 0
+        """Whether the broker takes no publications, refuses some again and again, or is slow to confirm them."""
+        oldest = next(iter(self._in_flight.values()), None)
+        is_slow = oldest is not None and self._loop.time() - oldest.published_at > SLOW_CONFIRM_S
+        return self.is_blocked or self._waiting_to_publish > 0 or is_slow
 
     async def look_at_queue(self) -> tuple[int, int]:
         """Return how many messages are ready in the queue, and how many consumers it has.
 
         Raises:
             WorkerError: the session was lost before.
+            TimeoutError: the broker did not say, which is no reason to give the session up.
         """
         # On the consuming channel: in an alarm the broker does not read the other connection.
-        frame = await self._call(self._consuming.queue_declare, self._topology.execute_queue, passive=True)
+        async with asyncio.timeout(CALL_S):
+            frame = await self._ask(self._consuming.queue_declare, self._topology.execute_queue, passive=True)
         return frame.method.message_count, frame.method.consumer_count
 
     async def drain(self) -> None:
@@ -241,19 +247,23 @@ class Session:
             self.consumers_found = frame.method.consumer_count
 
     async def _call(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
+        """Call one of pika's methods and wait for the broker's answer; without one the session is over."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                return await self._ask(method, *args, **kwargs)
+        except TimeoutError as exc:
+            error = BrokerUnavailable(f"no answer from the broker within {CALL_S} s")
+            self._fail(error)  # half done is undone: the next session begins anew
+            raise error from exc
+
+    async def _ask(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
         """Call one of pika's methods and wait for the broker's answer, or for the end of the session."""
         answer: asyncio.Future[Any] = self._loop.create_future()
         try:
             method(*args, callback=lambda frame: None if answer.done() else answer.set_result(frame), **kwargs)
         except AMQPError as exc:
             self._fail(_as_fault(exc))
-        try:
-            async with asyncio.timeout(CALL_S):
-                return await self._or_lost(answer)
-        except TimeoutError as exc:
-            error = BrokerUnavailable(f"no answer from the broker within {CALL_S} s")
-            self._fail(error)  # half done is undone: the next session begins anew
-            raise error from exc
+        return await self._or_lost(answer)
 
     async def _or_lost(self, future: "asyncio.Future[Any]") -> Any:
         try:
@@ -279,6 +289,7 @@ class Session:
         if self.lost.done():
             return
         self._published += 1
+        item.published_at = self._loop.time()
         self._in_flight[self._published] = item
         wanted = item.publication
         try:

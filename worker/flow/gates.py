@@ -60,6 +60,10 @@ class Gate:
         """Let the next probe come, once it is due: at once if this one told nothing."""
         self._is_probing = False
 
+    def due_in_s(self, now: float) -> float:
+        """Return the seconds until something may be tried; while a probe is under way, that is not yet."""
+        return max(0.0, self.due_at() - now, self._probe_s if self._is_probing else 0.0)
+
     def failed(self, reason: str, now: float, *, is_probe: bool = False, asked_s: float = 0) -> None:
         """Note a failure of the platform, and the wait in seconds that it asked for."""
         was_closed = not self.is_open(now)
@@ -181,7 +185,7 @@ class Gates:
     def is_due(self, product: str | None) -> bool:
         """Tell whether a command of a product could be handled now, if only as a probe."""
         gate = self._gates.get(product)
-        return gate is None or gate.due_at() <= self._clock()
+        return gate is None or gate.due_in_s(self._clock()) == 0
 
     def paused(self) -> dict[str | None, bool]:
         """Return of each product whether nothing of it is sent."""
@@ -195,7 +199,8 @@ class Gates:
 
     def due_in_s(self) -> float:
         """Return the seconds until something may be sent again; 0 if it may be now."""
-        return max(0.0, min(gate.due_at() for gate in self._gates.values()) - self._clock())
+        now = self._clock()
+        return min(gate.due_in_s(now) for gate in self._gates.values())
 
     def rest_s(self, product: str | None) -> float:
         """Return how long a command of a closed product may well rest, in seconds."""
@@ -233,6 +238,7 @@ class Gates:
         """Tell a gate that its probe has been handled."""
         with self._lock:
             gate.end_probe()
+        self.on_change()
 
     def _new_gate(self, product: str | None) -> Gate:
         return Gate(product, self._pause_after, self._probe_s)

@@ -16,7 +16,7 @@ class Pacer:
     Args:
         take_slot: takes a slot; returns 0, or the seconds until there may be one.
         is_open: tells whether the product's commands are sent at all; while they are not, none needs a slot.
-        let_go: takes each task.
+        let_go: takes each task, at once.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class Pacer:
             if wait_s:
                 time.sleep(min(wait_s, _LOOK_AGAIN_S))
                 continue
-            with self._changed:
-                task = self._tasks.popleft() if self._tasks else None
-            if task is not None:  # otherwise it was withdrawn meanwhile
-                self._let_go(task)
+            with self._changed:  # while it goes over: whoever withdraws finds it here or there
+                if self._tasks:  # otherwise it was withdrawn meanwhile
+                    self._let_go(self._tasks.popleft())

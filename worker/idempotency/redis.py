@@ -36,6 +36,7 @@ from worker.idempotency import (
 )
 
 TIMEOUT_S = 2.0  # for one call
+PING_S = 0.5  # a probe itself has a second or two
 
 # The leases are on the clock of Redis, which all workers share; the times of a doubt are the workers' own.
 _NOW = """
@@ -160,6 +161,10 @@ class RedisStore:
             decode_responses=True,
         )
         self._redis = redis.Redis(connection_pool=pool)
+        # A connection of its own: a probe neither waits for the handlers' nor takes one from them.
+        self._pinging = redis.Redis.from_url(
+            url, socket_timeout=PING_S, socket_connect_timeout=PING_S, retry=Retry(NoBackoff(), 0)
+        )
         self._prefix = f"{{{namespace}}}:"  # in braces: a cluster keeps what belongs together on one node
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
@@ -237,13 +242,14 @@ class RedisStore:
 
     def is_there(self) -> bool:
         try:
-            return bool(self._redis.ping())
+            return bool(self._pinging.ping())
         except redis.RedisError:
             return False
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+        self._pinging.close()
 
     def _keys(self, key: Key) -> list[str]:
         return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]

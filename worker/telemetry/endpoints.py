@@ -17,6 +17,7 @@ from worker.errors import SettingsError
 from worker.telemetry.health import Health, Verdict
 from worker.telemetry.metrics import Metrics
 
+_POLL_S = 0.1  # how long closing may take
 _PATIENCE_S = 10  # with a client that does not go on
 
 Page = Callable[[], tuple[HTTPStatus, str, bytes]]
@@ -47,7 +48,7 @@ class Endpoints:
             raise SettingsError(
                 [f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {exc.strerror or exc}; port 0 turns this off"]
             ) from exc
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

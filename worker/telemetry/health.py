@@ -23,7 +23,7 @@ class Health:
     sees commands in its queue and takes none for a minute, though nothing keeps it from taking them, has stalled.
 
     Args:
-        stall_s: seconds without a delivery after which a worker has stalled.
+        stall_s: seconds without a delivery, or in the handling of one, after which a worker has stalled.
         is_store_there: tells whether the idempotency store answers.
         clock: monotonic time in seconds; replaced in tests.
     """
@@ -42,6 +42,7 @@ class Health:
         self._is_stopping = False
         self._ready_messages = 0
         self._should_take = False
+        self._longest_handling_s = 0.0
 
     def beat(self, *, is_connected: bool, is_stopping: bool) -> None:
         """Tell that the event loop runs, and how it stands."""
@@ -49,8 +50,16 @@ class Health:
         self._is_connected = is_connected
         self._is_stopping = is_stopping
 
-    def look(self, ready_messages: int, taken_at: float, *, is_excused: bool) -> None:
-        """Tell what the queue holds, when a delivery last came, and whether there is a reason for taking none."""
+    def look(self, ready_messages: int, taken_at: float, longest_handling_s: float, *, is_excused: bool) -> None:
+        """Tell how it goes.
+
+        Args:
+            ready_messages: what the queue holds.
+            taken_at: when a delivery last came.
+            longest_handling_s: for how long one has been handled by now.
+            is_excused: there is a reason for taking none.
+        """
+        self._longest_handling_s = longest_handling_s
         self._ready_messages = ready_messages
         self._should_take = ready_messages > 0 and not is_excused
         self._fine_at = max(self._fine_at, taken_at) if self._should_take else self._clock()
@@ -61,12 +70,16 @@ class Health:
         silence_s, idle_s = now - self._beat_at, now - self._fine_at
         is_wedged = silence_s > MAX_SILENCE_S
         has_stalled = self._should_take and idle_s > self._stall_s
-        facts: dict[str, object] = {"live": not (is_wedged or has_stalled)}
+        hangs = self._longest_handling_s > self._stall_s
+        is_live = not (is_wedged or has_stalled or hangs)
+        facts: dict[str, object] = {"live": is_live}
         if is_wedged:
             facts["event_loop_silent_s"] = round(silence_s, 1)
         if has_stalled:
             facts |= {"ready_messages": self._ready_messages, "none_taken_s": round(idle_s, 1)}
-        return Verdict(not (is_wedged or has_stalled), facts)
+        if hangs:
+            facts["longest_handling_s"] = round(self._longest_handling_s, 1)
+        return Verdict(is_live, facts)
 
     def readiness(self) -> Verdict:
         """Judge whether commands are handled here; a worker that is paused stays ready."""

@@ -14,7 +14,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from worker.telemetry.tracing import Answered
 
-_CLOSE_S = 3.0
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 
@@ -57,14 +56,26 @@ class OpenTelemetry:
     @contextmanager
     def requesting(self, method: str, url: str) -> Iterator[Answered]:
         attributes = {"http.request.method": method, "url.full": url}
-        with self._tracer.start_as_current_span(method, None, SpanKind.CLIENT, attributes) as span:
+        # An exception's words hold the whole URL, and with it the device.
+        with self._tracer.start_as_current_span(
+            method,
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
 
             def answered(status: int) -> None:
                 span.set_attribute("http.response.status_code", status)
                 if status >= 400:  # noqa: PLR2004 - the convention's bound for a client's span
                     span.set_status(Status(StatusCode.ERROR))
 
-            yield answered
+            try:
+                yield answered
+            except Exception as exc:
+                span.set_attribute("error.type", type(exc).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+                raise
 
     def publishing(self, exchange: str, routing_key: str) -> tuple[Mapping[str, str], Callable[[], object]]:
         attributes = {
@@ -78,8 +89,8 @@ class OpenTelemetry:
         self._propagator.inject(carrier, set_span_in_context(span))
         return carrier, span.end
 
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         # A collector that is away must not hold up the end: the SDK's own limits are longer than a stop may take.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
-        closing.join(_CLOSE_S)
+        closing.join(timeout_s)

@@ -27,8 +27,8 @@ class Tracing(Protocol):
     def publishing(self, exchange: str, routing_key: str) -> Publishing:
         """Begin the span of one publication; returns the headers that name it, and what ends it."""
 
-    def close(self) -> None:
-        """Hand on what has been collected, within a few seconds."""
+    def close(self, timeout_s: float) -> None:
+        """Hand on what has been collected, for so many seconds at most."""
 
 
 class NoTracing:
@@ -43,7 +43,7 @@ class NoTracing:
     def publishing(self, exchange: str, routing_key: str) -> Publishing:  # noqa: ARG002
         return {}, _do_nothing
 
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         pass
 
 
