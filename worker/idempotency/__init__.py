@@ -12,6 +12,8 @@ from typing import Protocol
 
 from schemas.reply import Reply
 from worker.doubt import Doubt
+from worker.replay import Replay
+from worker.times import milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,14 @@ class Store(Protocol):
     All raise ``StoreUnavailable``; the last three raise ``LeaseLost``.
     """
 
-    def claim(self, key: Key, now: datetime) -> Claim:
-        """Take hold of a command, or learn why not. ``now``: on the clock that times of history are compared with."""
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        """Take hold of a command, or learn why not.
+
+        Args:
+            key: the command.
+            now: on the clock that times of history are compared with.
+            replay: takes back the failure that it means, if that is the recorded outcome; never any other outcome.
+        """
 
     def note_unsent(self, key: Key) -> None:
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
@@ -148,3 +156,8 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of what the store itself holds."""
+
+
+def failed_ms(reply: Reply) -> int | None:
+    """Return what a replay knows a failure by, None for an outcome that is none."""
+    return milliseconds(reply.completed_at) if reply.status == "failed" else None
