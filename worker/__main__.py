@@ -5,6 +5,7 @@ import sys
 import typer
 
 from worker import __version__
+from worker.cli.check import check
 from worker.cli.demo import demo
 from worker.cli.run import run
 from worker.cli.schema import schema
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Takes Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
 )
-for command in (run, topology, send, simulator, demo, schema):
+for command in (run, check, topology, send, simulator, demo, schema):
     app.command()(command)
 
 

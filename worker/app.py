@@ -5,10 +5,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -21,14 +21,16 @@ from worker.flow.gates import Gates
 from worker.flow.lanes import Lanes
 from worker.flow.pace import Pacer
 from worker.handler import HANDLING_S, Handler
-from worker.idempotency import Store
 from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP, Watch
-from worker.settings import MEMORY, Settings, load_products
+from worker.settings import MEMORY, Credentials, Settings, load_products
 from worker.task import Task
 from worker.telemetry.logs import configure_logging, get_logger
+
+if TYPE_CHECKING:
+    from worker.idempotency.redis import RedisStore
 
 log = get_logger()
 
@@ -40,7 +42,27 @@ def topology_of(settings: Settings) -> Topology:
     return Topology(settings.worker_namespace, settings.delays)
 
 
-def store_of(settings: Settings) -> Store:
+def client_of(settings: Settings, products: Mapping[str | None, Credentials], watch: Watch) -> OneNETClient:
+    """Return the client of the platform that the settings name."""
+    return OneNETClient(
+        settings.onenet_url,
+        products,
+        lambda: BoundedHTTP(
+            settings.onenet_url,
+            connect_timeout_s=settings.onenet_connect_timeout,
+            read_timeout_s=settings.onenet_read_timeout,
+            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
+            connections=settings.worker_concurrency,
+            watch=watch,
+        ),
+        settings.platform_zone,
+        request_s=settings.request_s,
+        latest_caching_s=settings.worker_settle,
+        history_s=settings.idempotency_ttl,
+    )
+
+
+def store_of(settings: Settings) -> "MemoryStore | RedisStore":
     """Return the store that the settings name."""
     url = settings.idempotency_url.get_secret_value()
     # Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
@@ -83,22 +105,7 @@ def run(settings: Settings) -> int:
         key_file=settings.amqp_key_file,
     )
     watch = Watch(settings.request_s)
-    client = OneNETClient(
-        settings.onenet_url,
-        products,
-        lambda: BoundedHTTP(
-            settings.onenet_url,
-            connect_timeout_s=settings.onenet_connect_timeout,
-            read_timeout_s=settings.onenet_read_timeout,
-            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
-            connections=settings.worker_concurrency,
-            watch=watch,
-        ),
-        settings.platform_zone,
-        request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
-        history_s=settings.idempotency_ttl,
-    )
+    client = client_of(settings, products, watch)
     store = store_of(settings)
     gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
     name = f"{socket.gethostname()}:{os.getpid()}"
