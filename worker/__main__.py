@@ -6,6 +6,7 @@ import typer
 
 from worker import __version__
 from worker.cli.check import check
+from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
 from worker.cli.run import run
 from worker.cli.schema import schema
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for command in (run, check, topology, send, simulator, demo, schema):
     app.command()(command)
+app.add_typer(dead_letters, name="dead-letters")
 
 
 def _print_version(value: bool) -> None:
