@@ -960,7 +960,8 @@ def test_a_replay_that_waits_is_still_one_when_it_comes_again(rig: Rig) -> None:
     assert rig.last_headers()["x-onenet-replay"] == failed_at.isoformat(timespec="milliseconds")
 
 
-def test_an_order_that_cannot_be_read_is_none(rig: Rig) -> None:
+@pytest.mark.parametrize("text", ["yesterday", "2026-08-05T12:00:00", 7])
+def test_an_order_that_cannot_be_read_is_none(rig: Rig, text: object) -> None:
     fail(rig)
-    assert rig.handle(delivery(headers={"x-onenet-replay": "yesterday"})) == REPLY
+    assert rig.handle(delivery(headers={"x-onenet-replay": text})) == REPLY
     assert rig.last_reply()["status"] == "failed"

@@ -211,7 +211,7 @@ class Handler:
                 is_unexplained = delivery.is_redelivered and unrecorded_until is not None
                 turn.has_crashed = is_unexplained or delivery.unfinished is not None
                 if delivery.replay is not None:  # it may have come before, and its record be lost
-                    turn.doubt = Doubt(delivery.replay.failed_at, now).united(turn.doubt)
+                    turn.doubt = Doubt(min(delivery.replay.failed_at, now), now).united(turn.doubt)
                 elif is_unexplained or delivery.attempt > 1:
                     turn.doubt = _prolonged(turn.doubt, now if delivery.is_redelivered else unrecorded_until or now)
                 elif turn.doubt is not None and unrecorded_until is not None:

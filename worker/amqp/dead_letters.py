@@ -8,7 +8,6 @@ and nothing besides. With several `basic.get`, with two readers at once, with a 
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -56,9 +55,12 @@ class DeadLetters:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(AMQPError):
+        try:
             if self._connection.is_open:
                 self._connection.close()
+        except AMQPError as exc:
+            if error is None:  # what was acknowledged last may not have arrived
+                raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def _lock(self) -> None:
         """Keep other readers of this kind away until this connection ends.

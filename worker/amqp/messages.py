@@ -96,9 +96,10 @@ class Delivery:
         """A person's order to try it again, None where it is no replay."""
         text = self.headers.get(REPLAY) if self.is_returned else None
         try:
-            return None if text is None else Replay(datetime.fromisoformat(str(text)), self.doubt)
+            failed_at = None if text is None else datetime.fromisoformat(str(text))
         except ValueError:
             return None
+        return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, self.doubt)
 
     @property
     def is_counted(self) -> bool:

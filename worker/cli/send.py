@@ -144,7 +144,7 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
         commands[found] = body
     if len(errors) > _MAX_ERRORS:
         errors[_MAX_ERRORS:] = [f"and {len(errors) - _MAX_ERRORS:,} more"]
-    if not commands:
+    if not commands and not errors:
         errors.append("there is no command in it")
     if errors:
         raise WorkerError("\n".join([*errors, "nothing was sent"]))
