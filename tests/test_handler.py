@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -25,6 +25,7 @@ from worker.idempotency import Claim, Hold, Key
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import Entry
+from worker.replay import Replay
 from worker.telemetry.metrics import Metrics
 
 CHINA = ZoneInfo("Asia/Shanghai")
@@ -67,9 +68,9 @@ class Store(MemoryStore):
         self.history = history
         self.is_away_for: set[str] = set()
 
-    def claim(self, key: Key, now: datetime) -> Claim:
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         self._come("claim")
-        return super().claim(key, now)
+        return super().claim(key, now, replay)
 
     def complete(self, hold: Hold, reply: Reply) -> None:
         self._come("complete")
@@ -906,3 +907,74 @@ def test_what_is_known_not_to_have_been_sent_rests_without_a_doubt(rig: Rig) -> 
     rig.pause()
     assert rig.handle(delivery(headers=retry)) == RETRY
     assert rig.last_headers() == retry
+
+
+FAILED_AT = LONG_AGO + timedelta(minutes=1)
+
+
+def replayed(failed_at: datetime, doubt: Doubt | None = None) -> Delivery:
+    """Return a command that a person has replayed."""
+    marks = {} if doubt is None else {"x-onenet-in-doubt": str(doubt)}
+    text = failed_at.isoformat(timespec="milliseconds")
+    return delivery(headers={"x-onenet-replay": text, "x-onenet-uncounted": True, **marks})
+
+
+def fail(rig: Rig) -> datetime:
+    """Let a command fail for good; returns what its dead letter says of when."""
+    headers = rig.come_to_its_last_attempt()
+    rig.handle(delivery(command_id="another"))  # so that it is no outage
+    rig.platform.answers = [NotSent("refused")]
+    assert rig.handle(delivery(headers=headers)) == FAILURE
+    letter = dict(rig.last[1].properties.headers or {})
+    rig.history.clear()
+    return datetime.fromisoformat(str(letter["x-onenet-failed-at"]))
+
+
+def test_a_replay_sends_what_failed_and_no_other_message_does(rig: Rig) -> None:
+    failed_at = fail(rig)
+    assert rig.handle(delivery()) == REPLY
+    assert rig.last_reply()["status"] == "failed"
+    assert rig.handle(replayed(failed_at)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 1)
+    assert rig.history.count("request") == 1
+    assert rig.handle(replayed(failed_at)) == REPLY  # the order may come twice
+    assert rig.history.count("request") == 1
+
+
+def test_an_order_that_did_not_come_in_by_the_workers_own_way_is_not_believed(rig: Rig) -> None:
+    failed_at = fail(rig)
+    assert rig.handle(replace(replayed(failed_at), is_returned=False)) == REPLY
+    assert rig.last_reply()["status"] == "failed"
+    assert "request" not in rig.history
+
+
+def test_a_replay_whose_failure_is_not_on_record_is_looked_up_first(rig: Rig) -> None:
+    """It may be the second of two, and the record of the first have gone."""
+    assert rig.handle(replayed(FAILED_AT)) == SETTLE
+    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert doubt.since == datetime.fromisoformat(FAILED_AT.isoformat(timespec="milliseconds"))
+    assert "request" not in rig.history
+
+
+@pytest.mark.parametrize("in_doubt", ["reconcile", "dead-letter", "resend"])
+def test_in_every_mode_a_replay_in_doubt_has_its_history_read(in_doubt: InDoubtMode) -> None:
+    rig = Rig(in_doubt)
+    failed_at = fail(rig)
+    rested = Doubt(None, LONG_AGO)
+    assert rig.handle(replayed(failed_at, rested)) == REPLY
+    assert rig.history == ["claim", "look up", "request", "complete"]
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 1)
+
+
+def test_a_replay_that_waits_is_still_one_when_it_comes_again(rig: Rig) -> None:
+    failed_at = fail(rig)
+    rig.pause()
+    rig.handle(replayed(failed_at))
+    assert rig.last_headers()["x-onenet-replay"] == failed_at.isoformat(timespec="milliseconds")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-08-05T12:00:00", 7])
+def test_an_order_that_cannot_be_read_is_none(rig: Rig, text: object) -> None:
+    fail(rig)
+    assert rig.handle(delivery(headers={"x-onenet-replay": text})) == REPLY
+    assert rig.last_reply()["status"] == "failed"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from worker.errors import StoreUnavailable
 from worker.telemetry.health import MAX_SILENCE_S, Health
 
 STALL_S = 60.0
@@ -18,8 +19,12 @@ class Worker:
     health: Health = field(init=False)
 
     def __post_init__(self) -> None:
-        self.health = Health(STALL_S, lambda: self.is_store_there, lambda: self.now)
+        self.health = Health(STALL_S, self.ping_store, lambda: self.now)
         self.beat()
+
+    def ping_store(self) -> None:
+        if not self.is_store_there:
+            raise StoreUnavailable
 
     def beat(self, *, is_connected: bool = True, is_stopping: bool = False) -> None:
         self.health.beat(is_connected=is_connected, is_stopping=is_stopping)

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from schemas.reply import Reply
+from schemas.reply import Reply, ReplyError
 from tests.own_redis import OwnRedis
 from tests.rig import PATIENCE_S
 from worker.doubt import Doubt
@@ -31,6 +31,7 @@ from worker.idempotency import (
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
 from worker.localservices.ports import wait_until
+from worker.replay import Replay
 
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 DOUBT = Doubt(NOW, NOW + timedelta(seconds=13))
@@ -45,6 +46,11 @@ def key(command_id: str, digest: bytes = b"1", likeness: bytes = b"alike") -> Ke
 
 def reply(command_id: str, uuid: str | None = None) -> Reply:
     return Reply(command_id=command_id, status="accepted", uuid=uuid, attempts=1, completed_at=NOW)
+
+
+def failure(command_id: str, completed_at: datetime = NOW) -> Reply:
+    error = ReplyError(code="outcome_unknown", message="nobody can tell")
+    return Reply(command_id=command_id, status="failed", error=error, attempts=1, completed_at=completed_at)
 
 
 def held(claim: Claim) -> Hold:
@@ -224,6 +230,48 @@ def test_a_record_lasts_for_its_time(make: Make) -> None:
     brief.complete(held(brief.claim(key("a"), NOW)), reply("a", "u"))
     assert brief.claim(key("a"), NOW) == Done(reply("a", "u"))
     wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Done), PATIENCE_S, "the record's end")
+
+
+def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: Store) -> None:
+    store.complete(held(store.claim(key("a"), NOW)), failure("a", NOW + timedelta(microseconds=1_999)))
+    meant = Replay(NOW + timedelta(milliseconds=1), DOUBT)
+    assert isinstance(store.claim(key("a"), NOW), Done)  # without an order it is the last word
+    assert store.claim(key("a", digest=b"2"), NOW, meant) == Conflict()
+    claim = store.claim(key("a"), NOW, meant)
+    assert isinstance(claim, InDoubtSince)
+    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
+    assert store.claim(key("a"), NOW, meant) == Busy(DOUBT.since)  # whoever comes now learns of the doubt too
+    store.release(claim.hold, None)
+    assert isinstance(store.claim(key("a"), NOW), Again)
+
+
+def test_what_was_not_cached_is_replayed_without_a_doubt(store: Store) -> None:
+    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
+    assert isinstance(store.claim(key("a"), NOW, Replay(NOW, None)), Again)
+
+
+def test_an_order_is_carried_out_once(store: Store) -> None:
+    """It may be doubled, and its second copy come when the first has led to another failure."""
+    later = NOW + timedelta(milliseconds=1)
+    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
+    store.complete(held(store.claim(key("a"), NOW, Replay(NOW, None))), failure("a", later))
+    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(failure("a", later))
+    assert isinstance(store.claim(key("a"), NOW, Replay(later, None)), Again)
+
+
+def test_no_other_outcome_is_ever_taken_back(store: Store) -> None:
+    store.complete(held(store.claim(key("a"), NOW)), reply("a", "u"))
+    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(reply("a", "u"))
+    store.complete(held(store.claim(key("b"), NOW)), failure("b"))
+    store.complete(held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", "v"))
+    assert store.claim(key("b"), NOW, Replay(NOW, None)) == Done(reply("b", "v"))
+
+
+def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: Store) -> None:
+    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
+    replayed = held(store.claim(key("a"), NOW, Replay(NOW, DOUBT)))
+    assert store.own(held(store.claim(key("b"), NOW)), ["u"], []) == TwinUnderWay()
+    store.release(replayed, DOUBT)
 
 
 class TestMemory:

@@ -19,6 +19,7 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.rig import a_command
+from worker.amqp.letters import Letter
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.answer import Answer, Cached, InDoubt, NotSent
@@ -32,13 +33,17 @@ from worker.idempotency import Choice, Claim, First, Hold, Key
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Entry, Window
+from worker.replay import Replay
 from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
 REQUEST_S, SETTLE_S, LEASE_S = 2, 3, 9
 METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, settle_s=SETTLE_S)
+HASTY = RetryPolicy((1, 2), max_attempts=1, settle_s=SETTLE_S, in_doubt="dead-letter")  # much to replay
 TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
+OUTGOING = Outgoing(TOPOLOGY, "host:1")
+CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
 POINTS = ["claim", "request", "answer", "history", "own", "release", "complete", "mark", "marked"]
 ENDS = ["acknowledged", "published only", "nothing"]
@@ -77,6 +82,7 @@ class World:
     kept: list[Kept] = field(default_factory=list)
     late: list[Kept] = field(default_factory=list)
     replies: dict[str, set[tuple[str, str | None, str | None]]] = field(default_factory=dict)
+    letters: list[Publication] = field(default_factory=list)
     fault: str = "none"
     is_history_readable: bool = True
     ends_at: str | None = None
@@ -101,7 +107,9 @@ class World:
                 reply = Reply.model_validate_json(publication.body)
                 code = reply.error.code if reply.error else None
                 self.replies.setdefault(str(reply.command_id), set()).add((reply.status, reply.uuid, code))
-            elif publication.exchange != TOPOLOGY.dead_letters_exchange:
+            elif publication.exchange == TOPOLOGY.dead_letters_exchange:
+                self.letters.append(publication)
+            else:
                 rests = re.search(r"\.(\d+)s$", publication.routing_key)
                 ready_at = self.now + timedelta(seconds=int(rests[1]) if rests else 0)
                 self.messages.append(Message(publication.body, publication.properties, True, ready_at))
@@ -157,8 +165,8 @@ class Mortal(MemoryStore):
         self._world = world
         self._is_shared = is_shared
 
-    def claim(self, key: Key, now: datetime) -> Claim:
-        claim = super().claim(key, now)
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        claim = super().claim(key, now, replay)
         self._world.come_to("claim")
         return First(claim.hold, None) if self._is_shared and isinstance(claim, First) else claim
 
@@ -180,6 +188,9 @@ class Protocol(RuleBasedStateMachine):
     """One worker on memory, or a fleet on a shared store."""
 
     is_shared = False
+    has_twins = False  # when their records are gone, nobody can tell twins apart
+    is_replayed = False
+    policy = POLICY
     bodies: dict[str, bytes]
 
     @initialize()
@@ -188,7 +199,7 @@ class Protocol(RuleBasedStateMachine):
         self.store = Mortal(self.world, is_shared=self.is_shared)
         self.gates = self.new_gates()
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
-        if self.is_shared:  # when their records are gone, nobody can tell twins apart
+        if self.has_twins:
             commands.append(commands[0] | {"command_id": "a-twin"})
         self.bodies = {command["command_id"]: json.dumps(command).encode() for command in commands}
         self.published: set[str] = set()
@@ -236,13 +247,14 @@ class Protocol(RuleBasedStateMachine):
         count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
         properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
         handler = Handler(
-            Platform(world), self.store, Outgoing(TOPOLOGY, "host:1"), self.gates, POLICY, ZoneInfo("Asia/Shanghai"),
+            Platform(world), self.store, OUTGOING, self.gates, self.policy, CHINA,
             METRICS, lambda: world.now,
         )  # fmt: skip
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
         try:
-            publications = handler.handle(handler.read(delivery, world.seconds()), pass_on)
-            assert publications is not None  # here nothing is ever paused
+            task = handler.read(delivery, world.seconds())
+            found = handler.handle(task, pass_on)
+            publications = [handler.rest(task)] if found is None else found
         except Killed:
             self.restart(message)
             return
@@ -270,7 +282,7 @@ class Protocol(RuleBasedStateMachine):
             return
         kept = [each.likeness for each in self.world.kept + self.world.late]
         for likeness in set(kept):
-            assert kept.count(likeness) <= (2 if self.is_shared else 1)
+            assert kept.count(likeness) <= (2 if self.has_twins else 1)
         assert len(kept) <= len(self.published)
 
     @invariant()
@@ -279,12 +291,22 @@ class Protocol(RuleBasedStateMachine):
             return
         uuids = []
         for outcomes in self.world.replies.values():
-            assert len(outcomes) == 1
+            assert len(outcomes) == 1 or self.is_replayed
+            assert len([status for status, _, _ in outcomes if status != "failed"]) <= 1
             uuids += [uuid for status, uuid, _ in outcomes if status == "accepted"]
         assert len(uuids) == len(set(uuids))
 
     def teardown(self) -> None:
         """Calm: what was ordered has its outcome in the end, and what was cached is not said to have failed."""
+        self.calm_down()
+        world = self.world
+        assert world.replies.keys() == self.published
+        self.nothing_is_cached_more_often_than_it_was_ordered()
+        self.no_reply_contradicts_another()
+        accepted = {uuid for outcomes in world.replies.values() for _, uuid, _ in outcomes if uuid}
+        assert accepted == {kept.uuid for kept in world.kept}
+
+    def calm_down(self) -> None:
         world = self.world
         for _ in range(1000):
             if not world.messages:
@@ -295,15 +317,45 @@ class Protocol(RuleBasedStateMachine):
             else:
                 world.pass_time(1)
         assert not world.messages
-        assert world.replies.keys() == self.published
-        self.nothing_is_cached_more_often_than_it_was_ordered()
-        self.no_reply_contradicts_another()
-        accepted = {uuid for outcomes in world.replies.values() for _, uuid, _ in outcomes if uuid}
-        assert accepted == {kept.uuid for kept in world.kept}
 
 
 class Fleet(Protocol):
     """Several workers: whoever ends, the others know what it had recorded."""
+
+    is_shared = True
+    has_twins = True
+
+
+class Replayed(Protocol):
+    """A worker that gives up soon, and a person who has replayed what it set aside, now and then twice."""
+
+    policy = HASTY
+    is_replayed = True
+
+    @precondition(lambda self: self.world.letters)
+    @rule(which=st.integers(0, 5), is_acknowledged=st.booleans())
+    def replay(self, which: int, is_acknowledged: bool) -> None:
+        """Not acknowledged: the command line ended right after the confirm, and the letter is still there."""
+        world = self.world
+        world.pass_time(0.001)  # a person takes at least that long
+        letter = world.letters[which % len(world.letters)]
+        found = Letter(1, letter.exchange, letter.routing_key, letter.properties, letter.body, CHINA)
+        world.take([OUTGOING.replay(found.delivery(), found.replay(world.now))])
+        if is_acknowledged:
+            world.letters.remove(letter)
+
+    def teardown(self) -> None:
+        """Whatever failed succeeds when it is replayed in calm."""
+        self.calm_down()
+        while self.world.letters:
+            self.replay(0, is_acknowledged=True)
+            self.calm_down()
+        super().teardown()
+        assert all(any(status == "accepted" for status, _, _ in each) for each in self.world.replies.values())
+
+
+class ReplayedFleet(Replayed):
+    """The same with several workers."""
 
     is_shared = True
 
@@ -313,3 +365,7 @@ TestOneWorkerOnMemory = Protocol.TestCase
 TestOneWorkerOnMemory.settings = _SETTINGS
 TestFleet: Any = Fleet.TestCase
 TestFleet.settings = _SETTINGS
+TestReplayed: Any = Replayed.TestCase
+TestReplayed.settings = _SETTINGS
+TestReplayedFleet: Any = ReplayedFleet.TestCase
+TestReplayedFleet.settings = _SETTINGS

@@ -1,10 +1,11 @@
 """Times in every form, and as the platform takes them."""
 
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from worker.times import parse_time, platform_time
+from worker.times import parse_duration, parse_time, platform_time
 
 CHINA = ZoneInfo("Asia/Shanghai")
 
@@ -44,3 +45,14 @@ def test_without_an_offset_it_is_the_platforms_local_time_wherever_that_is() -> 
 def test_anything_else_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="time"):
         parse_time(text, CHINA)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7_200), ("7d", 604_800), ("0s", 0)])
+def test_a_duration_is_a_number_and_a_unit(text: str, seconds: int) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "-1h", "1.5h", "1 h", "2h\n", "1w", "9999999d", "\u0665s"])
+def test_anything_else_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 90s"):
+        parse_duration(text)

@@ -5,10 +5,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -21,13 +21,12 @@ from worker.flow.gates import Gates
 from worker.flow.lanes import Lanes
 from worker.flow.pace import Pacer
 from worker.handler import HANDLING_S, Handler
-from worker.idempotency import Store
 from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP, Watch
 from worker.pulse import Pulse
-from worker.settings import MEMORY, Settings, load_products
+from worker.settings import MEMORY, Credentials, Settings, load_products
 from worker.task import Task
 from worker.telemetry.endpoints import Endpoints
 from worker.telemetry.health import STALL_S, Health
@@ -40,6 +39,9 @@ from worker.telemetry.tracing import NoTracing, Tracing
 _FINISHING = 0.8
 _CLOSING = 0.08
 
+if TYPE_CHECKING:
+    from worker.idempotency.redis import RedisStore
+
 log = get_logger()
 
 NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
@@ -50,6 +52,29 @@ def topology_of(settings: Settings) -> Topology:
     return Topology(settings.worker_namespace, settings.delays)
 
 
+def client_of(
+    settings: Settings, products: Mapping[str | None, Credentials], watch: Watch, tracing: Tracing
+) -> OneNETClient:
+    """Return the client of the platform that the settings name."""
+    return OneNETClient(
+        settings.onenet_url,
+        products,
+        lambda: BoundedHTTP(
+            settings.onenet_url,
+            connect_timeout_s=settings.onenet_connect_timeout,
+            read_timeout_s=settings.onenet_read_timeout,
+            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
+            connections=settings.worker_concurrency,
+            watch=watch,
+            tracing=tracing,
+        ),
+        settings.platform_zone,
+        request_s=settings.request_s,
+        latest_caching_s=settings.worker_settle,
+        history_s=settings.idempotency_ttl,
+    )
+
+
 def lease_s(settings: Settings) -> float:
     """Return how long a command is held, in seconds.
 
@@ -58,7 +83,7 @@ def lease_s(settings: Settings) -> float:
     return 2 * settings.request_s + HANDLING_S
 
 
-def store_of(settings: Settings) -> Store:
+def store_of(settings: Settings) -> "MemoryStore | RedisStore":
     """Return the store that the settings name."""
     url = settings.idempotency_url.get_secret_value()
     if url == MEMORY:
@@ -111,23 +136,7 @@ def run(settings: Settings) -> int:
     name = f"{socket.gethostname()}:{os.getpid()}"
     tracing = tracing_of(settings, name)
     watch = Watch(settings.request_s)
-    client = OneNETClient(
-        settings.onenet_url,
-        products,
-        lambda: BoundedHTTP(
-            settings.onenet_url,
-            connect_timeout_s=settings.onenet_connect_timeout,
-            read_timeout_s=settings.onenet_read_timeout,
-            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
-            connections=settings.worker_concurrency,
-            watch=watch,
-            tracing=tracing,
-        ),
-        settings.platform_zone,
-        request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
-        history_s=settings.idempotency_ttl,
-    )
+    client = client_of(settings, products, watch, tracing)
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
     gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
@@ -147,7 +156,7 @@ def run(settings: Settings) -> int:
         metrics,
     )
     # A request may be under way for longer than a minute, and as many as may be at once.
-    health = Health(max(STALL_S, lease_s(settings)), store.is_there)
+    health = Health(max(STALL_S, lease_s(settings)), store.ping)
 
     def build() -> tuple[Broker, Intake, Pulse]:
         broker = Broker(

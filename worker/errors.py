@@ -99,6 +99,10 @@ class HistoryUnreadable(WorkerError):
         self.retry_after_s = retry_after_s
 
 
+class PlatformUnusable(WorkerError):
+    """OneNET cannot be reached, lets nobody in, or does not answer as it should."""
+
+
 class StoreError(WorkerError):
     """The idempotency store did not do what it was asked: nothing may be sent."""
 

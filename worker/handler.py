@@ -15,7 +15,7 @@ from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.answer import Answer, InDoubt, NotSent, Refused
 from worker.backoff import rest_delay_s
 from worker.commands import ExecuteCommand, as_command_id, read_command
-from worker.decide import RetryPolicy, decide, decide_unreadable, unknown
+from worker.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand
 from worker.flow.gates import Gates, Passage
@@ -203,7 +203,7 @@ class Handler:
         """Ask the store what is known of the command, and go on accordingly."""
         delivery, command = turn.delivery, turn.command
         now = self._now()
-        claim = self._store.claim(_key(command), now)
+        claim = self._store.claim(_key(command), now, delivery.replay)
         match claim:
             case Done(reply):
                 return self._repeat(delivery, reply)
@@ -217,7 +217,9 @@ class Handler:
             case First(hold, unrecorded_until):
                 is_unexplained = delivery.is_redelivered and unrecorded_until is not None
                 turn.has_crashed = is_unexplained or delivery.unfinished is not None
-                if is_unexplained or delivery.attempt > 1:
+                if delivery.replay is not None:  # it may have come before, and its record be lost
+                    turn.doubt = Doubt(min(delivery.replay.failed_at, now), now).united(turn.doubt)
+                elif is_unexplained or delivery.attempt > 1:
                     turn.doubt = _prolonged(turn.doubt, now if delivery.is_redelivered else unrecorded_until or now)
                 elif turn.doubt is not None and unrecorded_until is not None:
                     turn.doubt = _prolonged(turn.doubt, unrecorded_until)
@@ -233,9 +235,10 @@ class Handler:
         if turn.has_crashed and (turn.delivery.unfinished or 0) >= MAX_UNFINISHED:
             message = f"the worker ended {MAX_UNFINISHED} times while it handled this command"
             return self._finish(turn, hold, Failed("poison_message", message))
-        if turn.doubt is not None and self._policy.in_doubt == "dead-letter":
+        in_doubt = self._in_doubt(turn)
+        if turn.doubt is not None and in_doubt == "dead-letter":
             return self._finish(turn, hold, unknown("no record tells what became of it"))
-        if turn.doubt is not None and self._policy.in_doubt == "reconcile":
+        if turn.doubt is not None and in_doubt == "reconcile":
             if now < turn.doubt.until + timedelta(seconds=self._policy.settle_s):
                 return self._settle(turn, hold, turn.settled("no record tells what became of it"))
             if not turn.has_crashed:
@@ -243,6 +246,10 @@ class Handler:
         if turn.has_crashed:
             return self._try_suspect(turn, hold)
         return self._send(turn, hold)
+
+    def _in_doubt(self, turn: _Turn) -> InDoubtMode:
+        """Return what becomes of a doubt: a person who has a command replayed wants its history read."""
+        return self._policy.in_doubt if turn.delivery.replay is None else "reconcile"
 
     def _try_suspect(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
         """Try a command that may have ended a worker: one at a time, and not without a mark on its message.
@@ -263,7 +270,7 @@ class Handler:
                 return ()
             turn.is_marked = True
             with suppress(StoreError):  # the lease's end will tell
-                if turn.doubt is not None and self._policy.in_doubt == "reconcile":
+                if turn.doubt is not None and self._in_doubt(turn) == "reconcile":
                     self._reconcile(turn, hold, turn.doubt)
                 else:
                     self._send(turn, hold)

@@ -84,6 +84,18 @@ class Rate:
     count: int
     period_s: int
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``200/second``.
+
+        Raises:
+            ValueError: it is not such a text.
+        """
+        found = _RATE.fullmatch(text)
+        if found is None:
+            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
+        return cls(int(found[1]), _PERIODS_S[found[2].lower()])
+
 
 def _is_url(url: str, *schemes: str) -> bool:
     """Tell whether a URL can be used: its scheme, a host that is a name or an address, and a port that is a number."""
@@ -220,9 +232,10 @@ class Settings(BaseSettings):
     @field_validator("onenet_rate_limit")
     @classmethod
     def _is_a_rate(cls, text: str | None) -> str | None:
-        if text is not None and _RATE.fullmatch(text) is None:
-            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
-        if text is not None and importlib.util.find_spec("throttled") is None:
+        if text is None:
+            return None
+        Rate.parse(text)
+        if importlib.util.find_spec("throttled") is None:
             raise ValueError("a rate needs an extra: pip install 'onenet-execute-worker[rate]'")
         return text
 
@@ -296,8 +309,7 @@ class Settings(BaseSettings):
     @property
     def rate(self) -> Rate | None:
         """The most that is sent for each product."""
-        found = _RATE.fullmatch(self.onenet_rate_limit or "")
-        return None if found is None else Rate(int(found[1]), _PERIODS_S[found[2].lower()])
+        return None if self.onenet_rate_limit is None else Rate.parse(self.onenet_rate_limit)
 
     @property
     def request_s(self) -> float:

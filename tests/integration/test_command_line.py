@@ -5,18 +5,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import typer
 
 from schemas.command import COMMAND
-from tests.rig import Rig, a_command
-from worker.localservices.ports import free_port
+from tests.rig import PATIENCE_S, Rig, a_command
+from worker.__main__ import app
+from worker.amqp.client import declare_on
+from worker.localservices.ports import free_port, wait_until
 from worker.localservices.processes import OwnProcess
 
-COMMANDS = ("run", "topology", "send", "simulator", "demo", "schema")
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")
 
 
@@ -33,16 +36,44 @@ def type_in(*arguments: str, folder: Path, **environment: str) -> "subprocess.Co
     )
 
 
+def _paths(group: Any) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (name,)
+        if hasattr(command, "commands"):
+            yield from ((name, *path) for path in _paths(command))
+
+
+PATHS = list(_paths(typer.main.get_command(app)))  # of every command and subcommand
+
+
 def test_without_a_command_it_says_what_there_is(tmp_path: Path) -> None:
     said = type_in(folder=tmp_path)
-    assert all(command in said.stdout for command in COMMANDS)
+    assert all(path[0] in said.stdout for path in PATHS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str, tmp_path: Path) -> None:
-    said = type_in(command, "--help", folder=tmp_path)
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path: Path) -> None:
+    said = type_in(*path, "--help", folder=tmp_path)
     assert said.returncode == 0
-    assert f"onenet-worker {command}" in said.stdout.partition("Example")[2].partition("Options")[0]
+    assert f"onenet-worker {' '.join(path)} " in said.stdout.partition("Example")[2].partition("Options")[0] + " "
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("onenet-worker dead-l", {"dead-letters"}),
+        ("onenet-worker dead-letters ", {"list", "show", "replay", "discard"}),
+        ("onenet-worker schema ", {"command", "reply"}),
+        ("onenet-worker dead-letters list --reason pois", {"poison_message"}),
+    ],
+)
+def test_the_shell_completes_commands_and_their_words(typed: str, expected: set[str], tmp_path: Path) -> None:
+    """As bash asks for it, once ``--install-completion`` was called."""
+    words = typed.split(" ")
+    asked = {"_ONENET_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    program = str(Path(sys.executable).with_name("onenet-worker"))
+    said = subprocess.run([program], cwd=tmp_path, env=asked, capture_output=True, text=True, check=False)
+    assert set(said.stdout.split()) == expected, said.stderr
 
 
 def test_a_wrong_setting_stops_the_start_with_78(tmp_path: Path) -> None:
@@ -152,6 +183,56 @@ def test_a_file_is_sent_whole_or_not_at_all(rig: Rig, tmp_path: Path) -> None:
     both = type_in("send", "--file", str(good), "--imei", "1", folder=tmp_path)
     assert both.returncode == 1
     assert "--imei" in both.stderr
+
+
+def lines_of(count: int) -> list[bytes]:
+    return [json.dumps(a_command(command_id=f"line-{number}")).encode() for number in range(count)]
+
+
+def test_thousands_of_lines_are_sent_however_they_were_written(rig: Rig, tmp_path: Path) -> None:
+    """With a byte order mark, blank lines, and lines that end as on Windows."""
+    declare_on(rig.upstream.channel, rig.topology)
+    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n  \r\n".join(lines_of(2_000)))
+    said = type_in("send", "--file", str(file), folder=tmp_path, **environment)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.splitlines() == [f"line-{number}" for number in range(2_000)]
+    assert rig.upstream.count(rig.topology.execute_queue) == 2_000
+
+
+def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\n".join([*lines_of(3), b'{"imei": "\xff"}', *[b"{}"] * 1_253]))
+    said = type_in("send", "--file", str(file), folder=tmp_path)
+    errors = said.stderr.splitlines()
+    assert said.returncode == 1
+    assert "lines.jsonl:4: the body is not UTF-8" in errors[0]
+    assert errors[-2:] == ["and 1,234 more", "nothing was sent"]
+    assert len(errors) == 22
+
+
+def test_a_file_without_a_command_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\n \n")
+    said = type_in("send", "--file", str(file), folder=tmp_path)
+    assert said.returncode == 1
+    assert "no command" in said.stderr
+
+
+def test_a_file_that_is_interrupted_says_how_far_it_came(rig: Rig, tmp_path: Path) -> None:
+    declare_on(rig.upstream.channel, rig.topology)
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\n".join(lines_of(20_000)))
+    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
+    process = OwnProcess(["send", "--file", str(file)], environment, tmp_path / "output")
+    wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) >= 1, PATIENCE_S, "the first command")
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    said = process.output.read_text().splitlines()
+    sent = len(said) - 1
+    assert said[-1].startswith(f"onenet-worker: interrupted: {sent:,} of 20,000 were sent; ")
+    assert rig.upstream.count(rig.topology.execute_queue) in {sent, sent + 1}  # one may have been on its way
 
 
 def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:

@@ -2,23 +2,27 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 from worker.amqp.connecting import address, connection_parameters, reason_of
+from worker.amqp.messages import Publication
 from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
 from worker.settings import Settings
 
 _WAIT_SLICE_S = 0.25
 _BLOCKED_S = 30
-_HINT = "start the worker, or run onenet-worker topology"
+_NOT_FOUND = 404
+HINT = "start the worker, or run onenet-worker topology"
 
 
 def first_parameters(settings: Settings) -> pika.URLParameters:
@@ -47,7 +51,7 @@ def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLPa
         parameters.blocked_connection_timeout = _BLOCKED_S  # somebody is waiting at the terminal
         try:
             return BlockingConnection(parameters), parameters
-        except (AMQPConnectionError, OSError) as exc:
+        except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
             reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc)}")
     raise BrokerUnavailable("; ".join(reasons))
 
@@ -82,12 +86,68 @@ def declare_on(channel: BlockingChannel, topology: Topology) -> None:
         channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
 
+def check_topology(connection: BlockingConnection, topology: Topology, *, may_declare: bool) -> list[str]:
+    """Return what is wrong with the exchanges and queues; creates none. Bindings cannot be looked at.
+
+    Args:
+        connection: to the broker; a fault costs no more than a channel.
+        topology: what is wanted.
+        may_declare: whether their arguments can be compared, which takes the right to declare them.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    wanted: list[tuple[str, Callable[..., object], Mapping[str, object]]] = [
+        *(
+            (each.name, partial(BlockingChannel.exchange_declare, exchange_type=each.kind), each.arguments)
+            for each in topology.exchanges()
+        ),
+        *((each.name, BlockingChannel.queue_declare, each.arguments) for each in topology.queues()),
+    ]
+    missing, faults = [], []
+    try:
+        for name, declare, arguments in wanted:
+            try:
+                channel = connection.channel()
+                declare(channel, name, passive=True)
+                if may_declare:  # it is there, so that this creates nothing
+                    declare(channel, name, durable=True, arguments=arguments)
+                channel.close()
+            except ChannelClosedByBroker as exc:
+                if exc.reply_code == _NOT_FOUND:
+                    missing.append(name)
+                else:
+                    faults.append(exc.reply_text)
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
+
+
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
     """Delete a topology, with all that its queues hold."""
     for queue in topology.queues():
         channel.queue_delete(queue.name)
     for exchange in topology.exchanges():
         channel.exchange_delete(exchange.name)
+
+
+def publish(channel: BlockingChannel, publication: Publication) -> None:
+    """Publish on a channel with confirms, and return when the broker has it.
+
+    Raises:
+        WorkerError: the broker did not take it.
+    """
+    exchange, routing_key = publication.exchange, publication.routing_key
+    try:
+        channel.basic_publish(exchange, routing_key, publication.body, publication.properties, mandatory=True)
+    except UnroutableError as exc:
+        raise WorkerError(f"no queue is bound to {exchange}: {HINT}") from exc
+    except NackError as exc:
+        raise WorkerError("the broker refused the command: its queue is full") from exc
+    except ChannelClosedByBroker as exc:
+        raise WorkerError(f"{exc.reply_text}: {HINT}") from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
 
 class CommandClient:
@@ -112,7 +172,7 @@ class CommandClient:
             if wants_replies:
                 self._read_replies()
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: {_HINT}") from exc
+            raise WorkerError(f"{exc.reply_text}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 
@@ -143,17 +203,7 @@ class CommandClient:
             reply_to=self._reply_to,
             timestamp=int(time.time()),
         )
-        exchange = self._topology.commands_exchange
-        try:
-            self._channel.basic_publish(exchange, EXECUTE, body, properties, mandatory=True)
-        except UnroutableError as exc:
-            raise WorkerError(f"no queue is bound to {exchange}: {_HINT}") from exc
-        except NackError as exc:
-            raise WorkerError("the broker refused the command: its queue is full") from exc
-        except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: {_HINT}") from exc
-        except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        publish(self._channel, Publication(self._topology.commands_exchange, EXECUTE, properties, body))
 
     def some_replies(self, wait_s: float = _WAIT_SLICE_S) -> list[dict[str, Any]]:
         """Return the replies that have come, after a short wait for the first.

@@ -15,6 +15,7 @@ from worker.amqp.topology import EXECUTE, Topology
 from worker.backoff import spread_ms
 from worker.doubt import Doubt
 from worker.outcome import Settle, TryAgain
+from worker.replay import Replay
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
@@ -22,6 +23,10 @@ IN_DOUBT = "x-onenet-in-doubt"
 UNFINISHED = "x-onenet-unfinished"
 UNCOUNTED = "x-onenet-uncounted"
 FIRST_ARRIVED = "x-onenet-first-arrived"
+REPLAY = "x-onenet-replay"
+REASON = "x-onenet-reason"
+ERROR = "x-onenet-error"
+FAILED_AT = "x-onenet-failed-at"
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
@@ -63,7 +68,7 @@ class Delivery:
     @property
     def may_have_been_sent(self) -> bool:
         """Tell whether, for all that the message says of itself, its command may have been sent before."""
-        return self.is_redelivered or self.attempt > 1 or self.doubt is not None
+        return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
 
     @cached_property
     def doubt(self) -> Doubt | None:
@@ -88,6 +93,16 @@ class Delivery:
         """
         tries = self.headers.get(UNFINISHED) if self.is_returned else None
         return tries if isinstance(tries, int) and tries >= 0 else None
+
+    @cached_property
+    def replay(self) -> Replay | None:
+        """A person's order to try it again, None where it is no replay."""
+        text = self.headers.get(REPLAY) if self.is_returned else None
+        try:
+            failed_at = None if text is None else datetime.fromisoformat(str(text))
+        except ValueError:
+            return None
+        return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, self.doubt)
 
     @property
     def is_counted(self) -> bool:
@@ -173,11 +188,11 @@ class Outgoing:
         if reply.status != "failed" or failed is None:
             raise ValueError("only what failed is dead-lettered")
         headers: dict[str, Any] = {
-            "x-onenet-reason": failed.code,
-            "x-onenet-error": _cut(failed.message, _MAX_TEXT_BYTES),
+            REASON: failed.code,
+            ERROR: _cut(failed.message, _MAX_TEXT_BYTES),
             "x-onenet-details": _details(failed),
             ATTEMPT: reply.attempts,
-            "x-onenet-failed-at": reply.completed_at.isoformat(timespec="milliseconds"),
+            FAILED_AT: reply.completed_at.isoformat(timespec="milliseconds"),
             "x-onenet-worker": self._worker,
         }
         properties = _carried_along(delivery, headers)
@@ -208,6 +223,13 @@ class Outgoing:
         properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished, is_counted=delivery.is_counted)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
+    def replay(self, delivery: Delivery, replay: Replay) -> Publication:
+        """Bring a dead letter back to be tried from the beginning."""
+        own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), UNCOUNTED: True}
+        if replay.doubt is not None:
+            own[IN_DOUBT] = str(replay.doubt)
+        return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
+
     def _to_rest(self, delivery: Delivery, delay_s: int, properties: BasicProperties) -> Publication:
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
@@ -228,6 +250,8 @@ def _copied(
         own[IN_DOUBT] = str(doubt)
     if unfinished is not None:
         own[UNFINISHED] = unfinished
+    if delivery.replay is not None:  # it may not have been claimed yet, or its record may go
+        own[REPLAY] = delivery.headers[REPLAY]
     return _carried_along(delivery, own)
 
 

@@ -8,6 +8,7 @@ value stays theirs.
 
 import struct
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pika.data
@@ -26,6 +27,16 @@ class Opaque:
 
     def __init__(self, encoded: bytes) -> None:
         self.encoded = encoded
+
+    @property
+    def moment(self) -> datetime | None:
+        """The instant that it names, None for anything else."""
+        if self.encoded[:1] != b"T":
+            return None
+        try:
+            return datetime.fromtimestamp(struct.unpack(">Q", self.encoded[1:])[0], UTC)
+        except (ValueError, OverflowError, OSError):  # in milliseconds, or nonsense
+            return None
 
     def __repr__(self) -> str:
         return f"Opaque({self.encoded!r})"

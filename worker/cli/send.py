@@ -1,9 +1,8 @@
 """``onenet-worker send``."""
 
+import codecs
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,13 @@ from uuid import uuid4
 
 import typer
 
-from worker.errors import UnusableCommand, WorkerError
+from worker.cli.progress import progress
+from worker.errors import EXIT_INTERRUPTED, UnusableCommand, WorkerError
 
 if TYPE_CHECKING:
     from worker.settings import Settings
+
+_MAX_ERRORS = 20
 
 
 def send(
@@ -74,12 +76,22 @@ def send(
     settings = load_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
     with CommandClient(settings, topology_of(settings), app_id=app_id, wants_replies=wait) as client:
-        with _progress(len(commands), is_shown=file is not None) as advance:
-            for sent_id, body in commands:
-                client.send(sent_id, body)
-                advance()
-                if not wait:
-                    typer.echo(sent_id)
+        sent = 0
+        try:
+            with progress("sending", len(commands), is_shown=file is not None) as advance:
+                for sent_id, body in commands:
+                    client.send(sent_id, body)
+                    sent += 1
+                    advance()
+                    if not wait:
+                        typer.echo(sent_id)
+        except KeyboardInterrupt:
+            typer.echo(f"onenet-worker: interrupted: {_how_far(sent, len(commands))}", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except WorkerError as exc:
+            if len(commands) == 1:
+                raise
+            raise WorkerError(f"{exc}; {_how_far(sent, len(commands))}") from exc
         if not wait:
             return
         replies = 0
@@ -94,6 +106,10 @@ def send(
         raise typer.Exit(1)
 
 
+def _how_far(sent: int, total: int) -> str:
+    return f"{sent:,} of {total:,} were sent; send them all again: those that were sent are known by their ids"
+
+
 def _from_flags(flags: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     a_day_from_now = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     yield "", json.dumps({"command_id": str(uuid4()), "expired_time": a_day_from_now} | flags).encode()
@@ -102,8 +118,9 @@ def _from_flags(flags: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 def _from_file(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{path}:{number}: ", line.strip()
+            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+            if text:
+                yield f"{path}:{number}: ", text
 
 
 def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tuple[str, bytes]]:
@@ -125,17 +142,10 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
         if found in commands:
             errors.append(f"{place}command_id: {found} stands here before")
         commands[found] = body
+    if len(errors) > _MAX_ERRORS:
+        errors[_MAX_ERRORS:] = [f"and {len(errors) - _MAX_ERRORS:,} more"]
+    if not commands and not errors:
+        errors.append("there is no command in it")
     if errors:
         raise WorkerError("\n".join([*errors, "nothing was sent"]))
     return list(commands.items())
-
-
-@contextmanager
-def _progress(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr, where that is a terminal; yields what advances it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not (is_shown and sys.stderr.isatty())) as bar:
-        task = bar.add_task("sending", total=total)
-        yield lambda: bar.advance(task)

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from schemas.reply import Reply
 from worker.doubt import Doubt
+from worker.replay import Replay
+from worker.times import milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,14 @@ class Store(Protocol):
     All raise ``StoreUnavailable``; the last three raise ``LeaseLost``.
     """
 
-    def claim(self, key: Key, now: datetime) -> Claim:
-        """Take hold of a command, or learn why not. ``now``: on the clock that times of history are compared with."""
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        """Take hold of a command, or learn why not.
+
+        Args:
+            key: the command.
+            now: on the clock that times of history are compared with.
+            replay: takes back the failure that it means, if that is the recorded outcome; never any other outcome.
+        """
 
     def note_unsent(self, key: Key) -> None:
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
@@ -146,8 +154,13 @@ class Store(Protocol):
     def complete(self, hold: Hold, reply: Reply) -> None:
         """Record the outcome of a command, and whose its uuid is."""
 
-    def is_there(self) -> bool:
-        """Tell whether the store answers; the one call that raises nothing."""
+    def ping(self) -> None:
+        """Have the store answer."""
 
     def close(self) -> None:
         """Let go of what the store itself holds."""
+
+
+def failed_ms(reply: Reply) -> int | None:
+    """Return what a replay knows a failure by, None for an outcome that is none."""
+    return milliseconds(reply.completed_at) if reply.status == "failed" else None

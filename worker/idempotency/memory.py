@@ -25,7 +25,10 @@ from worker.idempotency import (
     Owned,
     TwinUnderWay,
     Undecidable,
+    failed_ms,
 )
+from worker.replay import Replay
+from worker.times import milliseconds
 
 MAX_RECORDS = 100_000
 
@@ -74,7 +77,7 @@ class MemoryStore:
         self._unrecorded_until = began_at  # by processes before this one
         self._alike: dict[bytes, set[str]] = {}  # likeness -> ids of commands that are held or in doubt
 
-    def claim(self, key: Key, now: datetime) -> Claim:
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         with self._lock:
             self._now = now
             record = self._records.get(key.command_id)
@@ -86,7 +89,10 @@ class MemoryStore:
             if record.key.digest != key.digest:
                 return Conflict()
             if record.reply is not None:
-                return Done(Reply.model_validate_json(record.reply))
+                reply = Reply.model_validate_json(record.reply)
+                if replay is None or failed_ms(reply) != milliseconds(replay.failed_at):
+                    return Done(reply)
+                record.reply, record.doubt, record.has_crashed = None, replay.doubt, False
             if record.lease_ends_at is not None:
                 assert record.claimed_at is not None  # written with the lease
                 if self._clock() < record.lease_ends_at:
@@ -144,8 +150,8 @@ class MemoryStore:
             self._forget_likeness(record)
             self._let_go(record)
 
-    def is_there(self) -> bool:
-        return True
+    def ping(self) -> None:
+        """Do nothing: it is always there."""
 
     def close(self) -> None:
         """Do nothing: what is here goes with the process."""

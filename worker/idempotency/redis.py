@@ -33,7 +33,10 @@ from worker.idempotency import (
     Owned,
     TwinUnderWay,
     Undecidable,
+    failed_ms,
 )
+from worker.replay import Replay
+from worker.times import milliseconds
 
 TIMEOUT_S = 2.0  # for one call
 PING_S = 0.5  # a probe itself has a second or two
@@ -44,7 +47,8 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 
-# KEYS: record, alike, epoch. ARGV: command id, digest, time of the claim, lease, time to live, a new epoch.
+# KEYS: record, alike, epoch. ARGV: command id, digest, time of the claim, lease, time to live, a new epoch; of a replay
+# the time of the failure, and its doubt's since and until.
 _CLAIM = (
     _NOW
     + """
@@ -54,12 +58,17 @@ if not epoch then
     epoch = ARGV[6]
     redis.call('SET', KEYS[3], epoch)
 end
-local r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply')
+local r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply',
+    'failed')
 local digest, state, since, till, crashed = r[1], r[2], r[5] or '', r[6] or '', r[7] or '0'
 local answer = 'first'
 if digest then
     if digest ~= ARGV[2] then return {'conflict'} end
-    if state == 'done' then return {'done', r[8]} end
+    if state == 'done' then
+        if ARGV[7] == '' or r[9] ~= ARGV[7] then return {'done', r[8]} end
+        since, till = ARGV[8], ARGV[9]
+        redis.call('HDEL', KEYS[1], 'reply', 'failed')
+    end
     if state == 'held' then
         if till == '' or (since ~= '' and tonumber(r[4]) < tonumber(since)) then since = r[4] end
         if now < tonumber(r[3]) then return {'busy', since} end
@@ -95,7 +104,7 @@ return 'ok'
 """
 )
 
-# KEYS: record, alike, owner of the uuid. ARGV: command id, token, time to live, reply, uuid.
+# KEYS: record, alike, owner of the uuid. ARGV: command id, token, time to live, reply, uuid, time of the failure.
 _COMPLETE = (
     _HELD
     + """
@@ -103,6 +112,7 @@ redis.call('HSET', KEYS[1], 'state', 'done', 'reply', ARGV[4])
 redis.call('HDEL', KEYS[1], 'lease', 'claimed', 'since', 'until', 'crashed')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('SREM', KEYS[2], ARGV[1])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'failed', ARGV[6]) end
 if ARGV[5] ~= '' then redis.call('SET', KEYS[3], ARGV[1], 'NX', 'PX', ARGV[3]) end
 return 'ok'
 """
@@ -175,13 +185,13 @@ class RedisStore:
         self._epoch = uuid4().hex
         self._known_epoch: str | None = None
 
-    def claim(self, key: Key, now: datetime) -> Claim:
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         began = time.monotonic()
         keys = [*self._keys(key), f"{self._prefix}epoch"]
         lease_ms = round(self._lease_s * 1000)
-        answer = _call(
-            self._claim, keys, [key.command_id, key.digest.hex(), _ms(now), lease_ms, self._ttl_ms, self._epoch]
-        )
+        meant = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
+        identity = [key.command_id, key.digest.hex(), milliseconds(now)]
+        answer = _call(self._claim, keys, [*identity, lease_ms, self._ttl_ms, self._epoch, *meant])
         match answer:
             case ["conflict"]:
                 return Conflict()
@@ -210,9 +220,7 @@ class RedisStore:
         return False
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
-        since = "" if doubt is None or doubt.since is None else _ms(doubt.since)
-        until = "" if doubt is None else _ms(doubt.until)
-        self._change(self._release, hold, [since, until, int(has_crashed)])
+        self._change(self._release, hold, [*_interval(doubt), int(has_crashed)])
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
@@ -238,13 +246,15 @@ class RedisStore:
 
     def complete(self, hold: Hold, reply: Reply) -> None:
         uuid = reply.uuid or ""
-        self._change(self._complete, hold, [reply.model_dump_json(), uuid], f"{self._prefix}uuid:{uuid}")
+        failed = failed_ms(reply)
+        arguments = [reply.model_dump_json(), uuid, "" if failed is None else failed]
+        self._change(self._complete, hold, arguments, f"{self._prefix}uuid:{uuid}")
 
-    def is_there(self) -> bool:
+    def ping(self) -> None:
         try:
-            return bool(self._pinging.ping())
-        except redis.RedisError:
-            return False
+            self._pinging.ping()
+        except redis.RedisError as exc:
+            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
 
     def close(self) -> None:
         """Close the connections."""
@@ -270,8 +280,9 @@ def _call(script: Callable[..., object], keys: Sequence[str], arguments: Sequenc
         raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
 
 
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
+def _interval(doubt: Doubt | None) -> tuple[int | str, int | str]:
+    since = "" if doubt is None or doubt.since is None else milliseconds(doubt.since)
+    return since, "" if doubt is None else milliseconds(doubt.until)
 
 
 def _moment(ms: str) -> datetime:

@@ -16,15 +16,16 @@ from zoneinfo import ZoneInfo
 
 import requests
 import urllib3
+from pydantic import ValidationError
 
-from schemas.onenet import HistoryDetail
+from schemas.onenet import ExecuteAnswer, HistoryDetail
 from worker import __version__
 from worker.answer import Answer, InDoubt, NotSent
 from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
 from worker.doubt import Doubt
-from worker.errors import HistoryUnreadable
-from worker.onenet.answers import UNAUTHORIZED, interpret, retry_after_s
+from worker.errors import HistoryUnreadable, PlatformUnusable
+from worker.onenet.answers import AUTH_FAILED, OUTAGES, UNAUTHORIZED, interpret, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
 from worker.onenet.http import BoundedHTTP, Exchange
@@ -71,7 +72,7 @@ class OneNETClient:
         request_s: the longest that one request may take, in seconds.
         platform_zone: the zone of the platform's local time.
         latest_caching_s: how long after its end the platform may still cache a request.
-        history_s: how far back a history is read where nothing tells when a command was first tried, in seconds.
+        history_s: how long before its end a doubt begins where nothing tells, in seconds.
     """
 
     def __init__(
@@ -164,8 +165,7 @@ class OneNETClient:
         if product is None:
             raise HistoryUnreadable("there are no credentials for its product any more")
         deadline = time.monotonic() + self._request_s
-        now = datetime.now(UTC)
-        listing, skew_s = self._list(command, product, doubt.since or now - self._history, deadline)
+        listing, skew_s = self._list(command, product, doubt.since or doubt.until - self._history, deadline)
         window = Window(doubt.since, doubt.until + self._latest_caching, skew_s)
         items = candidates(listing.items, command, window, self._zone)
         known = others([item.cmd_uuid for item in items])
@@ -178,6 +178,36 @@ class OneNETClient:
                 if entry is not None:
                     entries.append(entry)
         return entries
+
+    def check(self, product_name: str | None, imei: str) -> str:
+        """Ask for a device's history, which changes nothing; returns the answer in words.
+
+        Raises:
+            PlatformUnusable: it cannot be reached, does not let this product in, or does not answer as it should.
+        """
+        product = self._products[product_name]
+        since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
+        path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
+        headers = dict([*_HEADERS.items(), product.authentication.header()])
+        request = requests.Request("GET", self._base_url + path, headers=headers).prepare()
+        try:
+            status, _, body = product.http.send(request, Exchange(time.monotonic() + self._request_s))
+        except requests.exceptions.SSLError as exc:
+            raise PlatformUnusable(f"TLS failed: {_root_cause(exc)}") from exc
+        except _TROUBLE as exc:
+            raise PlatformUnusable(f"cannot be reached: {_root_cause(exc)}") from exc
+        if status in UNAUTHORIZED:
+            raise PlatformUnusable(f"refuses the credentials: HTTP {status}")
+        try:
+            answer = ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
+        except ValidationError as exc:
+            raise PlatformUnusable(f"answers HTTP {status}, and not as OneNET does") from exc
+        said = f"errno {answer.errno}: {answer.error[:200]}"
+        if answer.errno == AUTH_FAILED:
+            raise PlatformUnusable(f"refuses the credentials, at least for device {imei}: {said}")
+        if answer.errno in OUTAGES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise PlatformUnusable(f"is down: HTTP {status}, {said}")
+        return f"{self._base_url} lets it in"
 
     def _detail(self, uuid: str, command: ExecuteCommand, product: _Product, deadline: float) -> HistoryDetail:
         """Return how a cached command was made, which never changes, so that each is asked for once."""

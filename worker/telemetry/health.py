@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from worker.errors import StoreError
+
 MAX_SILENCE_S = 15.0  # the event loop beats each second
 STALL_S = 60.0
 
@@ -24,18 +26,18 @@ class Health:
 
     Args:
         stall_s: seconds without a delivery, or in the handling of one, after which a worker has stalled.
-        is_store_there: tells whether the idempotency store answers.
+        ping_store: raises StoreError if the idempotency store does not answer.
         clock: monotonic time in seconds; replaced in tests.
     """
 
     def __init__(
         self,
         stall_s: float,
-        is_store_there: Callable[[], bool],
+        ping_store: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stall_s = stall_s
-        self._is_store_there = is_store_there
+        self._ping_store = ping_store
         self._clock = clock
         self._beat_at = self._fine_at = clock()
         self._is_connected = False
@@ -84,7 +86,11 @@ class Health:
     def readiness(self) -> Verdict:
         """Judge whether commands are handled here; a worker that is paused stays ready."""
         is_live = self.liveness().is_good
-        is_store_there = self._is_store_there()
+        try:
+            self._ping_store()
+            is_store_there = True
+        except StoreError:
+            is_store_there = False
         is_ready = is_live and self._is_connected and is_store_there and not self._is_stopping
         facts = {
             "ready": is_ready,
