@@ -151,6 +151,8 @@ def run(settings: Settings) -> int:
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
+        if settings.readable_at is not None:
+            log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
