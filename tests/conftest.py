@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.own_redis import OwnRedis, start_own_redis
 from tests.rig import Rig, onenet
 from worker.localservices.broker import OwnBroker, start_own_broker
@@ -23,9 +24,16 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 
 
 @pytest.fixture(scope="session")
-def own_broker() -> Iterator[OwnBroker]:
+def authority() -> Authority:
+    """Signed the certificate of our own broker, and those of whoever may connect to it with TLS."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
     """A broker that may be killed: never one that AMQP_URL names."""
-    broker = start_own_broker()
+    certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
+    broker = start_own_broker(certificate.folder)
     yield broker
     broker.stop()
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pika
 
+from tests.certificates import Certificate
 from worker.amqp.client import delete_on
 from worker.amqp.topology import Topology
 from worker.localservices.ports import wait_until
@@ -54,10 +55,17 @@ def in_hours(hours: float) -> str:
 
 
 @contextmanager
-def onenet(*faults: Fault, latency_s: float = 0, port: int = 0, seed: int | None = None) -> Iterator[Simulator]:
-    """Run the simulator in a thread: a real HTTP server whose memory the test can look into."""
+def onenet(
+    *faults: Fault,
+    latency_s: float = 0,
+    port: int = 0,
+    seed: int | None = None,
+    certificate: Certificate | None = None,
+) -> Iterator[Simulator]:
+    """Run the simulator in a thread: a real HTTP server, or with a certificate HTTPS, with a memory to look into."""
     platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
-    simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port)
+    tls = None if certificate is None else (certificate.cert, certificate.key)
+    simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port, tls=tls)
     thread = threading.Thread(target=lambda: asyncio.run(simulator.serve()), name="simulator")
     thread.start()
     try:

@@ -48,7 +48,7 @@ def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLPa
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, OSError) as exc:
-            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc)}")
+            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
     raise BrokerUnavailable("; ".join(reasons))
 
 
