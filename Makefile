@@ -16,7 +16,7 @@ demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 	@$(RUN) demo
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@scripts/test $(BIN)/python $(PYTEST_ARGS)
 
 chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

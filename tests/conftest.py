@@ -1,8 +1,14 @@
-"""Fixtures: a real broker for the whole run, a simulator and a namespace for each test."""
+"""Fixtures: a real broker for the whole run, a simulator and a namespace for each test.
 
+Where several processes share the tests (pytest-xdist), each has a broker and a Redis of its own, so that it may kill
+them.
+"""
+
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +29,14 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, _end)
 
 
+@contextmanager
+def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no other process start a server meanwhile: it would install the same package, or take our port."""
+    with (tmp_path_factory.getbasetemp().parent / "starting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def authority() -> Authority:
     """Signed the certificate of our own broker, and those of whoever may connect to it with TLS."""
@@ -33,7 +47,8 @@ def authority() -> Authority:
 def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
     """A broker that may be killed: never one that AMQP_URL names."""
     certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
-    broker = start_own_broker(certificate.folder)
+    with one_at_a_time(tmp_path_factory):
+        broker = start_own_broker(certificate.folder)
     yield broker
     broker.stop()
 
@@ -49,9 +64,10 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def own_redis() -> Iterator[OwnRedis]:
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
     """A Redis that may be killed: never one that REDIS_URL names."""
-    server = start_own_redis()
+    with one_at_a_time(tmp_path_factory):
+        server = start_own_redis()
     yield server
     server.stop()
 
