@@ -7,7 +7,7 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format lock clean
+.PHONY: help demo test matrix chaos lint format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -17,6 +17,15 @@ demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
 	@scripts/test $(BIN)/python $(PYTEST_ARGS)
+
+TEST_RABBITMQ_IMAGES ?= rabbitmq:3.10-management rabbitmq:4.0-management
+
+matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; they need a Docker engine
+	@for image in $(TEST_RABBITMQ_IMAGES); do \
+		echo "on $$image:"; \
+		env -u AMQP_URL TEST_RABBITMQ_IMAGE=$$image scripts/test $(BIN)/python tests/integration tests/chaos $(PYTEST_ARGS) \
+			|| exit; \
+	done
 
 chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

@@ -16,7 +16,8 @@ from worker.errors import LocalServiceError
 from worker.localservices import packages
 from worker.localservices.ports import free_port, is_listening, wait_until
 
-IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4.0-management")
+_NAMED_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE")  # this one and nothing else
+IMAGE = _NAMED_IMAGE or "rabbitmq:4.0-management"
 # Debian's wrapper in /usr/sbin insists on root or the user rabbitmq; the script that it calls does not.
 _SCRIPTS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
 _TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
@@ -228,11 +229,13 @@ def start_own_broker(tls: Path | None = None) -> OwnBroker:
             in nobody there without a certificate of that authority.
 
     Raises:
-        LocalServiceError: neither can be had; says what the choices are.
+        LocalServiceError: neither can be had, or not the image that is named; says what the choices are.
     """
     broker = _start_in_docker(tls)
     if broker is not None:
         return broker
+    if _NAMED_IMAGE:
+        raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
     script = _script()
     if script is None and packages.may_install() and packages.install("rabbitmq-server"):
         script = _script()
