@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.workermanage import NodeManager
 
 from tests.certificates import Authority
 from tests.own_redis import OwnRedis, start_own_redis
@@ -25,8 +26,11 @@ def _end(number: int, _frame: object) -> None:
     pytest.exit(signal.Signals(number).name, 128 + number)  # with the fixtures' ends, which stop what was started
 
 
+NodeManager.EXIT_TIMEOUT = 60  # for those ends in the processes of pytest-xdist, before they are killed
 for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, _end)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, _end)  # the end of the run is said so here, even where ctrl-C is ignored
 
 
 @contextmanager

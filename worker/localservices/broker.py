@@ -108,14 +108,21 @@ class PrivateNode:
             raise
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
+        if self._server is None:
+            return
+        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
+        with suppress(ProcessLookupError, TimeoutError):
+            os.killpg(group, signal.SIGKILL)
+            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
+        self._server.wait()
+        self._server = None
 
     def control(self, *arguments: str) -> None:
         command = [str(self._script.with_name("rabbitmqctl")), *arguments]
         subprocess.run(command, env=self._environment(), cwd=self._folder, check=True, capture_output=True)
 
     def stop(self) -> None:
-        self._signal(signal.SIGTERM)
+        self.kill()  # what it stored goes too, and whoever stops us may not wait for long
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait()
@@ -127,22 +134,6 @@ class PrivateNode:
         if self._server.poll() is not None:
             raise TimeoutError(f"the private RabbitMQ node ended with exit code {self._server.returncode}")
         return is_listening("127.0.0.1", self._port)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._server is None:
-            return
-        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
-        try:
-            os.killpg(group, number)
-            self._server.wait(_STOP_S)
-            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
-        except ProcessLookupError:
-            pass
-        except (subprocess.TimeoutExpired, TimeoutError):
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-        self._server.wait()
-        self._server = None
 
     def _environment(self) -> dict[str, str]:
         folder = str(self._folder)
