@@ -21,6 +21,8 @@ test: $(STAMP) ## every test, on a real broker that is found or started by itsel
 TEST_RABBITMQ_IMAGES ?= rabbitmq:3.10-management rabbitmq:4.0-management
 
 matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; they need a Docker engine
+	@$(BIN)/python -c "import docker; docker.from_env().ping()" 2>/dev/null || \
+		{ echo "make: no Docker engine answers, and only there can other versions be had" >&2; exit 1; }
 	@for image in $(TEST_RABBITMQ_IMAGES); do \
 		echo "on $$image:"; \
 		env -u AMQP_URL TEST_RABBITMQ_IMAGE=$$image scripts/test $(BIN)/python tests/integration tests/chaos $(PYTEST_ARGS) \
