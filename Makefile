@@ -7,7 +7,7 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test containers chaos lint docs asyncapi format lock clean
+.PHONY: help demo test matrix containers chaos lint docs asyncapi format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,7 +16,18 @@ demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 	@$(RUN) demo
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@scripts/test $(BIN)/python $(PYTEST_ARGS)
+
+TEST_RABBITMQ_IMAGES ?= rabbitmq:3.10-management rabbitmq:4.0-management
+
+matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; they need a Docker engine
+	@$(BIN)/python -c "import docker; docker.from_env().ping()" 2>/dev/null || \
+		{ echo "make: no Docker engine answers, and only there can other versions be had" >&2; exit 1; }
+	@for image in $(TEST_RABBITMQ_IMAGES); do \
+		echo "on $$image:"; \
+		env -u AMQP_URL TEST_RABBITMQ_IMAGE=$$image scripts/test $(BIN)/python tests/integration tests/chaos $(PYTEST_ARGS) \
+			|| exit; \
+	done
 
 containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine; two minutes
 	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }

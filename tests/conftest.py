@@ -1,12 +1,20 @@
-"""Fixtures: a real broker for the whole run, a simulator and a namespace for each test."""
+"""Fixtures: a real broker for the whole run, a simulator and a namespace for each test.
 
+Where several processes share the tests (pytest-xdist), each has a broker and a Redis of its own, so that it may kill
+them.
+"""
+
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.workermanage import NodeManager
 
+from tests.certificates import Authority
 from tests.own_redis import OwnRedis, start_own_redis
 from tests.rig import Rig, onenet
 from worker.localservices.broker import OwnBroker, start_own_broker
@@ -18,14 +26,33 @@ def _end(number: int, _frame: object) -> None:
     pytest.exit(signal.Signals(number).name, 128 + number)  # with the fixtures' ends, which stop what was started
 
 
+NodeManager.EXIT_TIMEOUT = 60  # for those ends in the processes of pytest-xdist, before they are killed
 for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, _end)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, _end)  # the end of the run is said so here, even where ctrl-C is ignored
+
+
+@contextmanager
+def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no other process start a server meanwhile: it would install the same package, or take our port."""
+    with (tmp_path_factory.getbasetemp().parent / "starting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
-def own_broker() -> Iterator[OwnBroker]:
+def authority() -> Authority:
+    """Signed the certificate of our own broker, and those of whoever may connect to it with TLS."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
     """A broker that may be killed: never one that AMQP_URL names."""
-    broker = start_own_broker()
+    certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
+    with one_at_a_time(tmp_path_factory):
+        broker = start_own_broker(certificate.folder)
     yield broker
     broker.stop()
 
@@ -41,9 +68,10 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def own_redis() -> Iterator[OwnRedis]:
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
     """A Redis that may be killed: never one that REDIS_URL names."""
-    server = start_own_redis()
+    with one_at_a_time(tmp_path_factory):
+        server = start_own_redis()
     yield server
     server.stop()
 

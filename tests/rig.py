@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pika
 
+from tests.certificates import Certificate
 from worker.amqp.client import delete_on
 from worker.amqp.topology import Topology
 from worker.localservices.ports import wait_until
@@ -48,16 +49,28 @@ def a_command(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (fields | changes).items() if value is not None}
 
 
+def fields_of(value: Any) -> str:
+    """Name a row by the fields that it changes; times among their values differ wherever tests are collected."""
+    return ",".join(value) if isinstance(value, dict) else str(value)
+
+
 def in_hours(hours: float) -> str:
     """Return a command's time, so many hours from now."""
     return (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager
-def onenet(*faults: Fault, latency_s: float = 0, port: int = 0, seed: int | None = None) -> Iterator[Simulator]:
-    """Run the simulator in a thread: a real HTTP server whose memory the test can look into."""
+def onenet(
+    *faults: Fault,
+    latency_s: float = 0,
+    port: int = 0,
+    seed: int | None = None,
+    certificate: Certificate | None = None,
+) -> Iterator[Simulator]:
+    """Run the simulator in a thread: a real HTTP server, or with a certificate HTTPS, with a memory to look into."""
     platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
-    simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port)
+    tls = None if certificate is None else (certificate.cert, certificate.key)
+    simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port, tls=tls)
     thread = threading.Thread(target=lambda: asyncio.run(simulator.serve()), name="simulator")
     thread.start()
     try:
@@ -163,6 +176,11 @@ class Upstream:
         queues = [self.topology.execute_queue, *map(self.topology.retry_queue, RETRY_DELAYS_S)]
         return not any(map(self.count, queues))
 
+    def consumers(self) -> int:
+        """Return how many consume commands; who went counts until the broker has back what it held."""
+        frame = self.channel.queue_declare(self.topology.execute_queue, passive=True)
+        return int(frame.method.consumer_count)
+
     def dead_letter(self) -> Message:
         """Wait for the next dead letter."""
         return self.get(self.topology.dead_letters_exchange)
@@ -256,15 +274,25 @@ class Rig:
         self.upstream.bind_replies()
         return worker
 
-    def finish(self, **settings: str) -> None:
-        """Let workers run until no command is left, neither in a queue nor in the hands of one."""
+    def finish(self, **settings: str) -> list[dict[str, Any]]:
+        """Let workers run until there is a reply and no command is left; returns all replies.
+
+        Empty queues do not tell that by themselves: the broker may be about to move a command, or to take it back.
+        """
+        replies: list[dict[str, Any]] = []
         is_over = False
         while not is_over:
             with self.worker(**settings) as worker:
+                if not replies:
+                    replies.append(self.upstream.reply(3 * PATIENCE_S).json)  # many rigs may be busy side by side
                 wait_until(self.upstream.is_empty, PATIENCE_S, "the end of all commands")
                 worker.process.signal(signal.SIGTERM)
                 worker.process.wait()
+            wait_until(lambda: self.upstream.consumers() == 0, PATIENCE_S, "the return of what they held")
             is_over = self.upstream.is_empty()
+        while (message := self.upstream.try_reply()) is not None:
+            replies.append(message.json)
+        return replies
 
     def wait_for_request(self, simulator: Simulator | None = None) -> None:
         """Wait until the platform has been asked something."""

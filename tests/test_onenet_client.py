@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.rig import API_KEY, a_command, in_hours, onenet, raw_server
+from tests.rig import API_KEY, a_command, fields_of, in_hours, onenet, raw_server
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand, read_command
 from worker.doubt import Doubt
@@ -419,7 +419,7 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         {"valid_time": in_hours(-1)}, {"retry": 0, "timeout": 40, "trigger_msg": ["UPDATE"]},
         {"retry": 3, "timeout": 25, "trigger_msg": 7}, {"obj_id": 0, "obj_inst_id": 65535, "res_id": 0},
     ],
-    ids=str,
+    ids=fields_of,
 )  # fmt: skip
 def test_a_command_whose_answer_was_lost_is_found(changes: dict[str, Any]) -> None:
     wanted = command(**changes)

@@ -277,3 +277,24 @@ def test_no_secret_is_in_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AMQP_URL", "amqp://user:aSecret@host/")
     monkeypatch.setenv("ONENET_API_KEY", "aSecret")
     assert "aSecret" not in repr(load_settings()) + str(load_settings()) + load_settings().model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://api.heclouds.com", None),
+        ("http://localhost:8580", None),
+        ("http://127.0.0.1:8580", None),
+        ("http://127.9.9.9", None),
+        ("http://[::1]:8580/base", None),
+        ("http://api.heclouds.com", "api.heclouds.com"),
+        ("http://192.0.2.1:8580", "192.0.2.1"),
+        ("http://localhost.example.org", "localhost.example.org"),
+        ("http://[2001:db8::1]/", "2001:db8::1"),
+    ],
+)
+def test_a_key_is_readable_on_its_way_unless_by_https_or_on_this_machine(
+    url: str, host: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONENET_URL", url)
+    assert load_settings().readable_at == host

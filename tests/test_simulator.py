@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
+from tests.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, fields_of, onenet
 from worker.localservices.ports import wait_until
 from worker.onenet.authentication import sign
 from worker.settings import AccessKey
@@ -63,7 +63,7 @@ def test_a_command_is_cached_under_a_new_uuid(platform: Simulator) -> None:
         ({"expired_time": at(-60)}, 5006), ({"valid_time": at(-60)}, 5006),
         ({"valid_time": at(600), "expired_time": at(600)}, 5006), ({"imei": OFFLINE_IMEI}, 2001),
     ],
-    ids=str,
+    ids=fields_of,
 )  # fmt: skip
 def test_each_rule_has_its_errno(platform: Simulator, changes: dict[str, Any], errno: int) -> None:
     assert execute(platform, **changes).json()["errno"] == errno

@@ -199,6 +199,8 @@ def run(settings: Settings) -> int:
         if settings.http_port:
             endpoints = Endpoints(settings.http_host, settings.http_port, health, metrics)
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
+        if settings.readable_at is not None:
+            log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)

@@ -12,6 +12,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -305,6 +306,18 @@ class Settings(BaseSettings):
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+    @property
+    def readable_at(self) -> str | None:
+        """The host to which keys travel readable for whoever is on the way: none with https, or on this machine."""
+        parts = urlsplit(self.onenet_url)
+        if parts.scheme == "https" or parts.hostname == "localhost":
+            return None
+        try:
+            is_here = ip_address(parts.hostname or "").is_loopback
+        except ValueError:
+            is_here = False
+        return None if is_here else parts.hostname
 
     @property
     def rate(self) -> Rate | None:

@@ -29,10 +29,10 @@ def proxied(rig: Rig) -> Iterator[tuple[Rig, Proxy]]:
     proxy.close()
 
 
-def publish_many(rig: Rig, count: int) -> list[str]:
-    """Publish commands whose args are their ids; returns the ids."""
-    ids = [f"command-{number}" for number in range(count)]
-    for number, command_id in enumerate(ids):
+def publish_many(rig: Rig, count: int, first: int = 0) -> list[str]:
+    """Publish commands, each for a device of its own, whose args are their ids; returns the ids."""
+    ids = [f"command-{number}" for number in range(first, first + count)]
+    for number, command_id in enumerate(ids, first):
         imei = str(865820030000000 + number)
         rig.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id))
     return ids

@@ -31,6 +31,8 @@ from worker.amqp.tables import Opaque
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
+pytestmark = pytest.mark.xdist_group("contract")  # one worker for them all
+
 
 @dataclass
 class Running:

@@ -114,6 +114,6 @@ def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_a
         killer.join()
         running[-1].process.kill()
     assert replies.pop("poison")["error"]["code"] == "poison_message"
-    assert {reply["status"] for reply in replies.values()} == {"accepted"}
+    assert [reply for reply in replies.values() if reply["status"] != "accepted"] == []
     assert [rig.cached(command_id) for command_id in ids] == [1] * 20
     assert rig.upstream.dead_letter().headers["x-onenet-reason"] == "poison_message"

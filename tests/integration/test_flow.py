@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+from bisect import bisect_left
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 from tests.integration.test_connection import assert_each_accepted_once, outcomes_of, publish_many
 from tests.rig import ACCESS_KEY, API_KEY, PATIENCE_S, PRODUCT_ID, Proxy, Rig, a_command, onenet
+from worker.amqp.client import declare_on
 from worker.localservices.ports import wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
@@ -25,11 +27,6 @@ CALM = QUICK | {"WORKER_PAUSE_PROBE": "600"}
 
 def assert_no_dead_letters(rig: Rig) -> None:
     assert rig.upstream.count(rig.topology.dead_letters_exchange) == 0
-
-
-def consumers(rig: Rig) -> int:
-    frame = rig.upstream.channel.queue_declare(rig.topology.execute_queue, passive=True)
-    return int(frame.method.consumer_count)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +45,10 @@ def test_an_outage_in_mid_flow_costs_no_command_and_no_attempt(rig: Rig, fault: 
     with onenet(latency_s=0.02) as simulator:
         rig.simulator = simulator
         with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
-            ids = publish_many(rig, 150)
-            worker.wait_for("command_accepted", count=20)
+            ids = publish_many(rig, 20)
+            worker.wait_for("command_accepted", count=10)
             simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
+            ids += publish_many(rig, 130, first=20)  # now, so that the outage never comes when all is done
             paused = worker.wait_for("consumption_paused")
             assert "failures in a row" in paused["reason"]
             worker.wait_for("probe_failed", count=4)
@@ -88,7 +86,7 @@ def test_while_paused_the_queue_keeps_the_commands_and_the_worker_stops_in_good_
     with rig.worker(**CALM) as worker:
         ids = publish_many(rig, 60)
         worker.wait_for("consumption_paused")
-        wait_until(lambda: consumers(rig) == 0, PATIENCE_S, "the end of consuming")
+        wait_until(lambda: rig.upstream.consumers() == 0, PATIENCE_S, "the end of consuming")
         asked = len(rig.simulator.requests)
         assert asked < PAUSE_AFTER + int(QUICK["WORKER_CONCURRENCY"])
         waiting = [rig.topology.execute_queue, *map(rig.topology.retry_queue, (1, 2))]
@@ -249,21 +247,41 @@ def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(rig: Rig
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
+def in_spans(moments: list[datetime], seconds: float) -> list[int]:
+    """Return how many there are in every span that begins with one of them and is over before the last."""
+    span = timedelta(seconds=seconds)
+    return [
+        bisect_left(moments, moment + span) - number
+        for number, moment in enumerate(moments)
+        if moment + span < moments[-1]
+    ]
+
+
+@pytest.mark.alone
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
 def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
     rig: Rig, store: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
-    """200 a second: what is measured lies within 5 % of it, and no single second is far from it."""
+    """200 a second: ten seconds never hold 5 % more, and no second is far from it.
+
+    A machine that is busy with something else may cost slots, so that ten seconds with 5 % less at most have to be
+    found, rather than be the first ones.
+    """
     url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
+    declare_on(rig.upstream.channel, rig.topology)
+    rig.upstream.bind_replies()
+    ids = publish_many(rig, 3_000)  # before there is a worker, whose time that would take
     with ExitStack() as stack:
         for _ in range(workers):
-            stack.enter_context(rig.worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
-        ids = publish_many(rig, 2_300)
+            stack.enter_context(rig.start_worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
         wait_until(lambda: len(rig.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
         assert_each_accepted_once(rig, ids)
     moments = [command.created_at for command in rig.simulator.platform.commands]
-    seconds = Counter(int((moment - moments[0]).total_seconds()) for moment in moments)
-    assert sum(seconds[second] for second in range(10)) == pytest.approx(2_000, rel=0.05)
+    tens = in_spans(moments, 10)
+    assert max(tens) == pytest.approx(2_000, rel=0.05)
+    assert max(in_spans(moments, 1)) <= 250
+    best = tens.index(max(tens))
+    seconds = Counter(int((moment - moments[best]).total_seconds()) for moment in moments[best:])
     assert [seconds[second] for second in range(10)] == pytest.approx([200] * 10, rel=0.25)
 
 

@@ -52,7 +52,7 @@ def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLPa
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
-            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc)}")
+            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
     raise BrokerUnavailable("; ".join(reasons))
 
 

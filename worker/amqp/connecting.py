@@ -9,13 +9,19 @@ from typing import Any
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
-from pika.exceptions import AMQPError, ProbableAuthenticationError
+from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
 from pydantic import SecretStr
 
 from worker.errors import BrokerUnavailable, SettingsError
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; the default would find a lost peer after minutes
 CONNECT_S = 10
+# Of a TLS error that comes after the handshake pika hands on its text only, which is read for people, never to decide.
+_TLS_TROUBLE = {
+    "ALERT_CERTIFICATE_REQUIRED": "the broker wants a client certificate: AMQP_CERT_FILE, AMQP_KEY_FILE",
+    "ALERT_UNKNOWN_CA": "the broker does not know the authority that signed the client certificate, AMQP_CERT_FILE",
+    "WRONG_VERSION_NUMBER": "no TLS is spoken on this port: it wants amqp://, or amqps:// another port",
+}
 CALL_S = 20  # for one answer of the broker; a declaration of many queues on a busy node takes its time
 
 
@@ -75,7 +81,7 @@ async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
 
     def on_error(_connection: Any, error: BaseException | str) -> None:
         if not opened.done():
-            opened.set_exception(BrokerUnavailable(reason_of(error)))
+            opened.set_exception(BrokerUnavailable(reason_of(error, parameters)))
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
@@ -98,8 +104,11 @@ def close(connection: AsyncioConnection) -> None:
         connection.close()
 
 
-def reason_of(error: BaseException | str) -> str:
-    """Say in one line why a connection could not be opened: the innermost cause, without the libraries' wrapping."""
+def reason_of(error: BaseException | str, parameters: URLParameters | None = None) -> str:
+    """Say in one line why a connection was lost or, with its parameters, could not be opened.
+
+    It is the innermost cause, without the libraries' wrapping.
+    """
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"
     inner: Any = error
@@ -110,4 +119,14 @@ def reason_of(error: BaseException | str) -> str:
         if not isinstance(causes[-1], BaseException):
             break
         inner = causes[-1]
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {inner.verify_message}"
+    for code, meaning in _TLS_TROUBLE.items():
+        if code in str(inner):
+            return meaning
+    if isinstance(inner, IncompatibleProtocolError) and parameters is not None:
+        # A client certificate is judged after the handshake of TLS 1.3; the verdict may be lost with the connection.
+        is_tls = parameters.ssl_options is not None
+        question = "does it take the client certificate" if is_tls else "is it a port for TLS, amqps://"
+        return f"the connection ended before AMQP began; {question}? {inner.args[-1]}"
     return f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__

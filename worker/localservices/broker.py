@@ -16,9 +16,18 @@ from worker.errors import LocalServiceError
 from worker.localservices import packages
 from worker.localservices.ports import free_port, is_listening, wait_until
 
-IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4.0-management")
+_NAMED_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE")  # this one and nothing else
+IMAGE = _NAMED_IMAGE or "rabbitmq:4.0-management"
 # Debian's wrapper in /usr/sbin insists on root or the user rabbitmq; the script that it calls does not.
 _SCRIPTS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
+_TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
+_TLS = """listeners.ssl.own = {address}
+ssl_options.cacertfile = {folder}/ca.pem
+ssl_options.certfile = {folder}/cert.pem
+ssl_options.keyfile = {folder}/key.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
 _START_S = 90
 _STOP_S = 20
 
@@ -32,6 +41,7 @@ class OwnBroker(Protocol):
     """A broker that was started here, so that it may also fail here."""
 
     url: str
+    tls_url: str  # empty unless it was started with the files for TLS
     origin: str
 
     def start(self) -> None:
@@ -53,15 +63,19 @@ class PrivateNode:
     Source: https://www.rabbitmq.com/docs/configure#supported-environment-variables
     """
 
-    def __init__(self, script: Path) -> None:
+    def __init__(self, script: Path, tls: Path | None = None) -> None:
         self.origin = "a private node of the rabbitmq-server on this machine"
         self._script = script
         self._folder = Path(tempfile.mkdtemp(prefix="onenet-rabbitmq-"))
         self._port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
-        (self._folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.local = 127.0.0.1:{self._port}\nlog.file.level = warning\n"
-        )
+        self.tls_url = ""
+        configuration = f"listeners.tcp.local = 127.0.0.1:{self._port}\nlog.file.level = warning\n"
+        if tls is not None:
+            tls_port = free_port()
+            self.tls_url = f"amqps://guest:guest@127.0.0.1:{tls_port}/"
+            configuration += _TLS.format(address=f"127.0.0.1:{tls_port}", folder=tls)
+        (self._folder / "rabbitmq.conf").write_text(configuration)
         (self._folder / "enabled_plugins").write_text("[].\n")
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
@@ -94,14 +108,21 @@ class PrivateNode:
             raise
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
+        if self._server is None:
+            return
+        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
+        with suppress(ProcessLookupError, TimeoutError):
+            os.killpg(group, signal.SIGKILL)
+            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
+        self._server.wait()
+        self._server = None
 
     def control(self, *arguments: str) -> None:
         command = [str(self._script.with_name("rabbitmqctl")), *arguments]
         subprocess.run(command, env=self._environment(), cwd=self._folder, check=True, capture_output=True)
 
     def stop(self) -> None:
-        self._signal(signal.SIGTERM)
+        self.kill()  # what it stored goes too, and whoever stops us may not wait for long
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait()
@@ -113,22 +134,6 @@ class PrivateNode:
         if self._server.poll() is not None:
             raise TimeoutError(f"the private RabbitMQ node ended with exit code {self._server.returncode}")
         return is_listening("127.0.0.1", self._port)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._server is None:
-            return
-        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
-        try:
-            os.killpg(group, number)
-            self._server.wait(_STOP_S)
-            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
-        except ProcessLookupError:
-            pass
-        except (subprocess.TimeoutExpired, TimeoutError):
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-        self._server.wait()
-        self._server = None
 
     def _environment(self) -> dict[str, str]:
         folder = str(self._folder)
@@ -155,14 +160,22 @@ class PrivateNode:
 class DockerBroker:
     """A container, through testcontainers."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Path | None = None) -> None:
         from testcontainers.core.container import DockerContainer
 
         self.origin = f"Docker ({IMAGE})"
-        # The port is chosen here, since one that Docker chooses changes with a restart.
+        # The ports are chosen here, since those that Docker chooses change with a restart.
         self._container = DockerContainer(IMAGE).with_bind_ports(5672, free_port())
+        self._has_tls = tls is not None
+        if tls is not None:
+            self._container.with_bind_ports(5671, free_port())
+            folder = "/etc/rabbitmq/tls"
+            for name in _TLS_FILES:  # copied, since an engine elsewhere cannot mount what is here
+                self._container.with_copy_into_container(tls / name, f"{folder}/{name}")
+            configuration = _TLS.format(address="5671", folder=folder).encode()
+            self._container.with_copy_into_container(configuration, "/etc/rabbitmq/conf.d/90-tls.conf")
         self._is_created = False
-        self.url = ""
+        self.url = self.tls_url = ""
 
     def start(self) -> None:
         try:
@@ -174,6 +187,8 @@ class DockerBroker:
             # Both depend on where we are: on Docker's host, or ourselves in a container beside it.
             self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
             self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
+            if self._has_tls:
+                self.tls_url = f"amqps://guest:guest@{self._address[0]}:{self._container.get_exposed_port(5671)}/"
             wait_until(self._answers, _START_S, "RabbitMQ in Docker")
         except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
             self.stop()
@@ -197,26 +212,32 @@ class DockerBroker:
         return int(code) == 0 and is_listening(*self._address)
 
 
-def start_own_broker() -> OwnBroker:
+def start_own_broker(tls: Path | None = None) -> OwnBroker:
     """Start a broker: in Docker, or a private node, of a package that is installed for it if need be.
 
+    Args:
+        tls: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``: the broker listens with TLS as well then, and lets
+            in nobody there without a certificate of that authority.
+
     Raises:
-        LocalServiceError: neither can be had; says what the choices are.
+        LocalServiceError: neither can be had, or not the image that is named; says what the choices are.
     """
-    broker = _start_in_docker()
+    broker = _start_in_docker(tls)
     if broker is not None:
         return broker
+    if _NAMED_IMAGE:
+        raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
     script = _script()
     if script is None and packages.may_install() and packages.install("rabbitmq-server"):
         script = _script()
     if script is None:
         raise LocalServiceError(CHOICES.format(image=IMAGE))
-    node = PrivateNode(script)
+    node = PrivateNode(script, tls)
     node.start()
     return node
 
 
-def _start_in_docker() -> OwnBroker | None:
+def _start_in_docker(tls: Path | None) -> OwnBroker | None:
     try:
         from docker.errors import DockerException
         from testcontainers.core.docker_client import DockerClient
@@ -227,7 +248,7 @@ def _start_in_docker() -> OwnBroker | None:
     except DockerException:
         return None  # no engine: the usual case, nothing to say about
     try:
-        broker = DockerBroker()
+        broker = DockerBroker(tls)
         broker.start()
     except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
         print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)

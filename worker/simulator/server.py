@@ -6,6 +6,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -47,16 +48,25 @@ class Simulator:
         latency_s: how long each answer takes.
         host: the address to listen on.
         port: 0 takes a free one, and keeps it.
+        tls: a certificate and its key: it speaks https then.
     """
 
     def __init__(
-        self, platform: Platform, faults: FaultPlan, *, latency_s: float = 0, host: str = "127.0.0.1", port: int = 0
+        self,
+        platform: Platform,
+        faults: FaultPlan,
+        *,
+        latency_s: float = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self.platform = platform
         self.faults = faults
         self.on_fault: Callable[[], object] = lambda: None  # is told whenever one strikes
         self.requests: deque[dict[str, Any]] = deque(maxlen=_MAX_REQUESTS)
         self._latency_s = latency_s
+        self._tls = tls
         self._transports: dict[tuple[str, int], asyncio.Transport] = {}
         self._socket: socket.socket | None = _listen(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
@@ -77,14 +87,22 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
 
     async def serve(self) -> None:
         """Serve until SIGINT or SIGTERM, or until ``stop``."""
         protocol = type("Protocol", (_Protocol,), {"transports": self._transports})
+        certificate, key = self._tls or (None, None)
         while True:
             config = uvicorn.Config(
-                self._app, http=protocol, ws="none", lifespan="off", access_log=False, log_config=None
+                self._app,
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
             )
             self._server = uvicorn.Server(config)
             if self._is_stopping:

@@ -1,0 +1,201 @@
+"""TLS to the broker and to the platform: with private authorities, and never around them."""
+
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.certificates import Authority, Certificate
+from tests.integration.test_command_line import A_DEVICE, type_in
+from tests.rig import Proxy, Rig, a_command, onenet, raw_server
+from worker.localservices.broker import OwnBroker
+
+Trust = Callable[[Certificate, Path], dict[str, str]]
+
+
+class Certificates(NamedTuple):
+    """Those that a client may show or trust: of the broker's authority, and of another one."""
+
+    ours: Certificate
+    foreign: Certificate
+
+
+@pytest.fixture
+def certificates(authority: Authority, tmp_path: Path) -> Certificates:
+    return Certificates(
+        authority.issue("worker", tmp_path / "ours"),
+        Authority().issue("worker", tmp_path / "foreign"),
+    )
+
+
+def amqp_settings(url: str, trusted: Certificate, shown: Certificate) -> dict[str, str]:
+    return {
+        "AMQP_URL": url,
+        "AMQP_CA_FILE": str(trusted.ca),
+        "AMQP_CERT_FILE": str(shown.cert),
+        "AMQP_KEY_FILE": str(shown.key),
+    }
+
+
+@pytest.fixture
+def secured(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
+    """A rig on a broker that speaks TLS too, and then wants a client certificate."""
+    with onenet() as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
+        yield rig
+
+
+@pytest.fixture
+def tls_url(own_broker: OwnBroker) -> Iterator[str]:
+    """The broker's TLS port, under the one address of this machine that its certificate names."""
+    proxy = Proxy(own_broker.tls_url)
+    yield proxy.url
+    proxy.close()
+
+
+def test_with_the_right_authority_and_a_client_certificate_everything_works(
+    secured: Rig, tls_url: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    settings = amqp_settings(tls_url, certificates.ours, certificates.ours)
+    with secured.worker(**settings) as worker:
+        assert worker.wait_for("broker_connected")["broker"].startswith("amqps://")
+        secured.upstream.publish(a_command())
+        assert secured.upstream.reply().json["status"] == "accepted"
+        namespace = {"WORKER_NAMESPACE": secured.topology.namespace}
+        sent = type_in("send", *A_DEVICE, "--wait", folder=tmp_path, **settings, **namespace)
+        assert sent.returncode == 0, sent.stderr
+
+
+def assert_refused(rig: Rig, settings: Mapping[str, str], reason: str) -> None:
+    """The worker says why and goes on trying, the command line says why and ends; neither finds another way."""
+    with rig.start_worker(**settings) as worker:
+        worker.wait_for("broker_unavailable", count=2)
+        said = [event for event in worker.events if event["event"] == "broker_unavailable"]
+        assert all(reason in event["reason"] for event in said), said
+        assert not [event for event in worker.events if event["event"] == "broker_connected"]
+        assert worker.process.is_running
+    typed = type_in("topology", folder=rig.folder, **settings)
+    assert typed.returncode == 1
+    [line] = typed.stderr.splitlines()
+    assert reason in line
+    assert "Traceback" not in line
+
+
+def test_a_broker_whose_authority_is_another_is_refused(secured: Rig, tls_url: str, certificates: Certificates) -> None:
+    settings = amqp_settings(tls_url, certificates.foreign, certificates.ours)
+    assert_refused(secured, settings, "certificate verify failed: self-signed certificate in certificate chain")
+
+
+def test_a_broker_under_another_name_than_its_certificates_is_refused(
+    secured: Rig, tls_url: str, certificates: Certificates
+) -> None:
+    url = tls_url.replace("127.0.0.1", "localhost")
+    settings = amqp_settings(url, certificates.ours, certificates.ours)
+    assert_refused(secured, settings, "certificate verify failed: Hostname mismatch")
+
+
+def test_a_broker_whose_certificate_has_expired_is_refused(
+    secured: Rig, authority: Authority, certificates: Certificates, tmp_path: Path
+) -> None:
+    """The handshake ends before AMQP begins, so that any server will do."""
+    expired = authority.issue("127.0.0.1", tmp_path / "expired", is_expired=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(expired.cert, expired.key)
+    with raw_server(lambda sock: context.wrap_socket(sock, server_side=True).close()) as url:
+        settings = amqp_settings(url.replace("http:", "amqps:"), certificates.ours, certificates.ours)
+        assert_refused(secured, settings, "certificate verify failed: certificate has expired")
+
+
+def test_without_a_client_certificate_the_broker_lets_nobody_in(
+    secured: Rig, tls_url: str, certificates: Certificates
+) -> None:
+    """Its own words for it may be lost with the connection."""
+    settings = {"AMQP_URL": tls_url, "AMQP_CA_FILE": str(certificates.ours.ca)}
+    assert_refused(secured, settings, "client certificate")
+
+
+def test_a_client_certificate_of_another_authority_is_said(
+    secured: Rig, tls_url: str, certificates: Certificates
+) -> None:
+    settings = amqp_settings(tls_url, certificates.ours, certificates.foreign)
+    assert_refused(secured, settings, "client certificate")
+
+
+def test_a_plain_connection_to_a_port_for_tls_is_said(secured: Rig, tls_url: str, certificates: Certificates) -> None:
+    settings = amqp_settings(tls_url.replace("amqps:", "amqp:"), certificates.ours, certificates.ours)
+    assert_refused(secured, settings, "is it a port for TLS, amqps://?")
+
+
+def test_tls_to_a_plain_port_is_said(secured: Rig, certificates: Certificates) -> None:
+    settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
+    assert_refused(secured, settings, "no TLS is spoken on this port")
+
+
+def test_a_platform_with_a_certificate_of_a_private_authority_is_used(rig: Rig, tmp_path: Path) -> None:
+    certificate = Authority().issue("127.0.0.1", tmp_path / "platform")
+    with onenet(certificate=certificate) as platform:
+        with rig.worker(ONENET_URL=platform.url, ONENET_CA_FILE=str(certificate.ca)):
+            rig.upstream.publish(a_command())
+            assert rig.upstream.reply().json["status"] == "accepted"
+        assert len(platform.platform.commands) == 1
+
+
+def trusts_another(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
+    return {"ONENET_CA_FILE": str(Authority().issue("127.0.0.1", tmp_path / "another").ca)}
+
+
+def trusts_another_but_the_environment_does_not(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
+    """What requests and OpenSSL read by themselves adds nothing to the authority that is set."""
+    environment = dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"), str(certificate.ca))
+    return environment | trusts_another(certificate, tmp_path)
+
+
+def trusts_the_usual_ones(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
+    return {}
+
+
+def trusts_it(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
+    return {"ONENET_CA_FILE": str(certificate.ca)}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_expired", "trust", "reason"),
+    [
+        ("127.0.0.1", False, trusts_another, "unable to get local issuer certificate"),
+        ("127.0.0.1", False, trusts_another_but_the_environment_does_not, "unable to get local issuer certificate"),
+        ("127.0.0.1", False, trusts_the_usual_ones, "unable to get local issuer certificate"),
+        ("localhost", False, trusts_it, "certificate is not valid for '127.0.0.1'"),
+        ("127.0.0.1", True, trusts_it, "certificate has expired"),
+    ],
+    ids=["another", "another-environment", "usual", "name", "expired"],
+)
+def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
+    rig: Rig, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
+) -> None:
+    """The handshake comes before the request: it is known not to have been sent, so that nothing is in doubt."""
+    certificate = Authority().issue(name, tmp_path / "platform", is_expired=is_expired)
+    with onenet(certificate=certificate) as platform:
+        settings = trust(certificate, tmp_path)
+        with rig.worker(ONENET_URL=platform.url, WORKER_MAX_ATTEMPTS="2", **settings) as worker:
+            rig.upstream.publish(a_command())
+            error = rig.upstream.reply().json["error"]
+            events = [event["event"] for event in worker.events]
+        assert error["code"] == "retries_exhausted"
+        assert "certificate verify failed: " in error["message"]
+        assert reason in error["message"]
+        assert "command_retry_scheduled" in events
+        assert "command_in_doubt" not in events
+        assert not platform.requests
+
+
+def test_a_key_that_travels_readable_is_warned_of_once_at_start(rig: Rig) -> None:
+    with rig.worker(ONENET_URL="http://onenet.invalid:8080/base", ONENET_API_KEY="aSecret") as worker:
+        [warning] = [event for event in worker.events if event["event"] == "onenet_url_not_encrypted"]
+        assert (warning["level"], warning["host"]) == ("warning", "onenet.invalid")
+        assert "aSecret" not in worker.process.output.read_text()
+
+
+def test_on_this_machine_there_is_no_way_to_be_read_on(rig: Rig) -> None:
+    with rig.worker() as worker:
+        assert "onenet_url_not_encrypted" not in [event["event"] for event in worker.events]
