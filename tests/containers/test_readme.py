@@ -1,0 +1,69 @@
+"""What the README shows for Docker and for Java."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.containers.engine import ROOT
+from tests.documents import code_blocks
+from tests.integration.test_readme_commands import COMPOSE
+from tests.rig import Rig
+from worker.localservices import packages
+
+JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
+
+
+def test_the_commands_for_docker_lead_from_a_clone_to_a_reply_and_leave_nothing() -> None:
+    up, send, down = COMPOSE
+    ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the usual ones may be taken
+    project = f"onenet-readme-{uuid4().hex[:8]}"
+    environment = os.environ | ports | {"COMPOSE_PROJECT_NAME": project, "WORKER_IMAGE": project}
+
+    def shell(line: str) -> str:
+        done = subprocess.run(line, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    try:
+        shell(up)
+        assert len(shell("docker compose -f docker/compose.yaml ps --quiet worker").split()) == 3
+        assert json.loads(shell(send))["status"] == "accepted"
+    finally:
+        shell(down)
+        shell(f"docker rmi {project}")
+    assert not shell(f"docker volume ls --quiet --filter label=com.docker.compose.project={project}")
+
+
+@pytest.fixture(scope="session")
+def java() -> str:
+    """Return the class path of RabbitMQ's client for Java, of the system's packages."""
+    for package, is_there in (
+        ("default-jdk-headless", shutil.which("javac") is not None),
+        ("librabbitmq-client-java", JARS[0].exists()),
+    ):
+        if not is_there:
+            assert packages.may_install(), f"install {package} first"
+            assert packages.install(package)
+    return ":".join(map(str, JARS))
+
+
+def test_the_java_code_sends_a_command(rig: Rig, java: str, tmp_path: Path) -> None:
+    [code] = [code for language, code in code_blocks((ROOT / "README.md").read_text()) if language == "java"]
+    own = code.replace('"onenet.commands"', f'"{rig.topology.commands_exchange}"')
+    assert own != code
+    (tmp_path / "SendCommand.java").write_text(own)
+    with rig.worker():
+        rig.upstream.bind_replies("execute.*.billing")
+        for command in (["javac", "-cp", java, "SendCommand.java"], ["java", "-cp", f"{java}:.", "SendCommand"]):
+            url = rig.broker_url.removesuffix("/") + "/%2F"
+            done = subprocess.run(
+                command, cwd=tmp_path, env=os.environ | {"AMQP_URL": url}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        reply = rig.upstream.reply()
+    assert (reply.json["status"], reply.routing_key) == ("accepted", "execute.accepted.billing")
