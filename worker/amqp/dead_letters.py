@@ -71,6 +71,7 @@ class DeadLetters:
             self._connection.channel().queue_declare(f"{self._queue}.reading", exclusive=True)
         except ChannelClosedByBroker as exc:
             if exc.reply_code == _RESOURCE_LOCKED:
+                self._connection.close()
                 raise WorkerError("somebody else is reading the dead letters: try again in a moment") from exc
             if exc.reply_code != _ACCESS_REFUSED:  # who may not declare goes without: two at once lose nothing either
                 raise
