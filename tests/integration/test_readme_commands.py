@@ -80,11 +80,12 @@ def test_installed_as_it_says_it_checks_runs_and_answers(
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, place)
     settings = environment(own_broker, simulator)
-    *install, export, check, run = PYTHON
+    *install, export, declare, check, run = PYTHON
     for line in install:
         shell(line, place, settings)
     assert export == "export AMQP_URL=amqp://user:password@broker:5672/ ONENET_API_KEY=the-products-master-key"
-    assert "OneNET" in shell(check, place, settings)
+    assert "declared on" in shell(declare, place, settings)
+    assert "FAIL" not in shell(check, place, settings)
     program, *arguments = run.split()
     with (place / "log").open("wb") as log:
         worker = subprocess.Popen([place / program, *arguments], cwd=place, env=os.environ | settings, stdout=log)
