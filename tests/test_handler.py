@@ -20,7 +20,7 @@ from worker.decide import InDoubtMode, RetryPolicy
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.flow.gates import Gates
-from worker.handler import MAX_UNFINISHED, Handler
+from worker.handler import MAX_UNFINISHED, MAX_UNREAD, Handler
 from worker.idempotency import Claim, Hold, Key
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
@@ -364,8 +364,20 @@ def test_without_the_mark_it_is_not_tried(rig: Rig) -> None:
     assert not {"request", "look up"} & set(rig.history)
 
 
-def test_what_never_lives_through_its_try_is_poison(rig: Rig) -> None:
+def test_what_never_lives_through_its_try_is_poison_unless_it_was_cached(rig: Rig) -> None:
+    """One that was accepted, and told so, looks the same where its record went with the worker."""
     assert rig.handle(rested(unfinished=MAX_UNFINISHED)) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "poison_message"
+    assert "request" not in rig.history
+    rig.restart()
+    rig.platform.entries = [likely("u")]
+    assert rig.handle(rested(unfinished=MAX_UNFINISHED)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["uuid"]) == ("accepted", "u")
+
+
+def test_what_may_end_the_worker_even_when_its_history_is_read_is_poison_at_last(rig: Rig) -> None:
+    returned = {**rested(unfinished=MAX_UNFINISHED).headers, "x-delivery-count": MAX_UNREAD}
+    assert rig.handle(delivery(headers=returned)) == FAILURE
     assert rig.last_reply()["error"]["code"] == "poison_message"
     assert not {"request", "look up"} & set(rig.history)
 
@@ -596,7 +608,7 @@ def test_poison_is_told_with_a_reply_and_a_dead_letter_and_recorded(rig: Rig) ->
     assert (first["error"]["code"], first["command_id"], first["attempts"]) == ("poison_message", "a", 2)
     letter = dict(rig.last[1].properties.headers or {})
     assert (letter["x-onenet-reason"], letter["x-onenet-attempt"]) == ("poison_message", 2)
-    assert rig.history == ["claim", "complete"]
+    assert rig.history == ["claim", "look up", "complete"]
     assert rig.handle(delivery()) == REPLY
     assert rig.last_reply() == first
 

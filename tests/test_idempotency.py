@@ -203,6 +203,31 @@ def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: Store) 
     assert store.own(held(store.claim(key("b"), NOW)), ["u1", "u2"], []) == Owned("u2")
 
 
+@pytest.mark.parametrize(("likely", "unlikely"), [(["u1", "u2"], []), (["u1"], ["u2"])])
+def test_a_command_whose_entry_a_twin_may_have_been_given_is_not_known_to_be_absent(
+    store: Store, likely: list[str], unlikely: list[str]
+) -> None:
+    """Its time fits one entry only, its twin's both: sent again, it would be cached twice."""
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    twin = held(store.claim(key("a"), NOW))
+    assert store.own(twin, likely, unlikely) == Owned("u1")
+    store.complete(twin, reply("a", "u1"))
+    assert store.owned_by_others(key("b"), ["u1", "u2"]) == set()
+    hold = held(store.claim(key("b"), NOW))
+    assert store.own(hold, ["u1"], []) == Undecidable()
+    assert store.own(hold, [], []) == NoneLeft()
+
+
+def test_a_guess_once_made_stays_one(store: Store) -> None:
+    """The worker may end between the choice and the record of it, and by then there may be no other entry."""
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, ["u1", "u2"], []) == Owned("u1")
+    assert store.own(hold, ["u1"], []) == Owned("u1")
+    store.complete(hold, reply("a", "u1"))
+    assert store.own(held(store.claim(key("b"), NOW)), ["u1"], []) == Undecidable()
+
+
 def test_more_entries_than_commands_cannot_be_told_apart(store: Store) -> None:
     """One of them is a command's of which no record is left."""
     assert store.own(held(store.claim(key("a"), NOW)), ["u1", "u2"], []) == Undecidable()

@@ -42,6 +42,7 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 
 MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
+MAX_UNREAD = 3  # returns of a suspected poison message, after which even reading its history is left alone
 MAX_RETURNS = 10  # half of what the broker allows before it sets a message aside by itself, without a reply
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 PASS_ON_S = 2.0  # how long a confirm may take before a suspect is tried
@@ -84,6 +85,19 @@ class _Turn:
     def unfinished(self) -> int | None:
         """Return what a copy of the message says of unfinished tries: none began since it was last marked."""
         return (self.delivery.unfinished or 0) if self.has_crashed else None
+
+    @property
+    def is_poison(self) -> bool:
+        """Whether it has ended its worker too often to be sent once more."""
+        return self.has_crashed and (self.delivery.unfinished or 0) >= MAX_UNFINISHED
+
+    @property
+    def may_read_history(self) -> bool:
+        """Whether its history may be read before it is given up: a former try may have ended well, and told so.
+
+        Where no record lasts, nothing else tells that from a try which ended the worker.
+        """
+        return self.doubt is not None and self.delivery.times_returned < MAX_UNREAD
 
     def settled(self, reason: str) -> Settle:
         """Return what the message says of the attempt that is in doubt."""
@@ -232,16 +246,15 @@ class Handler:
 
     def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> Sequence[Publication]:
         """Handle a command that is held."""
-        if turn.has_crashed and (turn.delivery.unfinished or 0) >= MAX_UNFINISHED:
-            message = f"the worker ended {MAX_UNFINISHED} times while it handled this command"
-            return self._finish(turn, hold, Failed("poison_message", message))
         in_doubt = self._in_doubt(turn)
+        if turn.is_poison and not (in_doubt == "reconcile" and turn.may_read_history):
+            return self._finish(turn, hold, _poison(turn))
         if turn.doubt is not None and in_doubt == "dead-letter":
             return self._finish(turn, hold, unknown("no record tells what became of it"))
         if turn.doubt is not None and in_doubt == "reconcile":
             if now < turn.doubt.until + timedelta(seconds=self._policy.settle_s):
                 return self._settle(turn, hold, turn.settled("no record tells what became of it"))
-            if not turn.has_crashed:
+            if not turn.has_crashed or turn.is_poison:  # no mark for this: the broker counts how often it returns
                 return self._reconcile(turn, hold, turn.doubt)
         if turn.has_crashed:
             return self._try_suspect(turn, hold)
@@ -307,6 +320,8 @@ class Handler:
     def _send_after_all(self, turn: _Turn, hold: Hold, settled: Settle) -> Sequence[Publication]:
         """Send a command that is known now not to have been cached."""
         turn.doubt = None
+        if turn.is_poison:
+            return self._finish(turn, hold, _poison(turn))
         if not turn.has_crashed:  # otherwise nobody knows whether that attempt was begun
             if settled.used >= self._policy.max_attempts:
                 message = f"given up after {turn.attempt} attempts: the last one was not cached"
@@ -453,6 +468,11 @@ class Handler:
     def _note_doubt(self, turn: _Turn, reason: str, **more: object) -> None:
         self._metrics.count_doubt()
         log.warning("command_in_doubt", **turn.about, reason=reason, **more)
+
+
+def _poison(turn: _Turn) -> Failed:
+    message = f"the worker ended {turn.delivery.unfinished} times while it handled this command"
+    return Failed("poison_message", message)
 
 
 def _is_suspect_to_read(delivery: Delivery) -> bool:

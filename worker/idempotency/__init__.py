@@ -139,10 +139,13 @@ class Store(Protocol):
         """Let go of a command: without a doubt it is known not to have been sent."""
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        """Return those uuids that are known to belong to other commands."""
+        """Return those uuids that are known, and not only guessed, to belong to other commands."""
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
         """Give a command in doubt one of the uuids that its device's history has for it.
+
+        Where a command just like it may as well have caused the one that it is given, that is a guess; a command for
+        which nothing but guessed ones are left is not known to be absent, and gets none.
 
         Args:
             hold: the command.

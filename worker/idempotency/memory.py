@@ -73,6 +73,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._owners: dict[str, str] = {}  # uuid -> command id
+        self._guessed: set[str] = set()  # uuids that may as well belong to another command just like their owner
         self._now = began_at
         self._unrecorded_until = began_at  # by processes before this one
         self._alike: dict[bytes, set[str]] = {}  # likeness -> ids of commands that are held or in doubt
@@ -122,7 +123,8 @@ class MemoryStore:
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         with self._lock:
-            return {uuid for uuid in uuids if self._owners.get(uuid, key.command_id) != key.command_id}
+            others = {uuid for uuid in uuids if self._owners.get(uuid, key.command_id) != key.command_id}
+            return others - self._guessed
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
         with self._lock:
@@ -131,13 +133,15 @@ class MemoryStore:
             free = [uuid for uuid in uuids if self._owners.get(uuid, me) == me]
             free_unlikely = [uuid for uuid in unlikely if self._owners.get(uuid, me) == me]
             if not free and not free_unlikely:
-                return NoneLeft()
+                return Undecidable() if self._guessed.intersection([*uuids, *unlikely]) else NoneLeft()
             twins = self._alike[hold.key.likeness] - {me}
             if any(self._is_held(self._records[twin]) for twin in twins):
                 return TwinUnderWay()
             if not free or len(free) + len(free_unlikely) > len(twins) + 1:
                 return Undecidable()
             uuid = next((uuid for uuid in free if uuid in self._owners), free[0])
+            if uuid not in self._owners and len(free) + len(free_unlikely) > 1:
+                self._guessed.add(uuid)
             self._set_owner(record, uuid)
             return Owned(uuid)
 
@@ -204,6 +208,7 @@ class MemoryStore:
         self._forget_likeness(record)
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)
+            self._guessed.discard(record.uuid)
 
     def _is_stale(self, record: _Record) -> bool:
         return record.lease_ends_at is None and record.expires_at <= self._clock()

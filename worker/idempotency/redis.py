@@ -119,20 +119,23 @@ return 'ok'
 )
 
 # KEYS: record, alike. ARGV: command id, token, time to live, what keys begin with, how many likely ones, uuids.
+# An owner behind a question mark was guessed: the uuid may as well belong to another command just like it.
 _OWN = (
     _NOW
     + _HELD
     + """
 local prefix, likely = ARGV[4], tonumber(ARGV[5])
-local free, unlikely, mine = {}, 0, nil
+local free, unlikely, guessed, mine = {}, 0, false, nil
 for i = 6, #ARGV do
     local owner = redis.call('GET', prefix .. 'uuid:' .. ARGV[i])
-    if not owner or owner == ARGV[1] then
+    if not owner or owner == ARGV[1] or owner == '?' .. ARGV[1] then
         if i - 5 <= likely then free[#free + 1] = ARGV[i] else unlikely = unlikely + 1 end
         if owner and i - 5 <= likely then mine = mine or ARGV[i] end
+    elseif string.sub(owner, 1, 1) == '?' then
+        guessed = true
     end
 end
-if #free == 0 and unlikely == 0 then return 'none' end
+if #free == 0 and unlikely == 0 then return guessed and 'undecidable' or 'none' end
 local open = 1
 for _, twin in ipairs(redis.call('SMEMBERS', KEYS[2])) do
     if twin ~= ARGV[1] then
@@ -142,8 +145,11 @@ for _, twin in ipairs(redis.call('SMEMBERS', KEYS[2])) do
     end
 end
 if #free == 0 or #free + unlikely > open then return 'undecidable' end
-mine = mine or free[1]
-redis.call('SET', prefix .. 'uuid:' .. mine, ARGV[1], 'PX', ARGV[3])
+if not mine then
+    mine = free[1]
+    local owner = #free + unlikely > 1 and '?' .. ARGV[1] or ARGV[1]
+    redis.call('SET', prefix .. 'uuid:' .. mine, owner, 'PX', ARGV[3])
+end
 return {mine}
 """
 )
@@ -229,7 +235,8 @@ class RedisStore:
             owners: Any = self._redis.mget([f"{self._prefix}uuid:{uuid}" for uuid in uuids])
         except redis.RedisError as exc:
             raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
-        return {uuid for uuid, owner in zip(uuids, owners, strict=True) if owner not in {None, key.command_id}}
+        known = zip(uuids, owners, strict=True)
+        return {uuid for uuid, owner in known if owner not in {None, key.command_id} and not owner.startswith("?")}
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
         match self._change(self._own, hold, [self._prefix, len(uuids), *uuids, *unlikely]):
