@@ -382,6 +382,14 @@ def test_what_may_end_the_worker_even_when_its_history_is_read_is_poison_at_last
     assert not {"request", "look up"} & set(rig.history)
 
 
+def test_how_often_a_poison_message_returned_while_its_history_was_read_is_kept_on_a_copy(rig: Rig) -> None:
+    """The broker counts anew for each copy, so that it would go round for ever."""
+    now = datetime.now(UTC)
+    headers = {"x-onenet-unfinished": MAX_UNFINISHED, "x-delivery-count": 1, "x-onenet-in-doubt": str(Doubt(now, now))}
+    assert rig.handle(delivery(redelivered=True, headers=headers)) == SETTLE
+    assert rig.last_headers()["x-onenet-unfinished"] == MAX_UNFINISHED + 1
+
+
 def test_what_comes_back_again_and_again_is_put_off_before_the_broker_sets_it_aside(rig: Rig) -> None:
     assert rig.handle(delivery(redelivered=True, headers={"x-delivery-count": 10})) == RETRY
     assert rig.last_headers()["x-onenet-unfinished"] == 1

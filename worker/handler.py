@@ -42,7 +42,7 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 
 MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
-MAX_UNREAD = 3  # returns of a suspected poison message, after which even reading its history is left alone
+MAX_UNREAD = 2  # more of them, after which even reading its history is left alone
 MAX_RETURNS = 10  # half of what the broker allows before it sets a message aside by itself, without a reply
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 PASS_ON_S = 2.0  # how long a confirm may take before a suspect is tried
@@ -84,12 +84,18 @@ class _Turn:
     @property
     def unfinished(self) -> int | None:
         """Return what a copy of the message says of unfinished tries: none began since it was last marked."""
-        return (self.delivery.unfinished or 0) if self.has_crashed else None
+        return self.tries if self.has_crashed else None
+
+    @property
+    def tries(self) -> int:
+        """How many tries may have ended their worker; of those that only read the history the broker keeps count."""
+        marked = self.delivery.unfinished or 0
+        return marked + self.delivery.times_returned if marked >= MAX_UNFINISHED else marked
 
     @property
     def is_poison(self) -> bool:
         """Whether it has ended its worker too often to be sent once more."""
-        return self.has_crashed and (self.delivery.unfinished or 0) >= MAX_UNFINISHED
+        return self.has_crashed and self.tries >= MAX_UNFINISHED
 
     @property
     def may_read_history(self) -> bool:
@@ -97,7 +103,7 @@ class _Turn:
 
         Where no record lasts, nothing else tells that from a try which ended the worker.
         """
-        return self.doubt is not None and self.delivery.times_returned < MAX_UNREAD
+        return self.doubt is not None and self.tries < MAX_UNFINISHED + MAX_UNREAD
 
     def settled(self, reason: str) -> Settle:
         """Return what the message says of the attempt that is in doubt."""
@@ -275,7 +281,7 @@ class Handler:
             return self._put_off(turn, "another command is being tried with care")
         try:
             now = self._now()
-            unfinished = (turn.delivery.unfinished or 0) + 1
+            unfinished = turn.tries + 1
             doubt = Doubt(now, now).united(turn.doubt)
             marked = self._outgoing.put_off(turn.delivery, self._policy.delays_s[0], doubt, unfinished)
             if not turn.pass_on([marked]):
@@ -387,7 +393,7 @@ class Handler:
         delay_s = self._policy.delays_s[0]
         self._note_retry(turn, turn.delivery.attempt, delay_s, reason)
         # The try that is counted last may be the one that is under way elsewhere.
-        unfinished = turn.unfinished if turn.delivery.unfinished is None else turn.delivery.unfinished
+        unfinished = turn.unfinished if turn.delivery.unfinished is None else turn.tries
         return [self._outgoing.put_off(turn.delivery, delay_s, turn.doubt, unfinished)]
 
     def _set_back(self, delivery: Delivery, began: float) -> Sequence[Publication]:
@@ -471,7 +477,7 @@ class Handler:
 
 
 def _poison(turn: _Turn) -> Failed:
-    message = f"the worker ended {turn.delivery.unfinished} times while it handled this command"
+    message = f"the worker ended {turn.tries} times while it handled this command"
     return Failed("poison_message", message)
 
 
