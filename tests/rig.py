@@ -126,7 +126,7 @@ class Upstream:
 
     def bind_replies(self, routing_key: str = "#") -> None:
         """Read replies from a durable queue of our own, so that none is missed while the broker is away."""
-        self.channel.queue_declare(self._replies_queue, durable=True)
+        self.channel.queue_declare(self._replies_queue, durable=True, arguments={"x-queue-type": "quorum"})
         self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
 
     def publish(self, body: bytes | dict[str, Any], **properties: Any) -> None:
@@ -154,9 +154,12 @@ class Upstream:
 
     def try_get(self, queue: str) -> Message | None:
         """Take the next message of a queue if one is there."""
-        method, properties, body = self.channel.basic_get(queue, auto_ack=True)
+        method, properties, body = self.channel.basic_get(queue)
         if method is None or properties is None or body is None:
             return None
+        self.channel.basic_ack(
+            method.delivery_tag or 0
+        )  # not by itself: a broker that is killed meanwhile would forget it
         return Message(str(method.routing_key), properties, body)
 
     def try_reply(self) -> Message | None:
