@@ -126,7 +126,7 @@ class Upstream:
 
     def bind_replies(self, routing_key: str = "#") -> None:
         """Read replies from a durable queue of our own, so that none is missed while the broker is away."""
-        self.channel.queue_declare(self._replies_queue, durable=True, arguments={"x-queue-type": "quorum"})
+        self.channel.queue_declare(self._replies_queue, durable=True)
         self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
 
     def publish(self, body: bytes | dict[str, Any], **properties: Any) -> None:
