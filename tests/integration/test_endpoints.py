@@ -120,9 +120,10 @@ def breakable(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
 def test_a_worker_counts_what_becomes_of_commands(rig: Rig, watched: Watched) -> None:
     with rig.worker(**watched.settings) as worker:
         assert watched.get("/metrics").value("last_success_timestamp_seconds") == 0
-        rig.upstream.publish(a_command(command_id="a"))
+        twice = a_command(command_id="a")
+        rig.upstream.publish(twice)
         assert rig.upstream.reply().json["status"] == "accepted"
-        rig.upstream.publish(a_command(command_id="a"))
+        rig.upstream.publish(twice)
         rig.upstream.publish(a_command(imei="865820039999999"))
         rig.upstream.publish(a_command(imei="1"))
         assert {reply["status"] for reply in rig.upstream.replies(3)} == {"accepted", "rejected", "failed"}
