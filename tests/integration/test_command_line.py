@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import requests
 import typer
+from pydantic import SecretStr
 
 from schemas.command import COMMAND
-from tests.rig import PATIENCE_S, Rig, a_command
+from tests.rig import PATIENCE_S, Proxy, Rig, a_command
 from worker.__main__ import app
-from worker.amqp.client import declare_on
+from worker.amqp.client import CommandClient, declare_on
 from worker.localservices.ports import free_port, wait_until
 from worker.localservices.processes import OwnProcess
+from worker.settings import Settings
 
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")
 
@@ -218,6 +220,21 @@ def test_a_file_without_a_command_is_an_error(tmp_path: Path) -> None:
     said = type_in("send", "--file", str(file), folder=tmp_path)
     assert said.returncode == 1
     assert "no command" in said.stderr
+
+
+def test_an_end_that_the_broker_does_not_answer_hides_nothing(rig: Rig) -> None:
+    """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
+    proxy = Proxy(rig.broker_url)
+    settings = Settings(amqp_url=(SecretStr(proxy.url),))
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            CommandClient(settings, rig.topology, app_id="cli", wants_replies=False),
+        ):
+            proxy.cut()
+            raise KeyboardInterrupt
+    finally:
+        proxy.close()
 
 
 def test_a_file_that_is_interrupted_says_how_far_it_came(rig: Rig, tmp_path: Path) -> None:

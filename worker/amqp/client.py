@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -182,8 +183,10 @@ class CommandClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._connection.is_open:
-            self._connection.close()
+        # What was sent is confirmed by now; and after a ctrl-C in mid-frame the broker refuses the rest of the talk.
+        with suppress(AMQPError):
+            if self._connection.is_open:
+                self._connection.close()
 
     def send(self, command_id: str | None, body: bytes) -> None:
         """Publish one command, persistent, and wait until the broker has it.
