@@ -222,17 +222,19 @@ def test_a_file_without_a_command_is_an_error(tmp_path: Path) -> None:
     assert "no command" in said.stderr
 
 
+def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
+    with client:
+        proxy.cut()
+        raise KeyboardInterrupt
+
+
 def test_an_end_that_the_broker_does_not_answer_hides_nothing(rig: Rig) -> None:
     """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
     proxy = Proxy(rig.broker_url)
     settings = Settings(amqp_url=(SecretStr(proxy.url),))
     try:
-        with (
-            pytest.raises(KeyboardInterrupt),
-            CommandClient(settings, rig.topology, app_id="cli", wants_replies=False),
-        ):
-            proxy.cut()
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            _cut_and_interrupt(CommandClient(settings, rig.topology, app_id="cli", wants_replies=False), proxy)
     finally:
         proxy.close()
 
