@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pika
+from pika.exceptions import AMQPError
 
 from tests.certificates import Certificate
 from worker.amqp.client import delete_on
@@ -150,16 +151,16 @@ class Upstream:
             if found is not None:
                 return found
             self.connection.process_data_events(time_limit=0.02)
-        raise AssertionError(f"nothing came to {queue} within {patience_s} s")
+        raise AssertionError(f"nothing came to {queue} within {patience_s} s; ready are {self.ready()}")
 
     def try_get(self, queue: str) -> Message | None:
         """Take the next message of a queue if one is there."""
         method, properties, body = self.channel.basic_get(queue)
         if method is None or properties is None or body is None:
             return None
-        self.channel.basic_ack(
-            method.delivery_tag or 0
-        )  # not by itself: a broker that is killed meanwhile would forget it
+        # Not by auto_ack: a broker that is killed meanwhile would forget it. Where this fails it comes once more.
+        with suppress(AMQPError):
+            self.channel.basic_ack(method.delivery_tag or 0)
         return Message(str(method.routing_key), properties, body)
 
     def try_reply(self) -> Message | None:
@@ -173,6 +174,11 @@ class Upstream:
     def replies(self, count: int) -> list[dict[str, Any]]:
         """Wait for so many replies."""
         return [self.reply().json for _ in range(count)]
+
+    def ready(self) -> dict[str, int]:
+        """Return how many messages each queue holds ready."""
+        names = [queue.name for queue in self.topology.queues()]
+        return {name: self.count(name) for name in [*names, self._replies_queue]}
 
     def is_empty(self) -> bool:
         """Tell whether no command waits or rests; while a worker runs it may hold one all the same."""

@@ -16,9 +16,10 @@ from worker.simulator.faults import Fault
 def shared(rig: Rig, redis_url: str) -> dict[str, str]:
     """The settings of a fleet whose store has been in use for a while."""
     settings = {"IDEMPOTENCY_URL": redis_url}
-    with rig.worker(**settings):
+    with rig.worker(**settings) as worker:
         rig.upstream.publish(a_command())
         rig.upstream.reply()
+        worker.process.stop()  # killed, it might not have acknowledged the command yet, whose reply would come again
     rig.simulator.requests.clear()
     return settings
 
