@@ -8,7 +8,6 @@ from http import HTTPStatus
 from worker.settings import load_settings
 
 TIMEOUT_S = 5
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it listens on, here only to be read
 
 
 def main() -> int:
@@ -16,8 +15,8 @@ def main() -> int:
     settings = load_settings()
     if settings.http_port == 0:
         return 0  # turned off: that the process runs is all that can be known
-    host = _ANY_ADDRESS.get(settings.http_host, settings.http_host)
-    connection = http.client.HTTPConnection(host, settings.http_port, timeout=TIMEOUT_S)
+    # Where it listens on every address, 0.0.0.0 or ::, the same name leads Linux to this machine.
+    connection = http.client.HTTPConnection(settings.http_host, settings.http_port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/livez")
         answer = connection.getresponse()

@@ -360,7 +360,7 @@ def load_settings() -> Settings:
         raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
     secrets, lines = _secrets_from_files({name.upper(): value for name, value in env.items() if value})
     try:
-        settings = Settings(**secrets)  # type: ignore[arg-type]  # they are checked right here
+        settings = Settings.model_validate(secrets)
     except ValidationError as exc:
         lines += _lines(exc)
     if lines:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pika
 
 from tests.rig import Proxy, Rig, WorkerProcess, a_command, onenet
 from worker.localservices.broker import OwnBroker
+from worker.localservices.ports import wait_until
 from worker.simulator.faults import Fault
 
 SETTLE_S = 3  # longer than late caching needs, so that what is assumed of the platform holds
@@ -223,7 +225,8 @@ def _exchange(
                 code = reply["error"]["code"] if reply["error"] else None
                 replies.setdefault(reply["command_id"], set()).add((reply["status"], reply["uuid"], code))
         except (pika.exceptions.AMQPError, OSError):
-            _reconnect(rig)  # what was not confirmed is published again: a command that comes twice
+            wait_until(partial(_reconnects, rig), DRAIN_S, "the broker")
+            # What was not confirmed is published again: a command that comes twice.
         if not raging.is_alive():
             quiet_since = quiet_since or time.monotonic()
             is_complete = published == len(commands) and wanted <= replies.keys()
@@ -231,14 +234,12 @@ def _exchange(
                 return replies
 
 
-def _reconnect(rig: Rig) -> None:
-    while True:
-        try:
-            rig.upstream.connect()
-        except (pika.exceptions.AMQPError, OSError):
-            time.sleep(0.1)  # between two tries; the broker has no way to tell us
-        else:
-            return
+def _reconnects(rig: Rig) -> bool:
+    try:
+        rig.upstream.connect()
+    except (pika.exceptions.AMQPError, OSError):
+        return False
+    return True
 
 
 def _count(

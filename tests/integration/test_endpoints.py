@@ -153,19 +153,22 @@ def test_retries_and_doubts_are_counted_and_the_time_of_a_command_has_all_its_re
 ) -> None:
     busy = Fault(kind="too_many_requests", count=1, imei="865820030000001", seconds=0)
     lost = Fault(kind="drop_after_caching", count=1, imei="865820030000002")
-    with onenet(busy, lost) as simulator, Rig.set_up(broker_url, tmp_path, simulator) as rig:  # noqa: SIM117
-        with rig.worker(**watched.settings):
-            rig.upstream.publish(a_command(imei="865820030000001"))
-            rig.upstream.reply()
-            rig.upstream.publish(a_command(imei="865820030000002"))
-            assert rig.upstream.reply().json["recovered"]
-            page = watched.get("/metrics")
-            assert page.value("retries_total") == 1
-            assert page.value("in_doubt_total") == 1
-            assert page.value("commands_total", outcome="accepted", reason="recovered") == 1
-            assert page.value("request_duration_seconds_count", answer="not_sent") == 1
-            assert page.value("request_duration_seconds_count", answer="in_doubt") == 1
-            assert page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0  # both rested
+    with (
+        onenet(busy, lost) as simulator,
+        Rig.set_up(broker_url, tmp_path, simulator) as rig,
+        rig.worker(**watched.settings),
+    ):
+        rig.upstream.publish(a_command(imei="865820030000001"))
+        rig.upstream.reply()
+        rig.upstream.publish(a_command(imei="865820030000002"))
+        assert rig.upstream.reply().json["recovered"]
+        page = watched.get("/metrics")
+        assert page.value("retries_total") == 1
+        assert page.value("in_doubt_total") == 1
+        assert page.value("commands_total", outcome="accepted", reason="recovered") == 1
+        assert page.value("request_duration_seconds_count", answer="not_sent") == 1
+        assert page.value("request_duration_seconds_count", answer="in_doubt") == 1
+        assert page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0  # both rested
 
 
 def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(

@@ -52,7 +52,7 @@ class Pacer:
                 self._changed.wait_for(lambda: self._tasks)
             wait_s = self._take_slot() if self._is_open() else 0
             if wait_s:
-                time.sleep(min(wait_s, _LOOK_AGAIN_S))
+                time.sleep(min(wait_s, _LOOK_AGAIN_S))  # nothing that comes meanwhile brings the slot nearer
                 continue
             with self._changed:  # while it goes over: whoever withdraws finds it here or there
                 if self._tasks:  # otherwise it was withdrawn meanwhile

@@ -132,7 +132,7 @@ class Store(Protocol):
     def note_unsent(self, key: Key) -> None:
         """Record that a command which nobody has claimed was taken from the queue and not sent."""
 
-    def is_claimed_here(self, key: Key) -> bool:
+    def is_claimed_here(self, key: Key, /) -> bool:
         """Tell whether a command may have been sent, by a record that goes with this process."""
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:

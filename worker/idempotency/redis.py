@@ -221,7 +221,7 @@ class RedisStore:
     def note_unsent(self, key: Key) -> None:
         """Do nothing: that nobody has claimed it says the same."""
 
-    def is_claimed_here(self, key: Key) -> bool:  # noqa: ARG002 - the protocol's
+    def is_claimed_here(self, _key: Key, /) -> bool:
         """Return False: the record stays when this process goes."""
         return False
 

@@ -265,7 +265,7 @@ class OneNETClient:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 if tries == _TRIES or exc.retry_after_s is not None or time.monotonic() + wait_s >= deadline:
                     raise
-                time.sleep(wait_s)
+                time.sleep(wait_s)  # in this command's own thread, which has nothing else to do
         raise AssertionError  # it counts for ever
 
     def _get_once(

@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from worker.simulator.faults import Endpoint, Fault, FaultPlan
 from worker.simulator.platform import Platform, PlatformError
@@ -23,20 +22,6 @@ from worker.simulator.platform import Platform, PlatformError
 _MAX_REQUESTS = 100_000
 _ACTING = {"slow_drip", "no_uuid", "refuse"}  # what goes wrong only behind the deed
 _FAULTS = TypeAdapter(list[Fault])
-
-
-class _Protocol(H11Protocol):
-    """Uvicorn's HTTP/1.1, with its transports within reach, so that a connection can be dropped in mid-request."""
-
-    transports: dict[tuple[str, int], asyncio.Transport]
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
-        super().connection_made(transport)
-        self.transports[transport.get_extra_info("peername")[:2]] = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.transports.pop(self.transport.get_extra_info("peername")[:2], None)
-        super().connection_lost(exc)
 
 
 class Simulator:
@@ -67,7 +52,6 @@ class Simulator:
         self.requests: deque[dict[str, Any]] = deque(maxlen=_MAX_REQUESTS)
         self._latency_s = latency_s
         self._tls = tls
-        self._transports: dict[tuple[str, int], asyncio.Transport] = {}
         self._socket: socket.socket | None = _listen(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
         self._app = Starlette(
@@ -91,12 +75,11 @@ class Simulator:
 
     async def serve(self) -> None:
         """Serve until SIGINT or SIGTERM, or until ``stop``."""
-        protocol = type("Protocol", (_Protocol,), {"transports": self._transports})
         certificate, key = self._tls or (None, None)
         while True:
             config = uvicorn.Config(
                 self._app,
-                http=protocol,
+                http="h11",
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -190,9 +173,7 @@ class Simulator:
                 await asyncio.sleep(fault.seconds)
                 answer = Response(status_code=504)
             case "drop":
-                transport = self._transports.get(request.scope["client"])
-                if transport is not None:  # otherwise the client went first
-                    transport.abort()
+                self._drop(request)
                 answer = Response()  # goes nowhere
             case "error_500" | "error_503" as kind:
                 answer = Response("upstream failed", status_code=int(kind[-3:]))
@@ -211,6 +192,13 @@ class Simulator:
             case "slow_drip" if answer is not None:
                 answer = StreamingResponse(_drip(bytes(answer.body), fault.seconds), media_type="application/json")
         return answer
+
+    def _drop(self, request: Request) -> None:
+        """Reset a request's connection, unless its client went first."""
+        assert self._server is not None  # it is what called us
+        for connection in self._server.server_state.connections:
+            if connection.transport.get_extra_info("peername")[:2] == request.scope["client"]:
+                connection.transport.abort()
 
     def _refuse_for(self, seconds: float) -> None:
         """Refuse connections for a while, by ending the server: what is under way is answered first."""

@@ -18,13 +18,13 @@ Publishing = tuple[Mapping[str, str], Callable[[], object]]
 class Tracing(Protocol):
     """Makes spans; what is made within ``consuming`` belongs to the command that is handled there."""
 
-    def consuming(self, headers: Mapping[str, object], command_id: str | None, attempt: int) -> Consuming:
+    def consuming(self, headers: Mapping[str, object], command_id: str | None, attempt: int, /) -> Consuming:
         """Span the handling of one delivery, as a part of the trace that its headers name."""
 
-    def requesting(self, method: str, url: str) -> Requesting:
+    def requesting(self, method: str, url: str, /) -> Requesting:
         """Span one request over HTTP."""
 
-    def publishing(self, exchange: str, routing_key: str) -> Publishing:
+    def publishing(self, exchange: str, routing_key: str, /) -> Publishing:
         """Begin the span of one publication; returns the headers that name it, and what ends it."""
 
     def close(self, timeout_s: float) -> None:
@@ -34,13 +34,13 @@ class Tracing(Protocol):
 class NoTracing:
     """Makes none."""
 
-    def consuming(self, headers: Mapping[str, object], command_id: str | None, attempt: int) -> Consuming:  # noqa: ARG002
+    def consuming(self, *_about: object) -> Consuming:
         return nullcontext()
 
-    def requesting(self, method: str, url: str) -> Requesting:  # noqa: ARG002
+    def requesting(self, *_about: object) -> Requesting:
         return nullcontext(_ignore)
 
-    def publishing(self, exchange: str, routing_key: str) -> Publishing:  # noqa: ARG002
+    def publishing(self, *_about: object) -> Publishing:
         return {}, _do_nothing
 
     def close(self, timeout_s: float) -> None:
