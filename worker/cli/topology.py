@@ -29,5 +29,6 @@ def topology(
         typer.echo(json.dumps(wanted.definitions(vhost), indent=2))
         return
     parameters = declare(settings, wanted)
-    names = [*(exchange.name for exchange in wanted.exchanges()), *(queue.name for queue in wanted.queues())]
-    typer.echo(f"declared on {address(parameters)}:\n  " + "\n  ".join(names))
+    lines = [f"exchange  {exchange.name}" for exchange in wanted.exchanges()]
+    lines += [f"queue     {queue.name}" for queue in wanted.queues()]
+    typer.echo(f"declared on {address(parameters)}:\n  " + "\n  ".join(lines))
