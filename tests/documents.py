@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import yaml
 from pydantic import SecretStr
 
 from schemas.reply import MEANINGS, FailureCode, RejectionCode
+from tests.monitoring import alerts
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics, State
 
@@ -63,13 +63,8 @@ def metrics_table() -> str:
 
 def alerts_table() -> str:
     """Return what each alert means and wants."""
-    rules: list[dict[str, Any]] = [
-        rule
-        for group in yaml.safe_load((ROOT / "docker/prometheus/alerts.yml").read_text())["groups"]
-        for rule in group["rules"]
-    ]
     rows = ["| alert | | means | do |", "| --- | --- | --- | --- |"]
-    for rule in rules:
+    for rule in alerts():
         notes = {name: _escaped(text) for name, text in rule["annotations"].items()}
         rows.append(f"| `{rule['alert']}` | {rule['labels']['severity']} | {notes['meaning']} | {notes['action']} |")
     return "\n".join(rows)

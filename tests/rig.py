@@ -36,6 +36,7 @@ RETRY_DELAYS_S = (1, 2)
 SETTLE_S = 2  # as long as the two timeouts together, which are 1 s each
 LONG_SETTLE_S = 60  # for tests with a longer timeout
 _INTERNAL_ERROR = 541
+_ALL = "#"
 PATIENCE_S = 40  # how long a test waits for something that must come; never how long it takes
 
 
@@ -107,6 +108,7 @@ class Upstream:
     def __init__(self, url: str, topology: Topology) -> None:
         self.topology = topology
         self._url = url
+        self._wants_all = True
         self.connect()
 
     def connect(self) -> None:
@@ -127,8 +129,9 @@ class Upstream:
     def _replies_queue(self) -> str:
         return f"{self.topology.namespace}.test-replies"
 
-    def bind_replies(self, routing_key: str = "#") -> None:
+    def bind_replies(self, routing_key: str = _ALL) -> None:
         """Read replies from a durable queue of our own, so that none is missed while the broker is away."""
+        self._wants_all = routing_key == _ALL
         self.channel.queue_declare(self._replies_queue, durable=True)
         self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
 
@@ -180,7 +183,8 @@ class Upstream:
         A broker that is killed may have forgotten a binding that was made a second before; what finds no queue then is
         kept for whoever did not bind one.
         """
-        return self.try_get(self._replies_queue) or self.try_get(self.topology.unrouted_exchange)
+        found = self.try_get(self._replies_queue)
+        return self.try_get(self.topology.unrouted_exchange) if found is None and self._wants_all else found
 
     def reply(self, patience_s: float = PATIENCE_S) -> Message:
         """Wait for the next reply."""

@@ -70,7 +70,7 @@ def test_a_history_that_cannot_be_read_uses_up_attempts() -> None:
 
 
 def test_unless_the_operator_accepts_that() -> None:
-    assert outcome(InDoubt("read timeout"), policy=RESEND) == TryAgain(5, 2, "read timeout", is_in_doubt=True)
+    assert outcome(InDoubt("read timeout"), policy=RESEND) == TryAgain(5, 2, "read timeout")
 
 
 @pytest.mark.parametrize(("attempt", "left_s"), [(4, 3600), (1, 4)])
@@ -103,13 +103,6 @@ def test_a_clear_answer_is_the_same_in_every_mode(policy: RetryPolicy) -> None:
     assert outcome(NotSent("refused"), policy=policy) == TryAgain(5, 2, "refused")
 
 
-def test_what_was_in_doubt_once_stays_so_on_its_next_try() -> None:
-    """A try that was not sent says nothing of the one before it."""
-    expires_at = NOW + timedelta(hours=1)
-    found = decide(NotSent("refused"), 1, RESEND, now=NOW, expires_at=expires_at, was_in_doubt=True)
-    assert found == TryAgain(5, 2, "refused", is_in_doubt=True)
-
-
 @pytest.mark.parametrize("attempt", [1, 4])
 def test_why_a_history_could_not_be_read_is_told(attempt: int) -> None:
     found = decide_unreadable("HTTP 500", Settle(attempt, "answer lost"), POLICY)
@@ -126,7 +119,7 @@ def test_while_the_platform_is_down_for_all_no_attempt_is_used_up(attempt: int) 
     assert found(NotSent("refused")) == TryAgain(5, attempt, "refused")
     assert found(NotSent("429", 30)) == TryAgain(30, attempt, "429", is_least=True)
     assert found(InDoubt("timeout")) == Settle(attempt, "timeout", is_counted=False)
-    assert found(InDoubt("timeout"), RESEND) == TryAgain(5, attempt, "timeout", is_in_doubt=True)
+    assert found(InDoubt("timeout"), RESEND) == TryAgain(5, attempt, "timeout")
     no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
     assert found(no) == TryAgain(5, attempt, "authentication refused: auth failed")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from worker import __version__
 from worker.settings import Settings
 
 DOCKER = Path(__file__).parent.parent / "docker"
@@ -51,6 +52,11 @@ def test_every_published_port_is_on_loopback_and_may_be_another() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports
     assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port) for port in ports)
+
+
+def test_the_cluster_is_given_the_image_of_this_version() -> None:
+    [image] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
+    assert (image["name"], image["newTag"]) == (CONTAINER["image"], __version__)
 
 
 def test_any_number_of_workers_may_run() -> None:

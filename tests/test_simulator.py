@@ -1,17 +1,19 @@
 """The simulator keeps the rules of the platform's page, and fails as it is told; asked over HTTP by plain requests."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import requests
 
 from tests.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, fields_of, onenet
+from worker.cli.simulator import simulator
 from worker.localservices.ports import wait_until
 from worker.onenet.authentication import sign
 from worker.settings import AccessKey
-from worker.simulator.faults import Fault
+from worker.simulator.faults import Fault, Kind
 from worker.simulator.server import Simulator
 
 KEY = {"api-key": API_KEY}
@@ -269,3 +271,8 @@ def test_a_fault_of_the_history_strikes_its_details_too_and_leaves_the_rest_alon
     assert requests.put(cancel, params=query, headers=KEY, timeout=10).json()["errno"] == 0
     platform.faults.replace([Fault(kind="error_500")])
     assert history(platform)["errno"] == 0
+
+
+def test_its_help_names_every_kind_of_fault() -> None:
+    [named] = re.findall(r"Kinds: ([a-z0-9_, ]+)\.", str(simulator.__annotations__["fault"].__metadata__[0].help))
+    assert tuple(named.split(", ")) == get_args(Kind)

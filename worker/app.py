@@ -127,12 +127,7 @@ def run(settings: Settings) -> int:
         SettingsError: a setting cannot be used.
     """
     products = load_products(settings)
-    parameters = connection_parameters(
-        settings.amqp_url,
-        ca_file=settings.amqp_ca_file,
-        cert_file=settings.amqp_cert_file,
-        key_file=settings.amqp_key_file,
-    )
+    parameters = connection_parameters(settings)
     name = f"{socket.gethostname()}:{os.getpid()}"
     tracing = tracing_of(settings, name)
     watch = Watch(settings.request_s)

@@ -38,7 +38,8 @@ def check_all(imei: str) -> Iterator[Finding]:
         for line in lines:
             yield Finding("settings", is_well=False, detail=line)
         return
-    yield Finding("settings", is_well=True, detail=f"usable; products: {len(products)}")
+    warning = "" if settings.readable_at is None else f"; the key travels readable to {settings.readable_at}: no https"
+    yield Finding("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield _store(settings)
     yield from _platform(settings, products, imei)

@@ -72,7 +72,7 @@ def decide(
     elif now + timedelta(seconds=delay_s) >= expires_at:
         failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
     else:
-        return TryAgain(delay_s, next_attempt, reason, is_least=asked_s is not None, is_in_doubt=is_in_doubt)
+        return TryAgain(delay_s, next_attempt, reason, is_least=asked_s is not None)
     return unknown(failed.message) if is_in_doubt else failed
 
 

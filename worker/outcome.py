@@ -39,15 +39,13 @@ class Failed:
 class TryAgain:
     """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``.
 
-    ``is_least``: the platform asked for the wait, so that jitter must not shorten it. ``is_in_doubt``: a former attempt
-    may have been taken, and it is tried again all the same.
+    ``is_least``: the platform asked for the wait, so that jitter must not shorten it.
     """
 
     delay_s: int
     attempt: int
     reason: str
     is_least: bool = False
-    is_in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Every setting of a deployment: the only module that reads the environment.
+"""Every setting of a deployment: the worker reads the environment nowhere else.
 
 Read from the environment, then from ``.env``; a secret also from the file that ``NAME_FILE`` names.
 """

@@ -90,6 +90,13 @@ def test_its_labels_say_what_the_package_says(image: str) -> None:
         assert labels[f"org.opencontainers.image.{label}"] == project[field]
 
 
+def test_it_is_as_large_as_the_documents_say(image: str) -> None:
+    added_mb = (inspect(image)["Size"] - inspect(BASE)["Size"]) / 1e6
+    for document in ("README.md", "README.zh-CN.md"):
+        [said] = re.findall(r"(?:adds|增加) (\d+) MB", (ROOT / document).read_text())
+        assert added_mb == pytest.approx(float(said), rel=0.1)
+
+
 def test_all_that_it_adds_to_the_base_is_the_worker(added: set[str]) -> None:
     """No cache, no home folder, no build tree."""
     assert not {name for name in added if not name.startswith("app/")}

@@ -14,9 +14,10 @@ import pika
 import pytest
 from pydantic import SecretStr
 
-from tests.rig import PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
+from tests.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
 from worker.amqp.client import declare_on
 from worker.amqp.dead_letters import DeadLetters
+from worker.cli.dead_letters import list_letters
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.localservices.ports import free_port, wait_until
 from worker.localservices.processes import OwnProcess
@@ -128,7 +129,8 @@ def test_what_comes_while_somebody_looks_comes_behind(rig: Rig) -> None:
         letters = found.take()
         assert len(letters) == 6
         set_aside(rig, *NAMES[6:9])
-        found.discard(letters[2:4])
+        for letter in letters[2:4]:
+            found.discard(letter)
         set_aside(rig, *NAMES[9:])
         found.wait(0.1)  # for what would be delivered in the place of those
     assert seen(rig, 10) == NAMES[:2] + NAMES[4:]
@@ -238,8 +240,28 @@ def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
     for command in ("replay", "discard"):
         said = typed(command, "--all", "--dry-run", "--json", "--limit", "5")
         assert [json.loads(line)["command_id"] for line in said.stdout.splitlines()] == NAMES[:5]
+        unknown = typed(command, "nobody", "--dry-run")
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert "--json goes with --dry-run" in typed(command, "--all", "--json").stderr
+    assert "--limit 4" in typed("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
     assert seen(rig, len(NAMES)) == NAMES
     assert rig.upstream.count(rig.topology.execute_queue) == 0
+
+
+def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.amqp.dead_letters.MOST", 6)
+    set_aside(rig, *NAMES)
+    monkeypatch.setenv("AMQP_URL", rig.broker_url)
+    monkeypatch.setenv("ONENET_API_KEY", API_KEY)
+    monkeypatch.setenv("WORKER_NAMESPACE", rig.topology.namespace)
+    list_letters(as_json=True)
+    said = capsys.readouterr()
+    assert [json.loads(line)["command_id"] for line in said.out.splitlines()] == NAMES[:6]
+    assert "only 6 of 12 can be looked at, and of so many the order is not kept" in said.err
+    monkeypatch.undo()
+    assert set(seen(rig, len(NAMES))) == set(NAMES)
 
 
 def test_what_was_not_sent_is_sent_when_it_is_replayed(rig: Rig, typed: Typed) -> None:
@@ -314,5 +336,5 @@ def test_a_replay_that_would_hold_letters_too_long_is_refused(rig: Rig, typed: T
     set_aside(rig, *NAMES)
     said = typed("replay", "--all", "--rate", "10/hour")
     assert said.returncode == 1
-    assert "--limit 3" in said.stderr
+    assert "--limit 4" in said.stderr
     assert seen(rig, len(NAMES)) == NAMES

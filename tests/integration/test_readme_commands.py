@@ -112,7 +112,7 @@ def test_the_python_code_sends_a_command(
     [code] = [code for language, code in BLOCKS if language == "python"]
     (tmp_path / "publish.py").write_text(code)
     shell(f"{ROOT}/.venv/bin/python publish.py", tmp_path, {"AMQP_URL": own_broker.url})
-    assert upstream.reply().json["status"] == "accepted"
+    assert upstream.reply().routing_key == "execute.accepted.billing"
     assert worker.wait_for("command_accepted")
 
 

@@ -1,4 +1,4 @@
-"""The broker edge: the only importer of pika."""
+"""The broker edge: where the worker speaks with pika."""
 
 from worker.amqp.tables import install
 

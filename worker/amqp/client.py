@@ -28,16 +28,7 @@ HINT = "start the worker, or run onenet-worker topology"
 
 def first_parameters(settings: Settings) -> pika.URLParameters:
     """Return what the first of the broker's URLs says."""
-    return _all_parameters(settings)[0]
-
-
-def _all_parameters(settings: Settings) -> list[pika.URLParameters]:
-    return connection_parameters(
-        settings.amqp_url,
-        ca_file=settings.amqp_ca_file,
-        cert_file=settings.amqp_cert_file,
-        key_file=settings.amqp_key_file,
-    )
+    return connection_parameters(settings)[0]
 
 
 def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
@@ -47,7 +38,7 @@ def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLPa
         BrokerUnavailable: none does.
     """
     reasons = []
-    for parameters in _all_parameters(settings):
+    for parameters in connection_parameters(settings):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
         parameters.blocked_connection_timeout = _BLOCKED_S  # somebody is waiting at the terminal
         try:

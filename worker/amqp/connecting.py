@@ -2,17 +2,15 @@
 
 import asyncio
 import ssl
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
 from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
-from pydantic import SecretStr
 
 from worker.errors import BrokerUnavailable, SettingsError
+from worker.settings import Settings
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; the default would find a lost peer after minutes
 CONNECT_S = 10
@@ -26,15 +24,15 @@ CALL_S = 20  # for one answer of the broker; a declaration of many queues on a b
 
 
 def connection_parameters(
-    urls: Sequence[SecretStr], *, ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+    settings: Settings,
 ) -> list[URLParameters]:
-    """Return what each URL says, with this worker's time limits.
+    """Return what each of the broker's URLs says, with this worker's time limits.
 
     Raises:
         SettingsError: a URL, or one of the files for TLS, cannot be used.
     """
     found = []
-    for url in urls:
+    for url in settings.amqp_url:
         try:
             parameters = URLParameters(url.get_secret_value())
         except (ValueError, TypeError, AttributeError) as exc:
@@ -45,12 +43,13 @@ def connection_parameters(
         parameters.stack_timeout = CONNECT_S
         parameters.connection_attempts = 1
         if parameters.ssl_options is not None:
-            parameters.ssl_options = _tls(parameters.host, ca_file, cert_file, key_file)
+            parameters.ssl_options = _tls(parameters.host, settings)
         found.append(parameters)
     return found
 
 
-def _tls(host: str, ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> SSLOptions:
+def _tls(host: str, settings: Settings) -> SSLOptions:
+    ca_file, cert_file, key_file = settings.amqp_ca_file, settings.amqp_cert_file, settings.amqp_key_file
     context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
     if cert_file is not None and key_file is not None:
         try:

@@ -7,7 +7,6 @@ and nothing besides. With several `basic.get`, with two readers at once, with a 
 """
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -77,7 +76,7 @@ class DeadLetters:
                 raise
 
     def take(self) -> list[Letter]:
-        """Take all letters that are there now, the oldest first; at most 65,535 at once.
+        """Take all letters that are there now, the oldest first; of more than 65,535 so many, and their order is lost.
 
         Raises:
             WorkerError: there is no such queue, or it may not be read.
@@ -115,17 +114,16 @@ class DeadLetters:
             WorkerError: the broker did not take it.
         """
         publish(self._publishing, self._outgoing.replay(letter.delivery(), letter.replay(now)))
-        self.discard([letter])
+        self.discard(letter)
 
-    def discard(self, letters: Sequence[Letter]) -> None:
-        """Have the broker forget letters.
+    def discard(self, letter: Letter) -> None:
+        """Have the broker forget a letter.
 
         Raises:
             BrokerUnavailable: the connection was lost.
         """
         try:
-            for letter in letters:
-                self._channel.basic_ack(letter.tag)
+            self._channel.basic_ack(letter.tag)
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 

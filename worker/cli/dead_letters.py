@@ -75,6 +75,7 @@ Older = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="AGE"
 Newer = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Set aside since: {_AGE}")]
 Limit = Annotated[int | None, typer.Option(help="So many of them at most, the oldest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+DryRunAsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object per line.")]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list those that are meant.")]
 
@@ -92,8 +93,9 @@ def list_letters(
 ) -> None:
     """List dead letters, the oldest first.
 
-    Example:
-        onenet-worker dead-letters list --reason retries_exhausted --reason broker --older-than 1h
+    For example:
+
+        onenet-worker dead-letters list --reason retries_exhausted --older-than 1h
     """
     selection = _selection(command_id, reason, device, source, older_than, newer_than)
     _print(_look(selection, limit), as_json=as_json)
@@ -106,7 +108,8 @@ def show(
 ) -> None:
     """Show all there is of a command's dead letters: properties, headers and body.
 
-    Example:
+    For example:
+
         onenet-worker dead-letters show 8f6c1d0e
     """
     found = _look(_selection([command_id], None, None, None, None, None), None)
@@ -140,7 +143,7 @@ def replay(
         ),
     ] = None,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
+    as_json: DryRunAsJson = False,
 ) -> None:
     """Have the worker try again what was set aside, under the same id and from its first attempt.
 
@@ -152,13 +155,14 @@ def replay(
     selection = _selection([*(ids or ()), *(command_id or ())], reason, device, source, older_than, newer_than)
     _require(selection, is_all=is_all)
     if dry_run:
-        _print(_look(selection, limit), as_json=as_json)
+        letters = _meant("replayed", selection, limit)
+        _refuse_too_many(letters, gap_s)
+        _print(letters, as_json=as_json)
         return
+    _refuse_json(as_json)
 
     def carry_out(look: "DeadLetters", letters: Sequence["Letter"], done: Callable[[], None]) -> None:
-        if gap_s is not None and len(letters) * gap_s > MAX_HELD_S:
-            most = int(MAX_HELD_S / gap_s)
-            raise WorkerError(f"{len(letters):,} of them would take too long at that rate: --limit {most} is the most")
+        _refuse_too_many(letters, gap_s)
         due = 0.0
         for letter in letters:
             if gap_s is not None:
@@ -183,18 +187,20 @@ def discard(
     limit: Limit = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
+    as_json: DryRunAsJson = False,
 ) -> None:
     """Delete dead letters for good; the others keep their places.
 
-    Example:
+    For example:
+
         onenet-worker dead-letters discard --reason invalid_command --older-than 7d --yes
     """
     selection = _selection([*(ids or ()), *(command_id or ())], reason, device, source, older_than, newer_than)
     _require(selection, is_all=is_all)
     if dry_run:
-        _print(_look(selection, limit), as_json=as_json)
+        _print(_meant("discarded", selection, limit), as_json=as_json)
         return
+    _refuse_json(as_json)
     confirmed: set[bytes] | None = None
     if not yes:
         if not sys.stdin.isatty():
@@ -207,7 +213,7 @@ def discard(
     def carry_out(look: "DeadLetters", letters: Sequence["Letter"], done: Callable[[], None]) -> None:
         for letter in letters:
             if confirmed is None or letter.fingerprint in confirmed:
-                look.discard([letter])
+                look.discard(letter)
                 done()
 
     _carry_out("discarded", selection, limit, carry_out)
@@ -240,6 +246,17 @@ def _require(selection: "Selection", *, is_all: bool) -> None:
         raise WorkerError("--all and a selection: use one or the other")
 
 
+def _refuse_json(as_json: bool) -> None:
+    if as_json:
+        raise WorkerError("--json goes with --dry-run")
+
+
+def _refuse_too_many(letters: Sequence["Letter"], gap_s: float | None) -> None:
+    if gap_s is not None and (len(letters) - 1) * gap_s > MAX_HELD_S:
+        most = int(MAX_HELD_S / gap_s) + 1
+        raise WorkerError(f"{len(letters):,} of them would take too long at that rate: --limit {most} is the most")
+
+
 def _open() -> "DeadLetters":
     from worker.amqp.dead_letters import DeadLetters
     from worker.app import topology_of
@@ -253,13 +270,32 @@ def _select(look: "DeadLetters", selection: "Selection", limit: int | None) -> l
     now = datetime.now(UTC)
     taken = look.take()
     if look.waiting > len(taken):
-        typer.echo(f"onenet-worker: only the oldest {len(taken):,} of {look.waiting:,} can be looked at", err=True)
+        held = f"{len(taken):,} of {look.waiting:,}"
+        typer.echo(f"onenet-worker: only {held} can be looked at, and of so many the order is not kept", err=True)
     return [letter for letter in taken if selection.takes(letter, now)][:limit]
 
 
 def _look(selection: "Selection", limit: int | None) -> list["Letter"]:
     with _open() as look:
         return _select(look, selection, limit)
+
+
+def _choose(past: str, look: "DeadLetters", selection: "Selection", limit: int | None) -> list["Letter"]:
+    """Return the selected letters.
+
+    Raises:
+        WorkerError: there is none of an id that is named.
+    """
+    letters = _select(look, selection, limit)
+    missing = selection.ids - {letter.command_id for letter in letters}
+    if missing and limit is None:
+        raise _missing(sorted(missing), f"; nothing was {past}")
+    return letters
+
+
+def _meant(past: str, selection: "Selection", limit: int | None) -> list["Letter"]:
+    with _open() as look:
+        return _choose(past, look, selection, limit)
 
 
 def _carry_out(
@@ -271,10 +307,7 @@ def _carry_out(
     """Do something with each selected letter, and say with how many it was done, however it ends."""
     done = 0
     with _open() as look:
-        letters = _select(look, selection, limit)
-        missing = selection.ids - {letter.command_id for letter in letters}
-        if missing and limit is None:
-            raise _missing(sorted(missing), f"; nothing was {past}")
+        letters = _choose(past, look, selection, limit)
         try:
             with progress(past, len(letters)) as advance:
 

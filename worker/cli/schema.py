@@ -18,7 +18,8 @@ class Document(StrEnum):
 def schema(document: Annotated[Document, typer.Argument(help="Which contract.")]) -> None:
     """Print a contract: the JSON Schema (2020-12) of a message, or the AsyncAPI (3.0) document of them all.
 
-    Example:
+    For example:
+
         onenet-worker schema command > command.schema.json
     """
     from worker import contracts

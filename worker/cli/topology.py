@@ -15,7 +15,7 @@ def topology(
 
     Example, for a broker that is set up by files:
 
-        onenet-worker topology --json > definitions.json && rabbitmqctl import_definitions definitions.json
+        onenet-worker topology --json > definitions.json
     """
     from worker.amqp.client import declare, first_parameters
     from worker.amqp.connecting import address

@@ -182,11 +182,6 @@ class Gates:
         gate = self._gates.get(product)
         return gate is not None and gate.is_open(self._clock())
 
-    def is_due(self, product: str | None) -> bool:
-        """Tell whether a command of a product could be handled now, if only as a probe."""
-        gate = self._gates.get(product)
-        return gate is None or gate.due_in_s(self._clock()) == 0
-
     def paused(self) -> dict[str | None, bool]:
         """Return of each product whether nothing of it is sent."""
         now = self._clock()
