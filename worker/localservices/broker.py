@@ -161,11 +161,11 @@ class DockerBroker:
     """A container, through testcontainers."""
 
     def __init__(self, tls: Path | None = None) -> None:
-        from testcontainers.core.container import DockerContainer
+        from testcontainers.community.rabbitmq import RabbitMqContainer
 
         self.origin = f"Docker ({IMAGE})"
         # The ports are chosen here, since those that Docker chooses change with a restart.
-        self._container = DockerContainer(IMAGE).with_bind_ports(5672, free_port())
+        self._container = RabbitMqContainer(IMAGE).with_bind_ports(5672, free_port())
         self._has_tls = tls is not None
         if tls is not None:
             self._container.with_bind_ports(5671, free_port())
