@@ -60,7 +60,6 @@ def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | Non
             connect_timeout_s=connect_s,
             read_timeout_s=read_s,
             ca_file=ca_file,
-            connections=4,
             watch=watch,
             tracing=NoTracing(),
         ),
@@ -242,7 +241,8 @@ def test_a_connection_that_sat_idle_is_not_used_again(monkeypatch: pytest.Monkey
         assert len({request["client"][1] for request in platform.requests}) == 3
 
 
-def test_a_connection_that_the_platform_closed_is_not_used_again() -> None:
+def test_a_connection_that_the_platform_closed_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SURELY_OPEN_S", 0.0)
     closed: list[socket.socket] = []
 
     def answer_and_close(sock: socket.socket) -> None:

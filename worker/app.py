@@ -64,7 +64,6 @@ def client_of(
             connect_timeout_s=settings.onenet_connect_timeout,
             read_timeout_s=settings.onenet_read_timeout,
             ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
-            connections=settings.worker_concurrency,
             watch=watch,
             tracing=tracing,
         ),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +20,6 @@ import urllib3
 from pydantic import ValidationError
 
 from schemas.onenet import ExecuteAnswer, HistoryDetail
-from worker import __version__
 from worker.answer import Answer, InDoubt, NotSent
 from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
@@ -28,7 +28,7 @@ from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import AUTH_FAILED, OUTAGES, UNAUTHORIZED, interpret, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
-from worker.onenet.http import BoundedHTTP, Exchange
+from worker.onenet.http import BoundedHTTP, Exchange, Request
 from worker.settings import Credentials
 from worker.times import platform_time
 
@@ -42,7 +42,6 @@ _TRIES = 3  # for one page, within the time that there is
 _MAX_DETAILS = 5_000
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
 _TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
-_HEADERS = {"Accept": "application/json", "User-Agent": f"onenet-execute-worker/{__version__}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +138,13 @@ class OneNETClient:
         request = self._request(command, product, omit_valid_time=omit_valid_time)
         exchange = Exchange(deadline=min(time.monotonic() + self._request_s, not_after))
         try:
-            status, response, body = product.http.send(request, exchange)
+            response = product.http.send(request, exchange)
         except _TROUBLE as exc:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
             return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
-        answer = interpret(status, body, response.headers.get("Retry-After"), datetime.now(UTC))
+        answer = interpret(response.status, response.body, response.headers.get("retry-after"), datetime.now(UTC))
         return Sent(answer, omit_valid_time)
 
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
@@ -188,18 +187,17 @@ class OneNETClient:
         product = self._products[product_name]
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
         path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
-        headers = dict([*_HEADERS.items(), product.authentication.header()])
-        request = requests.Request("GET", self._base_url + path, headers=headers).prepare()
         try:
-            status, _, body = product.http.send(request, Exchange(time.monotonic() + self._request_s))
-        except requests.exceptions.SSLError as exc:
+            response = product.http.send(_get(path, product), Exchange(time.monotonic() + self._request_s))
+        except ssl.SSLError as exc:
             raise PlatformUnusable(f"TLS failed: {_root_cause(exc)}") from exc
         except _TROUBLE as exc:
             raise PlatformUnusable(f"cannot be reached: {_root_cause(exc)}") from exc
+        status = response.status
         if status in UNAUTHORIZED:
             raise PlatformUnusable(f"refuses the credentials: HTTP {status}")
         try:
-            answer = ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
+            answer = ExecuteAnswer.model_validate_json(response.body.decode("utf-8", "replace"))
         except ValidationError as exc:
             raise PlatformUnusable(f"answers HTTP {status}, and not as OneNET does") from exc
         said = f"errno {answer.errno}: {answer.error[:200]}"
@@ -215,7 +213,7 @@ class OneNETClient:
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = self._get(path, product, deadline, read_detail)
+        detail, _ = self._read_page(path, product, deadline, read_detail)
         return detail
 
     def _keep(self, uuid: str, detail: HistoryDetail) -> None:
@@ -235,7 +233,7 @@ class OneNETClient:
         }
         listing = Listing()
         asked_at = datetime.now(UTC)
-        found, server_time = self._get(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
+        found, server_time = self._read_page(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
@@ -244,11 +242,11 @@ class OneNETClient:
             if listing.is_complete:
                 break
             path = f"{_HISTORY}?{urlencode(query | {'page': page})}"
-            found, _ = self._get(path, product, deadline, read_page)
+            found, _ = self._read_page(path, product, deadline, read_page)
             listing.add(found)
         return listing, skew_s
 
-    def _get(
+    def _read_page(
         self, path: str, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         """Read one page, and the time on the platform's clock at which it was given; what only reads may be repeated.
@@ -256,8 +254,7 @@ class OneNETClient:
         Raises:
             HistoryUnreadable: it could not be had, however often it was tried.
         """
-        headers = dict([*_HEADERS.items(), product.authentication.header()])
-        request = requests.Request("GET", self._base_url + path, headers=headers).prepare()
+        request = _get(path, product)
         for tries in itertools.count(1):
             try:
                 return self._get_once(request, product, deadline, read)
@@ -269,23 +266,22 @@ class OneNETClient:
         raise AssertionError  # it counts for ever
 
     def _get_once(
-        self, request: requests.PreparedRequest, product: _Product, deadline: float, read: Callable[[bytes], Model]
+        self, request: Request, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         try:
-            status, response, body = product.http.send(request, Exchange(deadline))
+            response = product.http.send(request, Exchange(deadline))
         except _TROUBLE as exc:
             raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
+        status = response.status
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            asked_s = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
+            asked_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
             raise HistoryUnreadable("HTTP 429: too many requests", is_outage=True, retry_after_s=asked_s)
         if status != HTTPStatus.OK:
             is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in UNAUTHORIZED
             raise HistoryUnreadable(f"HTTP {status}", is_outage=is_outage)
-        return read(body), _date(response.headers.get("Date"))
+        return read(response.body), _date(response.headers.get("date"))
 
-    def _request(
-        self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool
-    ) -> requests.PreparedRequest:
+    def _request(self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool) -> Request:
         query: dict[str, str | int] = {
             "imei": command.imei,
             "obj_id": command.obj_id,
@@ -297,15 +293,16 @@ class OneNETClient:
         query["expired_time"] = platform_time(command.expires_at, self._zone)
         optional = {"retry": command.retry, "timeout": command.timeout, "trigger_msg": command.trigger_msg}
         query |= {name: value for name, value in optional.items() if value is not None}
-        headers = dict(_HEADERS)
+        headers = dict([product.authentication.header()])
         body = None
         if command.args is not None:
             headers["Content-Type"] = "application/json"
             body = json.dumps({"args": command.args}, ensure_ascii=False).encode()
-        headers.update([product.authentication.header()])
-        return requests.Request(
-            "POST", f"{self._base_url}{_EXECUTE}?{urlencode(query)}", headers=headers, data=body
-        ).prepare()
+        return Request("POST", f"{_EXECUTE}?{urlencode(query)}", headers, body)
+
+
+def _get(path: str, product: _Product) -> Request:
+    return Request("GET", path, dict([product.authentication.header()]))
 
 
 def _date(value: str | None) -> datetime | None:

@@ -1,126 +1,69 @@
 """HTTP for a request that must not be repeated: knows whether bytes left, and is over when its time is over.
 
-Two things that requests does not offer, both hung into urllib3's connection classes, which are made to be replaced:
-a connection says when it hands over the first byte of a request, and one that sat idle is not used again, because one
-that the platform closed meanwhile would look like an answer lost.
+A request leaves in one piece and its answer is read in as few as it comes, since what costs most here is what threads
+do to each other around every call to the system.
 """
 
 import contextlib
 import socket
+import ssl
+import struct
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPResponse
-from typing import Any, ClassVar
 
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from urllib3.connection import HTTPConnection
 
+from worker import __version__
+from worker.onenet.route import Route
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
+SURELY_OPEN_S = 0.01  # unless the answer said otherwise: looking would cost more than the request
 MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 16 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; ``path`` is below the platform's URL, and has its query."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer; the names of its headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
 
-    __slots__ = ("deadline", "request_left", "sock")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.request_left = False
-        self.sock: object = None  # the connection forgets it when the answer is to be the last
-
-
-_local = threading.local()  # urllib3 makes connections deep inside: the exchange reaches them by its thread
-
-
-class _Response(HTTPResponse):
-    """An answer that begins behind all interim ones; http.client takes any but "100 Continue" for the answer itself.
-
-    The real one would be left in the connection, and be taken for the answer to the next request.
-    """
-
-    def begin(self) -> None:
-        super().begin()
-        while self.status != HTTPStatus.SWITCHING_PROTOCOLS and self.status < HTTPStatus.OK:
-            self.headers = self.msg = None  # type: ignore[assignment]  # which makes it read the next one
-            super().begin()
-
-
-class _Connection(HTTPConnection):
-    """A connection that tells its exchange when the first byte of a request leaves."""
-
-    response_class = _Response
-    _is_ready = False
-    _used_at = 0.0
-
-    def connect(self) -> None:
-        super().connect()
-        self._is_ready = True  # what was sent until here was a proxy's CONNECT, no request
-
-    def close(self) -> None:
-        self._is_ready = False
-        super().close()
-
-    @property
-    def is_connected(self) -> bool:
-        return super().is_connected and time.monotonic() - self._used_at < MAX_IDLE_S
-
-    def send(self, data: Any) -> None:
-        exchange: Exchange = _local.exchange
-        if self.sock is None:
-            self.connect()
-        if self._is_ready:
-            exchange.sock = self.sock
-            if time.monotonic() >= exchange.deadline:
-                raise ConnectTimeoutError(self, "the connection took all the time that the request had")
-            exchange.request_left = True
-        super().send(data)
-        self._used_at = time.monotonic()
-
-
-class _TLSConnection(_Connection, HTTPSConnection):
-    """The same over TLS."""
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    """Requests' adapter, with connections of the kind above."""
-
-    _pools: ClassVar = {"http": _Pool, "https": _TLSPool}
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
-        manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = self._pools
-        return manager
+    deadline: float  # monotonic
+    request_left: bool = False
+    sock: object = None
 
 
 class BoundedHTTP:
     """Sends requests, each once, and each within a time that bounds it as a whole, a dripping answer included.
 
     Args:
-        base_url: where the platform is: decides once which proxy and which authorities of the environment hold.
+        base_url: the platform's URL, without a slash at the end.
         connect_timeout_s: longest wait for one connection.
         read_timeout_s: longest wait for the next bytes; both together bound the whole.
         ca_file: the authorities to trust instead of the usual ones.
-        connections: how many are kept open for the next requests.
         watch: cuts what takes too long.
         tracing: spans each request.
     """
@@ -132,54 +75,173 @@ class BoundedHTTP:
         connect_timeout_s: float,
         read_timeout_s: float,
         ca_file: str | None,
-        connections: int,
         watch: "Watch",
         tracing: Tracing,
     ) -> None:
-        with requests.Session() as session:
-            environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
-        self._proxies = dict(environment["proxies"])
-        self._verify: bool | str = environment["verify"] or True
-        self._timeouts_s = (connect_timeout_s, read_timeout_s)
-        self._adapter = _Adapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
+        self._base_url = base_url
+        self._route = Route(base_url, connect_timeout_s, ca_file)
+        self._read_timeout_s = read_timeout_s
         self._watch = watch
         self._tracing = tracing
+        usual = {
+            **self._route.headers,
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"onenet-execute-worker/{__version__}",
+        }
+        self._head = _lines(usual)
+        self._target = self._route.target
+        self._idle: list[_Wire] = []  # the one that was used last comes first
+        self._is_closed = False
 
-    def send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
+    def send(self, request: Request, exchange: Exchange) -> Response:
         """Send one request and read the whole answer.
 
         Raises:
-            requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError: no whole
-                answer, or none that can be read; ``exchange.request_left`` tells what that means.
+            requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError: no whole answer, or none
+                that can be read; ``exchange.request_left`` tells what that means.
         """
-        url = str(request.url).partition("?")[0]  # without the device
-        with self._tracing.requesting(str(request.method), url) as answered:
-            status, response, body = self._send(request, exchange)
-            answered(status)
-        return status, response, body
+        url = self._base_url + request.path.partition("?")[0]  # without the device
+        with self._tracing.requesting(request.method, url) as answered:
+            response = self._send(request, exchange)
+            answered(response.status)
+        return response
 
-    def _send(self, request: requests.PreparedRequest, exchange: Exchange) -> tuple[int, requests.Response, bytes]:
-        _local.exchange = exchange
+    def _send(self, request: Request, exchange: Exchange) -> Response:
+        wire = self._idle_wire() or _Wire(self._route.open(), self._read_timeout_s)
+        exchange.sock = wire.sock
         self._watch.begin(exchange)
         try:
-            response = self._adapter.send(
-                request, stream=True, timeout=self._timeouts_s, verify=self._verify, proxies=self._proxies
-            )
-            with response:
-                if response.status_code < HTTPStatus.OK:
-                    raise requests.ConnectionError(f"HTTP {response.status_code}")  # closes it, with what may follow
-                body = b""
-                for chunk in response.iter_content(_CHUNK_BYTES):
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-                return response.status_code, response, body
+            response = wire.ask(self._written(request), exchange)
+        except BaseException:
+            wire.is_kept = False
+            raise
         finally:
             self._watch.end(exchange)
+            if wire.is_kept and not self._is_closed:
+                self._idle.append(wire)
+            else:
+                wire.close()
+        return response
 
     def close(self) -> None:
         """Close the idle connections; what is under way goes on."""
-        self._adapter.close()
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _idle_wire(self) -> "_Wire | None":
+        with contextlib.suppress(IndexError):  # there is none
+            while True:
+                wire = self._idle.pop()
+                if wire.is_usable:
+                    return wire
+                wire.close()
+        return None
+
+    def _written(self, request: Request) -> bytes:
+        body = request.body or b""
+        length = f"Content-Length: {len(body)}\r\n" if request.method == "POST" else ""
+        first = f"{request.method} {self._target}{request.path} HTTP/1.1\r\n"
+        return f"{first}{self._head}{_lines(request.headers)}{length}\r\n".encode("latin-1") + body
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+
+
+class _Wire:
+    """One connection, on which requests and their answers follow each other; httptools tells what is in those."""
+
+    def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
+        self.sock = connection.sock
+        # In the kernel: with a timeout of its own Python asks the system twice for each read and write.
+        self.sock.settimeout(None)
+        limit = struct.pack("ll", *divmod(round(read_timeout_s * 1_000_000), 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self.used_at = 0.0  # monotonic
+        self.is_kept = False  # and not closed behind the last answer
+        self._connection = connection
+        self._parser = HttpResponseParser(self)
+        self._forget()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may carry another request."""
+        idle_s = time.monotonic() - self.used_at
+        return idle_s < MAX_IDLE_S and (idle_s < SURELY_OPEN_S or self._connection.is_connected)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def ask(self, request: bytes, exchange: Exchange) -> Response:
+        """Send one request and read its whole answer.
+
+        Raises:
+            requests.ConnectionError: what comes is no HTTP, or it ends too early.
+            OSError: the connection is lost, or nothing came in time.
+        """
+        self._forget()
+        if time.monotonic() >= exchange.deadline:
+            raise TimeoutError("the connection took all the time that the request had")
+        exchange.request_left = True
+        self.sock.sendall(request)
+        received = 0
+        while self._response is None:
+            data = self._receive()
+            received += len(data)
+            if received > MAX_ANSWER_BYTES:
+                raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            if data:
+                self._read(data)
+            elif self._has_head and not {"content-length", "transfer-encoding"} & self._headers.keys():
+                return Response(self._parser.get_status_code(), self._headers, self._body)  # which this is the end of
+            else:
+                raise requests.ConnectionError("the connection was closed before the answer was whole")
+        self.used_at = time.monotonic()
+        return self._response
+
+    def _receive(self) -> bytes:
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):  # which is how the kernel's limit shows
+            return self.sock.recv(_CHUNK_BYTES)
+        raise TimeoutError("nothing came in time")
+
+    def _read(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as exc:
+            self.is_kept = False
+            if self._response is None:  # otherwise it is only what follows the answer that cannot be read
+                raise requests.ConnectionError("what came is no answer") from exc
+
+    def _forget(self) -> None:
+        self.is_kept = False
+        self._response: Response | None = None
+        self._headers: dict[str, str] = {}
+        self._body = b""
+        self._has_head = False
+
+    def on_message_begin(self) -> None:
+        if self._response is not None:
+            self.is_kept = False  # nobody has asked for this: it would be taken for the next request's answer
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self._has_head = True
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < HTTPStatus.OK:
+            self._forget()  # the answer itself is still to come
+        elif self._response is None:
+            self.is_kept = self._parser.should_keep_alive()
+            self._response = Response(status, self._headers, self._body)
 
 
 class Watch:

@@ -1,0 +1,102 @@
+"""How the platform is reached: directly, or by way of the proxy that the environment names.
+
+requests says what the environment means and urllib3, its engine, makes the connections: names, TCP, TLS, a proxy's
+tunnel.
+"""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
+from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+from urllib3.util import Url, parse_url
+
+
+class Route:
+    """The way to one platform, decided once.
+
+    Args:
+        base_url: the platform's URL, without a slash at the end.
+        connect_timeout_s: longest wait for one connection, and for each step of its making.
+        ca_file: the authorities to trust instead of the usual ones.
+
+    Raises:
+        ValueError: there is a proxy of a kind that is not spoken here.
+    """
+
+    def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
+        with requests.Session() as session:
+            environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
+        proxy = select_proxy(base_url, environment["proxies"])
+        self._connect_timeout_s = connect_timeout_s
+        self._platform = parse_url(base_url)
+        self._proxy = None if proxy is None else _proxy(proxy)
+        self._proxy_headers = {} if proxy is None else HTTPAdapter().proxy_headers(proxy)
+        needs_tls = "https" in {self._platform.scheme, self._proxy and self._proxy.scheme}
+        self._tls = _trusting(environment["verify"] or True) if needs_tls else None
+
+    @property
+    def target(self) -> str:
+        """What stands before the path in a request: the whole URL where a proxy forwards it."""
+        path = (self._platform.path or "").rstrip("/")
+        return f"{self._platform.scheme}://{self._platform.netloc}{path}" if self._is_forwarded else path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that belong to the route."""
+        return {"Host": self._platform.netloc or "", **(self._proxy_headers if self._is_forwarded else {})}
+
+    def open(self) -> HTTPConnection:
+        """Return a new connection, ready for a request; nothing of one has been sent.
+
+        Raises:
+            urllib3.exceptions.HTTPError, HTTPException, OSError: it cannot be made.
+        """
+        connection = self._new_connection()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def _is_forwarded(self) -> bool:
+        return self._proxy is not None and self._platform.scheme == "http"
+
+    def _new_connection(self) -> HTTPConnection:
+        first = self._proxy or self._platform
+        arguments: dict[str, Any] = {"timeout": self._connect_timeout_s}
+        if self._proxy is not None:
+            arguments["proxy"] = self._proxy
+            arguments["proxy_config"] = ProxyConfig(self._tls, False, None, None)
+        assert first.host is not None  # settings and _proxy see to it
+        host = first.host.strip("[]")
+        if "https" not in {first.scheme, self._platform.scheme}:
+            return HTTPConnection(host, first.port or 80, **arguments)
+        port = first.port or (443 if first.scheme == "https" else 80)
+        connection = HTTPSConnection(host, port, ssl_context=self._tls, **arguments)
+        if self._proxy is not None and not self._is_forwarded:
+            connection.set_tunnel(
+                (self._platform.host or "").strip("[]"),
+                self._platform.port or 443,
+                self._proxy_headers,
+                scheme=self._proxy.scheme or "http",
+            )
+        return connection
+
+
+def _proxy(text: str) -> Url:
+    proxy = parse_url(text if "://" in text else f"http://{text}")
+    if proxy.scheme not in {"http", "https"} or not proxy.host:
+        raise ValueError(f"a proxy must be http://host:port or https://host:port, not {proxy.scheme}")
+    return proxy
+
+
+def _trusting(authorities: str | bool) -> ssl.SSLContext:
+    path = DEFAULT_CA_BUNDLE_PATH if isinstance(authorities, bool) else authorities
+    is_folder = Path(path).is_dir()
+    return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
