@@ -9,6 +9,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
 from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
 
+from worker.amqp.streams import Streams
 from worker.errors import BrokerUnavailable, SettingsError
 from worker.settings import Settings
 
@@ -84,7 +85,7 @@ async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
-        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=loop
+        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=Streams(loop)
     )
     try:
         async with asyncio.timeout(CONNECT_S + 5):

@@ -1,0 +1,163 @@
+"""Pika's input and output on asyncio's own transports: whatever is written in one turn of the loop leaves in one call.
+
+Pika's adapter for asyncio calls the system once for each frame, four times for each command, and every such call lets
+another thread have the interpreter. ``AsyncioConnection`` takes these services as its ``custom_ioloop``.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pika.adapters.utils.nbio_interface import (
+    AbstractIOReference,
+    AbstractIOServices,
+    AbstractStreamProtocol,
+    AbstractStreamTransport,
+    AbstractTimerReference,
+)
+
+_CHUNK_BYTES = 8192  # pika copies what is left of a chunk for each frame in it, so that larger ones cost more
+
+
+class Streams(AbstractIOServices):
+    """What pika asks of an event loop, on one of asyncio's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def get_native_ioloop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def close(self) -> None:
+        self._loop.close()
+
+    def run(self) -> None:
+        self._loop.run_forever()
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+    def add_callback_threadsafe(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> AbstractTimerReference:
+        return _Timer(self._loop.call_later(delay, callback))
+
+    def getaddrinfo(
+        self,
+        host: str | bytes | None,
+        port: str | bytes | int | None,
+        on_done: Callable[[Any], None],
+        family: int = 0,
+        socktype: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> AbstractIOReference:
+        found = self._loop.getaddrinfo(host, port, family=family, type=socktype, proto=proto, flags=flags)
+        return _Reference(found, on_done)
+
+    def connect_socket(
+        self, sock: socket.socket, resolved_addr: tuple[str, int], on_done: Callable[[Any], None]
+    ) -> AbstractIOReference:
+        return _Reference(self._loop.sock_connect(sock, resolved_addr), on_done)
+
+    def create_streaming_connection(
+        self,
+        protocol_factory: Callable[[], AbstractStreamProtocol],
+        sock: socket.socket,
+        on_done: Callable[[Any], None],
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> AbstractIOReference:
+        async def create() -> tuple[AbstractStreamTransport, AbstractStreamProtocol]:
+            _, protocol = await self._loop.create_connection(
+                lambda: _Protocol(self._loop, protocol_factory()),
+                sock=sock,
+                ssl=ssl_context,
+                server_hostname=server_hostname if ssl_context is not None else None,
+            )
+            return protocol.stream, protocol.wrapped
+
+        return _Reference(create(), on_done)
+
+
+class _Timer(AbstractTimerReference):
+    def __init__(self, handle: asyncio.TimerHandle) -> None:
+        self._handle = handle
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+class _Reference(AbstractIOReference):
+    """Something under way that ends with a result or an error, both handed to pika in the same way."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> None:
+        self._task = asyncio.ensure_future(work)
+        self._on_done = on_done
+        self._task.add_done_callback(self._tell)
+
+    def cancel(self) -> bool:
+        return self._task.cancel()
+
+    def _tell(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled():
+            self._on_done(task.exception() or task.result())
+
+
+class _Protocol(asyncio.BufferedProtocol):
+    """Hands on to pika's protocol what comes from the broker."""
+
+    stream: "_Stream"
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wrapped: AbstractStreamProtocol) -> None:
+        self.wrapped = wrapped
+        self._loop = loop
+        self._buffer = memoryview(bytearray(_CHUNK_BYTES))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.stream = _Stream(self._loop, transport, self.wrapped)
+        self.wrapped.connection_made(self.stream)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.wrapped.data_received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool | None:
+        return self.wrapped.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.wrapped.connection_lost(exc)
+
+
+class _Stream(AbstractStreamTransport):
+    """Takes from pika what goes to the broker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, protocol: AbstractStreamProtocol) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._protocol = protocol
+        self._written: list[bytes] = []
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def get_protocol(self) -> AbstractStreamProtocol:
+        return self._protocol
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def get_write_buffer_size(self) -> int:
+        return int(self._transport.get_write_buffer_size()) + sum(map(len, self._written))
+
+    def _flush(self) -> None:
+        written = b"".join(self._written)
+        self._written.clear()
+        self._transport.write(written)
