@@ -1,9 +1,9 @@
 """Structured logs: one JSON object per line on stdout, or colours on a terminal, for our events and the libraries'."""
 
 import logging
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
@@ -11,13 +11,15 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _MAX_WAITING_LINES = 50_000
+_GATHER_S = 0.02
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
 
 class LineWriter:
     """Writes lines from a thread of its own, so that a reader which stalls holds up nobody else.
 
-    Beyond 50,000 waiting lines new ones are dropped; how many is said once there is room again.
+    What is logged within a few hundredths of a second is written at once: waking a thread for each line would cost
+    more than the line. Beyond 50,000 waiting lines new ones are dropped; how many is said once there is room again.
 
     Args:
         stream: where the lines go.
@@ -27,33 +29,41 @@ class LineWriter:
     def __init__(self, stream: TextIO, on_dropped: Callable[[int], None]) -> None:
         self._stream = stream
         self._on_dropped = on_dropped
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: deque[str] = deque()
         self._dropped = 0
+        self._has_lines = threading.Event()
+        self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def write_line(self, line: str) -> None:
         """Take one line, without its line break; never waits."""
-        if self._lines.qsize() > _MAX_WAITING_LINES:
+        if len(self._lines) > _MAX_WAITING_LINES:
             self._dropped += 1
             return
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self._on_dropped(dropped)
-        self._lines.put(line)
+        self._lines.append(line)
+        if not self._has_lines.is_set():
+            self._has_lines.set()
 
     def close(self, timeout_s: float = 2) -> None:
         """Write what is waiting, for so many seconds at most."""
-        self._lines.put(None)
+        self._is_closing.set()
+        self._has_lines.set()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
-            while (line := self._lines.get()) is not None:
-                self._stream.write(line + "\n")
-                if self._lines.empty():
+            while not self._is_closing.is_set():
+                self._has_lines.wait()
+                self._is_closing.wait(_GATHER_S)
+                self._has_lines.clear()  # before the lines are taken, so that whatever comes from here on sets it again
+                lines = [self._lines.popleft() for _ in range(len(self._lines))]
+                self._stream.write("".join([f"{line}\n" for line in lines]))
+                if not self._lines:
                     self._stream.flush()
-            self._stream.flush()
         except (OSError, ValueError):
             pass  # nobody reads any more: the worker goes on, its commands matter more than its log
 
