@@ -1,7 +1,6 @@
 """Takes deliveries in, as many as may be sent, and hands back what has not been started when nothing may."""
 
 import asyncio
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, Publication
 from worker.errors import WorkerError
+from worker.flow.crew import Crew
 from worker.flow.gates import Gates
 from worker.flow.lanes import Lanes
 from worker.flow.pace import Pacer
@@ -30,7 +30,7 @@ log = get_logger()
 
 
 class Intake:
-    """Between the broker and the handler: threads, and what waits for one of them, for its device or for its slot.
+    """Between the broker and the handler: what waits for a thread, for its device or for its slot.
 
     Args:
         handler: handles one delivery.
@@ -74,10 +74,8 @@ class Intake:
 
         self._pacers: dict[str | None, Pacer] = {}
         self._pacers_lock = threading.Lock()
-        self._ready: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._threads = concurrency
-        self._begun: dict[int, float] = {}  # when each thread began what it does
-        self._all_ended = asyncio.Event()
+        self._crew = Crew(self._handle, concurrency)
+        self._begun: dict[Task, float] = {}  # when each was that is being handled
 
         self._is_blocked = False
         self._is_stopping = False
@@ -92,9 +90,6 @@ class Intake:
         self._gates.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
         self._steering = asyncio.create_task(self._steer())
         self._steering.add_done_callback(self._on_steering_end)
-        for number in range(1, concurrency + 1):
-            # Daemons: a request that outlasts the grace period must not keep the process.
-            threading.Thread(target=self._work, name=f"handler-{number}", daemon=True).start()
 
     def on_delivery(self, delivery: Delivery) -> None:
         self.taken_at = self._loop.time()
@@ -145,10 +140,7 @@ class Intake:
         self._is_stopping = True
         self._has_changed.set()
         await self._steering
-        for _ in range(self._concurrency):
-            self._ready.put(None)
-        await self._all_ended.wait()
-        self._hand_back(self._withdraw())  # what came behind the threads' orders to end
+        await self._crew.end()
         try:
             await self._broker.drain()
         except WorkerError as exc:
@@ -226,18 +218,18 @@ class Intake:
         """Give a task to the threads, or first to its product's pacer. Called in any thread."""
         command = task.command
         if self._new_pacer is None or command is None or self._is_stopping or not self._gates.is_open(command.product):
-            self._ready.put(task)
+            self._crew.put(task)
             return
         with self._pacers_lock:
             if command.product not in self._pacers:
-                self._pacers[command.product] = self._new_pacer(command.product, self._ready.put)
+                self._pacers[command.product] = self._new_pacer(command.product, self._crew.put)
         self._pacers[command.product].put(task)
 
     def _withdraw(self) -> list[Task]:
         """Take back all that has not been started, in order of arrival."""
         behind = self._lanes.withdraw(_NEVER)
         ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(_NEVER)]
-        ahead += self._take_ready()  # behind the pacers, which put there what they let go
+        ahead += self._crew.withdraw()  # behind the pacers, which put there what they let go
         for task in ahead:
             self._lanes.leave(task)  # nothing is left behind it
         return self._in_order([*behind, *ahead])
@@ -247,11 +239,11 @@ class Intake:
         before = self._loop.time() - MAX_HELD_S
         behind = self._lanes.withdraw(before)
         ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(before)]
-        for task in self._take_ready():
+        for task in self._crew.withdraw():
             if task.arrived_at < before:
                 ahead.append(task)
             else:
-                self._ready.put(task)
+                self._crew.put(task)
         for task in ahead:
             self._go_on_behind(task)
         return self._in_order([*behind, *ahead])
@@ -266,15 +258,6 @@ class Intake:
         if self._probe in tasks:
             self._probe = None
         return sorted(tasks, key=lambda task: task.delivery.tag)
-
-    def _take_ready(self) -> list[Task]:
-        taken: list[Task | None] = []
-        with suppress(queue.Empty):
-            while True:
-                taken.append(self._ready.get_nowait())
-        for _ in range(taken.count(None)):
-            self._ready.put(None)  # a thread's order to end stays in force
-        return [task for task in taken if task is not None]
 
     def _rest(self, task: Task, at_least_s: float = 0) -> None:
         """Send a task that was not begun to rest; if that is not confirmed, it is known all the same."""
@@ -297,22 +280,21 @@ class Intake:
         self._broker.settle(delivery, publications, confirmed.set)
         return confirmed.wait(PASS_ON_S)
 
-    def _work(self) -> None:
-        while (task := self._ready.get()) is not None:
-            delivery = task.delivery
-            self._begun[threading.get_ident()] = time.monotonic()
-            with self._metrics.in_flight.track_inprogress(), self._consuming(task):
-                publications = self._handler.handle(task, partial(self._pass_on, delivery))
-                ends = [self._begin_publishing(publication) for publication in publications or ()]
-            if publications is None:
-                self._rest(task)
-            else:
-                self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
-            del self._begun[threading.get_ident()]
-            self._go_on_behind(task)
-            if task is self._probe:
-                self._loop.call_soon_threadsafe(self._on_probe_end)
-        self._loop.call_soon_threadsafe(self._on_thread_end)  # behind the last settlements
+    def _handle(self, task: Task) -> None:
+        """Handle one task to its end, in one of the threads."""
+        delivery = task.delivery
+        self._begun[task] = time.monotonic()
+        with self._metrics.in_flight.track_inprogress(), self._consuming(task):
+            publications = self._handler.handle(task, partial(self._pass_on, delivery))
+            ends = [self._begin_publishing(publication) for publication in publications or ()]
+        if publications is None:
+            self._rest(task)
+        else:
+            self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
+        del self._begun[task]
+        self._go_on_behind(task)
+        if task is self._probe:
+            self._loop.call_soon_threadsafe(self._on_probe_end)
 
     def _consuming(self, task: Task) -> AbstractContextManager[object]:
         command_id = None if task.command is None else task.command.command_id
@@ -340,11 +322,6 @@ class Intake:
         # once: else an hour's expired commands would keep the first good one waiting.
         self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
         self._has_changed.set()
-
-    def _on_thread_end(self) -> None:
-        self._threads -= 1
-        if not self._threads:
-            self._all_ended.set()
 
     def _on_steering_end(self, steering: "asyncio.Task[None]") -> None:
         if not steering.cancelled() and (error := steering.exception()) is not None:

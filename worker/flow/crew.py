@@ -1,0 +1,124 @@
+"""Threads that handle tasks, no more of them awake than there is use for.
+
+Threads hinder each other: at every call to the system one gives the interpreter away and then waits for it, which costs
+more than most of what a command needs. As many as may be are needed only where the platform takes its time. So a few
+are awake while there is work, and more are woken while none of those comes back for the next task.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from worker.task import Task
+
+_FEW = 3  # enough to keep the interpreter busy where the platform answers at once
+_LOOK_S = 0.002
+_LOOKS_PER_TRIAL = 64  # now and then one goes to rest although there is work: it may be one too many
+
+
+class Crew:
+    """A crew of threads, each of which begins when it is first needed.
+
+    Args:
+        handle: handles one task, in one of the threads.
+        size: how many threads.
+    """
+
+    def __init__(self, handle: Callable[[Task], object], size: int) -> None:
+        self._handle = handle
+        self._size = size
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._tasks: deque[Task] = deque()
+        self._resting: list[threading.Lock] = []  # each thread's own, which wakes it; the latest is woken first
+        self._threads = 0
+        self._is_ending = False
+        self._all_ended = asyncio.Event()
+        self._is_looking = False
+        self._came_back = 0  # how often a thread came for its next task
+        self._came_back_before = 0
+        self._at_once = 1  # how many to wake if none comes back
+        self._looks = 0
+        self._has_one_too_many = False
+
+    def put(self, task: Task) -> None:
+        """Take a task. May be called from any thread."""
+        with self._lock:
+            self._tasks.append(task)
+            awake = self._threads - len(self._resting)
+            if awake < _FEW:
+                self._wake_one()
+            must_look = awake > 0 and not self._is_looking
+            self._is_looking |= must_look
+        if must_look:
+            self._loop.call_soon_threadsafe(self._look)
+
+    def withdraw(self) -> list[Task]:
+        """Take back all that has not begun."""
+        with self._lock:
+            withdrawn = list(self._tasks)
+            self._tasks.clear()
+        return withdrawn
+
+    async def end(self) -> None:
+        """Wait until all that is here has been handled and the threads have ended; nothing more may come."""
+        with self._lock:
+            self._is_ending = True
+            while self._resting:
+                self._wake_one()
+            if not self._threads:
+                self._all_ended.set()
+        await self._all_ended.wait()
+
+    def _wake_one(self) -> None:
+        if self._resting:
+            self._resting.pop().release()
+        elif self._threads < self._size:
+            self._threads += 1
+            # A daemon: a request that outlasts the grace period must not keep the process.
+            threading.Thread(target=self._work, name=f"handler-{self._threads}", daemon=True).start()
+
+    def _look(self) -> None:
+        """Wake more if all that are awake wait for the platform, twice as many each time, as long as tasks wait."""
+        with self._lock:
+            self._is_looking = bool(self._tasks)
+            if not self._is_looking:
+                return
+            if self._came_back == self._came_back_before:
+                for _ in range(min(self._at_once, len(self._tasks))):
+                    self._wake_one()
+                self._at_once *= 2
+            else:
+                self._at_once = 1
+            self._came_back_before = self._came_back
+            self._looks += 1
+            self._has_one_too_many = self._looks % _LOOKS_PER_TRIAL == 0
+        self._loop.call_later(_LOOK_S, self._look)
+
+    def _work(self) -> None:
+        bell = threading.Lock()
+        bell.acquire()
+        while (task := self._next(bell)) is not None:
+            self._handle(task)
+            self._came_back += 1
+        self._loop.call_soon_threadsafe(self._on_end)
+
+    def _next(self, bell: threading.Lock) -> Task | None:
+        """Return the next task, as soon as there is one; None: there will be none any more."""
+        while True:
+            with self._lock:
+                awake = self._threads - len(self._resting)
+                is_one_too_many = self._has_one_too_many and awake > _FEW
+                if self._tasks and not is_one_too_many:
+                    return self._tasks.popleft()
+                if self._is_ending:
+                    return None
+                self._has_one_too_many = False
+                self._resting.append(bell)
+            bell.acquire()
+
+    def _on_end(self) -> None:
+        self._threads -= 1
+        if not self._threads:
+            self._all_ended.set()
