@@ -172,6 +172,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_NoNumber)
+
+
 def _invalid_message(field: str, message: str) -> InvalidMessage:
     field = _printable(field)
     return InvalidMessage(f"{field}: {message}" if field else message, (Detail(field=field, message=message),))
@@ -185,7 +188,7 @@ def _parse(body: bytes) -> dict[str, object]:
     except UnicodeDecodeError as exc:
         raise _invalid_message("", f"the body is not UTF-8: byte {exc.start}") from exc
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_NoNumber)
+        found = _DECODER.decode(text)
     except json.JSONDecodeError as exc:
         raise _invalid_message("", f"the body is not JSON: {exc}") from exc
     except (RecursionError, ValueError) as exc:  # nested too deep; an integer of thousands of digits

@@ -18,6 +18,7 @@ from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 15
+_GATHER_S = 0.002  # for how long settlements are gathered, so that one turn of the loop serves several
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the waits grow
 
 log = get_logger()
@@ -150,7 +151,7 @@ class Broker:
         self._settlements.append((delivery, publications, on_confirmed))
         if not self._is_woken:  # one wake-up serves all that is appended until it runs
             self._is_woken = True
-            self._loop.call_soon_threadsafe(self._settle_all)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _GATHER_S, self._settle_all)
 
     def _settle_all(self) -> None:
         self._is_woken = False  # before the first look, so that whatever is appended from here on wakes again

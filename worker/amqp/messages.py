@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
 from pika import BasicProperties, DeliveryMode
@@ -59,7 +58,7 @@ class Delivery:
     def headers(self) -> Mapping[str, Any]:
         return self.properties.headers or {}
 
-    @cached_property
+    @property
     def attempt(self) -> int:
         """Which attempt this is; the first is 1."""
         attempt = self.headers.get(ATTEMPT) if self.is_returned else None
@@ -70,7 +69,7 @@ class Delivery:
         """Tell whether, for all that the message says of itself, its command may have been sent before."""
         return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
 
-    @cached_property
+    @property
     def doubt(self) -> Doubt | None:
         """When its command may have been sent, as far as that is noted on the message."""
         text = self.headers.get(IN_DOUBT) if self.is_returned else None
@@ -79,7 +78,7 @@ class Delivery:
         try:
             return Doubt.parse(str(text))
         except ValueError:
-            return Doubt(None, datetime.now(UTC))
+            return Doubt(None, datetime.fromtimestamp(self.arrived_at, UTC))
 
     def doubt_of_copy(self, now: datetime) -> Doubt | None:
         """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""
@@ -94,7 +93,7 @@ class Delivery:
         tries = self.headers.get(UNFINISHED) if self.is_returned else None
         return tries if isinstance(tries, int) and tries >= 0 else None
 
-    @cached_property
+    @property
     def replay(self) -> Replay | None:
         """A person's order to try it again, None where it is no replay."""
         text = self.headers.get(REPLAY) if self.is_returned else None

@@ -41,6 +41,7 @@ _PER_PAGE = 100
 _TRIES = 3  # for one page, within the time that there is
 _MAX_DETAILS = 5_000
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
+_write_json = json.JSONEncoder(ensure_ascii=False).encode
 _TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 
 
@@ -144,7 +145,7 @@ class OneNETClient:
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
             return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
-        answer = interpret(response.status, response.body, response.headers.get("retry-after"), datetime.now(UTC))
+        answer = interpret(response.status, response.body, response.header("retry-after"), datetime.now(UTC))
         return Sent(answer, omit_valid_time)
 
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
@@ -274,31 +275,34 @@ class OneNETClient:
             raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
         status = response.status
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            asked_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+            asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
             raise HistoryUnreadable("HTTP 429: too many requests", is_outage=True, retry_after_s=asked_s)
         if status != HTTPStatus.OK:
             is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in UNAUTHORIZED
             raise HistoryUnreadable(f"HTTP {status}", is_outage=is_outage)
-        return read(response.body), _date(response.headers.get("date"))
+        return read(response.body), _date(response.header("date"))
 
     def _request(self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool) -> Request:
-        query: dict[str, str | int] = {
-            "imei": command.imei,
-            "obj_id": command.obj_id,
-            "obj_inst_id": command.obj_inst_id,
-            "res_id": command.res_id,
-        }
+        # Nothing in it has to be quoted but the colons of the times, which makes urlencode dear.
+        numbers = f"obj_id={command.obj_id}&obj_inst_id={command.obj_inst_id}&res_id={command.res_id}"
+        query = f"imei={command.imei}&{numbers}&expired_time={self._quoted(command.expires_at)}"
         if command.valid_at is not None and not omit_valid_time:
-            query["valid_time"] = platform_time(command.valid_at, self._zone)
-        query["expired_time"] = platform_time(command.expires_at, self._zone)
-        optional = {"retry": command.retry, "timeout": command.timeout, "trigger_msg": command.trigger_msg}
-        query |= {name: value for name, value in optional.items() if value is not None}
+            query += f"&valid_time={self._quoted(command.valid_at)}"
+        if command.retry is not None:
+            query += f"&retry={command.retry}"
+        if command.timeout is not None:
+            query += f"&timeout={command.timeout}"
+        if command.trigger_msg is not None:
+            query += f"&trigger_msg={command.trigger_msg}"
         headers = dict([product.authentication.header()])
         body = None
         if command.args is not None:
             headers["Content-Type"] = "application/json"
-            body = json.dumps({"args": command.args}, ensure_ascii=False).encode()
-        return Request("POST", f"{_EXECUTE}?{urlencode(query)}", headers, body)
+            body = _write_json({"args": command.args}).encode()
+        return Request("POST", f"{_EXECUTE}?{query}", headers, body)
+
+    def _quoted(self, moment: datetime) -> str:
+        return platform_time(moment, self._zone).replace(":", "%3A")
 
 
 def _get(path: str, product: _Product) -> Request:

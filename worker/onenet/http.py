@@ -43,8 +43,13 @@ class Response:
     """A whole answer; the names of its headers are in lower case."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
     body: bytes
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value; its name is in lower case."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
 
 @dataclass(slots=True, eq=False)
@@ -195,7 +200,7 @@ class _Wire:
                 raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
             if data:
                 self._read(data)
-            elif self._has_head and not {"content-length", "transfer-encoding"} & self._headers.keys():
+            elif self._has_head and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
                 return Response(self._parser.get_status_code(), self._headers, self._body)  # which this is the end of
             else:
                 raise requests.ConnectionError("the connection was closed before the answer was whole")
@@ -218,7 +223,7 @@ class _Wire:
     def _forget(self) -> None:
         self.is_kept = False
         self._response: Response | None = None
-        self._headers: dict[str, str] = {}
+        self._headers: dict[bytes, bytes] = {}
         self._body = b""
         self._has_head = False
 
@@ -227,7 +232,7 @@ class _Wire:
             self.is_kept = False  # nobody has asked for this: it would be taken for the next request's answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._has_head = True

@@ -1,5 +1,6 @@
 """Structured logs: one JSON object per line on stdout, or colours on a terminal, for our events and the libraries'."""
 
+import json
 import logging
 import sys
 import threading
@@ -113,9 +114,11 @@ def configure_logging(
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=plain)]
     else:
-        last = [structlog.processors.format_exc_info, _put_first, structlog.processors.JSONRenderer(default=repr)]
+        write = json.JSONEncoder(default=repr).encode
+        as_json = structlog.processors.JSONRenderer(lambda event, **_: write(event))
+        last = [structlog.processors.format_exc_info, _put_first, as_json]
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *shared, *last],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _LineLogger(writer),
         cache_logger_on_first_use=True,

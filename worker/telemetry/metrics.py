@@ -30,6 +30,10 @@ _ANSWERS: Mapping[type[Answer], str] = {
     NotSent: "not_sent",
     InDoubt: "in_doubt",
 }
+_ACCEPTED = {False: "answered", True: "recovered"}  # by whether the uuid was found in the history
+_OUTCOMES: tuple[Status, ...] = get_args(Status)
+_REJECTIONS: tuple[RejectionCode, ...] = get_args(RejectionCode)
+_FAILURES: tuple[FailureCode, ...] = get_args(FailureCode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +73,31 @@ class Metrics:
 
         gauge("info", "Which version this is.", "version").labels(version).set(1)
         gauge("concurrency", "Commands that may be handled at once.").set(concurrency)
-        self._commands = counter("commands", "Commands that came to their outcome.", "outcome", "reason")
-        self._dead_letters = counter("dead_letters", "Messages that were set aside.", "reason")
+        # Every series is there from the start: what appears with its first event shows no increase.
+        commands = counter("commands", "Commands that came to their outcome.", "outcome", "reason")
+        self._accepted = {found: commands.labels("accepted", _ACCEPTED[found]) for found in _ACCEPTED}
+        self._rejected = {code: commands.labels("rejected", code) for code in _REJECTIONS}
+        self._failed = {code: commands.labels("failed", code) for code in _FAILURES}
+        dead_letters = counter("dead_letters", "Messages that were set aside.", "reason")
+        self._dead_letters: dict[FailureCode | RejectionCode, Counter] = {
+            code: dead_letters.labels(code) for code in _FAILURES
+        }
         self._duplicates = counter("duplicates", "Deliveries that got a recorded reply again, and no request.")
         self._retries = counter("retries", "Deliveries that were sent to rest before they are handled again.")
         self._in_doubt = counter("in_doubt", "Times that a command may or may not have been cached.")
-        self._requests = histogram(
+        requests = histogram(
             "request_duration_seconds", "Requests to OneNET, by their answer.", "answer", _REQUEST_BUCKETS_S
         )
-        self._durations = histogram(
+        self._requests = {answer: requests.labels(name) for answer, name in _ANSWERS.items()}
+        durations = histogram(
             "command_duration_seconds",
             "From the publishing of a command, or else its first arrival, to the confirm of its reply.",
             "outcome",
             _COMMAND_BUCKETS_S,
         )
+        self._durations = {outcome: durations.labels(outcome) for outcome in _OUTCOMES}
         self._last_success = gauge("last_success_timestamp_seconds", "When OneNET last cached a command; 0: not yet.")
         self.in_flight = gauge("in_flight", "Commands that are being handled.")
-        self._begin_at_zero()
 
     def observe(self, state: Callable[[], State]) -> None:
         """Show a worker's state, asked for whenever the metrics are read."""
@@ -95,16 +107,16 @@ class Metrics:
         """Count a command that came to its outcome."""
         match outcome:
             case Accepted():
-                self._commands.labels("accepted", "recovered" if outcome.recovered else "answered").inc()
+                self._accepted[outcome.recovered].inc()
                 self._last_success.set_to_current_time()
             case Rejected(code):
-                self._commands.labels("rejected", code).inc()
+                self._rejected[code].inc()
             case Failed(code):
-                self._commands.labels("failed", code).inc()
+                self._failed[code].inc()
 
     def count_dead_letter(self, reason: FailureCode | RejectionCode) -> None:
         """Count a message that was set aside."""
-        self._dead_letters.labels(reason).inc()
+        self._dead_letters[reason].inc()
 
     def count_duplicate(self) -> None:
         """Count a delivery that got a recorded reply again."""
@@ -120,25 +132,11 @@ class Metrics:
 
     def time_request(self, answer: Answer, began: float) -> None:
         """Measure a request from a monotonic time to now."""
-        self._requests.labels(_ANSWERS[type(answer)]).observe(time.monotonic() - began)
+        self._requests[type(answer)].observe(time.monotonic() - began)
 
     def time_command(self, outcome: Status, began_at: float) -> None:
         """Measure a command from a time in seconds of the epoch to now."""
-        self._durations.labels(outcome).observe(max(0.0, time.time() - began_at))
-
-    def _begin_at_zero(self) -> None:
-        """Have every series there from the start: what appears with its first event shows no increase."""
-        for reason in ("answered", "recovered"):
-            self._commands.labels("accepted", reason)
-        for code in get_args(RejectionCode):
-            self._commands.labels("rejected", code)
-        for code in get_args(FailureCode):
-            self._commands.labels("failed", code)
-            self._dead_letters.labels(code)
-        for answer in _ANSWERS.values():
-            self._requests.labels(answer)
-        for outcome in get_args(Status):
-            self._durations.labels(outcome)
+        self._durations[outcome].observe(max(0.0, time.time() - began_at))
 
 
 class _StateMetrics(Collector):
