@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.reply import Reply, ReplyError
 from tests.own_redis import OwnRedis
@@ -36,16 +38,19 @@ from worker.replay import Replay
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 DOUBT = Doubt(NOW, NOW + timedelta(seconds=13))
 LONG_S, SHORT_S = 600, 0.2
+U, U1, U2, V = (str(UUID(int=number)) for number in range(4))
 
 Make = Callable[..., Store]
 
 
-def key(command_id: str, digest: bytes = b"1", likeness: bytes = b"alike") -> Key:
+def key(command_id: str, digest: bytes = b"1" * 16, likeness: bytes = b"alike") -> Key:
     return Key(command_id, digest, likeness)
 
 
 def reply(command_id: str, uuid: str | None = None) -> Reply:
-    return Reply(command_id=command_id, status="accepted", uuid=uuid, attempts=1, completed_at=NOW)
+    return Reply(
+        command_id=command_id, status="accepted", uuid=uuid, imei="001234567890123", attempts=1, completed_at=NOW
+    )
 
 
 def failure(command_id: str, completed_at: datetime = NOW) -> Reply:
@@ -103,12 +108,12 @@ def test_one_id_is_one_command(store: Store) -> None:
     store.release(first.hold, None)
     again = store.claim(key("a"), NOW)
     assert isinstance(again, Again)
-    store.complete(again.hold, reply("a", "u"))
-    assert store.claim(key("a"), NOW) == Done(reply("a", "u"))
+    store.complete(again.hold, reply("a", U))
+    assert store.claim(key("a"), NOW) == Done(reply("a", U))
 
 
 def test_another_content_is_a_conflict_in_every_state(store: Store) -> None:
-    other = key("a", digest=b"2")
+    other = key("a", digest=b"2" * 16)
     hold = held(store.claim(key("a"), NOW))
     assert store.claim(other, NOW) == Conflict()
     store.release(hold, DOUBT)
@@ -161,11 +166,11 @@ def test_what_a_former_holder_writes_late_is_refused(make: Make) -> None:
     with pytest.raises(LeaseLost):
         short.release(late, None)
     with pytest.raises(LeaseLost):
-        short.own(late, ["u"], [])
-    short.complete(held(successor), reply("a", "u"))
+        short.own(late, [U], [])
+    short.complete(held(successor), reply("a", U))
     with pytest.raises(LeaseLost):
         short.complete(late, reply("a", "late"))
-    assert short.claim(key("a"), NOW) == Done(reply("a", "u"))
+    assert short.claim(key("a"), NOW) == Done(reply("a", U))
 
 
 def test_of_many_at_once_one_is_first(store: Store) -> None:
@@ -177,44 +182,44 @@ def test_of_many_at_once_one_is_first(store: Store) -> None:
 
 def test_a_uuid_belongs_to_one_command(store: Store) -> None:
     """Its twin, alike in everything but the id, gets the other one, or none."""
-    store.complete(held(store.claim(key("a"), NOW)), reply("a", "u1"))
+    store.complete(held(store.claim(key("a"), NOW)), reply("a", U1))
     twin = held(store.claim(key("b"), NOW))
-    assert store.own(twin, ["u1"], []) == NoneLeft()
-    assert store.own(twin, ["u1", "u2"], []) == Owned("u2")
-    store.complete(twin, reply("b", "u2"))
-    assert store.own(held(store.claim(key("c"), NOW)), ["u1", "u2"], []) == NoneLeft()
+    assert store.own(twin, [U1], []) == NoneLeft()
+    assert store.own(twin, [U1, U2], []) == Owned(U2)
+    store.complete(twin, reply("b", U2))
+    assert store.own(held(store.claim(key("c"), NOW)), [U1, U2], []) == NoneLeft()
 
 
 def test_a_uuid_once_chosen_stays_chosen(store: Store) -> None:
     """The worker may end between the choice and the record of it."""
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, ["u1"], []) == Owned("u1")
+    assert store.own(hold, [U1], []) == Owned(U1)
     store.release(hold, DOUBT)
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, ["u2", "u1"], []) == Owned("u1")
+    assert store.own(hold, [U2, U1], []) == Owned(U1)
 
 
 def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: Store) -> None:
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     first = held(store.claim(key("a"), NOW))
-    assert store.own(first, ["u1", "u2"], []) == Owned("u1")
-    store.complete(first, reply("a", "u1"))
-    assert store.own(held(store.claim(key("b"), NOW)), ["u1", "u2"], []) == Owned("u2")
+    assert store.own(first, [U1, U2], []) == Owned(U1)
+    store.complete(first, reply("a", U1))
+    assert store.own(held(store.claim(key("b"), NOW)), [U1, U2], []) == Owned(U2)
 
 
-@pytest.mark.parametrize(("likely", "unlikely"), [(["u1", "u2"], []), (["u1"], ["u2"])])
+@pytest.mark.parametrize(("likely", "unlikely"), [([U1, U2], []), ([U1], [U2])])
 def test_a_command_whose_entry_a_twin_may_have_been_given_is_not_known_to_be_absent(
     store: Store, likely: list[str], unlikely: list[str]
 ) -> None:
     """Its time fits one entry only, its twin's both: sent again, it would be cached twice."""
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     twin = held(store.claim(key("a"), NOW))
-    assert store.own(twin, likely, unlikely) == Owned("u1")
-    store.complete(twin, reply("a", "u1"))
-    assert store.owned_by_others(key("b"), ["u1", "u2"]) == set()
+    assert store.own(twin, likely, unlikely) == Owned(U1)
+    store.complete(twin, reply("a", U1))
+    assert store.owned_by_others(key("b"), [U1, U2]) == set()
     hold = held(store.claim(key("b"), NOW))
-    assert store.own(hold, ["u1"], []) == Undecidable()
+    assert store.own(hold, [U1], []) == Undecidable()
     assert store.own(hold, [], []) == NoneLeft()
 
 
@@ -222,38 +227,38 @@ def test_a_guess_once_made_stays_one(store: Store) -> None:
     """The worker may end between the choice and the record of it, and by then there may be no other entry."""
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, ["u1", "u2"], []) == Owned("u1")
-    assert store.own(hold, ["u1"], []) == Owned("u1")
-    store.complete(hold, reply("a", "u1"))
-    assert store.own(held(store.claim(key("b"), NOW)), ["u1"], []) == Undecidable()
+    assert store.own(hold, [U1, U2], []) == Owned(U1)
+    assert store.own(hold, [U1], []) == Owned(U1)
+    store.complete(hold, reply("a", U1))
+    assert store.own(held(store.claim(key("b"), NOW)), [U1], []) == Undecidable()
 
 
 def test_more_entries_than_commands_cannot_be_told_apart(store: Store) -> None:
     """One of them is a command's of which no record is left."""
-    assert store.own(held(store.claim(key("a"), NOW)), ["u1", "u2"], []) == Undecidable()
+    assert store.own(held(store.claim(key("a"), NOW)), [U1, U2], []) == Undecidable()
 
 
 def test_an_entry_that_only_clocks_far_apart_would_explain_decides_nothing(store: Store) -> None:
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [], ["u1"]) == Undecidable()
-    assert store.own(hold, ["u2"], ["u1"]) == Undecidable()
-    store.complete(held(store.claim(key("b"), NOW)), reply("b", "u1"))
-    assert store.own(hold, ["u2"], ["u1"]) == Owned("u2")
+    assert store.own(hold, [], [U1]) == Undecidable()
+    assert store.own(hold, [U2], [U1]) == Undecidable()
+    store.complete(held(store.claim(key("b"), NOW)), reply("b", U1))
+    assert store.own(hold, [U2], [U1]) == Owned(U2)
 
 
 def test_nothing_is_chosen_while_a_twin_is_under_way(store: Store) -> None:
     """Its request may be the one that caused the entry, and its answer be about to come."""
     twin = held(store.claim(key("b"), NOW))
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, ["u"], []) == TwinUnderWay()
-    store.complete(twin, reply("b", "u"))
-    assert store.own(hold, ["u"], []) == NoneLeft()
+    assert store.own(hold, [U], []) == TwinUnderWay()
+    store.complete(twin, reply("b", U))
+    assert store.own(hold, [U], []) == NoneLeft()
 
 
 def test_a_record_lasts_for_its_time(make: Make) -> None:
     brief = make(ttl_s=1)
-    brief.complete(held(brief.claim(key("a"), NOW)), reply("a", "u"))
-    assert brief.claim(key("a"), NOW) == Done(reply("a", "u"))
+    brief.complete(held(brief.claim(key("a"), NOW)), reply("a", U))
+    assert brief.claim(key("a"), NOW) == Done(reply("a", U))
     wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Done), PATIENCE_S, "the record's end")
 
 
@@ -261,7 +266,7 @@ def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: Sto
     store.complete(held(store.claim(key("a"), NOW)), failure("a", NOW + timedelta(microseconds=1_999)))
     meant = Replay(NOW + timedelta(milliseconds=1), DOUBT)
     assert isinstance(store.claim(key("a"), NOW), Done)  # without an order it is the last word
-    assert store.claim(key("a", digest=b"2"), NOW, meant) == Conflict()
+    assert store.claim(key("a", digest=b"2" * 16), NOW, meant) == Conflict()
     claim = store.claim(key("a"), NOW, meant)
     assert isinstance(claim, InDoubtSince)
     assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
@@ -285,17 +290,17 @@ def test_an_order_is_carried_out_once(store: Store) -> None:
 
 
 def test_no_other_outcome_is_ever_taken_back(store: Store) -> None:
-    store.complete(held(store.claim(key("a"), NOW)), reply("a", "u"))
-    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(reply("a", "u"))
+    store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(reply("a", U))
     store.complete(held(store.claim(key("b"), NOW)), failure("b"))
-    store.complete(held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", "v"))
-    assert store.claim(key("b"), NOW, Replay(NOW, None)) == Done(reply("b", "v"))
+    store.complete(held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", V))
+    assert store.claim(key("b"), NOW, Replay(NOW, None)) == Done(reply("b", V))
 
 
 def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: Store) -> None:
     store.complete(held(store.claim(key("a"), NOW)), failure("a"))
     replayed = held(store.claim(key("a"), NOW, Replay(NOW, DOUBT)))
-    assert store.own(held(store.claim(key("b"), NOW)), ["u"], []) == TwinUnderWay()
+    assert store.own(held(store.claim(key("b"), NOW)), [U], []) == TwinUnderWay()
     store.release(replayed, DOUBT)
 
 
@@ -317,29 +322,78 @@ class TestMemory:
         assert claim.unrecorded_until == NOW
 
     def test_the_oldest_go_first_and_none_that_is_held(self) -> None:
-        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=3)
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_others=3)
         hold = held(store.claim(key("held"), NOW))
         for command_id in ("a", "b", "c"):
-            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id))
+            store.complete(held(store.claim(key(command_id), NOW)), failure(command_id))
         assert store.claim(key("held"), NOW) == Busy(NOW)
-        store.complete(hold, reply("held"))
-        assert store.claim(key("c"), NOW) == Done(reply("c"))
+        store.complete(hold, failure("held"))
+        assert store.claim(key("c"), NOW) == Done(failure("c"))
 
     def test_memory_does_not_grow_beyond_its_bound(self) -> None:
-        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=10)
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_others=10)
         for number in range(1000):
             command_id = str(number)
-            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id, f"u{number}"))
-        assert store.claim(key("990"), NOW) == Done(reply("990", "u990"))
+            store.complete(held(store.claim(key(command_id), NOW)), failure(command_id))
+        assert store.claim(key("990"), NOW) == Done(failure("990"))
         assert isinstance(store.claim(key("0"), NOW), First)
 
+    def test_the_latest_accepted_commands_are_remembered(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
+        for number in range(1000):
+            command_id = str(number)
+            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id, str(UUID(int=number))))
+        for number in range(990, 1000):
+            assert store.claim(key(str(number)), NOW) == Done(reply(str(number), str(UUID(int=number))))
+        assert isinstance(store.claim(key("979"), NOW), First)
+
+    @given(
+        uuid=st.one_of(st.uuids().map(str), st.text(min_size=1)),
+        imei=st.from_regex(r"[0-9]{15}", fullmatch=True),
+        attempts=st.integers(1, 300),
+        recovered=st.booleans(),
+        omitted=st.booleans(),
+        completed_at=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+    )
+    def test_a_reply_is_repeated_to_the_letter(
+        self, uuid: str, imei: str, attempts: int, recovered: bool, omitted: bool, completed_at: datetime
+    ) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW)
+        told = Reply(
+            command_id="a",
+            status="accepted",
+            uuid=uuid,
+            imei=imei,
+            attempts=attempts,
+            recovered=recovered,
+            valid_time_omitted=omitted,
+            completed_at=completed_at,
+        )
+        store.complete(held(store.claim(key("a"), NOW)), told)
+        found = store.claim(key("a"), NOW)
+        assert isinstance(found, Done)
+        assert found.reply.model_dump_json() == told.model_dump_json()
+
+    def test_a_command_that_was_accepted_is_not_noted_as_unsent(self) -> None:
+        store = MemoryStore(60, LONG_S, began_at=NOW)
+        store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+        assert store.is_claimed_here(key("a"))
+        store.note_unsent(key("a"))
+        assert store.claim(key("a"), NOW) == Done(reply("a", U))
+
+    def test_an_accepted_command_is_forgotten_when_its_time_is_over(self) -> None:
+        clock = iter(range(0, 1000, 61))
+        store = MemoryStore(60, LONG_S, began_at=NOW, clock=lambda: next(clock))
+        store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+        assert isinstance(store.claim(key("a"), NOW), First)
+
     def test_a_doubt_that_is_forgotten_for_want_of_room_is_still_a_doubt(self) -> None:
-        store = MemoryStore(60, LONG_S, began_at=NOW, max_records=1)
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_others=1)
         store.release(held(store.claim(key("a"), NOW)), DOUBT)
         later = NOW + timedelta(hours=1)
         twin = held(store.claim(key("b"), later))
-        assert store.own(twin, ["u"], []) == Owned("u")  # and it is no twin any more
-        store.complete(twin, reply("b", "u"))
+        assert store.own(twin, [U], []) == Owned(U)  # and it is no twin any more
+        store.complete(twin, reply("b", U))
         claim = store.claim(key("a"), later)
         assert isinstance(claim, First)
         assert claim.unrecorded_until == later
@@ -353,8 +407,8 @@ class TestRedis:
         one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
         hold = held(one.claim(key("a"), NOW))
         assert other.claim(key("a"), NOW) == Busy(NOW)
-        one.complete(hold, reply("a", "u"))
-        assert other.claim(key("a"), NOW) == Done(reply("a", "u"))
+        one.complete(hold, reply("a", U))
+        assert other.claim(key("a"), NOW) == Done(reply("a", U))
         one.close()
         other.close()
 

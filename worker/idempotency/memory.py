@@ -27,10 +27,12 @@ from worker.idempotency import (
     Undecidable,
     failed_ms,
 )
+from worker.idempotency.ledger import Ledger
 from worker.replay import Replay
 from worker.times import milliseconds
 
-MAX_RECORDS = 100_000
+MAX_ACCEPTED = 12_000  # half of what is remembered at most
+MAX_OTHERS = 10_000
 
 
 @dataclass(slots=True)
@@ -47,14 +49,15 @@ class _Record:
 
 
 class MemoryStore:
-    """Remembers the latest 100,000 commands, each for a time to live.
+    """Remembers the latest 12,000 accepted commands or more, and 10,000 others, each for a time to live.
 
     Args:
         ttl_s: seconds for which a record lasts after it was last written.
         lease_s: seconds for which a claim is good.
         clock: monotonic time in seconds; replaced in tests.
         began_at: when this process began, or later: until then others may have sent what is not recorded here.
-        max_records: the oldest that nobody holds go first.
+        max_accepted: so many of the latest that were accepted are remembered, and up to as many again.
+        max_others: of what is held, in doubt, rejected or failed; the oldest that nobody holds go first.
     """
 
     def __init__(
@@ -64,14 +67,16 @@ class MemoryStore:
         *,
         began_at: datetime,
         clock: Callable[[], float] = time.monotonic,
-        max_records: int = MAX_RECORDS,
+        max_accepted: int = MAX_ACCEPTED,
+        max_others: int = MAX_OTHERS,
     ) -> None:
         self._ttl_s = ttl_s
         self._lease_s = lease_s
         self._clock = clock
-        self._max_records = max_records
+        self._max_others = max_others
         self._lock = threading.Lock()
-        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._accepted = Ledger(ttl_s, max_accepted)
+        self._records: OrderedDict[str, _Record] = OrderedDict()  # of all others
         self._owners: dict[str, str] = {}  # uuid -> command id
         self._guessed: set[str] = set()  # uuids that may as well belong to another command just like their owner
         self._now = began_at
@@ -85,6 +90,8 @@ class MemoryStore:
             if record is not None and self._is_stale(record):
                 self._remove(record)
                 record = None
+            if record is None and (found := self._accepted.find(key, self._clock())) is not None:
+                return found
             if record is None:
                 return First(self._grant(_Record(key), now), self._unrecorded_until)
             if record.key.digest != key.digest:
@@ -105,13 +112,15 @@ class MemoryStore:
 
     def note_unsent(self, key: Key) -> None:
         with self._lock:
-            if key.command_id not in self._records:
+            if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
                 self._write(_Record(key))
 
     def is_claimed_here(self, key: Key) -> bool:
         with self._lock:
             record = self._records.get(key.command_id)
-            return record is not None and any((record.reply, record.doubt, record.lease_ends_at))
+            if record is None:
+                return self._accepted.find(key, self._clock()) is not None
+            return any((record.reply, record.doubt, record.lease_ends_at))
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         with self._lock:
@@ -123,15 +132,15 @@ class MemoryStore:
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         with self._lock:
-            others = {uuid for uuid in uuids if self._owners.get(uuid, key.command_id) != key.command_id}
-            return others - self._guessed
+            return self._others(key.command_id, uuids) - self._guessed
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
         with self._lock:
             record = self._held(hold)
             me = hold.key.command_id
-            free = [uuid for uuid in uuids if self._owners.get(uuid, me) == me]
-            free_unlikely = [uuid for uuid in unlikely if self._owners.get(uuid, me) == me]
+            others = self._others(me, [*uuids, *unlikely])
+            free = [uuid for uuid in uuids if uuid not in others]
+            free_unlikely = [uuid for uuid in unlikely if uuid not in others]
             if not free and not free_unlikely:
                 return Undecidable() if self._guessed.intersection([*uuids, *unlikely]) else NoneLeft()
             twins = self._alike[hold.key.likeness] - {me}
@@ -148,6 +157,9 @@ class MemoryStore:
     def complete(self, hold: Hold, reply: Reply) -> None:
         with self._lock:
             record = self._held(hold)
+            if reply.uuid not in self._guessed and self._accepted.add(record.key, reply, self._clock()):
+                self._forget(record)
+                return
             record.reply = reply.model_dump_json().encode()
             if reply.uuid is not None:
                 self._set_owner(record, reply.uuid)
@@ -181,6 +193,11 @@ class MemoryStore:
         record.lease_ends_at = None
         self._write(record)
 
+    def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
+        """Return which uuids belong to other commands, for certain or as a guess."""
+        others = {uuid for uuid in uuids if self._owners.get(uuid, command_id) != command_id}
+        return others | self._accepted.others(command_id, uuids)
+
     def _set_owner(self, record: _Record, uuid: str) -> None:
         record.uuid = uuid
         self._owners.setdefault(uuid, record.key.command_id)
@@ -195,16 +212,19 @@ class MemoryStore:
         record.expires_at = self._clock() + self._ttl_s
         self._records[record.key.command_id] = record
         self._records.move_to_end(record.key.command_id)
-        while len(self._records) > self._max_records or self._is_stale(next(iter(self._records.values()))):
+        while len(self._records) > self._max_others or self._is_stale(next(iter(self._records.values()))):
             oldest = next(iter(self._records.values()))
             if oldest.lease_ends_at is not None:
                 break  # the few that are held are under way right now
             self._remove(oldest)
 
     def _remove(self, record: _Record) -> None:
-        del self._records[record.key.command_id]
         if record.reply is None:
             self._unrecorded_until = self._now
+        self._forget(record)
+
+    def _forget(self, record: _Record) -> None:
+        del self._records[record.key.command_id]
         self._forget_likeness(record)
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)
