@@ -173,6 +173,7 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
         metrics,
         NoTracing(),
         concurrency=CONCURRENCY,
+        few_threads=2,
         prefetch=PREFETCH,
         probe_s=look_s,
     )

@@ -41,6 +41,7 @@ class Intake:
         metrics: are told how long commands take.
         tracing: spans what is done with each.
         concurrency: how many threads.
+        few_threads: so many of them are kept awake while there is work; the others only where they are needed.
         prefetch: deliveries held at once, besides those that wait for their device.
         probe_s: seconds between two looks for a command that may be the probe.
     """
@@ -56,6 +57,7 @@ class Intake:
         tracing: Tracing,
         *,
         concurrency: int,
+        few_threads: int,
         prefetch: int,
         probe_s: float,
     ) -> None:
@@ -74,7 +76,7 @@ class Intake:
 
         self._pacers: dict[str | None, Pacer] = {}
         self._pacers_lock = threading.Lock()
-        self._crew = Crew(self._handle, concurrency)
+        self._crew = Crew(self._handle, concurrency, few_threads)
         self._begun: dict[Task, float] = {}  # when each was that is being handled
 
         self._is_blocked = False

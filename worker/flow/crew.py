@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from worker.task import Task
 
-_FEW = 3  # enough to keep the interpreter busy where the platform answers at once
 _LOOK_S = 0.002
 _LOOKS_PER_TRIAL = 64  # now and then one goes to rest although there is work: it may be one too many
 
@@ -23,11 +22,13 @@ class Crew:
     Args:
         handle: handles one task, in one of the threads.
         size: how many threads.
+        few: so many are awake at least while there is work.
     """
 
-    def __init__(self, handle: Callable[[Task], object], size: int) -> None:
+    def __init__(self, handle: Callable[[Task], object], size: int, few: int) -> None:
         self._handle = handle
         self._size = size
+        self._few = few
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tasks: deque[Task] = deque()
@@ -47,7 +48,7 @@ class Crew:
         with self._lock:
             self._tasks.append(task)
             awake = self._threads - len(self._resting)
-            if awake < _FEW:
+            if awake < self._few:
                 self._wake_one()
             must_look = awake > 0 and not self._is_looking
             self._is_looking |= must_look
@@ -109,7 +110,7 @@ class Crew:
         while True:
             with self._lock:
                 awake = self._threads - len(self._resting)
-                is_one_too_many = self._has_one_too_many and awake > _FEW
+                is_one_too_many = self._has_one_too_many and awake > self._few
                 if self._tasks and not is_one_too_many:
                     return self._tasks.popleft()
                 if self._is_ending:

@@ -6,7 +6,7 @@ that has lost its records from one that never had any.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -35,6 +35,7 @@ from worker.idempotency import (
     Undecidable,
     failed_ms,
 )
+from worker.idempotency.calls import Calls, Script
 from worker.replay import Replay
 from worker.times import milliseconds
 
@@ -184,10 +185,11 @@ class RedisStore:
         self._prefix = f"{{{namespace}}}:"  # in braces: a cluster keeps what belongs together on one node
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
-        self._claim = self._redis.register_script(_CLAIM)
-        self._release = self._redis.register_script(_RELEASE)
-        self._complete = self._redis.register_script(_COMPLETE)
-        self._own = self._redis.register_script(_OWN)
+        self._claim = Script(_CLAIM)
+        self._release = Script(_RELEASE)
+        self._complete = Script(_COMPLETE)
+        self._own = Script(_OWN)
+        self._calls = Calls(self._redis.connection_pool.make_connection())
         self._epoch = uuid4().hex
         self._known_epoch: str | None = None
 
@@ -197,7 +199,7 @@ class RedisStore:
         lease_ms = round(self._lease_s * 1000)
         meant = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
         identity = [key.command_id, key.digest.hex(), milliseconds(now)]
-        answer = _call(self._claim, keys, [*identity, lease_ms, self._ttl_ms, self._epoch, *meant])
+        answer = self._call(self._claim, keys, [*identity, lease_ms, self._ttl_ms, self._epoch, *meant])
         match answer:
             case ["conflict"]:
                 return Conflict()
@@ -271,20 +273,19 @@ class RedisStore:
     def _keys(self, key: Key) -> list[str]:
         return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]
 
-    def _change(self, script: Callable[..., object], hold: Hold, arguments: Sequence[object], *keys: str) -> Any:
+    def _change(self, script: Script, hold: Hold, arguments: Sequence[object], *keys: str) -> Any:
         identity = [hold.key.command_id, hold.token, self._ttl_ms]
-        answer = _call(script, [*self._keys(hold.key), *keys], [*identity, *arguments])
+        answer = self._call(script, [*self._keys(hold.key), *keys], [*identity, *arguments])
         if answer == "lost":
             raise LeaseLost(hold.key.command_id)
         return answer
 
-
-def _call(script: Callable[..., object], keys: Sequence[str], arguments: Sequence[object]) -> Any:
-    try:
-        return script(keys=keys, args=arguments)
-    except redis.RedisError as exc:
-        # The type and not the words, which may hold the URL.
-        raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+    def _call(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        try:
+            return self._calls.run(script, keys, arguments)
+        except redis.RedisError as exc:
+            # The type and not the words, which may hold the URL.
+            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
 
 
 def _interval(doubt: Doubt | None) -> tuple[int | str, int | str]:
