@@ -290,6 +290,98 @@ def test_a_proxy_of_the_environment_is_decided_upon_once(monkeypatch: pytest.Mon
             assert isinstance(proxied.execute(command(), NEVER).answer, NotSent)
 
 
+def _proxied(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("http://", "http://user:pass@"))
+    monkeypatch.setenv("no_proxy", "")
+
+
+def _read_head(sock: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        data += sock.recv(1)
+    return data
+
+
+BASIC = b"Proxy-Authorization: Basic dXNlcjpwYXNz"
+
+
+def test_a_proxy_forwards_what_goes_to_an_unencrypted_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def forward(sock: socket.socket) -> None:
+        asked.append(_read_request(sock))
+        sock.sendall(ANSWER)
+
+    with raw_server(forward) as proxy:
+        _proxied(monkeypatch, "http", proxy)
+        assert ask("http://onenet.invalid:8080/base") == Cached("u")
+    first, *headers = asked[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert first.startswith(b"POST http://onenet.invalid:8080/base/nbiot/execute/offline?imei=")
+    assert {b"Host: onenet.invalid:8080", BASIC} <= set(headers)
+
+
+def test_a_proxys_tunnel_carries_what_goes_to_an_encrypted_platform(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The proxy learns where to, and nothing of the request, nor its own password the platform."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("onenet.invalid").configure_cert(context)
+    asked: list[bytes] = []
+
+    def tunnel(sock: socket.socket) -> None:
+        asked.append(_read_head(sock))
+        sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with context.wrap_socket(sock, server_side=True) as secure:
+            asked.append(_read_request(secure))
+            secure.sendall(ANSWER)
+
+    with raw_server(tunnel) as proxy:
+        _proxied(monkeypatch, "https", proxy)
+        with client("https://onenet.invalid", ca_file=str(tmp_path / "ca.pem")) as asking:
+            assert asking.execute(command(), NEVER).answer == Cached("u")
+    connect, request = asked
+    assert connect.startswith(b"CONNECT onenet.invalid:443 HTTP/1.")
+    assert BASIC in connect
+    assert request.startswith(b"POST /nbiot/execute/offline?imei=")
+    assert BASIC not in request
+
+
+def test_a_proxy_that_refuses_proves_that_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(sock: socket.socket) -> None:
+        _read_head(sock)
+        sock.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+
+    with raw_server(refuse) as proxy:
+        _proxied(monkeypatch, "https", proxy)
+        assert isinstance(ask("https://onenet.invalid"), NotSent)
+
+
+@pytest.mark.parametrize("behind", [ANSWER.replace(b'"u"', b'"v"'), b"and more"], ids=["an answer", "noise"])
+def test_what_comes_behind_an_answer_is_never_taken_for_the_next_one(behind: bytes) -> None:
+    """The next command would be told another's uuid."""
+    asked: list[bytes] = []
+
+    def answer_twice(sock: socket.socket) -> None:
+        asked.append(_read_request(sock))
+        sock.sendall(ANSWER + behind)
+        sock.recv(1)  # returns when the client closes the connection
+
+    with raw_server(answer_twice) as url, client(url) as asking:
+        assert [asking.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u"), Cached("u")]
+    assert len(asked) == 2
+
+
+def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    def answer_and_close(sock: socket.socket) -> None:
+        _read_request(sock)
+        sock.sendall(ANSWER.replace(b"Content-Length: 46\r\n", b""))
+
+    with raw_server(answer_and_close) as url:
+        assert ask(url) == Cached("u")
+
+
 def just_now() -> Doubt:
     """Return a doubt that covers whatever the platform caches during a test."""
     now = datetime.now(UTC)
