@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/onenet-worker
 LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
+BENCH_LOCK := requirements/bench.lock
+BENCH_STAMP := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix containers chaos lint docs asyncapi format lock clean
+.PHONY: help demo test matrix containers chaos bench lint docs asyncapi format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +38,9 @@ containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker 
 chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+bench: $(BENCH_STAMP) ## this worker beside a comparison, a quarter of an hour; BENCH_ARGS=--quick only sees that it works
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
 lint: $(STAMP) ## ruff and mypy, over the tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,12 +67,19 @@ $(STAMP): $(LOCK) pyproject.toml scripts/venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What the comparison is made of comes on top of all the rest.
+$(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
+	@echo "installing the comparison's packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(BENCH_LOCK)
+	@touch $@
+
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --all-extras --upgrade pyproject.toml
 
 lock: ## resolve the dependencies anew (needs uv)
 	$(UV_COMPILE) --output-file requirements/runtime.lock
 	$(UV_COMPILE) --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
+	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
 
 clean: ## remove what was built
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/asyncapi/node_modules

@@ -41,7 +41,7 @@ _CLOSING = 0.08
 # Where the platform answers at once the fewest threads do most; those that ask Redis together wait for each other.
 # Measured with `make bench`.
 _FEW_THREADS = 3
-_FEW_THREADS_WITH_REDIS = 12
+_FEW_THREADS_WITH_REDIS = 8
 
 if TYPE_CHECKING:
     from worker.idempotency.redis import RedisStore

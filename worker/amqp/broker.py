@@ -18,7 +18,7 @@ from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 15
-_GATHER_S = 0.002  # for how long settlements are gathered, so that one turn of the loop serves several
+_GATHER_S = 0.001  # for how long settlements are gathered, so that one turn of the loop serves several
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the waits grow
 
 log = get_logger()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from worker.task import Task
 
-_LOOK_S = 0.002
-_LOOKS_PER_TRIAL = 64  # now and then one goes to rest although there is work: it may be one too many
+_LOOK_S = 0.001
+_LOOKS_PER_TRIAL = 100  # now and then one goes to rest although there is work: it may be one too many
 
 
 class Crew:

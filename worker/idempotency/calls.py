@@ -5,11 +5,15 @@ fewer journeys, the fewer calls to the system, at each of which the interpreter 
 """
 
 import hashlib
+import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import redis
+
+_IDLE_S = 1.0  # after which a connection may have been closed, so that it is looked at before it is used
 
 
 class Script:
@@ -40,7 +44,7 @@ class Calls:
 
     def __init__(self, connection: Any) -> None:  # redis has no public name for all of its kinds
         self._connection = connection
-        self._is_connected = False
+        self._used_at = math.inf  # monotonic; as long as there is no connection, never
         self._lock = threading.Lock()
         self._waiting: list[_Call] = []
         self._is_somebody_on_the_way = False
@@ -74,14 +78,14 @@ class Calls:
                 answers = self._ask(calls)
             except redis.RedisError as exc:  # for one of them as for all: what was sent may have run
                 self._connection.disconnect()
-                self._is_connected = False
+                self._used_at = math.inf
                 answers = [exc] * len(calls)
             for call, answer in zip(calls, answers, strict=True):
                 call.answer = answer
                 call.is_answered.release()
 
     def _ask(self, calls: Sequence[_Call]) -> list[Any]:
-        if self._is_connected and self._is_stale():
+        if time.monotonic() - self._used_at > _IDLE_S and self._is_stale():
             self._connection.disconnect()  # which makes it connect again
         wanted = [("EVALSHA", call.script.sha, *call.arguments) for call in calls]
         self._connection.send_packed_command(self._connection.pack_commands(wanted))
@@ -90,7 +94,7 @@ class Calls:
             if isinstance(answer, redis.exceptions.NoScriptError):  # it did not run: Redis does not know it yet
                 self._connection.send_command("EVAL", calls[number].script.text, *calls[number].arguments)
                 answers[number] = self._read()
-        self._is_connected = True
+        self._used_at = time.monotonic()
         return answers
 
     def _is_stale(self) -> bool:

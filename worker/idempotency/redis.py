@@ -79,9 +79,15 @@ if digest then
     end
     answer = till == '' and 'again' or 'in-doubt'
 end
-local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'state', 'held', 'lease', now + lease, 'claimed', ARGV[3],
-    'since', since, 'until', till, 'crashed', crashed)
+local token = 1
+if digest then
+    token = redis.call('HINCRBY', KEYS[1], 'token', 1)
+    redis.call('HSET', KEYS[1], 'state', 'held', 'lease', now + lease, 'claimed', ARGV[3],
+        'since', since, 'until', till, 'crashed', crashed)
+else
+    redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'state', 'held', 'lease', now + lease, 'claimed', ARGV[3],
+        'token', token)
+end
 redis.call('PEXPIRE', KEYS[1], math.max(ttl, 2 * lease))
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], math.max(ttl, 2 * lease))

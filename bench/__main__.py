@@ -1,0 +1,113 @@
+"""``make bench``: the comparison and this worker in turn, and what that comes to."""
+
+import json
+import os
+import platform as system
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from bench import chart, measure, report
+from bench.measure import SATURATED, SHARE, SLOW, SLOW_S, Figures, Sizes
+from bench.platform import platform
+from bench.stage import Kind, Stage
+from tests.own_redis import start_own_redis
+from worker.localservices.broker import start_own_broker
+
+_KINDS: tuple[Kind, ...] = ("worker", "comparison")
+_FLEETS = (1, 2, 4)
+_HALF_LOAD_PER_S = SLOW / SLOW_S / 2
+_QUICK = Sizes(saturated=500, slow=320, latency=160, fleet=80, memory=1_000, queued=2_000)
+
+
+class Bench:
+    """Measures round by round, and keeps what was found."""
+
+    def __init__(self, fast: Stage, slow: Stage, redis_url: str, sizes: Sizes) -> None:
+        self.rounds: defaultdict[str, list[float]] = defaultdict(list)
+        self._fast = fast
+        self._slow = slow
+        self._redis_url = redis_url
+        self._sizes = sizes
+
+    def round(self) -> None:
+        """Measure everything that is measured in each round, the two workers in turn."""
+        sizes = self._sizes
+        for kind in _KINDS:
+            self._note(f"{kind}.saturated", measure.throughput(self._fast, kind, sizes.saturated, SATURATED))
+        found = measure.throughput(self._fast, "worker", sizes.saturated, SATURATED, redis=self._redis_url)
+        self._note("worker.redis", found)
+        for kind in _KINDS:
+            self._note(f"{kind}.slow", measure.throughput(self._slow, kind, sizes.slow, SLOW))
+        for kind in _KINDS:
+            found = measure.latency(self._slow, kind, sizes.latency, _HALF_LOAD_PER_S, SLOW)
+            self._note(f"{kind}.latency", found)
+        for count in _FLEETS:
+            found = measure.throughput(self._slow, "worker", count * sizes.fleet, SHARE, count)
+            self._note(f"worker.fleet-{count}", found)
+        self._note("worker.start", measure.start(self._fast))
+
+    def once(self) -> None:
+        """Measure what takes too long for every round."""
+        self._note("worker.memory", measure.memory(self._fast, self._sizes.memory, self._sizes.queued))
+
+    def _note(self, name: str, figures: Figures) -> None:
+        for figure, value in figures.items():
+            self.rounds[f"{name}.{figure}"].append(value)
+        print(f"  {name:24}", *(f"{figure} {value:,.2f}" for figure, value in figures.items()), flush=True)
+
+
+@contextmanager
+def stages() -> Iterator[tuple[Stage, Stage, str]]:
+    """Start all that is needed; yields a stage whose platform answers at once, a slow one, and the URL of a Redis."""
+    with ExitStack() as stack:
+        broker = start_own_broker()
+        stack.callback(broker.stop)
+        redis = start_own_redis()
+        stack.callback(redis.stop)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made = []
+        for namespace, latency_s in (("fast", 0.0), ("slow", SLOW_S)):
+            behind = stack.enter_context(platform(latency_s))
+            made.append(stack.enter_context(Stage(f"bench-{namespace}", broker.url, behind, folder)))
+        print(f"on {broker.origin}", flush=True)
+        yield made[0], made[1], redis.url
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 3,
+    quick: Annotated[
+        bool, typer.Option(help="One short round, to see that all of it works; its figures are none.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Where performance.json and performance.png go.")] = Path("docs"),
+) -> None:
+    """Measure this worker beside the comparison."""
+    sizes = _QUICK if quick else Sizes()
+    with stages() as (fast, slow, redis_url):
+        bench = Bench(fast, slow, redis_url, sizes)
+        for number in range(1, 1 + (1 if quick else rounds)):
+            print(f"round {number}:", flush=True)
+            bench.round()
+        bench.once()
+    result = report.as_json(_machine(), bench.rounds)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "performance.json").write_text(json.dumps(result, indent=1) + "\n")
+    chart.draw(result, output / "performance.png")
+    console = Console(width=110)
+    console.print(Markdown(report.figure_table(result)))
+    console.print(Markdown(report.target_table(result)))
+
+
+def _machine() -> dict[str, object]:
+    return {"processors": os.cpu_count(), "system": system.platform(terse=True), "python": system.python_version()}
+
+
+if __name__ == "__main__":
+    typer.run(main)

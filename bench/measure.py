@@ -1,0 +1,98 @@
+"""What is measured, one function each: settings and counts in, figures out."""
+
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pika
+
+from bench.stage import PROPERTIES, Kind, Stage, command
+from worker.amqp.topology import EXECUTE
+
+Figures = Mapping[str, float]
+
+SATURATED, SLOW, SHARE = 64, 32, 8  # commands at a time
+SLOW_S = 0.05
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many commands each measurement takes."""
+
+    saturated: int = 20_000
+    slow: int = 6_400
+    latency: int = 3_200
+    fleet: int = 1_600  # for each worker
+    memory: int = 200_000
+    queued: int = 1_000_000
+
+
+def throughput(stage: Stage, kind: Kind, commands: int, concurrency: int, count: int = 1, redis: str = "") -> Figures:
+    """Let workers empty a queue; its first tenth and, where several share it, its last one do not count."""
+    stage.fill(commands)
+    before = stage.platform.answered
+    end = commands if count == 1 else commands * 9 // 10
+    settings = {"IDEMPOTENCY_URL": redis} if redis else {}
+    with stage.workers(kind, concurrency, count, **settings) as workers:
+        stage.wait_for(before + commands // 10, workers)
+        began, used, done = time.monotonic(), [worker.usage() for worker in workers], stage.platform.answered
+        stage.wait_for(before + end, workers)
+        lasted_s, answered = time.monotonic() - began, stage.platform.answered - done
+        cpu_s = sum(worker.usage().cpu_s for worker in workers) - sum(usage.cpu_s for usage in used)
+        stage.wait_for_replies(commands)
+    return {"per_s": answered / lasted_s, "cpu_us": cpu_s / answered * 1e6}
+
+
+def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: int) -> Figures:
+    """Publish at a steady rate; returns the time from a command to its reply, less the platform's own, in ms."""
+    stage.fill(0)
+    published_at: dict[str, float] = {}
+    replied_at: dict[str, float] = {}
+
+    def publish() -> None:
+        connection = pika.BlockingConnection(pika.URLParameters(f"{stage.amqp_url}?heartbeat=0"))
+        channel = connection.channel()
+        began = time.monotonic()
+        for number in range(commands):
+            time.sleep(max(0.0, began + number / per_s - time.monotonic()))
+            command_id = f"latency-{began}-{number}"
+            published_at[command_id] = time.monotonic()
+            channel.basic_publish(stage.topology.commands_exchange, EXECUTE, command(number, command_id), PROPERTIES)
+        connection.close()
+
+    with stage.workers(kind, concurrency) as workers:
+        stage.wait(lambda: stage.consumers() > 0, workers)
+        publisher = threading.Thread(target=publish, daemon=True)
+        publisher.start()
+        for _, properties, _ in stage.channel.consume(stage.replies, auto_ack=True):
+            assert properties is not None
+            replied_at[str(properties.correlation_id)] = time.monotonic()
+            if len(replied_at) == commands:
+                break
+        stage.channel.cancel()
+        publisher.join()
+    counted = list(published_at.items())[commands // 10 :]
+    added_ms = [(replied_at[name] - at - SLOW_S) * 1000 for name, at in counted]
+    return {"p50_ms": statistics.median(added_ms), "p99_ms": statistics.quantiles(added_ms, n=100)[98]}
+
+
+def start(stage: Stage) -> Figures:
+    """Return how long a worker takes until it consumes, in seconds."""
+    with stage.workers("worker", SATURATED) as workers:
+        stage.wait(lambda: workers[0].has_said("consuming"), workers)
+        return {"s": time.monotonic() - workers[0].started_at}
+
+
+def memory(stage: Stage, commands: int, queued: int) -> Figures:
+    """Let a worker take commands from a much longer queue; returns its memory at a quarter, at the end and at most."""
+    stage.fill(queued)
+    before = stage.platform.answered
+    with stage.workers("worker", SATURATED) as workers:
+        stage.wait_for(before + commands // 4, workers)
+        quarter = workers[0].usage()
+        stage.wait_for(before + commands, workers)
+        end = workers[0].usage()
+    stage.fill(0)
+    return {"quarter_mb": quarter.mb, "end_mb": end.mb, "peak_mb": end.peak_mb}

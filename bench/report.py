@@ -1,0 +1,179 @@
+"""From figures to targets that are met or not, and to the table that shows them. Pure."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Rounds = Mapping[str, Sequence[float]]
+"""The figures of every round by their names."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to reach: what was found, and whether that is enough."""
+
+    what: str
+    wanted: str
+    found: str
+    is_met: bool
+
+
+def median(rounds: Rounds, name: str) -> float:
+    """Return the median of a figure over all rounds."""
+    return statistics.median(rounds[name])
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A target before it is measured: ``names`` are the figures, of whose medians ``value`` makes the one to judge."""
+
+    what: str
+    wanted: str
+    limit: float
+    names: tuple[str, ...]
+    value: Callable[..., float]
+    form: str
+    is_least: bool = False
+
+    def hold_against(self, medians: Mapping[str, float]) -> Target:
+        value = self.value(*(medians[name] for name in self.names))
+        is_met = value >= self.limit if self.is_least else value <= self.limit
+        return Target(self.what, f"{'≥' if self.is_least else '≤'} {self.wanted}", self.form.format(value), is_met)
+
+
+def _per(one: float, other: float) -> float:
+    return one / other
+
+
+def _beyond(one: float, other: float) -> float:
+    return one - other
+
+
+def _itself(one: float) -> float:
+    return one
+
+
+def _fleet(count: int) -> _Wish:
+    what = f"{count} workers, platform at 50 ms, 8 at a time each"
+    names = (f"worker.fleet-{count}.per_s", "worker.fleet-1.per_s")
+    return _Wish(what, "0.95 × linear", 0.95, names, lambda all_, one: all_ / count / one, "{:.3f} ×", is_least=True)
+
+
+_WISHES = (
+    _Wish(
+        "saturated throughput, 64 at a time",
+        "1.5 × the comparison",
+        1.5,
+        ("worker.saturated.per_s", "comparison.saturated.per_s"),
+        _per,
+        "{:.2f} ×",
+        is_least=True,
+    ),
+    _Wish(
+        "processor time for a command, saturated",
+        "0.8 × the comparison",
+        0.8,
+        ("worker.saturated.cpu_us", "comparison.saturated.cpu_us"),
+        _per,
+        "{:.2f} ×",
+    ),
+    _Wish(
+        "platform at 50 ms, 32 at a time",
+        "608/s, 95 % of what is possible",
+        608,
+        ("worker.slow.per_s",),
+        _itself,
+        "{:.0f}/s",
+        is_least=True,
+    ),
+    _Wish(
+        "added latency at half load, p99",
+        "the comparison's median + 15 ms",
+        15,
+        ("worker.latency.p99_ms", "comparison.latency.p50_ms"),
+        _beyond,
+        "{:+.1f} ms",
+    ),
+    _Wish(
+        "throughput with Redis",
+        "0.7 × with memory",
+        0.7,
+        ("worker.redis.per_s", "worker.saturated.per_s"),
+        _per,
+        "{:.2f} ×",
+        is_least=True,
+    ),
+    _Wish("memory, 64 at a time, a million queued", "64 MB", 64, ("worker.memory.peak_mb",), _itself, "{:.1f} MB"),
+    _Wish(
+        "memory after 200,000 commands, beyond that after 50,000",
+        "3 MB",
+        3,
+        ("worker.memory.end_mb", "worker.memory.quarter_mb"),
+        _beyond,
+        "{:+.1f} MB",
+    ),
+    _Wish("start until it consumes", "1.5 s", 1.5, ("worker.start.s",), _itself, "{:.2f} s"),
+    _fleet(2),
+    _fleet(4),
+)
+
+
+def targets(rounds: Rounds) -> list[Target]:
+    """Hold the medians against what is to be reached."""
+    medians = {name: median(rounds, name) for name in rounds}
+    return [wish.hold_against(medians) for wish in _WISHES]
+
+
+def as_json(machine: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
+    """Return all that was measured, and what it comes to."""
+    return {
+        "machine": machine,
+        "rounds": rounds,
+        "medians": {name: median(rounds, name) for name in rounds},
+        "targets": [asdict(target) for target in targets(rounds)],
+    }
+
+
+def target_table(result: Mapping[str, Any]) -> str:
+    """Return the targets as a table in Markdown."""
+    rows = ["| | target | measured | |", "| --- | --- | --- | --- |"]
+    for target in result["targets"]:
+        met = "met" if target["is_met"] else "**not met**"
+        rows.append(f"| {target['what']} | {target['wanted']} | {target['found']} | {met} |")
+    return "\n".join(rows)
+
+
+_SHOWN = (
+    ("saturated, 64 at a time, commands a second", "saturated.per_s", "{:,.0f}"),
+    ("saturated, processor time for a command, µs", "saturated.cpu_us", "{:.0f}"),
+    ("the same with Redis, commands a second", "redis.per_s", "{:,.0f}"),
+    ("the same with Redis, processor time for a command, µs", "redis.cpu_us", "{:.0f}"),
+    ("platform at 50 ms, 32 at a time, commands a second", "slow.per_s", "{:,.0f}"),
+    ("platform at 50 ms, processor time for a command, µs", "slow.cpu_us", "{:.0f}"),
+    ("added latency at 320 a second, median, ms", "latency.p50_ms", "{:.1f}"),
+    ("added latency at 320 a second, p99, ms", "latency.p99_ms", "{:.1f}"),
+    ("1 worker, platform at 50 ms, 8 at a time, commands a second", "fleet-1.per_s", "{:,.0f}"),
+    ("2 workers", "fleet-2.per_s", "{:,.0f}"),
+    ("4 workers", "fleet-4.per_s", "{:,.0f}"),
+    ("start until it consumes, s", "start.s", "{:.2f}"),
+    ("memory after a quarter of 200,000 commands, MB", "memory.quarter_mb", "{:.1f}"),
+    ("memory after all of them, MB", "memory.end_mb", "{:.1f}"),
+)
+
+
+def figure_table(result: Mapping[str, Any]) -> str:
+    """Return the medians, and between what they lay, as a table in Markdown."""
+    rows = ["| median (lowest to highest) | this worker | comparison |", "| --- | --- | --- |"]
+    for what, name, form in _SHOWN:
+        cells = [_cell(result["rounds"].get(f"{kind}.{name}"), form) for kind in ("worker", "comparison")]
+        if any(cells):
+            rows.append(f"| {what} | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows)
+
+
+def _cell(values: Sequence[float] | None, form: str) -> str:
+    if not values:
+        return ""
+    middle, lowest, highest = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({lowest} to {highest})"

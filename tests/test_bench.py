@@ -1,0 +1,58 @@
+"""What a benchmark's figures come to; that it runs is seen by ``make bench BENCH_ARGS=--quick``."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from bench.report import Rounds, as_json, figure_table, target_table, targets
+
+MEASURED: Mapping[str, list[float]] = {
+    "worker.saturated.per_s": [1400, 3000, 9000],
+    "comparison.saturated.per_s": [2000, 2000, 2000],
+    "worker.saturated.cpu_us": [320],
+    "comparison.saturated.cpu_us": [400],
+    "worker.slow.per_s": [608],
+    "worker.latency.p99_ms": [17],
+    "comparison.latency.p50_ms": [2],
+    "worker.redis.per_s": [2100],
+    "worker.memory.peak_mb": [64],
+    "worker.memory.quarter_mb": [61],
+    "worker.memory.end_mb": [64],
+    "worker.start.s": [1.5],
+    "worker.fleet-1.per_s": [100],
+    "worker.fleet-2.per_s": [190],
+    "worker.fleet-4.per_s": [380],
+}
+
+
+def test_what_is_just_enough_is_enough() -> None:
+    assert all(target.is_met for target in targets(MEASURED))
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [
+        ("worker.saturated.per_s", 2990),
+        ("worker.saturated.cpu_us", 321),
+        ("worker.slow.per_s", 607),
+        ("worker.latency.p99_ms", 17.1),
+        ("worker.redis.per_s", 2099),
+        ("worker.memory.peak_mb", 64.1),
+        ("worker.memory.end_mb", 64.1),
+        ("worker.start.s", 1.51),
+        ("worker.fleet-2.per_s", 189),
+        ("worker.fleet-4.per_s", 379),
+    ],
+)
+def test_what_is_not_enough_is_said(figure: str, value: float) -> None:
+    found: Rounds = {**MEASURED, figure: [value]}
+    missed = [target for target in targets(found) if not target.is_met]
+    assert len(missed) == 1
+    table = target_table(as_json({}, found))
+    assert table.count("**not met**") == 1
+    assert f"| {missed[0].what} | {missed[0].wanted} | {missed[0].found} | **not met** |" in table
+
+
+def test_the_median_counts_and_what_it_lay_between_is_shown() -> None:
+    shown = figure_table(as_json({}, MEASURED))
+    assert "| saturated, 64 at a time, commands a second | 3,000 (1,400 to 9,000) | 2,000 (2,000 to 2,000) |" in shown
