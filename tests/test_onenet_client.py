@@ -37,12 +37,22 @@ from worker.telemetry.tracing import NoTracing
 from worker.times import platform_time
 
 NEVER = float("inf")
+NEVER_S = 1_000.0  # so long that a test that waits for it fails
 SETTLE_S = 2
 CHINA = ZoneInfo("Asia/Shanghai")
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid":"u"},"error":"succ"}'
 
 
 CLOSING = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+def secure_context(folder: Path, host: str) -> ssl.SSLContext:
+    """Return a server's TLS for a host, and write the authority that vouches for it to ``ca.pem``."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    return context
 
 
 def command(**changes: Any) -> ExecuteCommand:
@@ -225,6 +235,23 @@ def test_a_dripping_answer_is_over_when_the_two_timeouts_together_are(text: byte
         assert ask(url) == InDoubt("no whole answer within 2 s")
 
 
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_nothing_within_the_read_timeout_is_enough_to_give_up(is_secure: bool, tmp_path: Path) -> None:
+    context = secure_context(tmp_path, "127.0.0.1")
+
+    def keep_silent(sock: socket.socket) -> None:
+        if is_secure:
+            with context.wrap_socket(sock, server_side=True) as secure:
+                _silence(secure)
+        else:
+            _silence(sock)
+
+    with raw_server(keep_silent) as url:
+        secure_url = url.replace("http:", "https:") if is_secure else url
+        with client(secure_url, connect_s=NEVER_S, read_s=0.2, ca_file=str(tmp_path / "ca.pem")) as asking:
+            assert isinstance(asking.execute(command(), NEVER).answer, InDoubt)
+
+
 def test_connections_are_kept_for_the_next_request() -> None:
     with onenet() as platform, client(platform.url) as asking:
         for _ in range(3):
@@ -264,10 +291,7 @@ def test_a_redirect_is_not_followed() -> None:
 
 
 def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context = secure_context(tmp_path, "127.0.0.1")
 
     def answer(sock: socket.socket) -> None:
         with context.wrap_socket(sock, server_side=True) as secure:
@@ -324,10 +348,7 @@ def test_a_proxys_tunnel_carries_what_goes_to_an_encrypted_platform(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The proxy learns where to, and nothing of the request, nor its own password the platform."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("onenet.invalid").configure_cert(context)
+    context = secure_context(tmp_path, "onenet.invalid")
     asked: list[bytes] = []
 
     def tunnel(sock: socket.socket) -> None:

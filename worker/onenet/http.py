@@ -6,13 +6,13 @@ do to each other around every call to the system.
 
 import contextlib
 import socket
-import ssl
 import struct
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -160,11 +160,7 @@ class _Wire:
 
     def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
         self.sock = connection.sock
-        # In the kernel: with a timeout of its own Python asks the system twice for each read and write.
-        self.sock.settimeout(None)
-        limit = struct.pack("ll", *divmod(round(read_timeout_s * 1_000_000), 1_000_000))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        _limit(self.sock, read_timeout_s)
         self.used_at = 0.0  # monotonic
         self.is_kept = False  # and not closed behind the last answer
         self._connection = connection
@@ -208,7 +204,7 @@ class _Wire:
         return self._response
 
     def _receive(self) -> bytes:
-        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):  # which is how the kernel's limit shows
+        with contextlib.suppress(BlockingIOError):  # which is how the kernel's limit shows
             return self.sock.recv(_CHUNK_BYTES)
         raise TimeoutError("nothing came in time")
 
@@ -247,6 +243,19 @@ class _Wire:
         elif self._response is None:
             self.is_kept = self._parser.should_keep_alive()
             self._response = Response(status, self._headers, self._body)
+            self._headers = {}  # those of whatever follows are not the answer's
+
+
+def _limit(sock: Any, timeout_s: float) -> None:
+    """Bound each read and write of a connected socket."""
+    if type(sock) is not socket.socket:  # TLS, which needs Python's own limit
+        sock.settimeout(timeout_s)
+        return
+    # In the kernel: for a limit of its own Python asks the system twice, before and for each read and write.
+    sock.settimeout(None)
+    limit = struct.pack("ll", *divmod(round(timeout_s * 1_000_000), 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 class Watch:

@@ -57,7 +57,7 @@ class LineWriter:
 
     def _run(self) -> None:
         try:
-            while not self._is_closing.is_set():
+            while self._lines or not self._is_closing.is_set():
                 self._has_lines.wait()
                 self._is_closing.wait(_GATHER_S)
                 self._has_lines.clear()  # before the lines are taken, so that whatever comes from here on sets it again
