@@ -65,8 +65,8 @@ class Bench:
 
 
 @contextmanager
-def stages() -> Iterator[tuple[Stage, Stage, str]]:
-    """Start all that is needed; yields a stage whose platform answers at once, a slow one, and the URL of a Redis."""
+def stages() -> Iterator[tuple[Stage, Stage, str, str]]:
+    """Start all that is needed; yields a stage whose platform answers at once, a slow one, a Redis, and what broker."""
     with ExitStack() as stack:
         broker = start_own_broker()
         stack.callback(broker.stop)
@@ -77,8 +77,7 @@ def stages() -> Iterator[tuple[Stage, Stage, str]]:
         for namespace, latency_s in (("fast", 0.0), ("slow", SLOW_S)):
             behind = stack.enter_context(platform(latency_s))
             made.append(stack.enter_context(Stage(f"bench-{namespace}", broker.url, behind, folder)))
-        print(f"on {broker.origin}", flush=True)
-        yield made[0], made[1], redis.url
+        yield made[0], made[1], redis.url, broker.origin
 
 
 def main(
@@ -90,13 +89,13 @@ def main(
 ) -> None:
     """Measure this worker beside the comparison."""
     sizes = _QUICK if quick else Sizes()
-    with stages() as (fast, slow, redis_url):
+    with stages() as (fast, slow, redis_url, broker):
         bench = Bench(fast, slow, redis_url, sizes)
         for number in range(1, 1 + (1 if quick else rounds)):
             print(f"round {number}:", flush=True)
             bench.round()
         bench.once()
-    result = report.as_json(_machine(), bench.rounds)
+    result = report.as_json(_machine(broker), bench.rounds)
     output.mkdir(parents=True, exist_ok=True)
     (output / "performance.json").write_text(json.dumps(result, indent=1) + "\n")
     chart.draw(result, output / "performance.png")
@@ -105,8 +104,13 @@ def main(
     console.print(Markdown(report.target_table(result)))
 
 
-def _machine() -> dict[str, object]:
-    return {"processors": os.cpu_count(), "system": system.platform(terse=True), "python": system.python_version()}
+def _machine(broker: str) -> dict[str, object]:
+    return {
+        "processors": os.cpu_count(),
+        "system": system.platform(terse=True),
+        "python": system.python_version(),
+        "broker": broker,
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The documents: their code blocks, and the tables that ``python -m tests.documents`` makes from the code."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import SecretStr
 
+from bench.report import figure_table, target_table
 from schemas.reply import MEANINGS, FailureCode, RejectionCode
 from tests.monitoring import alerts
 from worker.settings import Settings
@@ -74,11 +76,28 @@ def _escaped(text: str) -> str:
     return re.sub(r"{{ *\$labels\.(\w+) *}}", r"*\1*", text).replace("|", "\\|").replace("_*", "_\\*")
 
 
+def _measured() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "performance.json").read_text())
+    return found
+
+
+def machine_line() -> str:
+    """Return on what the figures were measured."""
+    about = _measured()["machine"]
+    return (
+        f"Medians of {len(_measured()['rounds']['worker.saturated.per_s'])} rounds on {about['processors']} processors, "
+        f"{about['system']}, Python {about['python']}, {about['broker']}."
+    )
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "settings"): settings_table,
     ("README.md", "codes"): codes_table,
     ("docs/operations.md", "metrics"): metrics_table,
     ("docs/operations.md", "alerts"): alerts_table,
+    ("docs/performance.md", "targets"): lambda: target_table(_measured()),
+    ("docs/performance.md", "figures"): lambda: figure_table(_measured()),
+    ("docs/performance.md", "machine"): machine_line,
 }
 
 

@@ -23,7 +23,7 @@ from tests.rig import API_KEY, a_command, fields_of, in_hours, onenet, raw_serve
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.commands import ExecuteCommand, read_command
 from worker.doubt import Doubt
-from worker.errors import HistoryUnreadable, PlatformUnusable
+from worker.errors import HistoryUnreadable, PlatformUnusable, SettingsError
 from worker.localservices.ports import free_port, wait_until
 from worker.onenet import http
 from worker.onenet.client import OneNETClient
@@ -377,6 +377,13 @@ def test_a_proxy_that_refuses_proves_that_nothing_was_sent(monkeypatch: pytest.M
     with raw_server(refuse) as proxy:
         _proxied(monkeypatch, "https", proxy)
         assert isinstance(ask("https://onenet.invalid"), NotSent)
+
+
+def test_a_proxy_of_another_kind_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    _proxied(monkeypatch, "https", "socks5://127.0.0.1:1080")
+    with pytest.raises(SettingsError) as refused, client("https://onenet.invalid"):
+        pass
+    assert "socks5" in refused.value.lines[0]
 
 
 @pytest.mark.parametrize("behind", [ANSWER.replace(b'"u"', b'"v"'), b"and more"], ids=["an answer", "noise"])

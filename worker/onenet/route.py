@@ -14,6 +14,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url, parse_url
 
+from worker.errors import SettingsError
+
 
 class Route:
     """The way to one platform, decided once.
@@ -24,7 +26,7 @@ class Route:
         ca_file: the authorities to trust instead of the usual ones.
 
     Raises:
-        ValueError: there is a proxy of a kind that is not spoken here.
+        SettingsError: the environment names a proxy of a kind that is not spoken here.
     """
 
     def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
@@ -92,7 +94,11 @@ class Route:
 def _proxy(text: str) -> Url:
     proxy = parse_url(text if "://" in text else f"http://{text}")
     if proxy.scheme not in {"http", "https"} or not proxy.host:
-        raise ValueError(f"a proxy must be http://host:port or https://host:port, not {proxy.scheme}")
+        raise SettingsError(
+            [
+                f"the environment's proxy for ONENET_URL must be http://host:port or https://host:port, not {proxy.scheme}"
+            ]
+        )
     return proxy
 
 
