@@ -42,6 +42,7 @@ def throughput(stage: Stage, kind: Kind, commands: int, concurrency: int, count:
         lasted_s, answered = time.monotonic() - began, stage.platform.answered - done
         cpu_s = sum(worker.usage().cpu_s for worker in workers) - sum(usage.cpu_s for usage in used)
         stage.wait_for_replies(commands)
+    assert stage.platform.answered - before == commands  # none was sent twice
     return {"per_s": answered / lasted_s, "cpu_us": cpu_s / answered * 1e6}
 
 

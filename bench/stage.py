@@ -170,7 +170,8 @@ PROPERTIES = pika.BasicProperties(delivery_mode=2, app_id="bench", content_type=
 
 def command(number: int, command_id: str | None = None) -> bytes:
     """Return a typical command, each for one device of many."""
-    expires_at = (datetime.now(UTC) + timedelta(hours=24)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    valid_s = 24 * 3600 + number // DEVICES  # no device gets the same command twice
+    expires_at = (datetime.now(UTC) + timedelta(seconds=valid_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return json.dumps(
         {
             "command_id": command_id or f"bench-{time.time_ns():x}-{number}",

@@ -85,7 +85,7 @@ def machine_line() -> str:
     """Return on what the figures were measured."""
     about = _measured()["machine"]
     return (
-        f"Medians of {len(_measured()['rounds']['worker.saturated.per_s'])} rounds on {about['processors']} processors, "
+        f"Medians of {len(_measured()['rounds']['worker.start.s'])} rounds on {about['processors']} processors, "
         f"{about['system']}, Python {about['python']}, {about['broker']}."
     )
 

@@ -334,7 +334,7 @@ def by_way_of(port: int, url: str) -> str:
 
 
 class Proxy:
-    """A TCP proxy in front of a broker, whose connections can be cut or silenced."""
+    """A TCP proxy in front of a broker, whose connections can be cut, silenced or garbled."""
 
     def __init__(self, url: str, port: int = 0) -> None:
         target = urlsplit(url)
@@ -358,6 +358,12 @@ class Proxy:
         """Let nothing through any more on the connections that are there, and say so to nobody."""
         with self._lock:
             self._silent |= set(self._pairs)
+
+    def garble(self) -> None:
+        """Say to every client what no broker says: a frame that does not end as it should."""
+        with self._lock:
+            for client in self._pairs[::2]:
+                client.sendall(b"\x01\x00\x01\x00\x00\x00\x04none\x00")
 
     def close(self) -> None:
         _close(self._listener)

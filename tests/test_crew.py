@@ -116,6 +116,17 @@ def test_what_is_there_is_finished_before_the_end() -> None:
     assert len(running(test).done) == 3 * SIZE
 
 
+def test_none_ends_while_there_is_work_even_if_it_is_one_too_many() -> None:
+    async def test(crew: Crew, work: Work) -> None:
+        work.may_go_on.set()
+        for number in range(500 * SIZE):  # so long that it is tried with one less, again and again
+            crew.put(task(number))
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    assert len(running(test).done) == 500 * SIZE
+
+
 def test_a_crew_that_never_had_work_ends() -> None:
     async def test(crew: Crew, work: Work) -> None:
         pass

@@ -43,7 +43,7 @@ U, U1, U2, V = (str(UUID(int=number)) for number in range(4))
 Make = Callable[..., Store]
 
 
-def key(command_id: str, digest: bytes = b"1" * 16, likeness: bytes = b"alike") -> Key:
+def key(command_id: str, digest: bytes = b"1" * 16, likeness: bytes = b"alike" * 3) -> Key:
     return Key(command_id, digest, likeness)
 
 
@@ -340,12 +340,12 @@ class TestMemory:
 
     def test_the_latest_accepted_commands_are_remembered(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
-        for number in range(1000):
-            command_id = str(number)
-            store.complete(held(store.claim(key(command_id), NOW)), reply(command_id, str(UUID(int=number))))
+        keys = [Key(str(number), b"1" * 16, number.to_bytes(16, "big")) for number in range(1000)]
+        for number, each in enumerate(keys):
+            store.complete(held(store.claim(each, NOW)), reply(str(number), str(UUID(int=number))))
         for number in range(990, 1000):
-            assert store.claim(key(str(number)), NOW) == Done(reply(str(number), str(UUID(int=number))))
-        assert isinstance(store.claim(key("979"), NOW), First)
+            assert store.claim(keys[number], NOW) == Done(reply(str(number), str(UUID(int=number))))
+        assert isinstance(store.claim(keys[979], NOW), First)
 
     @given(
         uuid=st.one_of(st.uuids().map(str), st.text(min_size=1)),
@@ -382,10 +382,31 @@ class TestMemory:
         assert store.claim(key("a"), NOW) == Done(reply("a", U))
 
     def test_an_accepted_command_is_forgotten_when_its_time_is_over(self) -> None:
-        clock = iter(range(0, 1000, 61))
-        store = MemoryStore(60, LONG_S, began_at=NOW, clock=lambda: next(clock))
+        now = 0.0
+        store = MemoryStore(60, LONG_S, began_at=NOW, clock=lambda: now)
         store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+        now = 61.0
         assert isinstance(store.claim(key("a"), NOW), First)
+
+    @pytest.mark.parametrize("is_twin_first", [False, True])
+    def test_whose_a_uuid_is_outlasts_the_ledger_where_twins_may_ask(self, is_twin_first: bool) -> None:
+        """Else a command in doubt would be told the uuid of one just like it, and never be sent."""
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
+
+        def accept_the_twin() -> None:
+            store.complete(held(store.claim(key("twin"), NOW)), reply("twin", U))
+
+        if is_twin_first:
+            accept_the_twin()
+        store.release(held(store.claim(key("a"), NOW)), DOUBT)
+        if not is_twin_first:
+            accept_the_twin()
+        for number in range(1, 100):
+            other = Key(str(number), b"1" * 16, number.to_bytes(16, "big"))
+            store.complete(held(store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
+        hold = held(store.claim(key("a"), NOW))
+        assert store.owned_by_others(hold.key, [U]) == {U}
+        assert store.own(hold, [U], []) == NoneLeft()
 
     def test_a_doubt_that_is_forgotten_for_want_of_room_is_still_a_doubt(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=1)

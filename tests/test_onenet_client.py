@@ -29,6 +29,7 @@ from worker.onenet import http
 from worker.onenet.client import OneNETClient
 from worker.onenet.history import Entry
 from worker.onenet.http import BoundedHTTP, Watch
+from worker.onenet.route import Route
 from worker.settings import ApiKey
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
@@ -62,17 +63,11 @@ def command(**changes: Any) -> ExecuteCommand:
 @contextmanager
 def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None) -> Iterator[OneNETClient]:
     watch = Watch(connect_s + read_s)
+    route = Route(url, connect_s, ca_file)
     asking = OneNETClient(
         url,
         {None: ApiKey(api_key=SecretStr(API_KEY))},
-        lambda: BoundedHTTP(
-            url,
-            connect_timeout_s=connect_s,
-            read_timeout_s=read_s,
-            ca_file=ca_file,
-            watch=watch,
-            tracing=NoTracing(),
-        ),
+        lambda: BoundedHTTP(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
         CHINA,
         request_s=connect_s + read_s,
         latest_caching_s=SETTLE_S,
@@ -268,8 +263,9 @@ def test_a_connection_that_sat_idle_is_not_used_again(monkeypatch: pytest.Monkey
         assert len({request["client"][1] for request in platform.requests}) == 3
 
 
-def test_a_connection_that_the_platform_closed_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "SURELY_OPEN_S", 0.0)
+@contextmanager
+def silent_closer() -> Iterator[Callable[[], Answer]]:
+    """A platform that closes each connection behind its answer without saying so; yields what asks it."""
     closed: list[socket.socket] = []
 
     def answer_and_close(sock: socket.socket) -> None:
@@ -278,10 +274,29 @@ def test_a_connection_that_the_platform_closed_is_not_used_again(monkeypatch: py
         sock.sendall(ANSWER)
 
     with raw_server(answer_and_close) as url, client(url) as asking:
-        for number in range(1, 4):
-            assert asking.execute(command(), NEVER).answer == Cached("u")
+
+        def ask_and_wait() -> Answer:
+            answer = asking.execute(command(), NEVER).answer
             wait_until(lambda: closed[-1].fileno() == -1, 10, "the end of the connection")
-            assert len(closed) == number
+            return answer
+
+        yield ask_and_wait
+
+
+def test_a_connection_that_the_platform_closed_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "SURELY_OPEN_S", 0.0)
+    with silent_closer() as ask_again:
+        assert [ask_again() for _ in range(3)] == [Cached("u")] * 3
+
+
+def test_a_platform_that_closes_without_a_word_is_trusted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a connection that was used just now is still there is only looked at where that has been wrong before."""
+    monkeypatch.setattr(http, "SURELY_OPEN_S", NEVER_S)
+    with silent_closer() as ask_again:
+        first, second, *others = [ask_again() for _ in range(5)]
+    assert first == Cached("u")
+    assert isinstance(second, InDoubt)
+    assert others == [Cached("u")] * 3
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -315,7 +330,7 @@ def test_a_proxy_of_the_environment_is_decided_upon_once(monkeypatch: pytest.Mon
 
 
 def _proxied(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
-    monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("http://", "http://user:pass@"))
+    monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("http://", "user:pass@"))  # without a scheme it is http
     monkeypatch.setenv("no_proxy", "")
 
 
@@ -379,6 +394,12 @@ def test_a_proxy_that_refuses_proves_that_nothing_was_sent(monkeypatch: pytest.M
         assert isinstance(ask("https://onenet.invalid"), NotSent)
 
 
+def test_authorities_that_cannot_be_read_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", __file__)
+    with pytest.raises(SettingsError), client("https://onenet.invalid"):
+        pass
+
+
 def test_a_proxy_of_another_kind_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     _proxied(monkeypatch, "https", "socks5://127.0.0.1:1080")
     with pytest.raises(SettingsError) as refused, client("https://onenet.invalid"):
@@ -386,7 +407,14 @@ def test_a_proxy_of_another_kind_is_refused_before_anything_is_sent(monkeypatch:
     assert "socks5" in refused.value.lines[0]
 
 
-@pytest.mark.parametrize("behind", [ANSWER.replace(b'"u"', b'"v"'), b"and more"], ids=["an answer", "noise"])
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [ANSWER.replace(b'"u"', b'"v"'), b"and more", b"H", INTERIM, INTERIM + ANSWER.replace(b'"u"', b'"v"')],
+    ids=["an answer", "noise", "one byte", "an interim answer", "both"],
+)
 def test_what_comes_behind_an_answer_is_never_taken_for_the_next_one(behind: bytes) -> None:
     """The next command would be told another's uuid."""
     asked: list[bytes] = []

@@ -25,6 +25,7 @@ from worker.idempotency.memory import MemoryStore
 from worker.intake import Intake
 from worker.onenet.client import OneNETClient
 from worker.onenet.http import BoundedHTTP, Watch
+from worker.onenet.route import Route
 from worker.pulse import Pulse
 from worker.settings import MEMORY, Credentials, Settings, load_products
 from worker.task import Task
@@ -60,17 +61,12 @@ def client_of(
     settings: Settings, products: Mapping[str | None, Credentials], watch: Watch, tracing: Tracing
 ) -> OneNETClient:
     """Return the client of the platform that the settings name."""
+    ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
+    route = Route(settings.onenet_url, settings.onenet_connect_timeout, ca_file)
     return OneNETClient(
         settings.onenet_url,
         products,
-        lambda: BoundedHTTP(
-            settings.onenet_url,
-            connect_timeout_s=settings.onenet_connect_timeout,
-            read_timeout_s=settings.onenet_read_timeout,
-            ca_file=None if settings.onenet_ca_file is None else str(settings.onenet_ca_file),
-            watch=watch,
-            tracing=tracing,
-        ),
+        lambda: BoundedHTTP(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
         latest_caching_s=settings.worker_settle,

@@ -101,6 +101,17 @@ def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: t
         assert rig.upstream.reply().json["status"] == "accepted"
 
 
+def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[Rig, Proxy]) -> None:
+    """What cannot be read ends the connection, and never the worker."""
+    rig, proxy = proxied
+    with rig.worker(AMQP_URL=proxy.url) as worker:
+        proxy.garble()
+        worker.wait_for("broker_connection_lost")
+        worker.wait_for("consuming", count=2)
+        rig.upstream.publish(a_command())
+        assert rig.upstream.reply().json["status"] == "accepted"
+
+
 def test_a_broker_that_is_not_there_yet_is_waited_for(rig: Rig) -> None:
     port = free_port()
     with rig.start_worker(AMQP_URL=by_way_of(port, rig.broker_url)) as worker:

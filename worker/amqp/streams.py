@@ -100,6 +100,7 @@ class _Reference(AbstractIOReference):
         self._task.add_done_callback(self._tell)
 
     def cancel(self) -> bool:
+        self._task.remove_done_callback(self._tell)  # it may have ended in this very turn
         return self._task.cancel()
 
     def _tell(self, task: "asyncio.Task[Any]") -> None:
@@ -116,6 +117,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self.wrapped = wrapped
         self._loop = loop
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
+        self._error: Exception | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.stream = _Stream(self._loop, transport, self.wrapped)
@@ -125,13 +127,17 @@ class _Protocol(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.wrapped.data_received(bytes(self._buffer[:nbytes]))
+        try:
+            self.wrapped.data_received(bytes(self._buffer[:nbytes]))
+        except Exception as exc:  # noqa: BLE001 - as in pika's own adapters: whatever cannot be read ends the connection
+            self._error = exc
+            self.stream.abort()
 
     def eof_received(self) -> bool | None:
         return self.wrapped.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.wrapped.connection_lost(exc)
+        self.wrapped.connection_lost(self._error or exc)
 
 
 class _Stream(AbstractStreamTransport):

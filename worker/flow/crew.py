@@ -83,13 +83,14 @@ class Crew:
     def _look(self) -> None:
         """Wake more if all that are awake wait for the platform, twice as many each time, as long as tasks wait."""
         with self._lock:
+            self._has_one_too_many = False
             self._is_looking = bool(self._tasks)
             if not self._is_looking:
                 return
             if self._came_back == self._came_back_before:
                 for _ in range(min(self._at_once, len(self._tasks))):
                     self._wake_one()
-                self._at_once *= 2
+                self._at_once = min(2 * self._at_once, self._size)
             else:
                 self._at_once = 1
             self._came_back_before = self._came_back
@@ -111,7 +112,7 @@ class Crew:
             with self._lock:
                 awake = self._threads - len(self._resting)
                 is_one_too_many = self._has_one_too_many and awake > self._few
-                if self._tasks and not is_one_too_many:
+                if self._tasks and (self._is_ending or not is_one_too_many):
                     return self._tasks.popleft()
                 if self._is_ending:
                     return None
@@ -120,6 +121,7 @@ class Crew:
             bell.acquire()
 
     def _on_end(self) -> None:
-        self._threads -= 1
+        with self._lock:
+            self._threads -= 1
         if not self._threads:
             self._all_ended.set()

@@ -1,7 +1,7 @@
 """Scripts called in Redis by many threads, all that are wanted at a time in one journey.
 
-A thread that finds nobody on the way goes, again and again, for as long as others have given it something to ask. The
-fewer journeys, the fewer calls to the system, at each of which the interpreter changes hands.
+A thread that finds nobody on the way goes; those that come meanwhile wait, and one of them goes for all when the first
+is back. The fewer journeys, the fewer calls to the system, at each of which the interpreter changes hands.
 """
 
 import hashlib
@@ -25,14 +25,15 @@ class Script:
 
 
 class _Call:
-    __slots__ = ("answer", "arguments", "is_answered", "script")
+    __slots__ = ("answer", "arguments", "bell", "is_answered", "script")
 
     def __init__(self, script: Script, arguments: tuple[Any, ...]) -> None:
         self.script = script
         self.arguments = arguments
         self.answer: Any = None
-        self.is_answered = threading.Lock()
-        self.is_answered.acquire()
+        self.is_answered = False
+        self.bell = threading.Lock()  # rings when it is answered, or when it is its turn to go
+        self.bell.acquire()
 
 
 class Calls:
@@ -58,31 +59,39 @@ class Calls:
         call = _Call(script, (len(keys), *keys, *arguments))
         with self._lock:
             self._waiting.append(call)
-            goes = not self._is_somebody_on_the_way
+            has_to_wait = self._is_somebody_on_the_way
             self._is_somebody_on_the_way = True
-        if goes:
+        if has_to_wait:
+            call.bell.acquire()
+        if not call.is_answered:
             self._go()
-        call.is_answered.acquire()
         if isinstance(call.answer, redis.RedisError):
             raise call.answer
         return call.answer
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+
     def _go(self) -> None:
-        while True:
-            with self._lock:
-                calls, self._waiting = self._waiting, []
-                if not calls:
-                    self._is_somebody_on_the_way = False
-                    return
-            try:
-                answers = self._ask(calls)
-            except redis.RedisError as exc:  # for one of them as for all: what was sent may have run
-                self._connection.disconnect()
-                self._used_at = math.inf
-                answers = [exc] * len(calls)
+        """Take along all that waits, and have the next one go, if there is one: each goes once, for its own call."""
+        with self._lock:
+            calls, self._waiting = self._waiting, []
+        answers: list[Any] = [redis.ConnectionError("the journey was broken off")] * len(calls)
+        try:
+            answers = self._ask(calls)
+        except redis.RedisError as exc:  # for one of them as for all: what was sent may have run
+            self._connection.disconnect()
+            self._used_at = math.inf
+            answers = [exc] * len(calls)
+        finally:
             for call, answer in zip(calls, answers, strict=True):
-                call.answer = answer
-                call.is_answered.release()
+                call.answer, call.is_answered = answer, True
+                call.bell.release()
+            with self._lock:
+                self._is_somebody_on_the_way = bool(self._waiting)
+                if self._waiting:
+                    self._waiting[0].bell.release()
 
     def _ask(self, calls: Sequence[_Call]) -> list[Any]:
         if time.monotonic() - self._used_at > _IDLE_S and self._is_stale():

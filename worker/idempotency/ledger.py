@@ -33,6 +33,8 @@ class Ledger:
         self._half = half
         self._newer: dict[bytes, bytes] = {}
         self._older: dict[bytes, bytes] = {}
+        self._newer_alike: dict[bytes, bytes] = {}  # likeness -> whose record it is, of the latest
+        self._older_alike: dict[bytes, bytes] = {}
 
     def add(self, key: Key, reply: Reply, now: float) -> bool:
         """Record a reply at a monotonic time; False: it is of another form than nearly all."""
@@ -41,7 +43,10 @@ class Ledger:
             return False
         if len(self._newer) >= self._half:
             self._older, self._newer = self._newer, {}
-        self._newer[_hash(key.command_id)] = _RECORD.pack(
+            self._older_alike, self._newer_alike = self._newer_alike, {}
+        name = _hash(key.command_id)
+        self._newer_alike[key.likeness[:8]] = name
+        self._newer[name] = _RECORD.pack(
             key.digest[:8],
             _packed(str(reply.uuid)),
             int(str(reply.imei)),
@@ -63,12 +68,11 @@ class Ledger:
             return None
         if digest != key.digest[:8]:
             return Conflict()
-        text = uuid.hex()
         return Done(
             Reply(
                 command_id=key.command_id,
                 status="accepted",
-                uuid=f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}",
+                uuid=_unpacked(uuid),
                 imei=f"{imei:015}",
                 attempts=attempts,
                 recovered=bool(flags & _RECOVERED),
@@ -76,6 +80,12 @@ class Ledger:
                 completed_at=_EPOCH + completed_us * _MICROSECOND,
             )
         )
+
+    def alike(self, likeness: bytes) -> str | None:
+        """Return the uuid of the latest command that the platform's history cannot tell from another one."""
+        name = self._newer_alike.get(likeness[:8]) or self._older_alike.get(likeness[:8])
+        record = None if name is None else self._newer.get(name) or self._older.get(name)
+        return None if record is None else _unpacked(record[_UUID_AT])
 
     def others(self, command_id: str, uuids: Iterable[str]) -> set[str]:
         """Return those uuids that belong to other commands than this. Looks through all, since it is seldom asked."""
@@ -91,3 +101,8 @@ def _hash(command_id: str) -> bytes:
 
 def _packed(uuid: str) -> bytes:
     return bytes.fromhex(uuid.replace("-", ""))
+
+
+def _unpacked(uuid: bytes) -> str:
+    text = uuid.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

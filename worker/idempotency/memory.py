@@ -31,7 +31,7 @@ from worker.idempotency.ledger import Ledger
 from worker.replay import Replay
 from worker.times import milliseconds
 
-MAX_ACCEPTED = 12_000  # half of what is remembered at most
+MAX_ACCEPTED = 10_900  # half of what is remembered at most; a dictionary of so many is just full
 MAX_OTHERS = 10_000
 
 
@@ -49,7 +49,7 @@ class _Record:
 
 
 class MemoryStore:
-    """Remembers the latest 12,000 accepted commands or more, and 10,000 others, each for a time to live.
+    """Remembers the latest 10,900 accepted commands or more, and 10,000 others, each for a time to live.
 
     Args:
         ttl_s: seconds for which a record lasts after it was last written.
@@ -93,6 +93,7 @@ class MemoryStore:
             if record is None and (found := self._accepted.find(key, self._clock())) is not None:
                 return found
             if record is None:
+                self._remember_twin(key.likeness)
                 return First(self._grant(_Record(key), now), self._unrecorded_until)
             if record.key.digest != key.digest:
                 return Conflict()
@@ -157,7 +158,9 @@ class MemoryStore:
     def complete(self, hold: Hold, reply: Reply) -> None:
         with self._lock:
             record = self._held(hold)
-            if reply.uuid not in self._guessed and self._accepted.add(record.key, reply, self._clock()):
+            has_twins = len(self._alike[hold.key.likeness]) > 1  # which may yet ask whose the uuid is
+            is_plain = not has_twins and reply.uuid not in self._guessed
+            if is_plain and self._accepted.add(record.key, reply, self._clock()):
                 self._forget(record)
                 return
             record.reply = reply.model_dump_json().encode()
@@ -192,6 +195,14 @@ class MemoryStore:
     def _let_go(self, record: _Record) -> None:
         record.lease_ends_at = None
         self._write(record)
+
+    def _remember_twin(self, likeness: bytes) -> None:
+        """Keep the uuid of an accepted command while one just like it may come in doubt: the ledger may be short."""
+        uuid = self._accepted.alike(likeness)
+        if uuid is not None and uuid not in self._owners:
+            twin = _Record(Key(f"#{uuid}", b"", likeness), uuid=uuid, reply=b"")  # no command's id has a #
+            self._owners[uuid] = twin.key.command_id
+            self._write(twin)
 
     def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
         """Return which uuids belong to other commands, for certain or as a guess."""

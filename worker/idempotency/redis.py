@@ -170,7 +170,7 @@ class RedisStore:
         namespace: begins every key.
         ttl_s: seconds for which a record lasts after it was last written.
         lease_s: seconds for which a claim is good.
-        connections: how many calls may be under way at once.
+        connections: how many may look for owners of uuids at once; all other calls share one connection.
     """
 
     def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
@@ -273,6 +273,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
+        self._calls.close()
         self._redis.close()
         self._pinging.close()
 

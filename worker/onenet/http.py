@@ -23,7 +23,7 @@ from worker.onenet.route import Route
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-SURELY_OPEN_S = 0.01  # unless the answer said otherwise: looking would cost more than the request
+SURELY_OPEN_S = 0.001  # to look whether a connection is still open costs as much as to send
 MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 16 * 1024
 
@@ -65,26 +65,14 @@ class BoundedHTTP:
     """Sends requests, each once, and each within a time that bounds it as a whole, a dripping answer included.
 
     Args:
-        base_url: the platform's URL, without a slash at the end.
-        connect_timeout_s: longest wait for one connection.
-        read_timeout_s: longest wait for the next bytes; both together bound the whole.
-        ca_file: the authorities to trust instead of the usual ones.
+        route: how the platform is reached.
+        read_timeout_s: longest wait for the next bytes.
         watch: cuts what takes too long.
         tracing: spans each request.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-        ca_file: str | None,
-        watch: "Watch",
-        tracing: Tracing,
-    ) -> None:
-        self._base_url = base_url
-        self._route = Route(base_url, connect_timeout_s, ca_file)
+    def __init__(self, route: Route, *, read_timeout_s: float, watch: "Watch", tracing: Tracing) -> None:
+        self._route = route
         self._read_timeout_s = read_timeout_s
         self._watch = watch
         self._tracing = tracing
@@ -97,6 +85,7 @@ class BoundedHTTP:
         self._head = _lines(usual)
         self._target = self._route.target
         self._idle: list[_Wire] = []  # the one that was used last comes first
+        self._surely_open_s = SURELY_OPEN_S
         self._is_closed = False
 
     def send(self, request: Request, exchange: Exchange) -> Response:
@@ -106,7 +95,7 @@ class BoundedHTTP:
             requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError: no whole answer, or none
                 that can be read; ``exchange.request_left`` tells what that means.
         """
-        url = self._base_url + request.path.partition("?")[0]  # without the device
+        url = self._route.base_url + request.path.partition("?")[0]  # without the device
         with self._tracing.requesting(request.method, url) as answered:
             response = self._send(request, exchange)
             answered(response.status)
@@ -116,14 +105,17 @@ class BoundedHTTP:
         wire = self._idle_wire() or _Wire(self._route.open(), self._read_timeout_s)
         exchange.sock = wire.sock
         self._watch.begin(exchange)
+        is_in_time = False
         try:
             response = wire.ask(self._written(request), exchange)
-        except BaseException:
-            wire.is_kept = False
+            is_in_time = self._watch.end(exchange)
+        except ConnectionError:
+            if self._watch.end(exchange) and wire.is_used and not wire.has_received:
+                self._surely_open_s = 0.0  # this platform closes connections that it promised to keep
             raise
         finally:
             self._watch.end(exchange)
-            if wire.is_kept and not self._is_closed:
+            if wire.is_kept and is_in_time and not self._is_closed:
                 self._idle.append(wire)
             else:
                 wire.close()
@@ -139,7 +131,8 @@ class BoundedHTTP:
         with contextlib.suppress(IndexError):  # there is none
             while True:
                 wire = self._idle.pop()
-                if wire.is_usable:
+                idle_s = time.monotonic() - wire.used_at
+                if idle_s < MAX_IDLE_S and (idle_s < self._surely_open_s or wire.is_silent):
                     return wire
                 wire.close()
         return None
@@ -161,17 +154,18 @@ class _Wire:
     def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
         self.sock = connection.sock
         _limit(self.sock, read_timeout_s)
+        self.is_used = False  # before
         self.used_at = 0.0  # monotonic
         self.is_kept = False  # and not closed behind the last answer
+        self.has_received = False  # anything of an answer
         self._connection = connection
         self._parser = HttpResponseParser(self)
         self._forget()
 
     @property
-    def is_usable(self) -> bool:
-        """Whether it may carry another request."""
-        idle_s = time.monotonic() - self.used_at
-        return idle_s < MAX_IDLE_S and (idle_s < SURELY_OPEN_S or self._connection.is_connected)
+    def is_silent(self) -> bool:
+        """Whether nothing has come since the last answer, not even the connection's end."""
+        return self._connection.is_connected
 
     def close(self) -> None:
         self._connection.close()
@@ -184,6 +178,7 @@ class _Wire:
             OSError: the connection is lost, or nothing came in time.
         """
         self._forget()
+        self.has_received = False
         if time.monotonic() >= exchange.deadline:
             raise TimeoutError("the connection took all the time that the request had")
         exchange.request_left = True
@@ -191,6 +186,7 @@ class _Wire:
         received = 0
         while self._response is None:
             data = self._receive()
+            self.has_received |= bool(data)
             received += len(data)
             if received > MAX_ANSWER_BYTES:
                 raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -199,7 +195,8 @@ class _Wire:
             elif self._has_head and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
                 return Response(self._parser.get_status_code(), self._headers, self._body)  # which this is the end of
             else:
-                raise requests.ConnectionError("the connection was closed before the answer was whole")
+                raise ConnectionResetError("the connection was closed before the answer was whole")
+        self.is_used = True
         self.used_at = time.monotonic()
         return self._response
 
@@ -211,16 +208,21 @@ class _Wire:
     def _read(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+            self.is_kept &= self._ends_with_the_answer(data)
         except (HttpParserError, HttpParserUpgrade) as exc:
             self.is_kept = False
             if self._response is None:  # otherwise it is only what follows the answer that cannot be read
                 raise requests.ConnectionError("what came is no answer") from exc
 
+    def _ends_with_the_answer(self, data: bytes) -> bool:
+        """Tell whether nothing of what has been read is left over behind the answer."""
+        return data.endswith(self._last if b"content-length" in self._headers else b"\r\n\r\n")
+
     def _forget(self) -> None:
         self.is_kept = False
         self._response: Response | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._body = b""
+        self._body = self._last = b""
         self._has_head = False
 
     def on_message_begin(self) -> None:
@@ -228,22 +230,25 @@ class _Wire:
             self.is_kept = False  # nobody has asked for this: it would be taken for the next request's answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if self._response is None:
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._has_head = True
 
     def on_body(self, body: bytes) -> None:
         self._body += body
+        self._last = body
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
+        if self._response is not None:
+            return  # something else, behind the answer
         if status < HTTPStatus.OK:
             self._forget()  # the answer itself is still to come
-        elif self._response is None:
+        else:
             self.is_kept = self._parser.should_keep_alive()
             self._response = Response(status, self._headers, self._body)
-            self._headers = {}  # those of whatever follows are not the answer's
 
 
 def _limit(sock: Any, timeout_s: float) -> None:
@@ -279,9 +284,12 @@ class Watch:
             if exchange.deadline < self._wakes_at:
                 self._changed.notify()
 
-    def end(self, exchange: Exchange) -> None:
+    def end(self, exchange: Exchange) -> bool:
+        """Let an exchange be; returns whether it was in time, and ended for the first time."""
         with self._changed:
+            is_here = exchange in self._exchanges
             self._exchanges.discard(exchange)
+        return is_here
 
     def stop(self) -> None:
         with self._changed:

@@ -26,17 +26,18 @@ class Route:
         ca_file: the authorities to trust instead of the usual ones.
 
     Raises:
-        SettingsError: the environment names a proxy of a kind that is not spoken here.
+        SettingsError: the environment names a proxy that is not spoken here, or authorities that cannot be read.
     """
 
     def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
         proxy = select_proxy(base_url, environment["proxies"])
+        self.base_url = base_url
         self._connect_timeout_s = connect_timeout_s
         self._platform = parse_url(base_url)
         self._proxy = None if proxy is None else _proxy(proxy)
-        self._proxy_headers = {} if proxy is None else HTTPAdapter().proxy_headers(proxy)
+        self._proxy_headers = {} if self._proxy is None else HTTPAdapter().proxy_headers(self._proxy.url)
         needs_tls = "https" in {self._platform.scheme, self._proxy and self._proxy.scheme}
         self._tls = _trusting(environment["verify"] or True) if needs_tls else None
 
@@ -95,9 +96,7 @@ def _proxy(text: str) -> Url:
     proxy = parse_url(text if "://" in text else f"http://{text}")
     if proxy.scheme not in {"http", "https"} or not proxy.host:
         raise SettingsError(
-            [
-                f"the environment's proxy for ONENET_URL must be http://host:port or https://host:port, not {proxy.scheme}"
-            ]
+            [f"the environment's proxy must be http://host:port or https://host:port, not {proxy.scheme}"]
         )
     return proxy
 
@@ -105,4 +104,7 @@ def _proxy(text: str) -> Url:
 def _trusting(authorities: str | bool) -> ssl.SSLContext:
     path = DEFAULT_CA_BUNDLE_PATH if isinstance(authorities, bool) else authorities
     is_folder = Path(path).is_dir()
-    return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+    try:
+        return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+    except (OSError, ssl.SSLError) as exc:
+        raise SettingsError([f"the authorities that the environment names cannot be read: {path}"]) from exc
