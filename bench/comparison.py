@@ -92,8 +92,7 @@ async def main() -> None:
     namespace = os.environ["WORKER_NAMESPACE"]
     connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])
     channel = await connection.channel(publisher_confirms=True)
-    # A quarter more than are sent at a time, which the connector limits: so none waits for another's confirm.
-    await channel.set_qos(prefetch_count=concurrency + concurrency // 4)
+    await channel.set_qos(prefetch_count=int(os.environ["COMPARISON_PREFETCH"]))
     queue = await channel.get_queue(f"{namespace}.execute")
     replies = await channel.get_exchange(f"{namespace}.replies")
     connector = aiohttp.TCPConnector(limit=concurrency)

@@ -23,7 +23,7 @@ from worker.onenet.route import Route
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-SURELY_OPEN_S = 0.001  # to look whether a connection is still open costs as much as to send
+SURELY_OPEN_S = 0.005  # to look whether a connection is still open costs as much as to send
 MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 16 * 1024
 
@@ -105,20 +105,18 @@ class BoundedHTTP:
         wire = self._idle_wire() or _Wire(self._route.open(), self._read_timeout_s)
         exchange.sock = wire.sock
         self._watch.begin(exchange)
-        is_in_time = False
         try:
             response = wire.ask(self._written(request), exchange)
+        except BaseException as exc:
             is_in_time = self._watch.end(exchange)
-        except ConnectionError:
-            if self._watch.end(exchange) and wire.is_used and not wire.has_received:
+            if is_in_time and isinstance(exc, ConnectionError) and wire.is_used and not wire.has_received:
                 self._surely_open_s = 0.0  # this platform closes connections that it promised to keep
+            wire.close()
             raise
-        finally:
-            self._watch.end(exchange)
-            if wire.is_kept and is_in_time and not self._is_closed:
-                self._idle.append(wire)
-            else:
-                wire.close()
+        if self._watch.end(exchange) and wire.is_kept and not self._is_closed:
+            self._idle.append(wire)
+        else:
+            wire.close()
         return response
 
     def close(self) -> None:
@@ -285,7 +283,7 @@ class Watch:
                 self._changed.notify()
 
     def end(self, exchange: Exchange) -> bool:
-        """Let an exchange be; returns whether it was in time, and ended for the first time."""
+        """Let an exchange be; returns whether it was in time."""
         with self._changed:
             is_here = exchange in self._exchanges
             self._exchanges.discard(exchange)
