@@ -96,4 +96,4 @@ def memory(stage: Stage, commands: int, queued: int) -> Figures:
         stage.wait_for(before + commands, workers)
         end = workers[0].usage()
     stage.fill(0)
-    return {"quarter_mb": quarter.mb, "end_mb": end.mb, "peak_mb": end.peak_mb}
+    return {"quarter_mib": quarter.mib, "end_mib": end.mib, "peak_mib": end.peak_mib}

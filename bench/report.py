@@ -104,14 +104,14 @@ _WISHES = (
         "{:.2f} ×",
         is_least=True,
     ),
-    _Wish("memory, 64 at a time, a million queued", "64 MB", 64, ("worker.memory.peak_mb",), _itself, "{:.1f} MB"),
+    _Wish("memory, 64 at a time, a million queued", "64 MiB", 64, ("worker.memory.peak_mib",), _itself, "{:.1f} MiB"),
     _Wish(
         "memory after 200,000 commands, beyond that after 50,000",
-        "3 MB",
+        "3 MiB",
         3,
-        ("worker.memory.end_mb", "worker.memory.quarter_mb"),
+        ("worker.memory.end_mib", "worker.memory.quarter_mib"),
         _beyond,
-        "{:+.1f} MB",
+        "{:+.1f} MiB",
     ),
     _Wish("start until it consumes", "1.5 s", 1.5, ("worker.start.s",), _itself, "{:.2f} s"),
     _fleet(2),
@@ -157,8 +157,8 @@ _SHOWN = (
     ("2 workers", "fleet-2.per_s", "{:,.0f}"),
     ("4 workers", "fleet-4.per_s", "{:,.0f}"),
     ("start until it consumes, s", "start.s", "{:.2f}"),
-    ("memory after a quarter of 200,000 commands, MB", "memory.quarter_mb", "{:.1f}"),
-    ("memory after all of them, MB", "memory.end_mb", "{:.1f}"),
+    ("memory after a quarter of 200,000 commands, MiB", "memory.quarter_mib", "{:.1f}"),
+    ("memory after all of them, MiB", "memory.end_mib", "{:.1f}"),
 )
 
 

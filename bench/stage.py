@@ -34,11 +34,11 @@ _MODULES: Mapping[Kind, list[str]] = {"worker": ["worker", "run"], "comparison":
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has used, and how much memory it has resident now and had at most, in MB of 1,000,000 bytes."""
+    """What a process has used, and how much memory it has resident now and had at most, in MiB."""
 
     cpu_s: float
-    mb: float
-    peak_mb: float
+    mib: float
+    peak_mib: float
 
 
 class Process:
@@ -67,8 +67,8 @@ class Process:
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])  # utime, stime
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-        mb, peak_mb = (int(status[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
-        return Usage(ticks / _TICKS_PER_S, mb, peak_mb)
+        mib, peak_mib = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+        return Usage(ticks / _TICKS_PER_S, mib, peak_mib)
 
     def has_said(self, event: str) -> bool:
         """Tell whether an event is in its log."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from worker.task import Task
 
 _LOOK_S = 0.001
-_LOOKS_PER_TRIAL = 100  # now and then one goes to rest although there is work: it may be one too many
+_PATIENCE = 2  # looks in a row at which none has come back: once may be chance, when others use the processor
+_LOOKS_PER_TRIAL = 25  # now and then one goes to rest although there is work: it may be one too many
 
 
 class Crew:
@@ -39,7 +40,8 @@ class Crew:
         self._is_looking = False
         self._came_back = 0  # how often a thread came for its next task
         self._came_back_before = 0
-        self._at_once = 1  # how many to wake if none comes back
+        self._in_vain = 0  # looks in a row at which none had come back
+        self._at_once = 1  # how many to wake then
         self._looks = 0
         self._has_one_too_many = False
 
@@ -87,7 +89,8 @@ class Crew:
             self._is_looking = bool(self._tasks)
             if not self._is_looking:
                 return
-            if self._came_back == self._came_back_before:
+            self._in_vain = self._in_vain + 1 if self._came_back == self._came_back_before else 0
+            if self._in_vain >= _PATIENCE:
                 for _ in range(min(self._at_once, len(self._tasks))):
                     self._wake_one()
                 self._at_once = min(2 * self._at_once, self._size)

@@ -31,7 +31,7 @@ from worker.idempotency.ledger import Ledger
 from worker.replay import Replay
 from worker.times import milliseconds
 
-MAX_ACCEPTED = 10_900  # half of what is remembered at most; a dictionary of so many is just full
+MAX_ACCEPTED = 8_000  # half of what is remembered at most
 MAX_OTHERS = 10_000
 
 
@@ -49,7 +49,7 @@ class _Record:
 
 
 class MemoryStore:
-    """Remembers the latest 10,900 accepted commands or more, and 10,000 others, each for a time to live.
+    """Remembers the latest 8,000 accepted commands or more, and 10,000 others, each for a time to live.
 
     Args:
         ttl_s: seconds for which a record lasts after it was last written.

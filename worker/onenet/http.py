@@ -25,7 +25,7 @@ from worker.telemetry.tracing import Tracing
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
 SURELY_OPEN_S = 0.005  # to look whether a connection is still open costs as much as to send
 MAX_ANSWER_BYTES = 1024 * 1024
-_CHUNK_BYTES = 16 * 1024
+_CHUNK_BYTES = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
