@@ -38,7 +38,7 @@ containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker 
 chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
-bench: $(BENCH_STAMP) ## this worker beside a comparison, a quarter of an hour; BENCH_ARGS=--quick only sees that it works
+bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff and mypy, over the tests too

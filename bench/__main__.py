@@ -107,7 +107,7 @@ def main(
 def _machine(broker: str) -> dict[str, object]:
     return {
         "processors": os.cpu_count(),
-        "system": system.platform(terse=True),
+        "system": f"{system.system()} {system.machine()}",
         "python": system.python_version(),
         "broker": broker,
     }
