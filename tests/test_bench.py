@@ -1,4 +1,4 @@
-"""What a benchmark's figures come to; that it runs is seen by ``make bench BENCH_ARGS=--quick``."""
+"""What a benchmark's figures come to."""
 
 from collections.abc import Mapping
 
