@@ -160,13 +160,13 @@ class Stage:
 
     def wait(self, condition: Callable[[], bool], workers: list[Process]) -> None:
         """Wait for something that workers bring about, and look often: 5 ms are little beside all that is measured."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while not condition():
+
+        def holds() -> bool:
             for worker in workers:
                 worker.assert_is_running()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {_PATIENCE_S} s")
-            time.sleep(0.005)
+            return condition()
+
+        wait_until(holds, _PATIENCE_S, "what is measured", every_s=0.005)
 
 
 PROPERTIES = pika.BasicProperties(delivery_mode=2, app_id="bench", content_type="application/json")

@@ -25,6 +25,10 @@ class Work:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     under_way: int = 0
 
+    def has_done(self, count: int) -> Callable[[], bool]:
+        """Return what tells whether so many have been handled."""
+        return lambda: len(self.done) == count
+
     def handle(self, each: Task) -> None:
         with self._lock:
             self.threads.add(threading.current_thread())
@@ -73,10 +77,10 @@ def test_no_more_begin_than_there_is_work_for() -> None:
             crew.put(task(number))
         await until(lambda: work.under_way == FEW + 1)
         work.may_go_on.set()
-        await until(lambda: len(work.done) == FEW + 1)
+        await until(work.has_done(FEW + 1))
         for number in range(20):  # one after the other: whoever rests is woken, and nobody begins
             crew.put(task(number))
-            await until(lambda wanted=FEW + 2 + number: len(work.done) == wanted)  # type: ignore[misc]
+            await until(work.has_done(FEW + 2 + number))
 
     assert len(running(test).threads) <= FEW + 1
 

@@ -28,7 +28,7 @@ def is_listening(host: str, port: int) -> bool:
         return sock.connect_ex((host, port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
     """Look again and again until a condition holds.
 
     Raises:
@@ -38,4 +38,4 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.05)  # between two looks at another process, which has no way to tell us
+        time.sleep(every_s)  # between two looks at another process, which has no way to tell us
