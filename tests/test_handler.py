@@ -21,7 +21,7 @@ from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.flow.gates import Gates
 from worker.handler import MAX_UNFINISHED, MAX_UNREAD, Handler
-from worker.idempotency import Claim, Hold, Key
+from worker.idempotency import Claim, Hold, Key, OnRecorded
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import Entry
@@ -72,9 +72,12 @@ class Store(MemoryStore):
         self._come("claim")
         return super().claim(key, now, replay)
 
-    def complete(self, hold: Hold, reply: Reply) -> None:
-        self._come("complete")
-        super().complete(hold, reply)
+    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+        if "complete" in self.is_away_for:
+            on_end(StoreUnavailable("Redis: ConnectionError"))
+            return
+        self.history.append("complete")
+        super().complete(hold, reply, on_end)
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         if "release" in self.is_away_for:
@@ -107,7 +110,9 @@ class Rig:
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
         task = self.handler.read(delivery, 0)
-        found = self.handler.handle(task, self.pass_on)
+        ends: list[Sequence[Publication] | None] = []
+        self.handler.handle(task, self.pass_on, ends.append)
+        [found] = ends
         self.last: Sequence[Publication] = [self.handler.rest(task)] if found is None else found
         return [_place(publication) for publication in self.last]
 

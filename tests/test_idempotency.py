@@ -13,7 +13,7 @@ from schemas.reply import Reply, ReplyError
 from tests.own_redis import OwnRedis
 from tests.rig import PATIENCE_S
 from worker.doubt import Doubt
-from worker.errors import LeaseLost, StoreUnavailable
+from worker.errors import LeaseLost, StoreError, StoreUnavailable
 from worker.idempotency import (
     Again,
     Busy,
@@ -63,6 +63,15 @@ def held(claim: Claim) -> Hold:
     return claim.hold
 
 
+def complete(store: Store, hold: Hold, told: Reply) -> None:
+    """Record an outcome; raises what kept it from being recorded."""
+    ends: list[StoreError | None] = []
+    store.complete(hold, told, ends.append)
+    [error] = ends  # nobody else is asking, so that it is over by now
+    if error is not None:
+        raise error
+
+
 @pytest.fixture(params=["memory", "redis"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes stores; those on Redis share what they know, as the workers of a fleet do."""
@@ -108,7 +117,7 @@ def test_one_id_is_one_command(store: Store) -> None:
     store.release(first.hold, None)
     again = store.claim(key("a"), NOW)
     assert isinstance(again, Again)
-    store.complete(again.hold, reply("a", U))
+    complete(store, again.hold, reply("a", U))
     assert store.claim(key("a"), NOW) == Done(reply("a", U))
 
 
@@ -118,7 +127,7 @@ def test_another_content_is_a_conflict_in_every_state(store: Store) -> None:
     assert store.claim(other, NOW) == Conflict()
     store.release(hold, DOUBT)
     assert store.claim(other, NOW) == Conflict()
-    store.complete(held(store.claim(key("a"), NOW)), reply("a"))
+    complete(store, held(store.claim(key("a"), NOW)), reply("a"))
     assert store.claim(other, NOW) == Conflict()
 
 
@@ -162,14 +171,14 @@ def test_what_a_former_holder_writes_late_is_refused(make: Make) -> None:
     late = held(short.claim(key("a"), NOW))
     successor = when_lease_has_ended(short, key("a"))
     with pytest.raises(LeaseLost):
-        short.complete(late, reply("a", "late"))
+        complete(short, late, reply("a", "late"))
     with pytest.raises(LeaseLost):
         short.release(late, None)
     with pytest.raises(LeaseLost):
         short.own(late, [U], [])
-    short.complete(held(successor), reply("a", U))
+    complete(short, held(successor), reply("a", U))
     with pytest.raises(LeaseLost):
-        short.complete(late, reply("a", "late"))
+        complete(short, late, reply("a", "late"))
     assert short.claim(key("a"), NOW) == Done(reply("a", U))
 
 
@@ -182,11 +191,11 @@ def test_of_many_at_once_one_is_first(store: Store) -> None:
 
 def test_a_uuid_belongs_to_one_command(store: Store) -> None:
     """Its twin, alike in everything but the id, gets the other one, or none."""
-    store.complete(held(store.claim(key("a"), NOW)), reply("a", U1))
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", U1))
     twin = held(store.claim(key("b"), NOW))
     assert store.own(twin, [U1], []) == NoneLeft()
     assert store.own(twin, [U1, U2], []) == Owned(U2)
-    store.complete(twin, reply("b", U2))
+    complete(store, twin, reply("b", U2))
     assert store.own(held(store.claim(key("c"), NOW)), [U1, U2], []) == NoneLeft()
 
 
@@ -204,7 +213,7 @@ def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: Store) 
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     first = held(store.claim(key("a"), NOW))
     assert store.own(first, [U1, U2], []) == Owned(U1)
-    store.complete(first, reply("a", U1))
+    complete(store, first, reply("a", U1))
     assert store.own(held(store.claim(key("b"), NOW)), [U1, U2], []) == Owned(U2)
 
 
@@ -216,7 +225,7 @@ def test_a_command_whose_entry_a_twin_may_have_been_given_is_not_known_to_be_abs
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     twin = held(store.claim(key("a"), NOW))
     assert store.own(twin, likely, unlikely) == Owned(U1)
-    store.complete(twin, reply("a", U1))
+    complete(store, twin, reply("a", U1))
     assert store.owned_by_others(key("b"), [U1, U2]) == set()
     hold = held(store.claim(key("b"), NOW))
     assert store.own(hold, [U1], []) == Undecidable()
@@ -229,7 +238,7 @@ def test_a_guess_once_made_stays_one(store: Store) -> None:
     hold = held(store.claim(key("a"), NOW))
     assert store.own(hold, [U1, U2], []) == Owned(U1)
     assert store.own(hold, [U1], []) == Owned(U1)
-    store.complete(hold, reply("a", U1))
+    complete(store, hold, reply("a", U1))
     assert store.own(held(store.claim(key("b"), NOW)), [U1], []) == Undecidable()
 
 
@@ -242,7 +251,7 @@ def test_an_entry_that_only_clocks_far_apart_would_explain_decides_nothing(store
     hold = held(store.claim(key("a"), NOW))
     assert store.own(hold, [], [U1]) == Undecidable()
     assert store.own(hold, [U2], [U1]) == Undecidable()
-    store.complete(held(store.claim(key("b"), NOW)), reply("b", U1))
+    complete(store, held(store.claim(key("b"), NOW)), reply("b", U1))
     assert store.own(hold, [U2], [U1]) == Owned(U2)
 
 
@@ -251,19 +260,19 @@ def test_nothing_is_chosen_while_a_twin_is_under_way(store: Store) -> None:
     twin = held(store.claim(key("b"), NOW))
     hold = held(store.claim(key("a"), NOW))
     assert store.own(hold, [U], []) == TwinUnderWay()
-    store.complete(twin, reply("b", U))
+    complete(store, twin, reply("b", U))
     assert store.own(hold, [U], []) == NoneLeft()
 
 
 def test_a_record_lasts_for_its_time(make: Make) -> None:
     brief = make(ttl_s=1)
-    brief.complete(held(brief.claim(key("a"), NOW)), reply("a", U))
+    complete(brief, held(brief.claim(key("a"), NOW)), reply("a", U))
     assert brief.claim(key("a"), NOW) == Done(reply("a", U))
     wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Done), PATIENCE_S, "the record's end")
 
 
 def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: Store) -> None:
-    store.complete(held(store.claim(key("a"), NOW)), failure("a", NOW + timedelta(microseconds=1_999)))
+    complete(store, held(store.claim(key("a"), NOW)), failure("a", NOW + timedelta(microseconds=1_999)))
     meant = Replay(NOW + timedelta(milliseconds=1), DOUBT)
     assert isinstance(store.claim(key("a"), NOW), Done)  # without an order it is the last word
     assert store.claim(key("a", digest=b"2" * 16), NOW, meant) == Conflict()
@@ -276,29 +285,29 @@ def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: Sto
 
 
 def test_what_was_not_cached_is_replayed_without_a_doubt(store: Store) -> None:
-    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
+    complete(store, held(store.claim(key("a"), NOW)), failure("a"))
     assert isinstance(store.claim(key("a"), NOW, Replay(NOW, None)), Again)
 
 
 def test_an_order_is_carried_out_once(store: Store) -> None:
     """It may be doubled, and its second copy come when the first has led to another failure."""
     later = NOW + timedelta(milliseconds=1)
-    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
-    store.complete(held(store.claim(key("a"), NOW, Replay(NOW, None))), failure("a", later))
+    complete(store, held(store.claim(key("a"), NOW)), failure("a"))
+    complete(store, held(store.claim(key("a"), NOW, Replay(NOW, None))), failure("a", later))
     assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(failure("a", later))
     assert isinstance(store.claim(key("a"), NOW, Replay(later, None)), Again)
 
 
 def test_no_other_outcome_is_ever_taken_back(store: Store) -> None:
-    store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
     assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(reply("a", U))
-    store.complete(held(store.claim(key("b"), NOW)), failure("b"))
-    store.complete(held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", V))
+    complete(store, held(store.claim(key("b"), NOW)), failure("b"))
+    complete(store, held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", V))
     assert store.claim(key("b"), NOW, Replay(NOW, None)) == Done(reply("b", V))
 
 
 def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: Store) -> None:
-    store.complete(held(store.claim(key("a"), NOW)), failure("a"))
+    complete(store, held(store.claim(key("a"), NOW)), failure("a"))
     replayed = held(store.claim(key("a"), NOW, Replay(NOW, DOUBT)))
     assert store.own(held(store.claim(key("b"), NOW)), [U], []) == TwinUnderWay()
     store.release(replayed, DOUBT)
@@ -312,7 +321,7 @@ class TestMemory:
         store.note_unsent(key("a"))
         again = store.claim(key("a"), NOW)
         assert isinstance(again, Again)
-        store.complete(again.hold, reply("a"))
+        complete(store, again.hold, reply("a"))
         store.note_unsent(key("a"))
         assert store.claim(key("a"), NOW) == Done(reply("a"))  # what is known is not forgotten for it
 
@@ -325,16 +334,16 @@ class TestMemory:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=3)
         hold = held(store.claim(key("held"), NOW))
         for command_id in ("a", "b", "c"):
-            store.complete(held(store.claim(key(command_id), NOW)), failure(command_id))
+            complete(store, held(store.claim(key(command_id), NOW)), failure(command_id))
         assert store.claim(key("held"), NOW) == Busy(NOW)
-        store.complete(hold, failure("held"))
+        complete(store, hold, failure("held"))
         assert store.claim(key("c"), NOW) == Done(failure("c"))
 
     def test_memory_does_not_grow_beyond_its_bound(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=10)
         for number in range(1000):
             command_id = str(number)
-            store.complete(held(store.claim(key(command_id), NOW)), failure(command_id))
+            complete(store, held(store.claim(key(command_id), NOW)), failure(command_id))
         assert store.claim(key("990"), NOW) == Done(failure("990"))
         assert isinstance(store.claim(key("0"), NOW), First)
 
@@ -342,7 +351,7 @@ class TestMemory:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
         keys = [Key(str(number), b"1" * 16, number.to_bytes(16, "big")) for number in range(1000)]
         for number, each in enumerate(keys):
-            store.complete(held(store.claim(each, NOW)), reply(str(number), str(UUID(int=number))))
+            complete(store, held(store.claim(each, NOW)), reply(str(number), str(UUID(int=number))))
         for number in range(990, 1000):
             assert store.claim(keys[number], NOW) == Done(reply(str(number), str(UUID(int=number))))
         assert isinstance(store.claim(keys[979], NOW), First)
@@ -369,14 +378,14 @@ class TestMemory:
             valid_time_omitted=omitted,
             completed_at=datetime(1970, 1, 1, tzinfo=UTC) + after_1970,
         )
-        store.complete(held(store.claim(key("a"), NOW)), told)
+        complete(store, held(store.claim(key("a"), NOW)), told)
         found = store.claim(key("a"), NOW)
         assert isinstance(found, Done)
         assert found.reply.model_dump_json() == told.model_dump_json()
 
     def test_a_command_that_was_accepted_is_not_noted_as_unsent(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW)
-        store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+        complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
         assert store.is_claimed_here(key("a"))
         store.note_unsent(key("a"))
         assert store.claim(key("a"), NOW) == Done(reply("a", U))
@@ -384,7 +393,7 @@ class TestMemory:
     def test_an_accepted_command_is_forgotten_when_its_time_is_over(self) -> None:
         now = 0.0
         store = MemoryStore(60, LONG_S, began_at=NOW, clock=lambda: now)
-        store.complete(held(store.claim(key("a"), NOW)), reply("a", U))
+        complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
         now = 61.0
         assert isinstance(store.claim(key("a"), NOW), First)
 
@@ -394,7 +403,7 @@ class TestMemory:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
 
         def accept_the_twin() -> None:
-            store.complete(held(store.claim(key("twin"), NOW)), reply("twin", U))
+            complete(store, held(store.claim(key("twin"), NOW)), reply("twin", U))
 
         if is_twin_first:
             accept_the_twin()
@@ -403,7 +412,7 @@ class TestMemory:
             accept_the_twin()
         for number in range(1, 100):
             other = Key(str(number), b"1" * 16, number.to_bytes(16, "big"))
-            store.complete(held(store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
+            complete(store, held(store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
         hold = held(store.claim(key("a"), NOW))
         assert store.owned_by_others(hold.key, [U]) == {U}
         assert store.own(hold, [U], []) == NoneLeft()
@@ -414,7 +423,7 @@ class TestMemory:
         later = NOW + timedelta(hours=1)
         twin = held(store.claim(key("b"), later))
         assert store.own(twin, [U], []) == Owned(U)  # and it is no twin any more
-        store.complete(twin, reply("b", U))
+        complete(store, twin, reply("b", U))
         claim = store.claim(key("a"), later)
         assert isinstance(claim, First)
         assert claim.unrecorded_until == later
@@ -428,7 +437,7 @@ class TestRedis:
         one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
         hold = held(one.claim(key("a"), NOW))
         assert other.claim(key("a"), NOW) == Busy(NOW)
-        one.complete(hold, reply("a", U))
+        complete(one, hold, reply("a", U))
         assert other.claim(key("a"), NOW) == Done(reply("a", U))
         one.close()
         other.close()
@@ -453,7 +462,7 @@ class TestRedis:
         store = RedisStore(own_redis.url, namespace, ttl_s=60, lease_s=9, connections=1)
         hold = held(store.claim(key("b"), NOW))
         own_redis.kill()
-        for change in (lambda: store.claim(key("c"), NOW), lambda: store.complete(hold, reply("b"))):
+        for change in (lambda: store.claim(key("c"), NOW), lambda: complete(store, hold, reply("b"))):
             with pytest.raises(StoreUnavailable):
                 change()
         own_redis.start()
@@ -461,7 +470,7 @@ class TestRedis:
         assert isinstance(claim, First)
         assert claim.unrecorded_until == NOW
         with pytest.raises(LeaseLost):
-            store.complete(hold, reply("b"))
+            complete(store, hold, reply("b"))
         founder.close()
         store.close()
 

@@ -29,7 +29,7 @@ from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
 from worker.flow.gates import Gates
 from worker.handler import Handler
-from worker.idempotency import Choice, Claim, First, Hold, Key
+from worker.idempotency import Choice, Claim, First, Hold, Key, OnRecorded
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.client import Others, Sent
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Entry, Window
@@ -179,8 +179,8 @@ class Mortal(MemoryStore):
         self._world.come_to("own")
         return choice
 
-    def complete(self, hold: Hold, reply: Reply) -> None:
-        super().complete(hold, reply)
+    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+        super().complete(hold, reply, on_end)
         self._world.come_to("complete")
 
 
@@ -253,7 +253,9 @@ class Protocol(RuleBasedStateMachine):
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
         try:
             task = handler.read(delivery, world.seconds())
-            found = handler.handle(task, pass_on)
+            ends: list[Sequence[Publication] | None] = []
+            handler.handle(task, pass_on, ends.append)
+            [found] = ends
             publications = [handler.rest(task)] if found is None else found
         except Killed:
             self.restart(message)

@@ -53,6 +53,12 @@ log = get_logger()
 PassOn = Callable[[Sequence[Publication]], bool]
 """Publishes, acknowledges the delivery once that is confirmed, and tells whether it was within ``PASS_ON_S``."""
 
+End = Callable[[Sequence[Publication] | None], object]
+"""Is told what must be confirmed before the delivery is acknowledged.
+
+None: it was not begun, since nothing of its product is sent now.
+"""
+
 
 class Client(Protocol):
     """What is asked of OneNET."""
@@ -114,6 +120,19 @@ class _Turn:
         return {"command_id": self.command.command_id, "imei": self.command.imei, "attempt": self.attempt}
 
 
+@dataclass(frozen=True, slots=True)
+class _Unrecorded:
+    """The outcome of a command that is held: recorded first, so that whatever fails from there on repeats it."""
+
+    turn: _Turn
+    hold: Hold
+    reply: Reply
+    outcome: Final
+
+
+_Ending = Sequence[Publication] | _Unrecorded
+
+
 class Handler:
     """Handles deliveries, each in the thread that calls.
 
@@ -158,38 +177,23 @@ class Handler:
         except UnusableCommand as exc:
             return Task(delivery, exc, now)
 
-    def handle(self, task: Task, pass_on: PassOn) -> Sequence[Publication] | None:
-        """Handle one delivery and return what must be confirmed before it is acknowledged.
+    def handle(self, task: Task, pass_on: PassOn, end: End) -> None:
+        """Handle one delivery.
 
-        None: it was not begun, since nothing of its product is sent now.
+        Args:
+            task: what came.
+            pass_on: lets a copy take the delivery's place before it ends.
+            end: is called once, perhaps by another thread and after this has returned.
         """
-        began = time.monotonic()
-        delivery = task.delivery
-        match task.read:
-            case None:
-                return self._set_back(delivery, began)
-            case UnusableCommand() as exc:
-                failed = Failed(exc.code, exc.message, exc.details)
-                return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
-            case ExecuteCommand() as command:
-                pass
-        if not self._client.knows(command.product) and delivery.doubt is None:
-            message = "is not configured" if command.product is not None else "is required: there are no default ones"
-            details = (Detail(field="product", message=message),)
-            failed = Failed("unknown_product", f"product: {message}", details)
-            return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
-        passage = self._gates.enter(command.product)
-        if passage is None:
-            return None
-        turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
-        try:
-            return self._recall(turn)
-        except StoreError as exc:  # nothing is sent unguarded; what was sent is in doubt
-            if delivery.is_redelivered:  # a copy does not look it
-                turn.doubt = Doubt(None, self._now()).united(turn.doubt)
-            return self._put_off(turn, str(exc))
-        finally:
-            passage.end()
+        ending = self._ending_of(task, pass_on)
+        if not isinstance(ending, _Unrecorded):
+            end(ending)
+            return
+
+        def on_recorded(error: StoreError | None) -> None:
+            end(self._recorded(ending) if error is None else self._not_remembered(ending.turn, error))
+
+        self._store.complete(ending.hold, ending.reply, on_recorded)
 
     def rest(self, task: Task, at_least_s: float = 0) -> Publication:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
@@ -219,7 +223,40 @@ class Handler:
             return Doubt(None, now)
         return doubt
 
-    def _recall(self, turn: _Turn) -> Sequence[Publication]:
+    def _ending_of(self, task: Task, pass_on: PassOn) -> _Ending | None:
+        began = time.monotonic()
+        delivery = task.delivery
+        match task.read:
+            case None:
+                return self._set_back(delivery, began)
+            case UnusableCommand() as exc:
+                failed = Failed(exc.code, exc.message, exc.details)
+                return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
+            case ExecuteCommand() as command:
+                pass
+        if not self._client.knows(command.product) and delivery.doubt is None:
+            message = "is not configured" if command.product is not None else "is required: there are no default ones"
+            details = (Detail(field="product", message=message),)
+            failed = Failed("unknown_product", f"product: {message}", details)
+            return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
+        passage = self._gates.enter(command.product)
+        if passage is None:
+            return None
+        turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
+        try:
+            return self._recall(turn)
+        except StoreError as exc:
+            return self._not_remembered(turn, exc)
+        finally:
+            passage.end()
+
+    def _not_remembered(self, turn: _Turn, error: StoreError) -> Sequence[Publication]:
+        """Put off what the store has failed: nothing is sent unguarded, and what was sent is in doubt."""
+        if turn.delivery.is_redelivered:  # a copy does not look it
+            turn.doubt = Doubt(None, self._now()).united(turn.doubt)
+        return self._put_off(turn, str(error))
+
+    def _recall(self, turn: _Turn) -> _Ending:
         """Ask the store what is known of the command, and go on accordingly."""
         delivery, command = turn.delivery, turn.command
         now = self._now()
@@ -250,7 +287,7 @@ class Handler:
                 turn.doubt = doubt.united(turn.doubt)
         return self._go_on(turn, hold, now)
 
-    def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> Sequence[Publication]:
+    def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> _Ending:
         """Handle a command that is held."""
         in_doubt = self._in_doubt(turn)
         if turn.is_poison and not (in_doubt == "reconcile" and turn.may_read_history):
@@ -270,7 +307,7 @@ class Handler:
         """Return what becomes of a doubt: a person who has a command replayed wants its history read."""
         return self._policy.in_doubt if turn.delivery.replay is None else "reconcile"
 
-    def _try_suspect(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+    def _try_suspect(self, turn: _Turn, hold: Hold) -> _Ending:
         """Try a command that may have ended a worker: one at a time, and not without a mark on its message.
 
         The mark must be there before the try, so a copy that counts one more unfinished try takes the message's place.
@@ -290,14 +327,28 @@ class Handler:
             turn.is_marked = True
             with suppress(StoreError):  # the lease's end will tell
                 if turn.doubt is not None and self._in_doubt(turn) == "reconcile":
-                    self._reconcile(turn, hold, turn.doubt)
+                    ending = self._reconcile(turn, hold, turn.doubt)
                 else:
-                    self._send(turn, hold)
+                    ending = self._send(turn, hold)
+                if isinstance(ending, _Unrecorded):
+                    self._record_now(ending)
             return ()
         finally:
             self._one_suspect.release()
 
-    def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> Sequence[Publication]:
+    def _record_now(self, ending: _Unrecorded) -> None:
+        """Record an outcome that a copy of the message will come for."""
+        is_over = threading.Event()
+
+        def on_recorded(error: StoreError | None) -> None:
+            if error is None:
+                self._recorded(ending)
+            is_over.set()
+
+        self._store.complete(ending.hold, ending.reply, on_recorded)
+        is_over.wait()
+
+    def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> _Ending:
         """Let the device's command history decide."""
         settled = turn.settled("answer lost")
         try:
@@ -323,7 +374,7 @@ class Handler:
             case NoneLeft():
                 return self._send_after_all(turn, hold, settled)
 
-    def _send_after_all(self, turn: _Turn, hold: Hold, settled: Settle) -> Sequence[Publication]:
+    def _send_after_all(self, turn: _Turn, hold: Hold, settled: Settle) -> _Ending:
         """Send a command that is known now not to have been cached."""
         turn.doubt = None
         if turn.is_poison:
@@ -335,7 +386,7 @@ class Handler:
             turn.attempt = settled.used + 1
         return self._send(turn, hold)
 
-    def _send(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+    def _send(self, turn: _Turn, hold: Hold) -> _Ending:
         began_at = self._now()
         if turn.command.expires_at <= began_at:
             if turn.doubt is not None:
@@ -366,7 +417,7 @@ class Handler:
             self._note_doubt(turn, sent.answer.reason)
         return self._end(turn, hold, outcome, omitted=sent.valid_time_omitted)
 
-    def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> Sequence[Publication]:
+    def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> _Ending:
         match outcome:
             case Settle():
                 return self._settle(turn, hold, outcome)
@@ -409,11 +460,13 @@ class Handler:
         doubt = _prolonged(delivery.doubt, self._now())
         return [self._outgoing.put_off(delivery, self._policy.delays_s[0], doubt, unfinished)]
 
-    def _finish(self, turn: _Turn, hold: Hold, outcome: Final, *, omitted: bool = False) -> Sequence[Publication]:
-        """End a command that is held: record the outcome first, so that whatever fails from here on repeats it."""
+    def _finish(self, turn: _Turn, hold: Hold, outcome: Final, *, omitted: bool = False) -> _Unrecorded:
+        """End a command that is held."""
         reply = _reply(outcome, turn.attempt, turn.command.command_id, turn.command.imei, self._now(), omitted=omitted)
-        self._store.complete(hold, reply)
-        return self._publications(turn.delivery, reply, outcome, turn.began)
+        return _Unrecorded(turn, hold, reply, outcome)
+
+    def _recorded(self, ending: _Unrecorded) -> Sequence[Publication]:
+        return self._publications(ending.turn.delivery, ending.reply, ending.outcome, ending.turn.began)
 
     def _conclude(
         self, delivery: Delivery, failed: Failed, began: float, *, command_id: str | None, imei: str | None

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 from functools import partial
 
 from worker.amqp.broker import Broker
@@ -283,15 +284,23 @@ class Intake:
         return confirmed.wait(PASS_ON_S)
 
     def _handle(self, task: Task) -> None:
-        """Handle one task to its end, in one of the threads."""
-        delivery = task.delivery
+        """Handle one task in one of the threads."""
         self._begun[task] = time.monotonic()
         with self._metrics.in_flight.track_inprogress(), self._consuming(task):
-            publications = self._handler.handle(task, partial(self._pass_on, delivery))
-            ends = [self._begin_publishing(publication) for publication in publications or ()]
+            context = copy_context()  # whichever thread ends it, what is published then belongs to the same span
+
+            def end(publications: Sequence[Publication] | None) -> None:
+                context.run(self._end, task, publications)
+
+            self._handler.handle(task, partial(self._pass_on, task.delivery), end)
+
+    def _end(self, task: Task, publications: Sequence[Publication] | None) -> None:
+        """Pass on what has become of a task. Called in any thread."""
+        delivery = task.delivery
         if publications is None:
             self._rest(task)
         else:
+            ends = [self._begin_publishing(publication) for publication in publications]
             self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
         del self._begun[task]
         self._go_on_behind(task)

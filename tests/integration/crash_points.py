@@ -18,6 +18,7 @@ def settings_for(folder: Path, point: str, times: int) -> dict[str, str]:
 def install(point: str, times: int) -> None:
     """Arm a point of this process."""
     from worker.amqp.session import Session
+    from worker.handler import Handler
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
     from worker.intake import Intake
@@ -32,6 +33,7 @@ def install(point: str, times: int) -> None:
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
+        "recorded": ([Handler], "_recorded"),  # by whichever thread
         "publish": ([Session], "_publish"),
         "acknowledge": ([Session], "_acknowledge"),
     }

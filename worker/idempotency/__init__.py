@@ -5,13 +5,14 @@ after that. Every grant has a token of its own (a fencing token), so that what a
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from schemas.reply import Reply
 from worker.doubt import Doubt
+from worker.errors import StoreError
 from worker.replay import Replay
 from worker.times import milliseconds
 
@@ -114,10 +115,14 @@ class Undecidable:
 Choice = Owned | NoneLeft | TwinUnderWay | Undecidable
 
 
+OnRecorded = Callable[[StoreError | None], object]
+"""Learns that an outcome is recorded, or why not."""
+
+
 class Store(Protocol):
     """Remembers commands. Every call is atomic and may come from any thread.
 
-    All raise ``StoreUnavailable``; the last three raise ``LeaseLost``.
+    All raise ``StoreUnavailable``; what takes a hold raises ``LeaseLost``.
     """
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
@@ -154,8 +159,15 @@ class Store(Protocol):
                 must be explained by another command.
         """
 
-    def complete(self, hold: Hold, reply: Reply) -> None:
-        """Record the outcome of a command, and whose its uuid is."""
+    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+        """Record the outcome of a command, and whose its uuid is; raises nothing.
+
+        Args:
+            hold: the command.
+            reply: its outcome.
+            on_end: is told once how that ended, by any thread, perhaps after this has returned; it must not call the
+                store itself.
+        """
 
     def ping(self) -> None:
         """Have the store answer."""

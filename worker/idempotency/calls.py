@@ -1,14 +1,15 @@
 """Scripts called in Redis by many threads, all that are wanted at a time in one journey.
 
-A thread that finds nobody on the way goes; those that come meanwhile wait, and one of them goes for all when the first
-is back. The fewer journeys, the fewer calls to the system, at each of which the interpreter changes hands.
+A thread that finds nobody on the way goes; those that come meanwhile wait, or leave their call and do something else,
+and one of them goes for all when the first is back. The fewer journeys and the fewer waits, the fewer calls to the
+system, at each of which the interpreter changes hands.
 """
 
 import hashlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -25,11 +26,14 @@ class Script:
 
 
 class _Call:
-    __slots__ = ("answer", "arguments", "bell", "is_answered", "script")
+    __slots__ = ("answer", "arguments", "bell", "is_answered", "on_answer", "script")
 
-    def __init__(self, script: Script, arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], on_answer: Callable[[Any], object] | None
+    ) -> None:
         self.script = script
-        self.arguments = arguments
+        self.arguments = (len(keys), *keys, *arguments)
+        self.on_answer = on_answer  # None: somebody waits for the bell
         self.answer: Any = None
         self.is_answered = False
         self.bell = threading.Lock()  # rings when it is answered, or when it is its turn to go
@@ -56,12 +60,8 @@ class Calls:
         Raises:
             redis.RedisError: nothing tells whether it ran.
         """
-        call = _Call(script, (len(keys), *keys, *arguments))
-        with self._lock:
-            self._waiting.append(call)
-            has_to_wait = self._is_somebody_on_the_way
-            self._is_somebody_on_the_way = True
-        if has_to_wait:
+        call = _Call(script, keys, arguments, None)
+        if self._is_taken_along(call):
             call.bell.acquire()
         if not call.is_answered:
             self._go()
@@ -69,29 +69,62 @@ class Calls:
             raise call.answer
         return call.answer
 
+    def leave(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], on_answer: Callable[[Any], object]
+    ) -> None:
+        """Have a script called by whoever is the next to go.
+
+        Args:
+            script: what to call.
+            keys: its KEYS.
+            arguments: its ARGV.
+            on_answer: is told the answer, or the ``redis.RedisError``, by the thread that went: this one, before it
+                returns, or another. It must not call any script itself.
+        """
+        if not self._is_taken_along(_Call(script, keys, arguments, on_answer)):
+            self._go()
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
 
-    def _go(self) -> None:
-        """Take along all that waits, and have the next one go, if there is one: each goes once, for its own call."""
+    def _is_taken_along(self, call: _Call) -> bool:
+        """Tell whether another thread sees to a call; otherwise this one has to go."""
         with self._lock:
-            calls, self._waiting = self._waiting, []
-        answers: list[Any] = [redis.ConnectionError("the journey was broken off")] * len(calls)
-        try:
-            answers = self._ask(calls)
-        except redis.RedisError as exc:  # for one of them as for all: what was sent may have run
-            self._connection.disconnect()
-            self._used_at = math.inf
-            answers = [exc] * len(calls)
-        finally:
-            for call, answer in zip(calls, answers, strict=True):
-                call.answer, call.is_answered = answer, True
-                call.bell.release()
+            self._waiting.append(call)
+            is_somebody_on_the_way, self._is_somebody_on_the_way = self._is_somebody_on_the_way, True
+        return is_somebody_on_the_way
+
+    def _go(self) -> None:
+        """Take along all that waits, and have another go for the rest: each goes once, for its own call.
+
+        Where nobody waits for the rest this thread goes again, until somebody does.
+        """
+        has_to_go = True
+        while has_to_go:
             with self._lock:
-                self._is_somebody_on_the_way = bool(self._waiting)
-                if self._waiting:
-                    self._waiting[0].bell.release()
+                calls, self._waiting = self._waiting, []
+            answers: list[Any] = [redis.ConnectionError("the journey was broken off")] * len(calls)
+            try:
+                answers = self._ask(calls)
+            except redis.RedisError as exc:  # for one of them as for all: what was sent may have run
+                self._connection.disconnect()
+                self._used_at = math.inf
+                answers = [exc] * len(calls)
+            finally:
+                for call, answer in zip(calls, answers, strict=True):
+                    call.answer, call.is_answered = answer, True
+                    call.bell.release()
+                with self._lock:
+                    self._is_somebody_on_the_way = bool(self._waiting)
+                    others = (call for call in self._waiting if call.on_answer is None)
+                    following = next(others, None)
+                    has_to_go = self._is_somebody_on_the_way and following is None
+                if following is not None:
+                    following.bell.release()
+            for call in calls:
+                if call.on_answer is not None:
+                    call.on_answer(call.answer)
 
     def _ask(self, calls: Sequence[_Call]) -> list[Any]:
         if time.monotonic() - self._used_at > _IDLE_S and self._is_stale():

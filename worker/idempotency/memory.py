@@ -22,6 +22,7 @@ from worker.idempotency import (
     InDoubtSince,
     Key,
     NoneLeft,
+    OnRecorded,
     Owned,
     TwinUnderWay,
     Undecidable,
@@ -155,7 +156,21 @@ class MemoryStore:
             self._set_owner(record, uuid)
             return Owned(uuid)
 
-    def complete(self, hold: Hold, reply: Reply) -> None:
+    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+        try:
+            self._record(hold, reply)
+        except LeaseLost as exc:
+            on_end(exc)
+        else:
+            on_end(None)
+
+    def ping(self) -> None:
+        """Do nothing: it is always there."""
+
+    def close(self) -> None:
+        """Do nothing: what is here goes with the process."""
+
+    def _record(self, hold: Hold, reply: Reply) -> None:
         with self._lock:
             record = self._held(hold)
             has_twins = len(self._alike[hold.key.likeness]) > 1  # which may yet ask whose the uuid is
@@ -168,12 +183,6 @@ class MemoryStore:
                 self._set_owner(record, reply.uuid)
             self._forget_likeness(record)
             self._let_go(record)
-
-    def ping(self) -> None:
-        """Do nothing: it is always there."""
-
-    def close(self) -> None:
-        """Do nothing: what is here goes with the process."""
 
     def _grant(self, record: _Record, now: datetime) -> Hold:
         record.token += 1

@@ -30,6 +30,7 @@ from worker.idempotency import (
     InDoubtSince,
     Key,
     NoneLeft,
+    OnRecorded,
     Owned,
     TwinUnderWay,
     Undecidable,
@@ -242,7 +243,7 @@ class RedisStore:
         try:
             owners: Any = self._redis.mget([f"{self._prefix}uuid:{uuid}" for uuid in uuids])
         except redis.RedisError as exc:
-            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+            raise _unavailable(exc) from exc
         known = zip(uuids, owners, strict=True)
         return {uuid for uuid, owner in known if owner not in {None, key.command_id} and not owner.startswith("?")}
 
@@ -259,17 +260,25 @@ class RedisStore:
             case answer:
                 raise AssertionError(answer)  # the script has no other
 
-    def complete(self, hold: Hold, reply: Reply) -> None:
+    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
         uuid = reply.uuid or ""
         failed = failed_ms(reply)
-        arguments = [reply.model_dump_json(), uuid, "" if failed is None else failed]
-        self._change(self._complete, hold, arguments, f"{self._prefix}uuid:{uuid}")
+        keys = [*self._keys(hold.key), f"{self._prefix}uuid:{uuid}"]
+        arguments = [*self._identity(hold), reply.model_dump_json(), uuid, "" if failed is None else failed]
+
+        def on_answer(answer: Any) -> None:
+            if isinstance(answer, redis.RedisError):
+                on_end(_unavailable(answer))
+            else:
+                on_end(LeaseLost(hold.key.command_id) if answer == "lost" else None)
+
+        self._calls.leave(self._complete, keys, arguments, on_answer)
 
     def ping(self) -> None:
         try:
             self._pinging.ping()
         except redis.RedisError as exc:
-            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+            raise _unavailable(exc) from exc
 
     def close(self) -> None:
         """Close the connections."""
@@ -280,9 +289,11 @@ class RedisStore:
     def _keys(self, key: Key) -> list[str]:
         return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]
 
-    def _change(self, script: Script, hold: Hold, arguments: Sequence[object], *keys: str) -> Any:
-        identity = [hold.key.command_id, hold.token, self._ttl_ms]
-        answer = self._call(script, [*self._keys(hold.key), *keys], [*identity, *arguments])
+    def _identity(self, hold: Hold) -> list[object]:
+        return [hold.key.command_id, hold.token, self._ttl_ms]
+
+    def _change(self, script: Script, hold: Hold, arguments: Sequence[object]) -> Any:
+        answer = self._call(script, self._keys(hold.key), [*self._identity(hold), *arguments])
         if answer == "lost":
             raise LeaseLost(hold.key.command_id)
         return answer
@@ -291,8 +302,12 @@ class RedisStore:
         try:
             return self._calls.run(script, keys, arguments)
         except redis.RedisError as exc:
-            # The type and not the words, which may hold the URL.
-            raise StoreUnavailable(f"Redis: {type(exc).__name__}") from exc
+            raise _unavailable(exc) from exc
+
+
+def _unavailable(error: redis.RedisError) -> StoreUnavailable:
+    """Say that Redis cannot be used: the type and not the words, which may hold the URL."""
+    return StoreUnavailable(f"Redis: {type(error).__name__}")
 
 
 def _interval(doubt: Doubt | None) -> tuple[int | str, int | str]:
