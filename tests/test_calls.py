@@ -91,6 +91,39 @@ def test_a_journey_that_fails_fails_for_all_that_were_on_it_and_no_others() -> N
     assert Asking(calls, "second").answered() == "second"
 
 
+def test_a_call_that_is_left_where_nobody_is_on_the_way_is_over_when_its_thread_goes_on() -> None:
+    journeys = Journeys()
+    journeys.may_end.put(None)
+    answers: list[object] = []
+    Calls(journeys).leave(ECHO, [], ["left"], answers.append)
+    assert answers == ["left"]
+
+
+def test_calls_that_are_left_go_together_even_if_nobody_waits_for_anything() -> None:
+    journeys = Journeys()
+    calls = Calls(journeys)
+    answers: list[object] = []
+    first = Asking(calls, "first")
+    assert journeys.begun.get(timeout=PATIENCE_S) == 1
+    for each in ("one", "two"):
+        calls.leave(ECHO, [], [each], answers.append)
+    assert not answers  # and this thread does not wait for them
+    for _ in range(2):
+        journeys.may_end.put(None)
+    assert first.answered() == "first"
+    assert answers == ["one", "two"]
+    assert journeys.begun.get(timeout=PATIENCE_S) == 2
+
+
+def test_a_call_that_is_left_is_told_that_its_journey_failed() -> None:
+    journeys = Journeys()
+    error = redis.TimeoutError("too late")
+    journeys.may_end.put(error)
+    answers: list[object] = []
+    Calls(journeys).leave(ECHO, [], ["left"], answers.append)
+    assert answers == [error]
+
+
 @pytest.fixture
 def calls(redis_url: str) -> Calls:
     return Calls(redis.Redis.from_url(redis_url, decode_responses=True).connection_pool.make_connection())

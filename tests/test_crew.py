@@ -19,6 +19,7 @@ class Work:
     """Notes what is handled, by whom and how much of it at a time; goes on when it may."""
 
     may_go_on: threading.Event = field(default_factory=threading.Event)
+    before_each: Callable[[], object] = lambda: None
     done: list[Task] = field(default_factory=list)
     threads: set[threading.Thread] = field(default_factory=set)
     most: int = 0
@@ -34,6 +35,7 @@ class Work:
             self.threads.add(threading.current_thread())
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+        self.before_each()
         self.may_go_on.wait(PATIENCE_S)
         with self._lock:
             self.under_way -= 1
@@ -69,6 +71,26 @@ def test_where_all_wait_for_the_platform_as_many_are_woken_as_there_are() -> Non
     work = running(test)
     assert work.most == SIZE
     assert len(work.done) == 3 * SIZE
+
+
+def test_more_are_woken_where_one_or_another_always_comes_back_but_all_have_time() -> None:
+    """A platform that takes a few milliseconds."""
+    tickets = threading.Semaphore(0)
+
+    async def test(crew: Crew, work: Work) -> None:
+        work.before_each = lambda: tickets.acquire(timeout=PATIENCE_S)
+        work.may_go_on.set()
+        for number in range(3 * SIZE):
+            crew.put(task(number))
+        number = 3 * SIZE
+        while work.under_way < SIZE:
+            tickets.release()  # so that one is back at nearly every look
+            crew.put(task(number))
+            number += 1
+            await asyncio.sleep(0.001)  # the platform's time
+        tickets.release(number)
+
+    running(test)
 
 
 def test_no_more_begin_than_there_is_work_for() -> None:

@@ -122,7 +122,14 @@ def test_tls_that_fails_proves_that_nothing_was_sent() -> None:
 def _read_request(sock: socket.socket) -> bytes:
     data = b""
     while b"\r\n\r\n" not in data or not data.endswith(b"}"):
-        data += sock.recv(4096)
+        data += _received(sock, 4096)
+    return data
+
+
+def _received(sock: socket.socket, size: int) -> bytes:
+    data = sock.recv(size)
+    if not data:
+        raise ConnectionResetError
     return data
 
 
@@ -337,7 +344,7 @@ def _proxied(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
 def _read_head(sock: socket.socket) -> bytes:
     data = b""
     while not data.endswith(b"\r\n\r\n"):
-        data += sock.recv(1)
+        data += _received(sock, 1)
     return data
 
 

@@ -40,6 +40,7 @@ class Pulse:
             is_connected=self._broker.is_connected,
             is_blocked=self._broker.is_blocked,
             is_consuming=self._broker.is_connected and self._intake.is_consuming,
+            in_flight=self._intake.in_flight,
             unacknowledged=self._broker.unacknowledged,
             ready_messages=self._ready_messages,
             consumers=self._consumers,

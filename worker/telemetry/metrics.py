@@ -43,6 +43,7 @@ class State:
     is_connected: bool = False
     is_blocked: bool = False
     is_consuming: bool = False
+    in_flight: int = 0
     unacknowledged: int = 0
     ready_messages: int = 0
     consumers: int = 0
@@ -97,7 +98,6 @@ class Metrics:
         )
         self._durations = {outcome: durations.labels(outcome) for outcome in _OUTCOMES}
         self._last_success = gauge("last_success_timestamp_seconds", "When OneNET last cached a command; 0: not yet.")
-        self.in_flight = gauge("in_flight", "Commands that are being handled.")
 
     def observe(self, state: Callable[[], State]) -> None:
         """Show a worker's state, asked for whenever the metrics are read."""
@@ -151,6 +151,7 @@ class _StateMetrics(Collector):
             ("broker_connected", "Whether there is a connection to the broker.", state.is_connected),
             ("broker_blocked", "Whether the broker takes no publications for now.", state.is_blocked),
             ("consuming", "Whether commands are taken from the queue.", state.is_consuming),
+            ("in_flight", "Commands that are being handled.", state.in_flight),
             ("unacknowledged", "Deliveries that are held.", state.unacknowledged),
             ("queue_ready_messages", "Commands that wait in the queue, as last seen.", state.ready_messages),
             ("queue_consumers", "Consumers of the queue, as last seen.", state.consumers),
