@@ -113,7 +113,9 @@ class Upstream:
 
     def connect(self) -> None:
         """Connect, again if need be; what was read before stays."""
-        self.connection = pika.BlockingConnection(pika.URLParameters(self._url))
+        parameters = pika.URLParameters(self._url)
+        parameters.blocked_connection_timeout = PATIENCE_S
+        self.connection = pika.BlockingConnection(parameters)
         self.channel = self.connection.channel()
         self.channel.confirm_delivery()
 

@@ -1,17 +1,20 @@
 """What happens to the connections, and what the worker makes of it."""
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.rig import Proxy, Rig, a_command, by_way_of, onenet
+from tests.rig import LONG_SETTLE_S, PATIENCE_S, Proxy, Rig, WorkerProcess, a_command, by_way_of, onenet
 from worker.localservices.broker import OwnBroker
 from worker.localservices.ports import free_port
 from worker.simulator.faults import Fault
+from worker.simulator.platform import Platform
 
 
 @pytest.fixture
@@ -182,14 +185,38 @@ def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(rig: Rig) -
         channel.queue_delete(name)
 
 
+@contextmanager
+def short_of_memory(
+    broker: OwnBroker, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[WorkerProcess, list[str]]]:
+    """Yield a worker in mid-flow whose broker takes no publications, and the ids of its commands.
+
+    Who publishes learns of it only then, so that the platform waits with all answers until it is so.
+    """
+    may_answer, execute = threading.Event(), Platform.execute
+
+    def execute_late(*about: Any) -> Any:
+        assert may_answer.wait(PATIENCE_S)
+        return execute(*about)
+
+    monkeypatch.setattr(Platform, "execute", execute_late)
+    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_SETTLE": str(LONG_SETTLE_S)}
+    with rig.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
+        ids = publish_many(rig, 40)
+        rig.wait_for_request()
+        try:
+            broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+            may_answer.set()
+            worker.wait_for("publishing_blocked")
+            yield worker, ids
+        finally:  # or every other test would wait for it
+            broker.control("set_vm_memory_high_watermark", "0.6")
+
+
 def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
-    breakable: Rig, own_broker: OwnBroker
+    breakable: Rig, own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with breakable.worker(WORKER_CONCURRENCY="2") as worker:
-        ids = publish_many(breakable, 60)
-        worker.wait_for("command_accepted", count=5)
-        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
-        worker.wait_for("publishing_blocked")
+    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
@@ -198,14 +225,10 @@ def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing
 
 
 def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
-    breakable: Rig, own_broker: OwnBroker
+    breakable: Rig, own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody says then that it takes them again: the new connection has to find out for itself."""
-    with breakable.worker(WORKER_CONCURRENCY="2") as worker:
-        ids = publish_many(breakable, 40)
-        worker.wait_for("command_accepted", count=5)
-        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
-        worker.wait_for("publishing_blocked")
+    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()
