@@ -26,7 +26,10 @@ def median(rounds: Rounds, name: str) -> float:
 
 @dataclass(frozen=True)
 class _Wish:
-    """A target before it is measured: ``names`` are the figures, of whose medians ``value`` makes the one to judge."""
+    """A target before it is measured: ``names`` are the figures, of which ``value`` makes the one to judge.
+
+    It is made for each round and judged by the median: only what was measured side by side can be compared.
+    """
 
     what: str
     wanted: str
@@ -36,10 +39,11 @@ class _Wish:
     form: str
     is_least: bool = False
 
-    def hold_against(self, medians: Mapping[str, float]) -> Target:
-        value = self.value(*(medians[name] for name in self.names))
+    def hold_against(self, rounds: Rounds) -> Target:
+        values = [self.value(*round_) for round_ in zip(*(rounds[name] for name in self.names), strict=True)]
+        value = statistics.median(values)
         is_met = value >= self.limit if self.is_least else value <= self.limit
-        return Target(self.what, f"{'≥' if self.is_least else '≤'} {self.wanted}", self.form.format(value), is_met)
+        return Target(self.what, f"{'≥' if self.is_least else '≤'} {self.wanted}", _cell(values, self.form), is_met)
 
 
 def _per(one: float, other: float) -> float:
@@ -120,9 +124,8 @@ _WISHES = (
 
 
 def targets(rounds: Rounds) -> list[Target]:
-    """Hold the medians against what is to be reached."""
-    medians = {name: median(rounds, name) for name in rounds}
-    return [wish.hold_against(medians) for wish in _WISHES]
+    """Hold what was measured against what is to be reached."""
+    return [wish.hold_against(rounds) for wish in _WISHES]
 
 
 def as_json(machine: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def as_json(machine: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
 
 def target_table(result: Mapping[str, Any]) -> str:
     """Return the targets as a table in Markdown."""
-    rows = ["| | target | measured | |", "| --- | --- | --- | --- |"]
+    rows = ["| | target | median of the rounds (lowest to highest) | |", "| --- | --- | --- | --- |"]
     for target in result["targets"]:
         met = "met" if target["is_met"] else "**not met**"
         rows.append(f"| {target['what']} | {target['wanted']} | {target['found']} | {met} |")
