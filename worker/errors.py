@@ -67,8 +67,8 @@ class BrokerUnavailable(WorkerError):
     """RabbitMQ cannot be reached, or the connection to it was lost: back off and connect again."""
 
 
-class ChannelRefused(BrokerUnavailable):
-    """The broker closed a channel over something that it was asked.
+class ClosedByBroker(BrokerUnavailable):
+    """The broker closed a channel or the connection, and said why.
 
     Args:
         code: the broker's reply code.
@@ -78,6 +78,14 @@ class ChannelRefused(BrokerUnavailable):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code} {text}")
         self.code = code
+
+
+class ChannelRefused(ClosedByBroker):
+    """The broker closed a channel over something that it was asked."""
+
+
+class ConnectionRefused(ClosedByBroker):
+    """The broker closed the connection."""
 
 
 class TopologyMismatch(WorkerError):

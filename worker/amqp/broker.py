@@ -11,6 +11,7 @@ from pika import URLParameters
 from worker.amqp.connecting import address
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
+from worker.amqp.suspects import Suspects
 from worker.amqp.topology import Topology
 from worker.backoff import backoff_s
 from worker.errors import BrokerUnavailable, WorkerError
@@ -69,7 +70,8 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._settlements: deque[tuple[Delivery, Sequence[Publication], Callable[[], object] | None]] = deque()
         self._is_woken = False
-        self._was_connected = False
+        self._connected_at: float | None = None  # of the present session, or the one that has just ended
+        self._suspects = Suspects()
         self._has_looked_for_others = False
 
     async def run(self, intake: Intake) -> None:
@@ -79,29 +81,31 @@ class Broker:
             TopologyMismatch: the broker has another topology under our names.
         """
         failures = 0
+        nodes = deque(self._parameters)
         for number in itertools.count(1):
-            parameters = self._parameters[failures % len(self._parameters)]
-            began_at = self._loop.time()
-            error = await self._attend(number, parameters, intake)
-            if self._loop.time() - began_at > STABLE_S:
-                failures = 0
-            failures += 1
+            self._connected_at = None
+            error = await self._attend(number, list(nodes), intake)
+            failed = nodes[0]
+            nodes.rotate(-1)
+            was_connected = self._connected_at is not None
+            # The time that a node takes to not answer is no sign of its being well.
+            is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
+            failures = 1 if is_stable else failures + 1
             # Every broker of the list is tried once before the first wait.
-            rounds, tried = divmod(failures, len(self._parameters))
+            rounds, tried = divmod(failures, len(nodes))
             wait_s = 0.0 if tried else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
-            event = "broker_connection_lost" if self._was_connected else "broker_unavailable"
-            log.warning(event, broker=address(parameters), reason=str(error), retry_in_s=round(wait_s, 1))
+            event = "broker_connection_lost" if was_connected else "broker_unavailable"
+            log.warning(event, broker=address(failed), reason=str(error), retry_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
-    async def _attend(self, number: int, parameters: URLParameters, intake: Intake) -> WorkerError:
-        """Live through one session; returns what ended it, or kept it from beginning."""
-        session = Session(number, self._topology, intake.on_delivery, intake.on_blocked)
-        self._was_connected = False
+    async def _attend(self, number: int, nodes: Sequence[URLParameters], intake: Intake) -> WorkerError:
+        """Live through one session with the first node; returns what ended it, or kept it from beginning."""
+        session = Session(number, self._topology, nodes, self._suspects, intake.on_delivery, intake.on_blocked)
         try:
-            await session.open(parameters, self._name, declare=self._declare)
-            log.info("broker_connected", broker=address(parameters))
+            await session.open(self._name, declare=self._declare)
+            log.info("broker_connected", broker=address(nodes[0]))
             self._session = session
-            self._was_connected = True
+            self._connected_at = self._loop.time()
             if session.consumers_found and not self._has_looked_for_others:
                 self._on_consumers_found(session.consumers_found)
             self._has_looked_for_others = True

@@ -66,8 +66,13 @@ def address(parameters: URLParameters) -> str:
     return f"{scheme}://{parameters.host}:{parameters.port}/{parameters.virtual_host.lstrip('/')}"
 
 
-async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
+async def connect(parameters: URLParameters, name: str, streams: Streams) -> AsyncioConnection:
     """Open one connection.
+
+    Args:
+        parameters: the broker.
+        name: shown in the broker's list of connections.
+        streams: the connection's input and output, of this connection alone.
 
     Raises:
         BrokerUnavailable: it could not be opened in time.
@@ -85,7 +90,7 @@ async def connect(parameters: URLParameters, name: str) -> AsyncioConnection:
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
-        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=Streams(loop)
+        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=streams
     )
     try:
         async with asyncio.timeout(CONNECT_S + 5):

@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,12 +26,19 @@ FIRST_ARRIVED = "x-onenet-first-arrived"
 REPLAY = "x-onenet-replay"
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
+DETAILS = "x-onenet-details"
 FAILED_AT = "x-onenet-failed-at"
+_MARKS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, UNFINISHED, UNCOUNTED, FIRST_ARRIVED, REPLAY})
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
-# A frame holds 128 KiB, and headers that do not fit one end the whole connection.
-_MAX_PROPERTIES_BYTES = 120 * 1024
+# All properties travel in one frame, behind 8 bytes around every frame and 12 of their own before them.
+# Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
+_FRAME_OVERHEAD_BYTES = 20
+_MAX_CUT_TEXT_BYTES = 200
+# The broker routes a publication to the queues that these name, whoever wrote them.
+# Source: https://www.rabbitmq.com/docs/sender-selected
+_ROUTING_HEADERS = frozenset({"cc", "bcc"})
 # With its own record of former deaths a message looks like a cycle to the broker, which then drops it silently.
 # Source: https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles
 _BROKERS_PREFIXES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
@@ -48,6 +56,7 @@ class Delivery:
     body: bytes
     is_returned: bool  # it came in through the worker's own exchange, so its headers are believed
     arrived_at: float = field(default_factory=time.time)  # seconds of the epoch
+    is_moved: bool = False  # it came neither from upstream nor through the worker's own exchange: by a shovel, perhaps
 
     @property
     def message_id(self) -> object:
@@ -71,7 +80,13 @@ class Delivery:
 
     @property
     def doubt(self) -> Doubt | None:
-        """When its command may have been sent, as far as that is noted on the message."""
+        """When its command may have been sent, as far as that is noted on the message.
+
+        A message that was moved by an operator or a shovel is a new message to the broker, which no longer tells
+        whether it was delivered before. So is one that came through the worker's own exchange but is no copy of its.
+        """
+        if self.is_moved or (self.is_returned and not self._is_own_copy):
+            return Doubt(None, datetime.fromtimestamp(self.arrived_at, UTC))
         text = self.headers.get(IN_DOUBT) if self.is_returned else None
         if text is None:
             return None
@@ -79,6 +94,11 @@ class Delivery:
             return Doubt.parse(str(text))
         except ValueError:
             return Doubt(None, datetime.fromtimestamp(self.arrived_at, UTC))
+
+    @property
+    def _is_own_copy(self) -> bool:
+        """Whether a worker or a replay wrote it in order to bring it back; a dead letter was not written for that."""
+        return REASON not in self.headers and not _MARKS_OF_COPIES.isdisjoint(self.headers)
 
     def doubt_of_copy(self, now: datetime) -> Doubt | None:
         """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""
@@ -189,7 +209,7 @@ class Outgoing:
         headers: dict[str, Any] = {
             REASON: failed.code,
             ERROR: _cut(failed.message, _MAX_TEXT_BYTES),
-            "x-onenet-details": _details(failed),
+            DETAILS: _details(failed),
             ATTEMPT: reply.attempts,
             FAILED_AT: reply.completed_at.isoformat(timespec="milliseconds"),
             "x-onenet-worker": self._worker,
@@ -258,22 +278,24 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     """Return the original properties with our headers, and without what would harm a second publication.
 
     The broker refuses a ``user_id`` that is not the publisher's own, by closing the channel; an ``expiration`` would
-    end a delay early and take a dead letter away; a header ``CC`` would route each copy to further queues. They stay
-    readable in headers of ours.
+    end a delay early and take a dead letter away; headers ``CC`` and ``BCC`` would route each copy to further queues.
+    The first three stay readable in headers of ours.
     """
     original = delivery.properties
+    foreign = {_text(name): value for name, value in delivery.headers.items()}
     headers: dict[str, Any] = {
         name: value
         for name, value in delivery.headers.items()
         if not _text(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))
+        and _text(name).strip().casefold() not in _ROUTING_HEADERS
     }
-    harmful = {"user-id": original.user_id, "expiration": original.expiration, "cc": headers.pop("CC", None)}
+    harmful = {"user-id": original.user_id, "expiration": original.expiration, "cc": foreign.get("CC")}
     for name, value in harmful.items():
         header = OWN_PREFIX + name
         kept = value or (delivery.headers.get(header) if delivery.is_returned else None)
-        if kept:
+        if kept and len(repr(kept)) <= _MAX_TEXT_BYTES:
             own[header] = kept
-    properties = BasicProperties(
+    return BasicProperties(
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         headers=headers | own,
@@ -287,9 +309,59 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
         app_id=original.app_id,
         cluster_id=original.cluster_id,
     )
-    if sum(map(len, properties.encode())) > _MAX_PROPERTIES_BYTES:
-        properties.headers = own | {"x-onenet-headers-dropped": "the message's own headers left no room for these"}
-    return properties
+
+
+def fitted(publication: Publication, frame_max: int) -> Publication:
+    """Return a publication whose properties fit a frame: unchanged if they do, otherwise with fewer headers.
+
+    A frame that is too large ends the connection, each time that the message comes.
+
+    Args:
+        publication: what is to be published.
+        frame_max: the largest frame that the broker takes on this connection, in bytes.
+    """
+    if not publication.properties.headers:
+        return publication  # the other properties have 255 bytes each at most, so that they fit every frame
+    limit = frame_max - _FRAME_OVERHEAD_BYTES
+    if _size(publication.properties) <= limit:
+        return publication
+    own = _own_headers(publication.properties)
+    reduced = _with_headers(publication.properties, own)
+    if _size(reduced) > limit:
+        own = {name: value for name, value in own.items() if name not in {DETAILS, OWN_PREFIX + "cc"}}
+        if ERROR in own:
+            own[ERROR] = _cut(str(own[ERROR]), _MAX_CUT_TEXT_BYTES)
+        reduced = _with_headers(publication.properties, own)
+    return replace(publication, properties=reduced)
+
+
+def plain(publication: Publication) -> Publication:
+    """Return a publication in which no header and no routing key is a sender's choice.
+
+    For a message over whose publication the broker has closed a channel or a connection.
+    """
+    # A reply's key may be the sender's, and one that the worker may not write to.
+    routing_key = publication.routing_key if publication.status is None else f"{EXECUTE}.{publication.status}.unknown"
+    properties = _with_headers(publication.properties, _own_headers(publication.properties))
+    return replace(publication, routing_key=routing_key, properties=properties)
+
+
+def _own_headers(properties: BasicProperties) -> dict[str, Any]:
+    headers: Mapping[str, Any] = properties.headers or {}
+    own = {name: value for name, value in headers.items() if _text(name).startswith(OWN_PREFIX)}
+    if own and len(own) < len(headers):  # a reply has none of ours
+        own["x-onenet-headers-dropped"] = "the message's own headers could not be published"
+    return own
+
+
+def _with_headers(properties: BasicProperties, headers: dict[str, Any]) -> BasicProperties:
+    changed = copy(properties)
+    changed.headers = headers or None
+    return changed
+
+
+def _size(properties: BasicProperties) -> int:
+    return sum(map(len, properties.encode()))
 
 
 def _details(error: ReplyError) -> str:

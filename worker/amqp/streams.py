@@ -7,6 +7,7 @@ another thread have the interpreter. ``AsyncioConnection`` takes these services 
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,13 +20,25 @@ from pika.adapters.utils.nbio_interface import (
 )
 
 _CHUNK_BYTES = 8192  # pika copies what is left of a chunk for each frame in it, so that larger ones cost more
+_WRITE_BYTES = 256 * 1024  # asyncio copies what the system does not take at once, so that no more of it is handed over
 
 
 class Streams(AbstractIOServices):
-    """What pika asks of an event loop, on one of asyncio's."""
+    """What pika asks of an event loop, on one of asyncio's; each connection has one of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._transport: asyncio.Transport | None = None
+
+    def pause_reading(self) -> None:
+        """Read nothing more until ``resume_reading``."""
+        if self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()  # does nothing where it is reading
 
     def get_native_ioloop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -72,7 +85,7 @@ class Streams(AbstractIOServices):
         server_hostname: str | None = None,
     ) -> AbstractIOReference:
         async def create() -> tuple[AbstractStreamTransport, AbstractStreamProtocol]:
-            _, protocol = await self._loop.create_connection(
+            self._transport, protocol = await self._loop.create_connection(
                 lambda: _Protocol(self._loop, protocol_factory()),
                 sock=sock,
                 ssl=ssl_context,
@@ -123,6 +136,12 @@ class _Protocol(asyncio.BufferedProtocol):
         self.stream = _Stream(self._loop, transport, self.wrapped)
         self.wrapped.connection_made(self.stream)
 
+    def pause_writing(self) -> None:
+        self.stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.stream.resume_writing()
+
     def get_buffer(self, _sizehint: int) -> memoryview:
         return self._buffer
 
@@ -141,13 +160,16 @@ class _Protocol(asyncio.BufferedProtocol):
 
 
 class _Stream(AbstractStreamTransport):
-    """Takes from pika what goes to the broker."""
+    """Takes from pika what goes to the broker, and gives the system no more at a time than it takes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, protocol: AbstractStreamProtocol) -> None:
         self._loop = loop
         self._transport = transport
         self._protocol = protocol
-        self._written: list[bytes] = []
+        self._written: deque[bytes] = deque()
+        self._written_bytes = 0
+        self._is_flushing = False
+        self._is_paused = False
 
     def abort(self) -> None:
         self._transport.abort()
@@ -156,14 +178,29 @@ class _Stream(AbstractStreamTransport):
         return self._protocol
 
     def write(self, data: bytes) -> None:
-        if not self._written:
-            self._loop.call_soon(self._flush)
         self._written.append(data)
+        self._written_bytes += len(data)
+        if not self._is_flushing and not self._is_paused:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
 
     def get_write_buffer_size(self) -> int:
-        return int(self._transport.get_write_buffer_size()) + sum(map(len, self._written))
+        return int(self._transport.get_write_buffer_size()) + self._written_bytes
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._flush()
 
     def _flush(self) -> None:
-        written = b"".join(self._written)
-        self._written.clear()
-        self._transport.write(written)
+        self._is_flushing = False
+        while self._written and not self._is_paused:
+            piece: list[bytes] = []
+            size = 0
+            while self._written and size < _WRITE_BYTES:
+                piece.append(self._written.popleft())
+                size += len(piece[-1])
+            self._written_bytes -= size
+            self._transport.write(b"".join(piece))

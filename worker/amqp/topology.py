@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 DELIVERY_LIMIT = 20  # a last net, never logic; explicit, because its default differs between 3.10 and 4.x
 
@@ -36,7 +37,7 @@ class Binding:
     routing_key: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topology:
     """Everything below one namespace.
 
@@ -75,6 +76,12 @@ class Topology:
     @property
     def dead_letters_exchange(self) -> str:
         return f"{self.namespace}.dead-letters"
+
+    @cached_property
+    def exchanges_upstream_never_uses(self) -> frozenset[str]:
+        """The worker's other exchanges, and the default one: what comes by one of them was moved by other means."""
+        returned = {self.commands_exchange, self.returns_exchange}
+        return frozenset({"", *(exchange.name for exchange in self.exchanges())} - returned)
 
     def retry_queue(self, delay_s: int) -> str:
         """Return the name of the delay queue; it is also the routing key on the retry exchange."""
