@@ -47,5 +47,7 @@ class DeadLetterHeaders(TraceHeaders):
     user_id: OptionalText = Field(None, alias="x-onenet-user-id", description="The message's own property user_id.")
     cc: Any = Field(None, alias="x-onenet-cc", description="The message's own header CC.")
     headers_dropped: OptionalText = Field(
-        None, alias="x-onenet-headers-dropped", description="There only if the message's own headers could not be published."
+        None,
+        alias="x-onenet-headers-dropped",
+        description="There only if the message's own headers could not be published.",
     )

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
+from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication
+from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication, fitted, plain
 from worker.amqp.topology import Topology
 from worker.doubt import Doubt
 from worker.outcome import Settle, TryAgain
@@ -49,6 +51,88 @@ def headers(publication: Publication) -> dict[str, Any]:
 def test_the_attempt_is_read_from_our_own_header(value: object, attempt: int) -> None:
     assert delivery({"x-onenet-attempt": value}, returned=True).attempt == attempt
     assert delivery({"x-onenet-attempt": value}).attempt == 1
+
+
+def test_a_message_that_was_moved_is_in_doubt_until_it_came() -> None:
+    """To the broker it is a new message; that it was delivered before, and sent, is forgotten."""
+    for moved in (
+        replace(delivery(), is_moved=True),
+        replace(delivery({"x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT)}), is_moved=True),  # not believed
+        delivery(returned=True),
+        delivery({"tenant": "a"}, returned=True),
+        delivery({"x-onenet-attempt": 1, "x-onenet-reason": "outcome_unknown"}, returned=True),  # a dead letter
+    ):
+        arrived_at = datetime.fromtimestamp(moved.arrived_at, UTC)
+        assert moved.doubt == Doubt(None, arrived_at)
+        assert moved.doubt_of_copy(NOW) == Doubt(None, arrived_at)
+        assert moved.attempt == 1
+    for known in (delivery(), delivery({"x-onenet-attempt": 1}, returned=True)):
+        assert known.doubt is None
+
+
+_FRAMES = [4096, 16_384, 131_072]
+_FOREIGN: list[dict[Any, Any]] = [
+    {"a": "v" * 130_000},
+    {f"h{number}": "v" * 240 for number in range(500)},
+    {"nested": {"list": ["v" * 1000] * 200}},
+    {"CC": ["k" * 245] * 522},
+    {"traceparent": "v" * 4000, "tracestate": "v" * 4000},
+    {b"\xff": "v" * 20_000},
+]
+
+
+@pytest.mark.parametrize("frame_max", _FRAMES)
+@pytest.mark.parametrize("foreign", _FOREIGN, ids=lambda table: str(next(iter(table))))
+def test_every_publication_fits_the_frame_that_was_agreed_on(foreign: dict[Any, Any], frame_max: int) -> None:
+    """A frame that is larger ends the connection, and the message comes again."""
+    names = dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id", "app_id"), "n" * 255)
+    for returned in (False, True):
+        came = delivery(foreign, returned=returned, **names)
+        for publication in (
+            OUTGOING.reply(came, REPLY),
+            OUTGOING.retry(came, TryAgain(5, 2, ""), DOUBT),
+            OUTGOING.settle(came, Settle(1, "answer lost"), 60, DOUBT, 3),
+            handed_back(came, NOW),
+            OUTGOING.dead_letter(came, failed("é" * 9000, tuple([Detail(field="f", message="y" * 1000)] * 9))),
+        ):
+            sent = fitted(publication, frame_max)
+            assert len(Header(1, len(sent.body), sent.properties).marshal()) <= frame_max
+            assert (sent.exchange, sent.routing_key, sent.body) == (
+                publication.exchange, publication.routing_key, publication.body,
+            )  # fmt: skip
+            own = {name: value for name, value in headers(publication).items() if str(name).startswith("x-onenet-")}
+            lost = own.keys() - headers(sent).keys()
+            assert lost <= {"x-onenet-details", "x-onenet-cc"}  # what is only there to be read
+
+
+def test_what_fits_is_published_as_it_is() -> None:
+    publication = OUTGOING.dead_letter(delivery({"tenant": "a" * 3000}), failed())
+    assert fitted(publication, 4096) is publication
+
+
+@pytest.mark.parametrize("name", ["CC", "BCC", "cc", "Bcc", " CC ", b"cc"])
+def test_what_would_route_a_copy_to_further_queues_never_travels_on(name: str | bytes) -> None:
+    table: dict[Any, Any] = {name: ["stolen"], "tenant": "a"}
+    came = delivery(table)
+    for publication in (
+        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
+        handed_back(came, NOW),
+        OUTGOING.dead_letter(came, failed()),
+    ):
+        found = headers(publication)
+        assert name not in found
+        assert found["tenant"] == "a"
+        assert found.get("x-onenet-cc") == (["stolen"] if name == "CC" else None)
+
+
+def test_a_plain_publication_has_nothing_that_a_sender_chose_but_its_body_and_ids() -> None:
+    came = delivery({"tenant": "a", "traceparent": "t"}, app_id="billing", reply_to="over.there")
+    reply = plain(OUTGOING.reply(came, REPLY))
+    assert (reply.exchange, reply.routing_key) == ("onenet.replies", "execute.accepted.unknown")
+    assert not reply.properties.headers
+    copy = plain(OUTGOING.retry(came, TryAgain(5, 2, ""), DOUBT))
+    assert copy.routing_key == "onenet.execute.retry.5s"
+    assert headers(copy).keys() == {"x-onenet-attempt", "x-onenet-in-doubt", "x-onenet-headers-dropped"}
 
 
 def test_what_may_have_been_sent() -> None:

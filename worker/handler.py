@@ -175,6 +175,8 @@ class Handler:
         try:
             return Task(delivery, read_command(delivery.body, delivery.message_id, self._zone), now)
         except UnusableCommand as exc:
+            # Its traceback would keep the body, which may be large, until the garbage collector comes.
+            exc.__traceback__ = exc.__cause__ = exc.__context__ = None
             return Task(delivery, exc, now)
 
     def handle(self, task: Task, pass_on: PassOn, end: End) -> None:

@@ -17,6 +17,7 @@ def settings_for(folder: Path, point: str, times: int) -> dict[str, str]:
 
 def install(point: str, times: int) -> None:
     """Arm a point of this process."""
+    from worker.amqp.publisher import Publisher
     from worker.amqp.session import Session
     from worker.handler import Handler
     from worker.idempotency.memory import MemoryStore
@@ -34,7 +35,7 @@ def install(point: str, times: int) -> None:
         "release": (stores, "release"),
         "record": (stores, "complete"),
         "recorded": ([Handler], "_recorded"),  # by whichever thread
-        "publish": ([Session], "_publish"),
+        "publish": ([Publisher], "publish"),
         "acknowledge": ([Session], "_acknowledge"),
     }
     moment, _, name = point.partition(" ")

@@ -1,6 +1,7 @@
 """What happens to the connections, and what the worker makes of it."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pika
 import pytest
 
-from tests.rig import LONG_SETTLE_S, PATIENCE_S, Proxy, Rig, WorkerProcess, a_command, by_way_of, onenet
+from tests.integration.changed_process import running_first
+from tests.rig import LONG_SETTLE_S, PATIENCE_S, Proxy, Rig, WorkerProcess, a_command, by_way_of, onenet, raw_server
 from worker.localservices.broker import OwnBroker
 from worker.localservices.ports import free_port
 from worker.simulator.faults import Fault
@@ -185,6 +188,44 @@ def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(rig: Rig) -
         channel.queue_delete(name)
 
 
+def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxied: tuple[Rig, Proxy]) -> None:
+    """A channel may have every publication refused while another one would not (seen after the death of a leader).
+
+    The consumer stays, so that nothing is delivered again, and the other node of the list comes first.
+    """
+    rig, proxy = proxied
+    with rig.worker(AMQP_URL=f"{rig.broker_url},{proxy.url}") as worker:
+        channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
+        channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_bind(name, rig.topology.replies_exchange, "full")
+        for number in range(2):
+            rig.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
+        replaced = worker.wait_for("publisher_replaced")
+        assert replaced["broker"].endswith(f":{proxy.port}/")
+        rig.upstream.publish(a_command(command_id="other"))
+        while rig.upstream.reply().json["command_id"] != "other":
+            pass  # a reply that one queue refused and another took comes again
+        assert {rig.upstream.get(name).json["command_id"] for _ in range(2)} == {"full-0", "full-1"}
+        assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
+        channel.queue_delete(name)
+
+
+def test_a_node_that_never_answered_is_not_a_stable_one(rig: Rig) -> None:
+    """Its time limit may be longer than the time after which a connection counts as stable."""
+    quick = "import worker.amqp.connecting, worker.amqp.broker\n"
+    quick += "worker.amqp.connecting.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
+    with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
+        urls = [by_way_of(urlsplit(url).port or 0, rig.broker_url) for url in (first, second)]
+        with rig.worker(AMQP_URL=",".join([*urls, rig.broker_url]), **running_first(rig.folder, quick)) as worker:
+            tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
+            assert len(tried) == len(set(tried)) == 2
+
+
+def _say_nothing(client: socket.socket) -> None:
+    while client.recv(4096):
+        pass
+
+
 @contextmanager
 def short_of_memory(
     broker: OwnBroker, rig: Rig, monkeypatch: pytest.MonkeyPatch
@@ -261,4 +302,45 @@ def test_a_former_attempt_that_no_record_explains_is_looked_up_first(rig: Rig) -
         rig.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
         worker.wait_for("command_in_doubt", command_id=command["command_id"])
         assert rig.upstream.reply().json["status"] == "accepted"
+    assert len(rig.simulator.requests) == 1
+
+
+_MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, but not by a worker": "returns"}
+
+
+@pytest.mark.parametrize("way", _MOVED_TO)
+def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(rig: Rig, way: str) -> None:
+    """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
+    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with rig.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
+        resting = rig.topology.retry_queue(LONG_SETTLE_S)
+        rig.upstream.publish(a_command(command_id="moved", args="moved"))
+        first.wait_for("command_in_doubt", command_id="moved")
+        message = rig.upstream.get(resting)
+        first.process.kill()
+    if _MOVED_TO[way]:
+        exchange, headers = rig.topology.returns_exchange, None
+        routing_key = "execute"
+    else:
+        exchange, headers, routing_key = "", message.headers, rig.topology.execute_queue
+    properties = pika.BasicProperties(delivery_mode=2, headers=headers)
+    rig.upstream.channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
+    with rig.worker() as second:
+        second.wait_for("command_in_doubt", command_id="moved")
+        assert_each_accepted_once(rig, ["moved"])
+    assert len(rig.simulator.requests) == 1
+
+
+def test_a_dead_letter_that_a_shovel_moved_back_is_looked_up_before_it_is_sent(rig: Rig) -> None:
+    """It has headers of a worker, but does not say what may have been sent: it was not written to be brought back."""
+    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with rig.worker(WORKER_IN_DOUBT="dead-letter"):
+        rig.upstream.publish(a_command(command_id="moved", args="moved"))
+        assert rig.upstream.reply().json["error"]["code"] == "outcome_unknown"
+    letter = rig.upstream.dead_letter()
+    exchange = rig.topology.returns_exchange
+    rig.upstream.channel.basic_publish(exchange, "execute", letter.body, letter.properties, mandatory=True)
+    with rig.worker() as worker:
+        worker.wait_for("command_recovered", command_id="moved")
+        assert_each_accepted_once(rig, ["moved"])
     assert len(rig.simulator.requests) == 1

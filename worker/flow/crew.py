@@ -130,6 +130,7 @@ class Crew:
         bell.acquire()
         while (task := self._next(bell)) is not None:
             self._handle(task)
+            del task  # or a thread that waits for the next one would keep its message, which may be large
             self._came_back += 1
         self._loop.call_soon_threadsafe(self._on_end)
 

@@ -1,0 +1,168 @@
+"""Messages that no command can be: each costs its own sender a reply, and nothing else."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from tests.integration.changed_process import running_first
+from tests.rig import Rig, WorkerProcess, a_command
+
+LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
+MIB = 1024 * 1024
+
+# Ends the process as the kernel does where memory is short: while it receives a large message.
+_ENDED_BY_LARGE_BODIES = """
+import os, signal
+from worker.amqp.session import Session
+on_message = Session._on_message
+def end(self, channel, method, properties, body):
+    if len(body) > 100_000:
+        os.kill(os.getpid(), signal.SIGKILL)
+    on_message(self, channel, method, properties, body)
+Session._on_message = end
+"""
+
+
+def memory_mib(worker: WorkerProcess, kind: str) -> float:
+    """Return what the kernel says of a process: ``VmRSS`` is resident now, ``VmHWM`` was at the most."""
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    found = re.search(rf"^{kind}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def good_commands(rig: Rig, count: int) -> set[str]:
+    ids = {f"good-{number}" for number in range(count)}
+    for number, command_id in enumerate(sorted(ids)):
+        rig.upstream.publish(a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id))
+    return ids
+
+
+def assert_all_accepted_once(rig: Rig, replies: list[dict[str, Any]], ids: set[str]) -> None:
+    assert {reply["command_id"] for reply in replies if reply["status"] == "accepted"} == ids
+    assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
+
+
+def test_a_large_message_is_copied_once_and_held_alone(rig: Rig) -> None:
+    """Several of them are in the queue, ahead of commands, and the worker needs the room of two for all of it."""
+    with rig.worker() as worker:
+        rig.upstream.publish(a_command(command_id="first"))
+        rig.upstream.reply()
+        before = memory_mib(worker, "VmRSS")
+        for _ in range(6):
+            rig.upstream.publish(b"x" * LARGE_BYTES)
+        ids = good_commands(rig, 10)
+        replies = rig.upstream.replies(16)
+        letters = [rig.upstream.dead_letter() for _ in range(6)]
+        most = memory_mib(worker, "VmHWM") - before
+    assert_all_accepted_once(rig, replies, ids)
+    assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
+    assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
+    assert most < 2.7 * LARGE_BYTES / MIB
+
+
+def test_a_message_that_ends_every_worker_takes_no_other_with_it(rig: Rig, tmp_path: Path) -> None:
+    """Only it is returned so often that the broker sets it aside; no worker lives long enough to do anything."""
+    with rig.worker():
+        pass
+    rig.upstream.publish(b"x" * 200_000)
+    ids = good_commands(rig, 10)
+    deadly = running_first(tmp_path, _ENDED_BY_LARGE_BODIES)
+    ends = 0
+    while rig.upstream.count(rig.topology.dead_letters_exchange) == 0:
+        assert rig.start_worker(**deadly).process.wait() == -signal.SIGKILL
+        ends += 1
+    assert ends <= 22
+    with rig.worker(**deadly):
+        replies = rig.upstream.replies(10)
+    assert_all_accepted_once(rig, replies, ids)
+    assert rig.upstream.dead_letter().headers["x-first-death-reason"] == "delivery_limit"
+    assert rig.upstream.count(rig.topology.dead_letters_exchange) == 0
+
+
+_ROUTING_HEADERS: list[dict[str, Any]] = [
+    {"CC": ["k" * 245] * 522},
+    {"CC": ["nowhere"], "BCC": ["nowhere"]},
+    {"cc": ["a"] * 9000, "Bcc": ["b"], " CC ": 1},
+    {"CC": [], "bCC": {"no": "list"}},
+    {f"h{number}": "v" * 250 for number in range(500)},  # as large as a frame can be
+    {"traceparent": "t" * 4_000, "tracestate": "t" * 4_000},
+    {"x-onenet-cc": ["k" * 245] * 250, "x-onenet-user-id": "u" * 60_000},
+]
+
+
+@pytest.mark.parametrize("frame_max", ["131072", "4096"])
+def test_headers_that_fill_a_frame_or_route_cost_no_connection(rig: Rig, frame_max: str) -> None:
+    """The broker ends a connection over a frame that is larger than agreed, and a channel over routing it refuses."""
+    separator = "&" if "?" in rig.broker_url else "?"
+    with rig.worker(AMQP_URL=f"{rig.broker_url}{separator}frame_max={frame_max}") as worker:
+        queue = f"{rig.topology.namespace}.elsewhere"
+        rig.upstream.channel.queue_declare(queue, exclusive=True)
+        for exchange in (rig.topology.replies_exchange, rig.topology.dead_letters_exchange):
+            for key in ("nowhere", "a", "b", "k" * 245):
+                rig.upstream.channel.queue_bind(queue, exchange, key)
+        sent = 0
+        for headers in _ROUTING_HEADERS:
+            # What is dead-lettered with the headers that it came with, and a command that is answered.
+            for body in (b"{}", a_command(expired_time="2020-01-01T00:00:00Z"), a_command()):
+                rig.upstream.publish(body, headers=headers)
+                sent += 1
+        replies = rig.upstream.replies(sent)
+        assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
+        assert rig.upstream.count(queue) == 0
+    assert [reply["status"] for reply in replies].count("failed") == 2 * len(_ROUTING_HEADERS)
+    letters = [rig.upstream.dead_letter() for _ in range(2 * len(_ROUTING_HEADERS))]
+    assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_command", "expired"}
+    assert not any({"cc", "bcc"} & {name.strip().lower() for name in letter.headers} for letter in letters)
+
+
+def test_a_second_bcc_routes_nothing(rig: Rig) -> None:
+    """The broker takes the first one away before it delivers a message, and leaves the second."""
+    with rig.worker() as worker:
+        queue = f"{rig.topology.namespace}.elsewhere"
+        rig.upstream.channel.queue_declare(queue, exclusive=True)
+        rig.upstream.channel.queue_bind(queue, rig.topology.dead_letters_exchange, "stolen")
+        publish_with_table(rig, b"{}", (b"\x03BCCA" + array("stolen")) * 2)
+        assert rig.upstream.reply().json["error"]["code"] == "invalid_command"
+        assert "BCC" not in rig.upstream.dead_letter().headers
+        assert rig.upstream.count(queue) == 0
+        assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
+
+
+def array(*texts: str) -> bytes:
+    items = b"".join(b"S" + len(text).to_bytes(4) + text.encode() for text in texts)
+    return len(items).to_bytes(4) + items
+
+
+def publish_with_table(rig: Rig, body: bytes, table: bytes) -> None:
+    """Publish with a table of headers as it stands, which no client would write."""
+
+    class Raw(pika.BasicProperties):
+        def encode(self) -> list[bytes]:
+            flags = pika.BasicProperties.FLAG_HEADERS | pika.BasicProperties.FLAG_DELIVERY_MODE
+            return [flags.to_bytes(2), len(table).to_bytes(4) + table, b"\x02"]
+
+    rig.upstream.channel.basic_publish(rig.topology.commands_exchange, "execute", body, Raw(), mandatory=True)
+
+
+def test_a_reply_that_the_worker_may_not_route_ends_its_channel_once(rig: Rig, own_broker: Any) -> None:
+    """A topic permission refuses the sender's reply_to; the reply then goes by the worker's own routing key."""
+    own_broker.control("set_topic_permissions", "-p", "/", "guest", rig.topology.replies_exchange, "^execute", ".*")
+    try:
+        with rig.worker() as worker:
+            ids = good_commands(rig, 5)
+            rig.upstream.publish(a_command(command_id="refused"), reply_to="not.allowed")
+            missing = ids | {"refused"}
+            while missing:
+                reply = rig.upstream.reply().json  # one may come twice
+                assert reply["status"] == "accepted"
+                missing.discard(reply["command_id"])
+            worker.wait_for("broker_connection_lost")
+            assert len([line for line in worker.events if line["event"] == "broker_connection_lost"]) == 1
+        assert all(rig.cached(command_id) == 1 for command_id in ids)
+    finally:
+        own_broker.control("clear_topic_permissions", "-p", "/", "guest")
