@@ -85,8 +85,9 @@ class Session:
         self._held_back: list[int] | None = None
         self._consumer_change = asyncio.Lock()
         self._progress = asyncio.Event()
-        self._replacements = 0
+        self._replacements = 0  # of the publisher, as long as there are refusals
         self._replace_at = 0.0  # not before this
+        self._refused_at = 0.0  # the last time
         self._background: set[asyncio.Task[None]] = set()
 
     async def open(self, name: str, *, declare: bool) -> None:
@@ -282,7 +283,7 @@ class Session:
     def _note_past(self, delivery: Delivery) -> None:
         """Take one message at a time from one on that came back a few times, until some have come that did not."""
         before = self._calm_for
-        if delivery.times_returned >= FEW_RETURNS:
+        if delivery.is_redelivered and delivery.times_returned >= FEW_RETURNS:  # a sender may have written the count
             self._calm_for = 0
         elif self._calm_for is not None:
             self._calm_for += 1
@@ -323,7 +324,6 @@ class Session:
     def _on_confirmed(self, item: InFlight) -> None:
         settlement = item.settlement
         settlement.unconfirmed -= 1
-        self._replacements = 0
         if not settlement.unconfirmed:
             if settlement.is_rejected:
                 reject = partial(self._consuming.channel.basic_reject, requeue=False)
@@ -346,8 +346,12 @@ class Session:
             retry_in_s=round(wait_s, 1),
         )
         now = self._loop.time()
+        if now - self._refused_at > _REPLACE_CAP_S:
+            self._replacements = 0
+        self._refused_at = now
         has_lasted = item.refusals >= MAX_REFUSALS or (item.refused_at or now) <= now - REFUSED_S
         if has_lasted and now >= self._replace_at:
+            # Each time later: a queue that is full for good refuses what is published over any connection.
             self._replacements += 1
             self._replace_at = now + min(_REPLACE_CAP_S, REFUSED_S * 2**self._replacements)
             self._in_background(self._replace_publisher())

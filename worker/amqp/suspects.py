@@ -8,9 +8,9 @@ from worker.amqp.messages import Delivery
 from worker.errors import ClosedByBroker, WorkerError
 
 MAX_SUSPECTS = 1_000
-# Not about any message: the broker is told to stop (320), an exchange is gone (404), the broker itself failed (541).
+# Not about any message: the broker is told to stop (320), an exchange is gone (404).
 # Source: https://www.rabbitmq.com/amqp-0-9-1-reference#constants
-_INNOCENT_CODES = frozenset({320, 404, 541})
+_INNOCENT_CODES = frozenset({320, 404})
 
 
 class Suspects:
