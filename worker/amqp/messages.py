@@ -35,6 +35,7 @@ _MAX_TEXT_BYTES = 4096
 # All properties travel in one frame, behind 8 bytes around every frame and 12 of their own before them.
 # Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
 _FRAME_OVERHEAD_BYTES = 20
+_BROKERS_SHARE = 16  # a sixteenth of the frame is left for what the broker adds later, such as its record of deaths
 _MAX_CUT_TEXT_BYTES = 200
 # The broker routes a publication to the queues that these name, whoever wrote them.
 # Source: https://www.rabbitmq.com/docs/sender-selected
@@ -322,7 +323,7 @@ def fitted(publication: Publication, frame_max: int) -> Publication:
     """
     if not publication.properties.headers:
         return publication  # the other properties have 255 bytes each at most, so that they fit every frame
-    limit = frame_max - _FRAME_OVERHEAD_BYTES
+    limit = frame_max - frame_max // _BROKERS_SHARE - _FRAME_OVERHEAD_BYTES
     if _size(publication.properties) <= limit:
         return publication
     own = _own_headers(publication.properties)
