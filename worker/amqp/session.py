@@ -285,7 +285,7 @@ class Session:
         before = self._calm_for
         if delivery.is_redelivered and delivery.times_returned >= FEW_RETURNS:  # a sender may have written the count
             self._calm_for = 0
-        elif self._calm_for is not None:
+        elif self._calm_for is not None and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
             self._calm_for += 1
             if self._calm_for == CALM_DELIVERIES:
                 self._calm_for = None
