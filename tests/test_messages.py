@@ -85,7 +85,8 @@ _FOREIGN: list[dict[Any, Any]] = [
 @pytest.mark.parametrize("foreign", _FOREIGN, ids=lambda table: str(next(iter(table))))
 def test_every_publication_fits_the_frame_that_was_agreed_on(foreign: dict[Any, Any], frame_max: int) -> None:
     """A frame that is larger ends the connection, and the message comes again."""
-    names: dict[str, Any] = dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id", "app_id"), "n" * 255)
+    texts = ("content_type", "correlation_id", "reply_to", "message_id", "app_id")
+    names: dict[str, Any] = dict.fromkeys(texts, "n" * 255)
     for returned in (False, True):
         came = delivery(foreign, returned=returned, **names)
         for publication in (
