@@ -120,7 +120,7 @@ def test_while_the_platform_is_down_for_all_no_attempt_is_used_up(attempt: int) 
     assert found(NotSent("429", 30)) == TryAgain(30, attempt, "429", is_least=True)
     assert found(InDoubt("timeout")) == Settle(attempt, "timeout", is_counted=False)
     assert found(InDoubt("timeout"), RESEND) == TryAgain(5, attempt, "timeout")
-    no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+    no = Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
     assert found(no) == TryAgain(5, attempt, "authentication refused: auth failed")
 
 

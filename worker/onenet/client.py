@@ -307,7 +307,9 @@ def _fault(kind: Kind, imei: str) -> str:
     """Say what an error of the platform means to a person who checks the settings."""
     match kind:
         case Kind.CREDENTIALS:
-            return f"refuses the credentials, or device {imei} is not one of this product: name one of yours with --imei"
+            return (
+                f"refuses the credentials, or device {imei} is not one of this product: name one of yours with --imei"
+            )
         case Kind.THROTTLED:
             return "gets too many requests, and throttles them"
         case Kind.OUTAGE:

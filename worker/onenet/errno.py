@@ -1,9 +1,9 @@
 """What kind of error the platform reports. Pure, and the only module that knows its error numbers and texts.
 
-Two official tables give the same number two meanings (1 is a refused key in one and an internal error in the other), and
-either table may answer. So the text decides, and the number only where the text is unknown.
-Sources: the error codes of the NB-IoT service, https://onenet.hk.chinamobile.com/suben/doc/nb-iot/book/\
-application-develop/Error_codes.html, and those of the API in front of it.
+Two official tables give the same number two meanings (1 is a refused key in one and an internal error in the other),
+and either table may answer. So the text decides, and the number only where the text is unknown.
+Source: https://onenet.hk.chinamobile.com/suben/doc/nb-iot/book/application-develop/Error_codes.html for the NB-IoT
+service, and the error codes of the API in front of it.
 """
 
 import re
@@ -33,7 +33,10 @@ _MAX_TEXT_CHARS = 1_000  # as much of a text as is looked at
 _TEXTS = [
     (kind, re.compile(pattern, re.VERBOSE | re.ASCII))  # ASCII: between a letter and a Chinese character is a boundary
     for kind, pattern in [
-        (Kind.DEVICE_TROUBLE, r"(?<![a-z])rpc[ _]response(?![a-z]) | (?<![a-z])latency(?![a-z]) | rpc响应 | 延迟 | 时延"),
+        (
+            Kind.DEVICE_TROUBLE,
+            r"(?<![a-z])rpc[ _]response(?![a-z]) | (?<![a-z])latency(?![a-z]) | rpc响应 | 延迟 | 时延",
+        ),
         (
             Kind.OUTAGE,
             r"""(?<![a-z])internal(?![a-z]) | (?<![a-z])rpc(?![a-z])
@@ -70,7 +73,8 @@ _TEXTS = [
             r"""\bnot[ _-]?online\b | \boff[ -]?line\b | \bnot\ found\b | (?:\bnot|n't)\ exists?\b
             | \bno\ such\ device\b | \bnot\ registered\b
             | (?<![a-z])device[ _-](?:does[ _])?not[ _-](?:found|exists?|online|registered)
-            | 不在线 | 未在线 | 未上线 | 离线 | 不存在 | 未找到 | 找不到 | 没有找到 | (?:无此|没有该|无该)设备 | 未注册""",
+            | 不在线 | 未在线 | 未上线 | 离线 | 不存在 | 未找到 | 找不到 | 没有找到 | 未注册
+            | (?:无此|没有该|无该)设备""",
         ),
         (
             Kind.PARAMETER,
@@ -104,8 +108,8 @@ _LEAVES_A_DOUBT = frozenset({Kind.OUTAGE, Kind.DEVICE_TROUBLE})
 def kind_of(errno: int, text: str) -> Kind:
     """Return the kind of an error.
 
-    Texts come as ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. What stands before the
-    colon decides; the whole text where that is unknown; the number where the whole text is unknown.
+    Texts come as ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. What stands before
+    the colon decides; the whole text where that is unknown; the number where the whole text is unknown.
 
     Args:
         errno: the number, not 0.
