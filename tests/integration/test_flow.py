@@ -156,7 +156,7 @@ def test_a_gateway_that_refuses_everything_does_not_turn_a_full_queue_into_rejec
 
 
 def test_one_device_whose_requests_are_refused_does_not_stop_the_others(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="errno", errno=3, error="auth failed", imei="865820039000000")])
+    rig.simulator.faults.replace([Fault(kind="errno", errno=1, error="auth failed", imei="865820039000000")])
     with rig.worker(**CALM) as worker:
         refused = [f"refused-{number}" for number in range(50)]
         for command_id in refused:
