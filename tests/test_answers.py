@@ -37,12 +37,7 @@ def test_a_permanent_no_is_refused_whatever_its_http_status(status: int, errno: 
 def test_refused_credentials_are_told_from_every_other_no(status: int) -> None:
     """One device's key or everybody's: a row of them shows which."""
     found = answer(status, {"errno": 1, "error": "auth failed"})
-    assert found == Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
-
-
-@pytest.mark.parametrize("status", [401, 403, 407])
-def test_so_are_those_that_something_in_between_refused(status: int) -> None:
-    assert answer(status, b"<html>") == Refused("http_rejected", f"HTTP {status}", is_unauthorized=True)
+    assert found == Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +88,11 @@ def test_5xx_leaves_a_doubt_whatever_it_says(status: int) -> None:
     assert isinstance(answer(status, {"errno": 3, "error": "parameter required"}), InDoubt)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 408, 413])
-def test_other_refusals_are_not_the_platforms(status: int) -> None:
-    assert answer(status, b"<html>") == Refused("http_rejected", f"HTTP {status}")
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 403, 404, 407, 408, 413])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"errno": "3"}', b'{"error": "no such page"}'], ids=str)
+def test_a_no_that_is_not_the_platforms_may_concern_all_devices(status: int, body: bytes) -> None:
+    """A gateway or a portal in front of it says so to every command."""
+    assert answer(status, body) == Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
 
 
 @pytest.mark.parametrize(
@@ -106,5 +103,55 @@ def test_other_refusals_are_not_the_platforms(status: int) -> None:
 )  # fmt: skip
 def test_429_was_not_taken_and_may_say_when_to_come_back(retry_after: str | None, wait_s: float | None) -> None:
     found = answer(429, b"", retry_after)
-    assert isinstance(found, NotSent)
-    assert found.retry_after_s == wait_s
+    assert found == NotSent("HTTP 429: too many requests", wait_s)
+    assert answer(429, {"errno": 13, "error": "system limit"}, retry_after) == found
+
+
+@pytest.mark.parametrize("status", [200, 400, 429])
+@pytest.mark.parametrize(("errno", "error"), [(15, "api freq out of limit"), (15, ""), (13, "调用频率超限\uff1a300/s")])
+def test_throttled_was_not_taken_and_is_no_failure_of_the_command(status: int, errno: int, error: str) -> None:
+    reason = f"errno {errno}: {error}"
+    assert answer(status, {"errno": errno, "error": error}) == NotSent(reason, is_throttled=True)
+    assert answer(status, {"errno": errno, "error": error}, "7") == NotSent(reason, 7.0, is_throttled=True)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"), [(3, "auth failed"), (3, "token鉴权失败"), (2, "api-key required"), (1, ""), (10403, "")]
+)
+def test_credentials_are_refused_under_every_number(errno: int, error: str) -> None:
+    found = answer(200, {"errno": errno, "error": error})
+    assert found == Refused("onenet_rejected", error, errno, may_concern_all_devices=True)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error", "is_outage"),
+    [
+        (1, "internal server error", True),
+        (17, "nbiot server error", True),
+        (14, "network latency", False),
+        (16, "unsuccess: TIME_OUT null", False),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 429])
+def test_an_error_behind_which_the_command_may_have_been_cached_leaves_a_doubt(
+    errno: int, error: str, is_outage: bool, status: int
+) -> None:
+    assert answer(status, {"errno": errno, "error": error}) == InDoubt(f"errno {errno}: {error}", is_outage)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"), [(7, "parameter required"), (13, "system limit"), (10, "device not online")]
+)
+def test_a_number_of_the_other_table_is_read_by_its_text(errno: int, error: str) -> None:
+    assert answer(200, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"), [(0, "succ"), (15, "api freq out of limit"), (3, "auth failed"), (13, ""), (-1, "unheard of")]
+)
+def test_an_answer_with_a_uuid_is_never_a_no(errno: int, error: str) -> None:
+    """What has a uuid was cached, whatever the number says; with another HTTP status nobody can tell."""
+    body = {"errno": errno, "error": error, "data": {"uuid": "u"}}
+    assert answer(200, body) == answer(201, body) == Cached("u")
+    for status in (302, 400, 404, 429, 500):
+        assert isinstance(answer(status, body), InDoubt)

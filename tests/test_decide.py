@@ -34,6 +34,22 @@ def test_the_platforms_wait_is_the_least(asked_s: float, delay_s: int) -> None:
     assert outcome(NotSent("429", asked_s)) == TryAgain(delay_s, 2, "429", is_least=True)
 
 
+@pytest.mark.parametrize("attempt", [1, 3, 4])
+@pytest.mark.parametrize(("asked_s", "delay_s"), [(None, 5), (6, 30)])
+def test_what_was_throttled_uses_up_no_attempt_and_begins_with_the_first_delay(
+    attempt: int, asked_s: float | None, delay_s: int
+) -> None:
+    """Not even the last: it was not looked at."""
+    found = outcome(NotSent("errno 15", asked_s, is_throttled=True), attempt)
+    assert found == TryAgain(delay_s, attempt, "errno 15", is_least=asked_s is not None)
+
+
+def test_what_was_throttled_expires_all_the_same() -> None:
+    found = outcome(NotSent("errno 15", is_throttled=True), left_s=5)
+    assert isinstance(found, Failed)
+    assert found.code == "expired"
+
+
 @pytest.mark.parametrize("attempt", [4, 5])
 def test_attempts_run_out(attempt: int) -> None:
     found = outcome(NotSent("refused"), attempt)
@@ -120,8 +136,10 @@ def test_while_the_platform_is_down_for_all_no_attempt_is_used_up(attempt: int) 
     assert found(NotSent("429", 30)) == TryAgain(30, attempt, "429", is_least=True)
     assert found(InDoubt("timeout")) == Settle(attempt, "timeout", is_counted=False)
     assert found(InDoubt("timeout"), RESEND) == TryAgain(5, attempt, "timeout")
-    no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+    no = Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
     assert found(no) == TryAgain(5, attempt, "authentication refused: auth failed")
+    no = Refused("http_rejected", "HTTP 404", may_concern_all_devices=True)
+    assert found(no) == TryAgain(5, attempt, "refused by something in front of OneNET: HTTP 404")
 
 
 def test_what_the_platform_says_to_one_command_holds_even_then() -> None:

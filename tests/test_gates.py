@@ -200,3 +200,117 @@ def test_products_come_and_go(gates: Gates) -> None:
     passage.end()
     assert not gates.is_open("heating")  # which only means that none of its commands needs a slot
     enter(gates, "heating")
+
+
+DEVICES = ["865820030000001", "865820030000002"]
+
+
+def refuse(gates: Gates, count: int, device: str) -> None:
+    for passage in [enter(gates) for _ in range(count)]:
+        passage.refused("refused", device)
+        passage.end()
+
+
+def test_refusals_pause_a_product_only_if_several_devices_get_them(gates: Gates) -> None:
+    refuse(gates, 50, DEVICES[0])
+    assert gates.is_open(None)
+    refuse(gates, 1, DEVICES[1])
+    assert not gates.is_open(None)
+
+
+def test_a_clear_answer_in_between_forgets_which_devices_were_refused(gates: Gates) -> None:
+    refuse(gates, PAUSE_AFTER - 1, DEVICES[0])
+    enter(gates).answered()
+    refuse(gates, 50, DEVICES[1])
+    assert gates.is_open(None)
+
+
+def test_beside_other_failures_the_refusals_of_one_device_count_as_one(gates: Gates) -> None:
+    """A platform that is going down may refuse some and not answer others."""
+    refuse(gates, 50, DEVICES[0])
+    fail(gates)
+    assert gates.is_open(None)
+    fail(gates)
+    assert not gates.is_open(None)
+
+
+def test_one_refusal_pauses_nothing_even_where_one_failure_does(clock: Clock) -> None:
+    gates = Gates([None], 1, PROBE_S, clock)
+    refuse(gates, 5, DEVICES[0])
+    assert gates.is_open(None)
+
+
+def throttle(gates: Gates, count: int = 1, asked_s: float | None = None) -> None:
+    """Let so many requests, which are under way together, be throttled."""
+    for passage in [enter(gates) for _ in range(count)]:
+        gates.throttle(None, "too fast", passage.entered_at, asked_s)
+        passage.end()
+
+
+def test_throttled_requests_hold_a_product_for_longer_and_longer(gates: Gates, clock: Clock) -> None:
+    """Up to a minute; those that were under way together count once."""
+    found = []
+    for _ in range(8):
+        throttle(gates, 30)
+        assert gates.enter(None) is None
+        found.append(gates.rest_s(None))
+        clock.now += found[-1]
+    assert found == [1, 2, 4, 8, 16, 32, 60, 60]
+    passage = enter(gates)
+    assert not passage.is_paused
+    passage.answered()
+    throttle(gates)
+    assert gates.rest_s(None) == 1
+
+
+def test_a_throttled_answer_that_comes_late_belongs_to_the_wait_that_its_like_began(gates: Gates, clock: Clock) -> None:
+    late = enter(gates)
+    throttle(gates)
+    clock.now += 5
+    gates.throttle(None, "too fast", late.entered_at)
+    assert gates.is_open(None)
+
+
+def test_throttled_requests_are_no_failures_in_a_row(gates: Gates, clock: Clock) -> None:
+    for _ in range(2 * PAUSE_AFTER):
+        throttle(gates)
+        clock.now += 60
+    fail(gates, PAUSE_AFTER - 1)
+    assert gates.is_open(None)
+
+
+def test_a_throttled_request_may_ask_for_a_longer_wait(gates: Gates, clock: Clock) -> None:
+    throttle(gates, asked_s=30)
+    assert gates.rest_s(None) == 30
+    assert gates.enter("heating") is not None
+
+
+def test_a_probe_that_is_throttled_leaves_the_product_paused(gates: Gates, clock: Clock) -> None:
+    fail(gates, PAUSE_AFTER)
+    clock.now += PROBE_S
+    throttle(gates)
+    clock.now += 1
+    enter(gates)
+    assert gates.enter(None) is None
+
+
+def test_what_histories_are_told_is_said_of_histories(clock: Clock) -> None:
+    gates = Gates([None], PAUSE_AFTER, PROBE_S, clock, subject="history")
+    with capture_logs() as logs:
+        fail(gates, PAUSE_AFTER)
+        clock.now += PROBE_S
+        probe = enter(gates)
+        probe.failed("HTTP 503")
+        probe.answered()
+    assert [line["event"] for line in logs] == ["history_paused", "history_probe_failed", "history_resumed"]
+
+
+def test_a_probe_that_was_given_back_is_followed_by_another_at_once(gates: Gates, clock: Clock) -> None:
+    fail(gates, PAUSE_AFTER)
+    clock.now += PROBE_S
+    given_back = enter(gates)
+    given_back.end()
+    probe = enter(gates)
+    given_back.end()  # however often it is said
+    assert gates.enter(None) is None
+    probe.answered()

@@ -31,6 +31,7 @@ from worker.telemetry.metrics import Metrics
 CHINA = ZoneInfo("Asia/Shanghai")
 SETTLE_S = 60
 PAUSE_AFTER, PROBE_S = 3, 5
+DEVICES = [str(865820030000001 + number) for number in range(3)]
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 TOMORROW = in_hours(24)  # the same for every delivery: another time would be another command
 RESTED = str(Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
@@ -43,6 +44,8 @@ class Platform:
     history: list[str]
     answers: list[Answer] = field(default_factory=list)
     entries: list[Entry] | None = field(default_factory=list)  # None: the history cannot be read
+    history_error: HistoryUnreadable | None = None
+    while_looked_up: Callable[[], object] = lambda: None
     while_asked: Callable[[], object] = lambda: None
 
     def knows(self, product: str | None) -> bool:
@@ -55,6 +58,9 @@ class Platform:
 
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
         self.history.append("look up")
+        self.while_looked_up()
+        if self.history_error is not None:
+            raise self.history_error
         if self.entries is None:
             raise HistoryUnreadable("HTTP 500", is_outage=True)
         return self.entries
@@ -98,6 +104,7 @@ class Rig:
         self.passed_on: list[Publication] = []
         self.is_confirmed = True
         self.seconds = 0.0  # on the gates' clock
+        self.now_s = 0.0  # by how much the handler's clock is ahead
         self.restart()
 
     def restart(self) -> None:
@@ -105,7 +112,11 @@ class Rig:
         self.store = Store(self.history)
         outgoing = Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
         self.gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds)
-        self.handler = Handler(self.platform, self.store, outgoing, self.gates, self.policy, CHINA, Metrics("0", 1))
+        self.history_gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds, subject="history")
+        self.handler = Handler(
+            self.platform, self.store, outgoing, self.gates, self.history_gates, self.policy, CHINA, Metrics("0", 1),
+            lambda: datetime.now(UTC) + timedelta(seconds=self.now_s),
+        )  # fmt: skip
 
     def handle(self, delivery: Delivery) -> list[str]:
         """Handle a delivery; returns where its messages go."""
@@ -126,6 +137,11 @@ class Rig:
         while (passage := self.gates.enter(None)) is not None:
             passage.failed("HTTP 503")
 
+    def pause_histories(self) -> None:
+        """Let reads of the history fail so often that they count as down."""
+        while (passage := self.history_gates.enter(None)) is not None:
+            passage.failed("the command history: HTTP 503")
+
     def come_to_its_last_attempt(self) -> dict[str, Any]:
         """Let a command's first two attempts fail; returns the headers with which it comes for its third."""
         self.platform.answers = [NotSent("refused")] * 2
@@ -136,6 +152,11 @@ class Rig:
     def probe(self, delivery: Delivery) -> list[str]:
         """Handle a delivery as soon as the next probe is due."""
         self.seconds += self.gates.due_in_s()
+        return self.handle(delivery)
+
+    def probe_histories(self, delivery: Delivery) -> list[str]:
+        """Handle a delivery as soon as the next probe of histories is due."""
+        self.seconds += self.history_gates.due_in_s()
         return self.handle(delivery)
 
     def last_reply(self) -> Any:
@@ -773,10 +794,11 @@ def test_what_was_in_doubt_stays_so_while_the_platform_is_down(rig: Rig) -> None
     rig.pause()
     before = datetime.now(UTC)
     came = delivery(redelivered=True, headers={"x-onenet-in-doubt": RESTED, "x-onenet-unfinished": 1})
-    assert rig.handle(came) == RETRY
+    assert rig.handle(came) == SETTLE
     doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
-    assert (doubt.since, rig.last_headers()["x-onenet-unfinished"]) == (None, 1)
+    assert (doubt.since, rig.last_headers()["x-onenet-unfinished"]) == (Doubt.parse(RESTED).since, 1)
     assert doubt.until >= before - timedelta(milliseconds=1)
+    assert "request" not in rig.history
 
 
 def test_what_can_never_be_sent_is_told_even_then(rig: Rig) -> None:
@@ -795,7 +817,7 @@ def test_the_longer_an_outage_lasts_the_longer_a_command_rests(rig: Rig) -> None
 
 @pytest.mark.parametrize(
     "answer",
-    [NotSent("refused"), Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)],
+    [NotSent("refused"), Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)],
     ids=["not there", "lets nobody in"],
 )
 def test_a_probe_that_was_not_taken_uses_up_no_attempt(rig: Rig, answer: Answer) -> None:
@@ -820,24 +842,25 @@ def test_a_probe_whose_answer_was_lost_settles_and_uses_up_no_attempt(rig: Rig) 
     assert (headers["x-onenet-attempt"], headers["x-onenet-uncounted"]) == (3, True)
     rig.restart()  # so that its record, by which it has not rested yet, is gone
     rig.pause()
+    rig.pause_histories()
     rig.platform.entries = None
     for _ in range(5):
-        assert rig.probe(rested(3, uncounted=True)) == SETTLE
+        assert rig.probe_histories(rested(3, uncounted=True)) == SETTLE
         assert (rig.last_headers()["x-onenet-attempt"], rig.last_headers()["x-onenet-uncounted"]) == (3, True)
     rig.platform.entries = []
-    assert rig.probe(rested(3, uncounted=True)) == REPLY
+    assert rig.probe_histories(rested(3, uncounted=True)) == REPLY
     assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 3)
 
 
 def test_a_doubt_from_before_the_outage_has_used_up_its_attempt(rig: Rig) -> None:
-    rig.pause()
+    rig.pause_histories()
     rig.platform.entries = None
-    assert rig.probe(rested(2)) == SETTLE
+    assert rig.probe_histories(rested(2)) == SETTLE
     headers = rig.last_headers()
     assert headers["x-onenet-attempt"] == 2
     assert "x-onenet-uncounted" not in headers
     rig.platform.entries = []
-    rig.probe(rested(2))
+    rig.probe_histories(rested(2))
     assert rig.last_reply()["attempts"] == 3
 
 
@@ -850,8 +873,8 @@ def test_after_the_outage_an_unreadable_history_uses_up_the_attempt_that_was_spa
 
 def test_the_mark_of_a_spared_attempt_stays_on_a_message_that_only_waits(rig: Rig) -> None:
     resting = rested(2, uncounted=True)
-    rig.pause()
-    assert rig.handle(resting) == RETRY
+    rig.pause_histories()
+    assert rig.handle(resting) == SETTLE
     assert rig.last_headers() == resting.headers
     forged = Delivery(1, 1, "", False, BasicProperties(headers={"x-onenet-uncounted": True}), b"", False)
     assert forged.is_counted  # whoever else says so is not believed
@@ -859,10 +882,150 @@ def test_the_mark_of_a_spared_attempt_stays_on_a_message_that_only_waits(rig: Ri
 
 def test_what_is_rejected_before_a_wrong_key_is_known_for_one_and_what_is_not(rig: Rig) -> None:
     """One device's key may not match its product; a row of such answers is everybody's key."""
-    no = Refused("onenet_rejected", "auth failed", 1, is_unauthorized=True)
+    no = Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
     rig.platform.answers = [no] * PAUSE_AFTER
-    ids = [f"command-{number}" for number in range(PAUSE_AFTER)]
-    assert [rig.handle(delivery(command_id=each)) for each in ids] == [REPLY, REPLY, RETRY]
+    found = [
+        rig.handle(delivery(command_id=f"command-{number}", imei=device)) for number, device in enumerate(DEVICES[:3])
+    ]
+    assert found == [REPLY, REPLY, RETRY]
+
+
+@pytest.mark.parametrize(
+    "no",
+    [
+        Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True),
+        Refused("http_rejected", "HTTP 404", may_concern_all_devices=True),
+    ],
+    ids=lambda no: no.code,
+)
+def test_the_refusals_of_one_device_pause_nothing_and_are_rejections(rig: Rig, no: Refused) -> None:
+    """Its key does not match, or its gateway is wrong: one sender must not stop the others."""
+    rig.platform.answers = [no] * 50
+    assert [rig.handle(delivery(command_id=f"command-{number}")) for number in range(50)] == [REPLY] * 50
+    assert rig.last_reply()["status"] == "rejected"
+    assert rig.gates.is_open(None)
+    assert rig.handle(delivery(command_id="another", imei=DEVICES[1])) == REPLY
+    assert rig.last_reply()["status"] == "accepted"
+
+
+def test_a_throttled_command_is_tried_again_as_the_same_attempt_and_slows_down_the_product(rig: Rig) -> None:
+    """However often; and the waits grow while it goes on."""
+    rig.platform.answers = [NotSent("errno 15: api freq out of limit", is_throttled=True)] * 9
+    headers: dict[str, Any] = {"x-onenet-attempt": 3}
+    waits_s: list[float] = []
+    for _ in range(9):
+        came = delivery() if not waits_s else delivery(headers=headers)
+        assert rig.handle(came) == RETRY
+        waits_s.append(rig.gates.due_in_s())
+        assert rig.history_gates.due_in_s() == waits_s[-1]  # the platform counts both together
+        rig.seconds += waits_s[-1]
+        headers = rig.last_headers()
+        assert headers == {"x-onenet-attempt": 1}
+    assert waits_s == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert rig.handle(delivery(headers=headers)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 1)
+
+
+@pytest.mark.parametrize("asked_s", [0, 7])
+def test_a_throttled_history_uses_up_no_attempt_and_slows_down_executions_too(rig: Rig, asked_s: float) -> None:
+    rig.platform.history_error = HistoryUnreadable("errno 15", is_throttled=True, retry_after_s=asked_s)
+    for _ in range(9):
+        assert rig.handle(rested(3)) == SETTLE
+        assert rig.last_headers()["x-onenet-attempt"] == 3
+        assert not rig.gates.is_open(None)
+        assert rig.gates.due_in_s() == rig.history_gates.due_in_s() >= max(1, asked_s)
+        rig.seconds += rig.gates.due_in_s()
+    rig.platform.history_error = None
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(rested(3)) == REPLY
+
+
+def test_histories_that_fail_pause_no_executions(rig: Rig) -> None:
+    rig.platform.entries = None
+    for number in range(3 * PAUSE_AFTER):
+        assert rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}")) == SETTLE
+    assert not rig.history_gates.is_open(None)
+    assert rig.history.count("look up") == PAUSE_AFTER  # from there on only probes
+    assert rig.gates.is_open(None)
+    assert rig.handle(delivery(command_id="new")) == REPLY
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HistoryUnreadable("errno 3: auth failed", is_refused=True), HistoryUnreadable("HTTP 404", is_refused=True)],
+    ids=str,
+)
+def test_histories_that_are_refused_are_paused_where_it_is_more_than_one_device(
+    rig: Rig, error: HistoryUnreadable
+) -> None:
+    rig.platform.history_error = error
+    for number in range(3 * PAUSE_AFTER):
+        rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}"))
+    assert rig.history_gates.is_open(None)
+    rig.handle(delivery(headers=rested().headers, command_id="another", imei=DEVICES[1]))
+    assert not rig.history_gates.is_open(None)
+
+
+def test_a_history_that_is_read_again_ends_the_pause_of_histories(rig: Rig) -> None:
+    rig.pause_histories()
+    assert rig.handle(rested()) == SETTLE
+    assert "look up" not in rig.history
+    assert rig.probe_histories(rested()) == REPLY
+    assert rig.history_gates.is_open(None)
+
+
+def test_while_histories_are_paused_a_doubt_rests_on_and_uses_up_no_attempt(rig: Rig) -> None:
+    rig.pause_histories()
+    for _ in range(9):
+        assert rig.handle(rested(2)) == SETTLE
+        assert rig.last_headers() == {"x-onenet-attempt": 2, "x-onenet-in-doubt": RESTED}
+    assert not {"request", "look up"} & set(rig.history)
+
+
+def test_while_executions_are_paused_what_was_cached_is_found(rig: Rig) -> None:
+    rig.pause()
+    rig.platform.entries = [likely("found")]
+    assert rig.handle(rested()) == REPLY
+    assert (rig.last_reply()["uuid"], rig.last_reply()["recovered"]) == ("found", True)
+    assert not rig.gates.is_open(None)  # a history says nothing of executions
+
+
+def test_while_executions_are_paused_what_was_not_cached_waits_without_a_doubt_or_a_lost_attempt(rig: Rig) -> None:
+    rig.pause()
+    assert rig.handle(rested()) == RETRY
+    assert rig.last_headers() == {"x-onenet-attempt": 2}
+    headers = rig.last_headers()
+    for _ in range(5):
+        assert rig.handle(delivery(headers=headers)) == RETRY
+        assert rig.last_headers() == headers
+    assert "request" not in rig.history
+    assert rig.probe(delivery(headers=headers)) == REPLY
+    assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 2)
+
+
+@pytest.mark.parametrize("came", ["noted", "redelivered", "recorded"])
+def test_a_command_in_doubt_takes_no_probe_of_executions(rig: Rig, came: str) -> None:
+    """The next new command is the probe, although a history is being read, or cannot be."""
+    rig.handle(delivery(command_id="before"))
+    if came == "recorded":
+        rig.platform.answers = [InDoubt("read timeout")]
+        rig.handle(delivery())
+        rig.now_s = SETTLE_S + 1
+    rig.pause()
+    rig.seconds += rig.gates.due_in_s()
+    rig.platform.answers = []
+    found: list[list[str]] = []
+    told: list[Delivery] = []
+    rig.handler.on_history_first = told.append
+    rig.platform.while_looked_up = lambda: found.append(rig.handle(delivery(command_id="new")))
+    rig.platform.entries = None
+    doubtful = rested() if came == "noted" else delivery(redelivered=came == "redelivered")
+    assert rig.handle(doubtful) == SETTLE
+    if came == "redelivered":  # no record explains it: it rests before its history is read
+        found.append(rig.handle(delivery(command_id="new")))
+    assert found == [REPLY]
+    assert rig.gates.is_open(None)
+    assert told == ([doubtful] if came == "recorded" else [])
 
 
 @pytest.mark.parametrize(
@@ -870,7 +1033,7 @@ def test_what_is_rejected_before_a_wrong_key_is_known_for_one_and_what_is_not(ri
     [
         (NotSent("refused"), True),
         (InDoubt("HTTP 503"), True),
-        (Refused("http_rejected", "HTTP 401", is_unauthorized=True), True),
+        (Refused("http_rejected", "HTTP 401", may_concern_all_devices=True), True),
         (InDoubt("errno 5108: rpc response error", is_outage=False), False),
         (Refused("onenet_rejected", "device not online", 2001), False),
         (Cached("u"), False),
@@ -885,13 +1048,6 @@ def test_what_counts_as_a_failure_of_the_platform(rig: Rig, answer: Answer, is_f
     rig.platform.answers = [answer]
     rig.handle(delivery(command_id="it"))
     assert rig.gates.is_open(None) is not is_failure
-
-
-def test_a_history_that_cannot_be_had_counts_too(rig: Rig) -> None:
-    rig.platform.entries = None
-    for number in range(PAUSE_AFTER):
-        rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}"))
-    assert not rig.gates.is_open(None)
 
 
 def test_a_probe_that_asked_nothing_is_followed_by_another_at_once(rig: Rig) -> None:

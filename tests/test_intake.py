@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
@@ -19,7 +19,7 @@ from pika import BasicProperties
 from tests.rig import PATIENCE_S, a_command
 from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
-from worker.answer import Answer, Cached, NotSent
+from worker.answer import Answer, Cached, InDoubt, NotSent
 from worker.commands import ExecuteCommand
 from worker.decide import RetryPolicy
 from worker.doubt import Doubt
@@ -35,6 +35,7 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing
 
 PREFETCH, CONCURRENCY, PROBE_S = 6, 4, 0.05
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 DEVICES = [str(865820030000000 + number) for number in range(100)]
 
 
@@ -45,6 +46,8 @@ class Platform:
     answer: Callable[[ExecuteCommand], Answer] = lambda _: Cached("u")
     may_answer: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
+    may_show_history: threading.Event = field(default_factory=threading.Event)
+    looked_up: list[str] = field(default_factory=list)
 
     def knows(self, _product: str | None) -> bool:
         return True
@@ -54,7 +57,9 @@ class Platform:
         self.may_answer.wait(PATIENCE_S)
         return Sent(self.answer(command), valid_time_omitted=False)
 
-    def look_up(self, _command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+    def look_up(self, command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+        self.looked_up.append(command.command_id)
+        self.may_show_history.wait(PATIENCE_S)
         return []
 
 
@@ -74,21 +79,34 @@ class Queue:
         self.can_publish = True
         self._loop = asyncio.get_running_loop()
         self._count = 0
+        self.bodies: list[bytes] = []
+        self._counted: set[int] = set()  # what is unacknowledged of the present consumers
 
-    def put(self, command_id: str, imei: str, product: str | None = None) -> None:
+    def put(self, command_id: str, imei: str, product: str | None = None, *, doubt: Doubt | None = None) -> None:
         body = json.dumps(a_command(command_id=command_id, imei=imei, product=product)).encode()
+        self._count += 1
+        properties = BasicProperties(headers=None if doubt is None else {"x-onenet-in-doubt": str(doubt)})
+        self.bodies.append(body)
+        self.ready.append(Delivery(1, self._count, "", False, properties, body, doubt is not None))
+        self.deliver()
+
+    def put_again(self, body: bytes) -> None:
+        """Put another copy of a message into the queue, which says nothing of the first."""
         self._count += 1
         self.ready.append(Delivery(1, self._count, "", False, BasicProperties(), body, False))
         self.deliver()
 
     def deliver(self) -> None:
-        while self.ready and len(self.unacknowledged) < self.prefetch:
+        while self.ready and len(self._counted) < self.prefetch:
             delivery = self.ready.pop(0)
             self.unacknowledged[delivery.tag] = delivery
+            self._counted.add(delivery.tag)
             self.intake.on_delivery(delivery)
 
     async def consume(self, prefetch: int) -> None:
         self.asked_for.append(prefetch)
+        if prefetch < self.prefetch:
+            self._counted.clear()  # the prefetch is each consumer's own, and these consumers end
         self.prefetch = prefetch
         self.deliver()  # before the answer has arrived
         await self.may_confirm_consume.wait()
@@ -109,6 +127,7 @@ class Queue:
             self.published.append((publication.exchange, command_id))
         if self.confirms:
             self.unacknowledged.pop(delivery.tag, None)
+            self._counted.discard(delivery.tag)
             if on_confirmed is not None:
                 on_confirmed()
             self.deliver()
@@ -133,6 +152,16 @@ def lets_in(gates: Gates, product: str) -> bool:
 
 
 @dataclass
+class Clock:
+    """The handler's clock, which may be ahead."""
+
+    ahead_s: float = 0
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
+
+
+@dataclass
 class World:
     """An intake between a queue and a platform."""
 
@@ -142,6 +171,7 @@ class World:
     store: MemoryStore
     lanes: Lanes
     intake: Intake
+    clock: Clock
 
     def came_to(self, exchange: str) -> list[str]:
         return [command_id for target, command_id in self.queue.published if target == f"onenet.{exchange}"]
@@ -149,9 +179,10 @@ class World:
 
 @asynccontextmanager
 async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
-    platform, queue = Platform(), Queue()
+    platform, queue, clock = Platform(), Queue(), Clock()
     gates = Gates(products, 1, PROBE_S)
-    store = MemoryStore(3600, 60, began_at=datetime.now(UTC))
+    history_gates = Gates(products, 1, PROBE_S, subject="history")
+    store = MemoryStore(3600, 60, began_at=LONG_AGO)
     metrics = Metrics("0", CONCURRENCY)
     topology = Topology("onenet", (5, 60))
     handler = Handler(
@@ -159,9 +190,11 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
         store,
         Outgoing(topology, "host:1"),
         gates,
+        history_gates,
         RetryPolicy((5, 60), max_attempts=9, settle_s=60),
         ZoneInfo("Asia/Shanghai"),
         metrics,
+        clock,
     )
     lanes = Lanes(by_device=True)
     queue.intake = Intake(
@@ -177,10 +210,13 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
         prefetch=PREFETCH,
         probe_s=look_s,
     )
-    yield World(queue, platform, gates, store, lanes, queue.intake)
-    platform.may_answer.set()
-    async with asyncio.timeout(PATIENCE_S):
-        await queue.intake.stop()
+    try:
+        yield World(queue, platform, gates, store, lanes, queue.intake, clock)
+    finally:
+        platform.may_answer.set()
+        platform.may_show_history.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await queue.intake.stop()
 
 
 def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
@@ -348,5 +384,53 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
             async with asyncio.timeout(PATIENCE_S):
                 await stopping
             assert found.came_to("replies") == ["first", "second"] or found.came_to("returns") == ["second"]
+
+    asyncio.run(play())
+
+
+RESTED = Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2))
+
+
+def test_while_nothing_is_sent_commands_in_doubt_keep_no_new_one_from_being_the_probe() -> None:
+    """Although their histories are never shown, and more of them stand in front of it than there are threads."""
+
+    async def play() -> None:
+        async with world() as found:
+            found.platform.answer = lambda _: NotSent("refused")
+            found.platform.may_answer.set()
+            found.queue.put("last-straw", DEVICES[0])
+            await until(lambda: 0 in found.queue.asked_for)
+            found.platform.answer = lambda _: Cached("u")
+            for number in range(10 * CONCURRENCY):
+                found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RESTED)
+            found.queue.put("new", DEVICES[50])
+            await until(lambda: "new" in found.came_to("replies"))
+            assert len(found.platform.looked_up) <= CONCURRENCY - 1
+            assert not [command_id for command_id in found.came_to("replies") if command_id != "new"]
+            found.platform.may_show_history.set()
+            in_doubt = {f"in-doubt-{number}" for number in range(10 * CONCURRENCY)}
+            await until(lambda: in_doubt <= {*found.came_to("replies"), *found.came_to("retry")})
+
+    asyncio.run(play())
+
+
+def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its_history_is_shown() -> None:
+    """Only the store knew it."""
+
+    async def play() -> None:
+        async with world(look_s=3600) as found:
+            found.platform.answer = lambda command: (
+                InDoubt("lost") if command.command_id == "doubtful" else NotSent("refused")
+            )
+            found.platform.may_answer.set()
+            found.queue.put("doubtful", DEVICES[0])
+            await until(lambda: 0 in found.queue.asked_for)
+            found.clock.ahead_s = 600  # so that it has rested
+            found.queue.put_again(found.queue.bodies[0])
+            found.queue.put("new", DEVICES[1])
+            found.platform.answer = lambda _: Cached("u")
+            await until(lambda: "new" in found.came_to("replies"))
+            assert found.platform.looked_up == ["doubtful"]
+            assert "doubtful" not in found.came_to("replies")
 
     asyncio.run(play())

@@ -308,7 +308,7 @@ def test_a_platform_that_closes_without_a_word_is_trusted_once(monkeypatch: pyte
 
 def test_a_redirect_is_not_followed() -> None:
     with onenet(Fault(kind="redirect")) as platform:
-        assert ask(platform.url) == Refused("http_rejected", "HTTP 307")
+        assert ask(platform.url) == Refused("http_rejected", "HTTP 307", may_concern_all_devices=True)
         assert len(platform.requests) == 1
 
 
@@ -879,6 +879,86 @@ def test_a_check_says_what_is_wrong(answer: bytes, words: str) -> None:
 
     with raw_server(serve) as url, client(url) as asking, pytest.raises(PlatformUnusable, match=words):
         asking.check(None, NO_DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error", "words"),
+    [
+        (3, "token鉴权失败", ["refuses the credentials", "--imei", NO_DEVICE]),
+        (2, "api-key required", ["refuses the credentials"]),
+        (3, "auth failed", ["refuses the credentials", "--imei"]),
+        (15, "api freq out of limit", ["too many requests"]),
+        (1, "internal server error", ["is down"]),
+        (17, "nbiot server error", ["is down"]),
+        (14, "network latency", ["trouble with device", NO_DEVICE]),
+        (8, "not found", ["does not find device", "--imei", NO_DEVICE]),
+        (2001, "device not online", ["--imei", NO_DEVICE]),
+        (7, "parameter required", ["refuses the request"]),
+        (13, "system limit", ["limit"]),
+        (4242, "unheard\nof", ["unknown error", "errno 4242: unheard of"]),
+    ],
+)
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+def test_a_check_passes_on_errno_0_alone(errno: int, error: str, words: list[str], status: str) -> None:
+    """Each other answer fails, in one line that says what kind of error it is, with the platform's own text."""
+    body = json.dumps({"errno": errno, "error": error}).encode()
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body))
+
+    with raw_server(serve) as url, client(url) as asking, pytest.raises(PlatformUnusable) as found:
+        asking.check(None, NO_DEVICE)
+    for word in [*words, f"errno {errno}", " ".join(error.split())]:
+        assert word in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_kind"),
+    [
+        (200, {"errno": 3, "error": "auth failed"}, "refused"),
+        (401, {"errno": 3, "error": "token鉴权失败"}, "refused"),
+        (404, b"<html>", "refused"),
+        (302, b"", "refused"),
+        (200, {"errno": 15, "error": "api freq out of limit"}, "throttled"),
+        (429, b"", "throttled"),
+        (429, {"errno": 15, "error": "api freq out of limit"}, "throttled"),
+        (200, {"errno": 1, "error": "internal server error"}, "outage"),
+        (200, {"errno": 17, "error": "nbiot server error"}, "outage"),
+        (200, b"<html>", "outage"),
+        (204, b"", "outage"),
+        (502, b"", "outage"),
+        (200, {"errno": 7, "error": "parameter required"}, "neither"),
+        (200, {"errno": 10, "error": "device not online"}, "neither"),
+        (200, {"errno": 14, "error": "network latency"}, "neither"),
+        (400, {"errno": 13, "error": "system limit"}, "neither"),
+        (200, {"errno": 0, "error": "succ", "data": {}}, "neither"),
+        (404, {"errno": 0, "error": "succ"}, "neither"),
+    ],
+)
+def test_a_history_that_cannot_be_read_says_what_it_tells_of_the_platform(status: int, body: Any, is_kind: str) -> None:
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def serve(sock: socket.socket) -> None:
+        while sock.recv(65536):
+            sock.sendall(b"HTTP/1.1 %d \r\nContent-Length: %d\r\n\r\n%b" % (status, len(sent), sent))
+
+    with raw_server(serve) as url, client(url) as asking, pytest.raises(HistoryUnreadable) as found:
+        asking.look_up(command(), just_now(), nobody)
+    kinds = {"refused": found.value.is_refused, "throttled": found.value.is_throttled, "outage": found.value.is_outage}
+    assert [kind for kind, is_so in kinds.items() if is_so] == ([] if is_kind == "neither" else [is_kind])
+
+
+def test_a_throttled_history_is_not_asked_for_again_at_once() -> None:
+    """That would make it worse."""
+    fault = Fault(kind="errno", errno=15, error="api freq out of limit", endpoint="history")
+    struck: list[None] = []
+    with onenet(fault) as simulator:
+        simulator.on_fault = lambda: struck.append(None)
+        with pytest.raises(HistoryUnreadable):
+            look_up(simulator, command())
+    assert len(struck) == 1
 
 
 def _swallow(sock: socket.socket) -> None:

@@ -197,7 +197,7 @@ class Protocol(RuleBasedStateMachine):
     def begin(self) -> None:
         self.world = World()
         self.store = Mortal(self.world, is_shared=self.is_shared)
-        self.gates = self.new_gates()
+        self.gates, self.history_gates = self.new_gates(), self.new_gates()
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
         if self.has_twins:
             commands.append(commands[0] | {"command_id": "a-twin"})
@@ -247,7 +247,7 @@ class Protocol(RuleBasedStateMachine):
         count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
         properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
         handler = Handler(
-            Platform(world), self.store, OUTGOING, self.gates, self.policy, CHINA,
+            Platform(world), self.store, OUTGOING, self.gates, self.history_gates, self.policy, CHINA,
             METRICS, lambda: world.now,
         )  # fmt: skip
         delivery = Delivery(1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned)
@@ -274,7 +274,7 @@ class Protocol(RuleBasedStateMachine):
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
         message.times_returned += 1
-        self.gates = self.new_gates()
+        self.gates, self.history_gates = self.new_gates(), self.new_gates()
         if not self.is_shared:
             self.store = Mortal(self.world, is_shared=False)
 

@@ -16,24 +16,33 @@ class Cached:
 class Refused:
     """OneNET, or something in front of it, said no: nothing was cached, and another try would hear the same.
 
-    ``is_unauthorized``: it was the credentials that were refused, with this device or with any.
+    ``may_concern_all_devices``: the credentials were refused, or the answer is not OneNET's; where several devices in a
+    row get such an answer, it is no matter of one command.
     """
 
     code: RejectionCode
     message: str
     errno: int | None = None
-    is_unauthorized: bool = False
+    may_concern_all_devices: bool = False
+
+    @property
+    def cause(self) -> str:
+        """What was refused, and the answer: for a refusal that may concern all devices."""
+        what = "authentication refused" if self.code == "onenet_rejected" else "refused by something in front of OneNET"
+        return f"{what}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
     """The request is known not to have been taken: repeating it is safe.
 
-    ``retry_after_s`` is the wait in seconds that the platform asked for, if it did.
+    ``retry_after_s`` is the wait in seconds that the platform asked for, if it did. ``is_throttled``: OneNET said that
+    it gets too many requests, which is no failure of this command.
     """
 
     reason: str
     retry_after_s: float | None = None
+    is_throttled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

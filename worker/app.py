@@ -134,12 +134,14 @@ def run(settings: Settings) -> int:
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
     gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
+    history_gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe, subject="history")
     outgoing = Outgoing(topology_of(settings), name)
     handler = Handler(
         client,
         store,
         outgoing,
         gates,
+        history_gates,
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
@@ -185,7 +187,8 @@ def run(settings: Settings) -> int:
             log.warning("products_not_reloaded", reason="; ".join(exc.lines))  # the old ones go on
             return
         changed = client.replace_products(found)
-        gates.replace(found.keys(), changed)
+        for each in (gates, history_gates):
+            each.replace(found.keys(), changed)
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
     endpoints = None

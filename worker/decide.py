@@ -45,13 +45,14 @@ def decide(
         now: the time of the answer, aware.
         expires_at: when the command expires, aware; no attempt begins then or later.
         was_in_doubt: a former attempt may have been taken, so that nothing may be said any more that denies it.
-        is_paused: the platform is down for all, so that what failed with it uses up no attempt.
+        is_paused: the platform is down for all, so that what failed with it uses up no attempt. One that the platform
+            throttled uses up none either.
     """
     match answer:
         case Cached(uuid):
             return Accepted(uuid)
-        case Refused(_, message, _, is_unauthorized=True) if is_paused:
-            reason, asked_s, is_in_doubt = f"authentication refused: {message}", None, was_in_doubt
+        case Refused(may_concern_all_devices=True) if is_paused:
+            reason, asked_s, is_in_doubt = answer.cause, None, was_in_doubt
         case Refused(code, message, errno):
             return Rejected(code, message, errno)
         case InDoubt(reason) if policy.in_doubt == "reconcile":
@@ -65,8 +66,9 @@ def decide(
             is_in_doubt = was_in_doubt
         case _:
             assert_never(answer)
-    delay_s = retry_delay_s(1 if is_paused else attempt, policy.delays_s, asked_s or 0)
-    next_attempt = attempt if is_paused else attempt + 1
+    is_free = is_paused or (isinstance(answer, NotSent) and answer.is_throttled)
+    delay_s = retry_delay_s(1 if is_free else attempt, policy.delays_s, asked_s or 0)
+    next_attempt = attempt if is_free else attempt + 1
     if next_attempt > policy.max_attempts:
         failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
     elif now + timedelta(seconds=delay_s) >= expires_at:
@@ -83,7 +85,7 @@ def decide_unreadable(reason: str, settled: Settle, policy: RetryPolicy, *, is_p
         reason: why it could not.
         settled: how the command was put to rest.
         policy: when to try again.
-        is_paused: the platform is down for all; otherwise this uses up an attempt.
+        is_paused: histories cannot be read for now, of whatever device; otherwise this uses up an attempt.
     """
     reason = f"the device's command history could not be read: {reason}"
     if is_paused:

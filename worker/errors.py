@@ -97,18 +97,31 @@ class HistoryUnreadable(WorkerError):
 
     Args:
         reason: why.
-        is_outage: the platform itself failed, or let nobody in.
-        retry_after_s: the wait in seconds that it asked for, if it did.
+        is_outage: the platform itself failed.
+        is_refused: the credentials were refused, or the answer is not OneNET's; for several devices in a row that is
+            no matter of one device.
+        is_throttled: the platform gets too many requests; it should not be asked again at once.
+        retry_after_s: the wait in seconds that it asked for; 0 where it is throttled and did not say for how long.
     """
 
-    def __init__(self, reason: str, *, is_outage: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        is_outage: bool = False,
+        is_refused: bool = False,
+        is_throttled: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(reason)
         self.is_outage = is_outage
+        self.is_refused = is_refused
+        self.is_throttled = is_throttled
         self.retry_after_s = retry_after_s
 
 
 class PlatformUnusable(WorkerError):
-    """OneNET cannot be reached, lets nobody in, or does not answer as it should."""
+    """OneNET cannot be reached, refuses the credentials, or does not answer as it should."""
 
 
 class StoreError(WorkerError):

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -79,7 +79,7 @@ class _Turn:
 
     delivery: Delivery
     command: ExecuteCommand
-    passage: Passage
+    passage: Passage | None  # through the gate of executions; None: it has not been asked for yet, or was given back
     pass_on: PassOn
     began: float
     attempt: int
@@ -141,6 +141,7 @@ class Handler:
         store: remembers commands.
         outgoing: writes the messages.
         gates: tell of which products commands may be sent.
+        history_gates: tell of which products histories may be read.
         policy: when to try again.
         platform_zone: where times without an offset are read.
         metrics: are told what happens.
@@ -153,6 +154,7 @@ class Handler:
         store: Store,
         outgoing: Outgoing,
         gates: Gates,
+        history_gates: Gates,
         policy: RetryPolicy,
         platform_zone: ZoneInfo,
         metrics: Metrics,
@@ -161,7 +163,10 @@ class Handler:
         self._client = client
         self._store = store
         self._outgoing = outgoing
+        self.on_history_first: Callable[[Delivery], object] = lambda _: None
+        """Is told, in any thread, of a delivery that looked new and turns out in doubt: it is no probe any more."""
         self._gates = gates
+        self._history_gates = history_gates
         self._policy = policy
         self._zone = platform_zone
         self._metrics = metrics
@@ -241,16 +246,19 @@ class Handler:
             details = (Detail(field="product", message=message),)
             failed = Failed("unknown_product", f"product: {message}", details)
             return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
-        passage = self._gates.enter(command.product)
-        if passage is None:
-            return None
+        passage = None
+        if not task.looks_in_doubt:  # otherwise its history comes first, which executions that are paused do not hinder
+            passage = self._gates.enter(command.product)
+            if passage is None:
+                return None
         turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
         try:
             return self._recall(turn)
         except StoreError as exc:
             return self._not_remembered(turn, exc)
         finally:
-            passage.end()
+            if turn.passage is not None:
+                turn.passage.end()
 
     def _not_remembered(self, turn: _Turn, error: StoreError) -> Sequence[Publication]:
         """Put off what the store has failed: nothing is sent unguarded, and what was sent is in doubt."""
@@ -352,14 +360,26 @@ class Handler:
 
     def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> _Ending:
         """Let the device's command history decide."""
+        if turn.passage is not None:  # nothing is sent yet: the next command may be the probe of executions
+            turn.passage.end()
+            turn.passage = None
+            self.on_history_first(turn.delivery)
         settled = turn.settled("answer lost")
+        product = turn.command.product
+        passage = self._history_gates.enter(product)
+        if passage is None:
+            reason = f"command histories are not read for now: {self._history_gates.reason_of(product)}"
+            return self._settle(turn, hold, replace(settled, reason=reason))
         try:
             entries = self._client.look_up(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
+            passage.answered()
         except HistoryUnreadable as exc:
-            if exc.is_outage:
-                turn.passage.failed(f"the command history: {exc}", exc.retry_after_s)
-            outcome = decide_unreadable(str(exc), settled, self._policy, is_paused=turn.passage.is_paused)
+            self._tell_of_history(turn, passage, exc)
+            is_free = passage.is_paused or exc.is_throttled
+            outcome = decide_unreadable(str(exc), settled, self._policy, is_paused=is_free)
             return self._settle(turn, hold, outcome) if isinstance(outcome, Settle) else self._end(turn, hold, outcome)
+        finally:
+            passage.end()
         likely = [entry.uuid for entry in entries if entry.is_likely]
         unlikely = [entry.uuid for entry in entries if not entry.is_likely]
         match self._store.own(hold, likely, unlikely):
@@ -395,13 +415,16 @@ class Handler:
                 return self._finish(turn, hold, unknown("expired_time has passed"))
             details = (Detail(field="expired_time", message="has passed"),)
             return self._finish(turn, hold, Failed("expired", "expired_time has passed", details))
+        passage = turn.passage = turn.passage or self._gates.enter(turn.command.product)
+        if passage is None:
+            return self._wait_unsent(turn, hold)
         former = turn.doubt
         turn.doubt = Doubt(began_at, began_at).united(former)  # until its answer says otherwise
         began = time.monotonic()
         sent = self._client.execute(turn.command, hold.ends_at)
         now = self._now()
         self._metrics.time_request(sent.answer, began)
-        _tell(turn.passage, sent.answer)
+        self._tell(turn, passage, sent.answer)
         if isinstance(sent.answer, InDoubt):
             turn.doubt = Doubt(began_at, now).united(former)
         elif isinstance(sent.answer, NotSent | Refused):
@@ -413,20 +436,61 @@ class Handler:
             now=now,
             expires_at=turn.command.expires_at,
             was_in_doubt=former is not None,
-            is_paused=turn.passage.is_paused,
+            is_paused=passage.is_paused,
         )
         if isinstance(sent.answer, InDoubt) and not isinstance(outcome, Settle):
             self._note_doubt(turn, sent.answer.reason)
         return self._end(turn, hold, outcome, omitted=sent.valid_time_omitted)
+
+    def _wait_unsent(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+        """Have a command that is known not to have been cached wait until its product is sent; it uses no attempt."""
+        product = turn.command.product
+        delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
+        again = TryAgain(delay_s, turn.attempt, f"nothing is sent for now: {self._gates.reason_of(product)}")
+        return self._try_again(turn, hold, again)
+
+    def _try_again(self, turn: _Turn, hold: Hold, again: TryAgain) -> Sequence[Publication]:
+        self._store.release(hold, turn.doubt)
+        self._note_retry(turn, again.attempt, again.delay_s, again.reason)
+        return [self._outgoing.retry(turn.delivery, again, turn.doubt)]
+
+    def _tell(self, turn: _Turn, passage: Passage, answer: Answer) -> None:
+        """Tell a product's gates what the answer to a command says of the platform."""
+        match answer:
+            case NotSent(reason, asked_s, is_throttled=True):
+                self._slow_down(turn, passage, reason, asked_s)
+            case NotSent(reason, asked_s):
+                passage.failed(reason, asked_s)
+                if asked_s:
+                    self._history_gates.hold(turn.command.product, reason, asked_s)
+            case InDoubt(reason, is_outage=True):
+                passage.failed(reason)
+            case Refused(may_concern_all_devices=True):
+                passage.refused(answer.cause, turn.command.imei)
+            case _:
+                passage.answered()
+
+    def _tell_of_history(self, turn: _Turn, passage: Passage, error: HistoryUnreadable) -> None:
+        """Tell a product's gates what an unreadable history says of the platform."""
+        reason = f"the command history: {error}"
+        if error.is_throttled:
+            self._slow_down(turn, passage, reason, error.retry_after_s)
+        elif error.is_outage:
+            passage.failed(reason, error.retry_after_s)
+        elif error.is_refused:
+            passage.refused(reason, turn.command.imei)
+
+    def _slow_down(self, turn: _Turn, passage: Passage, reason: str, asked_s: float | None) -> None:
+        """Slow down all requests of a product: the platform counts commands and reads of the history together."""
+        for gates in (self._gates, self._history_gates):
+            gates.throttle(turn.command.product, reason, passage.entered_at, asked_s)
 
     def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> _Ending:
         match outcome:
             case Settle():
                 return self._settle(turn, hold, outcome)
             case TryAgain():
-                self._store.release(hold, turn.doubt)
-                self._note_retry(turn, outcome.attempt, outcome.delay_s, outcome.reason)
-                return [self._outgoing.retry(turn.delivery, outcome, turn.doubt)]
+                return self._try_again(turn, hold, outcome)
             case Accepted() | Rejected() | Failed():
                 return self._finish(turn, hold, outcome, omitted=omitted)
 
@@ -539,19 +603,6 @@ def _poison(turn: _Turn) -> Failed:
 def _is_suspect_to_read(delivery: Delivery) -> bool:
     """Tell whether a message comes back again and again, so that reading it may be what ends the workers."""
     return delivery.is_redelivered and delivery.times_returned >= MAX_RETURNS
-
-
-def _tell(passage: Passage, answer: Answer) -> None:
-    """Tell a product's gate what an answer says of the platform."""
-    match answer:
-        case NotSent(reason, asked_s):
-            passage.failed(reason, asked_s)
-        case InDoubt(reason, is_outage=True):
-            passage.failed(reason)
-        case Refused(_, message, _, is_unauthorized=True):
-            passage.failed(f"authentication refused: {message}")
-        case _:
-            passage.answered()
 
 
 def _key(command: ExecuteCommand) -> Key:

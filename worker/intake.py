@@ -88,8 +88,10 @@ class Intake:
         self._not_started: list[Task] = []  # what came while nothing was to come
         self._resting: dict[Task, None] = {}  # what goes to rest unbegun, until that is confirmed
         self._probe: Task | None = None  # under way
+        self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
+        self._handler.on_history_first = lambda delivery: self._loop.call_soon_threadsafe(self._on_no_probe, delivery)
         self._gates.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
         self._steering = asyncio.create_task(self._steer())
         self._steering.add_done_callback(self._on_steering_end)
@@ -203,9 +205,21 @@ class Intake:
             return
         came, self._not_started = self._not_started, []
         if former == 1 and came and not is_idle:
-            self._probe = came.pop(0)  # which begins only now that no other can come
-            self._take(self._probe)
+            self._begin_look(came.pop(0))  # only now that no other can come
         self._hand_back(came)
+
+    def _begin_look(self, task: Task) -> None:
+        """Begin the probe, or a command in doubt behind which the probe may be."""
+        if not task.looks_in_doubt:
+            self._probe = task
+            self._take(task)
+            return
+        self._has_changed.set()  # the next one may be the probe
+        if len(self._in_doubt) < max(1, self._concurrency - 1):
+            self._in_doubt.add(task)
+            self._take(task)
+        else:
+            self._rest(task)  # its history may take long, and the probe needs a thread
 
     def _take(self, task: Task) -> None:
         """Let a task go as soon as its device is free."""
@@ -265,6 +279,7 @@ class Intake:
     def _in_order(self, tasks: list[Task]) -> list[Task]:
         if self._probe in tasks:
             self._probe = None
+        self._in_doubt.difference_update(tasks)
         return sorted(tasks, key=lambda task: task.delivery.tag)
 
     def _rest(self, task: Task, at_least_s: float = 0) -> None:
@@ -309,8 +324,8 @@ class Intake:
             self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
         del self._begun[task]
         self._go_on_behind(task)
-        if task is self._probe:
-            self._loop.call_soon_threadsafe(self._on_probe_end)
+        if task is self._probe or task in self._in_doubt:
+            self._loop.call_soon_threadsafe(self._on_look_end, task)
 
     def _consuming(self, task: Task) -> AbstractContextManager[object]:
         command_id = None if task.command is None else task.command.command_id
@@ -332,12 +347,22 @@ class Intake:
             if publication.status is not None:
                 self._metrics.time_command(publication.status, delivery.began_at)
 
-    def _on_probe_end(self) -> None:
-        self._probe = None
-        # One that asked the platform nothing, or another product than the one that is due, is followed by the next at
-        # once: else an hour's expired commands would keep the first good one waiting.
-        self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
+    def _on_look_end(self, task: Task) -> None:
+        """Go on looking for a probe, behind one that has been handled or a command in doubt."""
+        if task is self._probe:
+            self._probe = None
+            # One that asked the platform nothing, or another product than the one that is due, is followed by the next
+            # at once: else an hour's expired commands would keep the first good one waiting.
+            self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
+        self._in_doubt.discard(task)
         self._has_changed.set()
+
+    def _on_no_probe(self, delivery: Delivery) -> None:
+        """Look for another probe at once: this one's history comes first, which may take long."""
+        if self._probe is not None and self._probe.delivery is delivery:
+            self._in_doubt.add(self._probe)
+            self._probe = None
+            self._has_changed.set()
 
     def _on_steering_end(self, steering: "asyncio.Task[None]") -> None:
         if not steering.cancelled() and (error := steering.exception()) is not None:

@@ -21,3 +21,8 @@ class Task:
     @property
     def command(self) -> ExecuteCommand | None:
         return self.read if isinstance(self.read, ExecuteCommand) else None
+
+    @property
+    def looks_in_doubt(self) -> bool:
+        """Whether its command may have been sent, for all that the message says: the history comes before a request."""
+        return self.command is not None and (self.delivery.is_redelivered or self.delivery.doubt is not None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.rig import API_KEY, PATIENCE_S, Rig, raw_server
 from worker.amqp.client import declare_on
 from worker.localservices.ports import free_port
+from worker.simulator.faults import Fault
 
 
 def check(rig: Rig, *arguments: str, **changes: str) -> tuple[int, dict[str, list[str]]]:
@@ -120,3 +121,17 @@ def test_every_product_is_tried_with_its_own_credentials(rig: Rig) -> None:
     [fault] = faults["OneNET, product bad"]
     assert "credentials" in fault
     assert faults.keys() == {"", "OneNET, product bad"}
+
+
+def test_credentials_that_are_refused_in_the_words_of_the_live_platform_fail_the_check(rig: Rig) -> None:
+    """It answers errno 3, with HTTP 200."""
+    declare_on(rig.upstream.channel, rig.topology)
+    rig.simulator.faults.replace([Fault(kind="errno", errno=3, error="token鉴权失败", endpoint="history")])
+    code, faults = check(rig, "--imei", "865820030000001")
+    assert code == 1
+    [fault] = faults["OneNET"]
+    assert "refuses the credentials" in fault
+    assert "device 865820030000001" in fault
+    assert "--imei" in fault
+    assert fault.endswith("errno 3: token鉴权失败")
+    assert faults.keys() == {"", "OneNET"}

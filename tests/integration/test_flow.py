@@ -142,6 +142,75 @@ def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(rig: Rig) -> Non
     assert_no_dead_letters(rig)
 
 
+@pytest.mark.parametrize("kind", ["not_found", "redirect"])
+def test_a_gateway_that_refuses_everything_does_not_turn_a_full_queue_into_rejections(rig: Rig, kind: Any) -> None:
+    rig.simulator.faults.replace([Fault(kind=kind)])
+    with rig.worker(**QUICK) as worker:
+        ids = publish_many(rig, 500)
+        assert "in front of OneNET" in worker.wait_for("consumption_paused")["reason"]
+        worker.wait_for("probe_failed", count=3)
+        rig.simulator.faults.replace([])
+        found = Counter(status for status, _ in outcomes_of(rig, ids).values())
+        assert found == {"rejected": PAUSE_AFTER - 1, "accepted": 500 - PAUSE_AFTER + 1}
+    assert_no_dead_letters(rig)
+
+
+def test_one_device_whose_requests_are_refused_does_not_stop_the_others(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="errno", errno=1, error="auth failed", imei="865820039000000")])
+    with rig.worker(**CALM) as worker:
+        refused = [f"refused-{number}" for number in range(50)]
+        for command_id in refused:
+            rig.upstream.publish(a_command(command_id=command_id, imei="865820039000000"))
+        assert set(outcomes_of(rig, refused).values()) == {("rejected", None)}
+        assert_each_accepted_once(rig, publish_many(rig, 20))
+        assert not [event for event in worker.events if event["event"] == "product_paused"]
+
+
+def test_throttled_commands_lose_no_attempt_and_slow_down_the_worker(rig: Rig) -> None:
+    """Each of them is throttled more often than there are attempts."""
+    struck: list[datetime] = []
+    rig.simulator.on_fault = lambda: struck.append(rig.simulator.platform.now())
+    rig.simulator.faults.replace([Fault(kind="errno", errno=15, error="api freq out of limit", count=9)])
+    with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+        ids = publish_many(rig, 3)
+        replies = {reply["command_id"]: reply for reply in rig.upstream.replies(3)}
+        assert replies.keys() == set(ids)
+        assert {(reply["status"], reply["attempts"]) for reply in replies.values()} == {("accepted", 1)}
+        assert "api freq out of limit" in worker.wait_for("product_paused", count=2)["reason"]
+        assert not [event for event in worker.events if event["event"] == "probe_failed"]
+    assert [rig.cached(command_id) for command_id in ids] == [1, 1, 1]
+    assert struck[-1] - struck[0] >= timedelta(seconds=3)  # two waits at least, the second twice the first
+
+
+def test_histories_that_fail_hold_up_no_new_command(rig: Rig) -> None:
+    """Executions fail too at first, and lose answers: from then on a probe of theirs is a new command."""
+    unreadable = Fault(kind="error_500", endpoint="history")
+    rig.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
+    with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
+        in_doubt = publish_many(rig, 12)
+        worker.wait_for("product_paused")
+        worker.wait_for("history_paused")
+        rig.simulator.faults.replace([unreadable])
+        new = publish_many(rig, 300, first=100)
+        assert_each_accepted_once(rig, new)
+        worker.wait_for("history_probe_failed", count=2)
+        assert not [event for event in worker.events if event["event"] == "command_recovered"]
+        rig.simulator.faults.replace([])
+        worker.wait_for("history_resumed")
+        assert_each_accepted_once(rig, in_doubt)
+    assert_no_dead_letters(rig)
+
+
+def test_while_executions_are_paused_what_was_cached_is_found_in_the_histories(rig: Rig) -> None:
+    rig.simulator.faults.replace([Fault(kind="error_500_after_caching")])
+    with rig.worker(**QUICK) as worker:
+        ids = publish_many(rig, PAUSE_AFTER + 3)
+        worker.wait_for("product_paused")
+        assert_each_accepted_once(rig, ids)
+        worker.wait_for("command_recovered", count=len(ids))
+        assert not [event for event in worker.events if event["event"] in {"product_resumed", "history_paused"}]
+
+
 def test_a_hangup_without_a_products_file_ends_the_worker_as_it_ends_any_program(rig: Rig) -> None:
     """Whoever closes a terminal means that."""
     with rig.worker() as worker:

@@ -12,7 +12,7 @@ from worker.errors import EXIT_FAILURE
 
 def check(
     imei: Annotated[
-        str, typer.Option(help="Whose command history OneNET is asked for; with a device of yours the answer is sure.")
+        str, typer.Option(help="Whose command history OneNET is asked for: a device of yours, or OneNET may refuse.")
     ] = "000000000000000",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:

@@ -1,6 +1,6 @@
-"""What the platform's answer to a cached Execute command means. Pure.
+"""What the platform's answers mean, to a command and to a read of the history. Pure.
 
-Source: the platform's page of ``POST /nbiot/execute/offline`` and its table of errno.
+Source: the platform's page of ``POST /nbiot/execute/offline``, and its tables of errors, which are in ``errno``.
 """
 
 from datetime import UTC, datetime
@@ -11,15 +11,11 @@ from pydantic import ValidationError
 
 from schemas.onenet import ExecuteAnswer
 from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.errors import HistoryUnreadable
+from worker.onenet.errno import SUCCESS, Kind, kind_of
 
-SUCCESS = 0
-AUTH_FAILED = 1  # the key and the device do not match, or the key is wrong
-INTERNAL_ERROR = 7  # internal backlog
-RPC_RESPONSE_ERROR = 5108  # this number is also used for an invalid parameter: the text tells
-RPC_ERROR = 5117
-OUTAGES = frozenset({INTERNAL_ERROR, RPC_ERROR})
-UNAUTHORIZED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED})
 _MAX_MESSAGE_CHARS = 500
+_MAX_REASON_CHARS = 200
 
 
 def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) -> Answer:
@@ -31,30 +27,87 @@ def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) 
         retry_after: the header of that name.
         now: when the answer came, aware.
     """
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return NotSent("HTTP 429: too many requests", retry_after_s(retry_after, now))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(f"HTTP {status}")
-    try:
-        answer = ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
-    except ValidationError:
-        if status < HTTPStatus.MULTIPLE_CHOICES:
+    is_success = status < HTTPStatus.MULTIPLE_CHOICES
+    answer = read_answer(body)
+    if answer is None:
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            return _too_many_requests(retry_after, now)
+        if is_success:
             return InDoubt(f"HTTP {status} with an answer that cannot be read")
         # A redirect too: it is never followed.
-        return Refused("http_rejected", f"HTTP {status}", is_unauthorized=status in UNAUTHORIZED)
-    if answer.errno != SUCCESS:
-        return _refusal(answer)
-    if status < HTTPStatus.MULTIPLE_CHOICES and answer.data.uuid:
-        return Cached(answer.data.uuid)
-    return InDoubt(f"HTTP {status} with errno 0, but without a uuid")
-
-
-def _refusal(answer: ExecuteAnswer) -> Answer:
+        return Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
+    if answer.data.uuid:  # it was cached, whatever the number says
+        return Cached(answer.data.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
+    if answer.errno == SUCCESS:
+        return InDoubt(f"HTTP {status} with errno 0, but without a uuid")
     text = answer.error[:_MAX_MESSAGE_CHARS]
-    says_invalid = "invalid parameter" in text.lower() and "rpc response error" not in text.lower()
-    if answer.errno in OUTAGES or (answer.errno == RPC_RESPONSE_ERROR and not says_invalid):
-        return InDoubt(f"errno {answer.errno}: {text}", is_outage=answer.errno in OUTAGES)
-    return Refused("onenet_rejected", text, answer.errno, is_unauthorized=answer.errno == AUTH_FAILED)
+    match kind_of(answer.errno, answer.error):
+        case Kind.OUTAGE:
+            return InDoubt(f"errno {answer.errno}: {text}")
+        case Kind.DEVICE_TROUBLE:
+            return InDoubt(f"errno {answer.errno}: {text}", is_outage=False)
+        case Kind.THROTTLED:
+            return NotSent(f"errno {answer.errno}: {text}", retry_after_s(retry_after, now), is_throttled=True)
+        case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
+            return _too_many_requests(retry_after, now)
+        case kind:
+            is_credentials = kind is Kind.CREDENTIALS
+            return Refused("onenet_rejected", text, answer.errno, may_concern_all_devices=is_credentials)
+
+
+def _too_many_requests(retry_after: str | None, now: datetime) -> NotSent:
+    return NotSent("HTTP 429: too many requests", retry_after_s(retry_after, now))
+
+
+def read_answer(body: bytes) -> ExecuteAnswer | None:
+    """Read an answer of the platform; None: the body is none."""
+    try:
+        return ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
+    except ValidationError:
+        return None
+
+
+def history_error(errno: int, text: str, asked_s: float | None = None) -> HistoryUnreadable:
+    """Return what an error of the platform means for a read of the history.
+
+    Args:
+        errno: the number, not 0.
+        text: the platform's text.
+        asked_s: the wait in seconds that it asked for, if it did.
+    """
+    reason = f"errno {errno}: {text[:_MAX_REASON_CHARS]}"
+    match kind_of(errno, text):
+        case Kind.OUTAGE:
+            return HistoryUnreadable(reason, is_outage=True)
+        case Kind.CREDENTIALS:
+            return HistoryUnreadable(reason, is_refused=True)
+        case Kind.THROTTLED:
+            return HistoryUnreadable(reason, is_throttled=True, retry_after_s=asked_s or 0.0)
+        case _:
+            return HistoryUnreadable(reason)
+
+
+def http_history_error(status: int, body: bytes, asked_s: float | None) -> HistoryUnreadable:
+    """Return what an HTTP status other than 200 means for a read of the history.
+
+    Args:
+        status: the HTTP status.
+        body: the whole body.
+        asked_s: the wait in seconds that the header Retry-After asks for, if it does.
+    """
+    reason = f"HTTP {status}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return HistoryUnreadable(f"{reason}: too many requests", is_throttled=True, retry_after_s=asked_s or 0.0)
+    answer = read_answer(body)
+    if status < HTTPStatus.MULTIPLE_CHOICES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return HistoryUnreadable(reason, is_outage=True)
+    if answer is None:
+        return HistoryUnreadable(reason, is_refused=True)
+    if answer.errno == SUCCESS:
+        return HistoryUnreadable(f"{reason} with errno 0")
+    return history_error(answer.errno, answer.error, asked_s)
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:

@@ -17,16 +17,16 @@ from zoneinfo import ZoneInfo
 
 import requests
 import urllib3
-from pydantic import ValidationError
 
-from schemas.onenet import ExecuteAnswer, HistoryDetail
+from schemas.onenet import HistoryDetail
 from worker.answer import Answer, InDoubt, NotSent
 from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable, PlatformUnusable
-from worker.onenet.answers import AUTH_FAILED, OUTAGES, UNAUTHORIZED, interpret, retry_after_s
+from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
+from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
 from worker.onenet.http import BoundedHTTP, Exchange, Request
 from worker.settings import Credentials
@@ -183,7 +183,7 @@ class OneNETClient:
         """Ask for a device's history, which changes nothing; returns the answer in words.
 
         Raises:
-            PlatformUnusable: it cannot be reached, does not let this product in, or does not answer as it should.
+            PlatformUnusable: it cannot be reached, or answers anything but errno 0.
         """
         product = self._products[product_name]
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
@@ -194,19 +194,17 @@ class OneNETClient:
             raise PlatformUnusable(f"TLS failed: {_root_cause(exc)}") from exc
         except _TROUBLE as exc:
             raise PlatformUnusable(f"cannot be reached: {_root_cause(exc)}") from exc
-        status = response.status
-        if status in UNAUTHORIZED:
-            raise PlatformUnusable(f"refuses the credentials: HTTP {status}")
-        try:
-            answer = ExecuteAnswer.model_validate_json(response.body.decode("utf-8", "replace"))
-        except ValidationError as exc:
-            raise PlatformUnusable(f"answers HTTP {status}, and not as OneNET does") from exc
-        said = f"errno {answer.errno}: {answer.error[:200]}"
-        if answer.errno == AUTH_FAILED:
-            raise PlatformUnusable(f"refuses the credentials, at least for device {imei}: {said}")
-        if answer.errno in OUTAGES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise PlatformUnusable(f"is down: HTTP {status}, {said}")
-        return f"{self._base_url} lets it in"
+        status, answer = response.status, read_answer(response.body)
+        if answer is None:
+            raise PlatformUnusable(_http_fault(status))
+        said = f"errno {answer.errno}: {' '.join(answer.error.split())[:200]}"
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise PlatformUnusable(f"{_http_fault(status)}, {said}")
+        if answer.errno != SUCCESS:
+            raise PlatformUnusable(f"{_fault(kind_of(answer.errno, answer.error), imei)}: {said}")
+        if status != HTTPStatus.OK:
+            raise PlatformUnusable(f"answers HTTP {status} with errno 0, and not as OneNET does")
+        return f"{self._base_url}: credentials accepted"
 
     def _detail(self, uuid: str, command: ExecuteCommand, product: _Product, deadline: float) -> HistoryDetail:
         """Return how a cached command was made, which never changes, so that each is asked for once."""
@@ -273,13 +271,9 @@ class OneNETClient:
             response = product.http.send(request, Exchange(deadline))
         except _TROUBLE as exc:
             raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
-        status = response.status
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
+        if response.status != HTTPStatus.OK:
             asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
-            raise HistoryUnreadable("HTTP 429: too many requests", is_outage=True, retry_after_s=asked_s)
-        if status != HTTPStatus.OK:
-            is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in UNAUTHORIZED
-            raise HistoryUnreadable(f"HTTP {status}", is_outage=is_outage)
+            raise http_history_error(response.status, response.body, asked_s)
         return read(response.body), _date(response.header("date"))
 
     def _request(self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool) -> Request:
@@ -307,6 +301,40 @@ class OneNETClient:
 
 def _get(path: str, product: _Product) -> Request:
     return Request("GET", path, dict([product.authentication.header()]))
+
+
+def _fault(kind: Kind, imei: str) -> str:
+    """Say what an error of the platform means to a person who checks the settings."""
+    match kind:
+        case Kind.CREDENTIALS:
+            return (
+                f"refuses the credentials, or device {imei} is not one of this product: name one of yours with --imei"
+            )
+        case Kind.THROTTLED:
+            return "gets too many requests, and throttles them"
+        case Kind.OUTAGE:
+            return "is down"
+        case Kind.DEVICE_TROUBLE:
+            return f"has trouble with device {imei}"
+        case Kind.LIMIT:
+            return "has reached a limit"
+        case Kind.DEVICE:
+            return f"does not find device {imei}, or it is not online: name one of yours with --imei"
+        case Kind.PARAMETER:
+            return f"refuses the request for device {imei}: name one of yours with --imei"
+        case Kind.UNKNOWN:
+            return "answers with an unknown error"
+
+
+def _http_fault(status: int) -> str:
+    """Say what an HTTP status without an answer of the platform means to a person who checks the settings."""
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
+        return f"refuses the credentials: HTTP {status}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return f"gets too many requests, and throttles them: HTTP {status}"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return f"is down: HTTP {status}"
+    return f"answers HTTP {status}, and not as OneNET does"
 
 
 def _date(value: str | None) -> datetime | None:

@@ -17,7 +17,8 @@ from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPag
 from worker.commands import PLATFORM_DEFAULTS, ExecuteCommand
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
-from worker.onenet.answers import AUTH_FAILED, OUTAGES
+from worker.onenet.answers import history_error
+from worker.onenet.errno import SUCCESS
 
 USUAL_SKEW = timedelta(seconds=5)  # how far two kept clocks may be apart, with times cut to the second
 MAX_SKEW = timedelta(seconds=60)  # how far unkept ones may be: what fits but for this decides nothing
@@ -183,9 +184,11 @@ def _may_have_been(shown: datetime | None, command: ExecuteCommand, doubt: Doubt
 def _read(model: type[Model], body: bytes) -> Model:
     try:
         answer = HistoryAnswer.model_validate_json(body.decode("utf-8", "replace"))
-        if answer.errno != 0:
-            is_outage = answer.errno in OUTAGES or answer.errno == AUTH_FAILED
-            raise HistoryUnreadable(f"errno {answer.errno}: {answer.error[:200]}", is_outage=is_outage)
+    except ValidationError as exc:  # not OneNET's, so that other devices' histories cannot be read either
+        raise HistoryUnreadable("an answer that is not OneNET's", is_outage=True) from exc
+    if answer.errno != SUCCESS:
+        raise history_error(answer.errno, answer.error)
+    try:
         return model.model_validate(answer.data)
     except ValidationError as exc:
         raise HistoryUnreadable("an answer that is not of the history's form") from exc

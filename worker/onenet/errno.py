@@ -1,0 +1,128 @@
+"""What kind of error the platform reports. Pure, and the only module that knows its error numbers and texts.
+
+Two official tables give the same number two meanings (1 is a refused key in one and an internal error in the other),
+and either table may answer. So the text decides, and the number only where the text is unknown.
+Source: https://onenet.hk.chinamobile.com/suben/doc/nb-iot/book/application-develop/Error_codes.html for the NB-IoT
+service, and the error codes of the API in front of it.
+"""
+
+import re
+import unicodedata
+from enum import Enum, auto
+
+SUCCESS = 0
+
+
+class Kind(Enum):
+    """What an error means for the sender of a request."""
+
+    CREDENTIALS = auto()  # the key or token is refused, for this device or for every one; nothing was cached
+    THROTTLED = auto()  # too many requests; nothing was cached
+    OUTAGE = auto()  # the platform failed; the command may have been cached
+    DEVICE_TROUBLE = auto()  # the platform works, but has trouble with the device; the command may have been cached
+    LIMIT = auto()  # a limit of the platform is reached; nothing was cached
+    DEVICE = auto()  # the platform does not know the device, or has no connection to it; nothing was cached
+    PARAMETER = auto()  # the request breaks a rule; nothing was cached
+    UNKNOWN = auto()  # neither the text nor the number is in a table
+
+
+_MAX_TEXT_CHARS = 1_000  # as much of a text as is looked at
+
+# The first pattern that is found decides, so what leaves a doubt comes first: that is safe in every case. A pattern of
+# the other kinds claims that nothing was cached, and must not be found in a text that says something else.
+_TEXTS = [
+    (kind, re.compile(pattern, re.VERBOSE | re.ASCII))  # ASCII: between a letter and a Chinese character is a boundary
+    for kind, pattern in [
+        (
+            Kind.DEVICE_TROUBLE,
+            r"(?<![a-z])rpc[ _]response(?![a-z]) | (?<![a-z])latency(?![a-z]) | rpc响应 | 延迟 | 时延",
+        ),
+        (
+            Kind.OUTAGE,
+            r"""(?<![a-z])internal(?![a-z]) | (?<![a-z])rpc(?![a-z])
+            | (?<![a-z])(?:server|service|system)[ _](?:error|exception|failure|busy|unavailable|down)(?![a-z])
+            | \b(?:server|service|system)\ (?:is\ )?(?:too\ |temporarily\ )?(?:busy|unavailable|down)\b
+            | 内部 | (?:服务|服务器|服务端|系统|平台)(?:发生|处理|出现)?(?:错误|异常|故障|繁忙|忙|不可用) | 积压""",
+        ),
+        # "timeout" is the name of a parameter too.
+        (
+            Kind.PARAMETER,
+            r"""(?:(?:invalid|illegal|missing|wrong|bad|required)\ parameters?
+                 |\bparameters?(?:\ (?:is\ )?(?:required|missing|invalid|error))?)[ ,('"`]*timeout\b
+            | \btimeout\ must\ be\b
+            | 参数(?:错误|无效|非法|缺失|不合法|不正确)?[ ,、('"]*timeout | timeout\ ?参数""",
+        ),
+        (Kind.DEVICE_TROUBLE, r"(?<![a-z])time[sd]?[ _-]?out(?![a-z]) | \btime\ limit\ exceeded\b | 超时(?!时间)"),
+        (
+            Kind.THROTTLED,
+            r"""(?<![a-z])freq(?![a-z]) | (?<![a-z])frequen(?:cy|t|tly)\b | \btoo\ fast\b | \bthrottl | \bqps\b
+            | (?<![a-z])rate[ _-]?limit | \brate\ exceeded\b | \b(?:api|requests?|calls?)\ (?:call\ )?limit\b
+            | \btoo\ many\b(?!\ (?:\w+\ )?(?:commands?|param\w*|args?|arguments?|devices?|bytes|char\w*|objects?)\b)
+            | 频率 | 频次 | 频繁 | [过太]快 | 限流 | 限频 | 限速 | (?:请求|调用|访问)(?:次?数|量)?(?:[过太]多|超)""",
+        ),
+        (
+            Kind.CREDENTIALS,
+            r"""(?<![a-z])(?:un|o)?auth(?:(?![a-z])|enticat|ori[sz]|fail|err|info|token)
+            | (?<![a-z])(?:api|master|access)[ _-]?key(?![a-z]) | (?<!unexpected\ )(?<![a-z])tokens?(?![a-z])
+            | \b(?:permission|access)\ denied\b | \bno\ (?:access|permission)\b
+            | 鉴权 | 认证 | 授权 | 密钥 | 秘钥 | 令牌 | 身份 | 无权 | 权限 | 签名""",
+        ),
+        (Kind.LIMIT, r"(?<![a-z])limit(?:s|ed|ation|ations)?(?![a-z]) | \bquota\b | 限制 | 上限 | 超限"),
+        (
+            Kind.DEVICE,
+            r"""\bnot[ _-]?online\b | \boff[ -]?line\b | \bnot\ found\b | (?:\bnot|n't)\ exists?\b
+            | \bno\ such\ device\b | \bnot\ registered\b
+            | (?<![a-z])device[ _-](?:does[ _])?not[ _-](?:found|exists?|online|registered)
+            | 不在线 | 未在线 | 未上线 | 离线 | 不存在 | 未找到 | 找不到 | 没有找到 | 未注册
+            | (?:无此|没有该|无该)设备""",
+        ),
+        (
+            Kind.PARAMETER,
+            r"""(?<![a-z])param(?:s|eters?)?(?![a-z]) | (?<![a-z])json(?![a-z]) | (?<![a-z])entity(?![a-z])
+            | (?<![a-z])sensitive(?![a-z]) | \bexist(?:s|ed|ing)?\b
+            | 参数 | 格式 | 敏感 | 已存在 | 已经存在 | 实体""",
+        ),
+    ]
+]
+
+_NUMBERS = {
+    number: kind
+    for kind, numbers in {
+        Kind.CREDENTIALS: (1, 2, 10403),
+        Kind.THROTTLED: (15,),
+        Kind.OUTAGE: (7, 17, 500, 5117, 10500),
+        Kind.DEVICE_TROUBLE: (14, 16),
+        Kind.LIMIT: (13, 5006),
+        Kind.DEVICE: (8, 10, 2001, 10410, 10421),
+        Kind.PARAMETER: (3, 4, 5, 6, 9, 11, 12, 23, 5106, 5108, 10001),
+    }.items()
+    for number in numbers
+}
+_PARAMETER_OR_RPC = 5108  # "invalid parameter/rpc response error": where there is no text, it may be either
+
+# Behind this word is the device's own answer (UNAUTHORIZED, NOT_FOUND, …): it says nothing of our credentials.
+_UNSUCCESS = re.compile(r"unsuc+es+(?:ful)?\b")
+_LEAVES_A_DOUBT = frozenset({Kind.OUTAGE, Kind.DEVICE_TROUBLE})
+
+
+def kind_of(errno: int, text: str) -> Kind:
+    """Return the kind of an error.
+
+    Texts come as ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. What stands before
+    the colon decides; the whole text where that is unknown; the number where the whole text is unknown.
+
+    Args:
+        errno: the number, not 0.
+        text: the platform's text.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text[:_MAX_TEXT_CHARS]).lower().split())
+    kind = _kind_of_text(plain.partition(":")[0]) or _kind_of_text(plain)
+    if kind is None and errno == _PARAMETER_OR_RPC and not plain:
+        return Kind.DEVICE_TROUBLE
+    if kind is None or (_UNSUCCESS.match(plain) and kind not in _LEAVES_A_DOUBT):
+        return _NUMBERS.get(errno, Kind.UNKNOWN)
+    return kind
+
+
+def _kind_of_text(text: str) -> Kind | None:
+    return next((kind for kind, pattern in _TEXTS if pattern.search(text)), None)
