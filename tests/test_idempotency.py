@@ -66,7 +66,7 @@ def held(claim: Claim) -> Hold:
 def complete(store: Store, hold: Hold, told: Reply) -> None:
     """Record an outcome; raises what kept it from being recorded."""
     ends: list[StoreError | None] = []
-    store.complete(hold, told, ends.append)
+    store.complete(hold, told, DOUBT, ends.append)
     [error] = ends  # nobody else is asking, so that it is over by now
     if error is not None:
         raise error
