@@ -1,4 +1,4 @@
-"""An answer that a server or a gateway sends twice: the second copy is never taken for the answer to a later command."""
+"""An answer that a server or a gateway sends twice: its second copy is never the answer to a later command."""
 
 import itertools
 import json
@@ -8,29 +8,34 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
-from uuid import uuid4
+from typing import Any, Protocol, TypeVar
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-from pika import BasicProperties
 from urllib3.connection import HTTPConnection
 
-from tests.rig import PATIENCE_S, a_command, raw_server
+from tests.rig import PATIENCE_S, raw_server
 from tests.test_handler import delivery
-from tests.test_idempotency import NOW
+from tests.test_idempotency import DOUBT, NOW, U1, U2, complete, held, key, reply
 from tests.test_onenet_client import NEVER, an_answer, client, command, just_now, nobody, secure_context
-from worker.amqp.messages import Outgoing, Publication
+from worker.amqp.messages import Delivery, Outgoing, Publication
 from worker.amqp.topology import Topology
 from worker.answer import Cached, InDoubt, NotSent, Refused
-from worker.decide import RetryPolicy
-from worker.errors import HistoryUnreadable
+from worker.commands import ExecuteCommand, read_command
+from worker.decide import InDoubtMode, RetryPolicy
+from worker.doubt import Doubt
+from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
 from worker.flow.gates import Gates
-from worker.handler import Handler
-from worker.idempotency import Store
+from worker.handler import Client, Handler
+from worker.idempotency import Done, First, InDoubtSince, Key, NoneLeft, Owned, Store
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
+from worker.onenet.client import Others, Sent
+from worker.onenet.history import Entry
 from worker.onenet.route import Route
 from worker.telemetry.metrics import Metrics
 
@@ -268,6 +273,169 @@ def test_what_tls_has_decrypted_but_nobody_has_read_yet_came_unasked(tmp_path: P
             with suppress(OSError):
                 secure.recv(1)
 
-    with raw_server(serve) as url:
-        with client(url.replace("http:", "https:"), ca_file=str(tmp_path / "ca.pem")) as asking:
-            assert [asking.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
+    with raw_server(serve) as url, client(secure(url), ca_file=str(tmp_path / "ca.pem")) as asking:
+        assert [asking.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
+
+
+def secure(url: str) -> str:
+    return url.replace("http:", "https:")
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore(600, 600, began_at=NOW)
+        return
+    shared = RedisStore(request.getfixturevalue("redis_url"), uuid4().hex, ttl_s=600, lease_s=600, connections=2)
+    yield shared
+    shared.close()
+
+
+class Engine:
+    """Handles deliveries with a real client and a real store."""
+
+    def __init__(self, asking: Client, store: Store, in_doubt: InDoubtMode = "reconcile") -> None:
+        outgoing = Outgoing(Topology("onenet", (5, 30, 60)), "host:1")
+        gates = Gates([None], 3, 5, clock=lambda: 0.0)
+        policy = RetryPolicy((5, 30), 3, 60, in_doubt)
+        self._handler = Handler(asking, store, outgoing, gates, policy, ZoneInfo("Asia/Shanghai"), Metrics("0", 1))
+
+    def handle(self, came: Delivery) -> list[Publication]:
+        ends: list[Sequence[Publication] | None] = []
+        self._handler.handle(self._handler.read(came, 0), lambda _: True, ends.append)
+        [found] = ends
+        return list(found or ())
+
+    def rest_of(self, came: Delivery) -> str:
+        """Handle a delivery that gets no reply; returns where it rests, and checks that it is in doubt."""
+        [copy] = self.handle(came)
+        doubt = Doubt.parse(str((copy.properties.headers or {})["x-onenet-in-doubt"]))
+        assert doubt.since is not None
+        assert doubt.since <= doubt.until <= datetime.now(UTC)
+        return copy.routing_key
+
+
+def test_of_a_platform_that_answers_twice_no_reply_is_wrong(store: Store) -> None:
+    doubling = Doubling()
+    replies: dict[int, Any] = {}
+    with raw_server(doubling.serve) as url, client(url) as asking:
+        engine = Engine(asking, store)
+        for number in range(COMMANDS):
+            came = delivery(command_id=f"command-{number}", args=str(number))
+            [publication] = engine.handle(came)
+            if publication.exchange == "onenet.replies":
+                replies[number] = json.loads(publication.body)
+            else:
+                assert publication.routing_key == "onenet.execute.retry.60s"
+    assert len(doubling.asked) == len(set(doubling.asked))
+    assert replies
+    for number, told in replies.items():
+        assert (told["status"], told["uuid"]) == ("accepted", doubling.uuid(number))
+
+
+@dataclass
+class Fixed:
+    """A platform that accepts every command, and answers as it is told."""
+
+    uuids: list[str]
+
+    def knows(self, _product: str | None) -> bool:
+        return True
+
+    def execute(self, _command: ExecuteCommand, _not_after: float) -> Sent:
+        return Sent(Cached(self.uuids.pop(0)), valid_time_omitted=False)
+
+    def look_up(self, _command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+        return []
+
+
+OWN = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.mark.parametrize("uuid", [OWN, "42742677"], ids=["a UUID", "of another form"])
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_a_uuid_that_another_command_owns_is_never_a_reply(store: Store, uuid: str, is_alike: bool) -> None:
+    """Whatever told this worker or another one of it: the command settles as if its answer had been lost."""
+    engine = Engine(Fixed([uuid, uuid, "its own"]), store)
+    [reply] = engine.handle(delivery(command_id="a"))
+    assert json.loads(reply.body)["uuid"] == uuid
+    other = delivery(command_id="b", args="the same" if is_alike else "another")
+    assert engine.rest_of(other) == "onenet.execute.retry.60s"
+    assert engine.rest_of(other) == "onenet.execute.retry.60s"  # the record says so as well
+    [reply] = engine.handle(delivery(command_id="a"))
+    assert json.loads(reply.body)["uuid"] == uuid
+
+
+@pytest.mark.parametrize("in_doubt", ["dead-letter", "resend"])
+def test_in_the_other_modes_it_is_no_reply_either(store: Store, in_doubt: InDoubtMode) -> None:
+    engine = Engine(Fixed([OWN, OWN, "its own"]), store, in_doubt)
+    engine.handle(delivery(command_id="a"))
+    [copy] = engine.handle(delivery(command_id="b"))
+    reply, *_ = engine.handle(delivery(command_id="b", headers=copy.properties.headers))
+    told = json.loads(reply.body)
+    if in_doubt == "resend":
+        assert (told["status"], told["uuid"]) == ("accepted", "its own")
+    else:
+        assert (told["status"], told["error"]["code"]) == ("failed", "outcome_unknown")
+
+
+def test_a_suspect_that_gets_the_uuid_of_another_is_left_in_doubt_for_its_marked_copy(store: Store) -> None:
+    engine = Engine(Fixed([OWN, OWN]), store)
+    engine.handle(delivery(command_id="a"))
+    long_ago = str(Doubt(NOW, NOW))
+    suspect = {"x-onenet-attempt": 1, "x-onenet-in-doubt": long_ago, "x-onenet-unfinished": 0}
+    # A record that is in doubt, as a crash leaves it, so that the time of its settling is over.
+    task_key = key_of(delivery(command_id="b"))
+    claim = store.claim(task_key, NOW)
+    assert isinstance(claim, First)
+    store.release(claim.hold, Doubt(NOW, NOW), has_crashed=True)
+    assert engine.handle(delivery(command_id="b", headers=suspect)) == []
+    assert engine.rest_of(delivery(command_id="b")) == "onenet.execute.retry.60s"
+
+
+def test_its_own_uuid_is_recorded_again(store: Store) -> None:
+    """The worker may end between the choice and the record of it, and a guess is the command's own as well."""
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, [OWN], []) == Owned(OWN)
+    complete(store, hold, reply("a", OWN))
+    assert store.claim(key("a"), NOW) == Done(reply("a", OWN))
+    store.release(held(store.claim(key("c"), NOW)), DOUBT)
+    hold = held(store.claim(key("b"), NOW))
+    assert store.own(hold, [U1, U2], []) == Owned(U1)  # a guess
+    complete(store, hold, reply("b", U1))
+    assert store.claim(key("b"), NOW) == Done(reply("b", U1))
+
+
+def test_a_refused_outcome_leaves_its_doubt_and_frees_the_command_in_one_step(store: Store) -> None:
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", OWN))
+    hold = held(store.claim(key("b"), NOW))
+    with pytest.raises(UuidTaken):
+        complete(store, hold, reply("b", OWN))
+    with pytest.raises(LeaseLost):
+        store.release(hold, None)
+    claim = store.claim(key("b"), NOW)
+    assert isinstance(claim, InDoubtSince)
+    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
+    assert store.owned_by_others(key("b"), [OWN]) == {OWN}
+    assert store.own(claim.hold, [OWN], []) == NoneLeft()
+
+
+def test_the_uuids_of_all_accepted_commands_in_memory_are_known() -> None:
+    """Those of the older half too, and none that has been forgotten."""
+    store = MemoryStore(600, 600, began_at=NOW, max_accepted=10)
+    uuids = [str(UUID(int=number)) for number in range(40)]
+    for number, uuid in enumerate(uuids):
+        complete(store, held(store.claim(unlike(number), NOW)), reply(str(number), uuid))
+    for number in range(30, 40):
+        with pytest.raises(UuidTaken):
+            complete(store, held(store.claim(unlike(100 + number), NOW)), reply(str(100 + number), uuids[number]))
+    complete(store, held(store.claim(unlike(200), NOW)), reply("200", uuids[0]))
+
+
+def unlike(number: int) -> Key:
+    return Key(str(number), b"1" * 16, number.to_bytes(16, "little"))
+
+
+def key_of(came: Delivery) -> Key:
+    read = read_command(came.body, None, ZoneInfo("Asia/Shanghai"))
+    return Key(read.command_id, read.digest(), read.likeness())

@@ -113,6 +113,12 @@ class _Turn:
         """
         return self.doubt is not None and self.tries < MAX_UNFINISHED + MAX_UNREAD
 
+    def doubt_lost_try(self, unrecorded_until: datetime | None) -> None:
+        """Put a redelivery in doubt where the record may be older than the try that its message was delivered for."""
+        if self.delivery.is_redelivered and unrecorded_until is not None:
+            self.has_crashed = True
+            self.doubt = _prolonged(self.doubt, unrecorded_until)
+
     def settled(self, reason: str) -> Settle:
         """Return what the message says of the attempt that is in doubt."""
         return Settle(self.attempt, reason, is_counted=self.delivery.is_counted)
@@ -292,11 +298,12 @@ class Handler:
                     turn.doubt = _prolonged(turn.doubt, now)
                 elif delivery.attempt > 1 or turn.doubt is not None:
                     turn.doubt = _prolonged(turn.doubt, unrecorded_until)
-            case Again(hold):
-                pass
-            case InDoubtSince(hold, doubt, has_crashed):
+            case Again(hold, unrecorded_until):
+                turn.doubt_lost_try(unrecorded_until)
+            case InDoubtSince(hold, doubt, has_crashed, unrecorded_until):
                 turn.has_crashed = has_crashed
                 turn.doubt = doubt.united(turn.doubt)
+                turn.doubt_lost_try(unrecorded_until)
         return self._go_on(turn, hold, now)
 
     def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> _Ending:

@@ -51,21 +51,27 @@ class First:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Every former try is known not to have been sent."""
+    """Every former try is known not to have been sent.
+
+    ``unrecorded_until``: a later try, whose record was lost, may have been under way until then; None: there was none.
+    """
 
     hold: Hold
+    unrecorded_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InDoubtSince:
     """A former try ended without an outcome.
 
-    ``has_crashed``: its holder did not even say so, and may have been killed by it.
+    ``has_crashed``: its holder did not even say so, and may have been killed by it. ``unrecorded_until``: a later try,
+    whose record was lost, may have been under way until then; None: there was none.
     """
 
     hold: Hold
     doubt: Doubt
     has_crashed: bool
+    unrecorded_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.NoPermissionError: "NOPERM",
 }
-# Up to version 6 Redis puts an error of a script's call behind its own: "ERR Error running script (...): -READONLY ...".
+# Up to version 6 Redis puts an error of a script's call behind its own: "ERR Error running script (…): -READONLY …".
 _CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
 _IDLE_S = 1.0  # after which a connection may have been closed, so that it is looked at before it is used
 

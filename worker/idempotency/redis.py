@@ -103,14 +103,14 @@ local hour = 3600000
 local r, is_unreadable = {}, false
 if is_type(KEYS[1], 'hash') then
     r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply',
-        'token', 'failed')
+        'token', 'failed', 'unsent')
     is_unreadable = not is_readable(r, tonumber(ARGV[3]) + lease + hour, now + lease + hour)
         or (r[2] == 'done' and r[8] == ARGV[9])
 elseif not is_type(KEYS[1], 'none') then
     is_unreadable = true
 end
 local digest, state, since, till, crashed = r[1], r[2], r[5] or '', r[6] or '', r[7] or '0'
-local answer = 'first'
+local answer, is_latest = 'first', state == 'held' or r[11] == '1'
 if is_unreadable then
     -- The token is higher than any that was counted, so that whatever a former holder writes is refused.
     local token = string.format('%.0f', t[1] * 1000000 + t[2])
@@ -138,6 +138,7 @@ local token = 1
 local ends = string.format('%.0f', now + lease)
 if digest then
     token = redis.call('HINCRBY', KEYS[1], 'token', 1)
+    redis.call('HDEL', KEYS[1], 'unsent')
     redis.call('HSET', KEYS[1], 'state', 'held', 'lease', ends, 'claimed', ARGV[3],
         'since', since, 'until', till, 'crashed', crashed)
 else
@@ -148,7 +149,7 @@ redis.call('PEXPIRE', KEYS[1], math.max(ttl, 2 * lease))
 if not is_type(KEYS[2], 'set') then redis.call('DEL', KEYS[2]) end
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], math.max(ttl, 2 * lease))
-return {answer, string.format('%.0f', token), since, till, crashed}
+return {answer, string.format('%.0f', token), since, till, crashed, is_latest and '1' or '0'}
 """
 )
 
@@ -177,7 +178,7 @@ _NOTE_UNSENT = """
 for i, key in ipairs(KEYS) do
     if redis.call('EXISTS', key) == 0 then
         redis.call('HSET', key, 'digest', ARGV[i + 1], 'state', 'free', 'since', '', 'until', '', 'crashed', '0',
-            'token', 0)
+            'token', 0, 'unsent', '1')
         redis.call('PEXPIRE', key, ARGV[1])
     end
 end
@@ -304,14 +305,16 @@ class RedisStore:
                     unreadable = text.encode(errors=_ERRORS)  # claimed again, it is replaced unless it has changed
                 case ["busy", since]:
                     return Busy(_moment(since) if since else None)
-                case [granted, token, since, until, has_crashed]:
+                case [granted, token, since, until, has_crashed, is_latest]:
                     hold = Hold(key, int(token), began + self._lease_s)
+                    # Redis may have lost its last writes, and never says so: then this is how it was before them.
+                    unrecorded_until = None if is_latest == "1" else now
                     if granted == "first":
-                        return First(hold, now)  # Redis may have lost its last writes, and never says so
+                        return First(hold, now)
                     if granted == "again":
-                        return Again(hold)
+                        return Again(hold, unrecorded_until)
                     doubt = Doubt(_moment(since) if since else None, _moment(until))
-                    return InDoubtSince(hold, doubt, has_crashed == "1")
+                    return InDoubtSince(hold, doubt, has_crashed == "1", unrecorded_until)
                 case _:
                     raise AssertionError(answer)  # the script has no other
 
