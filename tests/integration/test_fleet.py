@@ -49,24 +49,21 @@ def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing
     rig: Rig, own_redis: OwnRedis
 ) -> None:
     """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
-    settings = {"IDEMPOTENCY_URL": own_redis.url}
-    with onenet(latency_s=1.5) as slow:
-        rig.simulator = slow
-        patient = settings | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
-        with rig.worker(**patient) as first:
-            rig.upstream.publish(a_command(command_id="lost", args="lost"))
-            rig.wait_for_request(slow)
-            wait_until(lambda: rig.cached("lost") == 1, PATIENCE_S, "the command's caching")
-            own_redis.kill()  # nothing is kept on disk, so that all it knew is gone
-            first.process.kill()
-        own_redis.start()
-        RedisStore(own_redis.url, rig.topology.namespace, ttl_s=60, lease_s=9, connections=1).claim(
-            Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC)
-        )
-        with rig.worker(**patient):
-            reply = rig.upstream.reply().json
-        assert (reply["command_id"], reply["status"], reply["recovered"]) == ("lost", "accepted", True)
-        assert rig.cached("lost") == 1
+    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
+    rig.simulator.faults.replace([Fault(kind="slow_drip", seconds=0.1, count=1)])  # is cached, and answers in 5 s
+    with rig.worker(**settings) as first:
+        rig.upstream.publish(a_command(command_id="lost", args="lost"))
+        wait_until(lambda: rig.cached("lost") == 1, PATIENCE_S, "the command's caching")
+        first.process.kill()
+    own_redis.kill()  # nothing is kept on disk, so that all it knew is gone
+    own_redis.start()
+    other = RedisStore(own_redis.url, rig.topology.namespace, ttl_s=60, lease_s=9, connections=1)
+    other.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
+    other.close()
+    with rig.worker(**settings):
+        reply = rig.upstream.reply().json
+    assert (reply["command_id"], reply["status"], reply["recovered"]) == ("lost", "accepted", True)
+    assert rig.cached("lost") == 1
 
 
 def test_a_command_that_another_worker_holds_waits_for_it(rig: Rig, shared: dict[str, str]) -> None:
