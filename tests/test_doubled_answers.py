@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from worker.handler import Client, Handler
 from worker.idempotency import Done, First, InDoubtSince, Key, NoneLeft, Owned, Store
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
-from worker.onenet.client import Others, Sent
+from worker.onenet.client import OneNETClient, Others, Sent
 from worker.onenet.history import Entry
 from worker.onenet.route import Route
 from worker.telemetry.metrics import Metrics
@@ -216,43 +216,75 @@ class Idle:
             sock.recv(1)  # returns when the client closes the connection
 
 
+LAYERS = pytest.mark.parametrize("layers", [0, 1, 2], ids=["plain", "TLS", "TLS within a proxy's TLS"])
+
+
+class Layered:
+    """Runs servers behind no TLS, one, or two, and clients of theirs; notes the connections that these open."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[HTTPConnection] = []
+        self._context = secure_context(folder, "127.0.0.1")
+        self._ca_file = str(folder / "ca.pem")
+        self._monkeypatch = monkeypatch
+        open_one = Route.open
+
+        def note(route: Route) -> HTTPConnection:
+            self.opened.append(open_one(route))
+            return self.opened[-1]
+
+        monkeypatch.setattr(Route, "open", note)
+
+    @contextmanager
+    def client(self, serve: Callable[[Stream], None], layers: int) -> Iterator[OneNETClient]:
+        def serve_tls(sock: socket.socket) -> None:
+            with self._context.wrap_socket(sock, server_side=True) as outer:
+                if layers == 1:
+                    serve(outer)
+                else:
+                    read_request(outer)
+                    outer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    serve(Inner(outer, self._context))
+
+        with raw_server(serve_tls if layers else serve) as url:
+            if layers == 2:
+                self._monkeypatch.setenv("https_proxy", secure(url))
+                self._monkeypatch.delenv("NO_PROXY")
+                self._monkeypatch.delenv("no_proxy")
+            with client(secure(url) if layers else url, ca_file=self._ca_file) as asking:
+                yield asking
+
+
+@pytest.fixture
+def layered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layered:
+    return Layered(tmp_path, monkeypatch)
+
+
+@LAYERS
 @pytest.mark.parametrize("unasked", [an_answer("u1"), b"H", None], ids=["an answer", "one byte", "the end"])
-@pytest.mark.parametrize("layers", [0, 1, 2], ids=["plain", "TLS", "TLS within a proxy's TLS"])
 def test_a_connection_on_which_anything_came_unasked_is_not_used_again(
-    layers: int, unasked: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layered: Layered, layers: int, unasked: bytes | None
 ) -> None:
     idle = Idle(unasked)
-    opened: list[HTTPConnection] = []
-    open_one = Route.open
+    with layered.client(idle.serve, layers) as asking:
+        assert asking.execute(command(), NEVER).answer == Cached("u1")
+        idle.may_send.set()
+        assert select.select([layered.opened[0].sock], [], [], PATIENCE_S)[0]  # it has come
+        assert asking.execute(command(), NEVER).answer == Cached("u2")
 
-    def note(route: Route) -> HTTPConnection:
-        opened.append(open_one(route))
-        return opened[-1]
 
-    monkeypatch.setattr(Route, "open", note)
-    context = secure_context(tmp_path, "127.0.0.1")
+@LAYERS
+def test_a_connection_on_which_nothing_came_unasked_is_used_again(layered: Layered, layers: int) -> None:
+    answers = iter([an_answer(f"u{number}") for number in range(5)])
 
-    def serve(sock: socket.socket) -> None:
-        with context.wrap_socket(sock, server_side=True) as secure:
-            idle.serve(secure)
+    def serve(sock: Stream) -> None:
+        while True:
+            read_request(sock)
+            sock.sendall(next(answers))
 
-    def serve_by_proxy(sock: socket.socket) -> None:
-        with context.wrap_socket(sock, server_side=True) as outer:
-            read_request(outer)
-            outer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            idle.serve(Inner(outer, context))
-
-    with raw_server([idle.serve, serve, serve_by_proxy][layers]) as url:
-        secure_url = url.replace("http:", "https:")
-        if layers == 2:
-            monkeypatch.setenv("https_proxy", secure_url)
-            monkeypatch.delenv("NO_PROXY")
-            monkeypatch.delenv("no_proxy")
-        with client(secure_url if layers else url, ca_file=str(tmp_path / "ca.pem")) as asking:
-            assert asking.execute(command(), NEVER).answer == Cached("u1")
-            idle.may_send.set()
-            assert select.select([opened[0].sock], [], [], PATIENCE_S)[0]  # it has come
-            assert asking.execute(command(), NEVER).answer == Cached("u2")
+    with layered.client(serve, layers) as asking:
+        assert [asking.execute(command(), NEVER).answer for _ in range(5)] == [Cached(f"u{at}") for at in range(5)]
+    assert len(layered.opened) == 1
 
 
 def test_what_tls_has_decrypted_but_nobody_has_read_yet_came_unasked(tmp_path: Path) -> None:

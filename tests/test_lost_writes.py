@@ -104,7 +104,7 @@ def assert_sent_once(rig: Rig, came: Delivery) -> None:
     rig.history.clear()
     assert rig.handle(came) == SETTLE
     assert "look up" not in rig.history  # which may not show yet what was sent last
-    rig.platform.entries = [likely("u")]
+    rig.platform.entries = [likely("its own")]
     rig.handle(delivery(headers=rig.settle()))
     assert "look up" in rig.history
     assert "request" not in rig.history
