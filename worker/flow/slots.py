@@ -83,8 +83,8 @@ class Slots:
 
     def _take(self, key: str) -> tuple[float, bool]:
         """Return the seconds to wait, and whether a value that the slots of this rate may have explains them."""
-        state = (result := self._throttled.limit(key)).state
-        return state.retry_after if result.limited else 0, state.reset_after <= self._longest_s
+        result = self._throttled.limit(key)
+        return result.state.retry_after if result.limited else 0, result.state.reset_after <= self._longest_s
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}:v1:{RateLimiterType.GCRA.value}:{key}"
