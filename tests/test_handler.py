@@ -54,7 +54,8 @@ class Platform:
     def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
         self.history.append("request")
         self.while_asked()
-        return Sent(self.answers.pop(0) if self.answers else Cached("u"), valid_time_omitted=False)
+        usual = Cached("u" if self.history.count("request") == 1 else f"u{self.history.count('request')}")
+        return Sent(self.answers.pop(0) if self.answers else usual, valid_time_omitted=False)
 
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
         self.history.append("look up")
@@ -78,12 +79,12 @@ class Store(MemoryStore):
         self._come("claim")
         return super().claim(key, now, replay)
 
-    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
         if "complete" in self.is_away_for:
             on_end(StoreUnavailable("Redis: ConnectionError"))
             return
         self.history.append("complete")
-        super().complete(hold, reply, on_end)
+        super().complete(hold, reply, doubt, on_end)
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         if "release" in self.is_away_for:

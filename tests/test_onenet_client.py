@@ -44,6 +44,12 @@ CHINA = ZoneInfo("Asia/Shanghai")
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n{"errno":0,"data":{"uuid":"u"},"error":"succ"}'
 
 
+def an_answer(uuid: str) -> bytes:
+    """Return the answer that accepts a command under a uuid."""
+    body = json.dumps({"errno": 0, "data": {"uuid": uuid}, "error": "succ"}).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 CLOSING = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
@@ -270,40 +276,19 @@ def test_a_connection_that_sat_idle_is_not_used_again(monkeypatch: pytest.Monkey
         assert len({request["client"][1] for request in platform.requests}) == 3
 
 
-@contextmanager
-def silent_closer() -> Iterator[Callable[[], Answer]]:
-    """A platform that closes each connection behind its answer without saying so; yields what asks it."""
+def test_a_connection_that_the_platform_closed_is_not_used_again() -> None:
+    """Not even if it was used a moment ago: a request sent over it would be in doubt."""
     closed: list[socket.socket] = []
 
     def answer_and_close(sock: socket.socket) -> None:
         _read_request(sock)
         closed.append(sock)
-        sock.sendall(ANSWER)
+        sock.sendall(an_answer(f"u{len(closed)}"))
 
     with raw_server(answer_and_close) as url, client(url) as asking:
-
-        def ask_and_wait() -> Answer:
-            answer = asking.execute(command(), NEVER).answer
+        for number in range(1, 6):
+            assert asking.execute(command(), NEVER).answer == Cached(f"u{number}")
             wait_until(lambda: closed[-1].fileno() == -1, 10, "the end of the connection")
-            return answer
-
-        yield ask_and_wait
-
-
-def test_a_connection_that_the_platform_closed_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "SURELY_OPEN_S", 0.0)
-    with silent_closer() as ask_again:
-        assert [ask_again() for _ in range(3)] == [Cached("u")] * 3
-
-
-def test_a_platform_that_closes_without_a_word_is_trusted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a connection that was used just now is still there is only looked at where that has been wrong before."""
-    monkeypatch.setattr(http, "SURELY_OPEN_S", NEVER_S)
-    with silent_closer() as ask_again:
-        first, second, *others = [ask_again() for _ in range(5)]
-    assert first == Cached("u")
-    assert isinstance(second, InDoubt)
-    assert others == [Cached("u")] * 3
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -428,11 +413,11 @@ def test_what_comes_behind_an_answer_is_never_taken_for_the_next_one(behind: byt
 
     def answer_twice(sock: socket.socket) -> None:
         asked.append(_read_request(sock))
-        sock.sendall(ANSWER + behind)
+        sock.sendall(an_answer(f"u{len(asked)}") + behind)
         sock.recv(1)  # returns when the client closes the connection
 
     with raw_server(answer_twice) as url, client(url) as asking:
-        assert [asking.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u"), Cached("u")]
+        assert [asking.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
     assert len(asked) == 2
 
 

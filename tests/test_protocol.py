@@ -168,7 +168,7 @@ class Mortal(MemoryStore):
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         claim = super().claim(key, now, replay)
         self._world.come_to("claim")
-        return First(claim.hold, None) if self._is_shared and isinstance(claim, First) else claim
+        return First(claim.hold, now) if self._is_shared and isinstance(claim, First) else claim
 
     def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
         super().release(hold, doubt, has_crashed=has_crashed)
@@ -179,8 +179,8 @@ class Mortal(MemoryStore):
         self._world.come_to("own")
         return choice
 
-    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
-        super().complete(hold, reply, on_end)
+    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+        super().complete(hold, reply, doubt, on_end)
         self._world.come_to("complete")
 
 

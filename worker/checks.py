@@ -1,4 +1,7 @@
-"""What ``onenet-worker check`` looks at: each thing that a worker needs. Nothing is changed and nothing is sent."""
+"""What ``onenet-worker check`` looks at: each thing that a worker needs. Nothing is sent.
+
+Nothing is changed but one key in Redis, which expires within seconds: only a write shows that writes are accepted.
+"""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

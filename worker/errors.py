@@ -143,5 +143,17 @@ class LeaseLost(StoreError):
         super().__init__(f"another worker has claimed {command_id} since")
 
 
+class UuidTaken(StoreError):
+    """The uuid of an outcome belongs to another command: the outcome is not recorded, and the command is in doubt.
+
+    Args:
+        command_id: whose outcome it was.
+    """
+
+    def __init__(self, command_id: str) -> None:
+        super().__init__(f"the uuid that {command_id} was answered with belongs to another command")
+        self.command_id = command_id
+
+
 class LocalServiceError(WorkerError):
     """A service for the demo or the tests could neither be found nor started."""

@@ -17,7 +17,7 @@ from worker.backoff import rest_delay_s
 from worker.commands import ExecuteCommand, as_command_id, read_command
 from worker.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
 from worker.doubt import Doubt
-from worker.errors import HistoryUnreadable, StoreError, UnusableCommand
+from worker.errors import HistoryUnreadable, StoreError, UnusableCommand, UuidTaken
 from worker.flow.gates import Gates, Passage
 from worker.idempotency import (
     Again,
@@ -47,6 +47,8 @@ MAX_RETURNS = 10  # half of what the broker allows before it sets a message asid
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 PASS_ON_S = 2.0  # how long a confirm may take before a suspect is tried
 HANDLING_S = SUSPECT_WAIT_S + PASS_ON_S + 2.0  # everything but the history and the request
+
+_NOT_ITS_OWN = "the uuid that it was answered with belongs to another command"
 
 log = get_logger()
 
@@ -111,6 +113,12 @@ class _Turn:
         """
         return self.doubt is not None and self.tries < MAX_UNFINISHED + MAX_UNREAD
 
+    def doubt_lost_try(self, unrecorded_until: datetime | None) -> None:
+        """Put a redelivery in doubt where the record may be older than the try that its message was delivered for."""
+        if self.delivery.is_redelivered and unrecorded_until is not None:
+            self.has_crashed = True
+            self.doubt = _prolonged(self.doubt, unrecorded_until)
+
     def settled(self, reason: str) -> Settle:
         """Return what the message says of the attempt that is in doubt."""
         return Settle(self.attempt, reason, is_counted=self.delivery.is_counted)
@@ -128,6 +136,11 @@ class _Unrecorded:
     hold: Hold
     reply: Reply
     outcome: Final
+
+    @property
+    def doubt(self) -> Doubt:
+        """When the command may have been sent, should this turn out to be the outcome of another one."""
+        return _prolonged(self.turn.doubt, self.reply.completed_at)
 
 
 _Ending = Sequence[Publication] | _Unrecorded
@@ -198,9 +211,15 @@ class Handler:
             return
 
         def on_recorded(error: StoreError | None) -> None:
-            end(self._recorded(ending) if error is None else self._not_remembered(ending.turn, error))
+            match error:
+                case None:
+                    end(self._recorded(ending))
+                case UuidTaken():
+                    end(self._not_its_own(ending))
+                case StoreError():
+                    end(self._not_remembered(ending.turn, error))
 
-        self._store.complete(ending.hold, ending.reply, on_recorded)
+        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded)
 
     def rest(self, task: Task, at_least_s: float = 0) -> Publication:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
@@ -282,19 +301,19 @@ class Handler:
                 turn.doubt = Doubt(since, now).united(turn.doubt)  # all there is, should its record be lost
                 return self._put_off(turn, "another delivery of it is being handled")
             case First(hold, unrecorded_until):
-                is_unexplained = delivery.is_redelivered and unrecorded_until is not None
-                turn.has_crashed = is_unexplained or delivery.unfinished is not None
+                turn.has_crashed = delivery.is_redelivered or delivery.unfinished is not None
                 if delivery.replay is not None:  # it may have come before, and its record be lost
                     turn.doubt = Doubt(min(delivery.replay.failed_at, now), now).united(turn.doubt)
-                elif is_unexplained or delivery.attempt > 1:
-                    turn.doubt = _prolonged(turn.doubt, now if delivery.is_redelivered else unrecorded_until or now)
-                elif turn.doubt is not None and unrecorded_until is not None:
+                elif delivery.is_redelivered:
+                    turn.doubt = _prolonged(turn.doubt, now)
+                elif delivery.attempt > 1 or turn.doubt is not None:
                     turn.doubt = _prolonged(turn.doubt, unrecorded_until)
-            case Again(hold):
-                pass
-            case InDoubtSince(hold, doubt, has_crashed):
+            case Again(hold, unrecorded_until):
+                turn.doubt_lost_try(unrecorded_until)
+            case InDoubtSince(hold, doubt, has_crashed, unrecorded_until):
                 turn.has_crashed = has_crashed
                 turn.doubt = doubt.united(turn.doubt)
+                turn.doubt_lost_try(unrecorded_until)
         return self._go_on(turn, hold, now)
 
     def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> _Ending:
@@ -353,9 +372,11 @@ class Handler:
         def on_recorded(error: StoreError | None) -> None:
             if error is None:
                 self._recorded(ending)
+            elif isinstance(error, UuidTaken):
+                self._note_doubt(ending.turn, _NOT_ITS_OWN)  # the copy finds the command in doubt
             is_over.set()
 
-        self._store.complete(ending.hold, ending.reply, on_recorded)
+        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded)
         is_over.wait()
 
     def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> _Ending:
@@ -533,6 +554,16 @@ class Handler:
 
     def _recorded(self, ending: _Unrecorded) -> Sequence[Publication]:
         return self._publications(ending.turn.delivery, ending.reply, ending.outcome, ending.turn.began)
+
+    def _not_its_own(self, ending: _Unrecorded) -> Sequence[Publication]:
+        """Settle a command whose answer had the uuid of another one, as if the answer had been lost.
+
+        The store has let go of it already, in the same step in which it refused the outcome.
+        """
+        turn, settle_s = ending.turn, self._policy.settle_s
+        outcome = Settle(turn.attempt, _NOT_ITS_OWN)
+        self._note_doubt(turn, outcome.reason, settle_s=settle_s)
+        return [self._outgoing.settle(turn.delivery, outcome, settle_s, ending.doubt, None)]
 
     def _conclude(
         self, delivery: Delivery, failed: Failed, began: float, *, command_id: str | None, imei: str | None

@@ -1,6 +1,7 @@
 """Several workers with one Redis, and commands that end a worker."""
 
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tests.integration.test_connection import assert_each_accepted_once, publish_many
 from tests.own_redis import OwnRedis
 from tests.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from worker.idempotency import Key
+from worker.idempotency.redis import RedisStore
 from worker.localservices.ports import wait_until
 from worker.simulator.faults import Fault
 
@@ -24,19 +27,43 @@ def shared(rig: Rig, redis_url: str) -> dict[str, str]:
     return settings
 
 
-def test_a_redelivery_that_was_never_claimed_is_sent_at_once(rig: Rig, shared: dict[str, str]) -> None:
-    """It had only been waiting in a worker that ended: no history has to be read for it, and nothing rests."""
-    long = shared | {"WORKER_CONCURRENCY": "1", "WORKER_SETTLE": str(LONG_SETTLE_S)}
+def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(rig: Rig, shared: dict[str, str]) -> None:
+    """It had only been waiting in a worker that ended; but Redis may have lost the record of one that was sent."""
+    one_at_a_time = shared | {"WORKER_CONCURRENCY": "1"}
     rig.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
-    with rig.worker(**long) as first:
+    with rig.worker(**one_at_a_time) as first:
         rig.upstream.publish(a_command(command_id="under-way"))
         rig.wait_for_request()
         ids = publish_many(rig, 2)
         wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) == 0, PATIENCE_S, "the prefetch")
         first.process.kill()
-    with rig.worker(**long) as second:
-        assert_each_accepted_once(rig, ids)
-        assert not [event for event in second.events if event["event"] == "command_in_doubt"]
+    with rig.worker(**one_at_a_time) as second:
+        replies = {reply["command_id"]: reply for reply in rig.upstream.replies(3)}
+        in_doubt = {event["command_id"] for event in second.events if event["event"] == "command_in_doubt"}
+    assert {replies[command_id]["status"] for command_id in ids} == {"accepted"}
+    assert [rig.cached(command_id) for command_id in ids] == [1, 1]
+    assert in_doubt >= set(ids)
+
+
+def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing_twice(
+    rig: Rig, own_redis: OwnRedis
+) -> None:
+    """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
+    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
+    rig.simulator.faults.replace([Fault(kind="slow_drip", seconds=0.1, count=1)])  # is cached, and answers in 5 s
+    with rig.worker(**settings) as first:
+        rig.upstream.publish(a_command(command_id="lost", args="lost"))
+        wait_until(lambda: rig.cached("lost") == 1, PATIENCE_S, "the command's caching")
+        first.process.kill()
+    own_redis.kill()  # nothing is kept on disk, so that all it knew is gone
+    own_redis.start()
+    other = RedisStore(own_redis.url, rig.topology.namespace, ttl_s=60, lease_s=9, connections=1)
+    other.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
+    other.close()
+    with rig.worker(**settings):
+        reply = rig.upstream.reply().json
+    assert (reply["command_id"], reply["status"], reply["recovered"]) == ("lost", "accepted", True)
+    assert rig.cached("lost") == 1
 
 
 def test_a_command_that_another_worker_holds_waits_for_it(rig: Rig, shared: dict[str, str]) -> None:

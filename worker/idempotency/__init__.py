@@ -42,30 +42,36 @@ class Hold:
 class First:
     """Nothing is known of this command.
 
-    ``unrecorded_until``: a try of which no record is left may have been under way until then; None: there was none.
+    ``unrecorded_until``: a try of which no record is left may have been under way until then.
     """
 
     hold: Hold
-    unrecorded_until: datetime | None
+    unrecorded_until: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Every former try is known not to have been sent."""
+    """Every former try is known not to have been sent.
+
+    ``unrecorded_until``: a later try, whose record was lost, may have been under way until then; None: there was none.
+    """
 
     hold: Hold
+    unrecorded_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InDoubtSince:
     """A former try ended without an outcome.
 
-    ``has_crashed``: its holder did not even say so, and may have been killed by it.
+    ``has_crashed``: its holder did not even say so, and may have been killed by it. ``unrecorded_until``: a later try,
+    whose record was lost, may have been under way until then; None: there was none.
     """
 
     hold: Hold
     doubt: Doubt
     has_crashed: bool
+    unrecorded_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ class Store(Protocol):
         """
 
     def note_unsent(self, key: Key) -> None:
-        """Record that a command which nobody has claimed was taken from the queue and not sent."""
+        """Record that a command which nobody has claimed was taken from the queue and not sent; does not wait."""
 
     def is_claimed_here(self, key: Key, /) -> bool:
         """Tell whether a command may have been sent, by a record that goes with this process."""
@@ -159,12 +165,16 @@ class Store(Protocol):
                 must be explained by another command.
         """
 
-    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
         """Record the outcome of a command, and whose its uuid is; raises nothing.
+
+        Where the uuid belongs to another command nothing is recorded, the command is released with its doubt in the
+        same step, and ``on_end`` is told ``UuidTaken``.
 
         Args:
             hold: the command.
             reply: its outcome.
+            doubt: when it may have been sent; not None where the reply has a uuid.
             on_end: is told once how that ended, by any thread, perhaps after this has returned; it must not call the
                 store itself.
         """

@@ -7,6 +7,7 @@ system, at each of which the interpreter changes hands.
 
 import hashlib
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,48 @@ from typing import Any
 
 import redis
 
+# What Redis answers instead of doing what it was asked, and what that means.
+MEANINGS = {
+    "READONLY": "not a primary any more",
+    "MOVED": "another node of the cluster has the keys",
+    "ASK": "another node of the cluster is taking over the keys",
+    "TRYAGAIN": "the cluster is moving the keys",
+    "LOADING": "still reading its data",
+    "MASTERDOWN": "a replica without its primary",
+    "CLUSTERDOWN": "the cluster is down",
+    "NOREPLICAS": "too few replicas to accept writes",
+    "MISCONF": "it accepts no writes because it cannot save its data",
+    "OOM": "out of memory",
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "the user name or the password is wrong",
+    "NOPERM": "the user may not do this",
+}
+_OTHER_SERVER = {"READONLY", "MOVED", "ASK", "LOADING", "MASTERDOWN", "CLUSTERDOWN"}
+_CLASSES: dict[type[redis.RedisError], str] = {
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.MovedError: "MOVED",
+    redis.exceptions.AskError: "ASK",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.NoPermissionError: "NOPERM",
+}
+# Up to version 6 Redis puts an error of a script's call behind its own: "ERR Error running script (…): -READONLY …".
+_CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
 _IDLE_S = 1.0  # after which a connection may have been closed, so that it is looked at before it is used
+
+
+def code_of(error: redis.RedisError) -> str | None:
+    """Return which of the known codes Redis answered with, None where it was none of them."""
+    found = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
+    return _CLASSES.get(type(error), found and found[1])
+
+
+def is_other_server(error: object) -> bool:
+    """Tell whether Redis says that another server has to be asked, so that its name must be looked up again."""
+    return isinstance(error, redis.RedisError) and code_of(error) in _OTHER_SERVER
 
 
 class Script:
@@ -45,10 +87,17 @@ class Calls:
 
     Args:
         connection: what to call them over, by nobody else.
+        on_other_server: is told when Redis says that another server has to be asked.
     """
 
-    def __init__(self, connection: Any) -> None:  # redis has no public name for all of its kinds
+    def __init__(
+        self,
+        connection: Any,  # redis has no public name for all of its kinds
+        on_other_server: Callable[[], object] = lambda: None,
+    ) -> None:
         self._connection = connection
+        self._on_other_server = on_other_server
+        self._must_renew = False
         self._used_at = math.inf  # monotonic; as long as there is no connection, never
         self._lock = threading.Lock()
         self._waiting: list[_Call] = []
@@ -84,6 +133,10 @@ class Calls:
         if not self._is_taken_along(_Call(script, keys, arguments, on_answer)):
             self._go()
 
+    def renew(self) -> None:
+        """Connect anew before the next journey; the thread that is on the way has the connection to itself."""
+        self._must_renew = True
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
@@ -112,6 +165,9 @@ class Calls:
                 self._used_at = math.inf
                 answers = [exc] * len(calls)
             finally:
+                if any(map(is_other_server, answers)):
+                    self._must_renew = True
+                    self._on_other_server()
                 for call, answer in zip(calls, answers, strict=True):
                     call.answer, call.is_answered = answer, True
                     call.bell.release()
@@ -127,7 +183,8 @@ class Calls:
                     call.on_answer(call.answer)
 
     def _ask(self, calls: Sequence[_Call]) -> list[Any]:
-        if time.monotonic() - self._used_at > _IDLE_S and self._is_stale():
+        must_renew, self._must_renew = self._must_renew, False
+        if must_renew or (time.monotonic() - self._used_at > _IDLE_S and self._is_stale()):
             self._connection.disconnect()  # which makes it connect again
         wanted = [("EVALSHA", call.script.sha, *call.arguments) for call in calls]
         self._connection.send_packed_command(self._connection.pack_commands(wanted))

@@ -33,6 +33,8 @@ class Ledger:
         self._half = half
         self._newer: dict[bytes, bytes] = {}
         self._older: dict[bytes, bytes] = {}
+        self._newer_uuids: set[int] = set()  # hashes, so that most questions of whose a uuid is need no search
+        self._older_uuids: set[int] = set()
         self._newer_alike: dict[bytes, bytes] = {}  # likeness -> whose record it is, of the latest
         self._older_alike: dict[bytes, bytes] = {}
 
@@ -44,11 +46,14 @@ class Ledger:
         if len(self._newer) >= self._half:
             self._older, self._newer = self._newer, {}
             self._older_alike, self._newer_alike = self._newer_alike, {}
+            self._older_uuids, self._newer_uuids = self._newer_uuids, set()
         name = _hash(key.command_id)
         self._newer_alike[key.likeness[:8]] = name
+        uuid = _packed(str(reply.uuid))
+        self._newer_uuids.add(hash(uuid))
         self._newer[name] = _RECORD.pack(
             key.digest[:8],
-            _packed(str(reply.uuid)),
+            uuid,
             int(str(reply.imei)),
             (reply.completed_at - _EPOCH) // _MICROSECOND,
             int(now + self._ttl_s),
@@ -88,11 +93,15 @@ class Ledger:
         return None if record is None else _unpacked(record[_UUID_AT])
 
     def others(self, command_id: str, uuids: Iterable[str]) -> set[str]:
-        """Return those uuids that belong to other commands than this. Looks through all, since it is seldom asked."""
-        wanted = {_packed(uuid): uuid for uuid in uuids if _UUID.fullmatch(uuid)}
+        """Return those uuids that belong to other commands than this. Looks through all if one may be there."""
+        packed = ((_packed(uuid), uuid) for uuid in uuids if _UUID.fullmatch(uuid))
+        wanted = {each: uuid for each, uuid in packed if self._may_have(hash(each))}
         name = _hash(command_id)
         records = (*self._older.items(), *self._newer.items()) if wanted else ()
         return {wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != name}
+
+    def _may_have(self, uuid: int) -> bool:
+        return uuid in self._newer_uuids or uuid in self._older_uuids
 
 
 def _hash(command_id: str) -> bytes:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from schemas.reply import Reply
 from worker.doubt import Doubt
-from worker.errors import LeaseLost
+from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency import (
     Again,
     Busy,
@@ -156,10 +156,10 @@ class MemoryStore:
             self._set_owner(record, uuid)
             return Owned(uuid)
 
-    def complete(self, hold: Hold, reply: Reply, on_end: OnRecorded) -> None:
+    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
         try:
-            self._record(hold, reply)
-        except LeaseLost as exc:
+            self._record(hold, reply, doubt)
+        except (LeaseLost, UuidTaken) as exc:
             on_end(exc)
         else:
             on_end(None)
@@ -170,9 +170,13 @@ class MemoryStore:
     def close(self) -> None:
         """Do nothing: what is here goes with the process."""
 
-    def _record(self, hold: Hold, reply: Reply) -> None:
+    def _record(self, hold: Hold, reply: Reply, doubt: Doubt | None) -> None:
         with self._lock:
             record = self._held(hold)
+            if reply.uuid is not None and self._others(hold.key.command_id, [reply.uuid]):
+                record.doubt, record.has_crashed = doubt, False
+                self._let_go(record)
+                raise UuidTaken(hold.key.command_id)
             has_twins = len(self._alike[hold.key.likeness]) > 1  # which may yet ask whose the uuid is
             is_plain = not has_twins and reply.uuid not in self._guessed
             if is_plain and self._accepted.add(record.key, reply, self._clock()):

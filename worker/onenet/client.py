@@ -3,6 +3,7 @@
 import itertools
 import json
 import ssl
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +20,7 @@ import requests
 import urllib3
 
 from schemas.onenet import HistoryDetail
-from worker.answer import Answer, InDoubt, NotSent
+from worker.answer import Answer, Cached, InDoubt, NotSent
 from worker.backoff import backoff_s
 from worker.commands import ExecuteCommand
 from worker.doubt import Doubt
@@ -28,7 +29,7 @@ from worker.onenet.answers import http_history_error, interpret, read_answer, re
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
-from worker.onenet.http import BoundedHTTP, Exchange, Request
+from worker.onenet.http import BoundedHTTP, Exchange, Request, Response
 from worker.settings import Credentials
 from worker.times import platform_time
 
@@ -40,6 +41,7 @@ _HISTORY = "/nbiot/offline/history"
 _PER_PAGE = 100
 _TRIES = 3  # for one page, within the time that there is
 _MAX_DETAILS = 5_000
+_MAX_ANSWERED = 5_000  # a second copy comes soon; the store knows the uuids of longer ago
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
 _write_json = json.JSONEncoder(ensure_ascii=False).encode
 _TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -51,6 +53,24 @@ class Sent:
 
     answer: Answer
     valid_time_omitted: bool
+
+
+class _Answered:
+    """The latest uuids that commands were answered with, so that one which comes twice is noticed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._command_ids: OrderedDict[str, str] = OrderedDict()  # uuid -> the command that it was the answer to
+
+    def add(self, uuid: str, command_id: str) -> str | None:
+        """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
+        with self._lock:
+            former = self._command_ids.get(uuid)
+            if former is None:
+                self._command_ids[uuid] = command_id
+                if len(self._command_ids) > _MAX_ANSWERED:
+                    self._command_ids.popitem(last=False)
+        return former
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +113,7 @@ class OneNETClient:
         self._history = timedelta(seconds=history_s)
         self._products: dict[str | None, _Product] = {}
         self.replace_products(products)
+        self._answered = _Answered()
         self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
         self._zone = platform_zone
 
@@ -138,14 +159,29 @@ class OneNETClient:
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
         request = self._request(command, product, omit_valid_time=omit_valid_time)
         exchange = Exchange(deadline=min(time.monotonic() + self._request_s, not_after))
+        answers: list[Answer] = []
+
+        def is_unique(response: Response) -> bool:
+            """Judge the answer while its connection is not free yet: the next request must not read its second copy."""
+            now = datetime.now(UTC)
+            answer = interpret(response.status, response.body, response.header("retry-after"), now)
+            is_new = False
+            if isinstance(answer, Cached):
+                former = self._answered.add(answer.uuid, command.command_id)
+                is_new = former is None
+                if former not in {None, command.command_id}:
+                    answer = InDoubt("its answer has the uuid of another command", is_outage=False)
+            answers.append(answer)
+            return is_new
+
         try:
-            response = product.http.send(request, exchange)
+            product.http.send(request, exchange, is_unique)
         except _TROUBLE as exc:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
             return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
-        answer = interpret(response.status, response.body, response.header("retry-after"), datetime.now(UTC))
+        [answer] = answers
         return Sent(answer, omit_valid_time)
 
     def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:

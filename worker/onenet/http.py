@@ -6,10 +6,11 @@ do to each other around every call to the system.
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +24,6 @@ from worker.onenet.route import Route
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-SURELY_OPEN_S = 0.005  # to look whether a connection is still open costs as much as to send
 MAX_ANSWER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 4 * 1024
 
@@ -85,11 +85,21 @@ class BoundedHTTP:
         self._head = _lines(usual)
         self._target = self._route.target
         self._idle: list[_Wire] = []  # the one that was used last comes first
-        self._surely_open_s = SURELY_OPEN_S
         self._is_closed = False
 
-    def send(self, request: Request, exchange: Exchange) -> Response:
+    def send(
+        self, request: Request, exchange: Exchange, is_unique: Callable[[Response], bool] = lambda _: False
+    ) -> Response:
         """Send one request and read the whole answer.
+
+        A server or a gateway may send an answer twice, and the second copy may arrive after the next request has left.
+        A second 429, refusal or empty history could not be told from the answer to that request, so that only the
+        connections of POSTs are used again, and only those whose answers are unique.
+
+        Args:
+            request: what to send.
+            exchange: how long it may take.
+            is_unique: tells whether an answer can be told from every other one; otherwise its connection is closed.
 
         Raises:
             requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError: no whole answer, or none
@@ -97,23 +107,23 @@ class BoundedHTTP:
         """
         url = self._route.base_url + request.path.partition("?")[0]  # without the device
         with self._tracing.requesting(request.method, url) as answered:
-            response = self._send(request, exchange)
+            response = self._send(request, exchange, is_unique)
             answered(response.status)
         return response
 
-    def _send(self, request: Request, exchange: Exchange) -> Response:
-        wire = self._idle_wire() or _Wire(self._route.open(), self._read_timeout_s)
+    def _send(self, request: Request, exchange: Exchange, is_unique: Callable[[Response], bool]) -> Response:
+        kept = self._idle_wire() if request.method == "POST" else None
+        wire = kept or _Wire(self._route.open(), self._read_timeout_s)
         exchange.sock = wire.sock
         self._watch.begin(exchange)
         try:
             response = wire.ask(self._written(request), exchange)
-        except BaseException as exc:
-            is_in_time = self._watch.end(exchange)
-            if is_in_time and isinstance(exc, ConnectionError) and wire.is_used and not wire.has_received:
-                self._surely_open_s = 0.0  # this platform closes connections that it promised to keep
+            is_kept = is_unique(response) and wire.is_kept
+        except BaseException:
+            self._watch.end(exchange)
             wire.close()
             raise
-        if self._watch.end(exchange) and wire.is_kept and not self._is_closed:
+        if self._watch.end(exchange) and is_kept and not self._is_closed:
             self._idle.append(wire)
         else:
             wire.close()
@@ -129,8 +139,8 @@ class BoundedHTTP:
         with contextlib.suppress(IndexError):  # there is none
             while True:
                 wire = self._idle.pop()
-                idle_s = time.monotonic() - wire.used_at
-                if idle_s < MAX_IDLE_S and (idle_s < self._surely_open_s or wire.is_silent):
+                # What has arrived meanwhile belongs to no request: it would be taken for the next request's answer.
+                if time.monotonic() - wire.used_at < MAX_IDLE_S and wire.is_silent:
                     return wire
                 wire.close()
         return None
@@ -152,10 +162,8 @@ class _Wire:
     def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
         self.sock = connection.sock
         _limit(self.sock, read_timeout_s)
-        self.is_used = False  # before
         self.used_at = 0.0  # monotonic
         self.is_kept = False  # and not closed behind the last answer
-        self.has_received = False  # anything of an answer
         self._connection = connection
         self._parser = HttpResponseParser(self)
         self._forget()
@@ -163,7 +171,15 @@ class _Wire:
     @property
     def is_silent(self) -> bool:
         """Whether nothing has come since the last answer, not even the connection's end."""
-        return self._connection.is_connected
+        if type(self.sock) is not socket.socket:
+            return not _decrypted_bytes(self.sock) and self._connection.is_connected
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # the cheapest look: one call to the system
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def close(self) -> None:
         self._connection.close()
@@ -176,7 +192,6 @@ class _Wire:
             OSError: the connection is lost, or nothing came in time.
         """
         self._forget()
-        self.has_received = False
         if time.monotonic() >= exchange.deadline:
             raise TimeoutError("the connection took all the time that the request had")
         exchange.request_left = True
@@ -184,7 +199,6 @@ class _Wire:
         received = 0
         while self._response is None:
             data = self._receive()
-            self.has_received |= bool(data)
             received += len(data)
             if received > MAX_ANSWER_BYTES:
                 raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -194,13 +208,12 @@ class _Wire:
                 return Response(self._parser.get_status_code(), self._headers, self._body)  # which this is the end of
             else:
                 raise ConnectionResetError("the connection was closed before the answer was whole")
-        self.is_used = True
         self.used_at = time.monotonic()
         return self._response
 
     def _receive(self) -> bytes:
         with contextlib.suppress(BlockingIOError):  # which is how the kernel's limit shows
-            return self.sock.recv(_CHUNK_BYTES)
+            return self.sock.recv(_CHUNK_BYTES) or b""  # TLS within TLS says 0 at the end
         raise TimeoutError("nothing came in time")
 
     def _read(self, data: bytes) -> None:
@@ -247,6 +260,14 @@ class _Wire:
         else:
             self.is_kept = self._parser.should_keep_alive()
             self._response = Response(status, self._headers, self._body)
+
+
+def _decrypted_bytes(sock: Any) -> int:
+    """Return how many bytes TLS has taken from the network that nobody has read yet."""
+    if isinstance(sock, ssl.SSLSocket):
+        return sock.pending()
+    # TLS within a proxy's TLS: what the outer one has, what the inner one has not decrypted yet, and what it has.
+    return _decrypted_bytes(sock.socket) + int(sock.incoming.pending) + int(sock.sslobj.pending())
 
 
 def _limit(sock: Any, timeout_s: float) -> None:
