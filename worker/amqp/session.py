@@ -17,7 +17,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
-from worker.amqp.connecting import CALL_S, close, connect
+from worker.amqp.connecting import CALL_S, close, connect, without_user
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.topology import Queue, Topology
 from worker.backoff import backoff_s
@@ -377,8 +377,8 @@ class Session:
 
 def _as_fault(error: BaseException) -> WorkerError:
     if isinstance(error, ChannelClosedByBroker):
-        return ChannelRefused(error.reply_code, error.reply_text)
-    return BrokerUnavailable(str(error) or type(error).__name__)
+        return ChannelRefused(error.reply_code, without_user(error.reply_text))
+    return BrokerUnavailable(without_user(str(error)) or type(error).__name__)
 
 
 async def _closed(connection: AsyncioConnection) -> None:

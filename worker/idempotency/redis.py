@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from schemas.reply import Reply
 from worker.doubt import Doubt
-from worker.errors import LeaseLost, StoreUnavailable
+from worker.errors import LeaseLost, SettingsError, StoreUnavailable
 from worker.idempotency import (
     Again,
     Busy,
@@ -172,23 +172,33 @@ class RedisStore:
         ttl_s: seconds for which a record lasts after it was last written.
         lease_s: seconds for which a claim is good.
         connections: how many may look for owners of uuids at once; all other calls share one connection.
+
+    Raises:
+        SettingsError: an option of the URL cannot be used.
     """
 
     def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),  # a claim whose answer was lost may have been granted
-            decode_responses=True,
-        )
-        self._redis = redis.Redis(connection_pool=pool)
-        # A connection of its own: a probe neither waits for the handlers' nor takes one from them.
-        self._pinging = redis.Redis.from_url(
-            url, socket_timeout=PING_S, socket_connect_timeout=PING_S, retry=Retry(NoBackoff(), 0)
-        )
+        try:
+            pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=TIMEOUT_S,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),  # a claim whose answer was lost may have been granted
+                decode_responses=True,
+            )
+            self._redis = redis.Redis(connection_pool=pool)
+            # A connection of its own: a probe neither waits for the handlers' nor takes one from them.
+            self._pinging = redis.Redis.from_url(
+                url, socket_timeout=PING_S, socket_connect_timeout=PING_S, retry=Retry(NoBackoff(), 0)
+            )
+            for each in (pool, self._pinging.connection_pool):
+                each.connection_class(**each.connection_kwargs)  # which tells whether there are such options
+            self._calls = Calls(self._redis.connection_pool.make_connection())
+        except (ValueError, TypeError, redis.RedisError) as exc:
+            line = f"IDEMPOTENCY_URL: an option after ? cannot be used: {type(exc).__name__}"
+            raise SettingsError([line]) from exc
         self._prefix = f"{{{namespace}}}:"  # in braces: a cluster keeps what belongs together on one node
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
@@ -196,7 +206,6 @@ class RedisStore:
         self._release = Script(_RELEASE)
         self._complete = Script(_COMPLETE)
         self._own = Script(_OWN)
-        self._calls = Calls(self._redis.connection_pool.make_connection())
         self._epoch = uuid4().hex
         self._known_epoch: str | None = None
 
