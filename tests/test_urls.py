@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import redis.connection
+import redis
 import requests
 from urllib3.util import parse_url
 
@@ -46,15 +46,16 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("AMQP://a:b@HOST.example./v", "a", "b", "host.example.", 5672, "v", "amqp://host.example.:5672/v"),
         ("amqp://a:b@192.0.2.1:1/%2F", "a", "b", "192.0.2.1", 1, "/", "amqp://192.0.2.1:1/"),
         ("amqp://a:b@[2001:DB8::1]:65535/v", "a", "b", "2001:db8::1", 65535, "v", "amqp://[2001:db8::1]:65535/v"),
-        ("amqp://a:b@my_host/%2Fmy%2fvhost", "a", "b", "my_host", 5672, "/my/vhost", "amqp://my_host:5672/%2Fmy%2Fvhost"),
+        ("amqp://a:b@my_host/%2Fmy%2fvhost", "a", "b", "my_host", 5672, "/my/vhost",
+         "amqp://my_host:5672/%2Fmy%2Fvhost"),
         ("amqp://a:@host/v?heartbeat=7", "a", "", "host", 5672, "v", "amqp://host:5672/v"),
         ("amqp://:b@host", "", "b", "host", 5672, "/", "amqp://host:5672/"),
         ("amqp://a:b:c@host", "a", "b:c", "host", 5672, "/", "amqp://host:5672/"),
         ("amqp://a:12%2FS3cret@host", "a", "12/S3cret", "host", 5672, "/", "amqp://host:5672/"),
         (f"amqp://{quote(ODD, safe='')}:{quote(ODD, safe='')}@host/{quote(ODD, safe='')}", ODD, ODD, "host", 5672, ODD,
          f"amqp://host:5672/{quote(ODD, safe='')}"),
-        ("amqp://a~!$&'()*+;=._-:p~!$&'()*+;=._-:@host/v~!$&'()*+=:.", "a~!$&'()*+;=._-", "p~!$&'()*+;=._-:", "host", 5672,
-         "v~!$&'()*+=:.", "amqp://host:5672/v~%21%24%26%27%28%29%2A%2B%3D%3A."),
+        ("amqp://a~!$&'()*+;=._-:p~!$&'()*+;=._-:@host/v~!$&'()*+=:.", "a~!$&'()*+;=._-", "p~!$&'()*+;=._-:", "host",
+         5672, "v~!$&'()*+=:.", "amqp://host:5672/v~%21%24%26%27%28%29%2A%2B%3D%3A."),
     ],
 )  # fmt: skip
 def test_a_whole_url_of_the_broker_means_what_it_says(
@@ -62,7 +63,7 @@ def test_a_whole_url_of_the_broker_means_what_it_says(
 ) -> None:
     monkeypatch.setenv("AMQP_URL", url)
     [found] = connection_parameters(load_settings())
-    assert (found.credentials.username, found.credentials.password) == (user, password)
+    assert vars(found.credentials).items() >= {("username", user), ("password", password)}
     assert (found.host, found.port, found.virtual_host) == (host, port, vhost)
     assert address(found) == printed
 
@@ -100,7 +101,8 @@ def test_a_whole_url_of_redis_means_what_it_says(
 ) -> None:
     monkeypatch.setenv("IDEMPOTENCY_URL", url)
     settings = load_settings()
-    found = redis.connection.parse_url(settings.idempotency_url.get_secret_value())
+    pool = redis.ConnectionPool.from_url(settings.idempotency_url.get_secret_value())
+    found = pool.connection_kwargs
     assert (found.get("username"), found.get("password")) == (user, password)
     assert (found.get("host"), found.get("port"), found.get("db")) == (host, port, number)
     store_of(settings).close()
@@ -135,16 +137,17 @@ def test_a_collector_may_want_a_user_and_a_password(monkeypatch: pytest.MonkeyPa
 BROKEN = [  # what may stand behind :// with a password in it, of which no setting takes any
     "svc:/S3cret@host:5672/prod", "svc:12/S3cret@host:5672/prod", "svc:S3cret/w@host", "svc:12/S3cret@host/1",
     "svc:12/S3cret@host", "svc:12?S3cret@host", "svc:12?heartbeat=1&S3cret@host/", "svc:12?heartbeat=S3cret@host/",
-    "svc:12#S3cret@host", "svc:S3cret#1@host", "svc:S3cret@1@host", "svc:S3cret@@host/", "svc:S3cret%@host/", "svc:S3cret%4@host",
-    "svc:S3cret%zz@host", "svc:S3cret%FF@host", "svc:S3cret%00@host", "svc:S3cret\\@host", "svc:S3cret^@host",
-    "svc:S3cret{}@host", "svc:S3cret<>@host", "svc:S3cret|@host", "svc:S3cret[@host", "svc:S3cret]@host", "svc:S3cret\"@host",
-    "svc:S3cret\u5bc6@host", "svc:S3cret @host", "svc:S3cret\t@host", "svc:S3cret@host\n", "svc:S3cret@host\x7f",
-    "svc:S3cret\r\n@host", "svc:S3cret@", "svc:S3cret@/1", "svc:S3cret", "svc:S3cret@host:", "svc:S3cret@host:0",
-    "svc:S3cret@host:65536", "svc:S3cret@host:+1", "svc:S3cret@host:1_0", "svc:S3cret@host:\u0661", "svc:S3cret@host:5672x",
-    "svc:S3cret@-host", "svc:S3cret@a..b", "svc:S3cret@ho%73t", "svc:S3cret@h\u00f6st", "svc:S3cret@[::1", "svc:S3cret@::1",
-    "svc:S3cret@[192.0.2.1]", "svc:S3cret@[::1]x", "svc:S3cret@[:::1]", "svc:S3cret@host:5672:5672",
-    "svc:S3cret@" + "a" * 64, "svc:S3cret@host#", "svc:S3cret@host/1#x", "svc:S3cret@host/1?x", "svc:S3cret@host/1?=x",
-    "svc:S3cret@host/1?x=", "svc:S3cret@host/1?x=%", "svc:S3cret@host/1?x=1&", "svc:S3cret@host/1 ", "svc:S3cret@host/%",
+    "svc:12#S3cret@host", "svc:S3cret#1@host", "svc:S3cret@1@host", "svc:S3cret@@host/", "svc:S3cret%@host/",
+    "svc:S3cret%4@host", "svc:S3cret%zz@host", "svc:S3cret%FF@host", "svc:S3cret%00@host", "svc:S3cret\\@host",
+    "svc:S3cret^@host", "svc:S3cret{}@host", "svc:S3cret<>@host", "svc:S3cret|@host", "svc:S3cret[@host",
+    "svc:S3cret]@host", 'svc:S3cret"@host', "svc:S3cret\u5bc6@host", "svc:S3cret @host", "svc:S3cret\t@host",
+    "svc:S3cret@host\n/", "svc:S3cret@host\x7f", "svc:S3cret\r\n@host", "svc:S3cret@", "svc:S3cret@/1", "svc:S3cret",
+    "svc:S3cret@host:", "svc:S3cret@host:0", "svc:S3cret@host:65536", "svc:S3cret@host:+1", "svc:S3cret@host:1_0",
+    "svc:S3cret@host:\u0661", "svc:S3cret@host:5672x", "svc:S3cret@-host", "svc:S3cret@a..b", "svc:S3cret@ho%73t",
+    "svc:S3cret@h\u00f6st", "svc:S3cret@[::1", "svc:S3cret@::1", "svc:S3cret@[192.0.2.1]", "svc:S3cret@[::1]x",
+    "svc:S3cret@[:::1]", "svc:S3cret@host:5672:5672", "svc:S3cret@" + "a" * 64, "svc:S3cret@host#",
+    "svc:S3cret@host/1#x", "svc:S3cret@host/1?x", "svc:S3cret@host/1?=x", "svc:S3cret@host/1?x=",
+    "svc:S3cret@host/1?x=%", "svc:S3cret@host/1?x=1&", "svc:S3cret@host/1 2", "svc:S3cret@host/%",
     "svc:S3cret@host/%FF", "svc:S3cret@host/\u5bc6",
 ]  # fmt: skip
 SCHEMES = {"AMQP_URL": "amqp", "IDEMPOTENCY_URL": "redis", "ONENET_URL": "http", "OTEL_EXPORTER_OTLP_ENDPOINT": "http"}
@@ -172,17 +175,10 @@ OF_ONE_SETTING = [
     [*((name, f"{scheme}://{rest}") for name, scheme in SCHEMES.items() for rest in BROKEN), *OF_ONE_SETTING],
     ids=ascii,
 )
-@pytest.mark.parametrize("is_in_file", [False, True], ids=["variable", "file"])
 def test_a_url_that_is_not_whole_is_refused_in_one_line_without_a_word_of_it(
-    name: str, url: str, is_in_file: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if is_in_file:
-        if name not in {"AMQP_URL", "IDEMPOTENCY_URL"} or url != url.strip():
-            return
-        (tmp_path / "secret").write_text(url, encoding="utf-8")
-        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
-    else:
-        monkeypatch.setenv(name, url)
+    monkeypatch.setenv(name, url)
     with pytest.raises(SettingsError) as caught:
         load_settings()
     [line] = caught.value.lines
@@ -192,9 +188,23 @@ def test_a_url_that_is_not_whole_is_refused_in_one_line_without_a_word_of_it(
     assert name == "ONENET_URL" or "/ as %2F, @ as %40" in line
 
 
+@pytest.mark.parametrize("rest", ["svc:12/S3cret@host/0/1", "svc:S3cret@@host/0", "svc:S3cret@host/0\nsvc:S3cret"])
+@pytest.mark.parametrize("name", ["AMQP_URL", "IDEMPOTENCY_URL"])
+def test_a_url_in_a_file_is_refused_alike(
+    name: str, rest: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text(f"{SCHEMES[name]}://{rest}\n", encoding="utf-8")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith(f"{name}: must be ")
+    assert not [part for part in ("S3", "cret", "svc") if part in line]
+
+
 @pytest.mark.parametrize(
     "options",
-    ["S3cret=1", "heartbeat=S3cret", "heartbeat=1&heartbeat=2", "ssl_options={S3cret", "ssl_options=S3cret",
+    ["Secret=S3cret", "heartbeat=S3cret", "heartbeat=1&heartbeat=2", "ssl_options={S3cret", "ssl_options=S3cret",
      "ssl_options={'cafile':'/S3cret'}", "client_properties=S3cret", "socket_timeout=-1",
      "tcp_options=" + "(" * 5000],
 )  # fmt: skip
@@ -208,7 +218,7 @@ def test_an_option_that_the_brokers_url_cannot_have_is_one_line(options: str, mo
 
 
 @pytest.mark.parametrize(
-    "options", ["S3cret=1", "db=S3cret", "timeout=5", "protocol=S3cret", "max_connections=0", "socket_timeout=S3cret"]
+    "options", ["Secret=S3cret", "db=S3cret", "timeout=5", "protocol=S3cret", "socket_timeout=S3cret"]
 )
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_an_option_that_the_url_of_redis_cannot_have_is_one_line(
@@ -253,12 +263,13 @@ def test_a_proxy_of_the_environment_means_what_it_says(
 UNUSABLE_PROXIES = [
     "http://svc:S3/cret@proxy:3128", "http://svc:12/S3cret@proxy:3128", "svc:S3/cret@proxy", "svc:12/S3cret@proxy",
     "svc:S3cret", "http://svc:S3cret@proxy:port", "http://svc:S3cret@proxy:0", "http://svc:S3cret@proxy:70000",
-    "http://svc:S3cret@proxy:3128/path", "http://svc:S3?cret@proxy", "http://svc:S3#cret@proxy", "http://svc:12#S3cret@proxy",
-    "http://svc\\svc:S3cret@proxy", "http://svc:S3 cret@proxy", "http://svc:S3\ncret@proxy", "http://svc:S3cret@",
-    "http://svc:S3cret@[proxy]", "http://svc:S3cret@pro xy", "http://svc:S3cret@[::1", "http://svc:S3cret%FF@proxy",
-    "socks5://svc:S3cret@proxy:1080", "SOCKS5H://svc:S3cret@proxy", "ftp://svc:S3cret@proxy", "svc://S3cret@proxy",
-    "http:svc:S3cret@proxy", "http:///svc:S3cret@proxy", "://svc:S3cret@proxy", "http://svc:S3cret@", "@",
-    "http://svc:S3cret\u5bc6@proxy", "http://svc:S3cret%E5%AF%86@proxy",
+    "http://svc:S3cret@proxy:3128/path", "http://svc:S3?cret@proxy", "http://svc:S3#cret@proxy",
+    "http://svc:12#S3cret@proxy", "http://svc\\svc:S3cret@proxy", "http://svc:S3 cret@proxy",
+    "http://svc:S3\ncret@proxy", "http://svc:S3cret@", "http://svc:S3cret@[proxy]", "http://svc:S3cret@pro xy",
+    "http://svc:S3cret@[::1", "http://svc:S3cret%FF@proxy", "socks5://svc:S3cret@proxy:1080",
+    "SOCKS5H://svc:S3cret@proxy", "ftp://svc:S3cret@proxy", "svc://S3cret@proxy", "http:///svc:S3cret@proxy",
+    "://svc:S3cret@proxy", "http://svc:S3cret@", "@", "http://svc:S3cret\u5bc6@proxy",
+    "http://svc:S3cret%E5%AF%86@proxy",
 ]  # fmt: skip
 
 
@@ -281,11 +292,10 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_one_line_without_a_word_of_it
 @pytest.mark.parametrize(
     ("said", "left"),
     [
-        ("NOT_ALLOWED - access to vhost 'v' refused for user 'S3cret'", "NOT_ALLOWED - access to vhost 'v' refused for this user"),
-        ("access to queue 'q' in vhost '/' refused for user 'S3'cret' by backend b: no", "access to queue 'q' in vhost '/' "
-         "refused for this user by backend b: no"),
-        ("user_id property set to 'x' but authenticated user was 'S3cret'", "user_id property set to 'x' but authenticated this user"),
-        (str((403, "access refused for user 'S3cret\"'")), "(403, 'access refused for this user)"),
+        ("access to vhost 'v' refused for user 'S3cret'", "access to vhost 'v' refused for this user"),
+        ("refused for user 'S3'cret' by backend b: no", "refused for this user by backend b: no"),
+        ("set to 'x' but authenticated user was 'S3cret'", "set to 'x' but authenticated this user"),
+        (str((403, "refused for user 'S3cret\"'")), "(403, 'refused for this user)"),
         ("NOT_FOUND - no queue 'user' in vhost '/'", "NOT_FOUND - no queue 'user' in vhost '/'"),
     ],
 )  # fmt: skip
