@@ -116,7 +116,8 @@ def tracing_of(settings: Settings, worker: str) -> Tracing:
     from worker.telemetry.otel import OpenTelemetry
 
     queue = topology_of(settings).execute_queue
-    return OpenTelemetry(settings.otel_exporter_otlp_endpoint, __version__, worker, queue)
+    endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
+    return OpenTelemetry(endpoint, __version__, worker, queue)
 
 
 def run(settings: Settings) -> int:

@@ -44,7 +44,7 @@ def check_all(imei: str) -> Iterator[Finding]:
     warning = "" if settings.readable_at is None else f"; the key travels readable to {settings.readable_at}: no https"
     yield Finding("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
-    yield _store(settings)
+    yield from _store(settings)
     yield from _platform(settings, products, imei)
 
 
@@ -70,23 +70,34 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("topology", is_well=True, detail="exchanges and queues are there")
 
 
-def _store(settings: Settings) -> Finding:
-    store = store_of(settings)
+def _store(settings: Settings) -> Iterator[Finding]:
+    try:
+        store = store_of(settings)
+    except SettingsError as exc:
+        yield from (Finding("settings", is_well=False, detail=line) for line in exc.lines)
+        return
     if isinstance(store, MemoryStore):
-        return Finding("idempotency", is_well=True, detail="in memory: good for one worker")
+        yield Finding("idempotency", is_well=True, detail="in memory: good for one worker")
+        return
     try:
         store.ping()
     except WorkerError as exc:
-        return Finding("idempotency", is_well=False, detail=str(exc))
+        yield Finding("idempotency", is_well=False, detail=str(exc))
+        return
     finally:
         store.close()
     url = urlsplit(settings.idempotency_url.get_secret_value())
-    return Finding("idempotency", is_well=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
+    yield Finding("idempotency", is_well=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
 
 
 def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[Finding]:
     watch = Watch(settings.request_s)
-    client = client_of(settings, products, watch, NoTracing())
+    try:
+        client = client_of(settings, products, watch, NoTracing())
+    except SettingsError as exc:
+        watch.stop()
+        yield from (Finding("settings", is_well=False, detail=line) for line in exc.lines)
+        return
 
     def look(product: str | None) -> Finding:
         name = "OneNET" if product is None else f"OneNET, product {product}"

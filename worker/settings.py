@@ -33,13 +33,27 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
+from worker.urls import (
+    HOW_TO_WRITE,
+    MANY_SEGMENTS,
+    NO_USER,
+    NUMBER,
+    ONE_SEGMENT,
+    STRICT_USER,
+    USER,
+    USER_WITH_PASSWORD,
+    UrlForm,
+)
 
 MEMORY = "memory://"
 MAX_RETRY_DELAY_S = 24 * 3600
 PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
 _RATE = re.compile(r"([1-9][0-9]{0,6})\s*/\s*(second|minute|hour|day)", re.IGNORECASE)
 _PERIODS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?|[0-9a-f:.%]*:[0-9a-f:.%a-z]*", re.IGNORECASE)
+_AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
+_REDIS = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
+_ONENET = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
+_COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
 
 
 class ApiKey(BaseModel):
@@ -98,14 +112,16 @@ class Rate:
         return cls(int(found[1]), _PERIODS_S[found[2].lower()])
 
 
-def _is_url(url: str, *schemes: str) -> bool:
-    """Tell whether a URL can be used: its scheme, a host that is a name or an address, and a port that is a number."""
+def _checked(url: str, form: UrlForm, wanted: str) -> str:
+    """Return a URL of that form.
+
+    Raises:
+        ValueError: it is not of that form; the error says what is wanted, and nothing of the URL.
+    """
     try:
-        parts = urlsplit(url)
-        has_port = parts.port is None or parts.port > 0
+        return form.check(url)
     except ValueError:
-        return False
-    return parts.scheme in schemes and has_port and _HOST.fullmatch(parts.hostname or "") is not None
+        raise ValueError(f"must be {wanted}") from None
 
 
 def _lower(value: object) -> object:
@@ -195,7 +211,7 @@ class Settings(BaseSettings):
     idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
     http_host: str = Field("127.0.0.1", description="address of `/livez`, `/readyz` and `/metrics`")
     http_port: int = Field(9108, ge=0, le=65535, description="their port; 0 turns them off")
-    otel_exporter_otlp_endpoint: str | None = Field(
+    otel_exporter_otlp_endpoint: SecretStr | None = Field(
         None, description="where spans are sent, OTLP over HTTP; needs the extra `otel`; other `OTEL_*` hold as well"
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
@@ -208,17 +224,16 @@ class Settings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not urls or not all(_is_url(url.get_secret_value(), "amqp", "amqps") for url in urls):
-            # In words of our own: those of the parser quote the URL, and with it the password.
-            raise ValueError("must be amqp://user:password@host:port/vhost, or amqps://; a / in the password is %2F")
-        return urls
+        wanted = "amqp://user:password@host:port/vhost, or amqps://…; within user, password and vhost " + HOW_TO_WRITE
+        if not urls:
+            raise ValueError(f"must be {wanted}")
+        return tuple(SecretStr(_checked(url.get_secret_value(), _AMQP, wanted)) for url in urls)
 
     @field_validator("onenet_url")
     @classmethod
     def _is_http_url(cls, url: str) -> str:
-        if not _is_url(url, "http", "https") or not re.fullmatch(r"[a-z]+://[^@?#\s]+", url):
-            raise ValueError("must be https://host, or http://host, with a path or without")
-        return url.rstrip("/")
+        wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
+        return _checked(url, _ONENET, wanted).rstrip("/")
 
     @field_validator("amqp_ca_file", "onenet_ca_file")
     @classmethod
@@ -242,14 +257,14 @@ class Settings(BaseSettings):
 
     @field_validator("otel_exporter_otlp_endpoint")
     @classmethod
-    def _takes_spans(cls, url: str | None) -> str | None:
+    def _takes_spans(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
-        if not _is_url(url, "http", "https"):
-            raise ValueError("must be http://host:port or https://host:port")
+        wanted = f"http://host:port or https://host:port; within user and password {HOW_TO_WRITE}"
+        text = _checked(url.get_secret_value(), _COLLECTOR, wanted)
         if importlib.util.find_spec("opentelemetry") is None:
             raise ValueError("tracing needs an extra: pip install 'onenet-execute-worker[otel]'")
-        return url.rstrip("/")
+        return SecretStr(text.rstrip("/"))
 
     @field_validator("onenet_timezone")
     @classmethod
@@ -273,11 +288,13 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_store(cls, url: SecretStr) -> SecretStr:
         text = url.get_secret_value()
-        if text != MEMORY and not _is_url(text, "redis", "rediss"):
-            raise ValueError("must be memory://, redis://host:port/number or rediss://…")
-        if text != MEMORY and importlib.util.find_spec("redis") is None:
+        if text == MEMORY:
+            return url
+        wanted = "memory://, redis://user:password@host:port/number or rediss://…; within user and password "
+        text = _checked(text, _REDIS, wanted + HOW_TO_WRITE)
+        if importlib.util.find_spec("redis") is None:
             raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
-        return url
+        return SecretStr(text)
 
     @field_validator("onenet_access_key")
     @classmethod

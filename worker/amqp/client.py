@@ -14,7 +14,7 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from worker.amqp.connecting import address, connection_parameters, reason_of
+from worker.amqp.connecting import address, connection_parameters, reason_of, without_user
 from worker.amqp.messages import Publication
 from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
@@ -59,7 +59,7 @@ def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
     try:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
-        raise TopologyMismatch(f"{exc.reply_code} {exc.reply_text}") from exc
+        raise TopologyMismatch(f"{exc.reply_code} {without_user(exc.reply_text)}") from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"{address(parameters)} refused: {reason_of(exc)}") from exc
     finally:
@@ -109,7 +109,7 @@ def check_topology(connection: BlockingConnection, topology: Topology, *, may_de
                 if exc.reply_code == _NOT_FOUND:
                     missing.append(name)
                 else:
-                    faults.append(exc.reply_text)
+                    faults.append(without_user(exc.reply_text))
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
     return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
@@ -137,7 +137,7 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except NackError as exc:
         raise WorkerError("the broker refused the command: its queue is full") from exc
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{exc.reply_text}: {HINT}") from exc
+        raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
@@ -164,7 +164,7 @@ class CommandClient:
             if wants_replies:
                 self._read_replies()
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: {HINT}") from exc
+            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 

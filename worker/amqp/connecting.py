@@ -1,8 +1,10 @@
 """Connection parameters, and awaitable connections and channels: pika's callbacks turned into futures."""
 
 import asyncio
+import re
 import ssl
 from typing import Any
+from urllib.parse import quote
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -21,6 +23,9 @@ _TLS_TROUBLE = {
     "ALERT_UNKNOWN_CA": "the broker does not know the authority that signed the client certificate, AMQP_CERT_FILE",
     "WRONG_VERSION_NUMBER": "no TLS is spoken on this port: it wants amqp://, or amqps:// another port",
 }
+# What pika raises for an option of a URL, of which some are Python literals and some are files. Its words quote it.
+_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
+_BROKERS_USER = re.compile(r"\buser (?:was )?\\?'.*'")
 CALL_S = 20  # for one answer of the broker; a declaration of many queues on a busy node takes its time
 
 
@@ -36,8 +41,8 @@ def connection_parameters(
     for url in settings.amqp_url:
         try:
             parameters = URLParameters(url.get_secret_value())
-        except (ValueError, TypeError, AttributeError) as exc:
-            raise SettingsError([f"AMQP_URL: cannot be used: {type(exc).__name__}"]) from exc
+        except _UNUSABLE as exc:
+            raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {type(exc).__name__}"]) from exc
         parameters.heartbeat = parameters.heartbeat or HEARTBEAT_S
         parameters.blocked_connection_timeout = None  # an alarm lasts as long as it lasts: wait, stay live
         parameters.socket_timeout = CONNECT_S / 2
@@ -61,9 +66,16 @@ def _tls(host: str, settings: Settings) -> SSLOptions:
 
 
 def address(parameters: URLParameters) -> str:
-    """Name a broker without its password."""
+    """Name a broker by what of its URL may be printed: host, port and vhost."""
     scheme = "amqp" if parameters.ssl_options is None else "amqps"
-    return f"{scheme}://{parameters.host}:{parameters.port}/{parameters.virtual_host.lstrip('/')}"
+    host = f"[{parameters.host}]" if ":" in parameters.host else parameters.host
+    vhost = "" if parameters.virtual_host == "/" else quote(parameters.virtual_host, safe="")
+    return f"{scheme}://{host}:{parameters.port}/{vhost}"
+
+
+def without_user(text: str) -> str:
+    """Return the broker's words without the user name that it quotes: it is a part of a URL that is a secret."""
+    return _BROKERS_USER.sub("this user", text)
 
 
 async def connect(parameters: URLParameters, name: str, streams: Streams) -> AsyncioConnection:
@@ -134,4 +146,4 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
         is_tls = parameters.ssl_options is not None
         question = "does it take the client certificate" if is_tls else "is it a port for TLS, amqps://"
         return f"the connection ended before AMQP began; {question}? {inner.args[-1]}"
-    return f"{type(inner).__name__}: {inner}" if str(inner) else type(inner).__name__
+    return without_user(f"{type(inner).__name__}: {inner}") if str(inner) else type(inner).__name__

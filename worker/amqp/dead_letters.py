@@ -14,7 +14,7 @@ from typing import Any, Self
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.client import HINT, connect_blocking, publish
-from worker.amqp.connecting import CALL_S, reason_of
+from worker.amqp.connecting import CALL_S, reason_of, without_user
 from worker.amqp.letters import Letter
 from worker.amqp.messages import Outgoing
 from worker.amqp.topology import Topology
@@ -102,7 +102,7 @@ class DeadLetters:
                     deadline = time.monotonic() + CALL_S
             self._channel.basic_cancel(consumer)  # or each that is discarded would make room for a new one
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{exc.reply_text}: {HINT}") from exc
+            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return letters

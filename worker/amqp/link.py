@@ -9,7 +9,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from worker.amqp.connecting import CALL_S, close, connect
+from worker.amqp.connecting import CALL_S, close, connect, without_user
 from worker.amqp.streams import Streams
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
 
@@ -122,7 +122,7 @@ class Link:
 
 def _as_fault(error: BaseException) -> WorkerError:
     if isinstance(error, ChannelClosedByBroker):
-        return ChannelRefused(error.reply_code, error.reply_text)
+        return ChannelRefused(error.reply_code, without_user(error.reply_text))
     if isinstance(error, ConnectionClosedByBroker):
-        return ConnectionRefused(error.reply_code, error.reply_text)
-    return BrokerUnavailable(str(error) or type(error).__name__)
+        return ConnectionRefused(error.reply_code, without_user(error.reply_text))
+    return BrokerUnavailable(without_user(str(error)) or type(error).__name__)

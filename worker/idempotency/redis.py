@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from schemas.reply import FailureCode, RejectionCode, Reply
 from worker.doubt import Doubt
-from worker.errors import LeaseLost, StoreUnavailable, UuidTaken
+from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
 from worker.idempotency import (
     Again,
     Busy,
@@ -250,6 +250,9 @@ class RedisStore:
         ttl_s: seconds for which a record lasts after it was last written.
         lease_s: seconds for which a claim is good.
         connections: how many may look for owners of uuids at once; all other calls share one connection.
+
+    Raises:
+        SettingsError: an option of the URL cannot be used.
     """
 
     def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
@@ -262,8 +265,14 @@ class RedisStore:
         self._release = Script(_RELEASE)
         self._complete = Script(_COMPLETE)
         self._own = Script(_OWN)
-        self._redis, self._pinging = self._new_clients()
-        self._calls = Calls(self._redis.connection_pool.make_connection(), self._renew_clients)
+        try:
+            self._redis, self._pinging = self._new_clients()
+            for client in (self._redis, self._pinging):  # which tells whether there are such options
+                client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+            self._calls = Calls(self._redis.connection_pool.make_connection(), self._renew_clients)
+        except (ValueError, TypeError, redis.RedisError) as exc:
+            line = f"IDEMPOTENCY_URL: an option after ? cannot be used: {type(exc).__name__}"
+            raise SettingsError([line]) from exc
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         lease_ms = round(self._lease_s * 1000)

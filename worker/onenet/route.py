@@ -10,11 +10,12 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url, parse_url
 
 from worker.errors import SettingsError
+from worker.proxies import environment_proxy
 
 
 class Route:
@@ -32,12 +33,12 @@ class Route:
     def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
-        proxy = select_proxy(base_url, environment["proxies"])
+        proxy = environment_proxy(base_url)
         self.base_url = base_url
         self._connect_timeout_s = connect_timeout_s
         self._platform = parse_url(base_url)
-        self._proxy = None if proxy is None else _proxy(proxy)
-        self._proxy_headers = {} if self._proxy is None else HTTPAdapter().proxy_headers(self._proxy.url)
+        self._proxy = None if proxy is None else parse_url(proxy)
+        self._proxy_headers = {} if self._proxy is None else _proxy_headers(self._proxy)
         needs_tls = "https" in {self._platform.scheme, self._proxy and self._proxy.scheme}
         self._tls = _trusting(environment["verify"] or True) if needs_tls else None
 
@@ -76,7 +77,7 @@ class Route:
         if self._proxy is not None:
             arguments["proxy"] = self._proxy
             arguments["proxy_config"] = ProxyConfig(self._tls, False, None, None)
-        assert first.host is not None  # settings and _proxy see to it
+        assert first.host is not None  # the settings and environment_proxy see to it
         host = first.host.strip("[]")
         if "https" not in {first.scheme, self._platform.scheme}:
             return HTTPConnection(host, first.port or 80, **arguments)
@@ -92,13 +93,12 @@ class Route:
         return connection
 
 
-def _proxy(text: str) -> Url:
-    proxy = parse_url(text if "://" in text else f"http://{text}")
-    if proxy.scheme not in {"http", "https"} or not proxy.host:
-        raise SettingsError(
-            [f"the environment's proxy must be http://host:port or https://host:port, not {proxy.scheme}"]
-        )
-    return proxy
+def _proxy_headers(proxy: Url) -> dict[str, str]:
+    try:
+        return HTTPAdapter().proxy_headers(proxy.url)
+    except UnicodeEncodeError:
+        line = "the user name and the password of the environment's proxy must be Latin-1: they travel in a header"
+        raise SettingsError([line]) from None
 
 
 def _trusting(authorities: str | bool) -> ssl.SSLContext:

@@ -1,0 +1,177 @@
+"""No user and no password of a URL is printed: not by a command, not in a log, not in a traceback."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.integration.changed_process import running_first
+from tests.integration.test_command_line import A_DEVICE, type_in
+from tests.rig import Rig, a_command, raw_server
+from worker.amqp.client import declare_on
+from worker.localservices.ports import free_port
+
+PARTS = ("S3", "cret", "svc")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def assert_silent(said: str) -> None:
+    """Check that nothing of a secret is there."""
+    assert not [part for part in PARTS if part in said], said
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("AMQP_URL", "amqp://svc:/S3cret@host:5672/prod"),
+        ("AMQP_URL", "amqp://svc:12/S3cret@host:5672/prod"),
+        ("AMQP_URL", "amqp://svc:S3/cret@host:5672/prod"),
+        ("AMQP_URL", "amqp://svc:S3,cret@host/prod"),
+        ("AMQP_URL", "amqp://svc:S3@cret@host/prod"),
+        ("AMQP_URL", "amqp://svc:S3cret@host/my/vhost"),
+        ("IDEMPOTENCY_URL", "redis://svc:12/S3cret@host:6379/0"),
+        ("IDEMPOTENCY_URL", "redis://:S3#cret@host:6379/0"),
+        ("ONENET_URL", "https://svc:S3cret@host"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:12/S3cret@collector:4318"),
+    ],
+)
+def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, url: str, tmp_path: Path) -> None:
+    settings = {"ONENET_API_KEY": "k", name: url}
+    for command in (("run",), ("topology",), ("send", *A_DEVICE)):
+        said = type_in(*command, folder=tmp_path, **settings)
+        assert (said.returncode, said.stdout) == (78, "")
+        [line] = said.stderr.splitlines()
+        assert line.startswith(f"onenet-worker: {name}: must be ")
+        assert_silent(line)
+    checked = type_in("check", folder=tmp_path, **settings)
+    assert (checked.returncode, checked.stderr) == (1, "")
+    [line] = checked.stdout.splitlines()
+    assert line.startswith(f"FAIL  settings: {name}: must be ")
+    assert_silent(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("AMQP_URL", "amqp://svc:S3cret@host/?ssl_options={S3cret"),
+        ("AMQP_URL", "amqp://svc:S3cret@host/?cret=S3cret"),
+        ("IDEMPOTENCY_URL", "redis://svc:S3cret@host/0?cret=S3cret"),
+    ],
+)
+def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, rig: Rig) -> None:
+    settings = {"AMQP_URL": rig.broker_url, "ONENET_URL": rig.simulator.url, "ONENET_API_KEY": "k", name: url}
+    said = type_in("run", folder=rig.folder, **settings)
+    assert (said.returncode, said.stdout) == (78, "")
+    [line] = said.stderr.splitlines()
+    assert line.startswith(f"onenet-worker: {name}: an option ")
+    assert_silent(line)
+    checked = type_in("check", folder=rig.folder, NO_PROXY="127.0.0.1", **settings)
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert f"FAIL  settings: {name}: an option " in checked.stdout
+    assert_silent(checked.stdout)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://svc:S3/cret@proxy:3128",
+        "http://svc:12/S3cret@proxy:3128",
+        "svc:S3#cret@proxy",
+        "http://svc:S3 cret@proxy",
+        "socks5://svc:S3cret@proxy:1080",
+        "http://svc:S3cret@proxy:port",
+        "http://svc:S3cret\u5bc6@proxy",
+    ],
+)
+def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, rig: Rig) -> None:
+    settings = {"AMQP_URL": rig.broker_url, "ONENET_API_KEY": "k", "ONENET_URL": "https://onenet.invalid"}
+    said = type_in("run", folder=rig.folder, HTTPS_PROXY=proxy, **settings)
+    assert (said.returncode, said.stdout) == (78, "")
+    [line] = said.stderr.splitlines()
+    assert_silent(line)
+    checked = type_in("check", folder=rig.folder, HTTPS_PROXY=proxy, **settings)
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert "FAIL  settings: " in checked.stdout
+    assert_silent(checked.stdout)
+
+
+def test_an_unusable_proxy_that_leads_to_the_collector_is_one_line(tmp_path: Path) -> None:
+    settings = {"ONENET_API_KEY": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.invalid:4318"}
+    said = type_in("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
+    assert (said.returncode, said.stdout) == (78, "")
+    [line] = said.stderr.splitlines()
+    assert_silent(line)
+
+
+def _refuse(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_is_logged_without_its_password(scheme: str, rig: Rig) -> None:
+    with raw_server(_refuse) as url:
+        proxy = url.replace("http://", "http://svc:S3cret@")
+        settings = dict.fromkeys(PROXIES, proxy) | {
+            "ONENET_URL": f"{scheme}://onenet.invalid",
+            "LOG_LEVEL": "debug",
+        }
+        with rig.worker(**settings, OTEL_EXPORTER_OTLP_ENDPOINT="http://collector.invalid:4318") as worker:
+            rig.upstream.publish(a_command())
+            worker.wait_for("command_retry_scheduled" if scheme == "https" else "command_rejected")
+            worker.process.stop()
+            assert_silent(worker.process.output.read_text())
+        declare_on(rig.upstream.channel, rig.topology)
+        del settings["LOG_LEVEL"]
+        checked = type_in("check", folder=rig.folder, AMQP_URL=rig.broker_url, ONENET_API_KEY="k", **settings)
+        assert checked.returncode == 1
+        assert_silent(checked.stdout + checked.stderr)
+
+
+def test_a_proxy_that_is_not_there_is_logged_without_its_password(rig: Rig) -> None:
+    proxy = f"http://svc:S3cret@127.0.0.1:{free_port()}"
+    settings = dict.fromkeys(PROXIES, proxy) | {"ONENET_URL": "https://onenet.invalid", "LOG_LEVEL": "debug"}
+    with rig.worker(**settings) as worker:
+        rig.upstream.publish(a_command())
+        worker.wait_for("command_retry_scheduled")
+        worker.process.stop()
+        assert_silent(worker.process.output.read_text())
+
+
+def test_a_broker_and_a_store_that_refuse_are_logged_without_user_and_password(rig: Rig, redis_url: str) -> None:
+    wrong = rig.broker_url.replace("guest:guest@", "svc:S3cret@")
+    store = redis_url.replace("://", "://svc:S3cret@")
+    with rig.start_worker(AMQP_URL=wrong, IDEMPOTENCY_URL=store, LOG_LEVEL="debug") as worker:
+        said = worker.wait_for("broker_unavailable")
+        assert said["reason"] == "the broker refused the user name or the password"
+        worker.process.stop()
+        assert_silent(worker.process.output.read_text())
+    checked = type_in("check", folder=rig.folder, AMQP_URL=wrong, IDEMPOTENCY_URL=store, ONENET_API_KEY="k")
+    assert checked.returncode == 1
+    assert_silent(checked.stdout + checked.stderr)
+
+
+def test_a_vhost_that_is_not_there_is_said_without_the_user(rig: Rig) -> None:
+    with rig.start_worker(AMQP_URL=f"{rig.broker_url}no%2Fvhost") as worker:
+        said = worker.wait_for("broker_unavailable")
+    assert said["broker"].endswith("/no%2Fvhost")
+    assert "no/vhost" in said["reason"]
+    assert "guest" not in str(said)
+
+
+RAISES = """
+from worker.pulse import Pulse
+async def fail(pulse):
+    raise RuntimeError("cannot use amqp://svc:S3cret@host:5672/prod")
+Pulse.run = fail
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_the_traceback_of_a_crash_holds_no_user_and_no_password(log_format: str, rig: Rig) -> None:
+    with rig.start_worker(**running_first(rig.folder, RAISES), LOG_FORMAT=log_format) as worker:
+        assert worker.process.wait() == 70
+        said = worker.process.output.read_text()
+    assert "worker_crashed" in said
+    assert "amqp://host:5672/prod" in said
+    assert_silent(said)
