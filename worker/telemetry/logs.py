@@ -99,10 +99,6 @@ class LineWriter:
         while written < len(data):
             try:
                 count = self._write_some(data[written:])
-            except BrokenPipeError:
-                count = 0
-                # Whatever this reader had not read is gone with it: another one begins with a whole line.
-                written = data.rfind(b"\n", 0, written) + 1
             except BlockingIOError:
                 count, pause_s = 0, _FIRST_PAUSE_S  # the reader is there, and slow
             except (OSError, ValueError):
