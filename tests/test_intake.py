@@ -43,7 +43,7 @@ DEVICES = [str(865820030000000 + number) for number in range(100)]
 class Platform:
     """Answers when it may, and keeps what it was asked in order."""
 
-    answer: Callable[[ExecuteCommand], Answer] = lambda _: Cached("u")
+    answer: Callable[[ExecuteCommand], Answer] = lambda command: Cached(command.command_id)  # each its own uuid
     may_answer: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
     may_show_history: threading.Event = field(default_factory=threading.Event)
@@ -282,7 +282,7 @@ def test_a_probe_that_comes_with_the_brokers_answer_is_the_probe() -> None:
             found.queue.put("last-straw", DEVICES[0])
             await until(lambda: not found.gates.is_any_open())
             await until(lambda: 0 in found.queue.asked_for)
-            found.platform.answer = lambda _: Cached("u")
+            found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(3 * PREFETCH):
                 found.queue.put(f"command-{number:02}", DEVICES[1])
             await until(lambda: len(found.came_to("replies")) == 3 * PREFETCH)
@@ -296,7 +296,9 @@ def test_a_product_that_is_due_does_not_wait_behind_one_that_is_down() -> None:
     async def play() -> None:
         async with world(products=["a", "b"], look_s=3600) as found:
             is_down = {"a", "b"}
-            found.platform.answer = lambda command: NotSent("503") if command.product in is_down else Cached("u")
+            found.platform.answer = lambda command: (
+                NotSent("503") if command.product in is_down else Cached(command.command_id)
+            )
             found.platform.may_answer.set()
             found.queue.put("a-0", DEVICES[0], "a")
             found.queue.put("b-0", DEVICES[1], "b")
@@ -345,7 +347,7 @@ def test_what_only_rested_raises_no_doubt_when_the_connection_goes_before_its_co
             lost = dict(found.queue.unacknowledged)
             found.queue.unacknowledged.clear()
             found.queue.confirms = True
-            found.platform.answer = lambda _: Cached("u")
+            found.platform.answer = lambda command: Cached(command.command_id)
             await until(lambda: lets_in(found.gates, "a"))
             [again] = [item for item in lost.values() if b"a-1" in item.body]
             found.intake.on_delivery(Delivery(2, 1, "", True, again.properties, again.body, False))
@@ -400,7 +402,7 @@ def test_while_nothing_is_sent_commands_in_doubt_keep_no_new_one_from_being_the_
             found.platform.may_answer.set()
             found.queue.put("last-straw", DEVICES[0])
             await until(lambda: 0 in found.queue.asked_for)
-            found.platform.answer = lambda _: Cached("u")
+            found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(10 * CONCURRENCY):
                 found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RESTED)
             found.queue.put("new", DEVICES[50])
@@ -428,7 +430,7 @@ def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its_histo
             found.clock.ahead_s = 600  # so that it has rested
             found.queue.put_again(found.queue.bodies[0])
             found.queue.put("new", DEVICES[1])
-            found.platform.answer = lambda _: Cached("u")
+            found.platform.answer = lambda command: Cached(command.command_id)
             await until(lambda: "new" in found.came_to("replies"))
             assert found.platform.looked_up == ["doubtful"]
             assert "doubtful" not in found.came_to("replies")
