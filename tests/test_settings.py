@@ -298,3 +298,19 @@ def test_a_key_is_readable_on_its_way_unless_by_https_or_on_this_machine(
 ) -> None:
     monkeypatch.setenv("ONENET_URL", url)
     assert load_settings().readable_at == host
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("WORKER_RECONCILE_DELAY", "worker_settle"),
+        ("WORKER_PAUSE_AFTER_FAILURES", "worker_pause_after"),
+        ("WORKER_PROBE_INTERVAL", "worker_pause_probe"),
+    ],
+)
+def test_a_setting_is_known_by_the_contracts_name_too(name: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "77")
+    assert getattr(load_settings(), field) == 77
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(SettingsError, match=field.upper()):
+        load_settings()

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -187,8 +188,9 @@ class Settings(BaseSettings):
         60,
         ge=1,
         le=MAX_RETRY_DELAY_S,
+        validation_alias=AliasChoices("worker_settle", "worker_reconcile_delay"),
         description="seconds that a command in doubt rests before its device's history is read; not less than the two "
-        "timeouts together",
+        "timeouts together; also `WORKER_RECONCILE_DELAY`, which is to be its only name",
     )
     worker_in_doubt: Annotated[Literal["reconcile", "dead-letter", "resend"], AnyCase] = Field(
         "reconcile",
@@ -198,10 +200,20 @@ class Settings(BaseSettings):
         "device", description="`device`: commands of one device are sent one at a time, in order of arrival; or `none`"
     )
     worker_pause_after: int = Field(
-        20, ge=1, le=100_000, description="failures of the platform in a row, after which nothing more is sent"
+        20,
+        ge=1,
+        le=100_000,
+        validation_alias=AliasChoices("worker_pause_after", "worker_pause_after_failures"),
+        description="failures of the platform in a row, after which nothing more is sent; also "
+        "`WORKER_PAUSE_AFTER_FAILURES`, which is to be its only name",
     )
     worker_pause_probe: float = Field(
-        5, gt=0, le=3600, description="seconds until one command is tried then; each that fails doubles them, up to 60"
+        5,
+        gt=0,
+        le=3600,
+        validation_alias=AliasChoices("worker_pause_probe", "worker_probe_interval"),
+        description="seconds until one command is tried then; each that fails doubles them, up to 60; also "
+        "`WORKER_PROBE_INTERVAL`, which is to be its only name",
     )
     worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
     idempotency_url: SecretStr = Field(
