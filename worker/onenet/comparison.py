@@ -95,7 +95,8 @@ def compare_imei(sent: str, shown: object) -> Verdict:
         return EQUAL
     # A float may have lost digits.
     is_whole = isinstance(shown, int) or (isinstance(shown, str) and shown.strip().isdecimal())
-    return DIFFERENT if is_whole and any(number in numbers for numbers in _IMEIS) else UNCLEAR
+    is_imei = number is not None and any(number in numbers for numbers in _IMEIS)
+    return DIFFERENT if is_whole and is_imei else UNCLEAR
 
 
 def compare_type(shown: object) -> Verdict:
@@ -186,10 +187,10 @@ def compare_content(sent: str | None, shown: object) -> Verdict:
             if shown == sent:
                 return UNCLEAR  # the bare args, or a body with other args in it
             shown = found
-        elif found is not None and sent is not None and sent in (shown, found):
-            return EQUAL
         elif found is None or is_absent(shown):
             shown = None
+        elif sent is not None and sent in (shown, found):
+            return EQUAL
     if shown is None or shown == {}:
         return EQUAL if sent is None else UNCLEAR
     if isinstance(shown, dict) and "args" in shown:
@@ -271,12 +272,12 @@ def _is_rewritten(sent: _Text, shown: _Text) -> bool:
 
 def _is_cut(sent: _Text, shown: _Text) -> bool:
     """Tell whether a text may be the other, cut off."""
-    is_whole = isinstance(_json(shown.text), dict | list)
+    is_whole = any(isinstance(_json(text), dict | list) for text in (shown.text, html.unescape(shown.text)))
     if not is_whole and len(shown.text) >= _MIN_CUT_CHARS and sent.words.startswith(_beginning(shown.text)):
         return True
     head, ellipsis, tail = _folded(shown.text).partition("...")
-    first, last = _beginning(head), _words(_decoded(tail))
-    if ellipsis and (sent.words.startswith(first) if head else sent.words.endswith(last)):
+    first, last = _beginning(head), _words(tail)
+    if ellipsis and (sent.words.startswith(first) if head else _words(_folded(sent.text)).endswith(last)):
         return True
     ends = [found.start() for found in _MAY_END_TEXT.finditer(sent.text)]
     return any(_words(_decoded(sent.text[:end])) == shown.words for end in ends)
