@@ -2,12 +2,33 @@
 
 Source: the pages of ``POST /nbiot/execute/offline`` and of the command history next to it. Of an answer to a command
 only ``errno`` decides, so only it must be what the page says; whatever else is odd counts as absent. Of the history
-everything decides, so what cannot be read there is an error, within the oddities that the page itself shows.
+everything decides: an answer that is not one is an error, and the fields of its entries are kept as they are, since
+how a field is written proves nothing.
 """
 
+import re
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+_MAX_UUID_CHARS = 200
+_MAX_UUID_NUMBER = 10**40
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?\Z")
+
+
+def whole_number(value: object) -> int | None:
+    """Return the whole number that a JSON value stands for, as 3, 3.0, "3" or "3e0"; None if there is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str) or not _NUMBER.match(value.strip()):
+        return None
+    number = Decimal(value.strip())
+    return int(number) if int(number) == number else None
 
 
 def _text_or_nothing(value: object) -> object:
@@ -18,17 +39,24 @@ def _object_or_nothing(value: object) -> object:
     return value if isinstance(value, dict) else {}
 
 
-def _as_text(value: object) -> object:
-    """Take a number for its text, since the platform writes some either way, and nothing for absence."""
-    if isinstance(value, int) and not isinstance(value, bool):
+def _name(value: object) -> str:
+    """Return what an entry is named by, empty if it has no usable name: a number is taken for its text."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_UUID_NUMBER:
         return str(value)
-    if isinstance(value, str):
-        return value.strip() or None
-    return value
+    text = value.strip() if isinstance(value, str) else ""
+    return text if len(text) <= _MAX_UUID_CHARS and text.isprintable() else ""
+
+
+def _number_or_same(value: object) -> object:
+    number = whole_number(value)
+    return value if number is None else number
+
+
+def _nothing_as_empty(value: object) -> object:
+    return () if value is None else value
 
 
 Text = Annotated[str, BeforeValidator(_text_or_nothing)]
-Scalar = Annotated[str | None, BeforeValidator(_as_text)]
 
 
 class ExecuteData(BaseModel):
@@ -50,24 +78,34 @@ class ExecuteAnswer(BaseModel):
 
 
 class HistoryItem(BaseModel):
-    """One cached command in a device's history; times are the platform's local ones."""
+    """One cached command in a device's history, with the fields as they are written; times are the platform's local.
+
+    ``cmd_uuid`` is empty where the entry is not named.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    cmd_uuid: Annotated[str, BeforeValidator(_as_text)]
-    type: Annotated[str, BeforeValidator(_as_text)]
-    create_time: Annotated[str, BeforeValidator(_as_text)]
-    expired_time: Scalar = None
-    trigger_msg: Scalar = None
+    cmd_uuid: Annotated[str, BeforeValidator(_name)] = ""
+    type: Any = None
+    create_time: Any = None
+    valid_time: Any = None
+    expired_time: Any = None
+    trigger_msg: Any = None
 
 
 class HistoryPage(BaseModel):
-    """One page of a device's history."""
+    """One page of a device's history. An entry that is no object has no fields."""
 
     model_config = ConfigDict(frozen=True)
 
-    total_count: Annotated[int, Field(ge=0)]
-    items: tuple[HistoryItem, ...]
+    total_count: Annotated[
+        int,
+        BeforeValidator(_number_or_same),
+        Field(ge=0, strict=True, validation_alias=AliasChoices("total_count", "count")),
+    ]
+    items: Annotated[
+        tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...], BeforeValidator(_nothing_as_empty)
+    ] = ()
 
 
 class HistoryDetail(BaseModel):
@@ -75,7 +113,7 @@ class HistoryDetail(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    args: dict[str, Any]
+    args: Annotated[dict[str, Any], BeforeValidator(_object_or_nothing)]
     content: Any = None
 
 

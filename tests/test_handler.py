@@ -537,6 +537,44 @@ def test_what_fits_but_for_its_time_is_neither_taken_nor_sent_again(rig: Rig) ->
     assert "request" not in rig.history
 
 
+def an_unclear(uuid: str, *fields: str) -> Entry:
+    return Entry(uuid, is_likely=False, valid_time_omitted=False, unclear=fields)
+
+
+def test_what_may_be_the_command_and_nobody_can_tell_is_unknown_and_never_sent(rig: Rig) -> None:
+    """The platform cached something that merely looks different; the message says where to look."""
+    rig.platform.entries = [an_unclear("odd", "obj_id", "args"), an_unclear("", "cmd_uuid")]
+    assert rig.handle(rested()) == FAILURE
+    error = rig.last_reply()["error"]
+    assert error["code"] == "outcome_unknown"
+    assert "odd (obj_id, args)" in error["message"]
+    assert "without a cmd_uuid" in error["message"]
+    assert "request" not in rig.history
+
+
+def test_an_equal_entry_is_taken_whatever_else_is_unclear(rig: Rig) -> None:
+    """A platform writes one value in one way, so that the one written in another way is another's."""
+    rig.platform.entries = [an_unclear("odd", "args"), likely("found")]
+    assert rig.handle(rested()) == REPLY
+    assert (rig.last_reply()["uuid"], rig.last_reply()["recovered"]) == ("found", True)
+
+
+def test_an_unclear_entry_of_another_command_on_record_holds_nothing_up(rig: Rig) -> None:
+    rig.platform.answers = [Cached("odd"), Cached("own")]
+    rig.handle(delivery(command_id="other", args="ON"))
+    rig.platform.entries = [an_unclear("odd", "args")]
+    assert rig.handle(rested()) == REPLY
+    assert rig.last_reply()["uuid"] == "own"
+
+
+def test_an_equal_entry_of_a_twin_does_not_hide_that_another_is_unclear(rig: Rig) -> None:
+    rig.platform.answers = [Cached("twins")]
+    rig.handle(delivery(command_id="twin"))
+    rig.platform.entries = [likely("twins"), an_unclear("odd", "args")]
+    assert rig.handle(rested()) == FAILURE
+    assert rig.last_reply()["error"]["code"] == "outcome_unknown"
+
+
 def test_a_command_that_waits_for_its_twin_keeps_its_doubt_and_its_attempt(rig: Rig) -> None:
     expired_time = in_hours(24)
     own = {"x-onenet-attempt": 2, "x-onenet-in-doubt": RESTED}

@@ -579,8 +579,6 @@ def test_one_thing_that_differs_makes_it_another_command() -> None:
     with onenet() as simulator:
         cache(simulator, wanted, "on", imei="865820030000002")
         cache(simulator, wanted, "on", res_id="1")
-        cache(simulator, wanted, "on", retry="1")
-        cache(simulator, wanted, "on", trigger_msg="1")
         cache(simulator, wanted, "on", valid_time=platform_time(in_seconds(600), CHINA))
         cache(simulator, wanted, "on", expired_time=platform_time(wanted.expires_at + timedelta(seconds=1), CHINA))
         cache(simulator, wanted, "off")

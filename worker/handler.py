@@ -43,6 +43,7 @@ from worker.telemetry.metrics import Metrics
 
 MAX_UNFINISHED = 5  # tries that ended with the worker, after which a command is a poison message
 MAX_UNREAD = 2  # more of them, after which even reading its history is left alone
+MAX_NAMED = 3  # entries of a history in one message to an operator
 MAX_RETURNS = 10  # half of what the broker allows before it sets a message aside by itself, without a reply
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 PASS_ON_S = 2.0  # how long a confirm may take before a suspect is tried
@@ -402,14 +403,20 @@ class Handler:
         finally:
             passage.end()
         likely = [entry.uuid for entry in entries if entry.is_likely]
-        unlikely = [entry.uuid for entry in entries if not entry.is_likely]
-        match self._store.own(hold, likely, unlikely):
+        unlikely = [entry.uuid for entry in entries if not entry.is_likely and not entry.unclear]
+        unclear = [entry for entry in entries if entry.unclear]
+        choice = self._store.own(hold, likely, unlikely)
+        reason = "the device's command history has several like it, and no record tells which is whose"
+        if isinstance(choice, NoneLeft) and unclear:
+            # Only now: a platform writes one value in one way, so an equal entry leaves no doubt about the others.
+            choice = self._store.own(hold, [], [entry.uuid for entry in unclear])
+            reason = _unclear(unclear)
+        match choice:
             case Owned(uuid):
                 log.info("command_recovered", **turn.about, uuid=uuid)
                 omitted = any(entry.uuid == uuid and entry.valid_time_omitted for entry in entries)
                 return self._finish(turn, hold, Accepted(uuid, recovered=True), omitted=omitted)
             case Undecidable():
-                reason = "the device's command history has several like it, and no record tells which is whose"
                 return self._finish(turn, hold, unknown(reason))
             case TwinUnderWay():
                 self._let_go(turn, hold)
@@ -624,6 +631,13 @@ class Handler:
     def _note_doubt(self, turn: _Turn, reason: str, **more: object) -> None:
         self._metrics.count_doubt()
         log.warning("command_in_doubt", **turn.about, reason=reason, **more)
+
+
+def _unclear(entries: Sequence[Entry]) -> str:
+    """Say which entries of a history may be a command, for an operator who looks at them."""
+    shown = [f"{entry.uuid or 'one without a cmd_uuid'} ({', '.join(entry.unclear)})" for entry in entries[:MAX_NAMED]]
+    more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
+    return f"entries of the device's command history cannot be told from it, in these fields: {'; '.join(shown)}{more}"
 
 
 def _poison(turn: _Turn) -> Failed:

@@ -195,7 +195,8 @@ class OneNETClient:
             others: returns which uuids are known to belong to other commands; those need not be looked at.
 
         Raises:
-            HistoryUnreadable: not all of it could be read.
+            HistoryUnreadable: not all of it could be read. What can be read and not be told from the command is an
+                entry with unclear fields.
         """
         product = self._products.get(command.product)
         if product is None:
@@ -204,13 +205,12 @@ class OneNETClient:
         listing, skew_s = self._list(command, product, doubt.since or doubt.until - self._history, deadline)
         window = Window(doubt.since, doubt.until + self._latest_caching, skew_s)
         items = candidates(listing.items, command, window, self._zone)
-        known = others([item.cmd_uuid for item in items])
+        known = others([item.cmd_uuid for item in items if item.cmd_uuid])
         entries = []
         for item in items:
             if item.cmd_uuid not in known:
                 detail = self._detail(item.cmd_uuid, command, product, deadline)
                 entry = match(item, detail, command, doubt, window, self._zone)
-                self._keep(item.cmd_uuid, detail)  # not one that was unreadable: it may be whole the next time
                 if entry is not None:
                     entries.append(entry)
         return entries
@@ -244,17 +244,17 @@ class OneNETClient:
 
     def _detail(self, uuid: str, command: ExecuteCommand, product: _Product, deadline: float) -> HistoryDetail:
         """Return how a cached command was made, which never changes, so that each is asked for once."""
+        if not uuid:
+            return HistoryDetail(args={})  # nothing can be asked of an entry that is not named
         known = self._details.get(uuid)
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
         detail, _ = self._read_page(path, product, deadline, read_detail)
-        return detail
-
-    def _keep(self, uuid: str, detail: HistoryDetail) -> None:
         self._details[uuid] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
+        return detail
 
     def _list(
         self, command: ExecuteCommand, product: _Product, since: datetime, deadline: float

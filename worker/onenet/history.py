@@ -3,7 +3,6 @@
 Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/history/{uuid}``.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -18,13 +17,31 @@ from worker.commands import PLATFORM_DEFAULTS, ExecuteCommand
 from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error
+from worker.onenet.comparison import (
+    LWM2M_IDS,
+    ShownTime,
+    Verdict,
+    compare_content,
+    compare_imei,
+    compare_number,
+    compare_parameter,
+    compare_time,
+    compare_type,
+    compare_valid_time,
+    is_absent,
+    overall,
+    read_time,
+)
 from worker.onenet.errno import SUCCESS
 
 USUAL_SKEW = timedelta(seconds=5)  # how far two kept clocks may be apart, with times cut to the second
 MAX_SKEW = timedelta(seconds=60)  # how far unkept ones may be: what fits but for this decides nothing
 
-_OPTIONAL: tuple[Literal["retry", "timeout", "trigger_msg"], ...] = ("retry", "timeout", "trigger_msg")
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[:.](\d{1,6}))?Z?\Z")
+_RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
+# Half of a character beyond the Basic Multilingual Plane, such as a serializer leaves where it cuts a text.
+_LONE_SURROGATE = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,13 +50,16 @@ Model = TypeVar("Model", bound=BaseModel)
 class Entry:
     """A cached command that may be the one in doubt.
 
-    ``is_likely``: it was cached when the one in doubt can have been; otherwise only clocks that are far apart would
-    explain it. ``valid_time_omitted``: the command has a ``valid_time``, and this was cached without one.
+    ``uuid``: empty if the history does not name it. ``is_likely``: it was cached when the one in doubt can have been;
+    otherwise only clocks that are far apart would explain it. ``valid_time_omitted``: the command has a ``valid_time``,
+    and this was cached without one. ``unclear``: the fields of which nobody can tell whether they are the command's,
+    because they are missing, merely written in another way, or of a form that is not known.
     """
 
     uuid: str
     is_likely: bool
     valid_time_omitted: bool
+    unclear: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,8 @@ class Listing:
         """
         known = len(self._items)
         self._total = max(self._total, page.total_count)
-        self._items.update({item.cmd_uuid: item for item in page.items})
+        # An entry without a name counts once for each place on a page, so that a page shown twice brings nothing new.
+        self._items.update({item.cmd_uuid or f"{place} {item!r}": item for place, item in enumerate(page.items)})
         if len(self._items) == known and not self.is_complete:
             raise HistoryUnreadable(f"only {known} of {self._total} commands are shown")
 
@@ -116,74 +137,91 @@ def read_detail(body: bytes) -> HistoryDetail:
 def candidates(
     items: Iterable[HistoryItem], command: ExecuteCommand, window: Window, zone: ZoneInfo
 ) -> list[HistoryItem]:
-    """Return what may be the command, as far as the list tells, the best first.
-
-    Raises:
-        HistoryUnreadable: one cannot be told from it, because its times cannot be read.
-    """
+    """Return what may be the command, as far as the list tells, the best first."""
+    expires_at = _local(command.expires_at, zone)
     found = []
     for item in items:
-        if item.type.upper() != "EXECUTE":
-            continue
-        created_at = _time(item.create_time, zone)
-        expires_at = None if item.expired_time is None else _time(item.expired_time, zone)
-        if not window.is_within(created_at, MAX_SKEW):
-            continue
-        if expires_at is None or _cut(expires_at) == command.expires_at:
-            found.append((window.distance(created_at), item))
+        created = read_time(item.create_time, zone)
+        verdicts = [compare_type(item.type), _compare_creation(created, window, MAX_SKEW, zone)]
+        if not is_absent(item.expired_time):
+            verdicts.append(compare_time(expires_at, item.expired_time, zone))
+        if overall(verdicts) is not Verdict.DIFFERENT:
+            distances = [window.distance(moment) for moment in _moments(created, zone)]
+            found.append((min(distances, default=timedelta.max), item))
     return [item for _, item in sorted(found, key=lambda each: each[0])]
 
 
 def match(
     item: HistoryItem, detail: HistoryDetail, command: ExecuteCommand, doubt: Doubt, window: Window, zone: ZoneInfo
 ) -> Entry | None:
-    """Return the entry if it has everything that identifies the command, else None.
+    """Return the entry unless one of the fields that identify the command is different for certain."""
+    args = detail.args
+    expires_at = _local(command.expires_at, zone)
+    valid_at = None if command.valid_at is None else _local(command.valid_at, zone)
+    created = read_time(item.create_time, zone)
+    may_be_omitted = command.valid_at is not None and command.valid_at <= doubt.until
 
-    Raises:
-        HistoryUnreadable: it cannot be told, because something is missing or cannot be read.
-    """
-    shown = {name: _scalar(value) for name, value in detail.args.items()}
-    numbers = {"obj_id": command.obj_id, "obj_inst_id": command.obj_inst_id, "res_id": command.res_id}
-    for name, number in numbers.items():
-        text = shown.get(name)
-        if text is None:
-            raise HistoryUnreadable(f"{item.cmd_uuid} is shown without {name}")
-        if text != str(number):
-            return None
-    if shown.get("imei") not in {None, command.imei}:
+    def compare_optional(name: Literal["retry", "timeout", "trigger_msg"], shown: object) -> Verdict:
+        return compare_parameter(getattr(command, name), shown, _RANGES[name], PLATFORM_DEFAULTS[name])
+
+    def compare_valid(shown: object) -> Verdict:
+        return compare_valid_time(valid_at, shown, created, zone, may_be_omitted=may_be_omitted)
+
+    valid_time = compare_valid(args.get("valid_time"))
+    if is_absent(args.get("valid_time")) and valid_time is Verdict.UNCLEAR:
+        valid_time = compare_valid(item.valid_time)  # filled in there where the command was made without one
+    verdicts = {
+        "type": compare_type(item.type),
+        "create_time": _compare_creation(created, window, MAX_SKEW, zone),
+        "imei": compare_imei(command.imei, args.get("imei")),
+        "obj_id": compare_number(command.obj_id, args.get("obj_id"), LWM2M_IDS),
+        "obj_inst_id": compare_number(command.obj_inst_id, args.get("obj_inst_id"), LWM2M_IDS),
+        "res_id": compare_number(command.res_id, args.get("res_id"), LWM2M_IDS),
+        "expired_time": compare_time(expires_at, _first(args.get("expired_time"), item.expired_time), zone),
+        "valid_time": valid_time,
+        "retry": compare_optional("retry", args.get("retry")),
+        "timeout": compare_optional("timeout", args.get("timeout")),
+        "trigger_msg": compare_optional("trigger_msg", _first(args.get("trigger_msg"), item.trigger_msg)),
+        "args": compare_content(command.args, detail.content),
+    }
+    if overall(verdicts.values()) is Verdict.DIFFERENT:
         return None
-    expired_time = shown.get("expired_time") or item.expired_time
-    if expired_time is None:
-        raise HistoryUnreadable(f"{item.cmd_uuid} is shown without expired_time")
-    if _cut(_time(expired_time, zone)) != command.expires_at:
-        return None
-    shown["trigger_msg"] = shown.get("trigger_msg") or item.trigger_msg
-    for parameter in _OPTIONAL:  # one that was not given is shown as absent, or as what the platform took for it
-        if (shown.get(parameter) or str(PLATFORM_DEFAULTS[parameter])) != str(command.effective(parameter)):
-            return None
-    if _args(detail.content) != command.args:
-        return None
-    created_at = _time(item.create_time, zone)
-    valid_time = shown.get("valid_time")
-    valid_at = None if valid_time is None else _cut(_time(valid_time, zone))
-    if valid_at is not None and valid_at <= created_at and valid_at != command.valid_at:
-        valid_at = None  # one that is given must be later: the platform filled in the time at which it came
-    if not _may_have_been(valid_at, command, doubt):
-        return None
-    omitted = command.valid_at is not None and valid_at is None
-    return Entry(item.cmd_uuid, window.is_within(created_at, USUAL_SKEW), omitted)
+    unclear = tuple(name for name, verdict in verdicts.items() if verdict is Verdict.UNCLEAR)
+    is_likely = not unclear and _compare_creation(created, window, USUAL_SKEW, zone) is Verdict.EQUAL
+    omitted = valid_at is not None and compare_time(valid_at, args.get("valid_time"), zone) is not Verdict.EQUAL
+    return Entry(item.cmd_uuid, is_likely, omitted, unclear)
 
 
-def _may_have_been(shown: datetime | None, command: ExecuteCommand, doubt: Doubt) -> bool:
-    """Tell whether the command can have been sent with this ``valid_time``: one that has passed is left out."""
-    if command.valid_at is None or shown is not None:
-        return shown == command.valid_at
-    return command.valid_at <= doubt.until
+def _compare_creation(created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo) -> Verdict:
+    """Compare the time of an entry with the time at which the command can have been cached."""
+    if created is None:
+        return Verdict.UNCLEAR
+    if any(window.is_within(moment, allowed) for moment in _moments(created, zone)):
+        return Verdict.UNCLEAR if created.open_s else Verdict.EQUAL
+    return Verdict.DIFFERENT
+
+
+def _moments(shown: ShownTime | None, zone: ZoneInfo) -> list[datetime]:
+    """Return the instants that a shown time may mean: the first and the last of each reading."""
+    if shown is None:
+        return []
+    moments = [moment + more for moment in shown.readings for more in {timedelta(0), shown.open_s}]
+    return [moment.replace(tzinfo=zone) for moment in moments]
+
+
+def _local(moment: datetime, zone: ZoneInfo) -> datetime:
+    """Return a time as it was sent: the platform's local time, without an offset."""
+    return moment.astimezone(zone).replace(tzinfo=None)
+
+
+def _first(shown: object, otherwise: object) -> object:
+    return otherwise if is_absent(shown) else shown
 
 
 def _read(model: type[Model], body: bytes) -> Model:
     try:
-        answer = HistoryAnswer.model_validate_json(body.decode("utf-8", "replace"))
+        text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], body.decode("utf-8", "replace"))
+        answer = HistoryAnswer.model_validate_json(text)
     except ValidationError as exc:  # not OneNET's, so that other devices' histories cannot be read either
         raise HistoryUnreadable("an answer that is not OneNET's", is_outage=True) from exc
     if answer.errno != SUCCESS:
@@ -192,35 +230,3 @@ def _read(model: type[Model], body: bytes) -> Model:
         return model.model_validate(answer.data)
     except ValidationError as exc:
         raise HistoryUnreadable("an answer that is not of the history's form") from exc
-
-
-def _time(text: str, zone: ZoneInfo) -> datetime:
-    """Read a time of the history: with a blank or a T, and perhaps ``:mmm`` behind it."""
-    found = _TIME.match(text)
-    try:
-        if found:
-            day, time, fraction = found.groups()
-            moment = datetime.fromisoformat(f"{day}T{time}").replace(tzinfo=zone)
-            return moment.replace(microsecond=int((fraction or "0").ljust(6, "0")))
-    except ValueError:
-        pass  # no such day
-    raise HistoryUnreadable("a time that cannot be read")
-
-
-def _cut(moment: datetime) -> datetime:
-    return moment.replace(microsecond=0)
-
-
-def _scalar(value: object) -> str | None:
-    return None if value is None else str(value).strip() or None
-
-
-def _args(content: object) -> str | None:
-    """Return the args within a body, which is shown as JSON or as an object."""
-    if isinstance(content, str):
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
-            return str(content) or None
-    args: object = content.get("args") if isinstance(content, dict) else content
-    return None if args is None else str(args)

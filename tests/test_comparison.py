@@ -1,0 +1,383 @@
+"""Values are compared, not writing: what differs only in its writing, or has a form that is not known, is unclear."""
+
+import base64
+import html
+import json
+import time
+import unicodedata
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, quote_plus
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.onenet import whole_number
+from worker.onenet.comparison import (
+    DIFFERENT,
+    EQUAL,
+    LWM2M_IDS,
+    UNCLEAR,
+    Verdict,
+    compare_args,
+    compare_content,
+    compare_imei,
+    compare_number,
+    compare_parameter,
+    compare_time,
+    compare_type,
+    compare_valid_time,
+    overall,
+    read_time,
+)
+
+CHINA = ZoneInfo("Asia/Shanghai")
+IMEI = "865820030000001"
+NAN, INFINITY = float("nan"), float("inf")
+UNKNOWN: list[Any] = ["x", True, False, [], [3], {}, {"value": 3}, NAN, INFINITY, "1" * 5_000, "9e999999999", 10**4_000]
+
+
+def in_order(verdicts: dict[Verdict, list[Any]]) -> list[tuple[Any, Verdict]]:
+    return [(value, verdict) for verdict, values in verdicts.items() for value in values]
+
+
+def test_one_certain_difference_makes_another_command_and_nothing_else_does() -> None:
+    assert overall([EQUAL, EQUAL]) is EQUAL
+    assert overall([EQUAL, UNCLEAR]) is UNCLEAR
+    assert overall([UNCLEAR, DIFFERENT, EQUAL]) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    in_order({
+        EQUAL: [3311, "3311", 3311.0, "3311.0", " 3311 ", "03311", "3.311E3", "3.311e+3", "+3311", 3.311e3],
+        DIFFERENT: [3312, "3312", 3312.0, "3312.00", 0, "0", 65535],
+        UNCLEAR: [*UNKNOWN, None, "", " ", -1, "-1", 65536, 3311.5, "3,311", "0xCEF", "3311x", "3311;", "\u4e09"],
+    }),
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_number_is_compared_by_value(shown: object, verdict: Verdict) -> None:
+    assert compare_number(3311, shown, LWM2M_IDS) is verdict
+
+
+PARAMETERS: dict[int | None, dict[Verdict, list[Any]]] = {
+    4: {EQUAL: [4, "4", 4.0, " 4"], DIFFERENT: [3, "5", 0, 10.0], UNCLEAR: [*UNKNOWN, None, "", -1, "-1", 11]},
+    3: {EQUAL: [3, "3.0", None, "", " "], DIFFERENT: [4], UNCLEAR: [*UNKNOWN, -1]},
+    None: {EQUAL: [3, "3", 3.0, None, ""], DIFFERENT: [], UNCLEAR: [*UNKNOWN, 0, 1, 10, -1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown", "verdict"),
+    [(sent, shown, verdict) for sent, rows in PARAMETERS.items() for shown, verdict in in_order(rows)],
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_parameter_that_was_not_sent_is_absent_or_what_the_platform_took(
+    sent: int | None, shown: object, verdict: Verdict
+) -> None:
+    """Which default the platform takes is its own affair, so that another one than documented proves nothing."""
+    assert compare_parameter(sent, shown, range(11), 3) is verdict
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    in_order({
+        EQUAL: [IMEI, int(IMEI), float(IMEI), f" {IMEI} ", f"0{IMEI}", f"{IMEI}.0", None, "", " "],
+        DIFFERENT: ["865820030000002", 865820030000002, "1234", 1234],
+        UNCLEAR: [*UNKNOWN, "86582003000000", "8658200****0001", 8.6582003e14, "8.6582003E14", -1, 0, "IMEI:" + IMEI],
+    }),
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_device_is_another_only_if_it_is_shown_in_full(shown: object, verdict: Verdict) -> None:
+    assert compare_imei(IMEI, shown) is verdict
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    in_order({
+        EQUAL: ["EXECUTE", "execute", " Execute\n", 2, "2", 2.0, "2.0"],
+        DIFFERENT: ["READ", "write", 0, 1, "0", "1", 1.0],
+        UNCLEAR: [*UNKNOWN, None, "", "EXEC", "3", 3, "EXECUTE_OFFLINE", -1],
+    }),
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_type_is_a_word_or_its_number(shown: object, verdict: Verdict) -> None:
+    assert compare_type(shown) is verdict
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    in_order({
+        EQUAL: [
+            "2026-08-06T08:00:00", "2026-08-06 08:00:00", " 2026-08-06 08:00:00 ", "2026-08-06 08:00:00:999",
+            "2026-08-06 08:00:00.000", "2026-08-06T08:00:00.000000000", "2026-08-06T08:00:00Z", "2026-08-06T00:00:00Z",
+            "2026-08-06T08:00:00+08:00", "2026-08-06T00:00:00+0000", "2026-08-06 09:00:00 +09:00",
+        ],
+        DIFFERENT: [
+            "2026-08-06T08:00:01", "2026-08-06 07:59:59.999", "2026-08-07 08:00:00", "2026-08-06 08:01",
+            "2026-08-06T07:59", "2026-08-06T08:00:01Z", "2026-08-06T08:00:01+08:00",
+        ],
+        UNCLEAR: [
+            *UNKNOWN, None, "", "2026-08-06 08:00", "2026-08-06T08:00", "2026-08-06T00:00Z", 1786176000, "1786176000",
+            1786176000000, "2026-08-06", "2026/08/06 08:00:01", "20260806080001", "06.08.2026 08:00:01",
+            "Thu Aug 06 08:00:01 CST 2026", "2026-02-30 00:00:00", "2026-08-06 25:00:00", "0001-01-01 00:00:00+23:00",
+            "9999-12-31 23:59:59-23:00", "2026-08-06 08:00:01:", "soon",
+        ],
+    }),
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_time_is_compared_by_value_in_every_form_that_is_known(shown: object, verdict: Verdict) -> None:
+    """An offset may have been written behind local time, so neither reading of it proves a difference."""
+    assert compare_time(datetime(2026, 8, 6, 8, 0, 0), shown, CHINA) is verdict  # noqa: DTZ001 - local, as it is sent
+
+
+@pytest.mark.parametrize(
+    ("sent", "may_be_omitted", "shown", "verdict"),
+    [
+        (None, False, None, EQUAL), (None, False, "", EQUAL), (None, False, "12:00:00", EQUAL),
+        (None, False, "12:00:01:999", EQUAL), (None, False, "11:00:00", EQUAL), (None, False, "12:00:02", UNCLEAR),
+        (None, False, "12:00:06", UNCLEAR), (None, False, "12:00:07", DIFFERENT), (None, False, "20:00:00", DIFFERENT),
+        (None, False, "12:00", UNCLEAR), (None, False, "12:01", DIFFERENT), (None, False, "now", UNCLEAR),
+        (None, False, "12:00:01Z", EQUAL), (None, False, 1786176000, UNCLEAR),
+        ("20:00:00", False, "20:00:00", EQUAL), ("20:00:00", False, "20:00:01", DIFFERENT),
+        ("20:00:00", False, "12:00:01", DIFFERENT), ("20:00:00", False, None, UNCLEAR),
+        ("20:00:00", False, "20:00", UNCLEAR), ("20:00:00", False, "soon", UNCLEAR), ("20:00:00", False, [], UNCLEAR),
+        ("12:00:01", True, "12:00:01", EQUAL), ("12:00:01", True, None, EQUAL), ("11:00:00", True, "12:00:01", EQUAL),
+        ("11:00:00", True, "12:00:05", UNCLEAR), ("11:00:00", True, "20:00:00", DIFFERENT),
+    ],
+)  # fmt: skip
+def test_a_valid_time_is_the_one_that_was_sent_or_the_platforms_own(
+    sent: str | None, may_be_omitted: bool, shown: object, verdict: Verdict
+) -> None:
+    """One a few seconds behind the creation may be either; the worker leaves out one that has passed."""
+    own = None if sent is None else datetime.fromisoformat(f"2026-08-05T{sent}")
+    written = f"2026-08-05 {shown}" if isinstance(shown, str) and shown[:1].isdigit() else shown
+    created = read_time("2026-08-05 12:00:01", CHINA)
+    assert compare_valid_time(own, written, created, CHINA, may_be_omitted=may_be_omitted) is verdict
+
+
+def test_without_a_creation_no_valid_time_is_known_to_be_filled_in() -> None:
+    own = datetime(2026, 8, 5, 20)  # noqa: DTZ001 - local, as it is sent
+    shown = "2026-08-05 12:00:00"
+    assert compare_valid_time(None, shown, None, CHINA, may_be_omitted=False) is UNCLEAR
+    assert compare_valid_time(own, shown, None, CHINA, may_be_omitted=True) is UNCLEAR
+    assert compare_valid_time(own, shown, None, CHINA, may_be_omitted=False) is DIFFERENT
+
+
+OPEN = '{"cmd": "open", "to": 1.50, "now": true, "by": null}'
+LONG = "command " + "x" * 50 + " tail"
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("on", "on"), ("5", 5), ("", ""), (None, None), ("\U0001f600", "\U0001f600"), (OPEN, OPEN), ("null", "null"),
+        (" on\r\n", " on\r\n"), ("a\x00b", "a\x00b"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_the_same_text_is_equal(sent: str | None, shown: object) -> None:
+    assert compare_args(sent, shown) is EQUAL
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("on", "off"), ("on", "on1"), ("on", "on off"), ("1", "2"), ("12", "21"), ("-5", "5"), ("1.5", "15"),
+        ("0100", "0101"),
+        ("4", 5), ("4", 5.0), ("4", "5.0"), ("true", "false"), ("100%", "10%"), ("+", "on"), (None, "on"), ("", "on"),
+        ("open-valve-12", "open-valve-1"), ("68AA00FF16", "68AA01FF17"),
+        (LONG + "1", LONG + "2"),
+        ("\u5f00\u706f", "\u5173\u706f"), ("\u6e29\u5ea625", "\u6e29\u5ea626"), ("\u5f00 1", "\u5173 2"),
+        ('{"cmd":"open"}', '{"cmd":"close"}'), ('{"cmd":"open"}', {"cmd": "close"}), ("[1,2]", [1, 3]),
+        ('{"1":0,"2":1}', '{"1":1,"2":0}'), ('{"1":0,"2":1}', {"1": 1, "2": 0}), ('{"a":true}', {"a": False}),
+        ('{"cmd":"set","of":"living-room","to":10}', '{"cmd":"set","of":"living-room","to":1}'),
+        ('{"cmd":"set","of":"living-room","to":10}', "{&quot;cmd&quot;:&quot;set&quot;}"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_another_text_is_different_for_certain(sent: str | None, shown: object) -> None:
+    """Otherwise a device with several commands would have no history that decides anything."""
+    assert compare_args(sent, shown) is DIFFERENT
+    assert compare_content(sent, {"args": shown}) is DIFFERENT
+    assert compare_content(sent, json.dumps({"args": shown})) is DIFFERENT
+
+
+def garbled(written: str, read: str, errors: str = "replace") -> Callable[[str], str]:
+    return lambda text: text.encode(written, errors).decode(read, errors)
+
+
+def without(is_lost: Callable[[str], bool], instead: str = "") -> Callable[[str], str]:
+    return lambda text: "".join(instead if is_lost(character) else character for character in text)
+
+
+WRITINGS: dict[str, Callable[[str], Any]] = {
+    "trimmed": str.strip,
+    "trimmed at the end": str.rstrip,
+    "blanks collapsed": lambda text: " ".join(text.split()),
+    "blanks removed": lambda text: "".join(text.split()),
+    "line ends of Windows": lambda text: text.replace("\n", "\r\n"),
+    "upper case": str.upper,
+    "lower case": str.lower,
+    "title case": str.title,
+    "escaped for HTML": html.escape,
+    "escaped for HTML twice": lambda text: html.escape(html.escape(text)),
+    "escaped for JSON": lambda text: json.dumps(text)[1:-1],
+    "escaped for JSON twice": lambda text: json.dumps(json.dumps(text)[1:-1])[1:-1],
+    "escaped for JSON, then HTML": lambda text: html.escape(json.dumps(text)[1:-1]),
+    "escaped for URLs": lambda text: quote(text, safe=""),
+    "escaped for forms": quote_plus,
+    "escaped for URLs twice": lambda text: quote(quote(text)),
+    "numeric references": lambda text: text.encode("ascii", "xmlcharrefreplace").decode(),
+    "backslash escapes": lambda text: text.encode("ascii", "backslashreplace").decode(),
+    "quoted": lambda text: f'"{text}"',
+    "other quotes": lambda text: text.replace('"', "'"),
+    "as Python": repr,
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "composed": lambda text: unicodedata.normalize("NFKC", text),
+    "ASCII with ?": lambda text: text.encode("ascii", "replace").decode(),
+    "ASCII alone": lambda text: text.encode("ascii", "ignore").decode(),
+    "replacement characters": without(lambda character: not character.isascii(), "\ufffd"),
+    "BMP with ????": without(lambda character: character > "\uffff", "????"),
+    "BMP alone": without(lambda character: character > "\uffff"),
+    "cut at the first beyond the BMP": lambda text: text.split("\U0001f600")[0],
+    "printable alone": without(lambda character: not character.isprintable()),
+    "UTF-8 as Latin-1": garbled("utf-8", "latin-1"),
+    "UTF-8 as Latin-1 twice": lambda text: garbled("utf-8", "latin-1")(garbled("utf-8", "latin-1")(text)),
+    "UTF-8 as Windows": garbled("utf-8", "cp1252"),
+    "UTF-8 as GBK": garbled("utf-8", "gbk"),
+    "UTF-8 as GBK, without the rest": garbled("utf-8", "gbk", "ignore"),
+    "GBK as UTF-8": garbled("gbk", "utf-8"),
+    "GBK as Latin-1": garbled("gbk", "latin-1"),
+    "UTF-8 as Big5": garbled("utf-8", "big5"),
+    "cut": lambda text: text[:40] if len(text) > 40 else text,
+    "cut with dots": lambda text: text[:20] + "..." if len(text) > 20 else text,
+    "cut with an ellipsis": lambda text: text[:5] + "\u2026",
+    "the end alone": lambda text: "..." + text[-5:],
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "hexadecimal": lambda text: text.encode().hex().upper(),
+    "JSON written anew": lambda text: json.dumps(json.loads(text), separators=(",", ":")),
+    "JSON with its names sorted": lambda text: json.dumps(json.loads(text), sort_keys=True, indent=1),
+    "JSON as what it stands for": json.loads,
+    "as a Python object": lambda text: repr(json.loads(text)),
+    "a number": float,
+    "a number in full": lambda text: repr(float(text)),
+    "a whole number": int,
+    "a whole number's text": lambda text: str(int(text)),
+    "nothing": lambda _: None,
+    "empty": lambda _: "",
+    "null": lambda _: "null",
+    "an empty object": lambda _: {},
+    "in a list": lambda text: [text],
+    "true": lambda _: True,
+    "masked": lambda _: "***",
+}
+TEXTS = [
+    "on", "0", "4", "4.0", "-5", "007", "1e3", "12345678901234567890", '{"cmd":"open"}', OPEN, LONG, "68 AA 00 FF 16",
+    "a \"quoted\" <b>&'text\" & 100%", "line 1\nline 2\r\n", "  trimmed  ", "tab\there", "a\x00b", "zero\u200bwidth",
+    "C:\\new\\table", '{"b": [true, null, "x  y"], "a": {"k": "v<&>\\"q\\""}}', '{"a":"&quot;"}', "key=value&k2=v2",
+    "100%25", "\\u5f00", "[1, 2.0, 3]", "true", "12:30", "a+b c", "caf\u00e9", "\u00c4\u00d6 \u00e5\u00e4",
+    "\uff26\uff35",
+    "\u5f00\u706f", "\u6e29\u5ea625", '{"cmd":"\u5f00","n":1}', "emoji \U0001f600 here", "\U0001f600", "on\U0001f600",
+    "\u5f00\U0001f600\u706f", '{"text":"' + "\u4eca\u5929" * 20 + '"}', "\U00020bb7\u91ce",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_no_writing_of_a_text_is_another_text(writing: str) -> None:
+    compared = 0
+    for sent in TEXTS:
+        try:
+            shown = WRITINGS[writing](sent)
+        except ValueError:
+            continue  # not a number, or not JSON
+        compared += 1
+        for found in (compare_args(sent, shown), compare_content(sent, {"args": shown})):
+            assert found is (EQUAL if shown == sent or (type(shown) is int and str(shown) == sent) else UNCLEAR), sent
+        assert compare_content(sent, json.dumps({"args": shown})) is not DIFFERENT
+    assert compared > 0
+
+
+@given(
+    st.text(max_size=200), st.lists(st.sampled_from(["escaped for HTML", "escaped for JSON", "trimmed"]), max_size=3)
+)
+def test_no_escapes_one_in_the_other_make_another_text(sent: str, writings: list[str]) -> None:
+    shown = sent
+    for writing in writings:
+        shown = WRITINGS[writing](shown)
+    assert compare_args(sent, shown) is not DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("sent", "content", "verdict"),
+    [
+        ("on", {"args": "on"}, EQUAL), ("on", '{"args": "on"}', EQUAL), ("on", "on", EQUAL), ("on", '"on"', EQUAL),
+        ("on", {"args": "on", "of_tomorrow": 1}, EQUAL), ("5", 5, EQUAL), ("5", "5", EQUAL),
+        (None, {}, EQUAL), (None, None, EQUAL), (None, "", EQUAL), (None, " ", EQUAL), (None, "{}", EQUAL),
+        (None, "null", EQUAL), (None, {"args": None}, EQUAL),
+        (None, {"args": ""}, UNCLEAR), (None, {"args": {}}, UNCLEAR), (None, {"args": "null"}, UNCLEAR),
+        (None, {"of_tomorrow": 1}, UNCLEAR), (None, [], UNCLEAR), (None, "on", UNCLEAR),
+        ("", None, UNCLEAR), ("", {}, UNCLEAR), ("", {"args": None}, UNCLEAR), ("", "null", UNCLEAR), ("", "", UNCLEAR),
+        ("on", None, UNCLEAR), ("on", {}, UNCLEAR), ("on", "", UNCLEAR), ("on", {"args": None}, UNCLEAR),
+        ("on", {"Args": "on"}, UNCLEAR), ("on", ["on"], UNCLEAR), ("on", [{"args": "on"}], UNCLEAR),
+        ("on", True, UNCLEAR),
+        ("on", 5, UNCLEAR), ("on", 5.5, UNCLEAR), ("on", {"args": {"args": "on"}}, UNCLEAR),
+        ("on", {"args": 5}, UNCLEAR),
+        ("on", "off", UNCLEAR), ("on", '{"args":"of', UNCLEAR), ("on", "{&quot;args&quot;:&quot;on&quot;}", UNCLEAR),
+        ("on", "{args=on}", UNCLEAR), ("on", '"{\\"args\\":\\"on\\"}"', UNCLEAR),
+        ("on", "eyJhcmdzIjoib24ifQ==", UNCLEAR),
+        ('{"args":"x"}', '{"args":"x"}', UNCLEAR), ('{"cmd":1}', '{"cmd":1}', UNCLEAR),
+        ('{"args":"x"}', {"args": '{"args":"x"}'}, EQUAL), ('{"args":"x"}', {"args": "x"}, DIFFERENT),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_body_is_known_in_the_documented_forms_alone(sent: str | None, content: object, verdict: Verdict) -> None:
+    assert compare_content(sent, content) is verdict
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda values: st.lists(values, max_size=3)
+    | st.dictionaries(st.text(max_size=5) | st.just("args"), values, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(JSON, st.none() | st.text(max_size=30))
+@settings(max_examples=500)
+def test_whatever_json_a_history_holds_gets_a_verdict(shown: object, sent: str | None) -> None:
+    created = read_time("2026-08-05 12:00:01", CHINA)
+    local = datetime(2026, 8, 5, 12)  # noqa: DTZ001 - local, as it is sent
+    verdicts = [
+        compare_number(1, shown, LWM2M_IDS), compare_parameter(None, shown, range(11), 3), compare_imei(IMEI, shown),
+        compare_type(shown), compare_time(local, shown, CHINA), compare_content(sent, shown), compare_args(sent, shown),
+        compare_valid_time(local, shown, created, CHINA, may_be_omitted=True),
+    ]  # fmt: skip
+    assert set(verdicts) <= set(Verdict)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["[" * 500_000, '{"a":' * 3_000, "1" * 1_000_000, "&#" + "1" * 16_000 + ";", "\\u" * 8_000, "\ufdfa" * 16_000,
+     "-1" * 8_000, "&amp;" * 3_000, "a\n" * 8_000, "%" * 16_000, '{"args":' + "1" * 5_000 + "}"],
+    ids=lambda shown: shown[:10],
+)  # fmt: skip
+@pytest.mark.parametrize("sent", ["on", "a\n" * 1_024, "\u5f00a" * 500, '{"a":' * 400 + "1" + "}" * 400, "\\" * 2_048])
+def test_nothing_that_a_history_holds_is_slow_to_compare(sent: str, shown: str) -> None:
+    """The bound is far above what it takes: it is there for what grows with the square of a length."""
+    began = time.monotonic()
+    assert compare_args(sent, shown) is not EQUAL
+    assert compare_content(sent, shown) is UNCLEAR
+    assert whole_number(shown) is None
+    assert time.monotonic() - began < 10
+
+
+def test_an_object_nested_beyond_measure_is_unclear() -> None:
+    shown: object = "on"
+    for _ in range(5_000):
+        shown = {"a": shown}
+    assert compare_args('{"a":1}', shown) is UNCLEAR
+    assert compare_content("on", {"args": shown}) is UNCLEAR

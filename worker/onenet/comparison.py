@@ -1,0 +1,388 @@
+"""Whether a value in a device's command history is the one that was sent. Pure.
+
+How a field is written proves nothing: a serializer writes 3311 as 3311.0 or "3311", an empty string as null, an emoji
+as ????. So values are compared. What differs only in its writing, is missing, or has a form that is not known is
+unclear: it may be the value that was sent, and nobody can tell.
+"""
+
+import base64
+import html
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from itertools import product
+from typing import Self
+from urllib.parse import unquote
+from zoneinfo import ZoneInfo
+
+from schemas.onenet import whole_number
+
+
+class Verdict(Enum):
+    """What the comparison of one field, or of all fields of an entry, says."""
+
+    EQUAL = auto()
+    DIFFERENT = auto()  # for certain
+    UNCLEAR = auto()
+
+
+EQUAL, DIFFERENT, UNCLEAR = Verdict.EQUAL, Verdict.DIFFERENT, Verdict.UNCLEAR
+
+LWM2M_IDS = range(65536)
+FILLED_IN_WITHIN = timedelta(seconds=5)  # a valid_time so soon after create_time may be the platform's own
+
+_IMEIS = (range(1_000, 10_000), range(10**14, 10**15))
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:[:.][0-9]{1,9})?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?\Z"
+)
+_MINUTE = timedelta(seconds=59)  # what a time without seconds leaves open
+
+_MAX_SHOWN_CHARS = 16_384  # args have 2 KB: a longer text is no known form of anything
+_MIN_CUT_CHARS = 32  # where a shorter text is the beginning of another, both may well be commands
+_MAX_NUMBER_CHARS = 25  # more digits are no number that a serializer would round
+_MAX_DECODINGS = 4
+_ESCAPE = re.compile(r"\\(?:(?:U([0-9a-fA-F]{8})|[uU]([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|(.))", re.DOTALL)
+_HALF_ESCAPE = re.compile(r"(?:&#?\w{0,8}|\\(?:u[0-9a-fA-F]{0,3}|x[0-9a-fA-F]?)?|%[0-9a-fA-F]?)\Z")
+_BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
+_WORD = re.compile(r"[^\W_]+")
+_TOKEN = re.compile(r"(?<!\w)-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,4})?(?!\w)|[^\W_]+")
+_CONSTANTS = {"true": "1", "false": "0", "null": "", "none": "", "undefined": ""}
+_MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # for a store that cannot keep them
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict on a whole entry: one certain difference makes it another command."""
+    found = set(verdicts)
+    if DIFFERENT in found:
+        return DIFFERENT
+    return UNCLEAR if UNCLEAR in found else EQUAL
+
+
+def is_absent(shown: object) -> bool:
+    """Tell whether a field is shown without a value."""
+    return shown is None or (isinstance(shown, str) and not shown.strip())
+
+
+def compare_number(sent: int, shown: object, allowed: range) -> Verdict:
+    """Compare a number that every command has. ``allowed``: what the platform takes."""
+    number = whole_number(shown)
+    if number == sent:
+        return EQUAL
+    return DIFFERENT if number is not None and number in allowed else UNCLEAR
+
+
+def compare_parameter(sent: int | None, shown: object, allowed: range, default: int) -> Verdict:
+    """Compare an optional number; one that was not sent is shown as absent, or as what the platform took for it."""
+    if is_absent(shown):
+        return EQUAL if sent in {None, default} else UNCLEAR
+    verdict = compare_number(default if sent is None else sent, shown, allowed)
+    # The platform may have another default than it documents.
+    return UNCLEAR if sent is None and verdict is DIFFERENT else verdict
+
+
+def compare_imei(sent: str, shown: object) -> Verdict:
+    """Compare the device: absent is equal, because the history that was asked for is that of one device."""
+    if is_absent(shown):
+        return EQUAL
+    number = whole_number(shown)
+    if number == int(sent):
+        return EQUAL
+    # A float may have lost digits.
+    is_whole = isinstance(shown, int) or (isinstance(shown, str) and shown.strip().isdecimal())
+    is_imei = number is not None and any(number in numbers for numbers in _IMEIS)
+    return DIFFERENT if is_whole and is_imei else UNCLEAR
+
+
+def compare_type(shown: object) -> Verdict:
+    """Compare what kind of command it is: a word in the history, a number elsewhere on the platform."""
+    word = shown.strip().upper() if isinstance(shown, str) else None
+    number = whole_number(shown)
+    if word == "EXECUTE" or number == 2:  # noqa: PLR2004 - the platform's number for it
+        return EQUAL
+    return DIFFERENT if word in {"READ", "WRITE"} or number in {0, 1} else UNCLEAR
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTime:
+    """A time of the history, in the platform's local time without an offset.
+
+    ``readings``: what it may mean, two where it has an offset, which the platform may have written behind local time.
+    ``open_s``: how much later it may be, because it has no seconds.
+    """
+
+    readings: tuple[datetime, ...]
+    open_s: timedelta
+
+
+def read_time(shown: object, zone: ZoneInfo) -> ShownTime | None:
+    """Read a time: with a blank or a T, perhaps without seconds or with ``:mmm``, perhaps with an offset."""
+    found = _TIME.match(shown.strip()) if isinstance(shown, str) else None
+    if found is None:
+        return None
+    day, minute, rest, offset = found.groups()
+    second, fraction = (rest[1:3], rest[4:10]) if rest else ("00", "")
+    try:
+        local = datetime.fromisoformat(f"{day}T{minute}:{second}").replace(microsecond=int(fraction.ljust(6, "0")))
+        readings = [local]
+        if offset:
+            readings.append(
+                datetime.fromisoformat(f"{local.isoformat()}{offset}").astimezone(zone).replace(tzinfo=None)
+            )
+    except (ValueError, OverflowError):  # no such time
+        return None
+    return ShownTime(tuple(readings), timedelta(0) if rest else _MINUTE)
+
+
+def compare_time(sent: datetime, shown: object, zone: ZoneInfo) -> Verdict:
+    """Compare a time that was sent, in the platform's local time without an offset, to the second."""
+    found = read_time(shown, zone)
+    if found is None:
+        return UNCLEAR
+    if any(moment.replace(microsecond=0) <= sent <= moment + found.open_s for moment in found.readings):
+        return UNCLEAR if found.open_s else EQUAL
+    return DIFFERENT
+
+
+def compare_valid_time(
+    sent: datetime | None, shown: object, created: ShownTime | None, zone: ZoneInfo, *, may_be_omitted: bool
+) -> Verdict:
+    """Compare ``valid_time``, which the platform fills in where it was not sent.
+
+    Args:
+        sent: the command's own, local without an offset; None if it has none.
+        shown: what the history has.
+        created: when the entry was cached, None if that cannot be read.
+        zone: the platform's.
+        may_be_omitted: it may have passed when the command was sent, and then it was left out.
+    """
+    if is_absent(shown):
+        return EQUAL if sent is None or may_be_omitted else UNCLEAR
+    if sent is not None:
+        verdict = compare_time(sent, shown, zone)
+        if verdict is not DIFFERENT or not may_be_omitted:
+            return verdict
+    found = read_time(shown, zone)
+    if found is None or created is None:
+        return UNCLEAR
+    is_alike = len(found.readings) == len(created.readings)
+    pairs = list((zip if is_alike else product)(found.readings, created.readings))
+    if any(moment.replace(microsecond=0) <= cached for moment, cached in pairs):
+        # One that was sent must be later: the platform filled in the time at which it came.
+        return UNCLEAR if found.open_s or created.open_s else EQUAL
+    is_later = all(moment - cached > created.open_s + FILLED_IN_WITHIN for moment, cached in pairs)
+    return DIFFERENT if is_later else UNCLEAR
+
+
+def compare_content(sent: str | None, shown: object) -> Verdict:
+    """Compare the args with a body: an object, its JSON text, or the bare args; without args ``{}`` or nothing."""
+    if isinstance(shown, str):
+        found = _json(shown)
+        if isinstance(found, dict):
+            if shown == sent:
+                return UNCLEAR  # the bare args, or a body with other args in it
+            shown = found
+        elif found is None or is_absent(shown):
+            shown = None
+        elif sent is not None and sent in (shown, found):
+            return EQUAL
+    if shown is None or shown == {}:
+        return EQUAL if sent is None else UNCLEAR
+    if isinstance(shown, dict) and "args" in shown:
+        return compare_args(sent, shown["args"])
+    return EQUAL if _is_number_text(shown, sent) else UNCLEAR
+
+
+def compare_args(sent: str | None, shown: object) -> Verdict:
+    """Compare the args; a text that no writing makes of the one that was sent is another."""
+    if shown == sent or _is_number_text(shown, sent):
+        return EQUAL
+    if isinstance(shown, str):
+        return _compare_text(sent or "", shown)
+    wanted = None if sent is None else _json(sent)
+    if not any(isinstance(wanted, kind) and isinstance(shown, kind) for kind in (dict, list, int | float)):
+        return UNCLEAR  # not text, and not what the text stands for
+    if sent is None or isinstance(shown, bool) or isinstance(wanted, bool):
+        return UNCLEAR
+    try:
+        return _compare_text(sent, json.dumps(shown, ensure_ascii=False))
+    except (RecursionError, ValueError):
+        return UNCLEAR
+
+
+def _compare_text(sent: str, shown: str) -> Verdict:
+    if len(shown) > _MAX_SHOWN_CHARS:
+        return UNCLEAR
+    try:
+        is_writing = _is_writing(sent, shown)
+    except (RecursionError, ValueError):  # nested too deep; an escape with thousands of digits
+        return UNCLEAR
+    return UNCLEAR if is_writing else DIFFERENT
+
+
+def _is_writing(sent: str, shown: str) -> bool:
+    """Tell whether a text may be another writing of the one that was sent."""
+    mine, theirs = _Text.of(sent), _Text.of(shown)
+    return (
+        not "".join(theirs.tokens)  # nothing is left of it that could be compared
+        or _is_rewritten(mine, theirs)
+        or _is_cut(mine, theirs)
+        or _is_garbled(mine, theirs)
+        or _is_encoded(mine, theirs)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text, and what is left of it without its writing.
+
+    ``plain``: decoded. ``tokens``: its words and numbers. ``words``: its letters and digits.
+    """
+
+    text: str
+    plain: str
+    tokens: list[str]
+    words: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        plain = _decoded(text)
+        return cls(text, plain, _tokens(plain), _words(plain))
+
+
+def _is_rewritten(sent: _Text, shown: _Text) -> bool:
+    """Tell whether two texts differ only in blanks, case, escapes, or in how JSON is written."""
+    wanted, found = _json(sent.text), _json(shown.text)
+    if not isinstance(found, dict | list):
+        found = _json(html.unescape(shown.text))
+    if _printed(_folded(sent.text)) == _printed(_folded(shown.text)):  # the case of an escape may differ too
+        return True
+    if isinstance(wanted, dict | list) and isinstance(found, dict | list):
+        return _canonical(wanted) == _canonical(found)
+    if "".join(sent.tokens) == "".join(shown.tokens) or _printed(sent.plain) == _printed(shown.plain):
+        return True
+    # An object that is written as something else than JSON, in another order.
+    return isinstance(wanted, dict) and sorted(sent.tokens) == sorted(shown.tokens)
+
+
+def _is_cut(sent: _Text, shown: _Text) -> bool:
+    """Tell whether a text may be the other, cut off."""
+    is_whole = any(isinstance(_json(text), dict | list) for text in (shown.text, html.unescape(shown.text)))
+    if not is_whole and len(shown.text) >= _MIN_CUT_CHARS and sent.words.startswith(_beginning(shown.text)):
+        return True
+    head, ellipsis, tail = _folded(shown.text).partition("...")
+    first, last = _beginning(head), _words(tail)
+    if ellipsis and (sent.words.startswith(first) if head else _words(_folded(sent.text)).endswith(last)):
+        return True
+    ends = [found.start() for found in _MAY_END_TEXT.finditer(sent.text)]
+    return any(_words(_decoded(sent.text[:end])) == shown.words for end in ends)
+
+
+def _is_garbled(sent: _Text, shown: _Text) -> bool:
+    """Tell whether a text may be the other after it went through another character set.
+
+    Where one of its letters that are not ASCII is left, they all are. Otherwise what comes of them may be anything, and
+    take the characters next to them along; the ASCII between them stays.
+    """
+    if sent.text.isascii() or any(not letter.isascii() and letter in shown.words for letter in sent.words):
+        return False
+    parts = _NOT_ASCII.split(sent.text)
+    at = 0
+    for number, part in enumerate(parts):
+        kept = part[(1 if number > 0 else 0) : (-1 if number < len(parts) - 1 else None)]
+        word = _words(_decoded(kept))
+        found = shown.words.find(word, at)
+        if found < 0:
+            return False
+        at = found + len(word)
+    return True
+
+
+def _is_encoded(sent: _Text, shown: _Text) -> bool:
+    """Tell whether a text is the other as base64 or hexadecimal digits."""
+    data = sent.text.encode("utf-8", "replace")
+    encoded = {_words(writing.casefold()) for writing in (base64.b64encode(data).decode(), data.hex())}
+    return bool(data) and _words(shown.text.casefold()) in encoded
+
+
+def _json(text: str) -> object:
+    """Return what a JSON text stands for, or the text itself if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _is_number_text(shown: object, sent: str | None) -> bool:
+    """Tell whether a whole number is shown where its text was sent."""
+    is_number = isinstance(shown, int) and not isinstance(shown, bool)
+    return is_number and sent is not None and whole_number(sent) == shown and sent == str(shown)
+
+
+def _decoded(text: str) -> str:
+    """Take back escapes of HTML, JSON and URLs, also doubled ones, and the form of letters."""
+    for _ in range(_MAX_DECODINGS):
+        plain = unquote(_ESCAPE.sub(_unescaped, html.unescape(text)))
+        if plain == text:
+            break
+        text = plain
+    return _folded(text)
+
+
+def _folded(text: str) -> str:
+    """Return the letters of a text without case, width or accents, as far as every store keeps them."""
+    # MySQL's utf8, for one, has nothing beyond the Basic Multilingual Plane.
+    return unicodedata.normalize("NFKD", _BEYOND_BMP.sub("", text)).casefold()
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    if digits := found[1] or found[2] or found[3]:
+        code = int(digits, 16)
+        return chr(code) if code <= sys.maxunicode else ""
+    return " " if found[4] in "nrtbf0" else found[4]
+
+
+def _beginning(text: str) -> str:
+    """Return the letters and digits of a text that may be cut off within an escape."""
+    return _words(_decoded(_HALF_ESCAPE.sub("", text)))
+
+
+def _words(plain: str) -> str:
+    """Return letters and digits alone."""
+    return "".join(_WORD.findall(plain))
+
+
+def _printed(plain: str) -> str:
+    """Return what is printed, without blanks."""
+    return "".join(character for character in plain if character.isprintable() and not character.isspace())
+
+
+def _tokens(plain: str) -> list[str]:
+    """Return words and numbers, each as it is written here."""
+    return [_token(token) for token in _TOKEN.findall(plain)]
+
+
+def _token(token: str) -> str:
+    if token.isdecimal() and len(token) > _MAX_NUMBER_CHARS:
+        return token.lstrip("0")
+    if token[-1].isdecimal() and (token[0] == "-" or token[0].isdecimal()):
+        try:
+            return repr(float(token))
+        except ValueError:
+            pass  # digits and letters
+    return _CONSTANTS.get(token, token)
+
+
+def _canonical(value: object) -> str:
+    """Return what is left of a JSON value without its writing: no blanks, no order of names, no empty values."""
+    if isinstance(value, dict):
+        pairs = ((_canonical(name), _canonical(item)) for name, item in value.items())
+        return "".join(sorted(f"{name}{item}" for name, item in pairs if item))
+    if isinstance(value, list):
+        return "".join(map(_canonical, value))
+    return "".join(_tokens(_decoded(value) if isinstance(value, str) else json.dumps(value).casefold()))
