@@ -30,7 +30,7 @@ Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
 DEAF = """
 from worker.amqp.session import Session
 async def consume(session, prefetch):
-    session._consumers["none"] = prefetch
+    session._prefetch = prefetch
 Session.consume = consume
 """
 WEDGED = """

@@ -81,6 +81,7 @@ class Session:
         self._wanted_prefetch = 0
         self._calm_for: int | None = CALM_DELIVERIES - 1  # deliveries without a past so far; None: several are taken
         self._unacknowledged: set[int] = set()
+        self._unacknowledged_of_consumer: set[int] = set()  # which alone count towards its prefetch
         self._large: set[int] = set()  # tags of deliveries beside which no other is read
         self._held_back: list[int] | None = None
         self._consumer_change = asyncio.Lock()
@@ -154,9 +155,10 @@ class Session:
         self._held_back = []
         with suppress(TimeoutError):
             async with asyncio.timeout(SATURATE_S):
-                while len(self._unacknowledged) < self._prefetch:
+                while len(self._unacknowledged_of_consumer) < self._prefetch:
                     await self._next_progress()
         self._consumer_tag = None
+        self._unacknowledged_of_consumer.clear()
         self._read_on()  # or the broker's answer would not be read
         await self._consuming.call(self._consuming.channel.basic_cancel, consumer_tag)
         held_back, self._held_back = self._held_back, None
@@ -263,6 +265,7 @@ class Session:
             return  # void: it comes again
         tag: int = method.delivery_tag
         self._unacknowledged.add(tag)
+        self._unacknowledged_of_consumer.add(tag)
         self._progress.set()
         exchange = method.exchange
         delivery = Delivery(
@@ -404,6 +407,7 @@ class Session:
             return
         self._consuming.do(method, tag)
         self._unacknowledged.discard(tag)
+        self._unacknowledged_of_consumer.discard(tag)
         if tag in self._large:
             self._read_on(tag)
         self._progress.set()
