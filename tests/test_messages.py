@@ -61,12 +61,14 @@ def test_a_message_that_was_moved_is_in_doubt_until_it_came() -> None:
         delivery(returned=True),
         delivery({"tenant": "a"}, returned=True),
         delivery({"x-onenet-attempt": 1, "x-onenet-reason": "outcome_unknown"}, returned=True),  # a dead letter
+        delivery({"x-onenet-attempt": 1, "x-death": [{"reason": "delivery_limit"}]}, returned=True),  # of the broker
     ):
         arrived_at = datetime.fromtimestamp(moved.arrived_at, UTC)
         assert moved.doubt == Doubt(None, arrived_at)
         assert moved.doubt_of_copy(NOW) == Doubt(None, arrived_at)
         assert moved.attempt == 1
-    for known in (delivery(), delivery({"x-onenet-attempt": 1}, returned=True)):
+    rested = {"x-onenet-attempt": 1, "x-death": [{"reason": "expired", "queue": "onenet.execute.retry.5s"}]}
+    for known in (delivery(), delivery({"x-onenet-attempt": 1}, returned=True), delivery(rested, returned=True)):
         assert known.doubt is None
 
 

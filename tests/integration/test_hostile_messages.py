@@ -1,5 +1,6 @@
 """Messages that no command can be: each costs its own sender a reply, and nothing else."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from tests.integration.changed_process import running_first
 from tests.rig import PATIENCE_S, Rig, WorkerProcess, a_command
+from worker.amqp.session import MANY_RETURNS
+from worker.localservices.broker import OwnBroker
 from worker.localservices.ports import wait_until
 
 LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
@@ -158,20 +161,46 @@ def publish_with_table(rig: Rig, body: bytes, table: bytes) -> None:
     rig.upstream.channel.basic_publish(rig.topology.commands_exchange, "execute", body, Raw(), mandatory=True)
 
 
-def test_a_reply_that_the_worker_may_not_route_ends_its_channel_once(rig: Rig, own_broker: Any) -> None:
-    """A topic permission refuses the sender's reply_to; the reply then goes by the worker's own routing key."""
-    own_broker.control("set_topic_permissions", "-p", "/", "guest", rig.topology.replies_exchange, "^execute", ".*")
+def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_headers(
+    rig: Rig, own_broker: OwnBroker
+) -> None:
+    """A topic permission refuses one sender's reply_to: only that reply goes by the worker's own routing key."""
+    allowed = "^(execute|allowed)[.].*"
+    own_broker.control("set_topic_permissions", "-p", "/", "guest", rig.topology.replies_exchange, allowed, ".*")
     try:
         with rig.worker() as worker:
-            ids = good_commands(rig, 5)
-            rig.upstream.publish(a_command(command_id="refused"), reply_to="not.allowed")
-            missing = ids | {"refused"}
+            missing = set()
+            for number in range(100):
+                message_id, key = f"m-{number}", "not.allowed" if number == 50 else f"allowed.{number}"
+                body = b"{}" if number % 2 else json.dumps(a_command(command_id=message_id, args=message_id)).encode()
+                rig.upstream.publish(body, message_id=message_id, reply_to=key, headers={"tenant": "a"})
+                missing.add("execute.accepted.unknown" if number == 50 else key)
             while missing:
-                reply = rig.upstream.reply().json  # one may come twice
-                assert reply["status"] == "accepted"
-                missing.discard(reply["command_id"])
-            worker.wait_for("broker_connection_lost")
-            assert len([line for line in worker.events if line["event"] == "broker_connection_lost"]) == 1
-        assert all(rig.cached(command_id) == 1 for command_id in ids)
+                missing.discard(rig.upstream.reply().routing_key)
+            letters = [rig.upstream.dead_letter() for _ in range(50)]
+            refused = [line for line in worker.events if line["event"] == "publication_refused"]
+            lost = [line for line in worker.events if line["event"] == "broker_connection_lost"]
+        assert [letter.headers.get("tenant") for letter in letters] == ["a"] * 50
+        assert [line["routing_key"] for line in refused] == ["not.allowed"]
+        assert lost == []
     finally:
         own_broker.control("clear_topic_permissions", "-p", "/", "guest")
+
+
+def test_a_refused_reply_of_a_message_that_came_back_often_holds_up_no_other(rig: Rig) -> None:
+    """Such messages are taken one at a time, but not for as long as a full queue refuses their replies."""
+    channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
+    with rig.worker():
+        pass
+    channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    channel.queue_bind(name, rig.topology.replies_exchange, "full")
+    channel.basic_publish("", name, b"fills it")
+    rig.upstream.publish(b"{}", reply_to="full")
+    for _ in range(MANY_RETURNS):
+        with rig.worker() as worker:
+            worker.wait_for("publish_refused")
+    ids = good_commands(rig, 10)
+    with rig.worker():
+        while ids:
+            ids.discard(rig.upstream.reply().json["command_id"])
+    channel.queue_delete(name)

@@ -1,6 +1,7 @@
 """One connection to the broker with one channel on it, from connecting to the first fault."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,12 @@ class Link:
     def frame_max(self) -> int:
         """The size of the largest frame that both sides agreed on, in bytes."""
         return self.connection.params.frame_max
+
+    @property
+    def heartbeat_s(self) -> float:
+        """The interval that both sides agreed on, in seconds; infinite where there are no heartbeats."""
+        heartbeat = self.connection.params.heartbeat
+        return heartbeat if isinstance(heartbeat, int) and heartbeat else math.inf
 
     def pause_reading(self) -> None:
         """Read nothing more from the broker, which then has to wait; writing goes on."""

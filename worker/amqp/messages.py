@@ -98,8 +98,15 @@ class Delivery:
 
     @property
     def _is_own_copy(self) -> bool:
-        """Whether a worker or a replay wrote it in order to bring it back; a dead letter was not written for that."""
-        return REASON not in self.headers and not _MARKS_OF_COPIES.isdisjoint(self.headers)
+        """Whether a worker or a replay wrote it in order to bring it back, and it has come back as it was to.
+
+        A dead letter was not written for that, and a copy that the broker dead-lettered was delivered before.
+        """
+        deaths = self.headers.get("x-death")
+        has_died = isinstance(deaths, list) and any(
+            not isinstance(death, dict) or death.get("reason") != "expired" for death in deaths
+        )
+        return REASON not in self.headers and not has_died and not _MARKS_OF_COPIES.isdisjoint(self.headers)
 
     def doubt_of_copy(self, now: datetime) -> Doubt | None:
         """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""

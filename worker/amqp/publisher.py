@@ -44,32 +44,35 @@ class InFlight:
 
 
 class Publisher:
-    """One link that publishes.
+    """One link that publishes. What is published before it is open is kept until then.
 
     Args:
         on_confirmed: is told of each publication that the broker has taken over.
         on_refused: is told of each that it has not; it is published again by ``publish_later``.
-        on_blocked: is told when the broker stops taking publications (True), and when it takes them again (False).
+        on_blocked: is told when the broker stops taking publications, and when it takes them again.
     """
 
     def __init__(
         self,
         on_confirmed: Callable[[InFlight], object],
         on_refused: Callable[[InFlight], object],
-        on_blocked: Callable[[bool], object],
+        on_blocked: Callable[[], object],
     ) -> None:
         self.link = Link()
         self.is_blocked = False
         self.in_flight: dict[int, InFlight] = {}
+        self._is_open = False
+        self._unpublished: list[InFlight] = []  # until it is open
         self._waiting: dict[int, tuple[InFlight, asyncio.TimerHandle]] = {}  # to be published again
         self._on_confirmed = on_confirmed
         self._on_refused = on_refused
         self._on_blocked = on_blocked
         self._loop = asyncio.get_running_loop()
+        self._answered = asyncio.Event()
         self._published = 0
 
-    async def open(self, parameters: URLParameters, name: str) -> None:
-        """Connect.
+    async def connect(self, parameters: URLParameters, name: str) -> None:
+        """Connect; nothing is published before ``open``.
 
         Raises:
             BrokerUnavailable: the broker cannot be reached.
@@ -80,9 +83,17 @@ class Publisher:
         connection.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(is_blocked=False))
         channel.add_on_return_callback(self._on_return)
 
-    async def begin_confirms(self) -> None:
-        """Have the broker confirm every publication from here on."""
+    async def open(self) -> None:
+        """Begin to publish, with confirms.
+
+        Raises:
+            WorkerError: the link is lost.
+        """
         await self.link.call(self.link.channel.confirm_delivery, self._on_confirm)
+        self._is_open = True
+        unpublished, self._unpublished = self._unpublished, []
+        for item in unpublished:
+            self.publish(item)
 
     @property
     def is_impaired(self) -> bool:
@@ -95,11 +106,14 @@ class Publisher:
         """Publish at once."""
         if self.link.lost.done():
             return
+        if not self._is_open:
+            self._unpublished.append(item)
+            return
+        wanted = fitted(item.publication, self.link.frame_max)
         self._published += 1
         item.published_at = self._loop.time()
         item.was_returned = False
         self.in_flight[self._published] = item
-        wanted = fitted(item.publication, self.link.frame_max)
         self.link.do(
             self.link.channel.basic_publish,
             wanted.exchange,
@@ -124,10 +138,21 @@ class Publisher:
         return [item for item, _ in waiting]
 
     def withdraw_unconfirmed(self) -> list[InFlight]:
-        """Take out what was published and not confirmed: it may be stored, or not."""
-        unconfirmed = list(self.in_flight.values())
+        """Take out what is not confirmed: it may be stored, or not."""
+        unconfirmed = [*self.in_flight.values(), *self._unpublished]
         self.in_flight.clear()
+        self._unpublished.clear()
         return unconfirmed
+
+    async def wait_until_confirmed(self) -> None:
+        """Wait until everything that was published is confirmed or refused.
+
+        Raises:
+            WorkerError: the link is lost.
+        """
+        while self.in_flight:
+            self._answered.clear()
+            await self.link.or_lost(asyncio.ensure_future(self._answered.wait()))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -167,7 +192,8 @@ class Publisher:
                 self._on_refused(item)
             else:
                 self._on_confirmed(item)
+        self._answered.set()
 
     def _set_blocked(self, *, is_blocked: bool) -> None:
         self.is_blocked = is_blocked
-        self._on_blocked(is_blocked)
+        self._on_blocked()

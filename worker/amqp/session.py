@@ -9,7 +9,6 @@ whose publications the broker goes on refusing is replaced without that.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +21,20 @@ from worker.amqp.connecting import CALL_S, address
 from worker.amqp.link import Link
 from worker.amqp.messages import Delivery, Publication, plain
 from worker.amqp.publisher import InFlight, Publisher, Settlement
-from worker.amqp.suspects import Suspects
+from worker.amqp.suspects import Suspects, is_about_a_publication
 from worker.amqp.topology import Queue, Topology
 from worker.errors import BrokerUnavailable, ChannelRefused, TopologyMismatch, WorkerError
 from worker.telemetry.logs import get_logger
 
 SATURATE_S = 1.0
-LARGE_BODY_S = (
-    10.0  # less than the two heartbeats after which either side gives up a connection that it hears nothing of
-)
-FEW_RETURNS = 3  # a message that came back so often may be what ends the workers
-CALM_DELIVERIES = 20  # so many messages without such a past, after one with it, and several are taken at once again
+LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
+MANY_RETURNS = 3  # a message that came back so often may be what ends the workers
+FEW_RETURNS_IN_A_ROW = 20  # so many messages that did not, after one that did: then several are taken at once again
 MAX_REFUSALS = 3  # of one publication, or
 REFUSED_S = 5.0  # for so long: then the publisher is replaced
 _REPLACE_CAP_S = 60.0
 _RETIRE_S = 10.0  # how long what a replaced publisher has published may take to be confirmed
+_CLOSE_S = 2.0
 _PRECONDITION_FAILED = 406
 _ACCESS_REFUSED = 403
 
@@ -79,13 +77,15 @@ class Session:
         self._consumer_tag: str | None = None
         self._prefetch = 0
         self._wanted_prefetch = 0
-        self._calm_for: int | None = CALM_DELIVERIES - 1  # deliveries without a past so far; None: several are taken
+        self._takes_one = True  # at a time
+        self._until_several = 1  # so many more messages with few returns
         self._unacknowledged: set[int] = set()
         self._unacknowledged_of_consumer: set[int] = set()  # which alone count towards its prefetch
         self._large: set[int] = set()  # tags of deliveries beside which no other is read
         self._held_back: list[int] | None = None
         self._consumer_change = asyncio.Lock()
-        self._progress = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()  # for a delivery that comes or is settled
+        self._was_blocked = False  # as last reported
         self._replacements = 0  # of the publisher, as long as there are refusals
         self._replace_at = 0.0  # not before this
         self._refused_at = 0.0  # the last time
@@ -101,9 +101,8 @@ class Session:
         self._name = name
         parameters = self._nodes[0]
         await self._consuming.open(parameters, f"{name} consume")
-        await self._publisher.open(parameters, f"{name} publish")
+        await self._publisher.connect(parameters, f"{name} publish")
         self._consuming.lost.add_done_callback(lambda lost: self._fail(lost.result()))
-        self._share_fate(self._publisher)
         try:
             await (self._declare() if declare else self._check())
         except ChannelRefused as exc:
@@ -112,7 +111,8 @@ class Session:
             if exc.code == _ACCESS_REFUSED:
                 raise TopologyMismatch(f"{exc}; with AMQP_DECLARE=false the topology is only checked") from exc
             raise
-        await self._publisher.begin_confirms()
+        await self._publisher.open()
+        self._share_fate(self._publisher)
         self._consuming.channel.add_on_cancel_callback(
             lambda _frame: self._fail(BrokerUnavailable("the broker cancelled the consumer"))
         )
@@ -120,9 +120,9 @@ class Session:
     async def consume(self, prefetch: int) -> None:
         """Hold so many deliveries unacknowledged at once; 0: take no new ones. Those that are here stay valid.
 
-        A session begins with a single delivery. Only when that shows no sign of having ended workers are several
-        taken: a message that does would take the count of returns of all the others up with its own, until the broker
-        sets all of them aside.
+        A session begins with a single delivery. Several are taken only behind one that has not come back many times: a
+        message that ends every worker would otherwise drive up the count of returns of all the others, until the broker
+        dead-letters them too.
 
         The broker does not change a consumer's prefetch, so that another one means another consumer. There is one at a
         time, because what several held comes back out of order when the connection is lost.
@@ -132,9 +132,13 @@ class Session:
             WorkerError: the session was lost before.
         """
         self._wanted_prefetch = prefetch
+        await self._renew_consumer()
+
+    async def _renew_consumer(self, *, is_forced: bool = False) -> None:
+        """Have a consumer with the prefetch that is wanted by now; if forced, a new one in any case."""
         async with self._consumer_change:
-            prefetch = self._wanted_prefetch if self._calm_for is None else min(self._wanted_prefetch, 1)
-            if prefetch == self._prefetch:
+            prefetch = min(self._wanted_prefetch, 1) if self._takes_one else self._wanted_prefetch
+            if prefetch == self._prefetch and not is_forced:
                 return
             if self._consumer_tag is not None:
                 await self._cancel(self._consumer_tag)
@@ -159,7 +163,7 @@ class Session:
                     await self._next_progress()
         self._consumer_tag = None
         self._unacknowledged_of_consumer.clear()
-        self._read_on()  # or the broker's answer would not be read
+        self._resume_reading()  # or the broker's answer would not be read
         await self._consuming.call(self._consuming.channel.basic_cancel, consumer_tag)
         held_back, self._held_back = self._held_back, None
         for delivery_tag in held_back:
@@ -214,15 +218,11 @@ class Session:
         wanted = list(publications)
         settlement = Settlement(delivery, len(wanted), on_confirmed)
         closures = self._suspects.closures(delivery)
-        if closures:
-            wanted = [plain(publication) for publication in wanted]
-        if closures > 1 or (closures and len(delivery.body) > MAX_BODY_BYTES):
-            # Refused even without a sender's headers, or too large: let the broker dead-letter the message itself.
-            letters = [each for each in wanted if each.exchange == self._topology.dead_letters_exchange]
-            wanted = [each for each in wanted if each not in letters]
-            settlement = replace(settlement, unconfirmed=len(wanted), is_rejected=bool(letters))
         for publication in wanted:
-            self._publisher.publish(InFlight(publication, settlement))
+            item = InFlight(plain(publication) if closures else publication, settlement)
+            if closures > 1 and self._leave_to_broker(item):
+                continue
+            self._publisher.publish(item)
 
     def requeue(self, delivery: Delivery) -> None:
         """Give back a delivery that was not started, without publishing; it will look as if it may have been."""
@@ -235,7 +235,7 @@ class Session:
         for task in self._background:
             task.cancel()
         closing = [asyncio.ensure_future(self._consuming.close()), asyncio.ensure_future(self._publisher.close())]
-        await asyncio.wait(closing, timeout=2)
+        await asyncio.wait(closing, timeout=_CLOSE_S)
 
     async def _declare(self) -> None:
         channel, call = self._publisher.link.channel, self._publisher.link.call
@@ -266,7 +266,7 @@ class Session:
         tag: int = method.delivery_tag
         self._unacknowledged.add(tag)
         self._unacknowledged_of_consumer.add(tag)
-        self._progress.set()
+        self._note_progress()
         exchange = method.exchange
         delivery = Delivery(
             self.number,
@@ -278,53 +278,126 @@ class Session:
             is_returned=exchange == self._topology.returns_exchange,
             is_moved=exchange in self._topology.exchanges_upstream_never_uses,
         )
-        self._note_past(delivery)
+        self._note_returns(delivery)
         if len(body) > MAX_BODY_BYTES:
             self._read_nothing_beside(tag)
         self._on_delivery(delivery)
 
-    def _note_past(self, delivery: Delivery) -> None:
-        """Take one message at a time from one on that came back a few times, until some have come that did not."""
-        before = self._calm_for
-        if delivery.is_redelivered and delivery.times_returned >= FEW_RETURNS:  # a sender may have written the count
-            self._calm_for = 0
-        elif self._calm_for is not None and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
-            self._calm_for += 1
-            if self._calm_for == CALM_DELIVERIES:
-                self._calm_for = None
-        if (before is None) != (self._calm_for is None):
-            self._in_background(self.consume(self._wanted_prefetch))
+    def _note_returns(self, delivery: Delivery) -> None:
+        """Take one message at a time from one on that came back many times, until some have come that did not."""
+        did_take_one = self._takes_one
+        if delivery.is_redelivered and delivery.times_returned >= MANY_RETURNS:  # a sender may have written the count
+            self._takes_one, self._until_several = True, FEW_RETURNS_IN_A_ROW
+        elif self._takes_one and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
+            self._until_several -= 1
+            self._takes_one = self._until_several > 0
+        if did_take_one != self._takes_one:
+            self._in_background(self._renew_consumer())
 
     def _read_nothing_beside(self, tag: int) -> None:
         """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
         self._large.add(tag)
         self._consuming.pause_reading()
-        self._loop.call_later(LARGE_BODY_S, self._read_on, tag)  # heartbeats must be read
+        self._loop.call_later(min(LARGE_BODY_S, self._consuming.heartbeat_s), self._forget_large, tag)
 
-    def _read_on(self, tag: int | None = None) -> None:
-        """Read again once no large message is held, or none but this one for too long; without a tag in any case."""
-        if tag is None:
-            self._large.clear()
-        else:
-            self._large.discard(tag)
-        if not self._large and not self.lost.done():
+    def _forget_large(self, tag: int) -> None:
+        self._large.discard(tag)
+        if not self._large:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        self._large.clear()
+        if not self.lost.done():
             self._consuming.resume_reading()
 
     def _new_publisher(self) -> Publisher:
-        return Publisher(self._on_confirmed, self._on_refused, self._on_publisher_blocked)
+        return Publisher(self._on_confirmed, self._on_refused, self._report_blocked)
 
     def _share_fate(self, publisher: Publisher) -> None:
+        """Have the session end with the present publisher, unless its end is due to one publication."""
+
         def on_lost(lost: "asyncio.Future[WorkerError]") -> None:
+            if self.lost.done():
+                return
             error = lost.result()
-            self._suspects.note(error, [item.settlement.delivery for item in publisher.in_flight.values()])
-            if publisher is self._publisher:
-                self._fail(error)
-            elif not self.lost.done():  # it has been replaced: nobody knows what of this was stored
+            if publisher is not self._publisher:  # it has been replaced: nobody knows what of this was stored
                 self._publish_all(publisher.withdraw_unconfirmed())
+            elif is_about_a_publication(error):
+                self._in_background(self._find_refused_publication(publisher, error))
+            else:
+                self._fail(error)
 
         publisher.link.lost.add_done_callback(on_lost)
 
+    async def _find_refused_publication(self, closed: Publisher, error: WorkerError) -> None:
+        """Publish one by one, over a link of its own, what was unconfirmed when the broker closed a publisher's link.
+
+        So the broker tells which publication it refuses, and the others are published as they are. Everything else goes
+        on over a new publisher meanwhile.
+        """
+        self._publisher = new = self._new_publisher()
+        suspects = [*closed.withdraw_unconfirmed(), *closed.withdraw_waiting()]
+        await self._closed(closed)
+        parameters = self._nodes[0]
+        try:
+            await new.connect(parameters, f"{self._name} publish")
+            await new.open()
+            self._share_fate(new)
+            self._report_blocked()
+            log.warning("publisher_replaced", broker=address(parameters), reason=str(error))
+            for item in suspects:
+                if plain(item.publication) == item.publication:  # the worker's own words, which are refused to none
+                    new.publish(item)
+                else:
+                    await self._publish_alone(item)
+        except WorkerError as exc:
+            self._fail(exc)
+
+    async def _publish_alone(self, item: InFlight) -> None:
+        """Publish one item over a link of its own, and again in another form if the broker closes that link over it.
+
+        Raises:
+            WorkerError: the broker cannot be reached, or refuses the worker's own words too.
+        """
+        while True:
+            alone = self._new_publisher()
+            try:
+                await alone.connect(self._nodes[0], f"{self._name} publish one")
+                await alone.open()
+                alone.publish(item)
+                await alone.wait_until_confirmed()
+            except WorkerError as exc:
+                if not alone.in_flight or not is_about_a_publication(exc):
+                    raise
+            else:
+                return
+            finally:
+                await self._closed(alone)
+            closures = self._suspects.note(item.settlement.delivery)
+            log.warning(
+                "publication_refused",
+                exchange=item.publication.exchange,
+                routing_key=item.publication.routing_key,
+                reason=str(alone.link.lost.result()),
+            )
+            if closures > 1 or len(item.publication.body) > MAX_BODY_BYTES:  # too large, maybe, for this broker
+                if self._leave_to_broker(item):
+                    return
+                if closures > 1:
+                    raise alone.link.lost.result()
+            item = InFlight(plain(item.publication), item.settlement)
+
+    def _leave_to_broker(self, item: InFlight) -> bool:
+        """Have the broker dead-letter the message itself instead of this publication, if that is a dead letter."""
+        if item.publication.exchange != self._topology.dead_letters_exchange:
+            return False
+        item.settlement.is_rejected = True
+        self._on_confirmed(item)
+        return True
+
     def _on_confirmed(self, item: InFlight) -> None:
+        if self.lost.done():
+            return
         settlement = item.settlement
         settlement.unconfirmed -= 1
         if not settlement.unconfirmed:
@@ -348,6 +421,10 @@ class Session:
             reason="unroutable" if item.was_returned else "refused by the broker",
             retry_in_s=round(wait_s, 1),
         )
+        delivery_tag = item.settlement.delivery.tag
+        if self._takes_one and delivery_tag in self._unacknowledged_of_consumer:
+            # It has been handled and ended no worker, and may be refused for long: the next one must not wait for it.
+            self._in_background(self._renew_consumer(is_forced=len(self._unacknowledged) < self._wanted_prefetch))
         now = self._loop.time()
         if now - self._refused_at > _REPLACE_CAP_S:
             self._replacements = 0
@@ -368,33 +445,40 @@ class Session:
         parameters = self._nodes[self._replacements % len(self._nodes)]
         old = new = self._new_publisher()
         try:
-            await new.open(parameters, f"{self._name} publish")
-            await new.begin_confirms()
+            await new.connect(parameters, f"{self._name} publish")
+            await new.open()
+            if self._publisher.link.lost.done():
+                return  # it is being replaced for another reason
             old, self._publisher = self._publisher, new
             self._share_fate(new)
-            log.warning("publisher_replaced", broker=address(parameters))
-            if old.is_blocked:
-                self._on_blocked(False)
+            self._report_blocked()
+            log.warning("publisher_replaced", broker=address(parameters), reason="publications are refused")
             self._publish_all(old.withdraw_waiting())
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETIRE_S):
-                    while old.in_flight:
-                        await self._next_progress()
+                    await old.wait_until_confirmed()
             self._publish_all(old.withdraw_unconfirmed())
         except WorkerError as exc:
             if old is new:
                 log.warning("publisher_not_replaced", broker=address(parameters), reason=str(exc))
         finally:
-            await old.close()
+            await self._closed(old)
+
+    async def _closed(self, publisher: Publisher) -> None:
+        """Close a publisher; a broker that is blocked does not answer, and is not waited for."""
+        await asyncio.wait((asyncio.ensure_future(publisher.close()),), timeout=_CLOSE_S)
 
     def _publish_all(self, items: Iterable[InFlight]) -> None:
         for item in items:
             self._publisher.publish(item)
 
-    def _on_publisher_blocked(self, is_blocked: bool) -> None:
-        if is_blocked:
-            self._read_on()  # what is held cannot be settled for now
-        self._on_blocked(is_blocked)
+    def _report_blocked(self) -> None:
+        """Report whether the present publisher is blocked, when that has changed."""
+        if self._publisher.is_blocked != self._was_blocked:
+            self._was_blocked = self._publisher.is_blocked
+            if self._was_blocked:
+                self._resume_reading()  # what is held cannot be settled for now
+            self._on_blocked(self._was_blocked)
 
     def _acknowledge(self, tag: int) -> None:
         if self._held_back is not None:
@@ -409,13 +493,22 @@ class Session:
         self._unacknowledged.discard(tag)
         self._unacknowledged_of_consumer.discard(tag)
         if tag in self._large:
-            self._read_on(tag)
-        self._progress.set()
+            self._forget_large(tag)
+        self._note_progress()
 
     async def _next_progress(self) -> None:
         """Wait until a delivery comes or is settled."""
-        self._progress.clear()
-        await self._consuming.or_lost(asyncio.ensure_future(self._progress.wait()))
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            await self._consuming.or_lost(waiter)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _note_progress(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _in_background(self, work: Any) -> None:
         async def run() -> None:

@@ -172,7 +172,7 @@ def configure_logging(
     """
     # A process may be started without stdout; its number then belongs to whatever is opened next.
     stream = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
-    writer = LineWriter(stream, lambda count: get_logger().warning("log_lines_dropped", count=count))
+    writer = LineWriter(stream, lambda count: get_logger().error("log_lines_dropped", count=count))
     as_console = log_format == "console" or (log_format is None and stream.isatty())
     shared: list[Processor] = [
         structlog.processors.add_log_level,
