@@ -165,9 +165,8 @@ class Calls:
                 self._used_at = math.inf
                 answers = [exc] * len(calls)
             finally:
-                if any(map(is_other_server, answers)):
-                    self._must_renew = True
-                    self._on_other_server()
+                is_elsewhere = any(map(is_other_server, answers))
+                self._must_renew |= is_elsewhere
                 for call, answer in zip(calls, answers, strict=True):
                     call.answer, call.is_answered = answer, True
                     call.bell.release()
@@ -178,6 +177,8 @@ class Calls:
                     has_to_go = self._is_somebody_on_the_way and following is None
                 if following is not None:
                     following.bell.release()
+            if is_elsewhere:
+                self._on_other_server()
             for call in calls:
                 if call.on_answer is not None:
                     call.on_answer(call.answer)
