@@ -486,11 +486,11 @@ class Handler:
         """Tell a product's gates what the answer to a command says of the platform."""
         match answer:
             case NotSent(reason, asked_s, is_throttled=True):
-                self._slow_down(turn, passage, reason, asked_s)
+                passage.throttled(reason, asked_s)
+                self._history_gates.hold(turn.command.product, reason, asked_s)
             case NotSent(reason, asked_s):
                 passage.failed(reason, asked_s)
-                if asked_s:
-                    self._history_gates.hold(turn.command.product, reason, asked_s)
+                self._history_gates.hold(turn.command.product, reason, asked_s)
             case InDoubt(reason, is_outage=True):
                 passage.failed(reason)
             case Refused(may_concern_all_devices=True):
@@ -502,16 +502,12 @@ class Handler:
         """Tell a product's gates what an unreadable history says of the platform."""
         reason = f"the command history: {error}"
         if error.is_throttled:
-            self._slow_down(turn, passage, reason, error.retry_after_s)
+            passage.throttled(reason, error.retry_after_s)
+            self._gates.hold(turn.command.product, reason, error.retry_after_s)
         elif error.is_outage:
             passage.failed(reason, error.retry_after_s)
         elif error.is_refused:
             passage.refused(reason, turn.command.imei)
-
-    def _slow_down(self, turn: _Turn, passage: Passage, reason: str, asked_s: float | None) -> None:
-        """Slow down all requests of a product: the platform counts commands and reads of the history together."""
-        for gates in (self._gates, self._history_gates):
-            gates.throttle(turn.command.product, reason, passage.entered_at, asked_s)
 
     def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> _Ending:
         match outcome:

@@ -157,9 +157,11 @@ class Session:
         broker sends nothing more by itself; where that takes longer than a second, next to nothing arrives anyway.
         """
         self._held_back = []
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SATURATE_S):
-                while len(self._unacknowledged_of_consumer) < self._prefetch:
+        end = self._loop.time() + SATURATE_S
+        # While a large message is held nothing else is read, so that nothing can arrive.
+        while len(self._unacknowledged_of_consumer) < self._prefetch and (self._large or self._loop.time() < end):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SATURATE_S if self._large else end - self._loop.time()):
                     await self._next_progress()
         self._consumer_tag = None
         self._unacknowledged_of_consumer.clear()
@@ -481,7 +483,7 @@ class Session:
             self._on_blocked(self._was_blocked)
 
     def _acknowledge(self, tag: int) -> None:
-        if self._held_back is not None:
+        if self._held_back is not None and tag not in self._large:  # which keeps the others from being read
             self._held_back.append(tag)
             return
         self._settle_with(self._consuming.channel.basic_ack, tag)

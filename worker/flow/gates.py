@@ -182,7 +182,7 @@ class Passage:
     """One command's way through its product's gate; what becomes of its requests is told here, in any thread."""
 
     def __init__(self, gates: "Gates", gate: Gate, *, is_probe: bool, entered_at: float) -> None:
-        self.entered_at = entered_at  # on the gates' clock
+        self.entered_at = entered_at
         self._gates = gates
         self._gate = gate
         self._is_probe = is_probe
@@ -209,6 +209,15 @@ class Passage:
             device: whose request it was.
         """
         self._gates.note_failure(self._gate, reason, 0.0, is_probe=self._is_probe, refused_device=device)
+
+    def throttled(self, reason: str, asked_s: float | None) -> None:
+        """Tell that the platform throttled the request.
+
+        Args:
+            reason: the platform's words.
+            asked_s: the wait in seconds that it asked for, if it did.
+        """
+        self._gates.throttle(self._gate.product, reason, self.entered_at, asked_s)
 
     def answered(self) -> None:
         """Tell that the platform gave a clear answer."""
@@ -311,9 +320,10 @@ class Gates:
         """
         self._slow_down(product, reason, since, asked_s or 0.0)
 
-    def hold(self, product: str | None, reason: str, asked_s: float) -> None:
-        """Send nothing of a product for so many seconds, for which the platform asked in answer to another request."""
-        self._slow_down(product, reason, -math.inf, asked_s)
+    def hold(self, product: str | None, reason: str, asked_s: float | None) -> None:
+        """Send nothing of a product for as many seconds as the platform asked for in answer to another request."""
+        if asked_s:
+            self._slow_down(product, reason, -math.inf, asked_s)
 
     def _slow_down(self, product: str | None, reason: str, since: float, asked_s: float) -> None:
         gate = self._gates.get(product)

@@ -97,7 +97,7 @@ _CLAIM = (
 local lease, ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
 local hour = 3600000
 local r, is_unreadable = {}, false
-if is_type(KEYS[1], 'hash') then
+if is_type(KEYS[1], 'hash') and redis.call('HSTRLEN', KEYS[1], 'reply') <= 65536 then
     r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply',
         'token', 'failed')
     is_unreadable = not is_readable(r, tonumber(ARGV[3]) + lease + hour, now + lease + hour)
@@ -173,7 +173,7 @@ return 'ok'
 _OWNER = """
 local function owner_of(key)
     if is_type(key, 'none') then return false end
-    local owner = is_type(key, 'string') and redis.call('GET', key) or ''
+    local owner = is_type(key, 'string') and redis.call('GETRANGE', key, 0, 199) or ''
     return #owner <= 129 and string.find(owner, '^%??[%w._:-]+$') and owner or '?'
 end
 """
