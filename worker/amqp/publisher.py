@@ -44,7 +44,7 @@ class InFlight:
 
 
 class Publisher:
-    """One link that publishes. What is published before it is open is kept until then.
+    """One link that publishes.
 
     Args:
         on_confirmed: is told of each publication that the broker has taken over.
@@ -62,7 +62,7 @@ class Publisher:
         self.is_blocked = False
         self.in_flight: dict[int, InFlight] = {}
         self._is_open = False
-        self._unpublished: list[InFlight] = []  # until it is open
+        self._unpublished: list[InFlight] = []  # before it is open, or after its link is lost
         self._waiting: dict[int, tuple[InFlight, asyncio.TimerHandle]] = {}  # to be published again
         self._on_confirmed = on_confirmed
         self._on_refused = on_refused
@@ -103,10 +103,8 @@ class Publisher:
         return self.is_blocked or bool(self._waiting) or is_slow
 
     def publish(self, item: InFlight) -> None:
-        """Publish at once."""
-        if self.link.lost.done():
-            return
-        if not self._is_open:
+        """Publish at once; what cannot be published is kept for ``withdraw_unconfirmed``."""
+        if not self._is_open or self.link.lost.done():
             self._unpublished.append(item)
             return
         wanted = fitted(item.publication, self.link.frame_max)

@@ -325,19 +325,19 @@ class Session:
             if publisher is not self._publisher:  # it has been replaced: nobody knows what of this was stored
                 self._publish_all(publisher.withdraw_unconfirmed())
             elif is_about_a_publication(error):
-                self._in_background(self._find_refused_publication(publisher, error))
+                self._publisher = self._new_publisher()
+                self._in_background(self._find_refused_publication(publisher, self._publisher, error))
             else:
                 self._fail(error)
 
         publisher.link.lost.add_done_callback(on_lost)
 
-    async def _find_refused_publication(self, closed: Publisher, error: WorkerError) -> None:
+    async def _find_refused_publication(self, closed: Publisher, new: Publisher, error: WorkerError) -> None:
         """Publish one by one, over a link of its own, what was unconfirmed when the broker closed a publisher's link.
 
         So the broker tells which publication it refuses, and the others are published as they are. Everything else goes
         on over a new publisher meanwhile.
         """
-        self._publisher = new = self._new_publisher()
         suspects = [*closed.withdraw_unconfirmed(), *closed.withdraw_waiting()]
         await self._closed(closed)
         parameters = self._nodes[0]
