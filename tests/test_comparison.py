@@ -161,7 +161,7 @@ def test_a_valid_time_is_the_one_that_was_sent_or_the_platforms_own(
 
 def test_without_a_creation_no_valid_time_is_known_to_be_filled_in() -> None:
     own = datetime(2026, 8, 5, 20)  # noqa: DTZ001 - local, as it is sent
-    shown = "2026-08-05 12:00:00"
+    shown = "2026-08-05 12:00:01"
     assert compare_valid_time(None, shown, None, CHINA, may_be_omitted=False) is UNCLEAR
     assert compare_valid_time(own, shown, None, CHINA, may_be_omitted=True) is UNCLEAR
     assert compare_valid_time(own, shown, None, CHINA, may_be_omitted=False) is DIFFERENT
@@ -301,6 +301,127 @@ def test_no_writing_of_a_text_is_another_text(writing: str) -> None:
     assert compared > 0
 
 
+LOST_IN_PART = [
+    ("na\u00efve\u6e29\u5ea6", "na?ve\u6e29\u5ea6"), ("\ud55c\uad6d \u6e29\u5ea6on", "?? \u6e29\u5ea6on"),
+    ("\u91cd\u5e86\u9555on", "\u91cd\u5e86?on"), ("\u91cd\u5e86\u9555on", "\u91cd\u5e86on"),
+    ("\u91cd\u5e86\u9555on", "\u91cd\u5e86\ufffdon"), ("\u91cd\u5e86\u9555on", "\u91cd\u5e86\u00bfon"),
+    ("\u91cd\u5e86\u9555on", "\u91cd\u5e86\u95c0on"), ("on \u2103 \u6e29\u5ea6", "on ? \u6e29\u5ea6"),
+    ('{"n":1,"cmd":"\u9555\u5f00"}', '{"cmd": "?\u5f00", "n": 1}'), ("caf\u00e9 \u00fc", "caf\u00e9 ?"),
+    ("caf\u00e9 \u6e29\u5ea6", "caf\u00e9 ??"), ("caf\u00e9 \u6e29\u5ea6", "caf\u00c3\u00a9 \u6e29\u5ea6"),
+    ("\u6e29\u5ea6\u5f00\u706f", "\u6e29\ufffd"), ("<b>\u9555\u5f00</b>", "?\u5f00"), ("C:\\new\u9555\u5f00",
+    "C:new?\u5f00"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "shown"), LOST_IN_PART)
+def test_a_text_that_lost_some_of_its_characters_is_no_other_text(sent: str, shown: str) -> None:
+    """A store of another character set keeps those that it has."""
+    assert compare_args(sent, shown) is UNCLEAR
+
+
+@pytest.mark.parametrize(
+    "sent", ["na\u00efve\u6e29\u5ea6", "\ud55c\uad6d \u6e29\u5ea6on", "\u91cd\u5e86\u9555on", "\u00fc\u6e29\U0001f6001"]
+)
+@pytest.mark.parametrize("charset", ["gbk", "gb2312", "big5", "latin-1", "ascii", "cp1252", "shift_jis", "euc_kr"])
+@pytest.mark.parametrize("errors", ["replace", "ignore"])
+def test_no_store_of_another_character_set_makes_another_text(sent: str, charset: str, errors: str) -> None:
+    assert compare_args(sent, garbled(charset, charset, errors)(sent)) is not DIFFERENT
+    assert compare_args(sent, garbled("utf-8", charset, errors)(sent)) is not DIFFERENT
+    assert compare_args(sent, garbled(charset, "utf-8", errors)(sent)) is not DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("\u5f00\u706f", "\u5173\u706f"), ("\u5f00", "\u5173"), ('{"cmd":"\u5f00"}', '{"cmd":"\u5173"}'),
+        ('{"cmd":"\u5f00\u706f"}', '{"cmd":"\u5173\u706f"}'), ("\u5f00\u706f?", "\u5173\u706f?"),
+        ("\u5f00\u5173\u706f", "\u706f\u5f00\u5173"),
+        ("\u6e29\u5ea625\u3002", "\u6e29\u5ea626"), ("\u6e29\u5ea625", "??26"), ("\u6e29\u5ea6\u9555 on",
+        "\u6e29\u5ea6? off"),
+        ("\u5f00 1\u53f7", "\u5f00 2\u53f7"), ("\u5f00", "\u5f00" + "?" * 5 + "y" * 100), ("open?", "close?"),
+    ],
+)  # fmt: skip
+def test_a_chinese_text_in_good_order_that_differs_is_another_text(sent: str, shown: str) -> None:
+    assert compare_args(sent, shown) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("C:\\new", "C:new"), ("a\\b", "ab"), ("C:\\temp\\new", "C:tempnew"), ("C:\\new", "C:/new"), ("\\u5f00",
+        "u5f00"),
+        ("C:\\\\new", "C:\\new"), ('{"path":"C:\\\\new"}', '{"path":"C:new"}'), ("ab", "a\\b"), ('say \\"hi\\"',
+        'say "hi"'),
+        ("<b>on</b>", "on"), ("<b>on</b>", "&lt;b&gt;on&lt;/b&gt;"), ("<script>x</script>on", "on"),
+        ("<script>x</script><b>on</b>", "<b>on</b>"), ("<script>x</script>on", "xon"),
+        ('<b class="x">on</b>', "<b>on</b>"),
+        ("x<5 on", "x"), ("1<2>3", "13"), ("&lt;b&gt;on&lt;/b&gt;", "on"), ("<i>a</i> <b>on</b>", "a <b>on</b>"),
+        ("<!-- x -->on", "on"), ('<a href="/x">on</a>\n<br/>', "on"), ("<open/>", ""),
+        ("switch=on;level=12", "switch=on;leve"[:14] + "..."), ("switch=on", "sw\u2026"), ("switch=on", "sw.."),
+        ("switch=on", "switch (truncated)"), ("switch=on;level=12", "switch=on;level="),
+        ("\u6e29\u5ea6" * 10, "\u6e29\u5ea6" * 4), ("pw=secret123", "pw=******"), ("secret123", "s*******3"),
+    ],
+)  # fmt: skip
+def test_what_a_filter_or_a_store_left_of_a_text_is_no_other_text(sent: str, shown: str) -> None:
+    assert compare_args(sent, shown) is UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("1", "10"), ("10", "1"), ("on", "one"), ("one", "on"), ("cmd-1", "cmd-10"), ("cmd-10", "cmd-1"), ("on off",
+        "on"),
+        ("a\\b", "ac"), ("C:\\new", "C:old"), ("C:\\new", "C:ne"),
+        ("<b>on</b>", "off"), ("<open/>", "<close/>"), ("<on>1</on>", "<on>2</on>"), ("<on>1</on>", "<off>1</off>"),
+        ("1<2>3", "1<4>3"), ("<b>on</b>", "<b></b>on1"),
+        ("switch=on", "off..."), ("switch=on", "su\u2026"), ("pw=secret123", "key=******"), ("a*b", "a*c"), ("xx",
+        "yy"),
+    ],
+)  # fmt: skip
+def test_what_no_filter_leaves_of_a_text_is_another_text(sent: str, shown: str) -> None:
+    assert compare_args(sent, shown) is DIFFERENT
+
+
+NO_VALUES = [
+    "1970-01-01 08:00:00", "1970-01-01T00:00:00", "1970-01-01T00:00:00Z", "1970-01-01 08:00", "0001-01-01 00:00:00",
+    "0001-01-01T00:00:00Z", "0000-00-00 00:00:00", "1900-01-01 00:00:00", "1899-12-30 00:00:00", "9999-12-31 23:59:59",
+    "9999-12-31T23:59:59.999Z", "1969-12-31 23:59:59", 0, "0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", NO_VALUES)
+def test_a_time_that_stands_for_no_value_is_no_other_time(shown: object) -> None:
+    own = datetime(2026, 8, 6, 8, 0, 5)  # noqa: DTZ001 - local, as it is sent
+    created = read_time("2026-08-05 12:00:01", CHINA)
+    assert compare_time(own, shown, CHINA) is UNCLEAR
+    assert compare_valid_time(own, shown, created, CHINA, may_be_omitted=False) is UNCLEAR
+    assert compare_valid_time(None, shown, created, CHINA, may_be_omitted=False) is not DIFFERENT
+    assert read_time(shown, CHINA) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    in_order({
+        EQUAL: ["2026-08-06 18:30:25"],
+        UNCLEAR: [
+            "2026-08-06 18:30:00", "2026-08-06T18:30:00.000", "2026-08-06 18:30", "2026-08-06 00:00:00",
+            "2026-08-06T00:00:00Z", "2026-08-06 10:30:25", "2026-08-06T10:30:25.000", "2026-08-06 10:30:00",
+            "2026-08-06 10:30",
+        ],
+        DIFFERENT: [
+            "2026-08-06 18:30:24", "2026-08-06 18:30:01", "2026-08-06 18:31:00", "2026-08-06 18:29:00",
+            "2026-08-06 18:00:00", "2026-08-07 00:00:00", "2026-08-05 00:00:00", "2026-08-06 10:30:24",
+            "2026-08-07 02:30:25", "2026-08-06 11:30:25", "2026-08-06T02:30:25Z", "2026-08-06 10:31:00",
+        ],
+    }),
+)  # fmt: skip
+def test_a_time_that_lost_its_seconds_or_is_in_utc_is_no_other_time(shown: str, verdict: Verdict) -> None:
+    own = datetime(2026, 8, 6, 18, 30, 25)  # noqa: DTZ001 - local, as it is sent
+    created = read_time("2026-08-05 12:00:01", CHINA)
+    assert compare_time(own, shown, CHINA) is verdict
+    assert compare_valid_time(own, shown, created, CHINA, may_be_omitted=False) is verdict
+
+
 @given(
     st.text(max_size=200), st.lists(st.sampled_from(["escaped for HTML", "escaped for JSON", "trimmed"]), max_size=3)
 )
@@ -362,10 +483,14 @@ def test_whatever_json_a_history_holds_gets_a_verdict(shown: object, sent: str |
 @pytest.mark.parametrize(
     "shown",
     ["[" * 500_000, '{"a":' * 3_000, "1" * 1_000_000, "&#" + "1" * 16_000 + ";", "\\u" * 8_000, "\ufdfa" * 16_000,
-     "-1" * 8_000, "&amp;" * 3_000, "a\n" * 8_000, "%" * 16_000, '{"args":' + "1" * 5_000 + "}"],
+     "-1" * 8_000, "&amp;" * 3_000, "?a" * 8_000, "<a>" * 5_000, "<" * 16_000, "**a" * 5_000, "." * 16_000,
+     "a\n" * 8_000, "%" * 16_000, '{"args":' + "1" * 5_000 + "}"],
     ids=lambda shown: shown[:10],
 )  # fmt: skip
-@pytest.mark.parametrize("sent", ["on", "a\n" * 1_024, "\u5f00a" * 500, '{"a":' * 400 + "1" + "}" * 400, "\\" * 2_048])
+@pytest.mark.parametrize(
+    "sent",
+    ["on", "a\n" * 1_024, "\u5f00a" * 500, "<a" * 1_000, "<a>" * 600, '{"a":' * 400 + "1" + "}" * 400, "\\" * 2_048],
+)
 def test_nothing_that_a_history_holds_is_slow_to_compare(sent: str, shown: str) -> None:
     """The bound is far above what it takes: it is there for what grows with the square of a length."""
     began = time.monotonic()

@@ -41,6 +41,7 @@ V2 = [
     (10500, "internal error", "系统内部错误", Kind.OUTAGE),
     (10001, "parameter error", "参数错误", Kind.PARAMETER),
     (10403, "authentication failed", "鉴权失败", Kind.CREDENTIALS),
+    (10408, "no such product", "产品不存在", Kind.DEVICE),
     (10410, "device not exist", "设备不存在", Kind.DEVICE),
     (10421, "device not online", "设备不在线", Kind.DEVICE),
 ]
@@ -78,7 +79,7 @@ NUMBERS = [
     (Kind.OUTAGE, [7, 17, 500, 5117, 10500]),
     (Kind.DEVICE_TROUBLE, [14, 16]),
     (Kind.LIMIT, [13, 5006]),
-    (Kind.DEVICE, [8, 10, 2001, 10410, 10421]),
+    (Kind.DEVICE, [8, 10, 2001, 10408, 10410, 10421]),
     (Kind.PARAMETER, [3, 4, 5, 6, 9, 11, 12, 23, 5106, 10001]),
     (Kind.UNKNOWN, [-1, 18, 22, 4242, 2**70]),
 ]
@@ -152,6 +153,36 @@ def test_the_number_of_both_a_wrong_parameter_and_a_lost_answer_leaves_a_doubt_w
 )
 def test_other_wordings_and_details(errno: int, text: str, kind: Kind) -> None:
     assert kind_of(errno, text) is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("valid_time out of limit", Kind.LIMIT), ("expired_time out of limit", Kind.LIMIT),
+        ("Valid Time out of the limit", Kind.LIMIT), ("retry times out of limit", Kind.LIMIT),
+        ("valid_time limit exceeded", Kind.LIMIT), ("valid time limit exceeded", Kind.LIMIT),
+        ("valid_time out of range", Kind.PARAMETER), ("expired_time out of the allowed range", Kind.PARAMETER),
+        ("valid_time out", Kind.PARAMETER), ("trigger times out of range", Kind.PARAMETER),
+        ("invalid parameter: timeout", Kind.PARAMETER), ("invalid timeout", Kind.PARAMETER),
+        ("timeout is invalid", Kind.PARAMETER), ("timeout is too large", Kind.PARAMETER),
+        ("timeout out of range", Kind.PARAMETER), ("timeout out of limit", Kind.PARAMETER),
+        ("timeout: must be in [5,40]", Kind.PARAMETER), ("超时参数错误", Kind.PARAMETER),
+        ("无效的超时", Kind.PARAMETER), ("超时值超出范围", Kind.PARAMETER),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_time_or_of_the_timeout_is_no_time_out(text: str, kind: Kind) -> None:
+    """The request was refused; in doubt, it would wait for its history and never be told so."""
+    assert kind_of(5106, text) is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["time_out", "RESP_TIME_OUT", "timeout", "read_timeout", "timeout exceeded", "timeout of 25 s exceeded",
+     "timeout: 25 s", "request timed out of 25 s", "the time out of the device", "device response timeout",
+     "time limit exceeded", "响应超时", "设备超时"],
+)  # fmt: skip
+def test_a_time_out_leaves_a_doubt(text: str) -> None:
+    assert kind_of(5106, text) is Kind.DEVICE_TROUBLE
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,68 @@ def test_an_entry_that_merely_looks_different_is_neither_the_command_nor_another
     assert found == Entry("u", is_likely=False, valid_time_omitted=field == "valid_time", unclear=(field,))
 
 
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [
+        ({"create_time": "2026-08-05 04:00:01"}, {}), ({"create_time": "2026-08-05T04:00:01.250"}, {}),
+        ({"create_time": "2026-08-05 04:00"}, {}), ({"create_time": "2026-08-05 00:00:00"}, {}),
+        ({"create_time": "2026-08-05 04:00:01", "expired_time": "2026-08-06 00:00:00"}, {}),
+        *(({"create_time": shown}, {}) for shown in (
+            "1970-01-01 08:00:00", "1970-01-01T00:00:00Z", "0001-01-01 00:00:00", "0000-00-00 00:00:00",
+            "9999-12-31 23:59:59", 0,
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "command", [COMMAND, without(COMMAND, "valid_time")], ids=["with a valid time", "without a valid time"]
+)
+def test_a_creation_without_a_value_or_in_utc_or_of_the_day_alone_decides_nothing(
+    command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    shown = SENT if "valid_time" in command else SENT | {"valid_time": "2026-08-05T12:00:01"}
+    assert "create_time" in unclear(command, LISTED | listed, shown | sent, ON)
+
+
+@pytest.mark.parametrize(
+    "created",
+    ["2026-08-05 03:00:00", "2026-08-05 20:00:01", "2026-08-06 00:00:00", "2026-08-04 00:00:00", "2026-08-05 11:30:00",
+     "2026-08-05T04:00:01+08:00"],
+)  # fmt: skip
+def test_a_creation_at_another_time_is_another_command(created: str) -> None:
+    assert find(COMMAND, LISTED | {"create_time": created}, SENT, ON) is None
+
+
+@pytest.mark.parametrize("field", ["expired_time", "valid_time"])
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ("18:30:25", "18:30:00"), ("18:30:25", "00:00:00"), ("18:30:25", "10:30:25"), ("18:30:25", "10:30:00"),
+        ("18:30:25", None),
+    ],
+)  # fmt: skip
+def test_a_time_that_was_cut_or_is_in_utc_or_without_a_value_leaves_its_field_unclear(
+    field: str, wanted: str, shown: str | None
+) -> None:
+    day = "2026-08-06" if field == "expired_time" else "2026-08-05"
+    time = f"{day}T{shown}" if shown else "1970-01-01T08:00:00"
+    command = COMMAND | {field: f"{day}T{wanted}"}
+    assert unclear(
+        command,
+        without(LISTED, "expired_time"),
+        SENT | {"expired_time": command["expired_time"], "valid_time": command["valid_time"], field: time},
+        ON,
+    ) == (field,)
+
+
+@pytest.mark.parametrize(
+    "shown", ["2026-08-06 18:30:00", "2026-08-06 00:00:00", "2026-08-06 10:30:25", "1970-01-01 08:00:00"]
+)
+def test_an_entry_whose_listed_time_was_cut_or_is_in_utc_is_not_passed_over(shown: str) -> None:
+    command, sent = COMMAND | {"expired_time": "2026-08-06T18:30:25"}, SENT | {"expired_time": "2026-08-06T18:30:25"}
+    assert find(command, LISTED | {"expired_time": shown}, sent, ON) is not None
+
+
 def test_a_certain_difference_makes_another_command_of_the_oddest_entry() -> None:
     assert find(COMMAND, {"type": "WRITE"}, {}, None) is None
     assert find(COMMAND, {"create_time": "2026-08-05 11:00:00"}, {}, None) is None

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from schemas.reply import Reply, ReplyError
 from tests.own_redis import OwnRedis
 from tests.rig import PATIENCE_S
 from worker.doubt import Doubt
-from worker.errors import LeaseLost, StoreError, StoreUnavailable
+from worker.errors import LeaseLost, StoreError, StoreUnavailable, UuidTaken
 from worker.idempotency import (
     Again,
     Busy,
@@ -313,6 +314,78 @@ def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: Store) -> No
     store.release(replayed, DOUBT)
 
 
+STANDARD = "0a1b2c3d-0000-4000-8000-00000000abcd"
+OTHER_SPELLINGS = [
+    STANDARD.upper(), STANDARD.replace("-", ""), STANDARD.replace("-", "").upper(), f"{{{STANDARD}}}",
+    f"{{{STANDARD.upper()}}}", f" {STANDARD} ", "0A1b2c3d-0000-4000-8000-00000000abCD", f"urn:uuid:{STANDARD}",
+]  # fmt: skip
+FORMER_SPELLINGS = [STANDARD, *OTHER_SPELLINGS[:5]]  # of which a former version may have recorded an owner
+SPELLINGS = [(STANDARD, shown) for shown in OTHER_SPELLINGS] + [(answered, STANDARD) for answered in OTHER_SPELLINGS]
+
+
+@pytest.mark.parametrize(("answered", "shown"), SPELLINGS)
+def test_a_uuid_that_the_history_writes_in_another_way_still_belongs_to_its_command(
+    store: Store, answered: str, shown: str
+) -> None:
+    """Its twin in doubt would be told this uuid, and never be sent."""
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", answered))
+    assert store.claim(key("a"), NOW) == Done(reply("a", answered))  # as the platform gave it
+    twin = held(store.claim(key("b"), NOW))
+    assert store.owned_by_others(twin.key, [shown, U]) == {shown}
+    assert store.own(twin, [shown], []) == NoneLeft()
+    assert store.own(twin, [shown, U], []) == Owned(U)
+    with pytest.raises(UuidTaken):
+        complete(store, twin, reply("b", shown))
+
+
+@pytest.mark.parametrize(("chosen", "shown"), SPELLINGS)
+def test_a_uuid_that_was_chosen_from_the_history_stays_chosen_however_it_is_written(
+    store: Store, chosen: str, shown: str
+) -> None:
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, [chosen], []) == Owned(chosen)
+    store.release(hold, DOUBT)
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, [U, shown], []) == Owned(shown)
+    complete(store, hold, reply("a", shown))
+    assert store.own(held(store.claim(key("b"), NOW)), [chosen], []) == NoneLeft()
+
+
+@pytest.mark.parametrize(("chosen", "shown"), SPELLINGS)
+def test_a_guess_stays_a_guess_however_the_uuid_is_written(store: Store, chosen: str, shown: str) -> None:
+    store.release(held(store.claim(key("b"), NOW)), DOUBT)
+    hold = held(store.claim(key("a"), NOW))
+    assert store.own(hold, [chosen, U], []) == Owned(chosen)
+    complete(store, hold, reply("a", chosen))
+    assert store.owned_by_others(key("b"), [shown]) == set()
+    assert store.own(held(store.claim(key("b"), NOW)), [shown], []) == Undecidable()
+
+
+@pytest.mark.parametrize(
+    ("answered", "shown"),
+    [("Order-7x", "order-7x"), ("order-7x", "ORDER-7X"), ("ORDER-7X", "Order-7x"), ("a 7", "a7"), ("a7", "A 7")],
+)
+def test_of_a_uuid_of_another_form_a_difference_of_case_proves_nothing(store: Store, answered: str, shown: str) -> None:
+    """It may be the same or another: to say that it is the other command's could be to send this one twice."""
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", answered))
+    twin = held(store.claim(key("b"), NOW))
+    assert store.owned_by_others(twin.key, [answered, shown]) == {answered}
+    assert store.own(twin, [answered], []) == NoneLeft()
+    assert store.own(twin, [shown], []) == Undecidable()
+
+
+@pytest.mark.parametrize(
+    "shown", ["order-8x", "order7x", STANDARD[:-1] + "e", STANDARD[:-1], STANDARD + "0", "{order-7x}"]
+)
+def test_another_uuid_belongs_to_nobody(store: Store, shown: str) -> None:
+    complete(store, held(store.claim(key("a"), NOW)), reply("a", "order-7x"))
+    complete(store, held(store.claim(key("c"), NOW)), reply("c", STANDARD))
+    hold = held(store.claim(key("b"), NOW))
+    assert store.owned_by_others(hold.key, [shown]) == set()
+    assert store.own(hold, [shown], []) == Owned(shown)
+
+
 class TestMemory:
     """What only holds for one process."""
 
@@ -431,6 +504,39 @@ class TestMemory:
 
 class TestRedis:
     """What only holds for what the fleet shares."""
+
+    @pytest.mark.parametrize(
+        ("recorded", "shown", "is_certain"),
+        [(answered, shown, True) for answered, shown in SPELLINGS if answered in FORMER_SPELLINGS]
+        + [("0A1b" + STANDARD[4:], "0A1b" + STANDARD[4:], True), ("ORDER-7X", "order-7x", False)],
+    )
+    def test_an_owner_that_a_former_version_recorded_is_still_known(
+        self, redis_url: str, recorded: str, shown: str, is_certain: bool
+    ) -> None:
+        """It recorded a uuid under the text that the platform gave, and no other."""
+        namespace = uuid4().hex
+        store = RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1)
+        with redis.Redis.from_url(redis_url) as raw:
+            raw.set(f"{{{namespace}}}:uuid:{recorded}", "a", ex=60)
+        twin = held(store.claim(key("b"), NOW))
+        assert store.owned_by_others(twin.key, [shown]) == ({shown} if is_certain else set())
+        assert store.own(twin, [shown], []) == (NoneLeft() if is_certain else Undecidable())
+        with pytest.raises(UuidTaken):
+            complete(store, twin, reply("b", shown))
+        owner = held(store.claim(key("a"), NOW))
+        assert store.own(owner, [shown], []) == Owned(shown)
+        complete(store, owner, reply("a", shown))
+        store.close()
+
+    def test_a_former_version_finds_an_owner_under_the_text_that_the_platform_gave(self, redis_url: str) -> None:
+        """Both versions run while a fleet is updated."""
+        namespace = uuid4().hex
+        store = RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1)
+        for command_id, answered in (("a", STANDARD.upper()), ("b", "Order-7x")):
+            complete(store, held(store.claim(key(command_id), NOW)), reply(command_id, answered))
+            with redis.Redis.from_url(redis_url, decode_responses=True) as raw:
+                assert raw.get(f"{{{namespace}}}:uuid:{answered}") == command_id
+        store.close()
 
     def test_what_one_worker_records_every_worker_knows(self, redis_url: str) -> None:
         namespace = uuid4().hex

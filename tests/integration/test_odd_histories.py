@@ -29,6 +29,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "args escaped": ({}, {"content": {"args": ARGS.replace('"', "&quot;")}}, {}, UNKNOWN),
     "args trimmed": ({}, {"content": {"args": ARGS.strip()}}, {}, UNKNOWN),
     "args without the emoji": ({}, {"content": json.dumps({"args": ARGS.replace("\U0001f600", "????")})}, {}, UNKNOWN),
+    "create_time of no value": ({"create_time": "1970-01-01 08:00:00"}, {}, {}, UNKNOWN),
+    "expired_time in UTC": ({"expired_time": "2098-12-31 16:00:00"}, {}, {"expired_time": None}, UNKNOWN),
     "content a list": ({}, {"content": [ARGS]}, {}, UNKNOWN),
     "args of the detail a text": ({}, {"args": "imei=1"}, {}, UNKNOWN),
     "another obj_id": ({}, {}, {"obj_id": 3312.0}, SENT_AGAIN),

@@ -31,6 +31,7 @@ from worker.idempotency import (
 from worker.idempotency.ledger import Ledger
 from worker.replay import Replay
 from worker.times import milliseconds
+from worker.uuids import likeness_of, value_of
 
 MAX_ACCEPTED = 8_000  # half of what is remembered at most
 MAX_OTHERS = 10_000
@@ -45,7 +46,7 @@ class _Record:
     claimed_at: datetime | None = None
     doubt: Doubt | None = None
     has_crashed: bool = False
-    uuid: str | None = None
+    uuid: str | None = None  # its value
     reply: bytes | None = None  # as JSON, a third of the size of the object
 
 
@@ -78,8 +79,9 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._accepted = Ledger(ttl_s, max_accepted)
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all others
-        self._owners: dict[str, str] = {}  # uuid -> command id
-        self._guessed: set[str] = set()  # uuids that may as well belong to another command just like their owner
+        self._owners: dict[str, str] = {}  # value of a uuid -> command id
+        self._guessed: set[str] = set()  # of those that may as well belong to another command just like their owner
+        self._values: dict[str, str] = {}  # likeness of a uuid -> value of the first that has an owner
         self._now = began_at
         self._unrecorded_until = began_at  # by processes before this one
         self._alike: dict[bytes, set[str]] = {}  # likeness -> ids of commands that are held or in doubt
@@ -134,7 +136,7 @@ class MemoryStore:
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         with self._lock:
-            return self._others(key.command_id, uuids) - self._guessed
+            return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guessed(uuid)}
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
         with self._lock:
@@ -144,15 +146,15 @@ class MemoryStore:
             free = [uuid for uuid in uuids if uuid not in others]
             free_unlikely = [uuid for uuid in unlikely if uuid not in others]
             if not free and not free_unlikely:
-                return Undecidable() if self._guessed.intersection([*uuids, *unlikely]) else NoneLeft()
+                return Undecidable() if any(map(self._is_guessed, [*uuids, *unlikely])) else NoneLeft()
             twins = self._alike[hold.key.likeness] - {me}
             if any(self._is_held(self._records[twin]) for twin in twins):
                 return TwinUnderWay()
             if not free or len(free) + len(free_unlikely) > len(twins) + 1:
                 return Undecidable()
-            uuid = next((uuid for uuid in free if uuid in self._owners), free[0])
-            if uuid not in self._owners and len(free) + len(free_unlikely) > 1:
-                self._guessed.add(uuid)
+            uuid = next((uuid for uuid in free if self._owner(uuid) is not None), free[0])
+            if self._owner(uuid) is None and len(free) + len(free_unlikely) > 1:
+                self._guessed.add(value_of(uuid))
             self._set_owner(record, uuid)
             return Owned(uuid)
 
@@ -178,7 +180,7 @@ class MemoryStore:
                 self._let_go(record)
                 raise UuidTaken(hold.key.command_id)
             has_twins = len(self._alike[hold.key.likeness]) > 1  # which may yet ask whose the uuid is
-            is_plain = not has_twins and reply.uuid not in self._guessed
+            is_plain = not has_twins and (reply.uuid is None or value_of(reply.uuid) not in self._guessed)
             if is_plain and self._accepted.add(record.key, reply, self._clock()):
                 self._forget(record)
                 return
@@ -213,18 +215,29 @@ class MemoryStore:
         """Keep the uuid of an accepted command while one just like it may come in doubt: the ledger may be short."""
         uuid = self._accepted.alike(likeness)
         if uuid is not None and uuid not in self._owners:
-            twin = _Record(Key(f"#{uuid}", b"", likeness), uuid=uuid, reply=b"")  # no command's id has a #
-            self._owners[uuid] = twin.key.command_id
+            twin = _Record(Key(f"#{uuid}", b"", likeness), reply=b"")  # no command's id has a #
+            self._set_owner(twin, uuid)
             self._write(twin)
 
     def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
         """Return which uuids belong to other commands, for certain or as a guess."""
-        others = {uuid for uuid in uuids if self._owners.get(uuid, command_id) != command_id}
-        return others | self._accepted.others(command_id, uuids)
+        others = {uuid for uuid in uuids if self._owner(uuid) not in {None, command_id}}
+        accepted = self._accepted.others(command_id, map(value_of, uuids))
+        return others | {uuid for uuid in uuids if value_of(uuid) in accepted}
+
+    def _owner(self, uuid: str) -> str | None:
+        """Return which command owns a uuid, for certain or as a guess."""
+        return self._owners.get(value_of(uuid)) or self._owners.get(self._values.get(likeness_of(uuid), ""))
+
+    def _is_guessed(self, uuid: str) -> bool:
+        """Tell whether the owner of a uuid is a guess; one that is merely written like an owned one may be another."""
+        value = value_of(uuid)
+        return value in self._guessed or (value not in self._owners and likeness_of(uuid) in self._values)
 
     def _set_owner(self, record: _Record, uuid: str) -> None:
-        record.uuid = uuid
-        self._owners.setdefault(uuid, record.key.command_id)
+        record.uuid = value_of(uuid)
+        self._owners.setdefault(record.uuid, record.key.command_id)
+        self._values.setdefault(likeness_of(uuid), record.uuid)
 
     def _forget_likeness(self, record: _Record) -> None:
         alike = self._alike.get(record.key.likeness, set())
@@ -253,6 +266,8 @@ class MemoryStore:
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)
             self._guessed.discard(record.uuid)
+            if self._values.get(likeness_of(record.uuid)) == record.uuid:
+                del self._values[likeness_of(record.uuid)]
 
     def _is_stale(self, record: _Record) -> bool:
         return record.lease_ends_at is None and record.expires_at <= self._clock()

@@ -1,6 +1,7 @@
 """What the whole fleet remembers, in Redis. Each call is one Lua script, hence one atomic step.
 
-Keys, all below the namespace: ``command:<id>`` is the record (a hash), ``uuid:<uuid>`` says whose a uuid is,
+Keys, all below the namespace: ``command:<id>`` is the record (a hash), ``uuid:<uuid>`` says whose a uuid is, under its
+usual form and under the one that the platform gave,
 ``alike:<likeness>`` holds the ids of commands like each other that are held or in doubt, and ``ping`` is what a probe
 writes. Any of them may hold anything, written by another version or by hand: a record that cannot be read proves
 nothing, so that its command is in doubt.
@@ -41,6 +42,7 @@ from worker.idempotency import (
 from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
 from worker.replay import Replay
 from worker.times import milliseconds
+from worker.uuids import spellings
 
 TIMEOUT_S = 2.0  # for one call
 PING_S = 0.5  # a probe itself has a second or two
@@ -176,33 +178,55 @@ local function owner_of(key)
     local owner = is_type(key, 'string') and redis.call('GETRANGE', key, 0, 199) or ''
     return #owner <= 129 and string.find(owner, '^%??[%w._:-]+$') and owner or '?'
 end
+-- A spelling is two digits, whether it is certain and whether it is written, and the key. A certain owner decides.
+local function owner_by(spellings)
+    local guess = false
+    for _, spelling in ipairs(spellings) do
+        local owner = owner_of(string.sub(spelling, 3))
+        if owner and string.sub(spelling, 1, 1) == '0' and string.sub(owner, 1, 1) ~= '?' then owner = '?' .. owner end
+        if owner and string.sub(owner, 1, 1) ~= '?' then return owner end
+        guess = guess or owner
+    end
+    return guess
+end
+local function set_owner(spellings, owner, ttl)
+    for _, spelling in ipairs(spellings) do
+        local key = string.sub(spelling, 3)
+        if string.sub(spelling, 2, 2) == '1' and is_type(key, 'none') then
+            local is_guess = string.sub(spelling, 1, 1) == '0' and string.sub(owner, 1, 1) ~= '?'
+            redis.call('SET', key, is_guess and '?' .. owner or owner, 'PX', ttl)
+        end
+    end
+end
 """
 
-# KEYS: record, alike, owner of the uuid. ARGV: command id, token, time to live, reply, uuid, time of the failure; the
-# doubt's since and until.
+# KEYS: record, alike. ARGV: command id, token, time to live, reply, time of the failure; the doubt's since and until;
+# spellings of the uuid.
 _COMPLETE = (
     _HELD
     + _OWNER
     + """
-if ARGV[5] ~= '' then
-    local owner = owner_of(KEYS[3])
+if #ARGV > 7 then
+    local spellings = {unpack(ARGV, 8)}
+    local owner = owner_by(spellings)
     if owner and owner ~= ARGV[1] and owner ~= '?' .. ARGV[1] then
-        redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[7], 'until', ARGV[8], 'crashed', '0')
+        redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[6], 'until', ARGV[7], 'crashed', '0')
         redis.call('PEXPIRE', KEYS[1], ARGV[3])
         return 'taken'
     end
-    if not owner then redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[3]) end
+    set_owner(spellings, owner or ARGV[1], ARGV[3])
 end
 redis.call('HSET', KEYS[1], 'state', 'done', 'reply', ARGV[4])
 redis.call('HDEL', KEYS[1], 'lease', 'claimed', 'since', 'until', 'crashed')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 forget_twin(KEYS[2], ARGV[1])
-if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'failed', ARGV[6]) end
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'failed', ARGV[5]) end
 return 'ok'
 """
 )
 
-# KEYS: record, alike. ARGV: command id, token, time to live, what keys begin with, how many likely ones, uuids.
+# KEYS: record, alike. ARGV: command id, token, time to live, what keys begin with, how many likely ones; of each uuid
+# how many spellings it has, and those. Returns the number of a uuid.
 _OWN = (
     _NOW
     + _HELD
@@ -210,11 +234,17 @@ _OWN = (
     + """
 local prefix, likely = ARGV[4], tonumber(ARGV[5])
 local free, unlikely, guessed, mine = {}, 0, false, nil
-for i = 6, #ARGV do
-    local owner = owner_of(prefix .. 'uuid:' .. ARGV[i])
+local uuids, at = {}, 6
+while at <= #ARGV do
+    local last = at + tonumber(ARGV[at])
+    uuids[#uuids + 1] = {unpack(ARGV, at + 1, last)}
+    at = last + 1
+end
+for i, spellings in ipairs(uuids) do
+    local owner = owner_by(spellings)
     if not owner or owner == ARGV[1] or owner == '?' .. ARGV[1] then
-        if i - 5 <= likely then free[#free + 1] = ARGV[i] else unlikely = unlikely + 1 end
-        if owner and i - 5 <= likely then mine = mine or ARGV[i] end
+        if i <= likely then free[#free + 1] = i else unlikely = unlikely + 1 end
+        if owner and i <= likely then mine = mine or i end
     elseif string.sub(owner, 1, 1) == '?' then
         guessed = true
     end
@@ -234,7 +264,7 @@ if #free == 0 or #free + unlikely > open then return 'undecidable' end
 if not mine then
     mine = free[1]
     local owner = #free + unlikely > 1 and '?' .. ARGV[1] or ARGV[1]
-    redis.call('SET', prefix .. 'uuid:' .. mine, owner, 'PX', ARGV[3])
+    set_owner(uuids[mine], owner, ARGV[3])
 end
 return {mine}
 """
@@ -319,32 +349,40 @@ class RedisStore:
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
             return set()
+        spelled = [(uuid, spelling) for uuid in uuids for spelling in spellings(uuid) if spelling.is_certain]
         try:
-            owners: Any = self._redis.mget([f"{self._prefix}uuid:{uuid}" for uuid in uuids])
+            found: Any = self._redis.mget([self._owner_key(spelling.text) for _, spelling in spelled])
         except redis.RedisError as exc:
             raise self._unavailable(exc) from exc
-        known = zip(uuids, owners, strict=True)
-        return {uuid for uuid, owner in known if owner != key.command_id and _COMMAND_ID.fullmatch(owner or "")}
+        owners: dict[str, str] = {}
+        for (uuid, _), owner in zip(spelled, found, strict=True):
+            if _COMMAND_ID.fullmatch(owner or ""):
+                owners.setdefault(uuid, owner)
+        return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
     def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
-        match self._change(self._own, hold, [self._prefix, len(uuids), *uuids, *unlikely]):
+        named = [*uuids, *unlikely]
+        arguments: list[object] = [self._prefix, len(uuids)]
+        for uuid in named:
+            spelled = self._spellings(uuid)
+            arguments += [len(spelled), *spelled]
+        match self._change(self._own, hold, arguments):
             case "none":
                 return NoneLeft()
             case "twin":
                 return TwinUnderWay()
             case "undecidable":
                 return Undecidable()
-            case [uuid]:
-                return Owned(str(uuid))
+            case [number]:
+                return Owned(named[int(number) - 1])
             case answer:
                 raise AssertionError(answer)  # the script has no other
 
     def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
-        uuid = reply.uuid or ""
         failed = failed_ms(reply)
-        keys = [*self._keys(hold.key), f"{self._prefix}uuid:{uuid}"]
-        outcome = [reply.model_dump_json(), uuid, "" if failed is None else failed]
-        arguments = [*self._identity(hold), *outcome, *_interval(doubt)]
+        outcome = [reply.model_dump_json(), "" if failed is None else failed]
+        spelled = self._spellings(reply.uuid) if reply.uuid else []
+        arguments = [*self._identity(hold), *outcome, *_interval(doubt), *spelled]
 
         def on_answer(answer: Any) -> None:
             if isinstance(answer, redis.RedisError):
@@ -354,7 +392,7 @@ class RedisStore:
             else:
                 on_end(LeaseLost(hold.key.command_id) if answer == "lost" else None)
 
-        self._calls.leave(self._complete, keys, arguments, on_answer)
+        self._calls.leave(self._complete, self._keys(hold.key), arguments, on_answer)
 
     def ping(self) -> None:
         """Write, since a server that may not be written to any more answers everything else as ever."""
@@ -404,6 +442,13 @@ class RedisStore:
 
     def _keys(self, key: Key) -> list[str]:
         return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]
+
+    def _owner_key(self, spelling: str) -> str:
+        return f"{self._prefix}uuid:{spelling}"
+
+    def _spellings(self, uuid: str) -> list[str]:
+        """Return the spellings of a uuid as the scripts read them."""
+        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in spellings(uuid)]
 
     def _identity(self, hold: Hold) -> list[object]:
         return [hold.key.command_id, hold.token, self._ttl_ms]

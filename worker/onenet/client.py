@@ -32,6 +32,7 @@ from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, 
 from worker.onenet.http import BoundedHTTP, Exchange, Request, Response
 from worker.settings import Credentials
 from worker.times import platform_time
+from worker.uuids import likeness_of
 
 Model = TypeVar("Model")
 Others = Callable[[Sequence[str]], Collection[str]]
@@ -60,14 +61,15 @@ class _Answered:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._command_ids: OrderedDict[str, str] = OrderedDict()  # uuid -> the command that it was the answer to
+        self._command_ids: OrderedDict[str, str] = OrderedDict()  # likeness -> the command it was the answer to
 
     def add(self, uuid: str, command_id: str) -> str | None:
         """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
         with self._lock:
-            former = self._command_ids.get(uuid)
+            likeness = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
+            former = self._command_ids.get(likeness)
             if former is None:
-                self._command_ids[uuid] = command_id
+                self._command_ids[likeness] = command_id
                 if len(self._command_ids) > _MAX_ANSWERED:
                     self._command_ids.popitem(last=False)
         return former

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from itertools import product
+from itertools import permutations, product
 from typing import Self
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
@@ -41,9 +41,11 @@ _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:[:.][0-9]{1,9})?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?\Z"
 )
 _MINUTE = timedelta(seconds=59)  # what a time without seconds leaves open
+_DAY = timedelta(hours=23, minutes=59, seconds=59)  # what a date leaves open
+_YEARS = range(2001, 9000)  # another year stands for "no value": the zero of a clock or of a date, or its last day
 
 _MAX_SHOWN_CHARS = 16_384  # args have 2 KB: a longer text is no known form of anything
-_MIN_CUT_CHARS = 32  # where a shorter text is the beginning of another, both may well be commands
+_MIN_CUT_WIDTH = 16  # where a shorter text is the beginning of another, both may well be commands
 _MAX_NUMBER_CHARS = 25  # more digits are no number that a serializer would round
 _MAX_DECODINGS = 4
 _ESCAPE = re.compile(r"\\(?:(?:U([0-9a-fA-F]{8})|[uU]([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|(.))", re.DOTALL)
@@ -54,6 +56,16 @@ _TOKEN = re.compile(r"(?<!\w)-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,4})?(?!\w)|[^
 _CONSTANTS = {"true": "1", "false": "0", "null": "", "none": "", "undefined": ""}
 _MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # for a store that cannot keep them
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
+_MASK = re.compile(r"[*\u2022\u25cf]{2,}|[x\u00d7]{4,}", re.IGNORECASE)
+# What stores and decoders put in the place of a character that they cannot keep.
+_LOSS = re.compile("[?\x00-\x08\x0e-\x1f\x7f-\x9f\u00bf\u25a0\u25a1\u3013\ue000-\uf8ff\ufffc\ufffd]")
+_CHARSETS = ("utf-8", "gb18030", "big5", "cp1252", "latin-1", "shift_jis", "euc_kr")
+_MAX_GARBLED_CHARS = 12  # that come of one, such as the digits of a pair of escapes without backslashes
+_TAG = re.compile(r"<[^<>]*(?:>|\Z)")
+_ATTRIBUTES = re.compile(r"<(/?\w+)\s[^<>]*>")
+_ELEMENT = re.compile(r"<(\w+)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_SCRIPT = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
@@ -113,15 +125,40 @@ class ShownTime:
     """A time of the history, in the platform's local time without an offset.
 
     ``readings``: what it may mean, two where it has an offset, which the platform may have written behind local time.
-    ``open_s``: how much later it may be, because it has no seconds.
+    ``open_s``: how much later it may be, because it has no seconds. ``has_offset``: it says what time it is in UTC.
     """
 
     readings: tuple[datetime, ...]
     open_s: timedelta
+    has_offset: bool = False
+
+    def padded(self) -> "ShownTime":
+        """Return the same time with as much left open as its zeros may stand for: the seconds, or all but the date."""
+        padding = max((_padding(moment) for moment in self.readings), default=timedelta(0))
+        return ShownTime(self.readings, max(self.open_s, padding), self.has_offset)
+
+    def from_utc(self, zone: ZoneInfo) -> "ShownTime":
+        """Return the time if it was written in UTC without saying so."""
+        if self.has_offset:
+            return self
+        return ShownTime(tuple(moment + _offset(moment, zone) for moment in self.readings), self.open_s)
+
+
+def _padding(moment: datetime) -> timedelta:
+    if moment.second or moment.microsecond:
+        return timedelta(0)
+    return _MINUTE if moment.hour or moment.minute else _DAY
+
+
+def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
+    return moment.replace(tzinfo=zone).utcoffset() or timedelta(0)
 
 
 def read_time(shown: object, zone: ZoneInfo) -> ShownTime | None:
-    """Read a time: with a blank or a T, perhaps without seconds or with ``:mmm``, perhaps with an offset."""
+    """Read a time: with a blank or a T, perhaps without seconds or with ``:mmm``, perhaps with an offset.
+
+    None: it is of no known form, there is no such time, or it stands for "no value".
+    """
     found = _TIME.match(shown.strip()) if isinstance(shown, str) else None
     if found is None:
         return None
@@ -136,16 +173,32 @@ def read_time(shown: object, zone: ZoneInfo) -> ShownTime | None:
             )
     except (ValueError, OverflowError):  # no such time
         return None
-    return ShownTime(tuple(readings), timedelta(0) if rest else _MINUTE)
+    if any(moment.year not in _YEARS for moment in readings):
+        return None
+    return ShownTime(tuple(readings), timedelta(0) if rest else _MINUTE, has_offset=bool(offset))
+
+
+def is_no_value(shown: object) -> bool:
+    """Tell whether a time is shown that stands for "no value", such as 1970-01-01 or 0001-01-01."""
+    found = _TIME.match(shown.strip()) if isinstance(shown, str) else None
+    return found is not None and int(found[1][:4]) not in _YEARS
 
 
 def compare_time(sent: datetime, shown: object, zone: ZoneInfo) -> Verdict:
-    """Compare a time that was sent, in the platform's local time without an offset, to the second."""
+    """Compare a time that was sent, in the platform's local time without an offset, to the second.
+
+    One that is cut to the minute or the day, or is written in UTC without saying so, is unclear.
+    """
     found = read_time(shown, zone)
     if found is None:
         return UNCLEAR
     if any(moment.replace(microsecond=0) <= sent <= moment + found.open_s for moment in found.readings):
         return UNCLEAR if found.open_s else EQUAL
+    padded = found.padded()
+    in_utc = sent if found.has_offset else sent - _offset(sent, zone)
+    for moment in padded.readings:
+        if any(moment.replace(microsecond=0) <= wanted <= moment + padded.open_s for wanted in (sent, in_utc)):
+            return UNCLEAR
     return DIFFERENT
 
 
@@ -161,7 +214,7 @@ def compare_valid_time(
         zone: the platform's.
         may_be_omitted: it may have passed when the command was sent, and then it was left out.
     """
-    if is_absent(shown):
+    if is_absent(shown) or is_no_value(shown):
         return EQUAL if sent is None or may_be_omitted else UNCLEAR
     if sent is not None:
         verdict = compare_time(sent, shown, zone)
@@ -227,32 +280,60 @@ def _compare_text(sent: str, shown: str) -> Verdict:
 
 def _is_writing(sent: str, shown: str) -> bool:
     """Tell whether a text may be another writing of the one that was sent."""
-    mine, theirs = _Text.of(sent), _Text.of(shown)
-    return (
-        not "".join(theirs.tokens)  # nothing is left of it that could be compared
-        or _is_rewritten(mine, theirs)
-        or _is_cut(mine, theirs)
-        or _is_garbled(mine, theirs)
-        or _is_encoded(mine, theirs)
-    )
+    mine, theirs = ([_Text.of(reading) for reading in _readings(text)] for text in (sent, shown))
+    if not "".join(theirs[0].tokens):
+        return True  # nothing is left of it that could be compared
+    pairs = [*product(mine, theirs), *_sorted_objects(sent, shown), *_without_markup(mine[0], theirs[0])]
+    return any(
+        _is_rewritten(one, other) or _is_cut(one, other) or _is_garbled(one, other) or _is_masked(one, other)
+        for one, other in pairs
+    ) or _is_encoded(mine[0], theirs[0])
+
+
+def _readings(text: str) -> list[str]:
+    """Return a text as it is, and without backslashes, which may be escapes or have been dropped."""
+    return [text, text.replace("\\", "")] if "\\" in text else [text]
+
+
+def _sorted_objects(sent: str, shown: str) -> list[tuple["_Text", "_Text"]]:
+    """Return two JSON objects with their names in the same order."""
+    found = [_json(sent), _json(shown)]
+    if not all(isinstance(value, dict) for value in found):
+        return []
+    one, other = (_Text.of(json.dumps(value, sort_keys=True, ensure_ascii=False)) for value in found)
+    return [(one, other)]
+
+
+def _without_markup(sent: "_Text", shown: "_Text") -> list[tuple["_Text", "_Text"]]:
+    """Return what a filter may have left of a text with tags, or with a < that is none, and what is shown instead."""
+    text = sent.unescaped
+    stripped = {_TAG.sub("", text), _ELEMENT.sub("", text), _SCRIPT.sub("", text), _ATTRIBUTES.sub(r"<\1>", text)}
+    found = [shown]
+    tags = iter(_TAG.findall(text.casefold()))
+    if all(tag in tags for tag in _TAG.findall(shown.unescaped.casefold())):  # some of them may have been left
+        found.append(_Text.of(_TAG.sub("", shown.unescaped)))
+    return [(_Text.of(each), other) for each in stripped - {text} for other in found]
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
     """A text, and what is left of it without its writing.
 
-    ``plain``: decoded. ``tokens``: its words and numbers. ``words``: its letters and digits.
+    ``unescaped``: without escapes. ``plain``: folded too. ``tokens``: its words and numbers. ``words``: its letters and
+    digits.
     """
 
     text: str
+    unescaped: str
     plain: str
     tokens: list[str]
     words: str
 
     @classmethod
     def of(cls, text: str) -> Self:
-        plain = _decoded(text)
-        return cls(text, plain, _tokens(plain), _words(plain))
+        unescaped = _unescaped_text(text)
+        plain = _folded(unescaped)
+        return cls(text, unescaped, plain, _tokens(plain), _words(plain))
 
 
 def _is_rewritten(sent: _Text, shown: _Text) -> bool:
@@ -273,12 +354,14 @@ def _is_rewritten(sent: _Text, shown: _Text) -> bool:
 def _is_cut(sent: _Text, shown: _Text) -> bool:
     """Tell whether a text may be the other, cut off."""
     is_whole = any(isinstance(_json(text), dict | list) for text in (shown.text, html.unescape(shown.text)))
-    if not is_whole and len(shown.text) >= _MIN_CUT_CHARS and sent.words.startswith(_beginning(shown.text)):
+    width = sum(1 if letter.isascii() else 2 for letter in shown.text)
+    if not is_whole and width >= _MIN_CUT_WIDTH and sent.words.startswith(_beginning(shown.text)):
         return True
-    head, ellipsis, tail = _folded(shown.text).partition("...")
-    first, last = _beginning(head), _words(tail)
-    if ellipsis and (sent.words.startswith(first) if head else _words(_folded(sent.text)).endswith(last)):
-        return True
+    folded = _folded(shown.text)
+    if ellipsis := _ELLIPSIS.search(folded):
+        head, tail = folded[: ellipsis.start()], folded[ellipsis.end() :]
+        if sent.words.startswith(_beginning(head)) if head else _words(_folded(sent.text)).endswith(_words(tail)):
+            return True
     ends = [found.start() for found in _MAY_END_TEXT.finditer(sent.text)]
     return any(_words(_decoded(sent.text[:end])) == shown.words for end in ends)
 
@@ -286,21 +369,89 @@ def _is_cut(sent: _Text, shown: _Text) -> bool:
 def _is_garbled(sent: _Text, shown: _Text) -> bool:
     """Tell whether a text may be the other after it went through another character set.
 
-    Where one of its letters that are not ASCII is left, they all are. Otherwise what comes of them may be anything, and
-    take the characters next to them along; the ASCII between them stays.
+    Then each run of characters that are not ASCII may have been kept, lost, or become anything, and what it became may
+    have taken the characters next to it along; the ASCII between them stays.
     """
-    if sent.text.isascii() or any(not letter.isascii() and letter in shown.words for letter in sent.words):
+    if sent.unescaped.isascii():
         return False
-    parts = _NOT_ASCII.split(sent.text)
-    at = 0
-    for number, part in enumerate(parts):
-        kept = part[(1 if number > 0 else 0) : (-1 if number < len(parts) - 1 else None)]
-        word = _words(_decoded(kept))
-        found = shown.words.find(word, at)
-        if found < 0:
+    ours, theirs = (_beyond_ascii(each.unescaped) for each in (sent, shown))
+    strange = set(theirs) - set(ours)
+    is_replaced = len(_LOSS.findall(shown.unescaped)) > len(_LOSS.findall(sent.unescaped))
+    if not is_replaced and not strange:
+        kept = iter(ours)
+        if len(theirs) >= len(ours) or not all(letter in kept for letter in theirs):
+            return False  # nothing is lost
+    if not is_replaced and all(map(_is_common, strange)) and not strange <= _garbled(sent.unescaped):
+        return False  # another text, in good order
+    taken = 1 if is_replaced or strange else 0
+    parts = _NOT_ASCII.split(sent.unescaped)
+    lengths = [
+        max(_MAX_GARBLED_CHARS * (len(run) + 1), len(_folded(run))) for run in _NOT_ASCII.findall(sent.unescaped)
+    ]
+    words = [
+        _words(_folded(part[(taken if number > 0 else 0) : (len(part) - taken if number < len(lengths) else None)]))
+        for number, part in enumerate(parts)
+    ]
+    return _fits(words, lengths, shown.words)
+
+
+def _beyond_ascii(text: str) -> str:
+    """Return the characters that are not ASCII, without what stands for a lost one."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(letter for letter in plain if not letter.isascii() and not _LOSS.match(letter))
+
+
+def _is_common(letter: str) -> bool:
+    """Tell whether a character is Chinese in everyday use: level 1 of GB 2312, or its punctuation.
+
+    What UTF-8 looks like in GBK begins with a rarer one.
+    """
+    code = letter.encode("gb2312", "ignore")
+    return len(code) == 2 and (code[0] == 0xA1 or 0xB0 <= code[0] <= 0xD7)  # noqa: PLR2004 - the rows of the standard
+
+
+def _garbled(text: str) -> set[str]:
+    """Return the characters that come of a text if it is written in one character set and read in another."""
+    found: set[str] = set()
+    for written, read in permutations(_CHARSETS, 2):
+        found.update(_beyond_ascii(text.encode(written, "ignore").decode(read, "ignore")))
+    return found
+
+
+def _is_masked(sent: _Text, shown: _Text) -> bool:
+    """Tell whether a text may be the other with a part of it hidden behind asterisks."""
+    parts = _MASK.split(shown.unescaped)
+    if len(parts) <= len(_MASK.split(sent.unescaped)):
+        return False
+    return _fits([_words(_folded(part)) for part in parts], [len(sent.words)] * (len(parts) - 1), sent.words)
+
+
+def _fits(words: list[str], lengths: list[int], text: str) -> bool:
+    """Tell whether a text is these words in order, with no more between each two than the length that is given."""
+    reached = 1  # a bit for each place in the text that the words so far may end at
+    known: dict[str, int] = {}
+    for word, length in zip(words, [0, *lengths], strict=True):
+        width = 1
+        while width <= min(length, len(text)):
+            step = min(width, length + 1 - width)
+            reached |= reached << step
+            width += step
+        if word not in known:
+            known[word] = _places(word, text)
+        reached = (reached & known[word]) << len(word)
+        if not reached:
             return False
-        at = found + len(word)
-    return True
+    return bool(reached >> len(text) & 1)
+
+
+def _places(word: str, text: str) -> int:
+    """Return a bit for each place at which a word is in a text."""
+    bits = bytearray(len(text) // 8 + 1)
+    at = text.find(word)
+    while at >= 0:
+        bits[at // 8] |= 1 << at % 8
+        at = text.find(word, at + 1)
+    return int.from_bytes(bits, "little")
 
 
 def _is_encoded(sent: _Text, shown: _Text) -> bool:
@@ -325,13 +476,18 @@ def _is_number_text(shown: object, sent: str | None) -> bool:
 
 
 def _decoded(text: str) -> str:
-    """Take back escapes of HTML, JSON and URLs, also doubled ones, and the form of letters."""
+    """Take back escapes, and the form of letters."""
+    return _folded(_unescaped_text(text))
+
+
+def _unescaped_text(text: str) -> str:
+    """Take back escapes of HTML, JSON and URLs, also doubled ones."""
     for _ in range(_MAX_DECODINGS):
         plain = unquote(_ESCAPE.sub(_unescaped, html.unescape(text)))
         if plain == text:
             break
         text = plain
-    return _folded(text)
+    return text
 
 
 def _folded(text: str) -> str:

@@ -21,7 +21,9 @@ class Kind(Enum):
     OUTAGE = auto()  # the platform failed; the command may have been cached
     DEVICE_TROUBLE = auto()  # the platform works, but has trouble with the device; the command may have been cached
     LIMIT = auto()  # a limit of the platform is reached; nothing was cached
-    DEVICE = auto()  # the platform does not know the device, or has no connection to it; nothing was cached
+    DEVICE = (
+        auto()
+    )  # the platform does not know the device or its product, or has no connection to it; nothing was cached
     PARAMETER = auto()  # the request breaks a rule; nothing was cached
     UNKNOWN = auto()  # neither the text nor the number is in a table
 
@@ -49,10 +51,21 @@ _TEXTS = [
             Kind.PARAMETER,
             r"""(?:(?:invalid|illegal|missing|wrong|bad|required)\ parameters?
                  |\bparameters?(?:\ (?:is\ )?(?:required|missing|invalid|error))?)[ ,('"`]*timeout\b
-            | \btimeout\ must\ be\b
+            | \b(?:invalid|illegal|missing|wrong|bad)\ (?:value\ (?:of|for)\ )?[('"`]?timeout\b
+            | \btimeout[)'"`]?:?\ (?:value\ |parameter\ |is\ )*(?:must|should|cannot|invalid|illegal|missing|required
+                 |out[ _]of|not\ in|(?:is\ )?too\ (?:large|small|long|short|big|high|low)|exceeds|parameter)\b
+            | (?:无效|非法|错误)的[ ('"]*(?:timeout|超时)
             | 参数(?:错误|无效|非法|缺失|不合法|不正确)?[ ,、('"]*timeout | timeout\ ?参数""",
         ),
-        (Kind.DEVICE_TROUBLE, r"(?<![a-z])time[sd]?[ _-]?out(?![a-z]) | \btime\ limit\ exceeded\b | 超时(?!时间)"),
+        # "valid_time out of limit" and "retry times out of range" are no time-outs.
+        (
+            Kind.DEVICE_TROUBLE,
+            r"""(?<![a-z])(?<!valid[ _-])(?<!expired[ _-])(?<!expire[ _-])time[sd]?[ _-]out
+                (?![a-z]|[ _-]of[ _-](?:the[ _-])?(?:\w+[ _-])?(?:limit|range|bound|order|scope))
+            | (?<![a-z])time[sd]?out(?![a-z])
+            | (?<!valid\ )(?<!expired\ )(?<!expire\ )\btime\ limit\ exceeded\b
+            | 超时(?!时间|参数|值|设置|范围)""",
+        ),
         (
             Kind.THROTTLED,
             r"""(?<![a-z])freq(?![a-z]) | (?<![a-z])frequen(?:cy|t|tly)\b | \btoo\ fast\b | \bthrottl | \bqps\b
@@ -71,7 +84,7 @@ _TEXTS = [
         (
             Kind.DEVICE,
             r"""\bnot[ _-]?online\b | \boff[ -]?line\b | \bnot\ found\b | (?:\bnot|n't)\ exists?\b
-            | \bno\ such\ device\b | \bnot\ registered\b
+            | \bno\ such\ (?:device|product)\b | \bnot\ registered\b
             | (?<![a-z])device[ _-](?:does[ _])?not[ _-](?:found|exists?|online|registered)
             | 不在线 | 未在线 | 未上线 | 离线 | 不存在 | 未找到 | 找不到 | 没有找到 | 未注册
             | (?:无此|没有该|无该)设备""",
@@ -93,7 +106,7 @@ _NUMBERS = {
         Kind.OUTAGE: (7, 17, 500, 5117, 10500),
         Kind.DEVICE_TROUBLE: (14, 16),
         Kind.LIMIT: (13, 5006),
-        Kind.DEVICE: (8, 10, 2001, 10410, 10421),
+        Kind.DEVICE: (8, 10, 2001, 10408, 10410, 10421),
         Kind.PARAMETER: (3, 4, 5, 6, 9, 11, 12, 23, 5106, 5108, 10001),
     }.items()
     for number in numbers
@@ -116,7 +129,9 @@ def kind_of(errno: int, text: str) -> Kind:
         text: the platform's text.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text[:_MAX_TEXT_CHARS]).lower().split())
-    kind = _kind_of_text(plain.partition(":")[0]) or _kind_of_text(plain)
+    head = plain.partition(":")[0]
+    kind = None if head == "timeout" else _kind_of_text(head)  # "timeout: must be …" is about the parameter
+    kind = kind or _kind_of_text(plain)
     if kind is None and errno == _PARAMETER_OR_RPC and not plain:
         return Kind.DEVICE_TROUBLE
     if kind is None or (_UNSUCCESS.match(plain) and kind not in _LEAVES_A_DOUBT):

@@ -73,11 +73,17 @@ class Window:
     until: datetime
     skew_s: float = 0.0
 
-    def is_within(self, moment: datetime, allowed: timedelta) -> bool:
-        """Tell whether a moment lies in the window, if the clocks differ by no more than is allowed."""
+    def is_within(self, moment: datetime, allowed: timedelta, latest: datetime | None = None) -> bool:
+        """Tell whether a moment lies in the window, if the clocks differ by no more than is allowed.
+
+        Args:
+            moment: a time, or the earliest that it can be.
+            allowed: how far the clocks may be apart.
+            latest: the latest that the time can be, if that is not known to the second.
+        """
         ahead = timedelta(seconds=max(0.0, self.skew_s))
         behind = timedelta(seconds=max(0.0, -self.skew_s))
-        begins_in_time = self.since is None or self.since - behind - allowed <= moment
+        begins_in_time = self.since is None or self.since - behind - allowed <= (moment if latest is None else latest)
         return begins_in_time and moment <= self.until + ahead + allowed
 
     def distance(self, moment: datetime) -> timedelta:
@@ -158,7 +164,7 @@ def match(
     args = detail.args
     expires_at = _local(command.expires_at, zone)
     valid_at = None if command.valid_at is None else _local(command.valid_at, zone)
-    created = read_time(item.create_time, zone)
+    creation, created = _place(read_time(item.create_time, zone), window, MAX_SKEW, zone)
     may_be_omitted = command.valid_at is not None and command.valid_at <= doubt.until
 
     def compare_optional(name: Literal["retry", "timeout", "trigger_msg"], shown: object) -> Verdict:
@@ -172,7 +178,7 @@ def match(
         valid_time = compare_valid(item.valid_time)  # filled in there where the command was made without one
     verdicts = {
         "type": compare_type(item.type),
-        "create_time": _compare_creation(created, window, MAX_SKEW, zone),
+        "create_time": creation,
         "imei": compare_imei(command.imei, args.get("imei")),
         "obj_id": compare_number(command.obj_id, args.get("obj_id"), LWM2M_IDS),
         "obj_inst_id": compare_number(command.obj_inst_id, args.get("obj_inst_id"), LWM2M_IDS),
@@ -194,11 +200,33 @@ def match(
 
 def _compare_creation(created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo) -> Verdict:
     """Compare the time of an entry with the time at which the command can have been cached."""
+    verdict, _ = _place(created, window, allowed, zone)
+    return verdict
+
+
+def _place(
+    created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo
+) -> tuple[Verdict, ShownTime | None]:
+    """Compare the time of an entry, and return it as it must be read to be in the window.
+
+    It may have lost its seconds, or all but its date, or be written in UTC without saying so.
+    """
     if created is None:
-        return Verdict.UNCLEAR
-    if any(window.is_within(moment, allowed) for moment in _moments(created, zone)):
-        return Verdict.UNCLEAR if created.open_s else Verdict.EQUAL
-    return Verdict.DIFFERENT
+        return Verdict.UNCLEAR, None
+    if _is_within(created, window, allowed, zone):
+        return (Verdict.UNCLEAR if created.open_s else Verdict.EQUAL), created
+    padded, in_utc = created.padded(), created.from_utc(zone)
+    # Midnight of UTC is no midnight here: what is padded is found before it is converted.
+    padded_in_utc = padded.from_utc(zone)
+    for reading in (padded, in_utc, padded_in_utc):
+        if _is_within(reading, window, allowed, zone):
+            return Verdict.UNCLEAR, reading
+    return Verdict.DIFFERENT, created
+
+
+def _is_within(shown: ShownTime, window: Window, allowed: timedelta, zone: ZoneInfo) -> bool:
+    moments = [(moment.replace(tzinfo=zone), (moment + shown.open_s).replace(tzinfo=zone)) for moment in shown.readings]
+    return any(window.is_within(first, allowed, last) for first, last in moments)
 
 
 def _moments(shown: ShownTime | None, zone: ZoneInfo) -> list[datetime]:
