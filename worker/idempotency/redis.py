@@ -48,6 +48,7 @@ TIMEOUT_S = 2.0  # for one call
 PING_S = 0.5  # a probe itself has a second or two
 _PING_LASTS_MS = 10_000
 _ERRORS = "surrogateescape"  # what is no UTF-8 is read all the same, and written back as it was
+_MAX_OWNER_BYTES = 200  # more than any id and a question mark
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 # The leases are on the clock of Redis, which all workers share; the times of a doubt are the workers' own.
@@ -351,12 +352,18 @@ class RedisStore:
             return set()
         spelled = [(uuid, spelling) for uuid in uuids for spelling in spellings(uuid) if spelling.is_certain]
         try:
-            found: Any = self._redis.mget([self._owner_key(spelling.text) for _, spelling in spelled])
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for _, spelling in spelled:
+                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)  # it may hold megabytes
+                found = pipeline.execute(raise_on_error=False)
+            for answer in found:
+                if isinstance(answer, redis.RedisError) and is_other_server(answer):
+                    raise answer
         except redis.RedisError as exc:
             raise self._unavailable(exc) from exc
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
-            if _COMMAND_ID.fullmatch(owner or ""):
+            if isinstance(owner, str) and _COMMAND_ID.fullmatch(owner):
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
