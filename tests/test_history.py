@@ -14,6 +14,7 @@ from worker.doubt import Doubt
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import (
     MAX_SKEW,
+    PER_PAGE,
     USUAL_SKEW,
     Entry,
     Listing,
@@ -542,3 +543,33 @@ def test_one_that_was_cached_late_after_its_valid_time_is_still_the_command() ->
 def test_a_trigger_that_the_detail_leaves_empty_is_the_lists(nothing: str | None) -> None:
     assert find(COMMAND, LISTED, SENT | {"trigger_msg": nothing}, {"args": "on"}) is not None
     assert find(COMMAND, LISTED | {"trigger_msg": 7}, SENT | {"trigger_msg": nothing}, {"args": "on"}) is None
+
+
+def a_page(first: int, count: int, total: int) -> HistoryPage:
+    items = [{"cmd_uuid": f"u{number}"} for number in range(first, first + count)]
+    return HistoryPage.model_validate({"total_count": total, "items": items})
+
+
+@pytest.mark.parametrize("total", [0, 1, 29])
+def test_a_total_below_what_is_shown_makes_a_history_unreadable(total: int) -> None:
+    """What contradicts itself may lack entries, and would prove a command absent that was cached."""
+    with pytest.raises(HistoryUnreadable, match=f"30 of {total}"):
+        Listing().add(a_page(0, 30, total))
+
+
+def test_behind_a_full_page_another_is_asked_for_whatever_the_total_says() -> None:
+    """A platform may give the number of entries on the page for the total."""
+    listing = Listing()
+    listing.add(a_page(0, PER_PAGE, PER_PAGE))
+    assert not listing.is_complete
+    listing.add(a_page(PER_PAGE, 50, 50))
+    assert listing.is_complete
+    assert len(listing.items) == PER_PAGE + 50
+
+
+@pytest.mark.parametrize("second", [a_page(0, 0, PER_PAGE), a_page(0, PER_PAGE, PER_PAGE)], ids=["empty", "the same"])
+def test_a_page_that_brings_nothing_new_is_the_end(second: HistoryPage) -> None:
+    listing = Listing()
+    listing.add(a_page(0, PER_PAGE, PER_PAGE))
+    listing.add(second)
+    assert listing.is_complete

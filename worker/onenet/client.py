@@ -28,7 +28,7 @@ from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
-from worker.onenet.history import MAX_SKEW, Entry, Listing, Window, candidates, match, read_detail, read_page
+from worker.onenet.history import MAX_SKEW, PER_PAGE, Entry, Listing, Window, candidates, match, read_detail, read_page
 from worker.onenet.http import BoundedHTTP, Exchange, Request, Response
 from worker.settings import Credentials
 from worker.times import platform_time
@@ -39,7 +39,6 @@ Others = Callable[[Sequence[str]], Collection[str]]
 
 _EXECUTE = "/nbiot/execute/offline"
 _HISTORY = "/nbiot/offline/history"
-_PER_PAGE = 100
 _TRIES = 3  # for one page, within the time that there is
 _MAX_DETAILS = 5_000
 _MAX_ANSWERED = 5_000  # a second copy comes soon; the store knows the uuids of longer ago
@@ -266,7 +265,7 @@ class OneNETClient:
             "imei": command.imei,
             "start": platform_time(since - _START_MARGIN, self._zone),
             "sort": "ASC",  # so that what is cached meanwhile comes last and moves nothing to another page
-            "per_page": _PER_PAGE,
+            "per_page": PER_PAGE,
         }
         listing = Listing()
         asked_at = datetime.now(UTC)

@@ -53,7 +53,7 @@ _HALF_ESCAPE = re.compile(r"(?:&#?\w{0,8}|\\(?:u[0-9a-fA-F]{0,3}|x[0-9a-fA-F]?)?
 _BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
 _WORD = re.compile(r"[^\W_]+")
 _TOKEN = re.compile(r"(?<!\w)-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,4})?(?!\w)|[^\W_]+")
-_CONSTANTS = {"true": "1", "false": "0", "null": "", "none": "", "undefined": ""}
+_CONSTANTS = {"true": "1.0", "false": "0.0", "null": "", "none": "", "undefined": ""}
 _MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # for a store that cannot keep them
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
@@ -528,7 +528,7 @@ def _token(token: str) -> str:
         return token.lstrip("0")
     if token[-1].isdecimal() and (token[0] == "-" or token[0].isdecimal()):
         try:
-            return repr(float(token))
+            return repr(float(token) + 0.0)  # which makes 0 of -0
         except ValueError:
             pass  # digits and letters
     return _CONSTANTS.get(token, token)

@@ -34,6 +34,7 @@ from worker.onenet.comparison import (
 )
 from worker.onenet.errno import SUCCESS
 
+PER_PAGE = 100  # as many as the platform shows on one page
 USUAL_SKEW = timedelta(seconds=5)  # how far two kept clocks may be apart, with times cut to the second
 MAX_SKEW = timedelta(seconds=60)  # how far unkept ones may be: what fits but for this decides nothing
 
@@ -97,6 +98,7 @@ class Listing:
     def __init__(self) -> None:
         self._items: dict[str, HistoryItem] = {}
         self._total = 0
+        self._is_last_full = False
 
     @property
     def items(self) -> Collection[HistoryItem]:
@@ -106,19 +108,24 @@ class Listing:
     @property
     def is_complete(self) -> bool:
         """Tell whether there is nothing left to ask for."""
-        return len(self._items) >= self._total
+        # Behind a full page there may be another one, whatever total it gives: it may count only what it shows.
+        return len(self._items) >= self._total and not self._is_last_full
 
     def add(self, page: HistoryPage) -> None:
         """Add the next page.
 
         Raises:
-            HistoryUnreadable: it brings nothing new although something is missing.
+            HistoryUnreadable: it brings nothing new although something is missing, or shows more than the total.
         """
         known = len(self._items)
+        if len(page.items) > page.total_count:
+            raise HistoryUnreadable(f"{len(page.items)} of {page.total_count} commands are shown")
         self._total = max(self._total, page.total_count)
         # An entry without a name counts once for each place on a page, so that a page shown twice brings nothing new.
         self._items.update({item.cmd_uuid or f"{place} {item!r}": item for place, item in enumerate(page.items)})
-        if len(self._items) == known and not self.is_complete:
+        has_new = len(self._items) > known
+        self._is_last_full = has_new and len(page.items) >= PER_PAGE
+        if not has_new and not self.is_complete:
             raise HistoryUnreadable(f"only {known} of {self._total} commands are shown")
 
 
