@@ -339,6 +339,7 @@ def test_no_store_of_another_character_set_makes_another_text(sent: str, charset
         ("\u6e29\u5ea625\u3002", "\u6e29\u5ea626"), ("\u6e29\u5ea625", "??26"), ("\u6e29\u5ea6\u9555 on",
         "\u6e29\u5ea6? off"),
         ("\u5f00 1\u53f7", "\u5f00 2\u53f7"), ("\u5f00", "\u5f00" + "?" * 5 + "y" * 100), ("open?", "close?"),
+        ("\u958b\u71c8", "\u95dc\u71c8"), ("\u958b", "\u95dc"), ("\u6253\u5f00\uff0c1", "\u5173\u95ed\uff0c1"),
     ],
 )  # fmt: skip
 def test_a_chinese_text_in_good_order_that_differs_is_another_text(sent: str, shown: str) -> None:

@@ -138,6 +138,27 @@ def test_a_uuid_that_was_the_answer_to_another_command_leaves_a_doubt() -> None:
     assert answers[2] == Cached("u2")  # over another connection: on that one the second command's answer was to come
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("0a1b2c3d-0000-4000-8000-00000000abcd", "0A1B2C3D-0000-4000-8000-00000000ABCD"),
+        ("0A1B2C3D-0000-4000-8000-00000000ABCD", "{0a1b2c3d000040008000 00000000abcd}"),
+        ("Order-7x", "order-7x"),
+    ],
+)
+def test_a_uuid_of_another_command_leaves_a_doubt_however_it_is_written(first: str, second: str) -> None:
+    answers = iter([an_answer(first), an_answer(second)])
+
+    def serve(sock: socket.socket) -> None:
+        for answer in answers:
+            read_request(sock)
+            sock.sendall(answer)
+
+    with raw_server(serve) as url, client(url) as asking:
+        assert asking.execute(command(), NEVER).answer == Cached(first)
+        assert isinstance(asking.execute(command(), NEVER).answer, InDoubt)
+
+
 def test_a_command_that_is_answered_with_its_own_uuid_again_is_accepted() -> None:
     wanted = command()
     with raw_server(late_copies([an_answer("u0"), an_answer("u1")])) as url, client(url) as asking:

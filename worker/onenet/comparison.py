@@ -60,7 +60,7 @@ _ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
 _MASK = re.compile(r"[*\u2022\u25cf]{2,}|[x\u00d7]{4,}", re.IGNORECASE)
 # What stores and decoders put in the place of a character that they cannot keep.
 _LOSS = re.compile("[?\x00-\x08\x0e-\x1f\x7f-\x9f\u00bf\u25a0\u25a1\u3013\ue000-\uf8ff\ufffc\ufffd]")
-_CHARSETS = ("utf-8", "gb18030", "big5", "cp1252", "latin-1", "shift_jis", "euc_kr")
+_CHARSETS = ("utf-8", "gb18030", "gbk", "gb2312", "big5", "cp1252", "latin-1", "shift_jis", "euc_kr")
 _MAX_GARBLED_CHARS = 12  # that come of one, such as the digits of a pair of escapes without backslashes
 _TAG = re.compile(r"<[^<>]*(?:>|\Z)")
 _ATTRIBUTES = re.compile(r"<(/?\w+)\s[^<>]*>")
@@ -402,12 +402,12 @@ def _beyond_ascii(text: str) -> str:
 
 
 def _is_common(letter: str) -> bool:
-    """Tell whether a character is Chinese in everyday use: level 1 of GB 2312, or its punctuation.
+    """Tell whether a character is Chinese in everyday use: level 1 of GB 2312 or Big5, or punctuation.
 
-    What UTF-8 looks like in GBK begins with a rarer one.
+    What UTF-8 looks like in another character set nearly always has a rarer one.
     """
-    code = letter.encode("gb2312", "ignore")
-    return len(code) == 2 and (code[0] == 0xA1 or 0xB0 <= code[0] <= 0xD7)  # noqa: PLR2004 - the rows of the standard
+    simplified, traditional = letter.encode("gb2312", "ignore")[:1], letter.encode("big5", "ignore")[:1]
+    return b"\xb0" <= simplified <= b"\xd7" or simplified == b"\xa1" or b"\xa4" <= traditional <= b"\xc6"
 
 
 def _garbled(text: str) -> set[str]:
