@@ -433,6 +433,17 @@ def test_in_the_other_modes_it_is_no_reply_either(store: Store, in_doubt: InDoub
         assert (told["status"], told["error"]["code"]) == ("failed", "outcome_unknown")
 
 
+def test_in_mode_resend_a_platform_that_answers_one_uuid_for_ever_gets_no_more_than_the_attempts(store: Store) -> None:
+    engine = Engine(asking := Fixed([OWN] * 9), store, "resend")
+    engine.handle(delivery(command_id="a"))
+    published = engine.handle(delivery(command_id="b"))
+    while published[0].exchange == "onenet.retry":
+        published = engine.handle(delivery(command_id="b", headers=published[0].properties.headers))
+    told = json.loads(published[0].body)
+    assert (told["status"], told["error"]["code"], told["attempts"]) == ("failed", "outcome_unknown", 3)
+    assert len(asking.uuids) == 9 - 1 - 3
+
+
 def test_a_suspect_that_gets_the_uuid_of_another_is_left_in_doubt_for_its_marked_copy(store: Store) -> None:
     engine = Engine(Fixed([OWN, OWN]), store)
     engine.handle(delivery(command_id="a"))

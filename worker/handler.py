@@ -564,7 +564,15 @@ class Handler:
         The store has let go of it already, in the same step in which it refused the outcome.
         """
         turn, settle_s = ending.turn, self._policy.settle_s
-        outcome = Settle(turn.attempt, _NOT_ITS_OWN)
+        attempt = turn.attempt
+        if self._in_doubt(turn) == "resend":  # without a look at the history, so that the next request uses an attempt
+            attempt += 1
+            if attempt > self._policy.max_attempts:
+                failed, command = unknown(_NOT_ITS_OWN), turn.command
+                return self._conclude(
+                    turn.delivery, failed, turn.began, command_id=command.command_id, imei=command.imei
+                )
+        outcome = Settle(attempt, _NOT_ITS_OWN)
         self._note_doubt(turn, outcome.reason, settle_s=settle_s)
         return [self._outgoing.settle(turn.delivery, outcome, settle_s, ending.doubt, None)]
 
