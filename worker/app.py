@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -212,7 +214,10 @@ def run(settings: Settings) -> int:
         watch.stop()
         store.close()
         tracing.close(_CLOSING * settings.worker_shutdown_grace)
-        writer.close()
+        lost = writer.close()
+        if lost and sys.stderr is not None:
+            with suppress(OSError):  # which may be as full as stdout
+                print(f"onenet-worker: {lost} lines of the log could not be written", file=sys.stderr)
 
 
 async def _serve(
