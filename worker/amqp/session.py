@@ -74,13 +74,13 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._consuming = Link()
         self._publisher = self._new_publisher()
-        self._consumer_tag: str | None = None
+        self._consumers: dict[str, int] = {}  # each one's prefetch by its tag
         self._prefetch = 0
         self._wanted_prefetch = 0
         self._takes_one = True  # at a time
         self._until_several = 1  # so many more messages with few returns
         self._unacknowledged: set[int] = set()
-        self._unacknowledged_of_consumer: set[int] = set()  # which alone count towards its prefetch
+        self._unacknowledged_of_consumers: set[int] = set()  # which alone count towards their prefetch
         self._large: set[int] = set()  # tags of deliveries beside which no other is read
         self._held_back: list[int] | None = None
         self._consumer_change = asyncio.Lock()
@@ -124,49 +124,57 @@ class Session:
         message that ends every worker would otherwise drive up the count of returns of all the others, until the broker
         dead-letters them too.
 
-        The broker does not change a consumer's prefetch, so that another one means another consumer. There is one at a
-        time, because what several held comes back out of order when the connection is lost.
+        The broker does not change a consumer's prefetch, so that more of it is one more consumer.
         Source: https://www.rabbitmq.com/docs/consumer-prefetch
 
         Raises:
             WorkerError: the session was lost before.
         """
         self._wanted_prefetch = prefetch
-        await self._renew_consumer()
+        await self._renew_consumers()
 
-    async def _renew_consumer(self, *, is_forced: bool = False) -> None:
-        """Have a consumer with the prefetch that is wanted by now; if forced, a new one in any case."""
+    async def _renew_consumers(self, *, is_forced: bool = False) -> None:
+        """Have the prefetch that is wanted by now; if forced, with a new consumer in any case."""
         async with self._consumer_change:
             prefetch = min(self._wanted_prefetch, 1) if self._takes_one else self._wanted_prefetch
             if prefetch == self._prefetch and not is_forced:
                 return
-            if self._consumer_tag is not None:
-                await self._cancel(self._consumer_tag)
+            more = prefetch
+            if prefetch > self._prefetch > 1:
+                more -= self._prefetch
+            elif self._consumers:
+                if (
+                    prefetch > self._prefetch
+                ):  # what the only one holds counts too: otherwise this would be one too many
+                    more -= len(self._unacknowledged_of_consumers)
+                await self._cancel()
             self._prefetch = prefetch
-            if prefetch:
+            if more:
                 channel, queue = self._consuming.channel, self._topology.execute_queue
-                await self._consuming.call(channel.basic_qos, prefetch_count=prefetch)
+                await self._consuming.call(channel.basic_qos, prefetch_count=more)
                 frame = await self._consuming.call(channel.basic_consume, queue, on_message_callback=self._on_message)
-                self._consumer_tag = frame.method.consumer_tag
+                self._consumers[frame.method.consumer_tag] = more
 
-    async def _cancel(self, consumer_tag: str) -> None:
-        """End the consumer.
+    async def _cancel(self) -> None:
+        """End all consumers.
 
         Pika requeues what arrives between its cancel and the broker's answer, which makes an innocent message look as
         if it had been handled before. So acknowledgements are held back first, until the prefetch is used up and the
         broker sends nothing more by itself; where that takes longer than a second, next to nothing arrives anyway.
         """
         self._held_back = []
+        prefetch = sum(self._consumers.values())
         end = self._loop.time() + SATURATE_S
         # While a large message is held nothing else is read, so that nothing can arrive.
-        while len(self._unacknowledged_of_consumer) < self._prefetch and (self._large or self._loop.time() < end):
+        while len(self._unacknowledged_of_consumers) < prefetch and (self._large or self._loop.time() < end):
             with suppress(TimeoutError):
                 async with asyncio.timeout(SATURATE_S if self._large else end - self._loop.time()):
                     await self._next_progress()
-        self._consumer_tag = None
-        self._unacknowledged_of_consumer.clear()
+        consumers, self._consumers = self._consumers, {}
+        self._unacknowledged_of_consumers.clear()
         self._resume_reading()  # or the broker's answer would not be read
-        await self._consuming.call(self._consuming.channel.basic_cancel, consumer_tag)
+        for tag in consumers:
+            await self._consuming.call(self._consuming.channel.basic_cancel, tag)
         held_back, self._held_back = self._held_back, None
         for delivery_tag in held_back:
             self._acknowledge(delivery_tag)
@@ -267,7 +275,7 @@ class Session:
             return  # void: it comes again
         tag: int = method.delivery_tag
         self._unacknowledged.add(tag)
-        self._unacknowledged_of_consumer.add(tag)
+        self._unacknowledged_of_consumers.add(tag)
         self._note_progress()
         exchange = method.exchange
         delivery = Delivery(
@@ -294,7 +302,7 @@ class Session:
             self._until_several -= 1
             self._takes_one = self._until_several > 0
         if did_take_one != self._takes_one:
-            self._in_background(self._renew_consumer())
+            self._in_background(self._renew_consumers())
 
     def _read_nothing_beside(self, tag: int) -> None:
         """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
@@ -424,9 +432,9 @@ class Session:
             retry_in_s=round(wait_s, 1),
         )
         delivery_tag = item.settlement.delivery.tag
-        if self._takes_one and delivery_tag in self._unacknowledged_of_consumer:
+        if self._takes_one and delivery_tag in self._unacknowledged_of_consumers:
             # It has been handled and ended no worker, and may be refused for long: the next one must not wait for it.
-            self._in_background(self._renew_consumer(is_forced=len(self._unacknowledged) < self._wanted_prefetch))
+            self._in_background(self._renew_consumers(is_forced=len(self._unacknowledged) < self._wanted_prefetch))
         now = self._loop.time()
         if now - self._refused_at > _REPLACE_CAP_S:
             self._replacements = 0
@@ -493,7 +501,7 @@ class Session:
             return
         self._consuming.do(method, tag)
         self._unacknowledged.discard(tag)
-        self._unacknowledged_of_consumer.discard(tag)
+        self._unacknowledged_of_consumers.discard(tag)
         if tag in self._large:
             self._forget_large(tag)
         self._note_progress()
