@@ -143,11 +143,9 @@ class Session:
             if prefetch > self._prefetch > 1:
                 more -= self._prefetch
             elif self._consumers:
-                if (
-                    prefetch > self._prefetch
-                ):  # what the only one holds counts too: otherwise this would be one too many
-                    more -= len(self._unacknowledged_of_consumers)
-                await self._cancel()
+                held = await self._cancel()
+                if prefetch > self._prefetch:  # the only delivery until now counts too, or there would be one too many
+                    more -= held
             self._prefetch = prefetch
             if more:
                 channel, queue = self._consuming.channel, self._topology.execute_queue
@@ -155,8 +153,8 @@ class Session:
                 frame = await self._consuming.call(channel.basic_consume, queue, on_message_callback=self._on_message)
                 self._consumers[frame.method.consumer_tag] = more
 
-    async def _cancel(self) -> None:
-        """End all consumers.
+    async def _cancel(self) -> int:
+        """End all consumers; returns how many deliveries they hold.
 
         Pika requeues what arrives between its cancel and the broker's answer, which makes an innocent message look as
         if it had been handled before. So acknowledgements are held back first, until the prefetch is used up and the
@@ -171,6 +169,7 @@ class Session:
                 async with asyncio.timeout(SATURATE_S if self._large else end - self._loop.time()):
                     await self._next_progress()
         consumers, self._consumers = self._consumers, {}
+        held = len(self._unacknowledged_of_consumers)
         self._unacknowledged_of_consumers.clear()
         self._resume_reading()  # or the broker's answer would not be read
         for tag in consumers:
@@ -178,6 +177,7 @@ class Session:
         held_back, self._held_back = self._held_back, None
         for delivery_tag in held_back:
             self._acknowledge(delivery_tag)
+        return held
 
     @property
     def unacknowledged(self) -> int:
