@@ -50,7 +50,7 @@ docs: $(STAMP) ## write docs/contracts, and the tables in the documents, anew fr
 	$(RUN) schema command >docs/contracts/command.schema.json
 	$(RUN) schema reply >docs/contracts/reply.schema.json
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
-	$(BIN)/python -m tests.documents
+	$(BIN)/python -m scripts.documents
 
 asyncapi: ## have AsyncAPI's own parser check docs/contracts/asyncapi.json; needs Node.js
 	@scripts/check-asyncapi

@@ -18,8 +18,8 @@ from bench import chart, measure, report
 from bench.measure import SATURATED, SHARE, SLOW, SLOW_S, Figures, Sizes
 from bench.platform import platform
 from bench.stage import Kind, Stage
-from tests.own_redis import start_own_redis
-from worker.localservices.broker import start_own_broker
+from worker.dev.services.broker import start_own_broker
+from worker.dev.services.redis import start_own_redis
 
 _KINDS: tuple[Kind, ...] = ("worker", "comparison")
 _FLEETS = (1, 2, 4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from worker.localservices.ports import free_port, is_listening, wait_until
+from worker.dev.services.ports import free_port, is_listening, wait_until
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _BODY = b'{"errno":0,"data":{"uuid":"42742677-adc3-54ca-83a1-%012x"},"error":"succ"}'

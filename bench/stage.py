@@ -16,10 +16,10 @@ from typing import Literal, Self
 import pika
 
 from bench.platform import Platform
-from worker.amqp.client import declare_on, delete_on
+from worker.amqp.blocking import declare_on, delete_on
 from worker.amqp.topology import EXECUTE
 from worker.app import topology_of
-from worker.localservices.ports import free_port, wait_until
+from worker.dev.services.ports import free_port, wait_until
 from worker.settings import Settings
 
 Kind = Literal["worker", "comparison"]

@@ -12,7 +12,7 @@ TIME_PATTERN = (
 )
 MAX_ARGS_BYTES = 2048
 MAX_BODY_BYTES = 64 * 1024
-# What the worker refuses although a schema of the fields takes it; tests/test_contracts.py holds that there is no more.
+# What the worker refuses although a schema of the fields takes it; `tests/cli/test_contracts.py` checks the list.
 BEYOND_THE_SCHEMA = (
     "no id in command_id or in the AMQP property message_id, two that differ, or a message_id not of its form",
     "a time that is not in the calendar, such as February 30, or lies within a day of its ends in the years 1 and 9999",

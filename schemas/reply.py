@@ -32,7 +32,7 @@ MEANINGS: dict[str, str] = {
     "command_id_conflict": "the id belongs to a command with another content",
 }
 _NULL = {"type": "null"}
-# What goes together; the worker has a type of its own for each (worker/outcome.py).
+# What goes together; the worker has a type of its own for each (worker/core/outcome.py).
 _OUTCOMES: list[Any] = [
     {"properties": {"status": {"const": "accepted"}, "uuid": {"type": "string", "minLength": 1}, "error": _NULL}},
     {

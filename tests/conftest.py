@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from xdist.workermanage import NodeManager
 
-from tests.certificates import Authority
-from tests.own_redis import OwnRedis, start_own_redis
-from tests.rig import Rig, onenet
-from worker.localservices.broker import OwnBroker, start_own_broker
+from tests.support.certificates import Authority
+from tests.support.rig import Rig, onenet
+from worker.dev.services.broker import OwnBroker, start_own_broker
+from worker.dev.services.redis import OwnRedis, start_own_redis
 
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the servers of the tests are on this machine
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from schemas.command import COMMAND
-from tests.documents import ROOT, TABLES, between, code_blocks, codes_table, settings_table
+from scripts.documents import ROOT, TABLES, between, code_blocks, codes_table, settings_table
 
 README = (ROOT / "README.md").read_text()
 CHINESE = (ROOT / "README.zh-CN.md").read_text()

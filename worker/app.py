@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
-from worker.amqp.connecting import connection_parameters
+from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import Outgoing
 from worker.amqp.topology import Topology
-from worker.decide import RetryPolicy
+from worker.core.decide import RetryPolicy
+from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
-from worker.flow.gates import Gates
-from worker.flow.lanes import Lanes
+from worker.flow.consumer import Intake
+from worker.flow.device_queues import Lanes
 from worker.flow.pace import Pacer
-from worker.handler import HANDLING_S, Handler
 from worker.idempotency.memory import MemoryStore
-from worker.intake import Intake
+from worker.monitor import Pulse
 from worker.onenet.client import OneNETClient
-from worker.onenet.http import BoundedHTTP, Watch
 from worker.onenet.route import Route
-from worker.pulse import Pulse
+from worker.onenet.transport import BoundedHTTP, Watch
+from worker.processing.circuit_breaker import Gates
+from worker.processing.processor import HANDLING_S, Handler
 from worker.settings import MEMORY, Credentials, Settings, load_products
-from worker.task import Task
-from worker.telemetry.endpoints import Endpoints
 from worker.telemetry.health import STALL_S, Health
+from worker.telemetry.http_server import Endpoints
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
@@ -104,7 +104,7 @@ def pacer_factory(settings: Settings, gates: Gates) -> NewPacer | None:
     """Return what makes the pacer of each product, or None if there is no rate to keep."""
     if settings.rate is None:
         return None
-    from worker.flow.slots import Slots
+    from worker.flow.rate_limiter import Slots
 
     url = settings.idempotency_url.get_secret_value()
     slots = Slots(settings.rate, settings.worker_namespace, None if url == MEMORY else url)

@@ -33,8 +33,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.errors import SettingsError
-from worker.urls import (
+from worker.core.urls import (
     HOW_TO_WRITE,
     MANY_SEGMENTS,
     NO_USER,
@@ -45,6 +44,7 @@ from worker.urls import (
     USER_WITH_PASSWORD,
     UrlForm,
 )
+from worker.errors import SettingsError
 
 MEMORY = "memory://"
 MAX_RETRY_DELAY_S = 24 * 3600

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.chaos.storm import Plan, run
-from tests.own_redis import start_own_redis
-from worker.localservices.broker import start_own_broker
+from worker.dev.services.broker import start_own_broker
+from worker.dev.services.redis import start_own_redis
 
 
 def main() -> int:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pika
 
-from tests.rig import Proxy, Rig, WorkerProcess, a_command, onenet
-from worker.localservices.broker import OwnBroker
-from worker.localservices.ports import wait_until
+from tests.support.rig import Proxy, Rig, WorkerProcess, a_command, onenet
+from worker.dev.services.broker import OwnBroker
+from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
 SETTLE_S = 3  # longer than late caching needs, so that what is assumed of the platform holds

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.storm import Plan, run
-from worker.localservices.broker import OwnBroker
+from worker.dev.services.broker import OwnBroker
 
 SEED = 20261122
 

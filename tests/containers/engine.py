@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.rig import PATIENCE_S
-from worker.localservices.ports import wait_until
+from tests.support.rig import PATIENCE_S
+from worker.dev.services.ports import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 LOCKED_UP = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")

@@ -14,9 +14,9 @@ import pytest
 import requests
 
 from tests.containers.engine import docker, inspect
-from tests.monitoring import alerts, expressions, selectors
-from tests.rig import PATIENCE_S, a_command
-from worker.localservices.ports import wait_until
+from tests.support.monitoring import alerts, expressions, selectors
+from tests.support.rig import PATIENCE_S, a_command
+from worker.dev.services.ports import wait_until
 
 WORKERS = 3
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0", "--res-id", "5850")

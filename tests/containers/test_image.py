@@ -13,9 +13,9 @@ from typing import IO
 import pytest
 
 from tests.containers.engine import LOCKED_UP, ROOT, container, docker, inspect
-from tests.rig import PATIENCE_S
+from tests.support.rig import PATIENCE_S
+from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG
-from worker.localservices.ports import wait_until
 
 BASE = "python:3.13-slim"
 NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # where there is no broker, it keeps trying

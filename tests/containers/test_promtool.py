@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.containers.engine import docker
-from tests.monitoring import PROMETHEUS
+from tests.support.monitoring import PROMETHEUS
 
 IMAGE = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:latest")
 

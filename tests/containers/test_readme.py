@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
+from scripts.documents import code_blocks
 from tests.containers.engine import ROOT
-from tests.documents import code_blocks
 from tests.integration.test_readme_commands import COMPOSE
-from tests.rig import Rig
-from worker.localservices import packages
+from tests.support.rig import Rig
+from worker.dev.services import packages
 
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
 

@@ -19,11 +19,11 @@ def install(point: str, times: int) -> None:
     """Arm a point of this process."""
     from worker.amqp.publisher import Publisher
     from worker.amqp.session import Session
-    from worker.handler import Handler
+    from worker.flow.consumer import Intake
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
-    from worker.intake import Intake
     from worker.onenet.client import OneNETClient
+    from worker.processing.processor import Handler
 
     stores: list[type] = [MemoryStore, RedisStore]
     places: dict[str, tuple[list[type], str]] = {

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.rig import API_KEY, PATIENCE_S, Rig, raw_server
-from worker.amqp.client import declare_on
-from worker.localservices.ports import free_port
+from tests.support.rig import API_KEY, PATIENCE_S, Rig, raw_server
+from worker.amqp.blocking import declare_on
+from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 
 

@@ -16,11 +16,11 @@ import typer
 from pydantic import SecretStr
 
 from schemas.command import COMMAND
-from tests.rig import PATIENCE_S, Proxy, Rig, a_command
+from tests.support.rig import PATIENCE_S, Proxy, Rig, a_command
 from worker.__main__ import app
-from worker.amqp.client import CommandClient, declare_on
-from worker.localservices.ports import free_port, wait_until
-from worker.localservices.processes import OwnProcess
+from worker.amqp.blocking import CommandClient, declare_on
+from worker.dev.services.ports import free_port, wait_until
+from worker.dev.services.processes import OwnProcess
 from worker.settings import Settings
 
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")

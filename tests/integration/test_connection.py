@@ -13,9 +13,19 @@ import pika
 import pytest
 
 from tests.integration.changed_process import running_first
-from tests.rig import LONG_SETTLE_S, PATIENCE_S, Proxy, Rig, WorkerProcess, a_command, by_way_of, onenet, raw_server
-from worker.localservices.broker import OwnBroker
-from worker.localservices.ports import free_port
+from tests.support.rig import (
+    LONG_SETTLE_S,
+    PATIENCE_S,
+    Proxy,
+    Rig,
+    WorkerProcess,
+    a_command,
+    by_way_of,
+    onenet,
+    raw_server,
+)
+from worker.dev.services.broker import OwnBroker
+from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
@@ -212,8 +222,8 @@ def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxi
 
 def test_a_node_that_never_answered_is_not_a_stable_one(rig: Rig) -> None:
     """Its time limit may be longer than the time after which a connection counts as stable."""
-    quick = "import worker.amqp.connecting, worker.amqp.broker\n"
-    quick += "worker.amqp.connecting.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
+    quick = "import worker.amqp.connection, worker.amqp.broker\n"
+    quick += "worker.amqp.connection.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
         urls = [by_way_of(urlsplit(url).port or 0, rig.broker_url) for url in (first, second)]
         with rig.worker(AMQP_URL=",".join([*urls, rig.broker_url]), **running_first(rig.folder, quick)) as worker:

@@ -14,7 +14,7 @@ import pika.data
 import pytest
 
 from schemas.reply import Reply
-from tests.rig import (
+from tests.support.rig import (
     ACCESS_KEY,
     API_KEY,
     OFFLINE_IMEI,
@@ -27,7 +27,7 @@ from tests.rig import (
     in_hours,
     onenet,
 )
-from worker.amqp.tables import Opaque
+from worker.amqp.field_table import Opaque
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 

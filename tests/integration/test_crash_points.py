@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.crash_points import settings_for
-from tests.rig import Rig, a_command, onenet
+from tests.support.rig import Rig, a_command, onenet
 from worker.simulator.faults import Fault
 
 LOST_BUT_CACHED = Fault(kind="drop_after_caching", count=1)

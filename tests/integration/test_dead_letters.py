@@ -14,13 +14,13 @@ import pika
 import pytest
 from pydantic import SecretStr
 
-from tests.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
-from worker.amqp.client import declare_on
-from worker.amqp.dead_letters import DeadLetters
+from tests.support.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
+from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_letters
+from worker.dead_letters.reader import DeadLetters
+from worker.dev.services.ports import free_port, wait_until
+from worker.dev.services.processes import OwnProcess
 from worker.errors import BrokerUnavailable, WorkerError
-from worker.localservices.ports import free_port, wait_until
-from worker.localservices.processes import OwnProcess
 from worker.settings import Settings
 from worker.simulator.faults import Fault
 
@@ -251,7 +251,7 @@ def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
 def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.amqp.dead_letters.MOST", 6)
+    monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
     set_aside(rig, *NAMES)
     monkeypatch.setenv("AMQP_URL", rig.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)

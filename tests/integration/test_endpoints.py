@@ -13,17 +13,17 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.changed_process import running_first
-from tests.rig import PATIENCE_S, Rig, a_command, onenet
+from tests.support.rig import PATIENCE_S, Rig, a_command, onenet
+from worker.dev.services.broker import OwnBroker
+from worker.dev.services.ports import free_port, wait_until
 from worker.errors import EXIT_CONFIG
-from worker.localservices.broker import OwnBroker
-from worker.localservices.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 
 # A minute is long for a test: what these change is how long a worker waits, not what it does.
 HASTY = """
-import worker.pulse
+import worker.monitor
 from worker.telemetry.health import Health
-worker.pulse._LOOK_S = 0.1
+worker.monitor._LOOK_S = 0.1
 begin = Health.__init__
 Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
 """

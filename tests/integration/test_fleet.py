@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.integration.test_connection import assert_each_accepted_once, publish_many
-from tests.own_redis import OwnRedis
-from tests.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from tests.support.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from worker.dev.services.ports import wait_until
+from worker.dev.services.redis import OwnRedis
 from worker.idempotency import Key
 from worker.idempotency.redis import RedisStore
-from worker.localservices.ports import wait_until
 from worker.simulator.faults import Fault
 
 

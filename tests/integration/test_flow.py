@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.integration.test_connection import assert_each_accepted_once, outcomes_of, publish_many
-from tests.rig import ACCESS_KEY, API_KEY, PATIENCE_S, PRODUCT_ID, Proxy, Rig, a_command, onenet
-from worker.amqp.client import declare_on
-from worker.localservices.ports import wait_until
+from tests.support.rig import ACCESS_KEY, API_KEY, PATIENCE_S, PRODUCT_ID, Proxy, Rig, a_command, onenet
+from worker.amqp.blocking import declare_on
+from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 

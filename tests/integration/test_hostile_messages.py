@@ -9,10 +9,10 @@ import pika
 import pytest
 
 from tests.integration.changed_process import running_first
-from tests.rig import PATIENCE_S, Rig, WorkerProcess, a_command
+from tests.support.rig import PATIENCE_S, Rig, WorkerProcess, a_command
 from worker.amqp.session import MANY_RETURNS
-from worker.localservices.broker import OwnBroker
-from worker.localservices.ports import wait_until
+from worker.dev.services.broker import OwnBroker
+from worker.dev.services.ports import wait_until
 
 LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
 MIB = 1024 * 1024

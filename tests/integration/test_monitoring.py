@@ -5,9 +5,9 @@ import re
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.monitoring import selectors
-from tests.rig import PATIENCE_S, Rig
-from worker.localservices.ports import free_port
+from tests.support.monitoring import selectors
+from tests.support.rig import PATIENCE_S, Rig
+from worker.dev.services.ports import free_port
 
 FREE = {"instance", "job"}  # these are Prometheus's own
 

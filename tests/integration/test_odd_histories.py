@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.rig import Rig, a_command
+from tests.support.rig import Rig, a_command
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from schemas.reply import EXAMPLES
-from tests.documents import ROOT, code_blocks
-from tests.rig import API_KEY, Upstream, WorkerProcess, onenet
+from scripts.documents import ROOT, code_blocks
+from tests.support.rig import API_KEY, Upstream, WorkerProcess, onenet
 from worker.amqp.topology import Topology
-from worker.localservices.broker import OwnBroker
-from worker.localservices.ports import free_port
-from worker.localservices.processes import OwnProcess
+from worker.dev.services.broker import OwnBroker
+from worker.dev.services.ports import free_port
+from worker.dev.services.processes import OwnProcess
 from worker.settings import Settings
 from worker.simulator.server import Simulator
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.integration.changed_process import running_first
 from tests.integration.test_command_line import A_DEVICE, type_in
-from tests.rig import Rig, a_command, raw_server
-from worker.amqp.client import declare_on
-from worker.localservices.ports import free_port
+from tests.support.rig import Rig, a_command, raw_server
+from worker.amqp.blocking import declare_on
+from worker.dev.services.ports import free_port
 
 PARTS = ("S3", "cret", "svc")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -160,7 +160,7 @@ def test_a_vhost_that_is_not_there_is_said_without_the_user(rig: Rig) -> None:
 
 
 RAISES = """
-from worker.pulse import Pulse
+from worker.monitor import Pulse
 async def fail(pulse):
     raise RuntimeError("cannot use amqp://svc:S3cret@host:5672/prod")
 Pulse.run = fail

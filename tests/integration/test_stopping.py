@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.integration.test_connection import assert_each_accepted_once, publish_many
-from tests.rig import LONG_SETTLE_S, Proxy, Rig, a_command, onenet
+from tests.support.rig import LONG_SETTLE_S, Proxy, Rig, a_command, onenet
 from worker.simulator.faults import Fault
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.certificates import Authority, Certificate
 from tests.integration.test_command_line import A_DEVICE, type_in
-from tests.rig import Proxy, Rig, a_command, onenet, raw_server
-from worker.localservices.broker import OwnBroker
+from tests.support.certificates import Authority, Certificate
+from tests.support.rig import Proxy, Rig, a_command, onenet, raw_server
+from worker.dev.services.broker import OwnBroker
 
 Trust = Callable[[Certificate, Path], dict[str, str]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.rig import OFFLINE_IMEI, Rig, a_command, onenet
-from worker.localservices.ports import free_port
+from tests.support.rig import OFFLINE_IMEI, Rig, a_command, onenet
+from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -1,5 +1,5 @@
 """The broker edge: where the worker speaks with pika."""
 
-from worker.amqp.tables import install
+from worker.amqp.field_table import install
 
 install()

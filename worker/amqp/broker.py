@@ -8,12 +8,12 @@ from typing import Protocol
 
 from pika import URLParameters
 
-from worker.amqp.connecting import address
+from worker.amqp.connection import address
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
 from worker.amqp.suspects import Suspects
 from worker.amqp.topology import Topology
-from worker.backoff import backoff_s
+from worker.core.backoff import backoff_s
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.telemetry.logs import get_logger
 

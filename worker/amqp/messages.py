@@ -12,10 +12,10 @@ from pika import BasicProperties, DeliveryMode
 
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.topology import EXECUTE, Topology
-from worker.backoff import spread_ms
-from worker.doubt import Doubt
-from worker.outcome import Settle, TryAgain
-from worker.replay import Replay
+from worker.core.backoff import spread_ms
+from worker.core.doubt import Doubt
+from worker.core.outcome import Settle, TryAgain
+from worker.core.replay import Replay
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"

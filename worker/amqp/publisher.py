@@ -9,9 +9,9 @@ from pika import URLParameters
 from pika.channel import Channel
 from pika.spec import Basic
 
-from worker.amqp.link import Link
+from worker.amqp.channel import Link
 from worker.amqp.messages import Delivery, Publication, fitted
-from worker.backoff import backoff_s
+from worker.core.backoff import backoff_s
 
 SLOW_CONFIRM_S = 10.0
 _RETRY_BASE_S = 1.0

@@ -17,8 +17,8 @@ from pika.channel import Channel
 from pika.spec import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
-from worker.amqp.connecting import CALL_S, address
-from worker.amqp.link import Link
+from worker.amqp.channel import Link
+from worker.amqp.connection import CALL_S, address
 from worker.amqp.messages import Delivery, Publication, plain
 from worker.amqp.publisher import InFlight, Publisher, Settlement
 from worker.amqp.suspects import Suspects, is_about_a_publication

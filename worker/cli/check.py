@@ -22,7 +22,7 @@ def check(
 
         onenet-worker check && onenet-worker run
     """
-    from worker.checks import check_all
+    from worker.cli.checks import check_all
 
     all_well = True
     findings = []

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.progress import progress
+from worker.core.times import parse_duration
 from worker.errors import EXIT_INTERRUPTED, WorkerError
-from worker.times import parse_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from worker.amqp.dead_letters import DeadLetters
-    from worker.amqp.letters import Letter, Selection
+    from worker.dead_letters.letter import Letter, Selection
+    from worker.dead_letters.reader import DeadLetters
 
 MAX_HELD_S = 20 * 60  # the broker takes back after 30 minutes what is held unacknowledged
 
@@ -227,7 +227,7 @@ def _selection(
     older_than: timedelta | None,
     newer_than: timedelta | None,
 ) -> "Selection":
-    from worker.amqp.letters import Selection
+    from worker.dead_letters.letter import Selection
 
     return Selection(frozenset(ids or ()), frozenset(map(str, reasons or ())), device, source, older_than, newer_than)
 
@@ -258,8 +258,8 @@ def _refuse_too_many(letters: Sequence["Letter"], gap_s: float | None) -> None:
 
 
 def _open() -> "DeadLetters":
-    from worker.amqp.dead_letters import DeadLetters
     from worker.app import topology_of
+    from worker.dead_letters.reader import DeadLetters
     from worker.settings import load_settings
 
     settings = load_settings()
@@ -413,7 +413,7 @@ def _utc(moment: datetime | None, timespec: str = "milliseconds") -> str | None:
 
 def _plain(value: Any) -> Any:
     """Return a header's value as JSON has it."""
-    from worker.amqp.tables import Opaque
+    from worker.amqp.field_table import Opaque
 
     match value:
         case bytes():

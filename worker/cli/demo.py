@@ -19,7 +19,7 @@ def demo(
     """
     from rich.console import Console
 
-    from worker.demo import run_demo
+    from worker.dev.demo import run_demo
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was started is stopped then too
         signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))

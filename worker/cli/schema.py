@@ -22,7 +22,7 @@ def schema(document: Annotated[Document, typer.Argument(help="Which contract.")]
 
         onenet-worker schema command > command.schema.json
     """
-    from worker import contracts
+    from worker.cli import contracts
 
     made = {
         Document.COMMAND: contracts.command_schema,

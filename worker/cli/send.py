@@ -52,7 +52,7 @@ def send(
 
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
-    from worker.amqp.client import CommandClient
+    from worker.amqp.blocking import CommandClient
     from worker.app import topology_of
     from worker.settings import load_settings
 
@@ -129,7 +129,7 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
     Raises:
         WorkerError: a command is invalid: then none is sent, since a file that was sent in part is hard to repeat.
     """
-    from worker.commands import read_command
+    from worker.core.command import read_command
 
     commands: dict[str, bytes] = {}
     errors = []

@@ -17,8 +17,8 @@ def topology(
 
         onenet-worker topology --json > definitions.json
     """
-    from worker.amqp.client import declare, first_parameters
-    from worker.amqp.connecting import address
+    from worker.amqp.blocking import declare, first_parameters
+    from worker.amqp.connection import address
     from worker.app import topology_of
     from worker.settings import load_settings
 

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Protocol
 
 from schemas.reply import Reply
-from worker.doubt import Doubt
+from worker.core.doubt import Doubt
+from worker.core.replay import Replay
+from worker.core.times import milliseconds
 from worker.errors import StoreError
-from worker.replay import Replay
-from worker.times import milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,13 @@ class Hold:
 class First:
     """Nothing is known of this command.
 
-    ``unrecorded_until``: a try of which no record is left may have been under way until then.
+    ``unrecorded_until``: a try of which no record is left may have been under way until then. ``forgotten_before``: of
+    commands that first arrived before this time the record may be gone; None: records outlive the workers.
     """
 
     hold: Hold
     unrecorded_until: datetime
+    forgotten_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from schemas.reply import Reply
-from worker.doubt import Doubt
+from worker.core.doubt import Doubt
+from worker.core.replay import Replay
+from worker.core.times import milliseconds
+from worker.core.uuids import likeness_of, value_of
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency import (
     Again,
@@ -28,10 +31,7 @@ from worker.idempotency import (
     Undecidable,
     failed_ms,
 )
-from worker.idempotency.ledger import Ledger
-from worker.replay import Replay
-from worker.times import milliseconds
-from worker.uuids import likeness_of, value_of
+from worker.idempotency.packed_replies import Ledger
 
 MAX_ACCEPTED = 8_000  # half of what is remembered at most
 MAX_OTHERS = 10_000
@@ -97,7 +97,7 @@ class MemoryStore:
                 return found
             if record is None:
                 self._remember_twin(key.likeness)
-                return First(self._grant(_Record(key), now), self._unrecorded_until)
+                return First(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
             if record.key.digest != key.digest:
                 return Conflict()
             if record.reply is not None:

@@ -19,7 +19,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas.reply import FailureCode, RejectionCode, Reply
-from worker.doubt import Doubt
+from worker.core.doubt import Doubt
+from worker.core.replay import Replay
+from worker.core.times import milliseconds
+from worker.core.uuids import spellings
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
 from worker.idempotency import (
     Again,
@@ -40,9 +43,6 @@ from worker.idempotency import (
     failed_ms,
 )
 from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
-from worker.replay import Replay
-from worker.times import milliseconds
-from worker.uuids import spellings
 
 TIMEOUT_S = 2.0  # for one call
 PING_S = 0.5  # a probe itself has a second or two

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pydantic import ValidationError
 
 from schemas.onenet import ExecuteAnswer
-from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.errno import SUCCESS, Kind, kind_of
 

@@ -20,19 +20,19 @@ import requests
 import urllib3
 
 from schemas.onenet import HistoryDetail
-from worker.answer import Answer, Cached, InDoubt, NotSent
-from worker.backoff import backoff_s
-from worker.commands import ExecuteCommand
-from worker.doubt import Doubt
+from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.backoff import backoff_s
+from worker.core.command import ExecuteCommand
+from worker.core.doubt import Doubt
+from worker.core.times import platform_time
+from worker.core.uuids import likeness_of
 from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import MAX_SKEW, PER_PAGE, Entry, Listing, Window, candidates, match, read_detail, read_page
-from worker.onenet.http import BoundedHTTP, Exchange, Request, Response
+from worker.onenet.transport import BoundedHTTP, Exchange, Request, Response
 from worker.settings import Credentials
-from worker.times import platform_time
-from worker.uuids import likeness_of
 
 Model = TypeVar("Model")
 Others = Callable[[Sequence[str]], Collection[str]]

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ValidationError
 
 from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPage
-from worker.commands import PLATFORM_DEFAULTS, ExecuteCommand
-from worker.doubt import Doubt
+from worker.core.command import PLATFORM_DEFAULTS, ExecuteCommand
+from worker.core.doubt import Doubt
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error
 from worker.onenet.comparison import (

@@ -18,8 +18,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from schemas.reply import FailureCode, RejectionCode, Status
-from worker.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.outcome import Accepted, Failed, Final, Rejected
+from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.core.outcome import Accepted, Failed, Final, Rejected
 
 _PREFIX = "onenet_worker"
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.proxies import environment_proxy
+from worker.core.proxies import environment_proxy
 from worker.telemetry.tracing import Answered
 
 _TRACE_HEADERS = ("traceparent", "tracestate")

@@ -1,0 +1,213 @@
+"""The rules of a command: what is taken, and what each wrong thing is told."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.rig import a_command
+from worker.core.command import read_command
+from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
+
+CHINA = ZoneInfo("Asia/Shanghai")
+
+
+def read(message_id: object = None, **changes: Any) -> Any:
+    return read_command(json.dumps(a_command(**changes)).encode(), message_id, CHINA)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"command_id": "a"},
+        {"command_id": "A0._:-" * 21 + "zz"},
+        {"obj_id": 0, "obj_inst_id": 65535, "res_id": 65535},
+        {"retry": 0},
+        {"retry": 10},
+        {"timeout": 5},
+        {"timeout": 40},
+        {"trigger_msg": 1},
+        {"trigger_msg": 7},
+        {"args": ""},
+        {"args": "x" * 2048},
+        {"args": "开" * 682},
+        {"product": "heating"},
+    ],
+    ids=str,
+)
+def test_what_keeps_the_rules_is_taken(changes: dict[str, Any]) -> None:
+    command = read(**changes)
+    assert {name: getattr(command, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("names", "bits"),
+    [
+        (["REGISTER"], 1),
+        (["UPDATE"], 2),
+        (["NOTIFY"], 4),
+        (["NOTIFY", "REGISTER"], 5),
+        (["REGISTER", "UPDATE", "NOTIFY"], 7),
+    ],
+)
+def test_trigger_names_are_summed(names: list[str], bits: int) -> None:
+    assert read(trigger_msg=names).trigger_msg == bits
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("command_id", value) for value in ("", "a b", "é", "x" * 129, "a\n", 7)),
+        *(("imei", value) for value in ("86582003000000", "8658200300000001", "86582003000000a", 865820030000001, "")),
+        *((name, value) for name in ("obj_id", "obj_inst_id", "res_id") for value in (-1, 65536, "1", True, 1.0, 1.5)),
+        *(("expired_time", value) for value in ("", "2099-01-01", "2099-01-01 00:00:00", "2099-02-30T00:00:00", 1)),
+        *(("expired_time", value) for value in ("2099-01-01T00:00:00.5", "2099-01-01T24:00:00")),
+        *(("expired_time", value) for value in ("2099-01-01T00:00:00z", "2099-01-01T00:00:00+24:00")),
+        *(("expired_time", value) for value in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00")),
+        ("valid_time", "soon"),
+        ("valid_time", []),
+        *(("retry", value) for value in (-1, 11, "3", False, 10**30)),
+        *(("timeout", value) for value in (4, 41, "25", 25.0)),
+        *(("trigger_msg", value) for value in (0, 8, "UPDATE", [], ["OTHER"], ["UPDATE", "UPDATE"], [1], [["UPDATE"]])),
+        *(("args", value) for value in ("x" * 2049, "开" * 683, 1, ["on"], "\ud800")),
+        *(("product", value) for value in (1, "\udfff")),
+        ("colour", "red"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)  # fmt: skip
+def test_what_breaks_a_rule_is_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidCommand) as caught:
+        read(**{field: value})
+    assert [detail.field for detail in caught.value.details] == [field]
+    assert field in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "field", sorted(a_command(args="", product="", retry=1, timeout=5, trigger_msg=1, valid_time="x"))
+)
+def test_null_is_not_the_same_as_absent(field: str) -> None:
+    with pytest.raises(InvalidCommand) as caught:
+        read_command(json.dumps({**a_command(), field: None}).encode(), None, CHINA)
+    assert field in [detail.field for detail in caught.value.details]
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(InvalidCommand) as caught:
+        read_command(b'{"retry": 11, "colour": 1}', None, CHINA)
+    assert {detail.field for detail in caught.value.details} == {
+        "command_id", "imei", "obj_id", "obj_inst_id", "res_id", "expired_time", "retry", "colour",
+    }  # fmt: skip
+
+
+def test_expired_time_must_be_later_than_valid_time() -> None:
+    """They are compared as instants: 08:00 in China is midnight in Greenwich."""
+    with pytest.raises(InvalidCommand) as caught:
+        read(valid_time="2099-01-01T00:00:00Z", expired_time="2099-01-01T08:00:00")
+    assert caught.value.details[0].field == "expired_time"
+    assert read(valid_time="2099-01-01T00:00:00Z", expired_time="2099-01-01T08:00:01").valid_at == datetime(
+        2099, 1, 1, tzinfo=UTC
+    )
+
+
+class TestTheId:
+    def test_may_be_in_the_body_in_the_property_or_the_same_in_both(self) -> None:
+        assert read(command_id="a").command_id == "a"
+        assert read("b", command_id=None).command_id == "b"
+        assert read("c", command_id="c").command_id == "c"
+
+    @pytest.mark.parametrize(
+        ("in_body", "in_property", "known"),
+        [("a", "b", "a"), (None, None, None), (None, "not an id", None), ("a", "not an id", "a"), ("a", b"\xff", "a")],
+    )
+    def test_is_wrong_otherwise(self, in_body: str | None, in_property: object, known: str | None) -> None:
+        with pytest.raises(InvalidCommand) as caught:
+            read(in_property, command_id=in_body)
+        assert [detail.field for detail in caught.value.details] == ["command_id"]
+        assert caught.value.command_id == known
+
+    def test_is_told_with_whatever_else_is_wrong(self) -> None:
+        with pytest.raises(UnusableCommand) as caught:
+            read(command_id="a", retry=11)
+        assert caught.value.command_id == "a"
+        with pytest.raises(UnusableCommand) as caught:
+            read_command(b"no json", "b", CHINA)
+        assert caught.value.command_id == "b"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", ""),
+        (b"\xff", ""),
+        (b"null", ""),
+        (b"[]", ""),
+        (b"{" * 40_000, ""),
+        (b"[" * 60_000, ""),
+        (b"1" * 6_000, ""),
+        (b'{"a": 1} {"b": 2}', ""),
+        (b'\xef\xbb\xbf{"a": 1}', ""),
+        (b'{"imei": 1, "imei": 1}', "imei"),
+        (b'{"args": {"deep": 1, "deep": 2}}', "deep"),
+        (b'{"retry": NaN}', "retry"),
+        (b'{"retry": -Infinity}', "retry"),
+        (b'{"trigger_msg": [1, Infinity]}', "trigger_msg"),
+        (b'"' + b"x" * 65_535 + b'"', ""),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_json_object_is_an_invalid_message(body: bytes, field: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        read_command(body, None, CHINA)
+    assert [detail.field for detail in caught.value.details] == [field]
+
+
+def test_a_body_of_64_kib_is_read() -> None:
+    body = json.dumps(a_command()).encode()
+    assert read_command(body + b" " * (65_536 - len(body)), None, CHINA)
+    with pytest.raises(InvalidMessage):
+        read_command(body + b" " * (65_537 - len(body)), None, CHINA)
+
+
+@given(st.binary(max_size=200), st.none() | st.text() | st.binary() | st.integers())
+def test_no_bytes_raise_anything_but_our_own_error(body: bytes, message_id: object) -> None:
+    with pytest.raises(UnusableCommand):
+        read_command(body, message_id, CHINA)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+names = st.sampled_from([*a_command(), "valid_time", "args", "retry", "trigger_msg"]) | st.text()
+
+
+@given(st.dictionaries(names, anything))
+def test_no_fields_raise_anything_but_our_own_error(changes: dict[str, Any]) -> None:
+    """What is said of them fits a reply: it has a form in UTF-8, and not one that fills the frame."""
+    try:
+        read_command(json.dumps({**a_command(), **changes}).encode(), None, CHINA)
+    except UnusableCommand as exc:
+        said = exc.message + "".join(detail.field + detail.message for detail in exc.details)
+        assert len(said.encode()) < 20_000
+
+
+def test_the_digest_is_of_the_content_not_of_its_form() -> None:
+    form = a_command(command_id="a", expired_time="2099-01-01T08:00:00", trigger_msg=["UPDATE", "REGISTER"])
+    same = dict(reversed((form | {"expired_time": "2099-01-01T00:00:00Z", "trigger_msg": 3}).items()))
+    digest = read_command(json.dumps(form).encode(), None, CHINA).digest()
+    assert read_command(json.dumps(same, indent=1).encode(), "a", CHINA).digest() == digest
+    others: list[dict[str, Any]] = [
+        {"args": ""},
+        {"res_id": 1},
+        {"retry": 3},
+        {"expired_time": "2099-01-01T00:00:01Z"},
+        {"product": "x"},
+    ]
+    assert digest not in [read_command(json.dumps(form | other).encode(), None, CHINA).digest() for other in others]

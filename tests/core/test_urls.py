@@ -1,0 +1,305 @@
+"""URLs: taken only if they are whole, and then the same to every library; otherwise refused without a word of them."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import redis
+import requests
+from urllib3.util import parse_url
+
+from worker.amqp.connection import address, connection_parameters, without_user
+from worker.app import store_of
+from worker.core.proxies import environment_proxy
+from worker.errors import SettingsError
+from worker.onenet.route import Route
+from worker.settings import Settings, load_settings
+
+SECRET = "S3cret"
+ODD = "~!$&'()*+,;=:-._ /?#[]@%\"<>\\^`{|}\u5bc6\u7801"  # every kind of character, encoded where it has to be
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine and no .env of the checkout has a say."""
+    monkeypatch.chdir(tmp_path)
+    names = [name.upper() for name in Settings.model_fields]
+    for name in (
+        *names,
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "password", "host", "port", "vhost", "printed"),
+    [
+        ("amqp://host", "guest", "guest", "host", 5672, "/", "amqp://host:5672/"),
+        ("amqp://host/", "guest", "guest", "host", 5672, "/", "amqp://host:5672/"),
+        ("amqps://a:b@host", "a", "b", "host", 5671, "/", "amqps://host:5671/"),
+        ("AMQP://a:b@HOST.example./v", "a", "b", "host.example.", 5672, "v", "amqp://host.example.:5672/v"),
+        ("amqp://a:b@192.0.2.1:1/%2F", "a", "b", "192.0.2.1", 1, "/", "amqp://192.0.2.1:1/"),
+        ("amqp://a:b@[2001:DB8::1]:65535/v", "a", "b", "2001:db8::1", 65535, "v", "amqp://[2001:db8::1]:65535/v"),
+        ("amqp://a:b@my_host/%2Fmy%2fvhost", "a", "b", "my_host", 5672, "/my/vhost",
+         "amqp://my_host:5672/%2Fmy%2Fvhost"),
+        ("amqp://a:@host/v?heartbeat=7", "a", "", "host", 5672, "v", "amqp://host:5672/v"),
+        ("amqp://:b@host", "", "b", "host", 5672, "/", "amqp://host:5672/"),
+        ('amqp://a^{}|`"<>:b^{}|`"<>@host', 'a^{}|`"<>', 'b^{}|`"<>', "host", 5672, "/", "amqp://host:5672/"),
+        ("amqp://a:b:c@host", "a", "b:c", "host", 5672, "/", "amqp://host:5672/"),
+        ("amqp://a:12%2FS3cret@host", "a", "12/S3cret", "host", 5672, "/", "amqp://host:5672/"),
+        (f"amqp://{quote(ODD, safe='')}:{quote(ODD, safe='')}@host/{quote(ODD, safe='')}", ODD, ODD, "host", 5672, ODD,
+         f"amqp://host:5672/{quote(ODD, safe='')}"),
+        ("amqp://a~!$&'()*+;=._-:p~!$&'()*+;=._-:@host/v~!$&'()*+=:.", "a~!$&'()*+;=._-", "p~!$&'()*+;=._-:", "host",
+         5672, "v~!$&'()*+=:.", "amqp://host:5672/v~%21%24%26%27%28%29%2A%2B%3D%3A."),
+    ],
+)  # fmt: skip
+def test_a_whole_url_of_the_broker_means_what_it_says(
+    url: str, user: str, password: str, host: str, port: int, vhost: str, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMQP_URL", url)
+    [found] = connection_parameters(load_settings())
+    assert vars(found.credentials).items() >= {("username", user), ("password", password)}
+    assert (found.host, found.port, found.virtual_host) == (host, port, vhost)
+    assert address(found) == printed
+
+
+def test_options_of_the_brokers_url_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AMQP_URL", "amqp://host?heartbeat=7&frame_max=8192&tcp_options={'TCP_KEEPIDLE':60}&channel_max=5"
+    )
+    [found] = connection_parameters(load_settings())
+    assert (found.heartbeat, found.frame_max, found.channel_max) == (7, 8192, 5)
+    assert found.tcp_options == {"TCP_KEEPIDLE": 60}
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "password", "host", "port", "number"),
+    [
+        ("redis://host", None, None, "host", None, None),
+        ("redis://host/", None, None, "host", None, None),
+        ("redis://:S3cret@host:1/15", None, "S3cret", "host", 1, 15),
+        ("rediss://a:b@[2001:db8::1]/0", "a", "b", "2001:db8::1", None, 0),
+        ("REDIS://a@host", "a", None, "host", None, None),
+        ("redis://a:b@host/1?socket_timeout=3&health_check_interval=5", "a", "b", "host", None, 1),
+        (f"redis://{quote(ODD, safe='')}:{quote(ODD, safe='')}@host", ODD, ODD, "host", None, None),
+        ('redis://a^{}|`"<>:b^{}|`"<>@host', 'a^{}|`"<>', 'b^{}|`"<>', "host", None, None),
+        ("redis://:a,b;c=d:e@host", None, "a,b;c=d:e", "host", None, None),
+    ],
+)
+def test_a_whole_url_of_redis_means_what_it_says(
+    url: str,
+    user: str | None,
+    password: str | None,
+    host: str,
+    port: int | None,
+    number: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_URL", url)
+    settings = load_settings()
+    pool = redis.ConnectionPool.from_url(settings.idempotency_url.get_secret_value())
+    found = pool.connection_kwargs
+    assert (found.get("username"), found.get("password")) == (user, password)
+    assert (found.get("host"), found.get("port"), found.get("db")) == (host, port, number)
+    store_of(settings).close()
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path"),
+    [
+        ("https://api.heclouds.com", "api.heclouds.com", None, None),
+        ("HTTP://Gateway:8580/", "gateway", 8580, None),
+        ("http://[::1]:8580/a/b%20c/", "[::1]", 8580, "/a/b%20c"),
+    ],
+)
+def test_a_whole_url_of_the_platform_means_what_it_says(
+    url: str, host: str, port: int | None, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONENET_URL", url)
+    found = parse_url(load_settings().onenet_url)
+    assert (found.host, found.port, found.path, found.auth) == (host, port, path, None)
+
+
+def test_a_collector_may_want_a_user_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://a:S3cret%2F@collector:4318/otlp/")
+    settings = load_settings()
+    assert SECRET not in repr(settings) + settings.model_dump_json()
+    assert settings.otel_exporter_otlp_endpoint is not None
+    sent = requests.Request("POST", f"{settings.otel_exporter_otlp_endpoint.get_secret_value()}/v1/traces").prepare()
+    assert sent.url == "https://a:S3cret%2F@collector:4318/otlp/v1/traces"
+    assert sent.headers["Authorization"] == "Basic YTpTM2NyZXQv"  # a:S3cret/
+
+
+BROKEN = [  # what may stand behind :// with a password in it, of which no setting takes any
+    "svc:/S3cret@host:5672/prod", "svc:12/S3cret@host:5672/prod", "svc:S3cret/w@host", "svc:12/S3cret@host/1",
+    "svc:12/S3cret@host", "svc:12?S3cret@host", "svc:12?heartbeat=1&S3cret@host/", "svc:12?heartbeat=S3cret@host/",
+    "svc:12#S3cret@host", "svc:S3cret#1@host", "svc:S3cret@1@host", "svc:S3cret@@host/", "svc:S3cret%@host/",
+    "svc:S3cret%4@host", "svc:S3cret%zz@host", "svc:S3cret%FF@host", "svc:S3cret%00@host", "svc:S3cret\\@host",
+    "svc:S3cret[@host", "svc:S3cret]@host", "svc:S3cret\u5bc6@host", "svc:S3cret @host", "svc:S3cret\t@host",
+    "svc:S3cret@host\n/", "svc:S3cret@host\x7f", "svc:S3cret\r\n@host", "svc:S3cret@", "svc:S3cret@/1", "svc:S3cret",
+    "svc:S3cret@host:", "svc:S3cret@host:0", "svc:S3cret@host:65536", "svc:S3cret@host:+1", "svc:S3cret@host:1_0",
+    "svc:S3cret@host:\u0661", "svc:S3cret@host:5672x", "svc:S3cret@-host", "svc:S3cret@a..b", "svc:S3cret@ho%73t",
+    "svc:S3cret@h\u00f6st", "svc:S3cret@[::1", "svc:S3cret@::1", "svc:S3cret@[192.0.2.1]", "svc:S3cret@[::1]x",
+    "svc:S3cret@[:::1]", "svc:S3cret@host:5672:5672", "svc:S3cret@" + "a" * 64, "svc:S3cret@host#",
+    "svc:S3cret@host/1#x", "svc:S3cret@host/1?x", "svc:S3cret@host/1?=x", "svc:S3cret@host/1?x=",
+    "svc:S3cret@host/1?x=%", "svc:S3cret@host/1?x=1&", "svc:S3cret@host/1 2", "svc:S3cret@host/%",
+    "svc:S3cret@host/%FF", "svc:S3cret@host/\u5bc6",
+]  # fmt: skip
+SCHEMES = {"AMQP_URL": "amqp", "IDEMPOTENCY_URL": "redis", "ONENET_URL": "http", "OTEL_EXPORTER_OTLP_ENDPOINT": "http"}
+OF_ONE_SETTING = [
+    ("AMQP_URL", "amqp://S3cret@host/"), ("AMQP_URL", "amqp://svc:S3cret@host//my/vhost"),
+    ("AMQP_URL", "amqp://svc:S3cret@host/my/vhost"), ("AMQP_URL", "amqp://svc:S3cret@host/prod/"),
+    ("AMQP_URL", "amqp://svc:S3cret@host//"), ("AMQP_URL", "amqp://svc:S3cret@host/a;b"),
+    ("AMQP_URL", "amqp://svc:S3cret@host/a@b"), ("AMQP_URL", "amqp://svc:S3cret@host/" + "v" * 256),
+    ("AMQP_URL", "amqp://svc:S3,cret@host/"), ("AMQP_URL", "amqp://svc:12,S3cret@host/"),
+    ("AMQP_URL", "amqp://host/,amqp://svc:12/S3cret@host/"), ("AMQP_URL", "http://svc:S3cret@host/"),
+    ("AMQP_URL", "svc:S3cret@host"), ("AMQP_URL", "amqp:svc:S3cret@host"), ("AMQP_URL", "amqp:/svc:S3cret@host"),
+    ("AMQP_URL", "amqp:///svc:S3cret@host"), ("AMQP_URL", ",S3cret"),
+    ("IDEMPOTENCY_URL", "redis://:S3cret@host/0/1"), ("IDEMPOTENCY_URL", "redis://:S3cret@host/zero"),
+    ("IDEMPOTENCY_URL", "redis://:S3cret@host/-1"), ("IDEMPOTENCY_URL", "redis://:S3cret@host/0/"),
+    ("IDEMPOTENCY_URL", "redis://:12/S3cret@host"), ("IDEMPOTENCY_URL", "unix://S3cret/socket"),
+    ("IDEMPOTENCY_URL", "memory://S3cret"), ("IDEMPOTENCY_URL", "S3cret"), ("IDEMPOTENCY_URL", " redis://:S3cret@host"),
+    ("ONENET_URL", "https://svc:S3cret@host"), ("ONENET_URL", "https://S3cret@host"),
+    ("ONENET_URL", "https://host/S3cret@x"), ("ONENET_URL", "https://host?key=S3cret"), ("ONENET_URL", "https://host#S3cret"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:S3cret^@host"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:S3cret|@host"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:S3cret@host?a=b"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://:S3cret@host"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [*((name, f"{scheme}://{rest}") for name, scheme in SCHEMES.items() for rest in BROKEN), *OF_ONE_SETTING],
+    ids=ascii,
+)
+def test_a_url_that_is_not_whole_is_refused_in_one_line_without_a_word_of_it(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, url)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith(f"{name}: must be ")
+    assert "\n" not in line
+    assert not [part for part in ("S3", "cret", "svc", "prod") if part in line]
+    assert name == "ONENET_URL" or "/ as %2F, @ as %40" in line
+
+
+@pytest.mark.parametrize("rest", ["svc:12/S3cret@host/0/1", "svc:S3cret@@host/0", "svc:S3cret@host/0\nsvc:S3cret"])
+@pytest.mark.parametrize("name", ["AMQP_URL", "IDEMPOTENCY_URL"])
+def test_a_url_in_a_file_is_refused_alike(
+    name: str, rest: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text(f"{SCHEMES[name]}://{rest}\n", encoding="utf-8")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith(f"{name}: must be ")
+    assert not [part for part in ("S3", "cret", "svc") if part in line]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["Secret=S3cret", "heartbeat=S3cret", "heartbeat=1&heartbeat=2", "ssl_options={S3cret", "ssl_options=S3cret",
+     "ssl_options={'cafile':'/S3cret'}", "client_properties=S3cret", "socket_timeout=-1",
+     "tcp_options=" + "(" * 5000],
+)  # fmt: skip
+def test_an_option_that_the_brokers_url_cannot_have_is_one_line(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", f"amqp://svc:S3cret@host/?{options}")
+    with pytest.raises(SettingsError) as caught:
+        connection_parameters(load_settings())
+    [line] = caught.value.lines
+    assert line.startswith("AMQP_URL: an option ")
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    "options", ["Secret=S3cret", "db=S3cret", "timeout=5", "protocol=S3cret", "socket_timeout=S3cret"]
+)
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_an_option_that_the_url_of_redis_cannot_have_is_one_line(
+    scheme: str, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"{scheme}://svc:S3cret@host/?{options}")
+    with pytest.raises(SettingsError) as caught:
+        store_of(load_settings())
+    [line] = caught.value.lines
+    assert line.startswith("IDEMPOTENCY_URL: an option ")
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    ("proxy", "leads_to", "credentials"),
+    [
+        ("proxy:3128", ("http", "proxy", 3128), None),
+        ("http://proxy/", ("http", "proxy", None), None),
+        ("HTTPS://proxy:3129", ("https", "proxy", 3129), None),
+        ("a:b@[::1]:3128", ("http", "[::1]", 3128), "YTpi"),
+        ("http://a:b%2F%40@proxy:1", ("http", "proxy", 1), "YTpiL0A="),
+        ("http://a@example.com:b@proxy:1", ("http", "proxy", 1), "YUBleGFtcGxlLmNvbTpi"),
+        ('http://a:b^{|}"<>[]%`@proxy:1', ("http", "proxy", 1), "YTpiXnt8fSI8PltdJWA="),
+        ("http://a:b:c@proxy:1", ("http", "proxy", 1), "YTpiOmM="),
+    ],
+)
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+def test_a_proxy_of_the_environment_means_what_it_says(
+    variable: str,
+    proxy: str,
+    leads_to: tuple[str, str, int | None],
+    credentials: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    found = parse_url(environment_proxy("http://onenet.invalid") or "")
+    assert (found.scheme, found.host, found.port) == leads_to
+    sent = {} if credentials is None else {"Proxy-Authorization": f"Basic {credentials}"}
+    assert Route("http://onenet.invalid", 1, None).headers == {"Host": "onenet.invalid", **sent}
+
+
+UNUSABLE_PROXIES = [
+    "http://svc:S3/cret@proxy:3128", "http://svc:12/S3cret@proxy:3128", "svc:S3/cret@proxy", "svc:12/S3cret@proxy",
+    "svc:S3cret", "http://svc:S3cret@proxy:port", "http://svc:S3cret@proxy:0", "http://svc:S3cret@proxy:70000",
+    "http://svc:S3cret@proxy:3128/path", "http://svc:S3?cret@proxy", "http://svc:S3#cret@proxy",
+    "http://svc:12#S3cret@proxy", "http://svc\\svc:S3cret@proxy", "http://svc:S3 cret@proxy",
+    "http://svc:S3\ncret@proxy", "http://svc:S3cret@", "http://svc:S3cret@[proxy]", "http://svc:S3cret@pro xy",
+    "http://svc:S3cret@[::1", "http://svc:S3cret%FF@proxy", "socks5://svc:S3cret@proxy:1080",
+    "SOCKS5H://svc:S3cret@proxy", "ftp://svc:S3cret@proxy", "svc://S3cret@proxy", "http:///svc:S3cret@proxy",
+    "://svc:S3cret@proxy", "http://svc:S3cret@", "@", "http://svc:S3cret\u5bc6@proxy",
+    "http://svc:S3cret%E5%AF%86@proxy",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("proxy", UNUSABLE_PROXIES, ids=ascii)
+@pytest.mark.parametrize(
+    ("url", "variable"), [("http://onenet.invalid", "http_proxy"), ("https://a.invalid", "ALL_PROXY")]
+)
+def test_a_proxy_that_cannot_be_used_is_refused_in_one_line_without_a_word_of_it(
+    url: str, variable: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(SettingsError) as caught:
+        Route(url, 1, None)
+    [line] = caught.value.lines
+    assert "proxy" in line
+    assert "\n" not in line
+    assert not [part for part in ("S3", "cret", "svc", "\u5bc6") if part in line]
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("access to vhost 'v' refused for user 'S3cret'", "access to vhost 'v' refused for this user"),
+        ("refused for user 'S3'cret' by backend b: no", "refused for this user by backend b: no"),
+        ("set to 'x' but authenticated user was 'S3cret'", "set to 'x' but authenticated this user"),
+        (str((403, "refused for user 'S3cret\"'")), "(403, 'refused for this user)"),
+        ("NOT_FOUND - no queue 'user' in vhost '/'", "NOT_FOUND - no queue 'user' in vhost '/'"),
+    ],
+)  # fmt: skip
+def test_the_brokers_words_are_handed_on_without_the_user(said: str, left: str) -> None:
+    assert without_user(said) == left

@@ -1,0 +1,152 @@
+"""What lies in docker/ agrees with the code, and keeps its own promises."""
+
+import base64
+import hashlib
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from worker import __version__
+from worker.settings import Settings
+
+DOCKER = Path(__file__).parents[2] / "docker"
+KUBERNETES = DOCKER / "kubernetes"
+SETTINGS = {name.upper() for name in Settings.model_fields}
+SECRETS = {"AMQP_URL_FILE", "ONENET_API_KEY_FILE", "ONENET_ACCESS_KEY_FILE", "IDEMPOTENCY_URL_FILE"}
+PORT = Settings.model_fields["http_port"].default
+GRACE_S = Settings.model_fields["worker_shutdown_grace"].default
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+MANIFESTS: dict[str, dict[str, Any]] = {
+    found["kind"]: found for path in KUBERNETES.glob("*.yaml") for found in yaml.safe_load_all(path.read_text())
+}
+POD = MANIFESTS["Deployment"]["spec"]["template"]
+(CONTAINER,) = POD["spec"]["containers"]
+
+
+def test_the_image_shows_the_port_that_is_the_default() -> None:
+    assert re.findall(r"^EXPOSE (\d+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE) == [str(PORT)]
+
+
+def test_the_worker_is_given_settings_that_there_are() -> None:
+    in_compose = set(SERVICES["worker"]["environment"])
+    in_kubernetes = {variable["name"] for variable in CONTAINER["env"]}
+    assert in_compose | in_kubernetes <= SETTINGS | SECRETS
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_may_do_more_than_it_has_to(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert service.get("read_only") or name in {"rabbitmq", "grafana"}  # whose images are not known to do without
+
+
+def test_every_published_port_is_on_loopback_and_may_be_another() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port) for port in ports)
+
+
+def test_the_cluster_is_given_the_image_of_this_version() -> None:
+    [image] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
+    assert (image["name"], image["newTag"]) == (CONTAINER["image"], __version__)
+
+
+def test_any_number_of_workers_may_run() -> None:
+    assert not {"container_name", "ports", "hostname"} & set(SERVICES["worker"])
+    assert SERVICES["worker"]["environment"]["IDEMPOTENCY_URL"].startswith("redis://")
+
+
+def test_the_worker_is_given_longer_to_stop_than_it_takes() -> None:
+    grace_s = SERVICES["worker"]["stop_grace_period"]
+    assert int(grace_s.removesuffix("s")) > GRACE_S
+    assert POD["spec"]["terminationGracePeriodSeconds"] > GRACE_S
+
+
+def test_what_the_worker_depends_on_is_there_first() -> None:
+    for needed, how in SERVICES["worker"]["depends_on"].items():
+        is_one_shot = SERVICES[needed]["restart"] == "no"
+        assert how == {"condition": "service_completed_successfully" if is_one_shot else "service_healthy"}
+        assert is_one_shot or "test" in SERVICES[needed]["healthcheck"]
+
+
+def test_redis_forgets_nothing() -> None:
+    assert "--appendonly yes" in SERVICES["redis"]["command"]
+    assert "--maxmemory-policy noeviction" in SERVICES["redis"]["command"]
+
+
+def test_the_broker_is_told_the_hash_of_the_password_alone() -> None:
+    access = runpy.run_path(str(DOCKER / "rabbitmq" / "make_definitions.py"))["access"]
+    made = access("a password")
+    (user,) = made["users"]
+    found = base64.b64decode(user["password_hash"])
+    assert found[4:] == hashlib.sha256(found[:4] + b"a password").digest()
+    assert "a password" not in json.dumps(made)
+    assert made["users"] != access("a password")["users"]  # salted
+
+
+def test_kustomize_takes_every_file() -> None:
+    files = {path.name for path in KUBERNETES.iterdir()} - {"kustomization.yaml"}
+    assert set(MANIFESTS["Kustomization"]["resources"]) == files
+
+
+def test_what_belongs_together_has_one_name() -> None:
+    labels = POD["metadata"]["labels"].items()
+    selectors = [
+        MANIFESTS["Deployment"]["spec"]["selector"],
+        MANIFESTS["PodDisruptionBudget"]["spec"]["selector"],
+        *(constraint["labelSelector"] for constraint in POD["spec"]["topologySpreadConstraints"]),
+    ]
+    assert all(selector["matchLabels"].items() <= labels for selector in selectors)
+    scaled = MANIFESTS["ScaledObject"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
+    (trigger,) = scaled["triggers"]
+    assert trigger["authenticationRef"]["name"] == MANIFESTS["TriggerAuthentication"]["metadata"]["name"]
+    assert trigger["metadata"]["queueName"] == f"{Settings.model_fields['worker_namespace'].default}.execute"
+    assert POD["spec"]["serviceAccountName"] == MANIFESTS["ServiceAccount"]["metadata"]["name"]
+    generated = {one["name"] for one in MANIFESTS["Kustomization"]["configMapGenerator"]}
+    assert {one["configMapRef"]["name"] for one in CONTAINER["envFrom"]} == generated
+
+
+def test_the_secrets_come_from_one_place() -> None:
+    (volume,) = POD["spec"]["volumes"]
+    (mount,) = CONTAINER["volumeMounts"]
+    secret = volume["secret"]["secretName"]
+    keys = set(re.findall(r"--from-literal=([a-z-]+)=", (KUBERNETES / "kustomization.yaml").read_text()))
+    assert {variable["value"] for variable in CONTAINER["env"]} == {f"{mount['mountPath']}/{key}" for key in keys}
+    for reference in MANIFESTS["TriggerAuthentication"]["spec"]["secretTargetRef"]:
+        assert reference["name"] == secret
+        assert reference["key"] in keys
+
+
+def test_the_probes_ask_what_the_worker_answers() -> None:
+    (port,) = CONTAINER["ports"]
+    assert port["containerPort"] == PORT == int(POD["metadata"]["annotations"]["prometheus.io/port"])
+    probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert {probe["port"] for probe in probes.values()} == {port["name"]}
+    assert [probe["path"] for probe in probes.values()] == ["/livez", "/livez", "/readyz"]
+
+
+def test_the_pod_may_do_nothing_but_its_work() -> None:
+    assert POD["spec"]["securityContext"]["runAsNonRoot"]
+    assert POD["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert MANIFESTS["ServiceAccount"]["automountServiceAccountToken"] is False
+
+
+def test_no_password_is_in_any_file() -> None:
+    """A URL with a password in it, that is; where one has to be shown, it stands in <>."""
+    for path in (path for path in DOCKER.rglob("*") if path.is_file()):
+        for password in re.findall(r"\w+://[^\s:/@]*:([^\s@]+)@", path.read_text()):
+            assert password.startswith(("<", "{")), path

@@ -1,0 +1,67 @@
+"""The dashboard and the alerts, as files; that a worker shows what they ask for is in integration/test_endpoints.py."""
+
+import re
+
+import yaml
+
+from tests.support.monitoring import DOCKER, PROMETHEUS, alerts, dashboards, selectors
+from worker.amqp.topology import Topology
+from worker.settings import Settings
+
+SETTINGS = Settings.model_fields
+QUEUES = {queue.name for queue in Topology(SETTINGS["worker_namespace"].default, (5,)).queues()}
+
+
+def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert set(rule["annotations"]) == {"summary", "meaning", "action"}
+
+
+def test_every_alert_is_shown_to_fire_and_not_to() -> None:
+    """Promtool plays the tests in containers/; here it is only seen that none has been left out."""
+    tests = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())["tests"]
+    asked = [test["promql_expr_test"] for test in tests]
+    fired = re.findall(r'alertname="(\w+)"', str(asked))
+    assert set(fired) == {rule["alert"] for rule in alerts()}
+    assert all(any(not ask["exp_samples"] for ask in asks) for asks in asked)
+
+
+def test_every_queue_that_is_asked_for_is_in_the_topology() -> None:
+    for selector in selectors():
+        for label, operator, text in selector.matchers:
+            if label == "queue":
+                wanted = re.escape(text) if operator == "=" else text
+                assert any(re.fullmatch(wanted, queue) for queue in QUEUES), text
+
+
+def test_the_dashboard_asks_the_data_source_that_is_there() -> None:
+    sources = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    known = {source["uid"] for source in sources}
+    for dashboard in dashboards():
+        asked = re.findall(r"'datasource': \{'type': 'prometheus', 'uid': '([^']*)'\}", str(dashboard))
+        assert set(asked) == known
+        assert len(asked) == str(dashboard).count("'datasource'")
+
+
+def test_no_two_panels_have_one_id_or_lie_on_each_other() -> None:
+    for dashboard in dashboards():
+        panels = dashboard["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        covered = [
+            (column, line)
+            for place in (panel["gridPos"] for panel in panels)
+            for column in range(place["x"], place["x"] + place["w"])
+            for line in range(place["y"], place["y"] + place["h"])
+        ]
+        assert len(covered) == len(set(covered))
+
+
+def test_prometheus_asks_the_workers_port() -> None:
+    jobs = {
+        job["job_name"]: job for job in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    }
+    (found,) = jobs["onenet-worker"]["dns_sd_configs"]
+    assert found["port"] == SETTINGS["http_port"].default
+    asked = {text for one in selectors() for label, _, text in one.matchers if label == "job"}
+    assert asked <= set(jobs)

@@ -1,0 +1,438 @@
+"""What is taken, held and handed back, in the interleavings that a real broker seldom brings about.
+
+The intake, the handler, the gates and the lanes are the real ones; the broker is a queue that delivers within the
+prefetch, and whose answers come when the test says so.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+from pika import BasicProperties
+
+from tests.support.rig import PATIENCE_S, a_command
+from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.topology import Topology
+from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.command import ExecuteCommand
+from worker.core.decide import RetryPolicy
+from worker.core.doubt import Doubt
+from worker.flow import pace
+from worker.flow.consumer import Intake
+from worker.flow.device_queues import Lanes
+from worker.idempotency.memory import MemoryStore
+from worker.onenet.client import Others, Sent
+from worker.onenet.history import Entry
+from worker.processing.circuit_breaker import Gates
+from worker.processing.processor import Handler
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.tracing import NoTracing
+
+PREFETCH, CONCURRENCY, PROBE_S = 6, 4, 0.05
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
+DEVICES = [str(865820030000000 + number) for number in range(100)]
+
+
+@dataclass
+class Platform:
+    """Answers when it may, and keeps what it was asked in order."""
+
+    answer: Callable[[ExecuteCommand], Answer] = lambda command: Cached(command.command_id)  # each its own uuid
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    asked: list[str] = field(default_factory=list)
+    may_show_history: threading.Event = field(default_factory=threading.Event)
+    looked_up: list[str] = field(default_factory=list)
+
+    def knows(self, _product: str | None) -> bool:
+        return True
+
+    def execute(self, command: ExecuteCommand, _not_after: float) -> Sent:
+        self.asked.append(command.command_id)
+        self.may_answer.wait(PATIENCE_S)
+        return Sent(self.answer(command), valid_time_omitted=False)
+
+    def look_up(self, command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+        self.looked_up.append(command.command_id)
+        self.may_show_history.wait(PATIENCE_S)
+        return []
+
+
+class Queue:
+    """The broker: one queue, delivered within the prefetch."""
+
+    def __init__(self) -> None:
+        self.intake: Intake
+        self.ready: list[Delivery] = []
+        self.unacknowledged: dict[int, Delivery] = {}
+        self.published: list[tuple[str, str]] = []  # where to, and which command
+        self.prefetch = PREFETCH
+        self.asked_for: list[int] = []
+        self.may_confirm_consume = asyncio.Event()
+        self.may_confirm_consume.set()
+        self.confirms = True
+        self.can_publish = True
+        self._loop = asyncio.get_running_loop()
+        self._count = 0
+        self.bodies: list[bytes] = []
+        self._counted: set[int] = set()  # what is unacknowledged of the present consumers
+
+    def put(self, command_id: str, imei: str, product: str | None = None, *, doubt: Doubt | None = None) -> None:
+        body = json.dumps(a_command(command_id=command_id, imei=imei, product=product)).encode()
+        self._count += 1
+        properties = BasicProperties(headers=None if doubt is None else {"x-onenet-in-doubt": str(doubt)})
+        self.bodies.append(body)
+        self.ready.append(Delivery(1, self._count, "", False, properties, body, doubt is not None))
+        self.deliver()
+
+    def put_again(self, body: bytes) -> None:
+        """Put another copy of a message into the queue, which says nothing of the first."""
+        self._count += 1
+        self.ready.append(Delivery(1, self._count, "", False, BasicProperties(), body, False))
+        self.deliver()
+
+    def deliver(self) -> None:
+        while self.ready and len(self._counted) < self.prefetch:
+            delivery = self.ready.pop(0)
+            self.unacknowledged[delivery.tag] = delivery
+            self._counted.add(delivery.tag)
+            self.intake.on_delivery(delivery)
+
+    async def consume(self, prefetch: int) -> None:
+        self.asked_for.append(prefetch)
+        if prefetch < self.prefetch:
+            self._counted.clear()  # the prefetch is each consumer's own, and these consumers end
+        self.prefetch = prefetch
+        self.deliver()  # before the answer has arrived
+        await self.may_confirm_consume.wait()
+
+    def settle(
+        self,
+        delivery: Delivery,
+        publications: Sequence[Publication],
+        on_confirmed: Callable[[], object] | None = None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._settle, delivery, publications, on_confirmed)
+
+    def _settle(
+        self, delivery: Delivery, publications: Sequence[Publication], on_confirmed: Callable[[], object] | None
+    ) -> None:
+        command_id = json.loads(delivery.body)["command_id"]
+        for publication in publications:
+            self.published.append((publication.exchange, command_id))
+        if self.confirms:
+            self.unacknowledged.pop(delivery.tag, None)
+            self._counted.discard(delivery.tag)
+            if on_confirmed is not None:
+                on_confirmed()
+            self.deliver()
+
+    async def drain(self) -> None:
+        await until(lambda: not self.unacknowledged)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Let the loop go on until something is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not is_so():  # noqa: ASYNC110 - much of it is changed by threads
+            await asyncio.sleep(0.001)
+
+
+def lets_in(gates: Gates, product: str) -> bool:
+    """Tell whether a command of a product could be handled now, if only as a probe."""
+    passage = gates.enter(product)
+    if passage is not None:
+        passage.end()
+    return passage is not None
+
+
+@dataclass
+class Clock:
+    """The handler's clock, which may be ahead."""
+
+    ahead_s: float = 0
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
+
+
+@dataclass
+class World:
+    """An intake between a queue and a platform."""
+
+    queue: Queue
+    platform: Platform
+    gates: Gates
+    store: MemoryStore
+    lanes: Lanes
+    intake: Intake
+    clock: Clock
+
+    def came_to(self, exchange: str) -> list[str]:
+        return [command_id for target, command_id in self.queue.published if target == f"onenet.{exchange}"]
+
+
+@asynccontextmanager
+async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
+    platform, queue, clock = Platform(), Queue(), Clock()
+    gates = Gates(products, 1, PROBE_S)
+    history_gates = Gates(products, 1, PROBE_S, subject="history")
+    store = MemoryStore(3600, 60, began_at=LONG_AGO)
+    metrics = Metrics("0", CONCURRENCY)
+    topology = Topology("onenet", (5, 60))
+    handler = Handler(
+        platform,
+        store,
+        Outgoing(topology, "host:1"),
+        gates,
+        history_gates,
+        RetryPolicy((5, 60), max_attempts=9, settle_s=60),
+        ZoneInfo("Asia/Shanghai"),
+        metrics,
+        clock,
+    )
+    lanes = Lanes(by_device=True)
+    queue.intake = Intake(
+        handler,
+        cast("Any", queue),
+        gates,
+        lanes,
+        new_pacer,
+        metrics,
+        NoTracing(),
+        concurrency=CONCURRENCY,
+        few_threads=2,
+        prefetch=PREFETCH,
+        probe_s=look_s,
+    )
+    try:
+        yield World(queue, platform, gates, store, lanes, queue.intake, clock)
+    finally:
+        platform.may_answer.set()
+        platform.may_show_history.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await queue.intake.stop()
+
+
+def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
+    """What came in after it would be taken by nobody, and the grace would run out over it."""
+
+    async def play() -> None:
+        async with world() as found:
+            found.queue.may_confirm_consume.clear()
+            for number in range(2 * PREFETCH):
+                found.queue.put(f"hot-{number}", DEVICES[0])
+            await until(lambda: len(found.queue.asked_for) == 1)  # the broker has not answered yet
+            stopping = asyncio.create_task(found.intake.stop())
+            await asyncio.sleep(0)
+            found.platform.may_answer.set()
+            found.queue.may_confirm_consume.set()
+            async with asyncio.timeout(PATIENCE_S):
+                await stopping
+            assert found.queue.asked_for[-1] == 0
+            assert not found.queue.unacknowledged
+
+    asyncio.run(play())
+
+
+def test_what_was_taken_for_a_busy_device_is_not_asked_for_when_that_is_over(monkeypatch: Any) -> None:
+    """A worker that hoards what its threads cannot do keeps it from the others, and from the broker's own patience."""
+    monkeypatch.setattr("worker.flow.consumer._SWEEP_S", 0.01)
+
+    async def play() -> None:
+        async with world() as found:
+            for number in range(10 * PREFETCH):
+                found.queue.put(f"hot-{number}", DEVICES[0])
+            await until(lambda: found.queue.prefetch > 5 * PREFETCH)
+            found.platform.may_answer.set()
+            await until(lambda: found.queue.prefetch == PREFETCH)
+            await until(lambda: len(found.came_to("replies")) == 10 * PREFETCH)
+            assert found.came_to("returns") == []
+
+    asyncio.run(play())
+
+
+def test_what_waits_for_a_thread_for_too_long_goes_back_too(monkeypatch: Any) -> None:
+    """The broker's patience with what is held does not depend on what it waits for."""
+    monkeypatch.setattr("worker.flow.consumer._SWEEP_S", 0.01)
+    monkeypatch.setattr("worker.flow.consumer.MAX_HELD_S", 0.05)
+
+    async def play() -> None:
+        async with world() as found:
+            for number in range(PREFETCH):
+                found.queue.put(f"command-{number}", DEVICES[number])
+            await until(lambda: len(found.came_to("returns")) == PREFETCH - CONCURRENCY)
+            assert found.came_to("returns") == [f"command-{number}" for number in range(CONCURRENCY, PREFETCH)]
+
+    asyncio.run(play())
+
+
+def test_a_probe_that_comes_with_the_brokers_answer_is_the_probe() -> None:
+    """Handed back, it would be behind all that came after it."""
+
+    async def play() -> None:
+        async with world() as found:
+            found.platform.answer = lambda _: NotSent("refused")
+            found.platform.may_answer.set()
+            found.queue.put("last-straw", DEVICES[0])
+            await until(lambda: not found.gates.is_any_open())
+            await until(lambda: 0 in found.queue.asked_for)
+            found.platform.answer = lambda command: Cached(command.command_id)
+            for number in range(3 * PREFETCH):
+                found.queue.put(f"command-{number:02}", DEVICES[1])
+            await until(lambda: len(found.came_to("replies")) == 3 * PREFETCH)
+            assert found.came_to("replies") == [f"command-{number:02}" for number in range(3 * PREFETCH)]
+            assert found.came_to("returns") == []
+
+    asyncio.run(play())
+
+
+def test_a_product_that_is_due_does_not_wait_behind_one_that_is_down() -> None:
+    async def play() -> None:
+        async with world(products=["a", "b"], look_s=3600) as found:
+            is_down = {"a", "b"}
+            found.platform.answer = lambda command: (
+                NotSent("503") if command.product in is_down else Cached(command.command_id)
+            )
+            found.platform.may_answer.set()
+            found.queue.put("a-0", DEVICES[0], "a")
+            found.queue.put("b-0", DEVICES[1], "b")
+            await until(lambda: not found.gates.is_any_open())
+            is_down.discard("a")
+            for number in range(100):
+                found.queue.put(f"b-{number + 1}", DEVICES[2], "b")
+            found.queue.put("a-1", DEVICES[3], "a")
+            await until(lambda: "a-1" in found.came_to("replies"))
+
+    asyncio.run(play())
+
+
+def test_while_its_own_probe_is_under_way_a_product_is_not_due() -> None:
+    """Else command after command is taken, and goes to rest, until the probe has its answer."""
+
+    async def play() -> None:
+        async with world() as found:
+            found.platform.answer = lambda _: NotSent("refused")
+            found.platform.may_answer.set()
+            found.queue.put("last-straw", DEVICES[0])
+            await until(lambda: 0 in found.queue.asked_for)
+            found.platform.may_answer.clear()
+            probe = None
+            while probe is None:
+                probe = found.gates.enter(None)
+                await asyncio.sleep(0.001)
+            assert found.gates.due_in_s() > 0
+            probe.end()
+            assert found.gates.due_in_s() == 0
+
+    asyncio.run(play())
+
+
+def test_what_only_rested_raises_no_doubt_when_the_connection_goes_before_its_copy_is_confirmed() -> None:
+    async def play() -> None:
+        async with world(products=["a", "b"]) as found:
+            found.platform.answer = lambda _: NotSent("503")
+            found.platform.may_answer.set()
+            found.queue.put("a-0", DEVICES[0], "a")
+            await until(lambda: not found.gates.is_open("a"))
+            found.queue.confirms = False
+            found.queue.put("a-1", DEVICES[1], "a")
+            await until(lambda: "a-1" in found.came_to("retry"))
+            found.intake.on_lost()
+            lost = dict(found.queue.unacknowledged)
+            found.queue.unacknowledged.clear()
+            found.queue.confirms = True
+            found.platform.answer = lambda command: Cached(command.command_id)
+            await until(lambda: lets_in(found.gates, "a"))
+            [again] = [item for item in lost.values() if b"a-1" in item.body]
+            found.intake.on_delivery(Delivery(2, 1, "", True, again.properties, again.body, False))
+            await until(lambda: "a-1" in found.came_to("replies"))  # it was sent at once, and not settled first
+
+    asyncio.run(play())
+
+
+def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: Any) -> None:
+    """A command that falls between two places would never be settled, and the grace run out over it."""
+    is_leaving, may_leave = threading.Event(), threading.Event()
+
+    class SlowLanes(Lanes):
+        def leave(self, task: Any) -> Any:
+            follower = super().leave(task)
+            if follower is not None and not is_leaving.is_set():
+                is_leaving.set()
+                may_leave.wait(PATIENCE_S)
+            return follower
+
+    monkeypatch.setattr("tests.flow.test_consumer.Lanes", SlowLanes)
+    slots: Iterator[float] = iter([0.0])
+
+    def new_pacer(_product: str | None, let_go: Any) -> pace.Pacer:
+        return pace.Pacer(lambda: next(slots, 60.0), lambda: True, let_go)
+
+    async def play() -> None:
+        async with world(new_pacer=new_pacer) as found:
+            found.queue.put("first", DEVICES[0])
+            found.queue.put("second", DEVICES[0])
+            found.platform.may_answer.set()
+            await until(is_leaving.is_set)
+            stopping = asyncio.create_task(found.intake.stop())
+            await until(lambda: 0 in found.queue.asked_for)
+            may_leave.set()
+            async with asyncio.timeout(PATIENCE_S):
+                await stopping
+            assert found.came_to("replies") == ["first", "second"] or found.came_to("returns") == ["second"]
+
+    asyncio.run(play())
+
+
+RESTED = Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2))
+
+
+def test_while_nothing_is_sent_commands_in_doubt_keep_no_new_one_from_being_the_probe() -> None:
+    """Although their histories are never shown, and more of them stand in front of it than there are threads."""
+
+    async def play() -> None:
+        async with world() as found:
+            found.platform.answer = lambda _: NotSent("refused")
+            found.platform.may_answer.set()
+            found.queue.put("last-straw", DEVICES[0])
+            await until(lambda: 0 in found.queue.asked_for)
+            found.platform.answer = lambda command: Cached(command.command_id)
+            for number in range(10 * CONCURRENCY):
+                found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RESTED)
+            found.queue.put("new", DEVICES[50])
+            await until(lambda: "new" in found.came_to("replies"))
+            assert len(found.platform.looked_up) <= CONCURRENCY - 1
+            assert not [command_id for command_id in found.came_to("replies") if command_id != "new"]
+            found.platform.may_show_history.set()
+            in_doubt = {f"in-doubt-{number}" for number in range(10 * CONCURRENCY)}
+            await until(lambda: in_doubt <= {*found.came_to("replies"), *found.came_to("retry")})
+
+    asyncio.run(play())
+
+
+def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its_history_is_shown() -> None:
+    """Only the store knew it."""
+
+    async def play() -> None:
+        async with world(look_s=3600) as found:
+            found.platform.answer = lambda command: (
+                InDoubt("lost") if command.command_id == "doubtful" else NotSent("refused")
+            )
+            found.platform.may_answer.set()
+            found.queue.put("doubtful", DEVICES[0])
+            await until(lambda: 0 in found.queue.asked_for)
+            found.clock.ahead_s = 600  # so that it has rested
+            found.queue.put_again(found.queue.bodies[0])
+            found.queue.put("new", DEVICES[1])
+            found.platform.answer = lambda command: Cached(command.command_id)
+            await until(lambda: "new" in found.came_to("replies"))
+            assert found.platform.looked_up == ["doubtful"]
+            assert "doubtful" not in found.came_to("replies")
+
+    asyncio.run(play())

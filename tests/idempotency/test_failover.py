@@ -1,0 +1,222 @@
+"""A Redis whose primary has moved to another server behind the same name, while the old one still answers."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+import redis
+from redis.connection import DefaultParser
+
+from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
+from tests.support.rig import Proxy, raw_server
+from worker.dev.services.ports import free_port
+from worker.dev.services.redis import OwnRedis, start_own_redis
+from worker.errors import StoreError, StoreUnavailable
+from worker.flow.rate_limiter import Slots
+from worker.idempotency import First
+from worker.idempotency.calls import code_of, is_other_server
+from worker.idempotency.redis import RedisStore
+from worker.settings import Rate
+from worker.telemetry.health import Health
+
+FEW = 3  # calls after which all must work again
+
+
+class Name(Proxy):
+    """A name: it leads to another server when it is told so, and the connections that are there stay."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.redis_url = f"redis://127.0.0.1:{self.port}/0"
+
+    def lead_to(self, url: str) -> None:
+        target = urlsplit(url)
+        self._target = (str(target.hostname), target.port or 6379)
+
+
+class Failover:
+    """Two servers and a store that knows the name of the one which is the primary."""
+
+    def __init__(self, former: str, new: str) -> None:
+        self.namespace = f"test-{uuid4().hex}"
+        self._new_url = new
+        self.former = redis.Redis.from_url(former)
+        self.new = redis.Redis.from_url(new)
+        self.name = Name(former)
+        self.store = RedisStore(self.name.redis_url, self.namespace, ttl_s=60, lease_s=LONG_S, connections=2)
+
+    def fail_over(self, *, serves_stale_data: bool = True) -> None:
+        self.former.config_set("replica-serve-stale-data", "yes" if serves_stale_data else "no")
+        self.former.replicaof("127.0.0.1", free_port())  # nobody is there: it keeps what it has
+        self.name.lead_to(self._new_url)
+
+    def close(self) -> None:
+        self.store.close()
+        self.name.close()
+        self.former.replicaof("NO", "ONE")
+        for client in (self.former, self.new):
+            client.close()
+
+
+@pytest.fixture(scope="module")
+def second_redis() -> Iterator[OwnRedis]:
+    server = start_own_redis()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def failover(own_redis: OwnRedis, second_redis: OwnRedis) -> Iterator[Failover]:
+    found = Failover(own_redis.url, second_redis.url)
+    yield found
+    found.close()
+
+
+def until_it_works(call: Callable[[], object]) -> list[str]:
+    """Call a few times until it works; returns what it said before."""
+    said = []
+    for _ in range(FEW):
+        try:
+            call()
+        except StoreError as exc:
+            said.append(str(exc))
+        else:
+            return said
+    raise AssertionError(said)
+
+
+@pytest.mark.parametrize(
+    ("serves_stale_data", "words"),
+    [(True, "Redis: READONLY: not a primary any more"), (False, "Redis: MASTERDOWN: a replica without its primary")],
+)
+def test_after_a_failover_the_store_works_again_without_a_restart(
+    failover: Failover, serves_stale_data: bool, words: str
+) -> None:
+    store = failover.store
+    first = held(store.claim(key("a"), NOW))
+    store.ping()
+    failover.fail_over(serves_stale_data=serves_stale_data)
+    with pytest.raises(StoreUnavailable, match=words):
+        store.release(first, None)
+    assert until_it_works(lambda: store.claim(key("b"), NOW)) == []
+    assert until_it_works(store.ping) == []
+    complete(store, held(store.claim(key("c"), NOW)), reply("c", U))
+    assert failover.new.exists(f"{{{failover.namespace}}}:command:c")
+
+
+def test_what_one_connection_learns_costs_all_of_them(failover: Failover) -> None:
+    """What only reads would go on for ever with what the former primary has."""
+    store = failover.store
+    store.claim(key("b"), NOW)
+    assert store.owned_by_others(key("a"), [U]) == set()
+    failover.fail_over()
+    failover.new.set(f"{{{failover.namespace}}}:uuid:{U}", "b")
+    assert store.owned_by_others(key("a"), [U]) == set()
+    with pytest.raises(StoreUnavailable):
+        store.claim(key("a"), NOW)
+    assert store.owned_by_others(key("a"), [U]) == {U}
+
+
+def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover: Failover) -> None:
+    store = failover.store
+    store.ping()
+    store.claim(key("a"), NOW)
+    failover.fail_over()
+    with pytest.raises(StoreUnavailable):
+        store.ping()
+    assert isinstance(store.claim(key("a"), NOW), First)
+
+
+def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failover) -> None:
+    """PING succeeds on a demoted primary, on a full one, and on one that has too few replicas."""
+    health = Health(60, failover.store.ping)
+    health.beat(is_connected=True, is_stopping=False)
+    assert health.readiness().is_good
+    failover.former.config_set("min-replicas-to-write", 1)
+    try:
+        assert not health.readiness().is_good
+        with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
+            failover.store.ping()
+    finally:
+        failover.former.config_set("min-replicas-to-write", 0)
+    assert health.readiness().is_good
+    failover.former.replicaof("127.0.0.1", free_port())
+    for _ in range(FEW):
+        assert not health.readiness().is_good  # as long as the name leads there
+    failover.fail_over()
+    until_it_works(failover.store.ping)
+    assert health.readiness().is_good
+
+
+def test_a_rate_is_kept_after_a_failover(failover: Failover) -> None:
+    slots = Slots(Rate(1, 600), failover.namespace, failover.name.redis_url)
+    assert slots.take(None) == 0
+    assert slots.take("heating") == 0
+    failover.fail_over()
+    assert slots.take("cooling") == 0
+    assert slots.take("cooling") > 0
+    assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
+
+
+ANSWERS = [
+    ("READONLY You can't write against a read only replica.", "READONLY", True),
+    ("READONLY You can't write against a read only replica. script: 4ca2, on @user_script:37.", "READONLY", True),
+    ("ERR Error running script (call to f_4ca2): @user_script:37: -READONLY You can't write.", "READONLY", True),
+    (
+        "ERR Error running script (call to f_4ca2): @user_script:37: @user_script: 37: -OOM command not allowed",
+        "OOM",
+        False,
+    ),
+    ("MOVED 3999 127.0.0.1:6381", "MOVED", True),
+    ("ASK 3999 127.0.0.1:6381", "ASK", True),
+    ("LOADING Redis is loading the dataset in memory", "LOADING", True),
+    ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "MASTERDOWN", True),
+    ("CLUSTERDOWN The cluster is down", "CLUSTERDOWN", True),
+    ("CLUSTERDOWN Hash slot not served", "CLUSTERDOWN", True),
+    ("NOREPLICAS Not enough good replicas to write.", "NOREPLICAS", False),
+    ("OOM command not allowed when used memory > 'maxmemory'.", "OOM", False),
+    ("MISCONF Redis is configured to save RDB snapshots, but it is unable to persist to disk.", "MISCONF", False),
+    ("NOPERM this user has no permissions to run the 'evalsha' command", "NOPERM", False),
+    ("WRONGTYPE Operation against a key holding the wrong kind of value", None, False),
+    ("ERR unknown command", None, False),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "is_other"), ANSWERS)
+def test_what_redis_answers_tells_whether_another_server_has_to_be_asked(
+    text: str, code: str | None, is_other: bool
+) -> None:
+    parser: Any = DefaultParser
+    error = parser.parse_error(text)
+    assert (code_of(error), is_other_server(error)) == (code, is_other)
+
+
+def test_what_the_system_says_of_a_connection_is_no_answer_of_redis() -> None:
+    assert code_of(redis.ConnectionError("Error 111 connecting to LOADING-host:6379.")) is None
+
+
+@pytest.mark.parametrize("text", [text for text, _, is_other in ANSWERS if is_other])
+def test_each_such_answer_ends_the_connection_that_it_came_over(text: str, redis_url: str) -> None:
+    """One that goes on answering so would keep the store away for ever."""
+
+    def refuse(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            is_setup = b"CLIENT" in data or b"SELECT" in data
+            sock.sendall(b"+OK\r\n" * data.count(b"SETINFO") if is_setup else f"-{text}\r\n".encode())
+
+    with raw_server(refuse) as url, ExitStack() as stack:
+        name = Name(url.replace("http", "redis"))
+        stack.callback(name.close)
+        store = RedisStore(name.redis_url, f"test-{uuid4().hex}", ttl_s=60, lease_s=LONG_S, connections=2)
+        stack.callback(store.close)
+        for call in (lambda: store.claim(key("a"), NOW), store.ping, lambda: store.owned_by_others(key("a"), [U])):
+            with pytest.raises(StoreUnavailable):
+                call()
+        name.lead_to(redis_url)
+        assert isinstance(store.claim(key("a"), NOW), First)
+        assert store.owned_by_others(key("a"), [U]) == set()
+        store.ping()

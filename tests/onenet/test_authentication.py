@@ -1,0 +1,38 @@
+"""The signed token, against a signature that openssl made."""
+
+from urllib.parse import parse_qsl
+
+from pydantic import SecretStr
+
+from tests.support.rig import ACCESS_KEY, PRODUCT_ID
+from worker.onenet.authentication import SignedToken, sign
+from worker.settings import AccessKey
+
+CREDENTIALS = AccessKey(product_id=PRODUCT_ID, access_key=SecretStr(ACCESS_KEY))
+
+
+def test_a_token_is_signed_as_the_platform_documents_it() -> None:
+    """printf '1893456000\\nsha256\\nproducts/123123\\n2018-10-31' | openssl dgst -sha256 -hmac KEY -binary | base64."""
+    token = sign(CREDENTIALS, 1893456000)
+    assert token.startswith("version=2018-10-31&res=products%2F123123&et=1893456000&method=sha256&sign=")
+    assert dict(parse_qsl(token))["sign"] == "Vvh85MT60LjMpAXf6KjFlDN5f6CCDYVajjk5q85jn5E="
+    assert not set(token.partition("sign=")[2]) & set("+/=")  # they would mean something else in the header
+
+
+def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
+    now = [1_000_000.0]
+    token = SignedToken(CREDENTIALS, lambda: now[0])
+    first = token.header()
+    now[0] += 2999
+    assert token.header() == first
+    now[0] += 2
+    renewed = token.header()
+    assert int(dict(parse_qsl(renewed[1]))["et"]) == 1_000_000 + 3001 + 3600
+
+
+def test_a_clock_that_was_set_back_makes_no_token_that_lasts_longer() -> None:
+    now = [1_000_000.0]
+    token = SignedToken(CREDENTIALS, lambda: now[0])
+    token.header()
+    now[0] -= 5000
+    assert int(dict(parse_qsl(token.header()[1]))["et"]) == 1_000_000 - 5000 + 3600

@@ -1,0 +1,387 @@
+"""The protocol against a model of broker and platform: no reachable state has a command lost or cached twice.
+
+The handler and the store are the real ones. The model decides what comes when: deliveries, copies, redeliveries,
+faults, and at which point a worker ends. Time only passes when the model says so.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pika import BasicProperties
+
+from schemas.reply import Reply
+from tests.support.rig import a_command
+from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.topology import Topology
+from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.command import ExecuteCommand
+from worker.core.decide import RetryPolicy
+from worker.core.doubt import Doubt
+from worker.core.replay import Replay
+from worker.dead_letters.letter import Letter
+from worker.errors import HistoryUnreadable
+from worker.idempotency import Choice, Claim, First, Hold, Key, OnRecorded
+from worker.idempotency.memory import MemoryStore
+from worker.onenet.client import Others, Sent
+from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Entry, Window
+from worker.processing.circuit_breaker import Gates
+from worker.processing.processor import Handler
+from worker.telemetry.metrics import Metrics
+
+BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
+REQUEST_S, SETTLE_S, LEASE_S = 2, 3, 9
+METRICS = Metrics("0", 1)
+POLICY = RetryPolicy((1, 2), max_attempts=50, settle_s=SETTLE_S)
+HASTY = RetryPolicy((1, 2), max_attempts=1, settle_s=SETTLE_S, in_doubt="dead-letter")  # much to replay
+TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
+OUTGOING = Outgoing(TOPOLOGY, "host:1")
+CHINA = ZoneInfo("Asia/Shanghai")
+FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
+POINTS = ["claim", "request", "answer", "history", "own", "release", "complete", "mark", "marked"]
+ENDS = ["acknowledged", "published only", "nothing"]
+
+
+class Killed(BaseException):
+    """The worker's process ended."""
+
+
+@dataclass
+class Message:
+    """A message in the broker, ready at a time."""
+
+    body: bytes
+    properties: BasicProperties
+    is_returned: bool
+    ready_at: datetime
+    times_returned: int = 0
+
+
+@dataclass
+class Kept:
+    """A command as the platform has it."""
+
+    uuid: str
+    likeness: bytes
+    created_at: datetime
+
+
+@dataclass
+class World:
+    """What is outside of the workers: the time, the broker and the platform; and what strikes next."""
+
+    now: datetime = BEGIN
+    messages: list[Message] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    late: list[Kept] = field(default_factory=list)
+    replies: dict[str, set[tuple[str, str | None, str | None]]] = field(default_factory=dict)
+    letters: list[Publication] = field(default_factory=list)
+    fault: str = "none"
+    is_history_readable: bool = True
+    ends_at: str | None = None
+
+    def seconds(self) -> float:
+        return (self.now - BEGIN).total_seconds()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.kept += [kept for kept in self.late if kept.created_at <= self.now]
+        self.late = [kept for kept in self.late if kept.created_at > self.now]
+
+    def come_to(self, point: str) -> None:
+        if self.ends_at == point:
+            self.ends_at = None
+            raise Killed
+
+    def take(self, publications: Sequence[Publication]) -> None:
+        """Do with publications what the broker does with them."""
+        for publication in publications:
+            if publication.exchange == TOPOLOGY.replies_exchange:
+                reply = Reply.model_validate_json(publication.body)
+                code = reply.error.code if reply.error else None
+                self.replies.setdefault(str(reply.command_id), set()).add((reply.status, reply.uuid, code))
+            elif publication.exchange == TOPOLOGY.dead_letters_exchange:
+                self.letters.append(publication)
+            else:
+                rests = re.search(r"\.(\d+)s$", publication.routing_key)
+                ready_at = self.now + timedelta(seconds=int(rests[1]) if rests else 0)
+                self.messages.append(Message(publication.body, publication.properties, True, ready_at))
+
+
+class Platform:
+    """The client of a platform that fails as the world says."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def knows(self, product: str | None) -> bool:
+        return product is None
+
+    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+        world = self._world
+        world.come_to("request")
+        if world.seconds() >= not_after or world.fault == "not sent":
+            return Sent(NotSent("refused"), valid_time_omitted=False)
+        kept = Kept(f"u{len(world.kept) + len(world.late)}", command.likeness(), world.now)
+        answer: Answer = Cached(kept.uuid)
+        if world.fault == "lost, cached late":
+            kept.created_at = world.now + timedelta(seconds=REQUEST_S + 0.9 * SETTLE_S)
+            world.late.append(kept)
+        elif world.fault != "lost, not cached":
+            world.kept.append(kept)
+        if world.fault != "none":
+            world.pass_time(REQUEST_S)
+            answer = InDoubt("no answer")
+        world.come_to("answer")
+        return Sent(answer, valid_time_omitted=False)
+
+    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+        world = self._world
+        world.come_to("history")
+        if not world.is_history_readable:
+            raise HistoryUnreadable("no answer", is_outage=True)
+        window = Window(doubt.since, doubt.until + timedelta(seconds=SETTLE_S))
+        found = [
+            Entry(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
+            for kept in sorted(world.kept, key=lambda kept: window.distance(kept.created_at))
+            if kept.likeness == command.likeness() and window.is_within(kept.created_at, MAX_SKEW)
+        ]
+        known = others([entry.uuid for entry in found])
+        return [entry for entry in found if entry.uuid not in known]
+
+
+class Mortal(MemoryStore):
+    """The real store of a worker that may end in it; shared, it stands for one that outlives its workers."""
+
+    def __init__(self, world: World, *, is_shared: bool) -> None:
+        super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
+        self._world = world
+        self._is_shared = is_shared
+
+    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        claim = super().claim(key, now, replay)
+        self._world.come_to("claim")
+        return First(claim.hold, now) if self._is_shared and isinstance(claim, First) else claim
+
+    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+        super().release(hold, doubt, has_crashed=has_crashed)
+        self._world.come_to("release")
+
+    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+        choice = super().own(hold, uuids, unlikely)
+        self._world.come_to("own")
+        return choice
+
+    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+        super().complete(hold, reply, doubt, on_end)
+        self._world.come_to("complete")
+
+
+class Protocol(RuleBasedStateMachine):
+    """One worker on memory, or a fleet on a shared store."""
+
+    is_shared = False
+    has_twins = False  # when their records are gone, nobody can tell twins apart
+    is_replayed = False
+    policy = POLICY
+    bodies: dict[str, bytes]
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = World()
+        self.store = Mortal(self.world, is_shared=self.is_shared)
+        self.gates, self.history_gates = self.new_gates(), self.new_gates()
+        commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
+        if self.has_twins:
+            commands.append(commands[0] | {"command_id": "a-twin"})
+        self.bodies = {command["command_id"]: json.dumps(command).encode() for command in commands}
+        self.published: set[str] = set()
+
+    @rule(number=st.integers(0, 2))
+    def publish(self, number: int) -> None:
+        ids = sorted(self.bodies)
+        command_id = ids[number % len(ids)]
+        if command_id in self.published and not self.is_shared:
+            return  # an id that comes again after a restart on memory has no record any more
+        self.published.add(command_id)
+        self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
+
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 40]))
+    def wait(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @precondition(lambda self: any(message.ready_at <= self.world.now for message in self.world.messages))
+    @rule(
+        which=st.integers(0, 5),
+        fault=st.sampled_from(FAULTS),
+        is_history_readable=st.sampled_from([True, True, True, False]),
+        point=st.none() | st.sampled_from(POINTS),
+        end=st.sampled_from(ENDS),
+    )
+    def deliver(self, which: int, fault: str, is_history_readable: bool, point: str | None, end: str) -> None:
+        world = self.world
+        ready = [message for message in world.messages if message.ready_at <= world.now]
+        message = ready[which % len(ready)]
+        world.fault, world.is_history_readable, world.ends_at = fault, is_history_readable, point
+        self.handle(message, end)
+        world.fault, world.is_history_readable, world.ends_at = "none", True, None
+
+    def handle(self, message: Message, end: str = "acknowledged") -> None:
+        """Give a message to a worker, which may end at its point, or when it has published, or before."""
+        world = self.world
+
+        def pass_on(publications: Sequence[Publication]) -> bool:
+            world.come_to("mark")
+            world.take(publications)
+            world.messages.remove(message)
+            world.come_to("marked")
+            return True
+
+        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
+        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
+        handler = Handler(
+            Platform(world), self.store, OUTGOING, self.gates, self.history_gates, self.policy, CHINA,
+            METRICS, lambda: world.now,
+        )  # fmt: skip
+        delivery = Delivery(
+            1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned, world.now.timestamp()
+        )
+        try:
+            task = handler.read(delivery, world.seconds())
+            ends: list[Sequence[Publication] | None] = []
+            handler.handle(task, pass_on, ends.append)
+            [found] = ends
+            publications = [handler.rest(task)] if found is None else found
+        except Killed:
+            self.restart(message)
+            return
+        if end != "nothing":
+            world.take(publications)
+        if end != "acknowledged":
+            self.restart(message)
+        elif publications:
+            world.messages.remove(message)
+
+    def new_gates(self) -> Gates:
+        """Two failures in a row are an outage already, so that a run often is in one."""
+        return Gates([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+
+    def restart(self, message: Message) -> None:
+        """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
+        message.times_returned += 1
+        self.gates, self.history_gates = self.new_gates(), self.new_gates()
+        if not self.is_shared:
+            self.store = Mortal(self.world, is_shared=False)
+
+    @invariant()
+    def nothing_is_cached_more_often_than_it_was_ordered(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        kept = [each.likeness for each in self.world.kept + self.world.late]
+        for likeness in set(kept):
+            assert kept.count(likeness) <= (2 if self.has_twins else 1)
+        assert len(kept) <= len(self.published)
+
+    @invariant()
+    def no_reply_contradicts_another(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        uuids = []
+        for outcomes in self.world.replies.values():
+            assert len(outcomes) == 1 or self.is_replayed
+            assert len([status for status, _, _ in outcomes if status != "failed"]) <= 1
+            uuids += [uuid for status, uuid, _ in outcomes if status == "accepted"]
+        assert len(uuids) == len(set(uuids))
+
+    def teardown(self) -> None:
+        """Calm: what was ordered has its outcome in the end, and what was cached is not said to have failed."""
+        self.calm_down()
+        world = self.world
+        assert world.replies.keys() == self.published
+        self.nothing_is_cached_more_often_than_it_was_ordered()
+        self.no_reply_contradicts_another()
+        accepted = {uuid for outcomes in world.replies.values() for _, uuid, _ in outcomes if uuid}
+        kept = {each.uuid for each in world.kept}
+        assert accepted <= kept
+        assert accepted == kept or self.is_undecidable
+
+    @property
+    def is_undecidable(self) -> bool:
+        """Whether twins may both have been cached and both set aside: nobody can ever tell then which is whose."""
+        return self.is_replayed and {"a", "a-twin"} <= self.published
+
+    def calm_down(self) -> None:
+        world = self.world
+        for _ in range(1000):
+            if not world.messages:
+                break
+            ready = [message for message in world.messages if message.ready_at <= world.now]
+            if ready:
+                self.handle(ready[0])
+            else:
+                world.pass_time(1)
+        assert not world.messages
+
+
+class Fleet(Protocol):
+    """Several workers: whoever ends, the others know what it had recorded."""
+
+    is_shared = True
+    has_twins = True
+
+
+class Replayed(Protocol):
+    """A worker that gives up soon, and a person who has replayed what it set aside, now and then twice."""
+
+    policy = HASTY
+    is_replayed = True
+
+    @precondition(lambda self: self.world.letters)
+    @rule(which=st.integers(0, 5), is_acknowledged=st.booleans())
+    def replay(self, which: int, is_acknowledged: bool) -> None:
+        """Not acknowledged: the command line ended right after the confirm, and the letter is still there."""
+        world = self.world
+        world.pass_time(0.001)  # a person takes at least that long
+        letter = world.letters[which % len(world.letters)]
+        found = Letter(1, letter.exchange, letter.routing_key, letter.properties, letter.body, CHINA)
+        world.take([OUTGOING.replay(found.delivery(), found.replay(world.now))])
+        if is_acknowledged:
+            world.letters.remove(letter)
+
+    def teardown(self) -> None:
+        """Whatever failed succeeds when it is replayed in calm, unless twins have made it undecidable for good."""
+        self.calm_down()
+        left = 2 * len(self.world.letters) + len(self.bodies)  # twins that stay undecided are set aside again for ever
+        while self.world.letters and left:
+            left -= 1
+            self.replay(0, is_acknowledged=True)
+            self.calm_down()
+        super().teardown()
+        if not self.is_undecidable:
+            assert not self.world.letters
+            assert all(any(status == "accepted" for status, _, _ in each) for each in self.world.replies.values())
+
+
+class ReplayedFleet(Replayed):
+    """The same with several workers."""
+
+    is_shared = True
+    has_twins = True
+
+
+_SETTINGS = settings(max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+TestOneWorkerOnMemory = Protocol.TestCase
+TestOneWorkerOnMemory.settings = _SETTINGS
+TestFleet: Any = Fleet.TestCase
+TestFleet.settings = _SETTINGS
+TestReplayed: Any = Replayed.TestCase
+TestReplayed.settings = _SETTINGS
+TestReplayedFleet: Any = ReplayedFleet.TestCase
+TestReplayedFleet.settings = _SETTINGS

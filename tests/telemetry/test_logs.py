@@ -1,0 +1,367 @@
+"""Log lines: one JSON object each, from us and from the libraries, and never in anybody's way."""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import resource
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.dev.services.ports import wait_until
+from worker.telemetry.logs import LineWriter
+
+PATIENCE_S = 30
+
+
+def program(code: str) -> list[str]:
+    """Return the command that runs code in a process of its own, since logging is configured once for a process."""
+    imports = "from worker.telemetry.logs import configure_logging, get_logger\n"
+    return [sys.executable, "-c", imports + textwrap.dedent(code)]
+
+
+def output_of(code: str, **environment: str) -> bytes:
+    """Run code in a process of its own; returns what it writes."""
+    done = subprocess.run(program(code), capture_output=True, env=os.environ | environment, check=True)
+    assert done.stderr == b""
+    return done.stdout
+
+
+def lines_of(code: str) -> list[dict[str, Any]]:
+    """Run code in a process of its own; returns its lines."""
+    return [json.loads(line) for line in output_of(code).splitlines()]
+
+
+def test_every_line_begins_with_what_every_line_has() -> None:
+    [line] = lines_of("""
+        writer = configure_logging("info", None)
+        get_logger().debug("too_quiet")
+        get_logger().warning("something_happened", fact=1, strange=object)
+        writer.close()
+    """)
+    assert list(line)[:3] == ["timestamp", "level", "event"]
+    assert line | {"timestamp": ""} == {
+        "timestamp": "", "level": "warning", "event": "something_happened", "fact": 1, "strange": "<class 'object'>",
+    }  # fmt: skip
+    assert line["timestamp"].endswith("Z")
+
+
+def test_an_exception_stays_in_its_line() -> None:
+    [line] = lines_of("""
+        writer = configure_logging("info", "json")
+        try:
+            1 / 0
+        except ZeroDivisionError as exc:
+            get_logger().critical("worker_crashed", exc_info=exc)
+        writer.close()
+    """)
+    assert "ZeroDivisionError" in line["exception"]
+    assert line["level"] == "critical"
+
+
+def test_the_libraries_speak_only_where_they_are_asked_to() -> None:
+    code = """
+        import logging
+        writer = configure_logging("{level}", "json")
+        logging.getLogger("pika.adapters").error("Socket failed to connect: %s", 111)
+        logging.getLogger("elsewhere").warning("of interest")
+        writer.close()
+    """
+    assert [line["event"] for line in lines_of(code.format(level="info"))] == ["of interest"]
+    first, _ = lines_of(code.format(level="debug"))
+    assert (first["event"], first["level"], first["logger"]) == (
+        "Socket failed to connect: 111",
+        "error",
+        "pika.adapters",
+    )
+
+
+class Stalled(io.StringIO):
+    """A stream that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_stalled = threading.Event()
+        self.may_go_on = threading.Event()
+        self.caught_up = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.has_stalled.set()
+        self.may_go_on.wait()
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.caught_up.set()
+
+
+def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> None:
+    stream = Stalled()
+    dropped: list[int] = []
+    writer = LineWriter(stream, dropped.append)
+    writer.write_line("0")
+    assert stream.has_stalled.wait(30)
+    for number in range(1, 60_000):
+        writer.write_line(str(number))  # returns, although not one line has got through
+    assert not dropped  # it is said once there is room again
+    stream.may_go_on.set()
+    assert stream.caught_up.wait(30)
+    writer.write_line("last")
+    writer.close(timeout_s=30)
+    assert dropped == [60_000 - len(stream.getvalue().splitlines()) + 1]
+    written = stream.getvalue().splitlines()
+    assert written[:3] == ["0", "1", "2"]
+    assert 50_000 <= len(written) < 51_000
+
+
+def test_a_reader_that_goes_away_does_not_end_the_worker() -> None:
+    stream = io.StringIO()
+    stream.close()
+    writer = LineWriter(stream, print)
+    writer.write_line("a")
+    writer.close()
+
+
+def refusal(kind: type[OSError], number: int) -> OSError:
+    return kind(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal(OSError, errno.ENOSPC),
+        refusal(OSError, errno.EDQUOT),
+        refusal(OSError, errno.EFBIG),
+        refusal(OSError, errno.EIO),
+        refusal(OSError, errno.EBADF),
+        refusal(BlockingIOError, errno.EAGAIN),
+        refusal(BrokenPipeError, errno.EPIPE),
+        ValueError("I/O operation on closed file"),
+        UnicodeEncodeError("ascii", "\u4e2d", 0, 1, "ordinal not in range(128)"),
+    ],
+    ids=repr,
+)
+def test_the_log_goes_on_after_every_error_of_its_stream(error: Exception) -> None:
+    class Refusing(io.StringIO):
+        tries = 0
+
+        def write(self, text: str) -> int:
+            self.tries += 1
+            if self.tries in {1, 2, 4}:
+                raise error
+            return super().write(text)
+
+    stream = Refusing()
+    writer = LineWriter(stream, print)
+    writer.write_line("1")
+    wait_until(lambda: stream.tries == 3, PATIENCE_S, "the third try")
+    writer.write_line("2")
+    assert writer.close(timeout_s=PATIENCE_S) == 0
+    assert stream.getvalue() == "1\n2\n"
+
+
+def test_a_stream_that_always_refuses_is_not_tried_without_a_pause() -> None:
+    class Refusing(io.StringIO):
+        tries = 0
+
+        def write(self, _text: str) -> int:
+            self.tries += 1
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    stream = Refusing()
+    writer = LineWriter(stream, print)
+    for number in range(3):
+        writer.write_line(str(number))
+    wait_until(lambda: stream.tries > 3, PATIENCE_S, "some tries")
+    assert writer.close(timeout_s=1) == 3
+    assert stream.tries < 100  # without a pause there would be many thousands
+
+
+def test_a_full_disk_that_is_freed_again_costs_no_line_and_cuts_none(tmp_path: Path) -> None:
+    """A limit for the size of files stands for the disk: a write comes short, and the next one fails."""
+    limit = 10_000
+    code = f"""
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+        writer = configure_logging("info", "json")
+        for number in range(1_000):
+            get_logger().info("before", number=number)
+        input()
+        get_logger().info("after")
+        assert writer.close(30) == 0
+    """
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(program(code), stdin=subprocess.PIPE, stdout=log)
+    wait_until(lambda: path.stat().st_size == limit, PATIENCE_S, "a full disk")
+    assert not path.read_bytes().endswith(b"\n")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    process.communicate(b"\n", timeout=PATIENCE_S)
+    assert process.returncode == 0
+    *before, after = map(json.loads, path.read_text().splitlines())
+    assert [line["number"] for line in before] == list(range(1_000))
+    assert after["event"] == "after"
+
+
+def test_what_a_full_disk_costs_is_counted_and_logged_once_it_is_freed() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    reading, writing = os.pipe()
+    reader = Reader(reading)
+    with os.fdopen(full, "w") as stream:
+        writer = LineWriter(stream, lambda count: writer.write_line(f"dropped {count}"))
+        for number in range(120_000):
+            writer.write_line(str(number))
+        os.dup2(writing, full)
+        os.close(writing)
+        reader.start()
+        assert writer.close(PATIENCE_S) == 0
+    reader.join()
+    [said] = [line for line in reader.lines if line.startswith("dropped ")]
+    assert int(said.split()[1]) == 120_000 - (len(reader.lines) - 1) > 0
+
+
+def test_what_is_lost_at_the_end_is_reported() -> None:
+    with Path("/dev/full").open("w") as stream:
+        writer = LineWriter(stream, print)
+        for number in range(3):
+            writer.write_line(str(number))
+        assert writer.close(timeout_s=0.2) == 3
+
+
+class Reader(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self._pipe = pipe
+        self.lines: list[str] = []
+
+    def run(self) -> None:
+        with os.fdopen(self._pipe, encoding="utf-8") as stream:
+            self.lines += stream
+
+
+def waiting_bytes(pipe: int) -> int:
+    """Return how many bytes of a pipe nobody has read."""
+    found = fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0))
+    return int(struct.unpack("i", found)[0])
+
+
+def test_a_pipe_that_does_not_block_gets_every_line_whole_however_slow_its_reader_is() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    text = "\u6587"
+    lines = [f"{number} {text * (number % 97)}" for number in range(20_000)]
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        writer = LineWriter(stream, print)
+        for line in lines:
+            writer.write_line(line)
+        wait_until(lambda: waiting_bytes(reading) > 60_000, PATIENCE_S, "a full pipe")
+        reader = Reader(reading)
+        reader.start()
+        assert writer.close(PATIENCE_S) == 0
+    reader.join()
+    assert reader.lines == [f"{line}\n" for line in lines]
+
+
+def test_the_next_reader_of_a_named_pipe_gets_what_the_one_before_had_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with path.open("w") as stream:
+        writer = LineWriter(stream, print)
+        for number in range(5_000):
+            writer.write_line(f"{number:04} {'x' * 95}")
+        wait_until(lambda: waiting_bytes(first) > 60_000, PATIENCE_S, "a full pipe")
+        os.close(first)
+        second = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(second, True)
+        reader = Reader(second)
+        reader.start()
+        assert writer.close(PATIENCE_S) == 0
+    reader.join()
+    assert all(re.fullmatch(r"[0-9]{4} x{95}\n", line) for line in reader.lines)
+    assert [int(line[:4]) for line in reader.lines] == list(range(5_000))
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict"])
+def test_no_character_ends_the_log_whatever_the_encoding_of_stdout(encoding: str, log_format: str) -> None:
+    code = f"""
+        import logging
+        writer = configure_logging("info", "{log_format}")
+        get_logger().info("before", text="\\u4e2d\\u6587 \\udc80 \\U0001f600")
+        logging.getLogger("elsewhere").warning("\\u4e2d\\u6587 \\udc80")
+        get_logger().info("after")
+        assert writer.close() == 0
+    """
+    said = output_of(code, PYTHONIOENCODING=encoding)
+    assert len(said.splitlines()) == 3
+    assert b"after" in said.splitlines()[-1]
+    assert ("\u4e2d".encode() if (encoding, log_format) == ("utf-8", "console") else rb"\u4e2d") in said
+
+
+def test_a_worker_without_stdout_has_no_log_and_writes_it_nowhere_else(tmp_path: Path) -> None:
+    code = f"""
+        import os
+        writer = configure_logging("info", None)
+        other = os.open({str(tmp_path / "other")!r}, os.O_CREAT | os.O_WRONLY)
+        get_logger().info("nowhere")
+        assert writer.close() == 0
+    """
+    without_stdout = ["sh", "-c", 'exec "$@" >&-', "sh", *program(code)]
+    done = subprocess.run(without_stdout, stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b""
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "logging_it",
+    [
+        'get_logger().info("odd", fact=Odd())',
+        'get_logger().info("odd", fact={"deep": [Odd()]})',
+        'get_logger().info("odd", fact=circular)',
+        'get_logger().info("odd", fact={(1, 2): 3})',
+        'get_logger().info("odd", fact=deep)',
+        'logging.getLogger("elsewhere").warning("odd %d", "no number")',
+        'logging.getLogger("elsewhere").warning("odd %s", Odd())',
+        'logging.getLogger("elsewhere").warning(Odd())',
+        'get_logger().error("odd", exc_info=OddError())',
+    ],
+)
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_event_that_cannot_be_rendered_costs_its_own_line_only(log_format: str, logging_it: str) -> None:
+    code = f"""
+        import logging
+        class Odd:
+            def __repr__(self):
+                raise RuntimeError("none")
+            __str__ = __repr__
+        class OddError(Exception):
+            __repr__ = __str__ = Odd.__repr__
+        circular = []
+        circular.append(circular)
+        deep = []
+        for _ in range(100_000):
+            deep = [deep]
+        writer = configure_logging("info", "{log_format}")
+        {logging_it}
+        get_logger().info("after")
+        writer.close()
+        import os
+        os._exit(0)
+    """
+    said = output_of(code).decode().splitlines()
+    assert "after" in said[-1]
+    assert re.search("odd|Odd", said[0])
+    if log_format == "json":
+        assert [json.loads(line)["event"] for line in said][-1] == "after"

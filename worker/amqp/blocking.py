@@ -1,0 +1,233 @@
+"""A plain client of the broker for the command line: declares, sends and reads replies, one thing at a time."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+
+from worker.amqp.connection import address, connection_parameters, reason_of, without_user
+from worker.amqp.messages import Publication
+from worker.amqp.topology import EXECUTE, Topology
+from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
+from worker.settings import Settings
+
+_WAIT_SLICE_S = 0.25
+_BLOCKED_S = 30
+_NOT_FOUND = 404
+HINT = "start the worker, or run onenet-worker topology"
+
+
+def first_parameters(settings: Settings) -> pika.URLParameters:
+    """Return what the first of the broker's URLs says."""
+    return connection_parameters(settings)[0]
+
+
+def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
+    """Connect to the first broker that answers; returns the connection and where it leads.
+
+    Raises:
+        BrokerUnavailable: none does.
+    """
+    reasons = []
+    for parameters in connection_parameters(settings):
+        parameters.client_properties = {"connection_name": "onenet-worker command line"}
+        parameters.blocked_connection_timeout = _BLOCKED_S  # somebody is waiting at the terminal
+        try:
+            return BlockingConnection(parameters), parameters
+        except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
+            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
+    raise BrokerUnavailable("; ".join(reasons))
+
+
+def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
+    """Declare a topology; returns where.
+
+    Raises:
+        BrokerUnavailable: no broker answers.
+        TopologyMismatch: it is there with other arguments, or may not be declared.
+    """
+    connection, parameters = connect_blocking(settings)
+    try:
+        declare_on(connection.channel(), topology)
+    except ChannelClosedByBroker as exc:
+        raise TopologyMismatch(f"{exc.reply_code} {without_user(exc.reply_text)}") from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"{address(parameters)} refused: {reason_of(exc)}") from exc
+    finally:
+        if connection.is_open:
+            connection.close()
+    return parameters
+
+
+def declare_on(channel: BlockingChannel, topology: Topology) -> None:
+    """Declare a topology on an open channel."""
+    for exchange in topology.exchanges():
+        channel.exchange_declare(exchange.name, exchange.kind, durable=True, arguments=exchange.arguments)
+    for queue in topology.queues():
+        channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+    for binding in topology.bindings():
+        channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+
+def check_topology(connection: BlockingConnection, topology: Topology, *, may_declare: bool) -> list[str]:
+    """Return what is wrong with the exchanges and queues; creates none. Bindings cannot be looked at.
+
+    Args:
+        connection: to the broker; a fault costs no more than a channel.
+        topology: what is wanted.
+        may_declare: whether their arguments can be compared, which takes the right to declare them.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    wanted: list[tuple[str, Callable[..., object], Mapping[str, object]]] = [
+        *(
+            (each.name, partial(BlockingChannel.exchange_declare, exchange_type=each.kind), each.arguments)
+            for each in topology.exchanges()
+        ),
+        *((each.name, BlockingChannel.queue_declare, each.arguments) for each in topology.queues()),
+    ]
+    missing, faults = [], []
+    try:
+        for name, declare, arguments in wanted:
+            try:
+                channel = connection.channel()
+                declare(channel, name, passive=True)
+                if may_declare:  # it is there, so that this creates nothing
+                    declare(channel, name, durable=True, arguments=arguments)
+                channel.close()
+            except ChannelClosedByBroker as exc:
+                if exc.reply_code == _NOT_FOUND:
+                    missing.append(name)
+                else:
+                    faults.append(without_user(exc.reply_text))
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
+
+
+def delete_on(channel: BlockingChannel, topology: Topology) -> None:
+    """Delete a topology, with all that its queues hold."""
+    for queue in topology.queues():
+        channel.queue_delete(queue.name)
+    for exchange in topology.exchanges():
+        channel.exchange_delete(exchange.name)
+
+
+def publish(channel: BlockingChannel, publication: Publication) -> None:
+    """Publish on a channel with confirms, and return when the broker has it.
+
+    Raises:
+        WorkerError: the broker did not take it.
+    """
+    exchange, routing_key = publication.exchange, publication.routing_key
+    try:
+        channel.basic_publish(exchange, routing_key, publication.body, publication.properties, mandatory=True)
+    except UnroutableError as exc:
+        raise WorkerError(f"no queue is bound to {exchange}: {HINT}") from exc
+    except NackError as exc:
+        raise WorkerError("the broker refused the command: its queue is full") from exc
+    except ChannelClosedByBroker as exc:
+        raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+
+
+class CommandClient:
+    """Sends commands as an upstream system does, and reads their replies from a queue of its own.
+
+    Args:
+        settings: where the broker is.
+        topology: where the commands go.
+        app_id: the name of the upstream system.
+        wants_replies: whether to read replies.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
+        self._topology = topology
+        self._app_id = app_id
+        self._connection, _ = connect_blocking(settings)
+        self._reply_to: str | None = None
+        self._replies: list[dict[str, Any]] = []
+        try:
+            self._channel = self._connection.channel()
+            self._channel.confirm_delivery()
+            if wants_replies:
+                self._read_replies()
+        except ChannelClosedByBroker as exc:
+            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What was sent is confirmed by now; and after a ctrl-C in mid-frame the broker refuses the rest of the talk.
+        with suppress(AMQPError):
+            if self._connection.is_open:
+                self._connection.close()
+
+    def send(self, command_id: str | None, body: bytes) -> None:
+        """Publish one command, persistent, and wait until the broker has it.
+
+        Args:
+            command_id: becomes the property message_id.
+            body: the message's body.
+
+        Raises:
+            WorkerError: the broker did not take it.
+        """
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=pika.DeliveryMode.Persistent,
+            message_id=command_id,
+            app_id=self._app_id,
+            reply_to=self._reply_to,
+            timestamp=int(time.time()),
+        )
+        publish(self._channel, Publication(self._topology.commands_exchange, EXECUTE, properties, body))
+
+    def some_replies(self, wait_s: float = _WAIT_SLICE_S) -> list[dict[str, Any]]:
+        """Return the replies that have come, after a short wait for the first.
+
+        Raises:
+            BrokerUnavailable: the connection was lost.
+        """
+        try:
+            self._connection.process_data_events(time_limit=wait_s)
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        replies, self._replies = self._replies, []
+        return replies
+
+    def replies(self, command_ids: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Yield the replies to these commands as they come, each once, until all are here or the time is over."""
+        missing = set(command_ids)
+        deadline = time.monotonic() + timeout_s
+        while missing and time.monotonic() < deadline:
+            for reply in self.some_replies():
+                if reply["command_id"] in missing:
+                    missing.discard(reply["command_id"])
+                    yield reply
+
+    def _read_replies(self) -> None:
+        queue = self._channel.queue_declare("", exclusive=True).method.queue
+        self._reply_to = f"onenet-worker-send.{uuid4()}"
+        self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
+
+        def on_reply(_channel: object, _method: object, _properties: object, body: bytes) -> None:
+            self._replies.append(json.loads(body))
+
+        self._channel.basic_consume(queue, on_reply, auto_ack=True)

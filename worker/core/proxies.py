@@ -1,0 +1,33 @@
+"""The proxies of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and, for hosts without one, NO_PROXY."""
+
+import re
+
+from requests.utils import get_environ_proxies, select_proxy
+
+from worker.core.urls import HOW_TO_WRITE, SHARED_USER, SLASH, UrlForm
+from worker.errors import SettingsError
+
+_PROXY = UrlForm("http", "https", user=SHARED_USER, path=SLASH)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SOCKS = re.compile(r"(socks4a?|socks5h?)://", re.IGNORECASE)
+
+
+def environment_proxy(url: str) -> str | None:
+    """Return the URL of the proxy by which the environment wants a URL to be reached; None: it is reached directly.
+
+    What is unusable must not get to a library: their errors quote it, and with it the proxy's password.
+
+    Raises:
+        SettingsError: it is not the whole URL of an HTTP proxy.
+    """
+    found = select_proxy(url, get_environ_proxies(url))
+    if found is None:
+        return None
+    try:
+        return _PROXY.check(found if _SCHEME.match(found) else f"http://{found}")
+    except ValueError:
+        names = f"{url.partition(':')[0].upper()}_PROXY or ALL_PROXY"
+        socks = _SOCKS.match(found)
+        other = "" if socks is None else f", not {socks[1]}"
+        wanted = f"http://user:password@host:port or https://…{other}; within user and password {HOW_TO_WRITE}"
+        raise SettingsError([f"{names}: the environment's proxy must be {wanted}"]) from None

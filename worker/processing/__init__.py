@@ -1,0 +1,1 @@
+"""The engine: the way of one command; knows no broker and no HTTP."""
