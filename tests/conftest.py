@@ -16,8 +16,8 @@ from xdist.workermanage import NodeManager
 
 from tests.support.certificates import Authority
 from tests.support.rig import Rig, onenet
-from worker.dev.services.broker import OwnBroker, start_own_broker
-from worker.dev.services.redis import OwnRedis, start_own_redis
+from worker.dev.services.broker import LocalBroker, start_own_broker
+from worker.dev.services.redis import LocalRedis, start_own_redis
 
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the servers of the tests are on this machine
 
@@ -48,7 +48,7 @@ def authority() -> Authority:
 
 
 @pytest.fixture(scope="session")
-def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
+def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A broker that may be killed: never one that AMQP_URL names."""
     certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
     with one_at_a_time(tmp_path_factory):
@@ -63,12 +63,12 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     named = os.environ.get("AMQP_URL")
     if named:
         return named
-    own: OwnBroker = request.getfixturevalue("own_broker")
+    own: LocalBroker = request.getfixturevalue("own_broker")
     return own.url
 
 
 @pytest.fixture(scope="session")
-def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """A Redis that may be killed: never one that REDIS_URL names."""
     with one_at_a_time(tmp_path_factory):
         server = start_own_redis()
@@ -82,7 +82,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     named = os.environ.get("REDIS_URL")
     if named:
         return named
-    own: OwnRedis = request.getfixturevalue("own_redis")
+    own: LocalRedis = request.getfixturevalue("own_redis")
     return own.url
 
 

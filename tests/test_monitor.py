@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from worker.monitor import Pulse
+from worker.monitor import HealthMonitor
 from worker.telemetry.health import STALL_S, Health
 
 BUSY: dict[str, Any] = {
@@ -32,7 +32,7 @@ async def is_live(**changes: bool) -> bool:
 
     others = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_handling_s": 0.0}
     parts = cast("Any", SimpleNamespace(**facts | others | {"is_any_open": lambda: facts["is_any_open"]}))
-    running = asyncio.create_task(Pulse(broker=parts, intake=parts, gates=parts, health=health).run())
+    running = asyncio.create_task(HealthMonitor(broker=parts, consumer=parts, gates=parts, health=health).run())
     await looked.wait()
     running.cancel()
     return health.liveness().is_good

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
-from worker.amqp.messages import Outgoing
+from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
-from worker.flow.consumer import Intake
-from worker.flow.device_queues import Lanes
+from worker.flow.consumer import Consumer
+from worker.flow.device_queues import KeyedQueues
 from worker.flow.pace import Pacer
 from worker.idempotency.memory import MemoryStore
-from worker.monitor import Pulse
+from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
 from worker.onenet.route import Route
-from worker.onenet.transport import BoundedHTTP, Watch
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import HANDLING_S, Handler
+from worker.onenet.transport import HTTPTransport, Watch
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import HANDLING_S, Processor
 from worker.settings import MEMORY, Credentials, Settings, load_products
 from worker.telemetry.health import STALL_S, Health
-from worker.telemetry.http_server import Endpoints
+from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
@@ -68,7 +68,7 @@ def client_of(
     return OneNETClient(
         settings.onenet_url,
         products,
-        lambda: BoundedHTTP(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
+        lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
         latest_caching_s=settings.worker_settle,
@@ -100,14 +100,14 @@ def store_of(settings: Settings) -> "MemoryStore | RedisStore":
     )
 
 
-def pacer_factory(settings: Settings, gates: Gates) -> NewPacer | None:
+def pacer_factory(settings: Settings, gates: CircuitBreakers) -> NewPacer | None:
     """Return what makes the pacer of each product, or None if there is no rate to keep."""
     if settings.rate is None:
         return None
-    from worker.flow.rate_limiter import Slots
+    from worker.flow.rate_limiter import RateLimiter
 
     url = settings.idempotency_url.get_secret_value()
-    slots = Slots(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
+    slots = RateLimiter(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
     return lambda product, let_go: Pacer(partial(slots.take, product), partial(gates.is_open, product), let_go)
 
 
@@ -136,10 +136,12 @@ def run(settings: Settings) -> int:
     client = client_of(settings, products, watch, tracing)
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
-    gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe)
-    history_gates = Gates(products, settings.worker_pause_after, settings.worker_pause_probe, subject="history")
-    outgoing = Outgoing(topology_of(settings), name)
-    handler = Handler(
+    gates = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
+    history_gates = CircuitBreakers(
+        products, settings.worker_pause_after, settings.worker_pause_probe, subject="history"
+    )
+    outgoing = MessageBuilder(topology_of(settings), name)
+    handler = Processor(
         client,
         store,
         outgoing,
@@ -157,7 +159,7 @@ def run(settings: Settings) -> int:
     # A request may be under way for longer than a minute, and as many as may be at once.
     health = Health(max(STALL_S, lease_s(settings)), store.ping)
 
-    def build() -> tuple[Broker, Intake, Pulse]:
+    def build() -> tuple[Broker, Consumer, HealthMonitor]:
         broker = Broker(
             parameters,
             topology_of(settings),
@@ -166,11 +168,11 @@ def run(settings: Settings) -> int:
             prefetch=settings.prefetch,
             on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
         )
-        intake = Intake(
+        consumer = Consumer(
             handler,
             broker,
             gates,
-            Lanes(by_device=settings.worker_ordering == "device"),
+            KeyedQueues(by_device=settings.worker_ordering == "device"),
             pacer_factory(settings, gates),
             metrics,
             tracing,
@@ -179,9 +181,9 @@ def run(settings: Settings) -> int:
             prefetch=settings.prefetch,
             probe_s=settings.worker_pause_probe,
         )
-        pulse = Pulse(broker, intake, gates, health)
+        pulse = HealthMonitor(broker, consumer, gates, health)
         metrics.observe(pulse.state)
-        return broker, intake, pulse
+        return broker, consumer, pulse
 
     def reload() -> None:
         try:
@@ -198,7 +200,7 @@ def run(settings: Settings) -> int:
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
         if settings.http_port:
-            endpoints = Endpoints(settings.http_host, settings.http_port, health, metrics)
+            endpoints = HealthServer(settings.http_host, settings.http_port, health, metrics)
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
         if settings.readable_at is not None:
             log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
@@ -221,7 +223,7 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(
-    build: Callable[[], tuple[Broker, Intake, Pulse]], on_hangup: Callable[[], None] | None, grace_s: float
+    build: Callable[[], tuple[Broker, Consumer, HealthMonitor]], on_hangup: Callable[[], None] | None, grace_s: float
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
@@ -249,11 +251,11 @@ async def _serve(
     threading.excepthook = on_thread_crash
     if on_hangup is not None:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    broker, intake, pulse = build()
-    running = asyncio.gather(broker.run(intake), pulse.run())
+    broker, consumer, pulse = build()
+    running = asyncio.gather(broker.run(consumer), pulse.run())
     await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
     if stop.done():
-        exit_code = await _finish(intake, crash, stop.result(), grace_s)
+        exit_code = await _finish(consumer, crash, stop.result(), grace_s)
     elif crash.done():
         exit_code = _crashed(crash.result())
     else:
@@ -264,9 +266,9 @@ async def _serve(
     return exit_code
 
 
-async def _finish(intake: Intake, crash: "asyncio.Future[BaseException]", reason: str, grace_s: float) -> int:
+async def _finish(consumer: Consumer, crash: "asyncio.Future[BaseException]", reason: str, grace_s: float) -> int:
     log.info("worker_stopping", reason=reason, grace_s=grace_s)
-    stopping = asyncio.ensure_future(intake.stop())
+    stopping = asyncio.ensure_future(consumer.stop())
     await asyncio.wait((stopping, crash), timeout=_FINISHING * grace_s, return_when=asyncio.FIRST_COMPLETED)
     if crash.done():
         return _crashed(crash.result())

@@ -13,14 +13,14 @@ from pika import BasicProperties
 from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication, fitted, plain
+from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
-from worker.core.doubt import Doubt
-from worker.core.outcome import Settle, TryAgain
+from worker.core.doubt import DoubtWindow
+from worker.core.outcome import AwaitReconciliation, Retry
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
-DOUBT = Doubt(NOW, NOW + timedelta(seconds=2))
-OUTGOING = Outgoing(Topology("onenet", (5, 600)), "host:1")
+DOUBT = DoubtWindow(NOW, NOW + timedelta(seconds=2))
+OUTGOING = MessageBuilder(Topology("onenet", (5, 600)), "host:1")
 
 
 def handed_back(came: Delivery, now: datetime) -> Publication:
@@ -64,8 +64,8 @@ def test_a_message_that_was_moved_is_in_doubt_until_it_came() -> None:
         delivery({"x-onenet-attempt": 1, "x-death": [{"reason": "delivery_limit"}]}, returned=True),  # of the broker
     ):
         arrived_at = datetime.fromtimestamp(moved.arrived_at, UTC)
-        assert moved.doubt == Doubt(None, arrived_at)
-        assert moved.doubt_of_copy(NOW) == Doubt(None, arrived_at)
+        assert moved.doubt == DoubtWindow(None, arrived_at)
+        assert moved.doubt_of_copy(NOW) == DoubtWindow(None, arrived_at)
         assert moved.attempt == 1
     rested = {"x-onenet-attempt": 1, "x-death": [{"reason": "expired", "queue": "onenet.execute.retry.5s"}]}
     for known in (delivery(), delivery({"x-onenet-attempt": 1}, returned=True), delivery(rested, returned=True)):
@@ -93,8 +93,8 @@ def test_every_publication_fits_the_frame_that_was_agreed_on(foreign: dict[Any, 
         came = delivery(foreign, returned=returned, **names)
         for publication in (
             OUTGOING.reply(came, REPLY),
-            OUTGOING.retry(came, TryAgain(5, 2, ""), DOUBT),
-            OUTGOING.settle(came, Settle(1, "answer lost"), 60, DOUBT, 3),
+            OUTGOING.retry(came, Retry(5, 2, ""), DOUBT),
+            OUTGOING.settle(came, AwaitReconciliation(1, "answer lost"), 60, DOUBT, 3),
             handed_back(came, NOW),
             OUTGOING.dead_letter(came, failed("é" * 9000, tuple([Detail(field="f", message="y" * 1000)] * 9))),
         ):
@@ -118,7 +118,7 @@ def test_what_would_route_a_copy_to_further_queues_never_travels_on(name: str | 
     table: dict[Any, Any] = {name: ["stolen"], "tenant": "a"}
     came = delivery(table)
     for publication in (
-        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
+        OUTGOING.retry(came, Retry(5, 2, ""), None),
         handed_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
@@ -133,7 +133,7 @@ def test_a_plain_publication_has_nothing_that_a_sender_chose_but_its_body_and_id
     reply = plain(OUTGOING.reply(came, REPLY))
     assert (reply.exchange, reply.routing_key) == ("onenet.replies", "execute.accepted.unknown")
     assert not reply.properties.headers
-    copy = plain(OUTGOING.retry(came, TryAgain(5, 2, ""), DOUBT))
+    copy = plain(OUTGOING.retry(came, Retry(5, 2, ""), DOUBT))
     assert copy.routing_key == "onenet.execute.retry.5s"
     assert headers(copy).keys() == {"x-onenet-attempt", "x-onenet-in-doubt", "x-onenet-headers-dropped"}
 
@@ -175,9 +175,9 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
     }
     came = delivery({**brokers, "tenant": "a"}, returned=True)
     for publication in (
-        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
-        OUTGOING.settle(came, Settle(1, "answer lost"), 60, DOUBT, 0),
-        OUTGOING.put_off(came, 5, DOUBT, None),
+        OUTGOING.retry(came, Retry(5, 2, ""), None),
+        OUTGOING.settle(came, AwaitReconciliation(1, "answer lost"), 60, DOUBT, 0),
+        OUTGOING.postpone(came, 5, DOUBT, None),
         handed_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
@@ -186,26 +186,28 @@ def test_the_brokers_own_record_of_deaths_is_never_sent_back() -> None:
 
 
 def test_a_retry_carries_its_attempt_and_rests_in_the_queue_of_its_delay() -> None:
-    found = OUTGOING.retry(
-        delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), TryAgain(600, 3, "429"), None
-    )
+    found = OUTGOING.retry(delivery({"x-onenet-attempt": 2}, returned=True, expiration="1"), Retry(600, 3, "429"), None)
     assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.600s")
     assert headers(found)["x-onenet-attempt"] == 3
     assert 540_000 <= int(str(found.properties.expiration)) <= 600_000
-    assert OUTGOING.retry(delivery(expiration="1"), TryAgain(5, 2, "429"), None).properties.expiration is None
+    assert OUTGOING.retry(delivery(expiration="1"), Retry(5, 2, "429"), None).properties.expiration is None
 
 
 def test_a_wait_that_the_platform_asked_for_is_not_shortened() -> None:
-    assert OUTGOING.retry(delivery(), TryAgain(600, 2, "429", is_least=True), None).properties.expiration is None
+    assert (
+        OUTGOING.retry(delivery(), Retry(600, 2, "429", honours_retry_after=True), None).properties.expiration is None
+    )
 
 
 def test_a_doubt_travels_with_its_time() -> None:
-    found = OUTGOING.settle(delivery({"x-onenet-attempt": 2}, returned=True), Settle(3, "answer lost"), 60, DOUBT, None)
+    found = OUTGOING.settle(
+        delivery({"x-onenet-attempt": 2}, returned=True), AwaitReconciliation(3, "answer lost"), 60, DOUBT, None
+    )
     assert (found.exchange, found.routing_key) == ("onenet.retry", "onenet.execute.retry.60s")
     assert found.properties.expiration is None  # jitter would shorten what must not be shorter
     assert headers(found) == {"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT)}
     assert delivery(headers(found), returned=True).doubt == DOUBT
-    assert headers(OUTGOING.retry(delivery(), TryAgain(5, 2, ""), DOUBT))["x-onenet-in-doubt"] == str(DOUBT)
+    assert headers(OUTGOING.retry(delivery(), Retry(5, 2, ""), DOUBT))["x-onenet-in-doubt"] == str(DOUBT)
 
 
 def test_a_doubt_is_believed_of_nobody_else_and_one_that_cannot_be_read_is_still_one() -> None:
@@ -220,7 +222,7 @@ def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
     fresh = handed_back(delivery(), NOW)
     assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
     assert headers(fresh) == {"x-onenet-attempt": 1}
-    assert headers(handed_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(Doubt(None, NOW))
+    assert headers(handed_back(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(DoubtWindow(None, NOW))
     doubted = delivery({"x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2}, returned=True)
     assert headers(handed_back(doubted, NOW)) == {
         "x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 2,
@@ -228,9 +230,9 @@ def test_what_is_handed_back_is_as_innocent_as_it_came() -> None:
 
 
 def test_what_is_put_off_uses_up_no_attempt() -> None:
-    found = headers(OUTGOING.put_off(delivery({"x-onenet-attempt": 3}, returned=True), 5, DOUBT, 1))
+    found = headers(OUTGOING.postpone(delivery({"x-onenet-attempt": 3}, returned=True), 5, DOUBT, 1))
     assert found == {"x-onenet-attempt": 3, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}
-    assert headers(OUTGOING.put_off(delivery(), 5, None, None)) == {"x-onenet-attempt": 1}
+    assert headers(OUTGOING.postpone(delivery(), 5, None, None)) == {"x-onenet-attempt": 1}
 
 
 def test_a_dead_letter_has_its_reason_cut_to_what_a_frame_can_carry() -> None:
@@ -266,7 +268,7 @@ def test_no_headers_of_upstreams_keep_a_message_from_being_published(table: dict
     came = delivery(dict(BasicProperties().decode(encoded).headers or {}), returned=returned)
     for publication in (
         OUTGOING.reply(came, REPLY),
-        OUTGOING.retry(came, TryAgain(5, 2, ""), None),
+        OUTGOING.retry(came, Retry(5, 2, ""), None),
         handed_back(came, NOW),
         OUTGOING.dead_letter(came, failed()),
     ):
@@ -299,24 +301,24 @@ def test_the_attempt_on_a_dead_letter_is_that_of_its_reply() -> None:
 def test_a_copy_says_what_is_so_now_and_not_what_was() -> None:
     """A doubt that is over, or a suspicion, would have the command rest or be tried with care for nothing."""
     came = delivery({"x-onenet-attempt": 2, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 1}, returned=True)
-    assert headers(OUTGOING.retry(came, TryAgain(5, 3, ""), None)) == {"x-onenet-attempt": 3}
-    assert headers(OUTGOING.put_off(came, 5, None, None)) == {"x-onenet-attempt": 2}
-    assert headers(OUTGOING.settle(came, Settle(2, "answer lost"), 60, Doubt(None, NOW), None)) == {
-        "x-onenet-attempt": 2, "x-onenet-in-doubt": str(Doubt(None, NOW)),
+    assert headers(OUTGOING.retry(came, Retry(5, 3, ""), None)) == {"x-onenet-attempt": 3}
+    assert headers(OUTGOING.postpone(came, 5, None, None)) == {"x-onenet-attempt": 2}
+    assert headers(OUTGOING.settle(came, AwaitReconciliation(2, "answer lost"), 60, DoubtWindow(None, NOW), None)) == {
+        "x-onenet-attempt": 2, "x-onenet-in-doubt": str(DoubtWindow(None, NOW)),
     }  # fmt: skip
 
 
 def test_headers_that_only_look_like_ours_go_nowhere() -> None:
     """Once they were on a copy that comes back through the worker's own exchange, they would be believed."""
     came = delivery({"x-onenet-attempt": 9, "x-onenet-in-doubt": str(DOUBT), "x-onenet-unfinished": 5})
-    for publication in (OUTGOING.put_off(came, 5, None, None), handed_back(came, NOW)):
+    for publication in (OUTGOING.postpone(came, 5, None, None), handed_back(came, NOW)):
         assert headers(publication) == {"x-onenet-attempt": 1}
 
 
 def test_what_begins_nowhere_is_open_on_the_message() -> None:
-    found = headers(OUTGOING.put_off(delivery(), 5, Doubt(None, NOW), None))["x-onenet-in-doubt"]
+    found = headers(OUTGOING.postpone(delivery(), 5, DoubtWindow(None, NOW), None))["x-onenet-in-doubt"]
     assert found == "../2026-08-05T00:00:00.000+00:00"
-    assert delivery({"x-onenet-in-doubt": found}, returned=True).doubt == Doubt(None, NOW)
+    assert delivery({"x-onenet-in-doubt": found}, returned=True).doubt == DoubtWindow(None, NOW)
 
 
 @pytest.mark.parametrize("value", ["since then", "", 5, b"\xff", True, "../2026-08-05T00:00:00", []])
@@ -339,16 +341,18 @@ def test_unfinished_tries_are_read_from_our_own_header(value: object, tries: int
 
 def test_a_suspicion_without_a_try_is_still_one_on_the_copy() -> None:
     """None and 0 are two things: 0 says that the first try with a mark is still to come."""
-    found = headers(OUTGOING.settle(delivery(), Settle(1, "answer lost"), 60, DOUBT, 0))
+    found = headers(OUTGOING.settle(delivery(), AwaitReconciliation(1, "answer lost"), 60, DOUBT, 0))
     assert found["x-onenet-unfinished"] == 0
-    assert "x-onenet-unfinished" not in headers(OUTGOING.settle(delivery(), Settle(1, "answer lost"), 60, DOUBT, None))
+    assert "x-onenet-unfinished" not in headers(
+        OUTGOING.settle(delivery(), AwaitReconciliation(1, "answer lost"), 60, DOUBT, None)
+    )
 
 
 def test_what_is_handed_back_after_a_redelivery_keeps_the_doubt_that_it_had() -> None:
     came = delivery({"x-onenet-in-doubt": str(DOUBT)}, returned=True, redelivered=True)
-    assert headers(handed_back(came, NOW))["x-onenet-in-doubt"] == str(Doubt(None, DOUBT.until))
+    assert headers(handed_back(came, NOW))["x-onenet-in-doubt"] == str(DoubtWindow(None, DOUBT.until))
     later = DOUBT.until + timedelta(seconds=9)
-    assert headers(handed_back(came, later))["x-onenet-in-doubt"] == str(Doubt(None, later))
+    assert headers(handed_back(came, later))["x-onenet-in-doubt"] == str(DoubtWindow(None, later))
 
 
 @pytest.mark.parametrize(("value", "times"), [(10, 10), (0, 0), ("10", 0), (None, 0)])
@@ -381,7 +385,7 @@ def test_a_command_began_when_it_was_published_or_else_when_it_first_arrived(
 def test_the_first_arrival_is_kept_through_every_rest() -> None:
     """A copy's own arrival would hide all the waiting before it."""
     first = Delivery(1, 1, "", False, BasicProperties(), b"", False, ARRIVED_AT)
-    copy = OUTGOING.retry(first, TryAgain(5, 2, ""), None).properties
+    copy = OUTGOING.retry(first, Retry(5, 2, ""), None).properties
     again = OUTGOING.hand_back(Delivery(1, 2, "", False, copy, b"", True, ARRIVED_AT + 5), None).properties
     assert Delivery(1, 3, "", False, again, b"", True, ARRIVED_AT + 9).began_at == ARRIVED_AT
     assert Delivery(1, 3, "", False, again, b"", False, ARRIVED_AT + 9).began_at == ARRIVED_AT + 9  # not believed

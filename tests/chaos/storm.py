@@ -18,7 +18,7 @@ from typing import Any
 import pika
 
 from tests.support.rig import Proxy, Rig, WorkerProcess, a_command, onenet
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
@@ -121,7 +121,7 @@ class _Fleet:
             proxy.close()
 
 
-def run(plan: Plan, broker: OwnBroker, folder: Path) -> Report:
+def run(plan: Plan, broker: LocalBroker, folder: Path) -> Report:
     """Let the storm rage, wait until it is calm again, and count."""
     report = Report(plan)
     chance = random.Random(plan.seed)
@@ -177,7 +177,7 @@ def _declared(rig: Rig) -> Iterator[None]:
 
 
 def _rage(
-    chance: random.Random, plan: Plan, fleet: _Fleet, broker: OwnBroker, events: Counter[str], over: threading.Event
+    chance: random.Random, plan: Plan, fleet: _Fleet, broker: LocalBroker, events: Counter[str], over: threading.Event
 ) -> None:
     """Do something bad each second."""
     stopped: list[WorkerProcess] = []

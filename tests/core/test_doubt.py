@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 
 NOON = datetime(2026, 8, 5, 12, tzinfo=UTC)
 MOMENTS = st.integers(-(10**12), 10**12).map(lambda ms: NOON + timedelta(milliseconds=ms))  # 31 years both ways
@@ -14,28 +14,28 @@ MOMENTS = st.integers(-(10**12), 10**12).map(lambda ms: NOON + timedelta(millise
 
 @given(st.none() | MOMENTS, MOMENTS)
 def test_what_is_written_is_read_again(since: datetime | None, until: datetime) -> None:
-    doubt = Doubt(since, until)
-    assert Doubt.parse(str(doubt)) == doubt
+    doubt = DoubtWindow(since, until)
+    assert DoubtWindow.parse(str(doubt)) == doubt
 
 
 def test_it_is_an_iso_8601_interval() -> None:
-    assert str(Doubt(NOON, NOON + timedelta(seconds=2.5))) == (
+    assert str(DoubtWindow(NOON, NOON + timedelta(seconds=2.5))) == (
         "2026-08-05T12:00:00.000+00:00/2026-08-05T12:00:02.500+00:00"
     )
-    assert str(Doubt(None, NOON)) == "../2026-08-05T12:00:00.000+00:00"
+    assert str(DoubtWindow(None, NOON)) == "../2026-08-05T12:00:00.000+00:00"
 
 
 @pytest.mark.parametrize("text", ["", "/", "2026", "..", "2026-08-05T12:00:00/2026-08-05T12:00:00", "../soon"])
 def test_anything_else_is_not_read(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        Doubt.parse(text)
+        DoubtWindow.parse(text)
 
 
 def test_two_are_one_that_covers_both() -> None:
     later = NOON + timedelta(hours=1)
-    assert Doubt(NOON, NOON).united(Doubt(later, later)) == Doubt(NOON, later)
-    assert Doubt(later, later).united(Doubt(None, NOON)) == Doubt(None, later)
-    assert Doubt(NOON, later).united(None) == Doubt(NOON, later)
+    assert DoubtWindow(NOON, NOON).union(DoubtWindow(later, later)) == DoubtWindow(NOON, later)
+    assert DoubtWindow(later, later).union(DoubtWindow(None, NOON)) == DoubtWindow(None, later)
+    assert DoubtWindow(NOON, later).union(None) == DoubtWindow(NOON, later)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_two_are_one_that_covers_both() -> None:
 def test_half_an_interval_or_a_time_of_no_zone_is_not_read(text: str) -> None:
     """A time without an offset could be meant in any zone, and a doubt that is too short hides a request."""
     with pytest.raises(ValueError, match=r".*"):
-        Doubt.parse(text)
+        DoubtWindow.parse(text)
 
 
 @given(st.text())
 def test_no_text_raises_anything_else(text: str) -> None:
     """It is read before anything else is known of a message: another error would end the worker each time it came."""
     try:
-        doubt = Doubt.parse(text)
+        doubt = DoubtWindow.parse(text)
     except ValueError:
         return
     assert doubt.until.tzinfo is not None
@@ -72,7 +72,7 @@ def test_no_text_raises_anything_else(text: str) -> None:
 def test_it_is_written_in_utc_and_to_the_millisecond() -> None:
     china = timezone(timedelta(hours=8))
     until = datetime(2026, 8, 5, 20, 0, 1, 999_999, tzinfo=china)
-    assert str(Doubt(None, until)) == "../2026-08-05T12:00:01.999+00:00"
+    assert str(DoubtWindow(None, until)) == "../2026-08-05T12:00:01.999+00:00"
 
 
 @given(st.none() | MOMENTS, MOMENTS, st.none() | MOMENTS, MOMENTS)
@@ -80,9 +80,9 @@ def test_united_no_moment_of_either_is_lost(
     since: datetime | None, until: datetime, other_since: datetime | None, other_until: datetime
 ) -> None:
     """A moment that fell out would be one at which a request was sent and is not looked for."""
-    one, other = Doubt(since, until), Doubt(other_since, other_until)
-    both = one.united(other)
-    assert both == other.united(one) == both.united(one) == both.united(other)
+    one, other = DoubtWindow(since, until), DoubtWindow(other_since, other_until)
+    both = one.union(other)
+    assert both == other.union(one) == both.union(one) == both.union(other)
     assert both.until == max(until, other_until)
     for each in (one, other):
         assert both.since is None or (each.since is not None and both.since <= each.since)

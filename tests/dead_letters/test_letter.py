@@ -10,23 +10,23 @@ from pika import BasicProperties
 
 from schemas.reply import FailureCode
 from tests.support.rig import a_command
-from worker.amqp.messages import Outgoing
+from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.cli.dead_letters import Reason
-from worker.core.doubt import Doubt
-from worker.dead_letters.letter import Letter, Selection
+from worker.core.doubt import DoubtWindow
+from worker.dead_letters.letter import DeadLetter, Filter
 
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 FAILED_AT = NOW - timedelta(hours=3)
 DEATH: dict[str, Any] = {"x-death": [], "x-first-death-reason": "delivery_limit"}
 
 
-def letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> Letter:
+def letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> DeadLetter:
     own = {"x-onenet-reason": reason, "x-onenet-failed-at": FAILED_AT.isoformat(timespec="milliseconds")}
     properties = BasicProperties(app_id="billing", headers=own | changes.pop("headers", {}))
     body = changes.pop("body", None) or json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
     key = routing_key or f"execute.{reason}"
-    return Letter(1, "onenet.dead-letters", key, properties, body, ZoneInfo("Asia/Shanghai"))
+    return DeadLetter(1, "onenet.dead-letters", key, properties, body, ZoneInfo("Asia/Shanghai"))
 
 
 def test_every_reason_can_be_selected() -> None:
@@ -38,7 +38,7 @@ def test_what_may_have_been_cached_goes_back_in_doubt(reason: str) -> None:
     may_have_been = {"outcome_unknown", "poison_message", "unknown_product"}
     replay = letter(reason).replay(NOW)
     assert replay.failed_at == FAILED_AT
-    assert replay.doubt == (Doubt(None, FAILED_AT) if reason in may_have_been else None)
+    assert replay.doubt == (DoubtWindow(None, FAILED_AT) if reason in may_have_been else None)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_what_may_have_been_cached_goes_back_in_doubt(reason: str) -> None:
         letter("a_reason_of_tomorrow", headers={"x-onenet-failed-at": "soon"}),
     ],
 )
-def test_of_what_no_worker_vouches_for_everything_is_in_doubt_until_now(found: Letter) -> None:
+def test_of_what_no_worker_vouches_for_everything_is_in_doubt_until_now(found: DeadLetter) -> None:
     replay = found.replay(NOW)
-    assert (replay.failed_at, replay.doubt) == (NOW, Doubt(None, NOW))
+    assert (replay.failed_at, replay.doubt) == (NOW, DoubtWindow(None, NOW))
 
 
 def test_a_replay_begins_anew_and_keeps_what_is_the_senders() -> None:
     own = {"x-onenet-attempt": 7, "x-onenet-unfinished": 3, "x-onenet-user-id": "u"}
     found = letter(headers={**own, "colour": "red", "x-delivery-count": 4})
-    outgoing = Outgoing(Topology("onenet", (5,)), "host:1")
+    outgoing = MessageBuilder(Topology("onenet", (5,)), "host:1")
     publication = outgoing.replay(found.delivery(), found.replay(NOW))
     assert (publication.exchange, publication.routing_key, publication.body) == (
         "onenet.returns",
@@ -79,27 +79,27 @@ def test_a_selection_is_all_of_its_conditions() -> None:
     found = letter(imei="865820030000001")
     hour = timedelta(hours=1)
     for fits in (
-        Selection(),
-        Selection(ids=frozenset({"a", "b"}), reasons=frozenset({"outcome_unknown"}), source="billing"),
-        Selection(device="865820030000001", older_than=2 * hour, newer_than=4 * hour),
+        Filter(),
+        Filter(ids=frozenset({"a", "b"}), reasons=frozenset({"outcome_unknown"}), source="billing"),
+        Filter(device="865820030000001", older_than=2 * hour, newer_than=4 * hour),
     ):
         assert fits.takes(found, NOW)
     for fails in (
-        Selection(ids=frozenset({"b"})),
-        Selection(reasons=frozenset({"broker"})),
-        Selection(device="865820030000002"),
-        Selection(source="metering"),
-        Selection(older_than=4 * hour),
-        Selection(newer_than=2 * hour),
-        Selection(source="billing", newer_than=2 * hour),
+        Filter(ids=frozenset({"b"})),
+        Filter(reasons=frozenset({"broker"})),
+        Filter(device="865820030000002"),
+        Filter(source="metering"),
+        Filter(older_than=4 * hour),
+        Filter(newer_than=2 * hour),
+        Filter(source="billing", newer_than=2 * hour),
     ):
         assert not fails.takes(found, NOW)
 
 
 def test_a_letter_of_unknown_age_is_neither_older_nor_newer() -> None:
     found = letter(headers={"x-onenet-failed-at": "soon"})
-    assert not Selection(older_than=timedelta(0)).takes(found, NOW)
-    assert not Selection(newer_than=timedelta(days=9999)).takes(found, NOW)
+    assert not Filter(older_than=timedelta(0)).takes(found, NOW)
+    assert not Filter(newer_than=timedelta(days=9999)).takes(found, NOW)
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"[]", b"[" * 50_000, b'{"imei": 1}', b""])

@@ -17,20 +17,20 @@ from zoneinfo import ZoneInfo
 from pika import BasicProperties
 
 from tests.support.rig import PATIENCE_S, a_command
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.command import ExecuteCommand
+from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 from worker.flow import pace
-from worker.flow.consumer import Intake
-from worker.flow.device_queues import Lanes
+from worker.flow.consumer import Consumer
+from worker.flow.device_queues import KeyedQueues
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import Others, Sent
-from worker.onenet.history import Entry
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import Handler
+from worker.onenet.client import OwnedByOthers, Sent
+from worker.onenet.history import Candidate
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing
 
@@ -43,7 +43,7 @@ DEVICES = [str(865820030000000 + number) for number in range(100)]
 class Platform:
     """Answers when it may, and keeps what it was asked in order."""
 
-    answer: Callable[[ExecuteCommand], Answer] = lambda command: Cached(command.command_id)  # each its own uuid
+    answer: Callable[[Command], Answer] = lambda command: Cached(command.command_id)  # each its own uuid
     may_answer: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
     may_show_history: threading.Event = field(default_factory=threading.Event)
@@ -52,12 +52,12 @@ class Platform:
     def knows(self, _product: str | None) -> bool:
         return True
 
-    def execute(self, command: ExecuteCommand, _not_after: float) -> Sent:
+    def execute(self, command: Command, _not_after: float) -> Sent:
         self.asked.append(command.command_id)
         self.may_answer.wait(PATIENCE_S)
         return Sent(self.answer(command), valid_time_omitted=False)
 
-    def look_up(self, command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+    def find_candidates(self, command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
         self.looked_up.append(command.command_id)
         self.may_show_history.wait(PATIENCE_S)
         return []
@@ -67,7 +67,7 @@ class Queue:
     """The broker: one queue, delivered within the prefetch."""
 
     def __init__(self) -> None:
-        self.intake: Intake
+        self.consumer: Consumer
         self.ready: list[Delivery] = []
         self.unacknowledged: dict[int, Delivery] = {}
         self.published: list[tuple[str, str]] = []  # where to, and which command
@@ -82,7 +82,7 @@ class Queue:
         self.bodies: list[bytes] = []
         self._counted: set[int] = set()  # what is unacknowledged of the present consumers
 
-    def put(self, command_id: str, imei: str, product: str | None = None, *, doubt: Doubt | None = None) -> None:
+    def put(self, command_id: str, imei: str, product: str | None = None, *, doubt: DoubtWindow | None = None) -> None:
         body = json.dumps(a_command(command_id=command_id, imei=imei, product=product)).encode()
         self._count += 1
         properties = BasicProperties(headers=None if doubt is None else {"x-onenet-in-doubt": str(doubt)})
@@ -101,7 +101,7 @@ class Queue:
             delivery = self.ready.pop(0)
             self.unacknowledged[delivery.tag] = delivery
             self._counted.add(delivery.tag)
-            self.intake.on_delivery(delivery)
+            self.consumer.on_delivery(delivery)
 
     async def consume(self, prefetch: int) -> None:
         self.asked_for.append(prefetch)
@@ -143,7 +143,7 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def lets_in(gates: Gates, product: str) -> bool:
+def lets_in(gates: CircuitBreakers, product: str) -> bool:
     """Tell whether a command of a product could be handled now, if only as a probe."""
     passage = gates.enter(product)
     if passage is not None:
@@ -167,10 +167,10 @@ class World:
 
     queue: Queue
     platform: Platform
-    gates: Gates
+    gates: CircuitBreakers
     store: MemoryStore
-    lanes: Lanes
-    intake: Intake
+    lanes: KeyedQueues
+    consumer: Consumer
     clock: Clock
 
     def came_to(self, exchange: str) -> list[str]:
@@ -180,15 +180,15 @@ class World:
 @asynccontextmanager
 async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
     platform, queue, clock = Platform(), Queue(), Clock()
-    gates = Gates(products, 1, PROBE_S)
-    history_gates = Gates(products, 1, PROBE_S, subject="history")
+    gates = CircuitBreakers(products, 1, PROBE_S)
+    history_gates = CircuitBreakers(products, 1, PROBE_S, subject="history")
     store = MemoryStore(3600, 60, began_at=LONG_AGO)
     metrics = Metrics("0", CONCURRENCY)
     topology = Topology("onenet", (5, 60))
-    handler = Handler(
+    handler = Processor(
         platform,
         store,
-        Outgoing(topology, "host:1"),
+        MessageBuilder(topology, "host:1"),
         gates,
         history_gates,
         RetryPolicy((5, 60), max_attempts=9, settle_s=60),
@@ -196,8 +196,8 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
         metrics,
         clock,
     )
-    lanes = Lanes(by_device=True)
-    queue.intake = Intake(
+    lanes = KeyedQueues(by_device=True)
+    queue.consumer = Consumer(
         handler,
         cast("Any", queue),
         gates,
@@ -211,12 +211,12 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
         probe_s=look_s,
     )
     try:
-        yield World(queue, platform, gates, store, lanes, queue.intake, clock)
+        yield World(queue, platform, gates, store, lanes, queue.consumer, clock)
     finally:
         platform.may_answer.set()
         platform.may_show_history.set()
         async with asyncio.timeout(PATIENCE_S):
-            await queue.intake.stop()
+            await queue.consumer.stop()
 
 
 def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
@@ -228,7 +228,7 @@ def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
             for number in range(2 * PREFETCH):
                 found.queue.put(f"hot-{number}", DEVICES[0])
             await until(lambda: len(found.queue.asked_for) == 1)  # the broker has not answered yet
-            stopping = asyncio.create_task(found.intake.stop())
+            stopping = asyncio.create_task(found.consumer.stop())
             await asyncio.sleep(0)
             found.platform.may_answer.set()
             found.queue.may_confirm_consume.set()
@@ -343,14 +343,14 @@ def test_what_only_rested_raises_no_doubt_when_the_connection_goes_before_its_co
             found.queue.confirms = False
             found.queue.put("a-1", DEVICES[1], "a")
             await until(lambda: "a-1" in found.came_to("retry"))
-            found.intake.on_lost()
+            found.consumer.on_lost()
             lost = dict(found.queue.unacknowledged)
             found.queue.unacknowledged.clear()
             found.queue.confirms = True
             found.platform.answer = lambda command: Cached(command.command_id)
             await until(lambda: lets_in(found.gates, "a"))
             [again] = [item for item in lost.values() if b"a-1" in item.body]
-            found.intake.on_delivery(Delivery(2, 1, "", True, again.properties, again.body, False))
+            found.consumer.on_delivery(Delivery(2, 1, "", True, again.properties, again.body, False))
             await until(lambda: "a-1" in found.came_to("replies"))  # it was sent at once, and not settled first
 
     asyncio.run(play())
@@ -360,7 +360,7 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
     """A command that falls between two places would never be settled, and the grace run out over it."""
     is_leaving, may_leave = threading.Event(), threading.Event()
 
-    class SlowLanes(Lanes):
+    class SlowLanes(KeyedQueues):
         def leave(self, task: Any) -> Any:
             follower = super().leave(task)
             if follower is not None and not is_leaving.is_set():
@@ -380,7 +380,7 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
             found.queue.put("second", DEVICES[0])
             found.platform.may_answer.set()
             await until(is_leaving.is_set)
-            stopping = asyncio.create_task(found.intake.stop())
+            stopping = asyncio.create_task(found.consumer.stop())
             await until(lambda: 0 in found.queue.asked_for)
             may_leave.set()
             async with asyncio.timeout(PATIENCE_S):
@@ -390,7 +390,7 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
     asyncio.run(play())
 
 
-RESTED = Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2))
+RESTED = DoubtWindow(LONG_AGO, LONG_AGO + timedelta(seconds=2))
 
 
 def test_while_nothing_is_sent_commands_in_doubt_keep_no_new_one_from_being_the_probe() -> None:

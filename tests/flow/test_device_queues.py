@@ -11,7 +11,7 @@ from worker.amqp.messages import Delivery
 from worker.core.command import read_command
 from worker.core.task import Task
 from worker.errors import UnusableCommand
-from worker.flow.device_queues import Lanes
+from worker.flow.device_queues import KeyedQueues
 
 ZONE = ZoneInfo("Asia/Shanghai")
 ONE, OTHER = "865820030000001", "865820030000002"
@@ -24,11 +24,11 @@ def task(number: int, imei: str = ONE) -> Task:
 
 
 @pytest.fixture
-def lanes() -> Lanes:
-    return Lanes(by_device=True)
+def lanes() -> KeyedQueues:
+    return KeyedQueues(by_device=True)
 
 
-def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: Lanes) -> None:
+def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: KeyedQueues) -> None:
     first, second, third = (task(number) for number in range(3))
     assert lanes.enter(first)
     assert not lanes.enter(second)
@@ -44,7 +44,7 @@ def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: Lanes
     assert lanes.enter(task(4))
 
 
-def test_what_waits_can_be_withdrawn_and_what_is_busy_stays(lanes: Lanes) -> None:
+def test_what_waits_can_be_withdrawn_and_what_is_busy_stays(lanes: KeyedQueues) -> None:
     busy, old, new = (task(number) for number in range(3))
     for each in (busy, old, new):
         lanes.enter(each)
@@ -54,7 +54,7 @@ def test_what_waits_can_be_withdrawn_and_what_is_busy_stays(lanes: Lanes) -> Non
     assert lanes.withdraw(arrived_before=9) == []
 
 
-def test_what_carries_no_command_waits_for_nothing(lanes: Lanes) -> None:
+def test_what_carries_no_command_waits_for_nothing(lanes: KeyedQueues) -> None:
     delivery = Delivery(1, 1, "", False, BasicProperties(), b"", False)
     for read in (None, UnusableCommand("is empty")):
         each = Task(delivery, read, 0)
@@ -64,7 +64,7 @@ def test_what_carries_no_command_waits_for_nothing(lanes: Lanes) -> None:
 
 
 def test_without_an_order_nothing_waits() -> None:
-    lanes = Lanes(by_device=False)
+    lanes = KeyedQueues(by_device=False)
     one, other = task(1), task(2)
     assert lanes.enter(one)
     assert lanes.enter(other)

@@ -11,9 +11,9 @@ from tests.flow.test_device_queues import task
 from tests.support.rig import PATIENCE_S
 from worker.core.task import Task
 from worker.dev.services.ports import wait_until
-from worker.dev.services.redis import OwnRedis
+from worker.dev.services.redis import LocalRedis
 from worker.flow.pace import Pacer
-from worker.flow.rate_limiter import Slots
+from worker.flow.rate_limiter import RateLimiter
 from worker.settings import Rate
 
 SLOW = Rate(1, 86_400)  # so that no test sees a second slot come due
@@ -25,35 +25,35 @@ def url(request: pytest.FixtureRequest) -> str | None:
 
 
 def test_a_slot_is_given_once_and_then_it_takes_time(url: str | None) -> None:
-    slots = Slots(SLOW, f"test-{uuid4()}", url)
+    slots = RateLimiter(SLOW, f"test-{uuid4()}", url)
     assert slots.take(None) == 0
     assert 86_000 < slots.take(None) <= 86_400
 
 
 def test_each_product_has_slots_of_its_own(url: str | None) -> None:
-    slots = Slots(SLOW, f"test-{uuid4()}", url)
+    slots = RateLimiter(SLOW, f"test-{uuid4()}", url)
     assert [slots.take(product) for product in (None, "heating", "default")] == [0, 0, 0]
     assert slots.take("heating") > 0
 
 
 def test_a_tenth_of_a_second_may_be_made_up_for(url: str | None) -> None:
-    slots = Slots(Rate(100_000, 10_000), f"test-{uuid4()}", url)  # 10 a second
+    slots = RateLimiter(Rate(100_000, 10_000), f"test-{uuid4()}", url)  # 10 a second
     assert slots.take(None) == 0
     assert slots.take(None) > 0
-    slots = Slots(Rate(36_000_000, 360_000), f"test-{uuid4()}", url)  # 100 a second: 10 at once
+    slots = RateLimiter(Rate(36_000_000, 360_000), f"test-{uuid4()}", url)  # 100 a second: 10 at once
     assert [slots.take(None) for _ in range(10)] == [0] * 10
 
 
 def test_a_fleet_shares_its_slots(redis_url: str) -> None:
     namespace = f"test-{uuid4()}"
-    one, other = (Slots(SLOW, namespace, redis_url) for _ in range(2))
+    one, other = (RateLimiter(SLOW, namespace, redis_url) for _ in range(2))
     assert one.take(None) == 0
     assert other.take(None) > 0
 
 
-def test_without_redis_nothing_is_held_up_here(own_redis: OwnRedis) -> None:
+def test_without_redis_nothing_is_held_up_here(own_redis: LocalRedis) -> None:
     """The store has the last word then, and it sends nothing."""
-    slots = Slots(SLOW, f"test-{uuid4()}", own_redis.url)
+    slots = RateLimiter(SLOW, f"test-{uuid4()}", own_redis.url)
     own_redis.kill()
     try:
         assert [slots.take(None), slots.take(None)] == [0, 0]

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from tests.support.rig import PATIENCE_S
-from worker.dev.services.redis import OwnRedis
+from worker.dev.services.redis import LocalRedis
 from worker.idempotency.calls import Calls, Script
 
 ECHO = Script("return ARGV[1]")
@@ -145,7 +145,7 @@ def test_an_error_in_one_script_is_its_own(calls: Calls) -> None:
     assert calls.run(ECHO, [], ["goes on"]) == "goes on"
 
 
-def test_a_connection_that_redis_closed_is_made_anew(own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_redis_closed_is_made_anew(own_redis: LocalRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.idempotency.calls._IDLE_S", 0.0)
     calls = Calls(redis.Redis.from_url(own_redis.url, decode_responses=True).connection_pool.make_connection())
     assert calls.run(ECHO, [], ["before"]) == "before"

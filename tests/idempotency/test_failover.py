@@ -13,11 +13,11 @@ from redis.connection import DefaultParser
 
 from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
 from tests.support.rig import Proxy, raw_server
+from worker.core.claims import Unseen
 from worker.dev.services.ports import free_port
-from worker.dev.services.redis import OwnRedis, start_own_redis
+from worker.dev.services.redis import LocalRedis, start_own_redis
 from worker.errors import StoreError, StoreUnavailable
-from worker.flow.rate_limiter import Slots
-from worker.idempotency import First
+from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
 from worker.settings import Rate
@@ -63,14 +63,14 @@ class Failover:
 
 
 @pytest.fixture(scope="module")
-def second_redis() -> Iterator[OwnRedis]:
+def second_redis() -> Iterator[LocalRedis]:
     server = start_own_redis()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def failover(own_redis: OwnRedis, second_redis: OwnRedis) -> Iterator[Failover]:
+def failover(own_redis: LocalRedis, second_redis: LocalRedis) -> Iterator[Failover]:
     found = Failover(own_redis.url, second_redis.url)
     yield found
     found.close()
@@ -128,7 +128,7 @@ def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover:
     failover.fail_over()
     with pytest.raises(StoreUnavailable):
         store.ping()
-    assert isinstance(store.claim(key("a"), NOW), First)
+    assert isinstance(store.claim(key("a"), NOW), Unseen)
 
 
 def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failover) -> None:
@@ -153,7 +153,7 @@ def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failove
 
 
 def test_a_rate_is_kept_after_a_failover(failover: Failover) -> None:
-    slots = Slots(Rate(1, 600), failover.namespace, failover.name.redis_url)
+    slots = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
     assert slots.take(None) == 0
     assert slots.take("heating") == 0
     failover.fail_over()
@@ -217,6 +217,6 @@ def test_each_such_answer_ends_the_connection_that_it_came_over(text: str, redis
             with pytest.raises(StoreUnavailable):
                 call()
         name.lead_to(redis_url)
-        assert isinstance(store.claim(key("a"), NOW), First)
+        assert isinstance(store.claim(key("a"), NOW), Unseen)
         assert store.owned_by_others(key("a"), [U]) == set()
         store.ping()

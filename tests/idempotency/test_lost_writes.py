@@ -15,11 +15,11 @@ import redis
 from tests.idempotency.test_stores import LONG_S
 from tests.processing.test_processor import CHINA, FAILURE, REPLY, RETRY, SETTLE, SETTLE_S, delivery, likely
 from tests.processing.test_processor import Rig as HandlerRig
-from worker.amqp.messages import Delivery, Outgoing
+from worker.amqp.messages import Delivery, MessageBuilder
 from worker.amqp.topology import Topology
 from worker.core.answer import InDoubt, NotSent
 from worker.idempotency.redis import RedisStore
-from worker.processing.processor import Handler
+from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
 
 EXPIRED = "2026-01-01T00:00:00"
@@ -45,10 +45,10 @@ class Rig(HandlerRig):
         super().restart()
         store = RedisStore(self._url, self._namespace, ttl_s=60, lease_s=LONG_S, connections=2)
         self._stores.append(store)
-        self.handler = Handler(
+        self.handler = Processor(
             self.platform,
             store,
-            Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1"),
+            MessageBuilder(Topology("onenet", (5, 30, SETTLE_S)), "host:1"),
             self.gates,
             self.history_gates,
             self.policy,
@@ -182,5 +182,5 @@ def test_a_first_delivery_is_still_sent_at_once(rig: Rig) -> None:
 
 def test_what_a_worker_did_not_begin_is_in_doubt_all_the_same(rig: Rig) -> None:
     """A note of it could outlive the lost record of another delivery's later request, and deny that."""
-    rig.handler.note_unsent(rig.handler.read(delivery(), 0))
+    rig.handler.mark_not_sent(rig.handler.read(delivery(), 0))
     assert rig.handle(delivery(redelivered=True)) == SETTLE

@@ -12,40 +12,40 @@ from hypothesis import strategies as st
 
 from schemas.reply import Reply, ReplyError
 from tests.support.rig import PATIENCE_S
-from worker.core.doubt import Doubt
+from worker.core.claims import (
+    Ambiguous,
+    Assigned,
+    Claim,
+    Completed,
+    IdempotencyStore,
+    InProgress,
+    Key,
+    KeyReused,
+    KnownNotSent,
+    Lease,
+    LookalikeInProgress,
+    NoCandidate,
+    Unresolved,
+    Unseen,
+)
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.dev.services.ports import wait_until
-from worker.dev.services.redis import OwnRedis
+from worker.dev.services.redis import LocalRedis
 from worker.errors import LeaseLost, StoreError, StoreUnavailable, UuidTaken
-from worker.idempotency import (
-    Again,
-    Busy,
-    Claim,
-    Conflict,
-    Done,
-    First,
-    Hold,
-    InDoubtSince,
-    Key,
-    NoneLeft,
-    Owned,
-    Store,
-    TwinUnderWay,
-    Undecidable,
-)
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
 
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
-DOUBT = Doubt(NOW, NOW + timedelta(seconds=13))
+DOUBT = DoubtWindow(NOW, NOW + timedelta(seconds=13))
 LONG_S, SHORT_S = 600, 0.2
 U, U1, U2, V = (str(UUID(int=number)) for number in range(4))
 
-Make = Callable[..., Store]
+Make = Callable[..., IdempotencyStore]
 
 
-def key(command_id: str, digest: bytes = b"1" * 16, likeness: bytes = b"alike" * 3) -> Key:
-    return Key(command_id, digest, likeness)
+def key(command_id: str, content_hash: bytes = b"1" * 16, match_key: bytes = b"alike" * 3) -> Key:
+    return Key(command_id, content_hash, match_key)
 
 
 def reply(command_id: str, uuid: str | None = None) -> Reply:
@@ -59,12 +59,12 @@ def failure(command_id: str, completed_at: datetime = NOW) -> Reply:
     return Reply(command_id=command_id, status="failed", error=error, attempts=1, completed_at=completed_at)
 
 
-def held(claim: Claim) -> Hold:
-    assert isinstance(claim, First | Again | InDoubtSince)
+def held(claim: Claim) -> Lease:
+    assert isinstance(claim, Unseen | KnownNotSent | Unresolved)
     return claim.hold
 
 
-def complete(store: Store, hold: Hold, told: Reply) -> None:
+def complete(store: IdempotencyStore, hold: Lease, told: Reply) -> None:
     """Record an outcome; raises what kept it from being recorded."""
     ends: list[StoreError | None] = []
     store.complete(hold, told, DOUBT, ends.append)
@@ -76,13 +76,13 @@ def complete(store: Store, hold: Hold, told: Reply) -> None:
 @pytest.fixture(params=["memory", "redis"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes stores; those on Redis share what they know, as the workers of a fleet do."""
-    made: list[Store] = []
+    made: list[IdempotencyStore] = []
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
     namespace = uuid4().hex
 
-    def build(lease_s: float = LONG_S, ttl_s: int = 60) -> Store:
+    def build(lease_s: float = LONG_S, ttl_s: int = 60) -> IdempotencyStore:
         if url is None:
-            store: Store = MemoryStore(ttl_s, lease_s, began_at=NOW)
+            store: IdempotencyStore = MemoryStore(ttl_s, lease_s, began_at=NOW)
         else:
             store = RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s, connections=16)
         made.append(store)
@@ -94,56 +94,56 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
 
 
 @pytest.fixture
-def store(make: Make) -> Store:
+def store(make: Make) -> IdempotencyStore:
     return make()
 
 
-def when_lease_has_ended(store: Store, wanted: Key) -> Claim:
+def when_lease_has_ended(store: IdempotencyStore, wanted: Key) -> Claim:
     """Claim again and again until nobody holds the command any more."""
     claims: list[Claim] = []
 
     def is_free() -> bool:
         claims.append(store.claim(wanted, NOW + timedelta(hours=1)))
-        return not isinstance(claims[-1], Busy)
+        return not isinstance(claims[-1], InProgress)
 
     wait_until(is_free, PATIENCE_S, "the lease's end")
     return claims[-1]
 
 
-def test_one_id_is_one_command(store: Store) -> None:
+def test_one_id_is_one_command(store: IdempotencyStore) -> None:
     first = store.claim(key("a"), NOW)
-    assert isinstance(first, First)
-    assert store.claim(key("a"), NOW) == Busy(NOW)
-    assert isinstance(store.claim(key("b"), NOW), First)
+    assert isinstance(first, Unseen)
+    assert store.claim(key("a"), NOW) == InProgress(NOW)
+    assert isinstance(store.claim(key("b"), NOW), Unseen)
     store.release(first.hold, None)
     again = store.claim(key("a"), NOW)
-    assert isinstance(again, Again)
+    assert isinstance(again, KnownNotSent)
     complete(store, again.hold, reply("a", U))
-    assert store.claim(key("a"), NOW) == Done(reply("a", U))
+    assert store.claim(key("a"), NOW) == Completed(reply("a", U))
 
 
-def test_another_content_is_a_conflict_in_every_state(store: Store) -> None:
-    other = key("a", digest=b"2" * 16)
+def test_another_content_is_a_conflict_in_every_state(store: IdempotencyStore) -> None:
+    other = key("a", content_hash=b"2" * 16)
     hold = held(store.claim(key("a"), NOW))
-    assert store.claim(other, NOW) == Conflict()
+    assert store.claim(other, NOW) == KeyReused()
     store.release(hold, DOUBT)
-    assert store.claim(other, NOW) == Conflict()
+    assert store.claim(other, NOW) == KeyReused()
     complete(store, held(store.claim(key("a"), NOW)), reply("a"))
-    assert store.claim(other, NOW) == Conflict()
+    assert store.claim(other, NOW) == KeyReused()
 
 
-def test_a_doubt_is_kept_as_it_was_left(store: Store) -> None:
+def test_a_doubt_is_kept_as_it_was_left(store: IdempotencyStore) -> None:
     store.release(held(store.claim(key("a"), NOW)), DOUBT)
     claim = store.claim(key("a"), NOW)
-    assert isinstance(claim, InDoubtSince)
-    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
-    store.release(claim.hold, Doubt(None, NOW), has_crashed=True)
+    assert isinstance(claim, Unresolved)
+    assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
+    store.release(claim.hold, DoubtWindow(None, NOW), holder_crashed=True)
     claim = store.claim(key("a"), NOW)
-    assert isinstance(claim, InDoubtSince)
-    assert (claim.doubt, claim.has_crashed) == (Doubt(None, NOW), True)
-    assert store.claim(key("a"), NOW) == Busy(None)  # whoever is put off now has to be as careful
+    assert isinstance(claim, Unresolved)
+    assert (claim.doubt, claim.holder_crashed) == (DoubtWindow(None, NOW), True)
+    assert store.claim(key("a"), NOW) == InProgress(None)  # whoever is put off now has to be as careful
     store.release(claim.hold, None)
-    assert isinstance(store.claim(key("a"), NOW), Again)
+    assert isinstance(store.claim(key("a"), NOW), KnownNotSent)
 
 
 def test_a_lease_that_ends_leaves_a_doubt(make: Make) -> None:
@@ -151,19 +151,19 @@ def test_a_lease_that_ends_leaves_a_doubt(make: Make) -> None:
     short = make(lease_s=SHORT_S)
     short.claim(key("a"), NOW)
     claim = when_lease_has_ended(short, key("a"))
-    assert isinstance(claim, InDoubtSince)
-    assert claim.has_crashed
-    assert claim.doubt == Doubt(NOW, NOW + timedelta(seconds=SHORT_S))
+    assert isinstance(claim, Unresolved)
+    assert claim.holder_crashed
+    assert claim.doubt == DoubtWindow(NOW, NOW + timedelta(seconds=SHORT_S))
 
 
 def test_a_lease_that_ends_adds_to_the_doubt_that_was_there(make: Make) -> None:
     short = make(lease_s=SHORT_S)
-    before = Doubt(NOW - timedelta(hours=1), NOW - timedelta(minutes=59))
+    before = DoubtWindow(NOW - timedelta(hours=1), NOW - timedelta(minutes=59))
     short.release(held(short.claim(key("a"), NOW)), before)
     short.claim(key("a"), NOW)
     claim = when_lease_has_ended(short, key("a"))
-    assert isinstance(claim, InDoubtSince)
-    assert claim.doubt == Doubt(before.since, NOW + timedelta(seconds=SHORT_S))
+    assert isinstance(claim, Unresolved)
+    assert claim.doubt == DoubtWindow(before.since, NOW + timedelta(seconds=SHORT_S))
 
 
 def test_what_a_former_holder_writes_late_is_refused(make: Make) -> None:
@@ -180,137 +180,137 @@ def test_what_a_former_holder_writes_late_is_refused(make: Make) -> None:
     complete(short, held(successor), reply("a", U))
     with pytest.raises(LeaseLost):
         complete(short, late, reply("a", "late"))
-    assert short.claim(key("a"), NOW) == Done(reply("a", U))
+    assert short.claim(key("a"), NOW) == Completed(reply("a", U))
 
 
-def test_of_many_at_once_one_is_first(store: Store) -> None:
+def test_of_many_at_once_one_is_first(store: IdempotencyStore) -> None:
     with ThreadPoolExecutor(16) as threads:
         claims = list(threads.map(lambda _: store.claim(key("a"), NOW), range(200)))
-    assert sum(isinstance(claim, First) for claim in claims) == 1
-    assert claims.count(Busy(NOW)) == 199
+    assert sum(isinstance(claim, Unseen) for claim in claims) == 1
+    assert claims.count(InProgress(NOW)) == 199
 
 
-def test_a_uuid_belongs_to_one_command(store: Store) -> None:
+def test_a_uuid_belongs_to_one_command(store: IdempotencyStore) -> None:
     """Its twin, alike in everything but the id, gets the other one, or none."""
     complete(store, held(store.claim(key("a"), NOW)), reply("a", U1))
     twin = held(store.claim(key("b"), NOW))
-    assert store.own(twin, [U1], []) == NoneLeft()
-    assert store.own(twin, [U1, U2], []) == Owned(U2)
+    assert store.own(twin, [U1], []) == NoCandidate()
+    assert store.own(twin, [U1, U2], []) == Assigned(U2)
     complete(store, twin, reply("b", U2))
-    assert store.own(held(store.claim(key("c"), NOW)), [U1, U2], []) == NoneLeft()
+    assert store.own(held(store.claim(key("c"), NOW)), [U1, U2], []) == NoCandidate()
 
 
-def test_a_uuid_once_chosen_stays_chosen(store: Store) -> None:
+def test_a_uuid_once_chosen_stays_chosen(store: IdempotencyStore) -> None:
     """The worker may end between the choice and the record of it."""
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [U1], []) == Owned(U1)
+    assert store.own(hold, [U1], []) == Assigned(U1)
     store.release(hold, DOUBT)
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [U2, U1], []) == Owned(U1)
+    assert store.own(hold, [U2, U1], []) == Assigned(U1)
 
 
-def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: Store) -> None:
+def test_twins_in_doubt_may_share_out_as_many_entries_as_they_are(store: IdempotencyStore) -> None:
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     first = held(store.claim(key("a"), NOW))
-    assert store.own(first, [U1, U2], []) == Owned(U1)
+    assert store.own(first, [U1, U2], []) == Assigned(U1)
     complete(store, first, reply("a", U1))
-    assert store.own(held(store.claim(key("b"), NOW)), [U1, U2], []) == Owned(U2)
+    assert store.own(held(store.claim(key("b"), NOW)), [U1, U2], []) == Assigned(U2)
 
 
 @pytest.mark.parametrize(("likely", "unlikely"), [([U1, U2], []), ([U1], [U2])])
 def test_a_command_whose_entry_a_twin_may_have_been_given_is_not_known_to_be_absent(
-    store: Store, likely: list[str], unlikely: list[str]
+    store: IdempotencyStore, likely: list[str], unlikely: list[str]
 ) -> None:
     """Its time fits one entry only, its twin's both: sent again, it would be cached twice."""
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     twin = held(store.claim(key("a"), NOW))
-    assert store.own(twin, likely, unlikely) == Owned(U1)
+    assert store.own(twin, likely, unlikely) == Assigned(U1)
     complete(store, twin, reply("a", U1))
     assert store.owned_by_others(key("b"), [U1, U2]) == set()
     hold = held(store.claim(key("b"), NOW))
-    assert store.own(hold, [U1], []) == Undecidable()
-    assert store.own(hold, [], []) == NoneLeft()
+    assert store.own(hold, [U1], []) == Ambiguous()
+    assert store.own(hold, [], []) == NoCandidate()
 
 
-def test_a_guess_once_made_stays_one(store: Store) -> None:
+def test_a_guess_once_made_stays_one(store: IdempotencyStore) -> None:
     """The worker may end between the choice and the record of it, and by then there may be no other entry."""
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [U1, U2], []) == Owned(U1)
-    assert store.own(hold, [U1], []) == Owned(U1)
+    assert store.own(hold, [U1, U2], []) == Assigned(U1)
+    assert store.own(hold, [U1], []) == Assigned(U1)
     complete(store, hold, reply("a", U1))
-    assert store.own(held(store.claim(key("b"), NOW)), [U1], []) == Undecidable()
+    assert store.own(held(store.claim(key("b"), NOW)), [U1], []) == Ambiguous()
 
 
-def test_more_entries_than_commands_cannot_be_told_apart(store: Store) -> None:
+def test_more_entries_than_commands_cannot_be_told_apart(store: IdempotencyStore) -> None:
     """One of them is a command's of which no record is left."""
-    assert store.own(held(store.claim(key("a"), NOW)), [U1, U2], []) == Undecidable()
+    assert store.own(held(store.claim(key("a"), NOW)), [U1, U2], []) == Ambiguous()
 
 
-def test_an_entry_that_only_clocks_far_apart_would_explain_decides_nothing(store: Store) -> None:
+def test_an_entry_that_only_clocks_far_apart_would_explain_decides_nothing(store: IdempotencyStore) -> None:
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [], [U1]) == Undecidable()
-    assert store.own(hold, [U2], [U1]) == Undecidable()
+    assert store.own(hold, [], [U1]) == Ambiguous()
+    assert store.own(hold, [U2], [U1]) == Ambiguous()
     complete(store, held(store.claim(key("b"), NOW)), reply("b", U1))
-    assert store.own(hold, [U2], [U1]) == Owned(U2)
+    assert store.own(hold, [U2], [U1]) == Assigned(U2)
 
 
-def test_nothing_is_chosen_while_a_twin_is_under_way(store: Store) -> None:
+def test_nothing_is_chosen_while_a_twin_is_under_way(store: IdempotencyStore) -> None:
     """Its request may be the one that caused the entry, and its answer be about to come."""
     twin = held(store.claim(key("b"), NOW))
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [U], []) == TwinUnderWay()
+    assert store.own(hold, [U], []) == LookalikeInProgress()
     complete(store, twin, reply("b", U))
-    assert store.own(hold, [U], []) == NoneLeft()
+    assert store.own(hold, [U], []) == NoCandidate()
 
 
 def test_a_record_lasts_for_its_time(make: Make) -> None:
     brief = make(ttl_s=1)
     complete(brief, held(brief.claim(key("a"), NOW)), reply("a", U))
-    assert brief.claim(key("a"), NOW) == Done(reply("a", U))
-    wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Done), PATIENCE_S, "the record's end")
+    assert brief.claim(key("a"), NOW) == Completed(reply("a", U))
+    wait_until(lambda: not isinstance(brief.claim(key("a"), NOW), Completed), PATIENCE_S, "the record's end")
 
 
-def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: Store) -> None:
+def test_a_replay_takes_back_the_failure_that_it_means_with_its_doubt(store: IdempotencyStore) -> None:
     complete(store, held(store.claim(key("a"), NOW)), failure("a", NOW + timedelta(microseconds=1_999)))
     meant = Replay(NOW + timedelta(milliseconds=1), DOUBT)
-    assert isinstance(store.claim(key("a"), NOW), Done)  # without an order it is the last word
-    assert store.claim(key("a", digest=b"2" * 16), NOW, meant) == Conflict()
+    assert isinstance(store.claim(key("a"), NOW), Completed)  # without an order it is the last word
+    assert store.claim(key("a", content_hash=b"2" * 16), NOW, meant) == KeyReused()
     claim = store.claim(key("a"), NOW, meant)
-    assert isinstance(claim, InDoubtSince)
-    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
-    assert store.claim(key("a"), NOW, meant) == Busy(DOUBT.since)  # whoever comes now learns of the doubt too
+    assert isinstance(claim, Unresolved)
+    assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
+    assert store.claim(key("a"), NOW, meant) == InProgress(DOUBT.since)  # whoever comes now learns of the doubt too
     store.release(claim.hold, None)
-    assert isinstance(store.claim(key("a"), NOW), Again)
+    assert isinstance(store.claim(key("a"), NOW), KnownNotSent)
 
 
-def test_what_was_not_cached_is_replayed_without_a_doubt(store: Store) -> None:
+def test_what_was_not_cached_is_replayed_without_a_doubt(store: IdempotencyStore) -> None:
     complete(store, held(store.claim(key("a"), NOW)), failure("a"))
-    assert isinstance(store.claim(key("a"), NOW, Replay(NOW, None)), Again)
+    assert isinstance(store.claim(key("a"), NOW, Replay(NOW, None)), KnownNotSent)
 
 
-def test_an_order_is_carried_out_once(store: Store) -> None:
+def test_an_order_is_carried_out_once(store: IdempotencyStore) -> None:
     """It may be doubled, and its second copy come when the first has led to another failure."""
     later = NOW + timedelta(milliseconds=1)
     complete(store, held(store.claim(key("a"), NOW)), failure("a"))
     complete(store, held(store.claim(key("a"), NOW, Replay(NOW, None))), failure("a", later))
-    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(failure("a", later))
-    assert isinstance(store.claim(key("a"), NOW, Replay(later, None)), Again)
+    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Completed(failure("a", later))
+    assert isinstance(store.claim(key("a"), NOW, Replay(later, None)), KnownNotSent)
 
 
-def test_no_other_outcome_is_ever_taken_back(store: Store) -> None:
+def test_no_other_outcome_is_ever_taken_back(store: IdempotencyStore) -> None:
     complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
-    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Done(reply("a", U))
+    assert store.claim(key("a"), NOW, Replay(NOW, None)) == Completed(reply("a", U))
     complete(store, held(store.claim(key("b"), NOW)), failure("b"))
     complete(store, held(store.claim(key("b"), NOW, Replay(NOW, None))), reply("b", V))
-    assert store.claim(key("b"), NOW, Replay(NOW, None)) == Done(reply("b", V))
+    assert store.claim(key("b"), NOW, Replay(NOW, None)) == Completed(reply("b", V))
 
 
-def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: Store) -> None:
+def test_a_replayed_command_is_a_twin_of_those_like_it_again(store: IdempotencyStore) -> None:
     complete(store, held(store.claim(key("a"), NOW)), failure("a"))
     replayed = held(store.claim(key("a"), NOW, Replay(NOW, DOUBT)))
-    assert store.own(held(store.claim(key("b"), NOW)), [U], []) == TwinUnderWay()
+    assert store.own(held(store.claim(key("b"), NOW)), [U], []) == LookalikeInProgress()
     store.release(replayed, DOUBT)
 
 
@@ -325,65 +325,67 @@ SPELLINGS = [(STANDARD, shown) for shown in OTHER_SPELLINGS] + [(answered, STAND
 
 @pytest.mark.parametrize(("answered", "shown"), SPELLINGS)
 def test_a_uuid_that_the_history_writes_in_another_way_still_belongs_to_its_command(
-    store: Store, answered: str, shown: str
+    store: IdempotencyStore, answered: str, shown: str
 ) -> None:
     """Its twin in doubt would be told this uuid, and never be sent."""
     complete(store, held(store.claim(key("a"), NOW)), reply("a", answered))
-    assert store.claim(key("a"), NOW) == Done(reply("a", answered))  # as the platform gave it
+    assert store.claim(key("a"), NOW) == Completed(reply("a", answered))  # as the platform gave it
     twin = held(store.claim(key("b"), NOW))
     assert store.owned_by_others(twin.key, [shown, U]) == {shown}
-    assert store.own(twin, [shown], []) == NoneLeft()
-    assert store.own(twin, [shown, U], []) == Owned(U)
+    assert store.own(twin, [shown], []) == NoCandidate()
+    assert store.own(twin, [shown, U], []) == Assigned(U)
     with pytest.raises(UuidTaken):
         complete(store, twin, reply("b", shown))
 
 
 @pytest.mark.parametrize(("chosen", "shown"), SPELLINGS)
 def test_a_uuid_that_was_chosen_from_the_history_stays_chosen_however_it_is_written(
-    store: Store, chosen: str, shown: str
+    store: IdempotencyStore, chosen: str, shown: str
 ) -> None:
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [chosen], []) == Owned(chosen)
+    assert store.own(hold, [chosen], []) == Assigned(chosen)
     store.release(hold, DOUBT)
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [U, shown], []) == Owned(shown)
+    assert store.own(hold, [U, shown], []) == Assigned(shown)
     complete(store, hold, reply("a", shown))
-    assert store.own(held(store.claim(key("b"), NOW)), [chosen], []) == NoneLeft()
+    assert store.own(held(store.claim(key("b"), NOW)), [chosen], []) == NoCandidate()
 
 
 @pytest.mark.parametrize(("chosen", "shown"), SPELLINGS)
-def test_a_guess_stays_a_guess_however_the_uuid_is_written(store: Store, chosen: str, shown: str) -> None:
+def test_a_guess_stays_a_guess_however_the_uuid_is_written(store: IdempotencyStore, chosen: str, shown: str) -> None:
     store.release(held(store.claim(key("b"), NOW)), DOUBT)
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [chosen, U], []) == Owned(chosen)
+    assert store.own(hold, [chosen, U], []) == Assigned(chosen)
     complete(store, hold, reply("a", chosen))
     assert store.owned_by_others(key("b"), [shown]) == set()
-    assert store.own(held(store.claim(key("b"), NOW)), [shown], []) == Undecidable()
+    assert store.own(held(store.claim(key("b"), NOW)), [shown], []) == Ambiguous()
 
 
 @pytest.mark.parametrize(
     ("answered", "shown"),
     [("Order-7x", "order-7x"), ("order-7x", "ORDER-7X"), ("ORDER-7X", "Order-7x"), ("a 7", "a7"), ("a7", "A 7")],
 )
-def test_of_a_uuid_of_another_form_a_difference_of_case_proves_nothing(store: Store, answered: str, shown: str) -> None:
+def test_a_difference_of_case_proves_nothing_in_a_uuid_of_another_form(
+    store: IdempotencyStore, answered: str, shown: str
+) -> None:
     """It may be the same or another: to say that it is the other command's could be to send this one twice."""
     complete(store, held(store.claim(key("a"), NOW)), reply("a", answered))
     twin = held(store.claim(key("b"), NOW))
     assert store.owned_by_others(twin.key, [answered, shown]) == {answered}
-    assert store.own(twin, [answered], []) == NoneLeft()
-    assert store.own(twin, [shown], []) == Undecidable()
+    assert store.own(twin, [answered], []) == NoCandidate()
+    assert store.own(twin, [shown], []) == Ambiguous()
 
 
 @pytest.mark.parametrize(
     "shown", ["order-8x", "order7x", STANDARD[:-1] + "e", STANDARD[:-1], STANDARD + "0", "{order-7x}"]
 )
-def test_another_uuid_belongs_to_nobody(store: Store, shown: str) -> None:
+def test_another_uuid_belongs_to_nobody(store: IdempotencyStore, shown: str) -> None:
     complete(store, held(store.claim(key("a"), NOW)), reply("a", "order-7x"))
     complete(store, held(store.claim(key("c"), NOW)), reply("c", STANDARD))
     hold = held(store.claim(key("b"), NOW))
     assert store.owned_by_others(hold.key, [shown]) == set()
-    assert store.own(hold, [shown], []) == Owned(shown)
+    assert store.own(hold, [shown], []) == Assigned(shown)
 
 
 class TestMemory:
@@ -391,16 +393,16 @@ class TestMemory:
 
     def test_what_was_taken_and_not_sent_is_known_not_to_have_been_sent(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW)
-        store.note_unsent(key("a"))
+        store.mark_not_sent(key("a"))
         again = store.claim(key("a"), NOW)
-        assert isinstance(again, Again)
+        assert isinstance(again, KnownNotSent)
         complete(store, again.hold, reply("a"))
-        store.note_unsent(key("a"))
-        assert store.claim(key("a"), NOW) == Done(reply("a"))  # what is known is not forgotten for it
+        store.mark_not_sent(key("a"))
+        assert store.claim(key("a"), NOW) == Completed(reply("a"))  # what is known is not forgotten for it
 
     def test_until_it_began_others_may_have_sent_what_it_knows_nothing_of(self) -> None:
         claim = MemoryStore(60, LONG_S, began_at=NOW).claim(key("a"), NOW + timedelta(hours=1))
-        assert isinstance(claim, First)
+        assert isinstance(claim, Unseen)
         assert claim.unrecorded_until == NOW
 
     def test_the_oldest_go_first_and_none_that_is_held(self) -> None:
@@ -408,17 +410,17 @@ class TestMemory:
         hold = held(store.claim(key("held"), NOW))
         for command_id in ("a", "b", "c"):
             complete(store, held(store.claim(key(command_id), NOW)), failure(command_id))
-        assert store.claim(key("held"), NOW) == Busy(NOW)
+        assert store.claim(key("held"), NOW) == InProgress(NOW)
         complete(store, hold, failure("held"))
-        assert store.claim(key("c"), NOW) == Done(failure("c"))
+        assert store.claim(key("c"), NOW) == Completed(failure("c"))
 
     def test_memory_does_not_grow_beyond_its_bound(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=10)
         for number in range(1000):
             command_id = str(number)
             complete(store, held(store.claim(key(command_id), NOW)), failure(command_id))
-        assert store.claim(key("990"), NOW) == Done(failure("990"))
-        assert isinstance(store.claim(key("0"), NOW), First)
+        assert store.claim(key("990"), NOW) == Completed(failure("990"))
+        assert isinstance(store.claim(key("0"), NOW), Unseen)
 
     def test_the_latest_accepted_commands_are_remembered(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_accepted=10)
@@ -426,8 +428,8 @@ class TestMemory:
         for number, each in enumerate(keys):
             complete(store, held(store.claim(each, NOW)), reply(str(number), str(UUID(int=number))))
         for number in range(990, 1000):
-            assert store.claim(keys[number], NOW) == Done(reply(str(number), str(UUID(int=number))))
-        assert isinstance(store.claim(keys[979], NOW), First)
+            assert store.claim(keys[number], NOW) == Completed(reply(str(number), str(UUID(int=number))))
+        assert isinstance(store.claim(keys[979], NOW), Unseen)
 
     @given(
         uuid=st.one_of(st.uuids().map(str), st.text(min_size=1)),
@@ -453,22 +455,22 @@ class TestMemory:
         )
         complete(store, held(store.claim(key("a"), NOW)), told)
         found = store.claim(key("a"), NOW)
-        assert isinstance(found, Done)
+        assert isinstance(found, Completed)
         assert found.reply.model_dump_json() == told.model_dump_json()
 
     def test_a_command_that_was_accepted_is_not_noted_as_unsent(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW)
         complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
         assert store.is_claimed_here(key("a"))
-        store.note_unsent(key("a"))
-        assert store.claim(key("a"), NOW) == Done(reply("a", U))
+        store.mark_not_sent(key("a"))
+        assert store.claim(key("a"), NOW) == Completed(reply("a", U))
 
     def test_an_accepted_command_is_forgotten_when_its_time_is_over(self) -> None:
         now = 0.0
         store = MemoryStore(60, LONG_S, began_at=NOW, clock=lambda: now)
         complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
         now = 61.0
-        assert isinstance(store.claim(key("a"), NOW), First)
+        assert isinstance(store.claim(key("a"), NOW), Unseen)
 
     @pytest.mark.parametrize("is_twin_first", [False, True])
     def test_whose_a_uuid_is_outlasts_the_ledger_where_twins_may_ask(self, is_twin_first: bool) -> None:
@@ -488,17 +490,17 @@ class TestMemory:
             complete(store, held(store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
         hold = held(store.claim(key("a"), NOW))
         assert store.owned_by_others(hold.key, [U]) == {U}
-        assert store.own(hold, [U], []) == NoneLeft()
+        assert store.own(hold, [U], []) == NoCandidate()
 
     def test_a_doubt_that_is_forgotten_for_want_of_room_is_still_a_doubt(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=1)
         store.release(held(store.claim(key("a"), NOW)), DOUBT)
         later = NOW + timedelta(hours=1)
         twin = held(store.claim(key("b"), later))
-        assert store.own(twin, [U], []) == Owned(U)  # and it is no twin any more
+        assert store.own(twin, [U], []) == Assigned(U)  # and it is no twin any more
         complete(store, twin, reply("b", U))
         claim = store.claim(key("a"), later)
-        assert isinstance(claim, First)
+        assert isinstance(claim, Unseen)
         assert claim.unrecorded_until == later
 
 
@@ -520,11 +522,11 @@ class TestRedis:
             raw.set(f"{{{namespace}}}:uuid:{recorded}", "a", ex=60)
         twin = held(store.claim(key("b"), NOW))
         assert store.owned_by_others(twin.key, [shown]) == ({shown} if is_certain else set())
-        assert store.own(twin, [shown], []) == (NoneLeft() if is_certain else Undecidable())
+        assert store.own(twin, [shown], []) == (NoCandidate() if is_certain else Ambiguous())
         with pytest.raises(UuidTaken):
             complete(store, twin, reply("b", shown))
         owner = held(store.claim(key("a"), NOW))
-        assert store.own(owner, [shown], []) == Owned(shown)
+        assert store.own(owner, [shown], []) == Assigned(shown)
         complete(store, owner, reply("a", shown))
         store.close()
 
@@ -542,9 +544,9 @@ class TestRedis:
         namespace = uuid4().hex
         one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
         hold = held(one.claim(key("a"), NOW))
-        assert other.claim(key("a"), NOW) == Busy(NOW)
+        assert other.claim(key("a"), NOW) == InProgress(NOW)
         complete(one, hold, reply("a", U))
-        assert other.claim(key("a"), NOW) == Done(reply("a", U))
+        assert other.claim(key("a"), NOW) == Completed(reply("a", U))
         one.close()
         other.close()
 
@@ -553,12 +555,12 @@ class TestRedis:
         namespace = uuid4().hex
         one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9, connections=1) for _ in range(2))
         claims = [store.claim(key(command_id), NOW) for store, command_id in ((one, "a"), (other, "b"))]
-        assert [claim.unrecorded_until for claim in claims if isinstance(claim, First)] == [NOW, NOW]
+        assert [claim.unrecorded_until for claim in claims if isinstance(claim, Unseen)] == [NOW, NOW]
         one.close()
         other.close()
 
     def test_a_redis_that_is_away_is_said_and_one_that_came_back_empty_proves_nothing(
-        self, own_redis: OwnRedis
+        self, own_redis: LocalRedis
     ) -> None:
         namespace = uuid4().hex
         founder = RedisStore(own_redis.url, namespace, ttl_s=60, lease_s=9, connections=1)
@@ -571,7 +573,7 @@ class TestRedis:
                 change()
         own_redis.start()
         claim = store.claim(key("a"), NOW)
-        assert isinstance(claim, First)
+        assert isinstance(claim, Unseen)
         assert claim.unrecorded_until == NOW
         with pytest.raises(LeaseLost):
             complete(store, hold, reply("b"))
@@ -581,5 +583,5 @@ class TestRedis:
     def test_the_key_of_another_namespace_is_another_command(self, redis_url: str) -> None:
         for _ in range(2):
             store = RedisStore(redis_url, uuid4().hex, ttl_s=60, lease_s=9, connections=1)
-            assert isinstance(store.claim(key("a"), NOW), First)
+            assert isinstance(store.claim(key("a"), NOW), Unseen)
             store.close()

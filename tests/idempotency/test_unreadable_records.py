@@ -12,28 +12,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.idempotency.test_stores import DOUBT, LONG_S, NOW, U1, U2, U, complete, failure, held, key, reply
-from worker.core.doubt import Doubt
+from worker.core.claims import (
+    Ambiguous,
+    Assigned,
+    Completed,
+    InProgress,
+    KeyReused,
+    KnownNotSent,
+    LookalikeInProgress,
+    NoCandidate,
+    Unresolved,
+    Unseen,
+)
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
-from worker.flow.rate_limiter import Slots
-from worker.idempotency import (
-    Again,
-    Busy,
-    Conflict,
-    Done,
-    First,
-    InDoubtSince,
-    NoneLeft,
-    Owned,
-    TwinUnderWay,
-    Undecidable,
-)
+from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
 from worker.settings import Rate
 
 NOW_MS = milliseconds(NOW)
-DIGEST = key("a").digest.hex()
+DIGEST = key("a").content_hash.hex()
 HUGE = "9" * 14  # a time far in the future
 NO_NUMBERS = ["", "x", "1.5", "-1", "1e3", "nan", "inf", " 1", "9" * 40, b"\xff", "0x10"]
 NO_TIMES = [*NO_NUMBERS, HUGE, "9" * 15]
@@ -85,8 +85,16 @@ def record(state: str, /, **changes: Any) -> dict[str, Any]:
 def rows() -> Iterator[dict[str, Any]]:
     """Yield records none of which can be read."""
     for state in ("held", "free", "done"):
-        for digest in (None, "", "z" * 32, DIGEST[:31], DIGEST + "0", DIGEST.upper().replace("3", "F"), b"\xff" * 32):
-            yield record(state, digest=digest)
+        for content_hash in (
+            None,
+            "",
+            "z" * 32,
+            DIGEST[:31],
+            DIGEST + "0",
+            DIGEST.upper().replace("3", "F"),
+            b"\xff" * 32,
+        ):
+            yield record(state, digest=content_hash)
         for token in (None, *NO_NUMBERS):
             yield record(state, token=token)
     for unknown in (None, "", "gone", "HELD", b"\xff"):
@@ -121,21 +129,21 @@ def test_a_record_that_cannot_be_read_leaves_its_command_in_doubt(rig: Rig, unre
     """Nothing tells whether it was sent, nor since when; and its next claim must not meet the same record again."""
     rig.write(unreadable)
     claim = rig.store.claim(key("a"), NOW)
-    assert isinstance(claim, InDoubtSince)
-    assert (claim.doubt, claim.has_crashed) == (Doubt(None, NOW), False)
-    assert rig.store.claim(key("a"), NOW) == Busy(None)
+    assert isinstance(claim, Unresolved)
+    assert (claim.doubt, claim.holder_crashed) == (DoubtWindow(None, NOW), False)
+    assert rig.store.claim(key("a"), NOW) == InProgress(None)
     complete(rig.store, claim.hold, reply("a", U))
-    assert rig.store.claim(key("a"), NOW) == Done(reply("a", U))
+    assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "set", "zset", "stream"])
 def test_a_record_of_another_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
     write(rig, "command:a", kind)
     claim = rig.store.claim(key("a"), NOW)
-    assert isinstance(claim, InDoubtSince)
+    assert isinstance(claim, Unresolved)
     rig.store.release(claim.hold, DOUBT)
     claim = rig.store.claim(key("a"), NOW)
-    assert isinstance(claim, InDoubtSince)
+    assert isinstance(claim, Unresolved)
     assert claim.doubt == DOUBT
 
 
@@ -180,49 +188,49 @@ def test_a_former_holder_is_refused_after_its_unreadable_record_was_replaced(rig
 def test_fields_of_a_newer_version_are_ignored(rig: Rig) -> None:
     newer = ACCEPTED | {"priority": 7, "trace": {"id": 1}}
     rig.write(record("done", reply=json.dumps(newer), checksum="1", version=b"\xff"))
-    assert rig.store.claim(key("a"), NOW) == Done(reply("a", U))
+    assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
     rejected = ACCEPTED | {"status": "rejected", "uuid": None, "extra": 1}
     details = [{"field": "retry", "message": "wrong", "line": 1}]
     rejected["error"] = {"code": "onenet_rejected", "message": "no", "errno": 1, "details": details, "hint": "none"}
     rig.write(record("done", reply=json.dumps(rejected)))
     claim = rig.store.claim(key("a"), NOW)
-    assert isinstance(claim, Done)
+    assert isinstance(claim, Completed)
     assert (claim.reply.status, claim.reply.error and claim.reply.error.errno) == ("rejected", 1)
     rig.write(record("free", colour="red"))
-    assert isinstance(rig.store.claim(key("a"), NOW), Again)
+    assert isinstance(rig.store.claim(key("a"), NOW), KnownNotSent)
 
 
 def test_records_of_the_former_version_are_read(rig: Rig) -> None:
     """A worker is replaced while commands are held, in doubt and done."""
     doubtful = {"since": milliseconds(DOUBT.since or NOW), "until": milliseconds(DOUBT.until), "crashed": 1}
     for former, expected in (
-        ({"digest": DIGEST, "state": "held", "lease": 1, "claimed": NOW_MS, "token": 1}, InDoubtSince),
-        ({"digest": DIGEST, "state": "held", "lease": 1, "claimed": NOW_MS, "token": 2, **doubtful}, InDoubtSince),
-        ({"digest": DIGEST, "state": "free", "token": 3, **doubtful}, InDoubtSince),
-        ({"digest": DIGEST, "state": "free", "token": 3, "since": "", "until": "", "crashed": "0"}, Again),
-        ({"digest": DIGEST, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, Done),
-        ({"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, Conflict),
+        ({"digest": DIGEST, "state": "held", "lease": 1, "claimed": NOW_MS, "token": 1}, Unresolved),
+        ({"digest": DIGEST, "state": "held", "lease": 1, "claimed": NOW_MS, "token": 2, **doubtful}, Unresolved),
+        ({"digest": DIGEST, "state": "free", "token": 3, **doubtful}, Unresolved),
+        ({"digest": DIGEST, "state": "free", "token": 3, "since": "", "until": "", "crashed": "0"}, KnownNotSent),
+        ({"digest": DIGEST, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, Completed),
+        ({"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, KeyReused),
     ):
         rig.write(former)
         assert isinstance(rig.store.claim(key("a"), NOW), expected)
-        assert rig.redis.hget(rig.name("command:a"), "token") != b"1" or expected in {Done, Conflict}
+        assert rig.redis.hget(rig.name("command:a"), "token") != b"1" or expected in {Completed, KeyReused}
 
 
 def test_a_reply_that_cannot_be_read_is_taken_back_by_a_replay(rig: Rig) -> None:
     rig.write(record("done", reply="garbage", failed=NOW_MS))
-    assert isinstance(rig.store.claim(key("a"), NOW, Replay(NOW, None)), Again)
+    assert isinstance(rig.store.claim(key("a"), NOW, Replay(NOW, None)), KnownNotSent)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
 def test_likes_that_cannot_be_read_cost_no_command_anything(rig: Rig, kind: str) -> None:
-    write(rig, f"alike:{key('a').likeness.hex()}", kind)
+    write(rig, f"alike:{key('a').match_key.hex()}", kind)
     hold = held(rig.store.claim(key("a"), NOW))
-    assert rig.store.own(hold, [U], []) == Owned(U)
-    write(rig, f"alike:{key('a').likeness.hex()}", kind)
-    assert rig.store.own(hold, [U], []) == Owned(U)
+    assert rig.store.own(hold, [U], []) == Assigned(U)
+    write(rig, f"alike:{key('a').match_key.hex()}", kind)
+    assert rig.store.own(hold, [U], []) == Assigned(U)
     complete(rig.store, hold, reply("a", U))
     hold = held(rig.store.claim(key("b"), NOW))
-    write(rig, f"alike:{key('a').likeness.hex()}", kind)
+    write(rig, f"alike:{key('a').match_key.hex()}", kind)
     rig.store.release(hold, None)
 
 
@@ -230,9 +238,9 @@ def test_likes_that_cannot_be_read_cost_no_command_anything(rig: Rig, kind: str)
 def test_a_twin_whose_record_cannot_be_read_may_have_caused_one_entry(rig: Rig, kind: str) -> None:
     held(rig.store.claim(key("b"), NOW))
     hold = held(rig.store.claim(key("a"), NOW))
-    assert rig.store.own(hold, [U1, U2], []) == TwinUnderWay()
+    assert rig.store.own(hold, [U1, U2], []) == LookalikeInProgress()
     write(rig, "command:b", kind)
-    assert rig.store.own(hold, [U1, U2], []) == Owned(U1)
+    assert rig.store.own(hold, [U1, U2], []) == Assigned(U1)
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b"??", b"a b", b"?", b"x" * 130, None])
@@ -244,15 +252,15 @@ def test_a_uuid_whose_owner_cannot_be_read_is_given_to_nobody(rig: Rig, value: b
         rig.redis.set(rig.name(f"uuid:{U}"), value)
     hold = held(rig.store.claim(key("a"), NOW))
     assert rig.store.owned_by_others(key("a"), [U, U1]) == set()
-    assert rig.store.own(hold, [U], []) == Undecidable()
-    assert rig.store.own(hold, [], []) == NoneLeft()
+    assert rig.store.own(hold, [U], []) == Ambiguous()
+    assert rig.store.own(hold, [], []) == NoCandidate()
     with pytest.raises(UuidTaken):
         complete(rig.store, hold, reply("a", U))
 
 
 def test_whatever_is_in_the_key_of_the_former_version_matters_no_more(rig: Rig) -> None:
     write(rig, "epoch", "list")
-    assert isinstance(rig.store.claim(key("a"), NOW), First)
+    assert isinstance(rig.store.claim(key("a"), NOW), Unseen)
     write(rig, "ping", "list")
     rig.store.ping()
 
@@ -260,7 +268,7 @@ def test_whatever_is_in_the_key_of_the_former_version_matters_no_more(rig: Rig) 
 @pytest.mark.parametrize("value", [b"garbage", b"\xff", b"1e300", b"inf", b"nan", None])
 def test_slots_that_cannot_be_read_begin_anew(rig: Rig, value: bytes | None) -> None:
     """Else the rate would not be kept any more, or nothing would ever be sent again."""
-    slots = Slots(Rate(1, 600), rig.namespace, rig.url)
+    slots = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
     assert slots.take(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:
@@ -289,16 +297,16 @@ VALUES = st.one_of(
 def test_no_record_stops_a_worker_or_its_own_command(
     rig: Rig, fields: dict[str, Any], whole: str | None, owner: str | bytes | None
 ) -> None:
-    rig.redis.delete(*map(rig.name, ["command:a", f"uuid:{U}", f"uuid:{U1}", f"alike:{key('a').likeness.hex()}"]))
+    rig.redis.delete(*map(rig.name, ["command:a", f"uuid:{U}", f"uuid:{U1}", f"alike:{key('a').match_key.hex()}"]))
     mixed = (record(whole) if whole else {}) | fields
     if mixed:
         rig.write(mixed)
     if owner is not None:
         rig.redis.set(rig.name(f"uuid:{U}"), owner)
     claim = rig.store.claim(key("a"), NOW, None)
-    if isinstance(claim, Done | Conflict):
+    if isinstance(claim, Completed | KeyReused):
         return
-    if isinstance(claim, Busy):  # only while a lease may last, which is checked to be near
+    if isinstance(claim, InProgress):  # only while a lease may last, which is checked to be near
         assert float(mixed["lease"]) < (NOW + timedelta(days=36_500)).timestamp() * 1000
         return
     assert claim.hold.token >= 1
@@ -308,7 +316,7 @@ def test_no_record_stops_a_worker_or_its_own_command(
         complete(rig.store, claim.hold, reply("a", U))
     except UuidTaken:
         again = rig.store.claim(key("a"), NOW)
-        assert isinstance(again, InDoubtSince)
+        assert isinstance(again, Unresolved)
         assert again.doubt == DOUBT
     else:
-        assert rig.store.claim(key("a"), NOW) == Done(reply("a", U))
+        assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))

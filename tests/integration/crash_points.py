@@ -19,22 +19,22 @@ def install(point: str, times: int) -> None:
     """Arm a point of this process."""
     from worker.amqp.publisher import Publisher
     from worker.amqp.session import Session
-    from worker.flow.consumer import Intake
+    from worker.flow.consumer import Consumer
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
     from worker.onenet.client import OneNETClient
-    from worker.processing.processor import Handler
+    from worker.processing.processor import Processor
 
     stores: list[type] = [MemoryStore, RedisStore]
     places: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
-        "history": ([OneNETClient], "look_up"),
+        "history": ([OneNETClient], "find_candidates"),
         "choice": (stores, "own"),
-        "mark": ([Intake], "_pass_on"),
+        "mark": ([Consumer], "_pass_on"),
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
-        "recorded": ([Handler], "_recorded"),  # by whichever thread
+        "recorded": ([Processor], "_recorded"),  # by whichever thread
         "publish": ([Publisher], "publish"),
         "acknowledge": ([Session], "_acknowledge"),
     }

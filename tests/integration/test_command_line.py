@@ -20,7 +20,7 @@ from tests.support.rig import PATIENCE_S, Proxy, Rig, a_command
 from worker.__main__ import app
 from worker.amqp.blocking import CommandClient, declare_on
 from worker.dev.services.ports import free_port, wait_until
-from worker.dev.services.processes import OwnProcess
+from worker.dev.services.processes import LocalProcess
 from worker.settings import Settings
 
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")
@@ -245,7 +245,7 @@ def test_a_file_that_is_interrupted_says_how_far_it_came(rig: Rig, tmp_path: Pat
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join(lines_of(20_000)))
     environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
-    process = OwnProcess(["send", "--file", str(file)], environment, tmp_path / "output")
+    process = LocalProcess(["send", "--file", str(file)], environment, tmp_path / "output")
     wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) >= 1, PATIENCE_S, "the first command")
     process.signal(signal.SIGINT)
     assert process.wait() == 130
@@ -260,7 +260,7 @@ def test_a_file_that_is_interrupted_says_how_far_it_came(rig: Rig, tmp_path: Pat
 def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         port = free_port()
-        simulator = OwnProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
+        simulator = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
         simulator.wait_for_port(port)
         assert requests.get(f"http://127.0.0.1:{port}/control/commands", timeout=10).json() == []
         simulator.signal(number)

@@ -24,14 +24,14 @@ from tests.support.rig import (
     onenet,
     raw_server,
 )
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
 
 @pytest.fixture
-def breakable(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
+def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
     """A rig on a broker that may be killed, with a platform slow enough for things to happen in mid-request."""
     with onenet(latency_s=0.05) as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
         yield rig
@@ -73,7 +73,7 @@ def assert_each_accepted_once(rig: Rig, ids: list[str]) -> None:
     assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
-def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_broker: OwnBroker) -> None:
+def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_broker: LocalBroker) -> None:
     """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
     with breakable.worker(WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(breakable, 300)
@@ -238,7 +238,7 @@ def _say_nothing(client: socket.socket) -> None:
 
 @contextmanager
 def short_of_memory(
-    broker: OwnBroker, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    broker: LocalBroker, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
     """Yield a worker in mid-flow whose broker takes no publications, and the ids of its commands.
 
@@ -265,7 +265,7 @@ def short_of_memory(
 
 
 def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
-    breakable: Rig, own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
+    breakable: Rig, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
         assert worker.process.is_running
@@ -276,7 +276,7 @@ def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing
 
 
 def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
-    breakable: Rig, own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
+    breakable: Rig, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody says then that it takes them again: the new connection has to find out for itself."""
     with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):

@@ -27,7 +27,7 @@ from tests.support.rig import (
     in_hours,
     onenet,
 )
-from worker.amqp.field_table import Opaque
+from worker.amqp.field_table import RawFieldValue
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
@@ -486,8 +486,8 @@ def encoded(value: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "value",
-    [Opaque(b"T" + (1_790_000_000_000).to_bytes(8)), Opaque(b"d" + struct.pack(">d", 3.75)),
-     Opaque(nested(2_000)), [{"a": [None]}], -1, b"\xff"],
+    [RawFieldValue(b"T" + (1_790_000_000_000).to_bytes(8)), RawFieldValue(b"d" + struct.pack(">d", 3.75)),
+     RawFieldValue(nested(2_000)), [{"a": [None]}], -1, b"\xff"],
     ids=["milliseconds", "double", "deep", "nested", "negative", "bytes"],
 )  # fmt: skip
 def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: object) -> None:

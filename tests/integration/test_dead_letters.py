@@ -17,9 +17,9 @@ from pydantic import SecretStr
 from tests.support.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
 from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_letters
-from worker.dead_letters.reader import DeadLetters
+from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
-from worker.dev.services.processes import OwnProcess
+from worker.dev.services.processes import LocalProcess
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.settings import Settings
 from worker.simulator.faults import Fault
@@ -50,9 +50,9 @@ def set_aside(
         rig.upstream.channel.basic_publish(rig.topology.dead_letters_exchange, f"execute.{reason}", body, properties)
 
 
-def look(rig: Rig, url: str | None = None) -> DeadLetters:
+def look(rig: Rig, url: str | None = None) -> DeadLetterReader:
     settings = Settings(amqp_url=(SecretStr(url or rig.broker_url),), worker_namespace=rig.topology.namespace)
-    return DeadLetters(settings, rig.topology)
+    return DeadLetterReader(settings, rig.topology)
 
 
 def seen(rig: Rig, count: int) -> list[str | None]:
@@ -323,7 +323,7 @@ def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(rig: Rig, typ
 def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(rig: Rig, tmp_path: Path) -> None:
     set_aside(rig, *NAMES)
     environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
-    process = OwnProcess(["dead-letters", "replay", "--all", "--rate", "60/minute"], environment, tmp_path / "replay")
+    process = LocalProcess(["dead-letters", "replay", "--all", "--rate", "60/minute"], environment, tmp_path / "replay")
     wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) >= 1, PATIENCE_S, "the first replay")
     process.signal(signal.SIGINT)
     assert process.wait() == 130

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.changed_process import running_first
 from tests.support.rig import PATIENCE_S, Rig, a_command, onenet
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import EXIT_CONFIG
 from worker.simulator.faults import Fault
@@ -112,7 +112,7 @@ def watched() -> Watched:
 
 
 @pytest.fixture
-def breakable(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
+def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
     with onenet() as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
         yield rig
 
@@ -172,7 +172,7 @@ def test_retries_and_doubts_are_counted_and_the_time_of_a_command_has_all_its_re
 
 
 def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
-    breakable: Rig, own_broker: OwnBroker, watched: Watched
+    breakable: Rig, own_broker: LocalBroker, watched: Watched
 ) -> None:
     with breakable.worker(**watched.settings) as worker:
         assert watched.wait_for("/readyz", 200)["ready"]

@@ -8,9 +8,9 @@ import pytest
 
 from tests.integration.test_connection import assert_each_accepted_once, publish_many
 from tests.support.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from worker.core.claims import Key
 from worker.dev.services.ports import wait_until
-from worker.dev.services.redis import OwnRedis
-from worker.idempotency import Key
+from worker.dev.services.redis import LocalRedis
 from worker.idempotency.redis import RedisStore
 from worker.simulator.faults import Fault
 
@@ -46,7 +46,7 @@ def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(rig:
 
 
 def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing_twice(
-    rig: Rig, own_redis: OwnRedis
+    rig: Rig, own_redis: LocalRedis
 ) -> None:
     """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
     settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
@@ -83,7 +83,7 @@ def test_a_command_that_another_worker_holds_waits_for_it(rig: Rig, shared: dict
         assert "idempotency_not_shared" not in events
 
 
-def test_while_the_store_is_away_commands_wait_and_none_is_sent(rig: Rig, own_redis: OwnRedis) -> None:
+def test_while_the_store_is_away_commands_wait_and_none_is_sent(rig: Rig, own_redis: LocalRedis) -> None:
     with rig.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(rig, 5)
@@ -93,7 +93,7 @@ def test_while_the_store_is_away_commands_wait_and_none_is_sent(rig: Rig, own_re
         assert_each_accepted_once(rig, ids)
 
 
-def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(rig: Rig, own_redis: OwnRedis) -> None:
+def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(rig: Rig, own_redis: LocalRedis) -> None:
     """What it answered cannot be recorded, so the command is in doubt, and its history is read."""
     with onenet(latency_s=0.5) as slow:
         rig.simulator = slow

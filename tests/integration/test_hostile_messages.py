@@ -11,7 +11,7 @@ import pytest
 from tests.integration.changed_process import running_first
 from tests.support.rig import PATIENCE_S, Rig, WorkerProcess, a_command
 from worker.amqp.session import MANY_RETURNS
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 
 LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
@@ -162,7 +162,7 @@ def publish_with_table(rig: Rig, body: bytes, table: bytes) -> None:
 
 
 def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_headers(
-    rig: Rig, own_broker: OwnBroker
+    rig: Rig, own_broker: LocalBroker
 ) -> None:
     """A topic permission refuses one sender's reply_to: only that reply goes by the worker's own routing key."""
     allowed = "^(execute|allowed)[.].*"

@@ -17,9 +17,9 @@ from schemas.reply import EXAMPLES
 from scripts.documents import ROOT, code_blocks
 from tests.support.rig import API_KEY, Upstream, WorkerProcess, onenet
 from worker.amqp.topology import Topology
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port
-from worker.dev.services.processes import OwnProcess
+from worker.dev.services.processes import LocalProcess
 from worker.settings import Settings
 from worker.simulator.server import Simulator
 
@@ -37,7 +37,7 @@ def simulator() -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def upstream(own_broker: OwnBroker) -> Iterator[Upstream]:
+def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
     """An upstream system under the names that the README uses; never on a broker of the user's."""
     defaults = Settings.model_construct()
     found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
@@ -45,7 +45,7 @@ def upstream(own_broker: OwnBroker) -> Iterator[Upstream]:
     found.close()
 
 
-def environment(own_broker: OwnBroker, simulator: Simulator) -> dict[str, str]:
+def environment(own_broker: LocalBroker, simulator: Simulator) -> dict[str, str]:
     return {
         "AMQP_URL": own_broker.url,
         "ONENET_API_KEY": API_KEY,
@@ -71,7 +71,7 @@ def test_every_block_of_code_is_run_somewhere() -> None:
 
 
 def test_installed_as_it_says_it_checks_runs_and_answers(
-    own_broker: OwnBroker, simulator: Simulator, upstream: Upstream, tmp_path: Path
+    own_broker: LocalBroker, simulator: Simulator, upstream: Upstream, tmp_path: Path
 ) -> None:
     place = tmp_path / "clone"
     place.mkdir()
@@ -98,15 +98,15 @@ def test_installed_as_it_says_it_checks_runs_and_answers(
 
 
 @pytest.fixture
-def worker(own_broker: OwnBroker, simulator: Simulator, tmp_path: Path) -> Iterator[WorkerProcess]:
-    found = WorkerProcess(OwnProcess(["run"], environment(own_broker, simulator), tmp_path / "worker"))
+def worker(own_broker: LocalBroker, simulator: Simulator, tmp_path: Path) -> Iterator[WorkerProcess]:
+    found = WorkerProcess(LocalProcess(["run"], environment(own_broker, simulator), tmp_path / "worker"))
     with found:
         found.wait_for("consuming")
         yield found
 
 
 def test_the_python_code_sends_a_command(
-    own_broker: OwnBroker, upstream: Upstream, worker: WorkerProcess, tmp_path: Path
+    own_broker: LocalBroker, upstream: Upstream, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     upstream.bind_replies("execute.*.billing")
     [code] = [code for language, code in BLOCKS if language == "python"]

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.test_command_line import A_DEVICE, type_in
 from tests.support.certificates import Authority, Certificate
 from tests.support.rig import Proxy, Rig, a_command, onenet, raw_server
-from worker.dev.services.broker import OwnBroker
+from worker.dev.services.broker import LocalBroker
 
 Trust = Callable[[Certificate, Path], dict[str, str]]
 
@@ -40,14 +40,14 @@ def amqp_settings(url: str, trusted: Certificate, shown: Certificate) -> dict[st
 
 
 @pytest.fixture
-def secured(own_broker: OwnBroker, tmp_path: Path) -> Iterator[Rig]:
+def secured(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
     """A rig on a broker that speaks TLS too, and then wants a client certificate."""
     with onenet() as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
         yield rig
 
 
 @pytest.fixture
-def tls_url(own_broker: OwnBroker) -> Iterator[str]:
+def tls_url(own_broker: LocalBroker) -> Iterator[str]:
     """The broker's TLS port, under the one address of this machine that its certificate names."""
     proxy = Proxy(own_broker.tls_url)
     yield proxy.url

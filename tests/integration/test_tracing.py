@@ -23,7 +23,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
     """Run a collector; yields its URL, and the spans that came."""
     spans: list[Span] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Processor(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/v1/traces":
@@ -38,7 +38,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Processor)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", spans

@@ -21,16 +21,16 @@ from pydantic import SecretStr
 
 from tests.support.rig import API_KEY, a_command, fields_of, in_hours, onenet, raw_server
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.command import ExecuteCommand, read_command
-from worker.core.doubt import Doubt
+from worker.core.command import Command, read_command
+from worker.core.doubt import DoubtWindow
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import HistoryUnreadable, PlatformUnusable, SettingsError
 from worker.onenet import transport
 from worker.onenet.client import OneNETClient
-from worker.onenet.history import Entry
+from worker.onenet.history import Candidate
 from worker.onenet.route import Route
-from worker.onenet.transport import BoundedHTTP, Watch
+from worker.onenet.transport import HTTPTransport, Watch
 from worker.settings import ApiKey
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
@@ -62,7 +62,7 @@ def secure_context(folder: Path, host: str) -> ssl.SSLContext:
     return context
 
 
-def command(**changes: Any) -> ExecuteCommand:
+def command(**changes: Any) -> Command:
     return read_command(json.dumps(a_command(**{"args": "on", **changes})).encode(), None, CHINA)
 
 
@@ -73,7 +73,7 @@ def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | Non
     asking = OneNETClient(
         url,
         {None: ApiKey(api_key=SecretStr(API_KEY))},
-        lambda: BoundedHTTP(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
+        lambda: HTTPTransport(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
         CHINA,
         request_s=connect_s + read_s,
         latest_caching_s=SETTLE_S,
@@ -430,17 +430,17 @@ def test_an_answer_without_a_length_ends_with_its_connection() -> None:
         assert ask(url) == Cached("u")
 
 
-def just_now() -> Doubt:
+def just_now() -> DoubtWindow:
     """Return a doubt that covers whatever the platform caches during a test."""
     now = datetime.now(UTC)
-    return Doubt(now - timedelta(minutes=1), now + timedelta(minutes=1))
+    return DoubtWindow(now - timedelta(minutes=1), now + timedelta(minutes=1))
 
 
 def nobody(_uuids: object) -> set[str]:
     return set()
 
 
-def cache(simulator: Simulator, wanted: ExecuteCommand, args: str, **changes: str) -> str:
+def cache(simulator: Simulator, wanted: Command, args: str, **changes: str) -> str:
     """Have the platform cache a command for the same device; returns its uuid."""
     query = {
         "imei": wanted.imei,
@@ -458,32 +458,32 @@ def test_a_command_is_found_among_all_pages_of_its_devices_history() -> None:
         for number in range(150):
             cache(simulator, wanted, f"another {number}")
         uuid = cache(simulator, wanted, "on")
-        found = asking.look_up(wanted, just_now(), nobody)
+        found = asking.find_candidates(wanted, just_now(), nobody)
         assert [entry.uuid for entry in found] == [uuid]
-        assert asking.look_up(wanted, just_now(), set) == []  # they are all another's
+        assert asking.find_candidates(wanted, just_now(), set) == []  # they are all another's
 
 
 def test_what_is_not_there_is_not_found() -> None:
     with onenet() as simulator, client(simulator.url) as asking:
-        assert asking.look_up(command(), just_now(), nobody) == []
+        assert asking.find_candidates(command(), just_now(), nobody) == []
 
 
 @pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "hang", "not_found"])
 def test_a_history_that_cannot_be_read_decides_nothing(kind: Any) -> None:
     fault = Fault(kind=kind, seconds=30, endpoint="history")
     with onenet(fault) as simulator, client(simulator.url) as asking, pytest.raises(HistoryUnreadable):
-        asking.look_up(command(), just_now(), nobody)
+        asking.find_candidates(command(), just_now(), nobody)
 
 
 def test_what_only_reads_is_asked_again() -> None:
     with onenet(Fault(kind="error_500", endpoint="history", count=2)) as simulator, client(simulator.url) as asking:
-        assert asking.look_up(command(), just_now(), nobody) == []
+        assert asking.find_candidates(command(), just_now(), nobody) == []
 
 
 def test_without_credentials_there_is_no_history() -> None:
     wanted = dataclasses.replace(command(), product="gone")
     with onenet() as simulator, client(simulator.url) as asking, pytest.raises(HistoryUnreadable, match="credentials"):
-        asking.look_up(wanted, just_now(), nobody)
+        asking.find_candidates(wanted, just_now(), nobody)
 
 
 def test_nothing_is_sent_after_the_lease() -> None:
@@ -519,9 +519,9 @@ def in_seconds(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def look_up(simulator: Simulator, wanted: ExecuteCommand, doubt: Doubt | None = None) -> list[Entry]:
+def find_candidates(simulator: Simulator, wanted: Command, doubt: DoubtWindow | None = None) -> list[Candidate]:
     with client(simulator.url, connect_s=10, read_s=10) as asking:
-        return asking.look_up(wanted, doubt or just_now(), nobody)
+        return asking.find_candidates(wanted, doubt or just_now(), nobody)
 
 
 @pytest.fixture
@@ -569,8 +569,8 @@ def test_a_command_whose_answer_was_lost_is_found(changes: dict[str, Any]) -> No
         sent = asking.execute(wanted, NEVER)
         assert isinstance(sent.answer, InDoubt)
         [cached] = simulator.platform.commands
-        entries = asking.look_up(wanted, Doubt(since, in_seconds(0)), nobody)
-        assert entries == [Entry(cached.uuid, is_likely=True, valid_time_omitted=sent.valid_time_omitted)]
+        entries = asking.find_candidates(wanted, DoubtWindow(since, in_seconds(0)), nobody)
+        assert entries == [Candidate(cached.uuid, is_likely=True, valid_time_omitted=sent.valid_time_omitted)]
 
 
 def test_one_thing_that_differs_makes_it_another_command() -> None:
@@ -582,7 +582,7 @@ def test_one_thing_that_differs_makes_it_another_command() -> None:
         cache(simulator, wanted, "on", valid_time=platform_time(in_seconds(600), CHINA))
         cache(simulator, wanted, "on", expired_time=platform_time(wanted.expires_at + timedelta(seconds=1), CHINA))
         cache(simulator, wanted, "off")
-        assert look_up(simulator, wanted) == []
+        assert find_candidates(simulator, wanted) == []
 
 
 def test_the_list_alone_rules_out_what_it_can(lists: list[str], details: list[str]) -> None:
@@ -593,7 +593,7 @@ def test_the_list_alone_rules_out_what_it_can(lists: list[str], details: list[st
         for _ in range(249):
             cache(simulator, other, "on")
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
     assert lists == ["1", "2", "3"]
     assert details == [uuid]
 
@@ -603,7 +603,7 @@ def test_the_details_of_a_command_are_asked_for_once(details: list[str]) -> None
     wanted = command()
     with onenet() as simulator, client(simulator.url) as asking:
         uuids = [cache(simulator, wanted, "on") for _ in range(3)]
-        first, second = (asking.look_up(wanted, just_now(), nobody) for _ in range(2))
+        first, second = (asking.find_candidates(wanted, just_now(), nobody) for _ in range(2))
     assert first == second
     assert sorted(details) == sorted(uuids)
 
@@ -619,7 +619,7 @@ def test_what_belongs_to_another_command_is_not_asked_for(details: list[str]) ->
             offered.extend(candidates)
             return {uuids[0], uuids[2]}
 
-        entries = asking.look_up(wanted, just_now(), others)
+        entries = asking.find_candidates(wanted, just_now(), others)
     assert sorted(offered) == sorted(uuids)  # without the blank that the platform shows behind some
     assert [entry.uuid for entry in entries] == [uuids[1]]
     assert details == [uuids[1]]
@@ -628,7 +628,7 @@ def test_what_belongs_to_another_command_is_not_asked_for(details: list[str]) ->
 @pytest.mark.parametrize("kind", ["error_503", "too_many_requests", "no_uuid", "redirect", "error_500_after_caching"])
 def test_no_answer_but_a_whole_one_is_a_history(kind: Any) -> None:
     with onenet(Fault(kind=kind, endpoint="history")) as simulator, pytest.raises(HistoryUnreadable):
-        look_up(simulator, command())
+        find_candidates(simulator, command())
 
 
 def test_a_command_that_is_not_shown_whole_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,7 +637,7 @@ def test_a_command_that_is_not_shown_whole_makes_the_history_unreadable(monkeypa
     with onenet() as simulator:
         cache(simulator, wanted, "on")
         with pytest.raises(HistoryUnreadable):
-            look_up(simulator, wanted)
+            find_candidates(simulator, wanted)
 
 
 def test_a_page_that_is_missing_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,7 +652,7 @@ def test_a_page_that_is_missing_makes_the_history_unreadable(monkeypatch: pytest
         for _ in range(101):
             cache(simulator, wanted, "on")
         with pytest.raises(HistoryUnreadable, match="only 100 of 101"):
-            look_up(simulator, wanted)
+            find_candidates(simulator, wanted)
 
 
 def test_what_is_cached_between_two_pages_moves_nothing_from_one_to_the_other(
@@ -674,19 +674,19 @@ def test_what_is_cached_between_two_pages_moves_nothing_from_one_to_the_other(
         for _ in range(150):
             cache(simulator, other, "on")
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
 
 
 def test_where_nobody_listens_nothing_is_known() -> None:
     with client(f"http://127.0.0.1:{free_port()}") as asking, pytest.raises(HistoryUnreadable, match="refused"):
-        asking.look_up(command(), just_now(), nobody)
+        asking.find_candidates(command(), just_now(), nobody)
 
 
 def test_a_key_that_is_not_taken_any_more_is_said() -> None:
     with onenet() as simulator:
         simulator.platform.api_key = "another"
         with pytest.raises(HistoryUnreadable, match="errno 1: auth failed"):
-            look_up(simulator, command())
+            find_candidates(simulator, command())
 
 
 @pytest.mark.parametrize(
@@ -699,7 +699,7 @@ def test_a_look_up_is_over_when_the_two_timeouts_together_are(fault: Fault) -> N
     with onenet(fault) as simulator, client(simulator.url) as asking:
         began = time.monotonic()
         with pytest.raises(HistoryUnreadable):
-            asking.look_up(command(), just_now(), nobody)
+            asking.find_candidates(command(), just_now(), nobody)
         assert time.monotonic() - began < 10
 
 
@@ -708,7 +708,7 @@ def test_one_failure_of_any_kind_is_made_up_for(kind: Any) -> None:
     wanted = command()
     with onenet(Fault(kind=kind, endpoint="history", count=1)) as simulator:
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in look_up(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
 
 
 def test_a_history_is_asked_for_only_so_often() -> None:
@@ -716,7 +716,7 @@ def test_a_history_is_asked_for_only_so_often() -> None:
         struck: list[None] = []
         simulator.on_fault = lambda: struck.append(None)
         with pytest.raises(HistoryUnreadable, match="HTTP 500"):
-            look_up(simulator, command())
+            find_candidates(simulator, command())
         assert len(struck) == 3
 
 
@@ -740,12 +740,12 @@ def test_what_was_cached_too_early_or_too_late_is_not_it(
         simulator.platform.now = lambda: in_seconds(cached_s).astimezone(CHINA)
         cache(simulator, wanted, "on")
         since = None if since_s is None else in_seconds(since_s)
-        entries = look_up(simulator, wanted, Doubt(since, in_seconds(0)))
+        entries = find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
     assert [entry.is_likely for entry in entries] == is_likely
 
 
 def _history_server(
-    wanted: ExecuteCommand, cached_at: datetime, headers: str, uuid: str = "u", asked: list[bytes] | None = None
+    wanted: Command, cached_at: datetime, headers: str, uuid: str = "u", asked: list[bytes] | None = None
 ) -> Callable[[socket.socket], None]:
     """Return what serves the history of one command, under these headers."""
     item = {
@@ -800,7 +800,7 @@ def test_a_platforms_clock_that_is_ahead_or_behind_is_allowed_for(
     headers = clock if isinstance(clock, str) else _date(clock)
     wanted = command()
     with raw_server(_history_server(wanted, in_seconds(cached_s), headers)) as url, client(url) as asking:
-        [entry] = asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+        [entry] = asking.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), nobody)
     assert entry.is_likely == is_likely
 
 
@@ -810,7 +810,7 @@ def test_a_platform_whose_clock_is_an_hour_off_has_no_readable_history(hours: fl
     wanted = command()
     server = _history_server(wanted, in_seconds(0), _date(hours * 3600))
     with raw_server(server) as url, client(url) as asking, pytest.raises(HistoryUnreadable, match="clock"):
-        asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+        asking.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), nobody)
 
 
 def test_no_uuid_leads_to_another_page() -> None:
@@ -818,7 +818,7 @@ def test_no_uuid_leads_to_another_page() -> None:
     asked: list[bytes] = []
     server = _history_server(wanted, in_seconds(0), "", uuid="../a?b=c&d#e", asked=asked)
     with raw_server(server) as url, client(url) as asking:
-        [entry] = asking.look_up(wanted, Doubt(in_seconds(-1), in_seconds(0)), nobody)
+        [entry] = asking.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), nobody)
     assert entry.uuid == "../a?b=c&d#e"
     assert asked[1] == b"/nbiot/offline/history/..%2Fa%3Fb%3Dc%26d%23e?imei=865820030000001"
 
@@ -830,7 +830,7 @@ def test_a_doubt_without_a_beginning_is_looked_for_from_long_before_its_end() ->
     ended = in_seconds(-20 * 86_400)
     server = _history_server(wanted, ended, "", asked=asked)
     with raw_server(server) as url, client(url) as asking:
-        [_] = asking.look_up(wanted, Doubt(None, ended), nobody)
+        [_] = asking.find_candidates(wanted, DoubtWindow(None, ended), nobody)
     start = platform_time(ended - timedelta(days=1, hours=1), CHINA)
     assert f"start={start.replace(':', '%3A')}".encode() in asked[0]
 
@@ -928,7 +928,7 @@ def test_a_history_that_cannot_be_read_says_what_it_tells_of_the_platform(status
             sock.sendall(b"HTTP/1.1 %d \r\nContent-Length: %d\r\n\r\n%b" % (status, len(sent), sent))
 
     with raw_server(serve) as url, client(url) as asking, pytest.raises(HistoryUnreadable) as found:
-        asking.look_up(command(), just_now(), nobody)
+        asking.find_candidates(command(), just_now(), nobody)
     kinds = {"refused": found.value.is_refused, "throttled": found.value.is_throttled, "outage": found.value.is_outage}
     assert [kind for kind, is_so in kinds.items() if is_so] == ([] if is_kind == "neither" else [is_kind])
 
@@ -940,7 +940,7 @@ def test_a_throttled_history_is_not_asked_for_again_at_once() -> None:
     with onenet(fault) as simulator:
         simulator.on_fault = lambda: struck.append(None)
         with pytest.raises(HistoryUnreadable):
-            look_up(simulator, command())
+            find_candidates(simulator, command())
     assert len(struck) == 1
 
 

@@ -22,21 +22,21 @@ from tests.idempotency.test_stores import DOUBT, NOW, U1, U2, complete, held, ke
 from tests.onenet.test_client import NEVER, an_answer, client, command, just_now, nobody, secure_context
 from tests.processing.test_processor import delivery
 from tests.support.rig import PATIENCE_S, raw_server
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
-from worker.core.command import ExecuteCommand, read_command
+from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCandidate, Unresolved, Unseen
+from worker.core.command import Command, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
-from worker.idempotency import Done, First, InDoubtSince, Key, NoneLeft, Owned, Store
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
-from worker.onenet.client import OneNETClient, Others, Sent
-from worker.onenet.history import Entry
+from worker.onenet.client import OneNETClient, OwnedByOthers, Sent
+from worker.onenet.history import Candidate
 from worker.onenet.route import Route
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import Client, Handler
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import Client, Processor
 from worker.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -177,9 +177,9 @@ def test_the_history_of_one_device_is_never_read_for_another() -> None:
     """A second copy of an empty history would say that the next device's command was not cached."""
     with raw_server(late_copies([an_answer("u"), EMPTY, TOO_MANY])) as url, client(url) as asking:
         asking.execute(command(), NEVER)
-        assert asking.look_up(command(imei="865820030000002"), just_now(), nobody) == []
+        assert asking.find_candidates(command(imei="865820030000002"), just_now(), nobody) == []
         with pytest.raises(HistoryUnreadable, match="429"):
-            asking.look_up(command(imei="865820030000003"), just_now(), nobody)
+            asking.find_candidates(command(imei="865820030000003"), just_now(), nobody)
 
 
 class Inner:
@@ -335,7 +335,7 @@ def secure(url: str) -> str:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
     if request.param == "memory":
         yield MemoryStore(600, 600, began_at=NOW)
         return
@@ -347,12 +347,12 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 class Engine:
     """Handles deliveries with a real client and a real store."""
 
-    def __init__(self, asking: Client, store: Store, in_doubt: InDoubtMode = "reconcile") -> None:
-        outgoing = Outgoing(Topology("onenet", (5, 30, 60)), "host:1")
-        gates = Gates([None], 3, 5, clock=lambda: 0.0)
+    def __init__(self, asking: Client, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
+        outgoing = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
+        gates = CircuitBreakers([None], 3, 5, clock=lambda: 0.0)
         policy = RetryPolicy((5, 30), 3, 60, in_doubt)
         zone = ZoneInfo("Asia/Shanghai")
-        self._handler = Handler(asking, store, outgoing, gates, gates, policy, zone, Metrics("0", 1))
+        self._handler = Processor(asking, store, outgoing, gates, gates, policy, zone, Metrics("0", 1))
 
     def handle(self, came: Delivery) -> list[Publication]:
         ends: list[Sequence[Publication] | None] = []
@@ -363,13 +363,13 @@ class Engine:
     def rest_of(self, came: Delivery) -> str:
         """Handle a delivery that gets no reply; returns where it rests, and checks that it is in doubt."""
         [copy] = self.handle(came)
-        doubt = Doubt.parse(str((copy.properties.headers or {})["x-onenet-in-doubt"]))
+        doubt = DoubtWindow.parse(str((copy.properties.headers or {})["x-onenet-in-doubt"]))
         assert doubt.since is not None
         assert doubt.since <= doubt.until <= datetime.now(UTC)
         return copy.routing_key
 
 
-def test_of_a_platform_that_answers_twice_no_reply_is_wrong(store: Store) -> None:
+def test_of_a_platform_that_answers_twice_no_reply_is_wrong(store: IdempotencyStore) -> None:
     doubling = Doubling()
     replies: dict[int, Any] = {}
     with raw_server(doubling.serve) as url, client(url) as asking:
@@ -396,10 +396,10 @@ class Fixed:
     def knows(self, _product: str | None) -> bool:
         return True
 
-    def execute(self, _command: ExecuteCommand, _not_after: float) -> Sent:
+    def execute(self, _command: Command, _not_after: float) -> Sent:
         return Sent(Cached(self.uuids.pop(0)), valid_time_omitted=False)
 
-    def look_up(self, _command: ExecuteCommand, _doubt: Doubt, _others: Others) -> list[Entry]:
+    def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
         return []
 
 
@@ -408,7 +408,7 @@ OWN = "00000000-0000-4000-8000-000000000000"
 
 @pytest.mark.parametrize("uuid", [OWN, "42742677"], ids=["a UUID", "of another form"])
 @pytest.mark.parametrize("is_alike", [True, False])
-def test_a_uuid_that_another_command_owns_is_never_a_reply(store: Store, uuid: str, is_alike: bool) -> None:
+def test_a_uuid_that_another_command_owns_is_never_a_reply(store: IdempotencyStore, uuid: str, is_alike: bool) -> None:
     """Whatever told this worker or another one of it: the command settles as if its answer had been lost."""
     engine = Engine(Fixed([uuid, uuid, "its own"]), store)
     [reply] = engine.handle(delivery(command_id="a"))
@@ -421,7 +421,7 @@ def test_a_uuid_that_another_command_owns_is_never_a_reply(store: Store, uuid: s
 
 
 @pytest.mark.parametrize("in_doubt", ["dead-letter", "resend"])
-def test_in_the_other_modes_it_is_no_reply_either(store: Store, in_doubt: InDoubtMode) -> None:
+def test_in_the_other_modes_it_is_no_reply_either(store: IdempotencyStore, in_doubt: InDoubtMode) -> None:
     engine = Engine(Fixed([OWN, OWN, "its own"]), store, in_doubt)
     engine.handle(delivery(command_id="a"))
     [copy] = engine.handle(delivery(command_id="b"))
@@ -433,7 +433,9 @@ def test_in_the_other_modes_it_is_no_reply_either(store: Store, in_doubt: InDoub
         assert (told["status"], told["error"]["code"]) == ("failed", "outcome_unknown")
 
 
-def test_in_mode_resend_a_platform_that_answers_one_uuid_for_ever_gets_no_more_than_the_attempts(store: Store) -> None:
+def test_resend_stops_at_max_attempts_when_every_answer_has_the_same_uuid(
+    store: IdempotencyStore,
+) -> None:
     engine = Engine(asking := Fixed([OWN] * 9), store, "resend")
     engine.handle(delivery(command_id="a"))
     published = engine.handle(delivery(command_id="b"))
@@ -444,34 +446,34 @@ def test_in_mode_resend_a_platform_that_answers_one_uuid_for_ever_gets_no_more_t
     assert len(asking.uuids) == 9 - 1 - 3
 
 
-def test_a_suspect_that_gets_the_uuid_of_another_is_left_in_doubt_for_its_marked_copy(store: Store) -> None:
+def test_a_suspect_that_gets_the_uuid_of_another_is_left_in_doubt_for_its_marked_copy(store: IdempotencyStore) -> None:
     engine = Engine(Fixed([OWN, OWN]), store)
     engine.handle(delivery(command_id="a"))
-    long_ago = str(Doubt(NOW, NOW))
+    long_ago = str(DoubtWindow(NOW, NOW))
     suspect = {"x-onenet-attempt": 1, "x-onenet-in-doubt": long_ago, "x-onenet-unfinished": 0}
     # A record that is in doubt, as a crash leaves it, so that the time of its settling is over.
     task_key = key_of(delivery(command_id="b"))
     claim = store.claim(task_key, NOW)
-    assert isinstance(claim, First)
-    store.release(claim.hold, Doubt(NOW, NOW), has_crashed=True)
+    assert isinstance(claim, Unseen)
+    store.release(claim.hold, DoubtWindow(NOW, NOW), holder_crashed=True)
     assert engine.handle(delivery(command_id="b", headers=suspect)) == []
     assert engine.rest_of(delivery(command_id="b")) == "onenet.execute.retry.60s"
 
 
-def test_its_own_uuid_is_recorded_again(store: Store) -> None:
+def test_its_own_uuid_is_recorded_again(store: IdempotencyStore) -> None:
     """The worker may end between the choice and the record of it, and a guess is the command's own as well."""
     hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [OWN], []) == Owned(OWN)
+    assert store.own(hold, [OWN], []) == Assigned(OWN)
     complete(store, hold, reply("a", OWN))
-    assert store.claim(key("a"), NOW) == Done(reply("a", OWN))
+    assert store.claim(key("a"), NOW) == Completed(reply("a", OWN))
     store.release(held(store.claim(key("c"), NOW)), DOUBT)
     hold = held(store.claim(key("b"), NOW))
-    assert store.own(hold, [U1, U2], []) == Owned(U1)  # a guess
+    assert store.own(hold, [U1, U2], []) == Assigned(U1)  # a guess
     complete(store, hold, reply("b", U1))
-    assert store.claim(key("b"), NOW) == Done(reply("b", U1))
+    assert store.claim(key("b"), NOW) == Completed(reply("b", U1))
 
 
-def test_a_refused_outcome_leaves_its_doubt_and_frees_the_command_in_one_step(store: Store) -> None:
+def test_a_refused_outcome_leaves_its_doubt_and_frees_the_command_in_one_step(store: IdempotencyStore) -> None:
     complete(store, held(store.claim(key("a"), NOW)), reply("a", OWN))
     hold = held(store.claim(key("b"), NOW))
     with pytest.raises(UuidTaken):
@@ -479,10 +481,10 @@ def test_a_refused_outcome_leaves_its_doubt_and_frees_the_command_in_one_step(st
     with pytest.raises(LeaseLost):
         store.release(hold, None)
     claim = store.claim(key("b"), NOW)
-    assert isinstance(claim, InDoubtSince)
-    assert (claim.doubt, claim.has_crashed) == (DOUBT, False)
+    assert isinstance(claim, Unresolved)
+    assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
     assert store.owned_by_others(key("b"), [OWN]) == {OWN}
-    assert store.own(claim.hold, [OWN], []) == NoneLeft()
+    assert store.own(claim.hold, [OWN], []) == NoCandidate()
 
 
 def test_the_uuids_of_all_accepted_commands_in_memory_are_known() -> None:
@@ -503,4 +505,4 @@ def unlike(number: int) -> Key:
 
 def key_of(came: Delivery) -> Key:
     read = read_command(came.body, None, ZoneInfo("Asia/Shanghai"))
-    return Key(read.command_id, read.digest(), read.likeness())
+    return Key(read.command_id, read.content_hash(), read.match_key())

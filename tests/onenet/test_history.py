@@ -10,14 +10,14 @@ import pytest
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
 from tests.support.rig import a_command
 from worker.core.command import read_command
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import (
     MAX_SKEW,
     PER_PAGE,
     USUAL_SKEW,
-    Entry,
-    Listing,
+    Candidate,
+    HistoryPages,
     Window,
     candidates,
     match,
@@ -27,7 +27,7 @@ from worker.onenet.history import (
 
 CHINA = ZoneInfo("Asia/Shanghai")
 TRIED_AT = datetime(2026, 8, 5, 12, 0, 0, tzinfo=CHINA)
-DOUBT = Doubt(TRIED_AT, TRIED_AT + timedelta(seconds=2))
+DOUBT = DoubtWindow(TRIED_AT, TRIED_AT + timedelta(seconds=2))
 WINDOW = Window(DOUBT.since, DOUBT.until)
 COMMAND: dict[str, Any] = a_command(
     expired_time="2026-08-06T08:00:00", valid_time="2026-08-05T20:00:00", retry=1, timeout=5, trigger_msg=4, args="on"
@@ -59,8 +59,8 @@ def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def find(
-    command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any], content: object, doubt: Doubt = DOUBT
-) -> Entry | None:
+    command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any], content: object, doubt: DoubtWindow = DOUBT
+) -> Candidate | None:
     """Look for a command in a history of one entry."""
     wanted = read_command(json.dumps(command).encode(), None, CHINA)
     window = Window(doubt.since, doubt.until)
@@ -78,7 +78,7 @@ def unclear(command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any
 
 
 def test_what_agrees_in_everything_is_the_command() -> None:
-    assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Entry("u", is_likely=True, valid_time_omitted=False)
+    assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Candidate("u", is_likely=True, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_entry_that_merely_looks_different_is_neither_the_command_nor_another
 ) -> None:
     """To pass over it could be to send the command twice, and to take it, to say so of one that was never cached."""
     found = find(COMMAND, LISTED | listed, SENT | sent, content)
-    assert found == Entry("u", is_likely=False, valid_time_omitted=field == "valid_time", unclear=(field,))
+    assert found == Candidate("u", is_likely=False, valid_time_omitted=field == "valid_time", unclear=(field,))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_certain_difference_makes_another_command_of_the_oddest_entry() -> Non
 def test_a_time_with_an_offset_is_the_same_in_either_reading() -> None:
     for created in ("2026-08-05 12:00:01+08:00", "2026-08-05T12:00:01Z", "2026-08-05T04:00:01Z"):
         found = find(COMMAND, LISTED | {"create_time": created}, SENT, ON)
-        assert found == Entry("u", is_likely=True, valid_time_omitted=False)
+        assert found == Candidate("u", is_likely=True, valid_time_omitted=False)
 
 
 def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
@@ -262,7 +262,7 @@ def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
         assert WINDOW.is_within(bound + outwards * MAX_SKEW, MAX_SKEW)
         assert not WINDOW.is_within(bound + outwards * (MAX_SKEW + second), MAX_SKEW)
     far = find(COMMAND, LISTED | {"create_time": "2026-08-05 12:00:30"}, SENT, {"args": "on"})
-    assert far == Entry("u", is_likely=False, valid_time_omitted=False)
+    assert far == Candidate("u", is_likely=False, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize("skew_s", [-600, 600])
@@ -274,7 +274,9 @@ def test_a_clock_that_is_known_to_be_wrong_is_allowed_for(skew_s: float) -> None
 
 
 def test_where_nothing_tells_the_beginning_anything_before_may_be_it() -> None:
-    assert find(COMMAND, LISTED | {"create_time": "2026-08-01 00:00:00"}, SENT, {"args": "on"}, Doubt(None, TRIED_AT))
+    assert find(
+        COMMAND, LISTED | {"create_time": "2026-08-01 00:00:00"}, SENT, {"args": "on"}, DoubtWindow(None, TRIED_AT)
+    )
 
 
 def page(total: int, *uuids: str) -> HistoryPage:
@@ -282,7 +284,7 @@ def page(total: int, *uuids: str) -> HistoryPage:
 
 
 def test_a_history_is_all_of_its_pages() -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(page(3, "a", "b"))
     assert not listing.is_complete
     listing.add(page(4, "b", "c"))  # one more has come meanwhile
@@ -294,7 +296,7 @@ def test_a_history_is_all_of_its_pages() -> None:
 
 @pytest.mark.parametrize("last", [(), ("a",)])
 def test_a_page_that_brings_nothing_new_while_something_is_missing_is_an_error(last: tuple[str, ...]) -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(page(2, "a"))
     with pytest.raises(HistoryUnreadable):
         listing.add(page(2, *last))
@@ -337,7 +339,7 @@ PLAIN_SENT = without(SENT, "retry", "timeout", "valid_time")
 )  # fmt: skip
 def test_what_was_not_given_has_many_ways_of_being_absent(listed: dict[str, Any], sent: dict[str, Any]) -> None:
     found = find(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON)
-    assert found == Entry("u", is_likely=True, valid_time_omitted=False)
+    assert found == Candidate("u", is_likely=True, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize("valid_time", ["2026-08-05T20:00:00", "2026-08-05T12:00:07"])
@@ -433,20 +435,20 @@ def test_another_kind_of_command_may_be_as_odd_as_it_likes() -> None:
 
 
 def test_what_one_page_shows_twice_does_not_hide_that_another_is_missing() -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(page(2, "a", "a"))
     assert not listing.is_complete
 
 
 def test_a_total_that_shrinks_does_not_make_up_for_what_is_missing() -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(page(3, "a", "b"))
     with pytest.raises(HistoryUnreadable, match="only 2 of 3"):
         listing.add(page(2))
 
 
 def test_an_empty_history_is_complete() -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(page(0))
     assert listing.is_complete
 
@@ -479,7 +481,7 @@ NO_NAMES: list[Any] = [None, "", " ", [], 1.5, "a\nb", "u" * 300]
 def test_an_entry_without_a_usable_name_is_kept_and_unclear(nameless: object) -> None:
     """It may be the one that is looked for, and no record can tell whose it is."""
     found = read_page(answer({"total_count": 3, "items": [nameless, nameless, LISTED]}))
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(found)
     assert listing.is_complete
     assert [item.cmd_uuid for item in listing.items] == ["", "", "u"]
@@ -493,7 +495,7 @@ def test_a_nameless_entry_that_is_another_command_for_certain_is_passed_over() -
 
 
 def test_a_page_of_nameless_entries_that_comes_twice_brings_nothing_new() -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(read_page(answer({"total_count": 4, "items": [None, None]})))
     with pytest.raises(HistoryUnreadable, match="only 2 of 4"):
         listing.add(read_page(answer({"total_count": 4, "items": [None, None]})))
@@ -508,11 +510,11 @@ def test_the_total_may_be_written_in_several_ways(total: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("items", [{}, {"items": None}, {"items": []}])
 def test_a_history_of_nothing_may_have_no_items(items: dict[str, Any]) -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(read_page(answer({"total_count": 0} | items)))
     assert listing.is_complete
     with pytest.raises(HistoryUnreadable, match="only 0 of 1"):
-        Listing().add(read_page(answer({"total_count": 1} | items)))
+        HistoryPages().add(read_page(answer({"total_count": 1} | items)))
 
 
 @pytest.mark.parametrize("total", [None, True, -1, "x", 1.5, [], {}, "NaN"], ids=repr)
@@ -554,12 +556,12 @@ def a_page(first: int, count: int, total: int) -> HistoryPage:
 def test_a_total_below_what_is_shown_makes_a_history_unreadable(total: int) -> None:
     """What contradicts itself may lack entries, and would prove a command absent that was cached."""
     with pytest.raises(HistoryUnreadable, match=f"30 of {total}"):
-        Listing().add(a_page(0, 30, total))
+        HistoryPages().add(a_page(0, 30, total))
 
 
 def test_behind_a_full_page_another_is_asked_for_whatever_the_total_says() -> None:
     """A platform may give the number of entries on the page for the total."""
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(a_page(0, PER_PAGE, PER_PAGE))
     assert not listing.is_complete
     listing.add(a_page(PER_PAGE, 50, 50))
@@ -569,7 +571,7 @@ def test_behind_a_full_page_another_is_asked_for_whatever_the_total_says() -> No
 
 @pytest.mark.parametrize("second", [a_page(0, 0, PER_PAGE), a_page(0, PER_PAGE, PER_PAGE)], ids=["empty", "the same"])
 def test_a_page_that_brings_nothing_new_is_the_end(second: HistoryPage) -> None:
-    listing = Listing()
+    listing = HistoryPages()
     listing.add(a_page(0, PER_PAGE, PER_PAGE))
     listing.add(second)
     assert listing.is_complete

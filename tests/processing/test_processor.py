@@ -12,20 +12,20 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.support.rig import a_command, in_hours
-from worker.amqp.messages import FIRST_ARRIVED, Delivery, Outgoing, Publication
+from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.command import ExecuteCommand
+from worker.core.claims import Claim, Key, Lease, OnRecorded
+from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.errors import HistoryUnreadable, StoreUnavailable
-from worker.idempotency import Claim, Hold, Key, OnRecorded
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import Others, Sent
-from worker.onenet.history import Entry
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import MAX_UNFINISHED, MAX_UNREAD, Handler
+from worker.onenet.client import OwnedByOthers, Sent
+from worker.onenet.history import Candidate
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import MAX_UNFINISHED, MAX_UNREAD, Processor
 from worker.telemetry.metrics import Metrics
 
 CHINA = ZoneInfo("Asia/Shanghai")
@@ -34,7 +34,7 @@ PAUSE_AFTER, PROBE_S = 3, 5
 DEVICES = [str(865820030000001 + number) for number in range(3)]
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 TOMORROW = in_hours(24)  # the same for every delivery: another time would be another command
-RESTED = str(Doubt(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
+RESTED = str(DoubtWindow(LONG_AGO, LONG_AGO + timedelta(seconds=2)))
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Platform:
 
     history: list[str]
     answers: list[Answer] = field(default_factory=list)
-    entries: list[Entry] | None = field(default_factory=list)  # None: the history cannot be read
+    entries: list[Candidate] | None = field(default_factory=list)  # None: the history cannot be read
     history_error: HistoryUnreadable | None = None
     while_looked_up: Callable[[], object] = lambda: None
     while_asked: Callable[[], object] = lambda: None
@@ -51,13 +51,13 @@ class Platform:
     def knows(self, product: str | None) -> bool:
         return product is None
 
-    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+    def execute(self, command: Command, not_after: float) -> Sent:
         self.history.append("request")
         self.while_asked()
         usual = Cached("u" if self.history.count("request") == 1 else f"u{self.history.count('request')}")
         return Sent(self.answers.pop(0) if self.answers else usual, valid_time_omitted=False)
 
-    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         self.history.append("look up")
         self.while_looked_up()
         if self.history_error is not None:
@@ -79,17 +79,17 @@ class Store(MemoryStore):
         self._come("claim")
         return super().claim(key, now, replay)
 
-    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
         if "complete" in self.is_away_for:
             on_end(StoreUnavailable("Redis: ConnectionError"))
             return
         self.history.append("complete")
         super().complete(hold, reply, doubt, on_end)
 
-    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         if "release" in self.is_away_for:
             raise StoreUnavailable("Redis: ConnectionError")
-        super().release(hold, doubt, has_crashed=has_crashed)
+        super().release(hold, doubt, holder_crashed=holder_crashed)
 
     def _come(self, call: str) -> None:
         if call in self.is_away_for:
@@ -111,10 +111,12 @@ class Rig:
     def restart(self) -> None:
         """Forget everything, as a new process on ``memory://``."""
         self.store = Store(self.history)
-        outgoing = Outgoing(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
-        self.gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds)
-        self.history_gates = Gates([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds, subject="history")
-        self.handler = Handler(
+        outgoing = MessageBuilder(Topology("onenet", (5, 30, SETTLE_S)), "host:1")
+        self.gates = CircuitBreakers([None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds)
+        self.history_gates = CircuitBreakers(
+            [None], PAUSE_AFTER, PROBE_S, clock=lambda: self.seconds, subject="history"
+        )
+        self.handler = Processor(
             self.platform, self.store, outgoing, self.gates, self.history_gates, self.policy, CHINA, Metrics("0", 1),
             lambda: datetime.now(UTC) + timedelta(seconds=self.now_s),
         )  # fmt: skip
@@ -197,8 +199,8 @@ def rested(attempt: int = 1, **headers: Any) -> Delivery:
     return delivery(headers=own | {f"x-onenet-{name}": value for name, value in headers.items()})
 
 
-def likely(uuid: str) -> Entry:
-    return Entry(uuid, is_likely=True, valid_time_omitted=False)
+def likely(uuid: str) -> Candidate:
+    return Candidate(uuid, is_likely=True, valid_time_omitted=False)
 
 
 REPLY = ["onenet.replies"]
@@ -232,7 +234,7 @@ def test_a_failure_that_is_redelivered_is_set_aside_again(rig: Rig) -> None:
 def test_a_lost_answer_rests_with_the_time_of_its_doubt(rig: Rig) -> None:
     rig.platform.answers = [InDoubt("read timeout")]
     assert rig.handle(delivery()) == SETTLE
-    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    doubt = DoubtWindow.parse(rig.last_headers()["x-onenet-in-doubt"])
     assert doubt.since is not None
     assert doubt.since <= doubt.until <= datetime.now(UTC)
     assert rig.last_headers()["x-onenet-attempt"] == 1
@@ -412,7 +414,11 @@ def test_what_may_end_the_worker_even_when_its_history_is_read_is_poison_at_last
 def test_how_often_a_poison_message_returned_while_its_history_was_read_is_kept_on_a_copy(rig: Rig) -> None:
     """The broker counts anew for each copy, so that it would go round for ever."""
     now = datetime.now(UTC)
-    headers = {"x-onenet-unfinished": MAX_UNFINISHED, "x-delivery-count": 1, "x-onenet-in-doubt": str(Doubt(now, now))}
+    headers = {
+        "x-onenet-unfinished": MAX_UNFINISHED,
+        "x-delivery-count": 1,
+        "x-onenet-in-doubt": str(DoubtWindow(now, now)),
+    }
     assert rig.handle(delivery(redelivered=True, headers=headers)) == SETTLE
     assert rig.last_headers()["x-onenet-unfinished"] == MAX_UNFINISHED + 1
 
@@ -436,13 +442,13 @@ def test_a_doubt_that_cannot_be_read_is_a_new_one(rig: Rig) -> None:
 
 
 def test_what_was_taken_and_not_started_raises_no_doubt_when_it_comes_back(rig: Rig) -> None:
-    rig.handler.note_unsent(rig.handler.read(delivery(), 0))
+    rig.handler.mark_not_sent(rig.handler.read(delivery(), 0))
     assert rig.handle(delivery(redelivered=True)) == REPLY
     assert rig.last_reply()["status"] == "accepted"
 
 
 def test_but_not_if_it_was_doubtful_when_it_was_taken(rig: Rig) -> None:
-    rig.handler.note_unsent(rig.handler.read(delivery(redelivered=True), 0))
+    rig.handler.mark_not_sent(rig.handler.read(delivery(redelivered=True), 0))
     assert rig.handle(delivery(redelivered=True)) == SETTLE
     assert "request" not in rig.history
 
@@ -491,7 +497,7 @@ def test_a_message_that_can_never_succeed_is_not_remembered(rig: Rig) -> None:
 
 def test_a_doubt_that_has_not_rested_rests_again_without_its_history_being_read(rig: Rig) -> None:
     """The platform may still be at it, so that what the history does not show yet is no answer."""
-    doubt = str(Doubt(LONG_AGO, datetime.now(UTC)))
+    doubt = str(DoubtWindow(LONG_AGO, datetime.now(UTC)))
     rig.platform.entries = [likely("found")]
     came = delivery(headers={"x-onenet-attempt": 2, "x-onenet-in-doubt": doubt})
     assert rig.handle(came) == SETTLE
@@ -520,7 +526,7 @@ def test_what_is_found_after_the_last_attempt_and_its_expiry_is_accepted_all_the
 
 
 def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
-    rig.platform.entries = [Entry("found", is_likely=True, valid_time_omitted=True)]
+    rig.platform.entries = [Candidate("found", is_likely=True, valid_time_omitted=True)]
     rig.handle(rested())
     first = rig.last_reply()
     assert (first["recovered"], first["valid_time_omitted"]) == (True, True)
@@ -531,14 +537,14 @@ def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
 
 def test_what_fits_but_for_its_time_is_neither_taken_nor_sent_again(rig: Rig) -> None:
     """Either would be a guess about two clocks."""
-    rig.platform.entries = [Entry("u", is_likely=False, valid_time_omitted=False)]
+    rig.platform.entries = [Candidate("u", is_likely=False, valid_time_omitted=False)]
     assert rig.handle(rested()) == FAILURE
     assert rig.last_reply()["error"]["code"] == "outcome_unknown"
     assert "request" not in rig.history
 
 
-def an_unclear(uuid: str, *fields: str) -> Entry:
-    return Entry(uuid, is_likely=False, valid_time_omitted=False, unclear=fields)
+def an_unclear(uuid: str, *fields: str) -> Candidate:
+    return Candidate(uuid, is_likely=False, valid_time_omitted=False, unclear=fields)
 
 
 def test_what_may_be_the_command_and_nobody_can_tell_is_unknown_and_never_sent(rig: Rig) -> None:
@@ -638,8 +644,8 @@ def test_the_mark_of_a_suspect_covers_the_try_that_follows_it(rig: Rig) -> None:
     """Should that try end the worker, its request is in doubt, and this copy is all that tells."""
     before = datetime.now(UTC)
     rig.handle(rested(unfinished=0))
-    doubt = Doubt.parse(rig.marked_headers()["x-onenet-in-doubt"])
-    old = Doubt.parse(RESTED)
+    doubt = DoubtWindow.parse(rig.marked_headers()["x-onenet-in-doubt"])
+    old = DoubtWindow.parse(RESTED)
     assert doubt.since == old.since
     assert doubt.until >= before - timedelta(milliseconds=1)
 
@@ -729,8 +735,8 @@ def test_a_command_that_is_set_back_keeps_the_doubt_that_it_had(rig: Rig) -> Non
     before = datetime.now(UTC)
     own = {"x-delivery-count": 10, "x-onenet-in-doubt": RESTED}
     rig.handle(delivery(redelivered=True, headers=own))
-    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
-    assert doubt.since == Doubt.parse(RESTED).since
+    doubt = DoubtWindow.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert doubt.since == DoubtWindow.parse(RESTED).since
     assert doubt.until >= before - timedelta(milliseconds=1)
 
 
@@ -747,11 +753,11 @@ def test_what_was_not_sent_and_cannot_be_recorded_is_not_in_doubt(rig: Rig) -> N
 def test_what_was_accepted_and_not_recorded_is_found_again_and_not_sent(rig: Rig) -> None:
     rig.store.is_away_for = {"complete"}
     rig.handle(delivery())
-    noted = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    noted = DoubtWindow.parse(rig.last_headers()["x-onenet-in-doubt"])
     assert noted.since is not None
     rig.restart()  # which ends the lease, as far as this process knows
     rig.platform.entries = [likely("u")]
-    long_since = str(Doubt(noted.since - timedelta(hours=1), noted.until - timedelta(hours=1)))
+    long_since = str(DoubtWindow(noted.since - timedelta(hours=1), noted.until - timedelta(hours=1)))
     assert rig.handle(delivery(headers={"x-onenet-attempt": 1, "x-onenet-in-doubt": long_since})) == REPLY
     assert (rig.last_reply()["uuid"], rig.last_reply()["recovered"]) == ("u", True)
     assert rig.history.count("request") == 1
@@ -834,8 +840,8 @@ def test_what_was_in_doubt_stays_so_while_the_platform_is_down(rig: Rig) -> None
     before = datetime.now(UTC)
     came = delivery(redelivered=True, headers={"x-onenet-in-doubt": RESTED, "x-onenet-unfinished": 1})
     assert rig.handle(came) == SETTLE
-    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
-    assert (doubt.since, rig.last_headers()["x-onenet-unfinished"]) == (Doubt.parse(RESTED).since, 1)
+    doubt = DoubtWindow.parse(rig.last_headers()["x-onenet-in-doubt"])
+    assert (doubt.since, rig.last_headers()["x-onenet-unfinished"]) == (DoubtWindow.parse(RESTED).since, 1)
     assert doubt.until >= before - timedelta(milliseconds=1)
     assert "request" not in rig.history
 
@@ -916,7 +922,7 @@ def test_the_mark_of_a_spared_attempt_stays_on_a_message_that_only_waits(rig: Ri
     assert rig.handle(resting) == SETTLE
     assert rig.last_headers() == resting.headers
     forged = Delivery(1, 1, "", False, BasicProperties(headers={"x-onenet-uncounted": True}), b"", False)
-    assert forged.is_counted  # whoever else says so is not believed
+    assert forged.consumes_attempt  # whoever else says so is not believed
 
 
 def test_what_is_rejected_before_a_wrong_key_is_known_for_one_and_what_is_not(rig: Rig) -> None:
@@ -1111,7 +1117,7 @@ def test_a_doubled_message_that_is_handed_back_is_in_doubt_once_its_twin_was_cla
     """Found by a storm: the twin was accepted, the worker killed, and the copy that had only waited was sent too."""
     doubled = rig.handler.read(delivery(), 0)
     assert "x-onenet-in-doubt" not in (rig.handler.hand_back(doubled).properties.headers or {})
-    rig.handler.note_unsent(doubled)
+    rig.handler.mark_not_sent(doubled)
     assert "x-onenet-in-doubt" not in (rig.handler.hand_back(doubled).properties.headers or {})
     rig.handle(delivery())
     for copy in (rig.handler.hand_back(doubled), rig.handler.rest(doubled)):
@@ -1133,7 +1139,7 @@ def test_what_is_known_not_to_have_been_sent_rests_without_a_doubt(rig: Rig) -> 
 FAILED_AT = LONG_AGO + timedelta(minutes=1)
 
 
-def replayed(failed_at: datetime, doubt: Doubt | None = None) -> Delivery:
+def replayed(failed_at: datetime, doubt: DoubtWindow | None = None) -> Delivery:
     """Return a command that a person has replayed."""
     marks = {} if doubt is None else {"x-onenet-in-doubt": str(doubt)}
     text = failed_at.isoformat(timespec="milliseconds")
@@ -1172,7 +1178,7 @@ def test_an_order_that_did_not_come_in_by_the_workers_own_way_is_not_believed(ri
 def test_a_replay_whose_failure_is_not_on_record_is_looked_up_first(rig: Rig) -> None:
     """It may be the second of two, and the record of the first have gone."""
     assert rig.handle(replayed(FAILED_AT)) == SETTLE
-    doubt = Doubt.parse(rig.last_headers()["x-onenet-in-doubt"])
+    doubt = DoubtWindow.parse(rig.last_headers()["x-onenet-in-doubt"])
     assert doubt.since == datetime.fromisoformat(FAILED_AT.isoformat(timespec="milliseconds"))
     assert "request" not in rig.history
 
@@ -1181,7 +1187,7 @@ def test_a_replay_whose_failure_is_not_on_record_is_looked_up_first(rig: Rig) ->
 def test_in_every_mode_a_replay_in_doubt_has_its_history_read(in_doubt: InDoubtMode) -> None:
     rig = Rig(in_doubt)
     failed_at = fail(rig)
-    rested = Doubt(None, LONG_AGO)
+    rested = DoubtWindow(None, LONG_AGO)
     assert rig.handle(replayed(failed_at, rested)) == REPLY
     assert rig.history == ["claim", "look up", "request", "complete"]
     assert (rig.last_reply()["status"], rig.last_reply()["attempts"]) == ("accepted", 1)

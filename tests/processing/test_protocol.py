@@ -19,21 +19,21 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.support.rig import a_command
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.command import ExecuteCommand
+from worker.core.claims import Assignment, Claim, Key, Lease, OnRecorded, Unseen
+from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
-from worker.dead_letters.letter import Letter
+from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
-from worker.idempotency import Choice, Claim, First, Hold, Key, OnRecorded
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import Others, Sent
-from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Entry, Window
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import Handler
+from worker.onenet.client import OwnedByOthers, Sent
+from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Candidate, Window
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
@@ -42,7 +42,7 @@ METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, settle_s=SETTLE_S)
 HASTY = RetryPolicy((1, 2), max_attempts=1, settle_s=SETTLE_S, in_doubt="dead-letter")  # much to replay
 TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
-OUTGOING = Outgoing(TOPOLOGY, "host:1")
+OUTGOING = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
 POINTS = ["claim", "request", "answer", "history", "own", "release", "complete", "mark", "marked"]
@@ -69,7 +69,7 @@ class Kept:
     """A command as the platform has it."""
 
     uuid: str
-    likeness: bytes
+    match_key: bytes
     created_at: datetime
 
 
@@ -124,12 +124,12 @@ class Platform:
     def knows(self, product: str | None) -> bool:
         return product is None
 
-    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+    def execute(self, command: Command, not_after: float) -> Sent:
         world = self._world
         world.come_to("request")
         if world.seconds() >= not_after or world.fault == "not sent":
             return Sent(NotSent("refused"), valid_time_omitted=False)
-        kept = Kept(f"u{len(world.kept) + len(world.late)}", command.likeness(), world.now)
+        kept = Kept(f"u{len(world.kept) + len(world.late)}", command.match_key(), world.now)
         answer: Answer = Cached(kept.uuid)
         if world.fault == "lost, cached late":
             kept.created_at = world.now + timedelta(seconds=REQUEST_S + 0.9 * SETTLE_S)
@@ -142,16 +142,16 @@ class Platform:
         world.come_to("answer")
         return Sent(answer, valid_time_omitted=False)
 
-    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         world = self._world
         world.come_to("history")
         if not world.is_history_readable:
             raise HistoryUnreadable("no answer", is_outage=True)
         window = Window(doubt.since, doubt.until + timedelta(seconds=SETTLE_S))
         found = [
-            Entry(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
+            Candidate(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
             for kept in sorted(world.kept, key=lambda kept: window.distance(kept.created_at))
-            if kept.likeness == command.likeness() and window.is_within(kept.created_at, MAX_SKEW)
+            if kept.match_key == command.match_key() and window.is_within(kept.created_at, MAX_SKEW)
         ]
         known = others([entry.uuid for entry in found])
         return [entry for entry in found if entry.uuid not in known]
@@ -168,18 +168,18 @@ class Mortal(MemoryStore):
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         claim = super().claim(key, now, replay)
         self._world.come_to("claim")
-        return First(claim.hold, now) if self._is_shared and isinstance(claim, First) else claim
+        return Unseen(claim.hold, now) if self._is_shared and isinstance(claim, Unseen) else claim
 
-    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
-        super().release(hold, doubt, has_crashed=has_crashed)
+    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        super().release(hold, doubt, holder_crashed=holder_crashed)
         self._world.come_to("release")
 
-    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
         choice = super().own(hold, uuids, unlikely)
         self._world.come_to("own")
         return choice
 
-    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
         super().complete(hold, reply, doubt, on_end)
         self._world.come_to("complete")
 
@@ -246,7 +246,7 @@ class Protocol(RuleBasedStateMachine):
 
         count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
         properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
-        handler = Handler(
+        handler = Processor(
             Platform(world), self.store, OUTGOING, self.gates, self.history_gates, self.policy, CHINA,
             METRICS, lambda: world.now,
         )  # fmt: skip
@@ -269,9 +269,9 @@ class Protocol(RuleBasedStateMachine):
         elif publications:
             world.messages.remove(message)
 
-    def new_gates(self) -> Gates:
+    def new_gates(self) -> CircuitBreakers:
         """Two failures in a row are an outage already, so that a run often is in one."""
-        return Gates([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+        return CircuitBreakers([None], pause_after=2, probe_s=2, clock=self.world.seconds)
 
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
@@ -284,9 +284,9 @@ class Protocol(RuleBasedStateMachine):
     def nothing_is_cached_more_often_than_it_was_ordered(self) -> None:
         if not hasattr(self, "world"):
             return
-        kept = [each.likeness for each in self.world.kept + self.world.late]
-        for likeness in set(kept):
-            assert kept.count(likeness) <= (2 if self.has_twins else 1)
+        kept = [each.match_key for each in self.world.kept + self.world.late]
+        for match_key in set(kept):
+            assert kept.count(match_key) <= (2 if self.has_twins else 1)
         assert len(kept) <= len(self.published)
 
     @invariant()
@@ -350,7 +350,7 @@ class Replayed(Protocol):
         world = self.world
         world.pass_time(0.001)  # a person takes at least that long
         letter = world.letters[which % len(world.letters)]
-        found = Letter(1, letter.exchange, letter.routing_key, letter.properties, letter.body, CHINA)
+        found = DeadLetter(1, letter.exchange, letter.routing_key, letter.properties, letter.body, CHINA)
         world.take([OUTGOING.replay(found.delivery(), found.replay(world.now))])
         if is_acknowledged:
             world.letters.remove(letter)

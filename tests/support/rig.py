@@ -23,7 +23,7 @@ from tests.support.certificates import Certificate
 from worker.amqp.blocking import delete_on
 from worker.amqp.topology import Topology
 from worker.dev.services.ports import wait_until
-from worker.dev.services.processes import OwnProcess
+from worker.dev.services.processes import LocalProcess
 from worker.simulator.faults import Fault, FaultPlan
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
@@ -219,7 +219,7 @@ class Upstream:
 class WorkerProcess:
     """``onenet-worker run`` as a process, and its log."""
 
-    process: OwnProcess
+    process: LocalProcess
 
     def __enter__(self) -> Self:
         return self
@@ -286,7 +286,7 @@ class Rig:
             "HTTP_PORT": "0",
         } | settings
         output = self.folder / f"worker-{uuid4().hex[:8]}"
-        return WorkerProcess(OwnProcess(["run"], environment, output))
+        return WorkerProcess(LocalProcess(["run"], environment, output))
 
     def worker(self, **settings: str) -> WorkerProcess:
         """Start a worker and wait until it consumes."""

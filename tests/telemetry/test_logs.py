@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from worker.dev.services.ports import wait_until
-from worker.telemetry.logs import LineWriter
+from worker.telemetry.logs import BufferedLineWriter
 
 PATIENCE_S = 30
 
@@ -107,7 +107,7 @@ class Stalled(io.StringIO):
 def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> None:
     stream = Stalled()
     dropped: list[int] = []
-    writer = LineWriter(stream, dropped.append)
+    writer = BufferedLineWriter(stream, dropped.append)
     writer.write_line("0")
     assert stream.has_stalled.wait(30)
     for number in range(1, 60_000):
@@ -126,7 +126,7 @@ def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> No
 def test_a_reader_that_goes_away_does_not_end_the_worker() -> None:
     stream = io.StringIO()
     stream.close()
-    writer = LineWriter(stream, print)
+    writer = BufferedLineWriter(stream, print)
     writer.write_line("a")
     writer.close()
 
@@ -161,7 +161,7 @@ def test_the_log_goes_on_after_every_error_of_its_stream(error: Exception) -> No
             return super().write(text)
 
     stream = Refusing()
-    writer = LineWriter(stream, print)
+    writer = BufferedLineWriter(stream, print)
     writer.write_line("1")
     wait_until(lambda: stream.tries == 3, PATIENCE_S, "the third try")
     writer.write_line("2")
@@ -178,7 +178,7 @@ def test_a_stream_that_always_refuses_is_not_tried_without_a_pause() -> None:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     stream = Refusing()
-    writer = LineWriter(stream, print)
+    writer = BufferedLineWriter(stream, print)
     for number in range(3):
         writer.write_line(str(number))
     wait_until(lambda: stream.tries > 3, PATIENCE_S, "some tries")
@@ -217,7 +217,7 @@ def test_what_a_full_disk_costs_is_counted_and_logged_once_it_is_freed() -> None
     reading, writing = os.pipe()
     reader = Reader(reading)
     with os.fdopen(full, "w") as stream:
-        writer = LineWriter(stream, lambda count: writer.write_line(f"dropped {count}"))
+        writer = BufferedLineWriter(stream, lambda count: writer.write_line(f"dropped {count}"))
         for number in range(120_000):
             writer.write_line(str(number))
         os.dup2(writing, full)
@@ -231,7 +231,7 @@ def test_what_a_full_disk_costs_is_counted_and_logged_once_it_is_freed() -> None
 
 def test_what_is_lost_at_the_end_is_reported() -> None:
     with Path("/dev/full").open("w") as stream:
-        writer = LineWriter(stream, print)
+        writer = BufferedLineWriter(stream, print)
         for number in range(3):
             writer.write_line(str(number))
         assert writer.close(timeout_s=0.2) == 3
@@ -262,7 +262,7 @@ def test_a_pipe_that_does_not_block_gets_every_line_whole_however_slow_its_reade
     text = "\u6587"
     lines = [f"{number} {text * (number % 97)}" for number in range(20_000)]
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
-        writer = LineWriter(stream, print)
+        writer = BufferedLineWriter(stream, print)
         for line in lines:
             writer.write_line(line)
         wait_until(lambda: waiting_bytes(reading) > 60_000, PATIENCE_S, "a full pipe")
@@ -278,7 +278,7 @@ def test_the_next_reader_of_a_named_pipe_gets_what_the_one_before_had_not_read(t
     os.mkfifo(path)
     first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with path.open("w") as stream:
-        writer = LineWriter(stream, print)
+        writer = BufferedLineWriter(stream, print)
         for number in range(5_000):
             writer.write_line(f"{number:04} {'x' * 95}")
         wait_until(lambda: waiting_bytes(first) > 60_000, PATIENCE_S, "a full pipe")

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 8192  # pika copies what is left of a chunk for each frame in it,
 _WRITE_BYTES = 256 * 1024  # asyncio copies what the system does not take at once, so that no more of it is handed over
 
 
-class Streams(AbstractIOServices):
+class AsyncioIOServices(AbstractIOServices):
     """What pika asks of an event loop, on one of asyncio's; each connection has one of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -25,7 +25,7 @@ STABLE_S = 10  # a session that ends earlier counts as one more failure, so that
 log = get_logger()
 
 
-class Intake(Protocol):
+class DeliveryListener(Protocol):
     """What takes the deliveries."""
 
     def on_delivery(self, delivery: Delivery) -> None:
@@ -74,7 +74,7 @@ class Broker:
         self._suspects = Suspects()
         self._has_looked_for_others = False
 
-    async def run(self, intake: Intake) -> None:
+    async def run(self, intake: DeliveryListener) -> None:
         """Stay attached until cancelled.
 
         Raises:
@@ -98,7 +98,7 @@ class Broker:
             log.warning(event, broker=address(failed), reason=str(error), retry_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
-    async def _attend(self, number: int, nodes: Sequence[URLParameters], intake: Intake) -> WorkerError:
+    async def _attend(self, number: int, nodes: Sequence[URLParameters], intake: DeliveryListener) -> WorkerError:
         """Live through one session with the first node; returns what ended it, or kept it from beginning."""
         session = Session(number, self._topology, nodes, self._suspects, intake.on_delivery, intake.on_blocked)
         try:

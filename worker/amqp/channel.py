@@ -10,7 +10,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from worker.amqp.asyncio_io import Streams
+from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.amqp.connection import CALL_S, close, connect, without_user
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
 
@@ -27,7 +27,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[WorkerError] = self._loop.create_future()
         self._connection: AsyncioConnection | None = None
-        self._streams = Streams(self._loop)
+        self._streams = AsyncioIOServices(self._loop)
 
     async def open(self, parameters: URLParameters, name: str) -> None:
         """Connect and open the channel.

@@ -11,7 +11,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
 from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
 
-from worker.amqp.asyncio_io import Streams
+from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.errors import BrokerUnavailable, SettingsError
 from worker.settings import Settings
 
@@ -78,7 +78,7 @@ def without_user(text: str) -> str:
     return _BROKERS_USER.sub("this user", text)
 
 
-async def connect(parameters: URLParameters, name: str, streams: Streams) -> AsyncioConnection:
+async def connect(parameters: URLParameters, name: str, streams: AsyncioIOServices) -> AsyncioConnection:
     """Open one connection.
 
     Args:

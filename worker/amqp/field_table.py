@@ -20,7 +20,7 @@ _decode_value = pika.data.decode_value
 _encode_value = pika.data.encode_value
 
 
-class Opaque:
+class RawFieldValue:
     """A value as it stands in the frame: its kind and its payload."""
 
     __slots__ = ("encoded",)
@@ -56,7 +56,7 @@ def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
         payload_bytes = 4 + struct.unpack_from(">I", encoded, offset + 1)[0]
     if payload_bytes is not None:
         end = offset + 1 + payload_bytes
-        return Opaque(encoded[offset:end]), end
+        return RawFieldValue(encoded[offset:end]), end
     _depth.levels += 1
     try:
         return _decode_value(encoded, offset)
@@ -65,7 +65,7 @@ def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
 
 
 def _encode(pieces: list[bytes], value: Any) -> int:
-    if isinstance(value, Opaque):
+    if isinstance(value, RawFieldValue):
         pieces.append(value.encoded)
         return len(value.encoded)
     return _encode_value(pieces, value)

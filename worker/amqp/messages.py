@@ -13,8 +13,8 @@ from pika import BasicProperties, DeliveryMode
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
-from worker.core.doubt import Doubt
-from worker.core.outcome import Settle, TryAgain
+from worker.core.doubt import DoubtWindow
+from worker.core.outcome import AwaitReconciliation, Retry
 from worker.core.replay import Replay
 
 OWN_PREFIX = "x-onenet-"
@@ -80,21 +80,21 @@ class Delivery:
         return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
 
     @property
-    def doubt(self) -> Doubt | None:
+    def doubt(self) -> DoubtWindow | None:
         """When its command may have been sent, as far as that is noted on the message.
 
         A message that was moved by an operator or a shovel is a new message to the broker, which no longer tells
         whether it was delivered before. So is one that came through the worker's own exchange but is no copy of its.
         """
         if self.is_moved or (self.is_returned and not self._is_own_copy):
-            return Doubt(None, datetime.fromtimestamp(self.arrived_at, UTC))
+            return DoubtWindow(None, datetime.fromtimestamp(self.arrived_at, UTC))
         text = self.headers.get(IN_DOUBT) if self.is_returned else None
         if text is None:
             return None
         try:
-            return Doubt.parse(str(text))
+            return DoubtWindow.parse(str(text))
         except ValueError:
-            return Doubt(None, datetime.fromtimestamp(self.arrived_at, UTC))
+            return DoubtWindow(None, datetime.fromtimestamp(self.arrived_at, UTC))
 
     @property
     def _is_own_copy(self) -> bool:
@@ -108,9 +108,9 @@ class Delivery:
         )
         return REASON not in self.headers and not has_died and not _MARKS_OF_COPIES.isdisjoint(self.headers)
 
-    def doubt_of_copy(self, now: datetime) -> Doubt | None:
+    def doubt_of_copy(self, now: datetime) -> DoubtWindow | None:
         """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""
-        return Doubt(None, now).united(self.doubt) if self.is_redelivered else self.doubt
+        return DoubtWindow(None, now).union(self.doubt) if self.is_redelivered else self.doubt
 
     @property
     def unfinished(self) -> int | None:
@@ -132,7 +132,7 @@ class Delivery:
         return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, self.doubt)
 
     @property
-    def is_counted(self) -> bool:
+    def consumes_attempt(self) -> bool:
         """Whether the attempt that is in doubt is used up; the platform being down for all uses up none."""
         return not (self.is_returned and self.headers.get(UNCOUNTED) is True)
 
@@ -169,7 +169,7 @@ class Publication:
     status: Status | None = None  # where it is a reply: what it says became of the command
 
 
-class Outgoing:
+class MessageBuilder:
     """Writes everything that the worker publishes.
 
     Args:
@@ -226,28 +226,32 @@ class Outgoing:
         exchange = self._topology.dead_letters_exchange
         return Publication(exchange, f"{EXECUTE}.{failed.code}", properties, delivery.body)
 
-    def retry(self, delivery: Delivery, again: TryAgain, doubt: Doubt | None) -> Publication:
+    def retry(self, delivery: Delivery, again: Retry, doubt: DoubtWindow | None) -> Publication:
         """Send a message to rest until its next attempt."""
         properties = _copied(delivery, again.attempt, doubt)
-        spread = None if again.is_least else spread_ms(again.delay_s)
+        spread = None if again.honours_retry_after else spread_ms(again.delay_s)
         properties.expiration = None if spread is None else str(spread)
         return self._to_rest(delivery, again.delay_s, properties)
 
     def settle(
-        self, delivery: Delivery, settle: Settle, delay_s: int, doubt: Doubt, unfinished: int | None
+        self, delivery: Delivery, settle: AwaitReconciliation, delay_s: int, doubt: DoubtWindow, unfinished: int | None
     ) -> Publication:
         """Send a message to rest until its device's history can tell what became of its attempt."""
-        properties = _copied(delivery, settle.attempt, doubt, unfinished, is_counted=settle.is_counted)
+        properties = _copied(delivery, settle.attempt, doubt, unfinished, consumes_attempt=settle.consumes_attempt)
         return self._to_rest(delivery, delay_s, properties)
 
-    def put_off(self, delivery: Delivery, delay_s: int, doubt: Doubt | None, unfinished: int | None) -> Publication:
+    def postpone(
+        self, delivery: Delivery, delay_s: int, doubt: DoubtWindow | None, unfinished: int | None
+    ) -> Publication:
         """Send a message to rest because it cannot be handled now; no attempt is used up."""
-        properties = _copied(delivery, delivery.attempt, doubt, unfinished, is_counted=delivery.is_counted)
+        properties = _copied(delivery, delivery.attempt, doubt, unfinished, consumes_attempt=delivery.consumes_attempt)
         return self._to_rest(delivery, delay_s, properties)
 
-    def hand_back(self, delivery: Delivery, doubt: Doubt | None) -> Publication:
+    def hand_back(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Put a message that was not started back into the queue; unlike a requeued one it looks new."""
-        properties = _copied(delivery, delivery.attempt, doubt, delivery.unfinished, is_counted=delivery.is_counted)
+        properties = _copied(
+            delivery, delivery.attempt, doubt, delivery.unfinished, consumes_attempt=delivery.consumes_attempt
+        )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
     def replay(self, delivery: Delivery, replay: Replay) -> Publication:
@@ -265,13 +269,13 @@ class Outgoing:
 def _copied(
     delivery: Delivery,
     attempt: int,
-    doubt: Doubt | None,
+    doubt: DoubtWindow | None,
     unfinished: int | None = None,
     *,
-    is_counted: bool = True,
+    consumes_attempt: bool = True,
 ) -> BasicProperties:
     own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(delivery.first_arrived_at * 1000)}
-    if not is_counted:
+    if not consumes_attempt:
         own[UNCOUNTED] = True
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)

@@ -21,7 +21,7 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What was found of one thing."""
 
     check: str
@@ -29,7 +29,7 @@ class Finding:
     detail: str
 
 
-def check_all(imei: str) -> Iterator[Finding]:
+def check_all(imei: str) -> Iterator[CheckResult]:
     """Look at one thing after the other, each within a time of its own. ``imei``: whose history OneNET is asked for."""
     lines: list[str] = []
     try:
@@ -39,25 +39,25 @@ def check_all(imei: str) -> Iterator[Finding]:
         lines = exc.lines
     if lines:  # nothing else can be looked at
         for line in lines:
-            yield Finding("settings", is_well=False, detail=line)
+            yield CheckResult("settings", is_well=False, detail=line)
         return
     warning = "" if settings.readable_at is None else f"; the key travels readable to {settings.readable_at}: no https"
-    yield Finding("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
+    yield CheckResult("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)
     yield from _platform(settings, products, imei)
 
 
-def _broker(settings: Settings) -> Iterator[Finding]:
+def _broker(settings: Settings) -> Iterator[CheckResult]:
     try:
         connection, parameters = connect_blocking(settings)
     except SettingsError as exc:
-        yield from (Finding("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
     except WorkerError as exc:
-        yield Finding("broker", is_well=False, detail=str(exc))
+        yield CheckResult("broker", is_well=False, detail=str(exc))
         return
-    yield Finding("broker", is_well=True, detail=address(parameters))
+    yield CheckResult("broker", is_well=True, detail=address(parameters))
     try:
         faults = check_topology(connection, topology_of(settings), may_declare=settings.amqp_declare)
     except WorkerError as exc:
@@ -65,46 +65,46 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     finally:
         if connection.is_open:
             connection.close()
-    yield from (Finding("topology", is_well=False, detail=fault) for fault in faults)
+    yield from (CheckResult("topology", is_well=False, detail=fault) for fault in faults)
     if not faults:
-        yield Finding("topology", is_well=True, detail="exchanges and queues are there")
+        yield CheckResult("topology", is_well=True, detail="exchanges and queues are there")
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings) -> Iterator[CheckResult]:
     try:
         store = store_of(settings)
     except SettingsError as exc:
-        yield from (Finding("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
     if isinstance(store, MemoryStore):
-        yield Finding("idempotency", is_well=True, detail="in memory: good for one worker")
+        yield CheckResult("idempotency", is_well=True, detail="in memory: good for one worker")
         return
     try:
         store.ping()
     except WorkerError as exc:
-        yield Finding("idempotency", is_well=False, detail=str(exc))
+        yield CheckResult("idempotency", is_well=False, detail=str(exc))
         return
     finally:
         store.close()
     url = urlsplit(settings.idempotency_url.get_secret_value())
-    yield Finding("idempotency", is_well=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
+    yield CheckResult("idempotency", is_well=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
 
 
-def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[Finding]:
+def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[CheckResult]:
     watch = Watch(settings.request_s)
     try:
         client = client_of(settings, products, watch, NoTracing())
     except SettingsError as exc:
         watch.stop()
-        yield from (Finding("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
 
-    def look(product: str | None) -> Finding:
+    def look(product: str | None) -> CheckResult:
         name = "OneNET" if product is None else f"OneNET, product {product}"
         try:
-            return Finding(name, is_well=True, detail=client.check(product, imei))
+            return CheckResult(name, is_well=True, detail=client.check(product, imei))
         except PlatformUnusable as exc:
-            return Finding(name, is_well=False, detail=str(exc))
+            return CheckResult(name, is_well=False, detail=str(exc))
 
     try:
         with ThreadPoolExecutor(_AT_ONCE) as threads:

@@ -18,8 +18,8 @@ from worker.errors import EXIT_INTERRUPTED, WorkerError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from worker.dead_letters.letter import Letter, Selection
-    from worker.dead_letters.reader import DeadLetters
+    from worker.dead_letters.letter import DeadLetter, Filter
+    from worker.dead_letters.reader import DeadLetterReader
 
 MAX_HELD_S = 20 * 60  # the broker takes back after 30 minutes what is held unacknowledged
 
@@ -161,7 +161,7 @@ def replay(
         return
     _refuse_json(as_json)
 
-    def carry_out(look: "DeadLetters", letters: Sequence["Letter"], done: Callable[[], None]) -> None:
+    def carry_out(look: "DeadLetterReader", letters: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
         _refuse_too_many(letters, gap_s)
         due = 0.0
         for letter in letters:
@@ -210,7 +210,7 @@ def discard(
             typer.confirm(f"Delete {_counted(len(found))} for good?", abort=True, err=True)
         confirmed = {letter.fingerprint for letter in found}
 
-    def carry_out(look: "DeadLetters", letters: Sequence["Letter"], done: Callable[[], None]) -> None:
+    def carry_out(look: "DeadLetterReader", letters: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
         for letter in letters:
             if confirmed is None or letter.fingerprint in confirmed:
                 look.discard(letter)
@@ -226,13 +226,13 @@ def _selection(
     source: str | None,
     older_than: timedelta | None,
     newer_than: timedelta | None,
-) -> "Selection":
-    from worker.dead_letters.letter import Selection
+) -> "Filter":
+    from worker.dead_letters.letter import Filter
 
-    return Selection(frozenset(ids or ()), frozenset(map(str, reasons or ())), device, source, older_than, newer_than)
+    return Filter(frozenset(ids or ()), frozenset(map(str, reasons or ())), device, source, older_than, newer_than)
 
 
-def _require(selection: "Selection", *, is_all: bool) -> None:
+def _require(selection: "Filter", *, is_all: bool) -> None:
     """Have it said which letters are meant.
 
     Raises:
@@ -251,22 +251,22 @@ def _refuse_json(as_json: bool) -> None:
         raise WorkerError("--json goes with --dry-run")
 
 
-def _refuse_too_many(letters: Sequence["Letter"], gap_s: float | None) -> None:
+def _refuse_too_many(letters: Sequence["DeadLetter"], gap_s: float | None) -> None:
     if gap_s is not None and (len(letters) - 1) * gap_s > MAX_HELD_S:
         most = int(MAX_HELD_S / gap_s) + 1
         raise WorkerError(f"{len(letters):,} of them would take too long at that rate: --limit {most} is the most")
 
 
-def _open() -> "DeadLetters":
+def _open() -> "DeadLetterReader":
     from worker.app import topology_of
-    from worker.dead_letters.reader import DeadLetters
+    from worker.dead_letters.reader import DeadLetterReader
     from worker.settings import load_settings
 
     settings = load_settings()
-    return DeadLetters(settings, topology_of(settings))
+    return DeadLetterReader(settings, topology_of(settings))
 
 
-def _select(look: "DeadLetters", selection: "Selection", limit: int | None) -> list["Letter"]:
+def _select(look: "DeadLetterReader", selection: "Filter", limit: int | None) -> list["DeadLetter"]:
     now = datetime.now(UTC)
     taken = look.take()
     if look.waiting > len(taken):
@@ -275,12 +275,12 @@ def _select(look: "DeadLetters", selection: "Selection", limit: int | None) -> l
     return [letter for letter in taken if selection.takes(letter, now)][:limit]
 
 
-def _look(selection: "Selection", limit: int | None) -> list["Letter"]:
+def _look(selection: "Filter", limit: int | None) -> list["DeadLetter"]:
     with _open() as look:
         return _select(look, selection, limit)
 
 
-def _choose(past: str, look: "DeadLetters", selection: "Selection", limit: int | None) -> list["Letter"]:
+def _choose(past: str, look: "DeadLetterReader", selection: "Filter", limit: int | None) -> list["DeadLetter"]:
     """Return the selected letters.
 
     Raises:
@@ -293,16 +293,16 @@ def _choose(past: str, look: "DeadLetters", selection: "Selection", limit: int |
     return letters
 
 
-def _meant(past: str, selection: "Selection", limit: int | None) -> list["Letter"]:
+def _meant(past: str, selection: "Filter", limit: int | None) -> list["DeadLetter"]:
     with _open() as look:
         return _choose(past, look, selection, limit)
 
 
 def _carry_out(
     past: str,
-    selection: "Selection",
+    selection: "Filter",
     limit: int | None,
-    act: Callable[["DeadLetters", Sequence["Letter"], Callable[[], None]], None],
+    act: Callable[["DeadLetterReader", Sequence["DeadLetter"], Callable[[], None]], None],
 ) -> None:
     """Do something with each selected letter, and say with how many it was done, however it ends."""
     done = 0
@@ -333,7 +333,7 @@ def _counted(count: int) -> str:
     return f"{count:,} dead letter{'' if count == 1 else 's'}"
 
 
-def _summary(letter: "Letter") -> dict[str, Any]:
+def _summary(letter: "DeadLetter") -> dict[str, Any]:
     """Return what a list says of a letter."""
     return {
         "command_id": letter.command_id,
@@ -346,7 +346,7 @@ def _summary(letter: "Letter") -> dict[str, Any]:
     }
 
 
-def _everything(letter: "Letter") -> dict[str, Any]:
+def _everything(letter: "DeadLetter") -> dict[str, Any]:
     """Return all there is of a letter; a body that is no UTF-8 in base64."""
     properties = {name: _plain(value) for name, value in vars(letter.properties).items() if value is not None}
     headers = properties.pop("headers", {})
@@ -357,7 +357,7 @@ def _everything(letter: "Letter") -> dict[str, Any]:
     return _summary(letter) | {"routing_key": letter.routing_key, "properties": properties, "headers": headers} | body
 
 
-def _print(letters: Sequence["Letter"], *, as_json: bool) -> None:
+def _print(letters: Sequence["DeadLetter"], *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -381,7 +381,7 @@ def _print(letters: Sequence["Letter"], *, as_json: bool) -> None:
     typer.echo(_counted(len(letters)), err=True)
 
 
-def _show(letter: "Letter") -> None:
+def _show(letter: "DeadLetter") -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -413,7 +413,7 @@ def _utc(moment: datetime | None, timespec: str = "milliseconds") -> str | None:
 
 def _plain(value: Any) -> Any:
     """Return a header's value as JSON has it."""
-    from worker.amqp.field_table import Opaque
+    from worker.amqp.field_table import RawFieldValue
 
     match value:
         case bytes():
@@ -424,7 +424,7 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case None | bool() | int() | float() | str():
             return value
-        case Opaque(moment=datetime() as moment):
+        case RawFieldValue(moment=datetime() as moment):
             return _utc(moment)
         case _:
             return str(value)

@@ -32,7 +32,7 @@ _MAX_FIELD_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class ExecuteCommand:
+class Command:
     """A valid command. Times are aware; ``trigger_msg`` is the sum of its bits; None means "not given"."""
 
     command_id: str
@@ -48,12 +48,12 @@ class ExecuteCommand:
     args: str | None
     product: str | None
 
-    def digest(self) -> bytes:
+    def content_hash(self) -> bytes:
         """Return 16 bytes that are the same for the same content, however its JSON was written."""
         given = (self.retry, self.timeout, self.trigger_msg, self.product)
         return _hash(self._target(), given, self.valid_at and self.valid_at.timestamp())
 
-    def likeness(self) -> bytes:
+    def match_key(self) -> bytes:
         """Return 16 bytes that are the same for whatever the platform's history may not tell apart.
 
         Without ``valid_time``, since one that has passed is left out, and with the defaults of what is not given.
@@ -74,7 +74,7 @@ def _hash(*content: object) -> bytes:
     return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
 
 
-def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> ExecuteCommand:
+def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Command:
     """Return the command that a message carries.
 
     Args:
@@ -117,7 +117,7 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Ex
     if details or command_id is None:
         invalid(details)
     trigger = command.get("trigger_msg")
-    return ExecuteCommand(
+    return Command(
         command_id=command_id,
         imei=command["imei"],
         obj_id=command["obj_id"],

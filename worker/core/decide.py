@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.backoff import retry_delay_s
-from worker.core.outcome import Accepted, Failed, Outcome, Rejected, Settle, TryAgain
+from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Outcome, Rejected, Retry
 
 InDoubtMode = Literal["reconcile", "dead-letter", "resend"]
 
@@ -57,7 +57,7 @@ def decide(
             return Rejected(code, message, errno)
         case InDoubt(reason) if policy.in_doubt == "reconcile":
             # Whatever the time and the attempt: the history may still know its uuid.
-            return Settle(attempt, reason, is_counted=not is_paused)
+            return AwaitReconciliation(attempt, reason, consumes_attempt=not is_paused)
         case InDoubt(reason) if policy.in_doubt == "dead-letter":
             return unknown(reason)
         case InDoubt(reason):
@@ -74,11 +74,13 @@ def decide(
     elif now + timedelta(seconds=delay_s) >= expires_at:
         failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
     else:
-        return TryAgain(delay_s, next_attempt, reason, is_least=asked_s is not None)
+        return Retry(delay_s, next_attempt, reason, honours_retry_after=asked_s is not None)
     return unknown(failed.message) if is_in_doubt else failed
 
 
-def decide_unreadable(reason: str, settled: Settle, policy: RetryPolicy, *, is_paused: bool = False) -> Outcome:
+def decide_unreadable(
+    reason: str, settled: AwaitReconciliation, policy: RetryPolicy, *, is_paused: bool = False
+) -> Outcome:
     """Choose what becomes of a command in doubt whose device's history could not be read.
 
     Args:
@@ -92,7 +94,7 @@ def decide_unreadable(reason: str, settled: Settle, policy: RetryPolicy, *, is_p
         return replace(settled, reason=reason)
     if settled.used >= policy.max_attempts:
         return unknown(reason)
-    return Settle(settled.used + 1, reason)
+    return AwaitReconciliation(settled.used + 1, reason)
 
 
 def unknown(reason: str) -> Failed:

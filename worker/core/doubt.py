@@ -8,7 +8,7 @@ _OPEN = ".."  # an open end as in ISO 8601-2
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class DoubtWindow:
     """Between these two moments a request may have been under way; outside of them none was that is in doubt.
 
     ``since``: not before this, aware; None where nothing tells. ``until``: not after this, aware.
@@ -17,12 +17,12 @@ class Doubt:
     since: datetime | None
     until: datetime
 
-    def united(self, other: "Doubt | None") -> "Doubt":
+    def union(self, other: "DoubtWindow | None") -> "DoubtWindow":
         """Return the shortest doubt that covers both."""
         if other is None:
             return self
         since = None if self.since is None or other.since is None else min(self.since, other.since)
-        return Doubt(since, max(self.until, other.until))
+        return DoubtWindow(since, max(self.until, other.until))
 
     def __str__(self) -> str:
         """Write it as it travels: an ISO 8601 interval, ``..`` for an open beginning."""

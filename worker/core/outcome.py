@@ -36,7 +36,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class TryAgain:
+class Retry:
     """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``.
 
     ``is_least``: the platform asked for the wait, so that jitter must not shorten it.
@@ -45,11 +45,11 @@ class TryAgain:
     delay_s: int
     attempt: int
     reason: str
-    is_least: bool = False
+    honours_retry_after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class AwaitReconciliation:
     """To rest until the device's command history can tell whether attempt number ``attempt`` was taken.
 
     ``is_counted``: False where that attempt uses up none, because the platform was down for all.
@@ -57,13 +57,13 @@ class Settle:
 
     attempt: int
     reason: str
-    is_counted: bool = True
+    consumes_attempt: bool = True
 
     @property
     def used(self) -> int:
         """How many attempts are used up, should it not have been taken."""
-        return self.attempt if self.is_counted else self.attempt - 1
+        return self.attempt if self.consumes_attempt else self.attempt - 1
 
 
 Final = Accepted | Rejected | Failed
-Outcome = Final | TryAgain | Settle
+Outcome = Final | Retry | AwaitReconciliation

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from worker.core.doubt import Doubt
+from worker.core.doubt import DoubtWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,4 +15,4 @@ class Replay:
     """
 
     failed_at: datetime
-    doubt: Doubt | None
+    doubt: DoubtWindow | None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker.amqp.messages import Delivery
-from worker.core.command import ExecuteCommand
+from worker.core.command import Command
 from worker.errors import UnusableCommand
 
 
@@ -15,12 +15,12 @@ class Task:
     """
 
     delivery: Delivery
-    read: ExecuteCommand | UnusableCommand | None
+    read: Command | UnusableCommand | None
     arrived_at: float
 
     @property
-    def command(self) -> ExecuteCommand | None:
-        return self.read if isinstance(self.read, ExecuteCommand) else None
+    def command(self) -> Command | None:
+        return self.read if isinstance(self.read, Command) else None
 
     @property
     def looks_in_doubt(self) -> bool:

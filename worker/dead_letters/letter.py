@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
-from worker.amqp.field_table import Opaque
+from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import ERROR, FAILED_AT, REASON, Delivery
 from worker.amqp.topology import EXECUTE
-from worker.core.command import ExecuteCommand, read_command
-from worker.core.doubt import Doubt
+from worker.core.command import Command, read_command
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.errors import InvalidMessage, UnusableCommand
 
@@ -24,7 +24,7 @@ _NOT_CACHED = frozenset({"invalid_message", "invalid_command", "expired", "retri
 
 
 @dataclass(frozen=True, eq=False)
-class Letter:
+class DeadLetter:
     """One dead letter; its tag is valid on the channel that it was taken from only.
 
     ``zone``: where a command's times without an offset are read.
@@ -70,11 +70,11 @@ class Letter:
             return moment if moment.tzinfo is not None else None
         deaths = self.headers.get("x-death")
         times = [death.get("time") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
-        moments = [time.moment for time in times if isinstance(time, Opaque)]
+        moments = [time.moment for time in times if isinstance(time, RawFieldValue)]
         return max((moment for moment in moments if moment is not None), default=None)
 
     @cached_property
-    def _read(self) -> ExecuteCommand | UnusableCommand:
+    def _read(self) -> Command | UnusableCommand:
         try:
             return read_command(self.body, self.properties.message_id, self.zone)
         except UnusableCommand as exc:
@@ -91,7 +91,7 @@ class Letter:
     @property
     def expires_at(self) -> datetime | None:
         """When its command expires, None where that cannot be read."""
-        return self._read.expires_at if isinstance(self._read, ExecuteCommand) else None
+        return self._read.expires_at if isinstance(self._read, Command) else None
 
     @property
     def is_json(self) -> bool:
@@ -116,7 +116,7 @@ class Letter:
         ``now``: covers every try of a letter that does not tell when it was set aside, or by whom.
         """
         failed_at = self.failed_at if self.is_workers and self.failed_at is not None else now
-        return Replay(failed_at, None if self.reason in _NOT_CACHED else Doubt(None, failed_at))
+        return Replay(failed_at, None if self.reason in _NOT_CACHED else DoubtWindow(None, failed_at))
 
     def delivery(self) -> Delivery:
         """Return it as one that came in; what only the worker may write on a message is believed of its own."""
@@ -127,7 +127,7 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Filter:
     """Which letters are meant: those that every given condition fits.
 
     ``reasons``: codes, or ``broker`` for whatever the broker set aside by itself.
@@ -142,9 +142,9 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        return self == Selection()
+        return self == Filter()
 
-    def takes(self, letter: Letter, now: datetime) -> bool:
+    def takes(self, letter: DeadLetter, now: datetime) -> bool:
         """Tell whether a letter is meant. One whose age nothing tells is neither older nor newer."""
         age = None if letter.failed_at is None else now - letter.failed_at
         return (

@@ -15,9 +15,9 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.blocking import HINT, connect_blocking, publish
 from worker.amqp.connection import CALL_S, reason_of, without_user
-from worker.amqp.messages import Outgoing
+from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
-from worker.dead_letters.letter import Letter
+from worker.dead_letters.letter import DeadLetter
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.settings import Settings
 
@@ -26,7 +26,7 @@ _RESOURCE_LOCKED = 405
 _ACCESS_REFUSED = 403
 
 
-class DeadLetters:
+class DeadLetterReader:
     """One look at the dead letters. What was not discarded or replayed is back in its place when it ends, however.
 
     Args:
@@ -36,7 +36,7 @@ class DeadLetters:
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._queue = topology.dead_letters_exchange  # it has the exchange's name
-        self._outgoing = Outgoing(topology, "command line")
+        self._outgoing = MessageBuilder(topology, "command line")
         self._zone = settings.platform_zone
         self.waiting = 0
         self._connection, _ = connect_blocking(settings)
@@ -75,18 +75,18 @@ class DeadLetters:
             if exc.reply_code != _ACCESS_REFUSED:  # who may not declare goes without: two at once lose nothing either
                 raise
 
-    def take(self) -> list[Letter]:
+    def take(self) -> list[DeadLetter]:
         """Take all letters that are there now, the oldest first; of more than 65,535 so many, and their order is lost.
 
         Raises:
             WorkerError: there is no such queue, or it may not be read.
             BrokerUnavailable: the connection was lost.
         """
-        letters: list[Letter] = []
+        letters: list[DeadLetter] = []
 
         def on_letter(_channel: object, method: Any, properties: Any, body: bytes) -> None:
             exchange, routing_key = method.exchange, method.routing_key
-            letters.append(Letter(method.delivery_tag, exchange, routing_key, properties, body, self._zone))
+            letters.append(DeadLetter(method.delivery_tag, exchange, routing_key, properties, body, self._zone))
 
         try:
             self.waiting = self._channel.queue_declare(self._queue, passive=True).method.message_count
@@ -107,7 +107,7 @@ class DeadLetters:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return letters
 
-    def replay(self, letter: Letter, now: datetime) -> None:
+    def replay(self, letter: DeadLetter, now: datetime) -> None:
         """Bring a letter back to the worker; it is gone from here only when the broker has confirmed that.
 
         Raises:
@@ -116,7 +116,7 @@ class DeadLetters:
         publish(self._publishing, self._outgoing.replay(letter.delivery(), letter.replay(now)))
         self.discard(letter)
 
-    def discard(self, letter: Letter) -> None:
+    def discard(self, letter: DeadLetter) -> None:
         """Have the broker forget a letter.
 
         Raises:

@@ -27,7 +27,7 @@ from worker.amqp.blocking import CommandClient, connect_blocking, declare_on, de
 from worker.amqp.topology import Topology
 from worker.dev.services.broker import start_own_broker
 from worker.dev.services.ports import free_port
-from worker.dev.services.processes import OwnProcess
+from worker.dev.services.processes import LocalProcess
 from worker.errors import WorkerError
 from worker.settings import Settings, load_settings
 
@@ -172,13 +172,13 @@ def _start_simulator(port: int, folder: Path, stack: ExitStack, control: request
         {"kind": "error_500", "imei": _DARK, "endpoint": "history"},
     ]
     arguments = ["simulator", "--port", str(port), "--api-key", _API_KEY, "--offline", _UNKNOWN, "--latency", "0.03"]
-    simulator = OwnProcess(arguments, {}, folder / "simulator")
+    simulator = LocalProcess(arguments, {}, folder / "simulator")
     stack.callback(simulator.stop)
     simulator.wait_for_port(port)
     control.put(f"http://127.0.0.1:{port}/control/faults", json=faults, timeout=10).raise_for_status()
 
 
-def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
+def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
     tls = {
         name.upper(): str(path.absolute())
         for name in ("amqp_ca_file", "amqp_cert_file", "amqp_key_file")
@@ -198,11 +198,11 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> OwnProcess:
         "HTTP_PORT": "0",  # another worker of this machine may have the usual one
         "LOG_FORMAT": "json",
     }
-    return OwnProcess(["run"], environment, folder / "worker")
+    return LocalProcess(["run"], environment, folder / "worker")
 
 
 def _exchange(
-    console: Console, settings: Settings, topology: Topology, messages: list[_Message], worker: OwnProcess
+    console: Console, settings: Settings, topology: Topology, messages: list[_Message], worker: LocalProcess
 ) -> list[dict[str, Any]]:
     """Send everything and collect one reply for each, while a bar shows how far it has come."""
     replies: list[dict[str, Any]] = []

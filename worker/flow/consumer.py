@@ -13,10 +13,10 @@ from worker.amqp.messages import Delivery, Publication
 from worker.core.task import Task
 from worker.errors import WorkerError
 from worker.flow.crew import Crew
-from worker.flow.device_queues import Lanes
+from worker.flow.device_queues import KeyedQueues
 from worker.flow.pace import Pacer
-from worker.processing.circuit_breaker import Gates
-from worker.processing.processor import PASS_ON_S, Handler
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.processor import PASS_ON_S, Processor
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
@@ -30,7 +30,7 @@ _NEVER = float("inf")
 log = get_logger()
 
 
-class Intake:
+class Consumer:
     """Between the broker and the handler: what waits for a thread, for its device or for its slot.
 
     Args:
@@ -49,10 +49,10 @@ class Intake:
 
     def __init__(
         self,
-        handler: Handler,
+        handler: Processor,
         broker: Broker,
-        gates: Gates,
-        lanes: Lanes,
+        gates: CircuitBreakers,
+        lanes: KeyedQueues,
         new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
         metrics: Metrics,
         tracing: Tracing,
@@ -118,7 +118,7 @@ class Intake:
         void = [*self._not_started, *self._withdraw(), *self._resting]
         self._not_started, self._resting = [], {}
         for task in void:
-            self._handler.note_unsent(task)
+            self._handler.mark_not_sent(task)
 
     @property
     def is_consuming(self) -> bool:
@@ -291,7 +291,7 @@ class Intake:
 
     def _hand_back(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
-            self._handler.note_unsent(task)  # it may come back redelivered all the same
+            self._handler.mark_not_sent(task)  # it may come back redelivered all the same
             if self._broker.can_publish:
                 self._broker.settle(task.delivery, [self._handler.hand_back(task)])
             else:

@@ -6,7 +6,7 @@ from collections import deque
 from worker.core.task import Task
 
 
-class Lanes:
+class KeyedQueues:
     """A lane for each device that is busy; thread-safe.
 
     Args:

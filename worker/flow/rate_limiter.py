@@ -32,7 +32,7 @@ class _SharedStore(RedisStore):
         client.delete(key)
 
 
-class Slots:
+class RateLimiter:
     """Gives out the slots of a rate.
 
     Args:

@@ -8,30 +8,30 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from schemas.reply import Reply
-from worker.core.doubt import Doubt
+from worker.core.claims import (
+    Ambiguous,
+    Assigned,
+    Assignment,
+    Claim,
+    Completed,
+    InProgress,
+    Key,
+    KeyReused,
+    KnownNotSent,
+    Lease,
+    LookalikeInProgress,
+    NoCandidate,
+    OnRecorded,
+    Unresolved,
+    Unseen,
+    failed_ms,
+)
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
 from worker.core.uuids import likeness_of, value_of
 from worker.errors import LeaseLost, UuidTaken
-from worker.idempotency import (
-    Again,
-    Busy,
-    Choice,
-    Claim,
-    Conflict,
-    Done,
-    First,
-    Hold,
-    InDoubtSince,
-    Key,
-    NoneLeft,
-    OnRecorded,
-    Owned,
-    TwinUnderWay,
-    Undecidable,
-    failed_ms,
-)
-from worker.idempotency.packed_replies import Ledger
+from worker.idempotency.packed_replies import PackedReplies
 
 MAX_ACCEPTED = 8_000  # half of what is remembered at most
 MAX_OTHERS = 10_000
@@ -44,8 +44,8 @@ class _Record:
     token: int = 0
     lease_ends_at: float | None = None  # while it is held
     claimed_at: datetime | None = None
-    doubt: Doubt | None = None
-    has_crashed: bool = False
+    doubt: DoubtWindow | None = None
+    holder_crashed: bool = False
     uuid: str | None = None  # its value
     reply: bytes | None = None  # as JSON, a third of the size of the object
 
@@ -77,7 +77,7 @@ class MemoryStore:
         self._clock = clock
         self._max_others = max_others
         self._lock = threading.Lock()
-        self._accepted = Ledger(ttl_s, max_accepted)
+        self._accepted = PackedReplies(ttl_s, max_accepted)
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all others
         self._owners: dict[str, str] = {}  # value of a uuid -> command id
         self._guessed: set[str] = set()  # of those that may as well belong to another command just like their owner
@@ -96,25 +96,25 @@ class MemoryStore:
             if record is None and (found := self._accepted.find(key, self._clock())) is not None:
                 return found
             if record is None:
-                self._remember_twin(key.likeness)
-                return First(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
-            if record.key.digest != key.digest:
-                return Conflict()
+                self._remember_twin(key.match_key)
+                return Unseen(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
+            if record.key.content_hash != key.content_hash:
+                return KeyReused()
             if record.reply is not None:
                 reply = Reply.model_validate_json(record.reply)
                 if replay is None or failed_ms(reply) != milliseconds(replay.failed_at):
-                    return Done(reply)
-                record.reply, record.doubt, record.has_crashed = None, replay.doubt, False
+                    return Completed(reply)
+                record.reply, record.doubt, record.holder_crashed = None, replay.doubt, False
             if record.lease_ends_at is not None:
                 assert record.claimed_at is not None  # written with the lease
                 if self._clock() < record.lease_ends_at:
-                    return Busy(Doubt(record.claimed_at, record.claimed_at).united(record.doubt).since)
-                lease = Doubt(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
-                record.doubt, record.has_crashed = lease.united(record.doubt), True
+                    return InProgress(DoubtWindow(record.claimed_at, record.claimed_at).union(record.doubt).since)
+                lease = DoubtWindow(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
+                record.doubt, record.holder_crashed = lease.union(record.doubt), True
             hold = self._grant(record, now)
-            return Again(hold) if record.doubt is None else InDoubtSince(hold, record.doubt, record.has_crashed)
+            return KnownNotSent(hold) if record.doubt is None else Unresolved(hold, record.doubt, record.holder_crashed)
 
-    def note_unsent(self, key: Key) -> None:
+    def mark_not_sent(self, key: Key) -> None:
         with self._lock:
             if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
                 self._write(_Record(key))
@@ -126,10 +126,10 @@ class MemoryStore:
                 return self._accepted.find(key, self._clock()) is not None
             return any((record.reply, record.doubt, record.lease_ends_at))
 
-    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
+    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         with self._lock:
             record = self._held(hold)
-            record.doubt, record.has_crashed = doubt, has_crashed
+            record.doubt, record.holder_crashed = doubt, holder_crashed
             if doubt is None:
                 self._forget_likeness(record)
             self._let_go(record)
@@ -138,7 +138,7 @@ class MemoryStore:
         with self._lock:
             return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guessed(uuid)}
 
-    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
         with self._lock:
             record = self._held(hold)
             me = hold.key.command_id
@@ -146,19 +146,19 @@ class MemoryStore:
             free = [uuid for uuid in uuids if uuid not in others]
             free_unlikely = [uuid for uuid in unlikely if uuid not in others]
             if not free and not free_unlikely:
-                return Undecidable() if any(map(self._is_guessed, [*uuids, *unlikely])) else NoneLeft()
-            twins = self._alike[hold.key.likeness] - {me}
+                return Ambiguous() if any(map(self._is_guessed, [*uuids, *unlikely])) else NoCandidate()
+            twins = self._alike[hold.key.match_key] - {me}
             if any(self._is_held(self._records[twin]) for twin in twins):
-                return TwinUnderWay()
+                return LookalikeInProgress()
             if not free or len(free) + len(free_unlikely) > len(twins) + 1:
-                return Undecidable()
+                return Ambiguous()
             uuid = next((uuid for uuid in free if self._owner(uuid) is not None), free[0])
             if self._owner(uuid) is None and len(free) + len(free_unlikely) > 1:
                 self._guessed.add(value_of(uuid))
             self._set_owner(record, uuid)
-            return Owned(uuid)
+            return Assigned(uuid)
 
-    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
         try:
             self._record(hold, reply, doubt)
         except (LeaseLost, UuidTaken) as exc:
@@ -172,14 +172,14 @@ class MemoryStore:
     def close(self) -> None:
         """Do nothing: what is here goes with the process."""
 
-    def _record(self, hold: Hold, reply: Reply, doubt: Doubt | None) -> None:
+    def _record(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None) -> None:
         with self._lock:
             record = self._held(hold)
             if reply.uuid is not None and self._others(hold.key.command_id, [reply.uuid]):
-                record.doubt, record.has_crashed = doubt, False
+                record.doubt, record.holder_crashed = doubt, False
                 self._let_go(record)
                 raise UuidTaken(hold.key.command_id)
-            has_twins = len(self._alike[hold.key.likeness]) > 1  # which may yet ask whose the uuid is
+            has_twins = len(self._alike[hold.key.match_key]) > 1  # which may yet ask whose the uuid is
             is_plain = not has_twins and (reply.uuid is None or value_of(reply.uuid) not in self._guessed)
             if is_plain and self._accepted.add(record.key, reply, self._clock()):
                 self._forget(record)
@@ -190,15 +190,15 @@ class MemoryStore:
             self._forget_likeness(record)
             self._let_go(record)
 
-    def _grant(self, record: _Record, now: datetime) -> Hold:
+    def _grant(self, record: _Record, now: datetime) -> Lease:
         record.token += 1
         record.claimed_at = now
         record.lease_ends_at = self._clock() + self._lease_s
-        self._alike.setdefault(record.key.likeness, set()).add(record.key.command_id)
+        self._alike.setdefault(record.key.match_key, set()).add(record.key.command_id)
         self._write(record)
-        return Hold(record.key, record.token, record.lease_ends_at)
+        return Lease(record.key, record.token, record.lease_ends_at)
 
-    def _held(self, hold: Hold) -> _Record:
+    def _held(self, hold: Lease) -> _Record:
         record = self._records.get(hold.key.command_id)
         if record is None or record.token != hold.token or record.lease_ends_at is None:
             raise LeaseLost(hold.key.command_id)
@@ -211,11 +211,11 @@ class MemoryStore:
         record.lease_ends_at = None
         self._write(record)
 
-    def _remember_twin(self, likeness: bytes) -> None:
+    def _remember_twin(self, match_key: bytes) -> None:
         """Keep the uuid of an accepted command while one just like it may come in doubt: the ledger may be short."""
-        uuid = self._accepted.alike(likeness)
+        uuid = self._accepted.alike(match_key)
         if uuid is not None and uuid not in self._owners:
-            twin = _Record(Key(f"#{uuid}", b"", likeness), reply=b"")  # no command's id has a #
+            twin = _Record(Key(f"#{uuid}", b"", match_key), reply=b"")  # no command's id has a #
             self._set_owner(twin, uuid)
             self._write(twin)
 
@@ -240,10 +240,10 @@ class MemoryStore:
         self._values.setdefault(likeness_of(uuid), record.uuid)
 
     def _forget_likeness(self, record: _Record) -> None:
-        alike = self._alike.get(record.key.likeness, set())
+        alike = self._alike.get(record.key.match_key, set())
         alike.discard(record.key.command_id)
         if not alike:
-            self._alike.pop(record.key.likeness, None)
+            self._alike.pop(record.key.match_key, None)
 
     def _write(self, record: _Record) -> None:
         record.expires_at = self._clock() + self._ttl_s

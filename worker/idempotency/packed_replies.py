@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
 from schemas.reply import Reply
-from worker.idempotency import Conflict, Done, Key
+from worker.core.claims import Completed, Key, KeyReused
 
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,7 +20,7 @@ _MAX_ATTEMPTS = 0xFF
 _UUID_AT = slice(8, 24)
 
 
-class Ledger:
+class PackedReplies:
     """The latest accepted commands. In two halves: when the newer one is full, the older one is forgotten.
 
     Args:
@@ -48,11 +48,11 @@ class Ledger:
             self._older_alike, self._newer_alike = self._newer_alike, {}
             self._older_uuids, self._newer_uuids = self._newer_uuids, set()
         name = _hash(key.command_id)
-        self._newer_alike[key.likeness[:8]] = name
+        self._newer_alike[key.match_key[:8]] = name
         uuid = _packed(str(reply.uuid))
         self._newer_uuids.add(hash(uuid))
         self._newer[name] = _RECORD.pack(
-            key.digest[:8],
+            key.content_hash[:8],
             uuid,
             int(str(reply.imei)),
             (reply.completed_at - _EPOCH) // _MICROSECOND,
@@ -62,18 +62,18 @@ class Ledger:
         )
         return True
 
-    def find(self, key: Key, now: float) -> Done | Conflict | None:
+    def find(self, key: Key, now: float) -> Completed | KeyReused | None:
         """Return what a command came to; None: nothing is known, or not any more."""
         name = _hash(key.command_id)
         record = self._newer.get(name) or self._older.get(name)
         if record is None:
             return None
-        digest, uuid, imei, completed_us, expires_at, attempts, flags = _RECORD.unpack(record)
+        content_hash, uuid, imei, completed_us, expires_at, attempts, flags = _RECORD.unpack(record)
         if expires_at <= now:
             return None
-        if digest != key.digest[:8]:
-            return Conflict()
-        return Done(
+        if content_hash != key.content_hash[:8]:
+            return KeyReused()
+        return Completed(
             Reply(
                 command_id=key.command_id,
                 status="accepted",
@@ -86,9 +86,9 @@ class Ledger:
             )
         )
 
-    def alike(self, likeness: bytes) -> str | None:
+    def alike(self, match_key: bytes) -> str | None:
         """Return the uuid of the latest command that the platform's history cannot tell from another one."""
-        name = self._newer_alike.get(likeness[:8]) or self._older_alike.get(likeness[:8])
+        name = self._newer_alike.get(match_key[:8]) or self._older_alike.get(match_key[:8])
         record = None if name is None else self._newer.get(name) or self._older.get(name)
         return None if record is None else _unpacked(record[_UUID_AT])
 

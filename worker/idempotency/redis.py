@@ -19,29 +19,29 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from schemas.reply import FailureCode, RejectionCode, Reply
-from worker.core.doubt import Doubt
+from worker.core.claims import (
+    Ambiguous,
+    Assigned,
+    Assignment,
+    Claim,
+    Completed,
+    InProgress,
+    Key,
+    KeyReused,
+    KnownNotSent,
+    Lease,
+    LookalikeInProgress,
+    NoCandidate,
+    OnRecorded,
+    Unresolved,
+    Unseen,
+    failed_ms,
+)
+from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
 from worker.core.uuids import spellings
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency import (
-    Again,
-    Busy,
-    Choice,
-    Claim,
-    Conflict,
-    Done,
-    First,
-    Hold,
-    InDoubtSince,
-    Key,
-    NoneLeft,
-    OnRecorded,
-    Owned,
-    TwinUnderWay,
-    Undecidable,
-    failed_ms,
-)
 from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
 
 TIMEOUT_S = 2.0  # for one call
@@ -308,7 +308,7 @@ class RedisStore:
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         lease_ms = round(self._lease_s * 1000)
         meant = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
-        identity = [key.command_id, key.digest.hex(), milliseconds(now)]
+        identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
         unreadable = b""
         while True:
             began = time.monotonic()
@@ -316,36 +316,36 @@ class RedisStore:
             answer = self._call(self._claim, self._keys(key), arguments)
             match answer:
                 case ["conflict"]:
-                    return Conflict()
+                    return KeyReused()
                 case ["done", text]:
                     reply = _read_reply(text, key.command_id)
                     if reply is not None:
-                        return Done(reply)
+                        return Completed(reply)
                     unreadable = text.encode(errors=_ERRORS)  # claimed again, it is replaced unless it has changed
                 case ["busy", since]:
-                    return Busy(_moment(since) if since else None)
-                case [granted, token, since, until, has_crashed, is_latest]:
-                    hold = Hold(key, int(token), began + self._lease_s)
+                    return InProgress(_moment(since) if since else None)
+                case [granted, token, since, until, holder_crashed, is_latest]:
+                    hold = Lease(key, int(token), began + self._lease_s)
                     # Redis may have lost its last writes, and never says so: then this is how it was before them.
                     unrecorded_until = None if is_latest == "1" else now
                     if granted == "first":
-                        return First(hold, now)
+                        return Unseen(hold, now)
                     if granted == "again":
-                        return Again(hold, unrecorded_until)
-                    doubt = Doubt(_moment(since) if since else None, _moment(until))
-                    return InDoubtSince(hold, doubt, has_crashed == "1", unrecorded_until)
+                        return KnownNotSent(hold, unrecorded_until)
+                    doubt = DoubtWindow(_moment(since) if since else None, _moment(until))
+                    return Unresolved(hold, doubt, holder_crashed == "1", unrecorded_until)
                 case _:
                     raise AssertionError(answer)  # the script has no other
 
-    def note_unsent(self, key: Key) -> None:
+    def mark_not_sent(self, key: Key) -> None:
         """Do nothing: should Redis lose the later claim of another delivery, the note would deny its request."""
 
     def is_claimed_here(self, _key: Key, /) -> bool:
         """Return False: the record stays when this process goes."""
         return False
 
-    def release(self, hold: Hold, doubt: Doubt | None, *, has_crashed: bool = False) -> None:
-        self._change(self._release, hold, [*_interval(doubt), int(has_crashed)])
+    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        self._change(self._release, hold, [*_interval(doubt), int(holder_crashed)])
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
@@ -367,7 +367,7 @@ class RedisStore:
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
-    def own(self, hold: Hold, uuids: Sequence[str], unlikely: Sequence[str]) -> Choice:
+    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
         named = [*uuids, *unlikely]
         arguments: list[object] = [self._prefix, len(uuids)]
         for uuid in named:
@@ -375,17 +375,17 @@ class RedisStore:
             arguments += [len(spelled), *spelled]
         match self._change(self._own, hold, arguments):
             case "none":
-                return NoneLeft()
+                return NoCandidate()
             case "twin":
-                return TwinUnderWay()
+                return LookalikeInProgress()
             case "undecidable":
-                return Undecidable()
+                return Ambiguous()
             case [number]:
-                return Owned(named[int(number) - 1])
+                return Assigned(named[int(number) - 1])
             case answer:
                 raise AssertionError(answer)  # the script has no other
 
-    def complete(self, hold: Hold, reply: Reply, doubt: Doubt | None, on_end: OnRecorded) -> None:
+    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
         failed = failed_ms(reply)
         outcome = [reply.model_dump_json(), "" if failed is None else failed]
         spelled = self._spellings(reply.uuid) if reply.uuid else []
@@ -448,7 +448,7 @@ class RedisStore:
         return unavailable(error)
 
     def _keys(self, key: Key) -> list[str]:
-        return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.likeness.hex()}"]
+        return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.match_key.hex()}"]
 
     def _owner_key(self, spelling: str) -> str:
         return f"{self._prefix}uuid:{spelling}"
@@ -457,10 +457,10 @@ class RedisStore:
         """Return the spellings of a uuid as the scripts read them."""
         return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in spellings(uuid)]
 
-    def _identity(self, hold: Hold) -> list[object]:
+    def _identity(self, hold: Lease) -> list[object]:
         return [hold.key.command_id, hold.token, self._ttl_ms]
 
-    def _change(self, script: Script, hold: Hold, arguments: Sequence[object]) -> Any:
+    def _change(self, script: Script, hold: Lease, arguments: Sequence[object]) -> Any:
         answer = self._call(script, self._keys(hold.key), [*self._identity(hold), *arguments])
         if answer == "lost":
             raise LeaseLost(hold.key.command_id)
@@ -496,7 +496,7 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
     return reply if is_whole and reply.command_id == command_id else None
 
 
-def _interval(doubt: Doubt | None) -> tuple[int | str, int | str]:
+def _interval(doubt: DoubtWindow | None) -> tuple[int | str, int | str]:
     since = "" if doubt is None or doubt.since is None else milliseconds(doubt.since)
     return since, "" if doubt is None else milliseconds(doubt.until)
 

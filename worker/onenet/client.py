@@ -22,20 +22,30 @@ import urllib3
 from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.backoff import backoff_s
-from worker.core.command import ExecuteCommand
-from worker.core.doubt import Doubt
+from worker.core.command import Command
+from worker.core.doubt import DoubtWindow
 from worker.core.times import platform_time
 from worker.core.uuids import likeness_of
 from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
-from worker.onenet.history import MAX_SKEW, PER_PAGE, Entry, Listing, Window, candidates, match, read_detail, read_page
-from worker.onenet.transport import BoundedHTTP, Exchange, Request, Response
+from worker.onenet.history import (
+    MAX_SKEW,
+    PER_PAGE,
+    Candidate,
+    HistoryPages,
+    Window,
+    candidates,
+    match,
+    read_detail,
+    read_page,
+)
+from worker.onenet.transport import HTTPTransport, InFlightRequest, Request, Response
 from worker.settings import Credentials
 
 Model = TypeVar("Model")
-Others = Callable[[Sequence[str]], Collection[str]]
+OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
 
 _EXECUTE = "/nbiot/execute/offline"
 _HISTORY = "/nbiot/offline/history"
@@ -65,10 +75,10 @@ class _Answered:
     def add(self, uuid: str, command_id: str) -> str | None:
         """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
         with self._lock:
-            likeness = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
-            former = self._command_ids.get(likeness)
+            match_key = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
+            former = self._command_ids.get(match_key)
             if former is None:
-                self._command_ids[likeness] = command_id
+                self._command_ids[match_key] = command_id
                 if len(self._command_ids) > _MAX_ANSWERED:
                     self._command_ids.popitem(last=False)
         return former
@@ -80,7 +90,7 @@ class _Product:
 
     credentials: Credentials
     authentication: Authentication
-    http: BoundedHTTP
+    http: HTTPTransport
 
 
 class OneNETClient:
@@ -100,7 +110,7 @@ class OneNETClient:
         self,
         base_url: str,
         products: Mapping[str | None, Credentials],
-        new_http: Callable[[], BoundedHTTP],
+        new_http: Callable[[], HTTPTransport],
         platform_zone: ZoneInfo,
         *,
         request_s: float,
@@ -146,7 +156,7 @@ class OneNETClient:
         """Tell whether there are credentials for a product."""
         return product in self._products
 
-    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+    def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command. Never raises for what the network or the platform do.
 
         Args:
@@ -159,7 +169,7 @@ class OneNETClient:
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
         request = self._request(command, product, omit_valid_time=omit_valid_time)
-        exchange = Exchange(deadline=min(time.monotonic() + self._request_s, not_after))
+        exchange = InFlightRequest(deadline=min(time.monotonic() + self._request_s, not_after))
         answers: list[Answer] = []
 
         def is_unique(response: Response) -> bool:
@@ -185,7 +195,7 @@ class OneNETClient:
         [answer] = answers
         return Sent(answer, omit_valid_time)
 
-    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         """Return the entries of the device's command history that may be this command, the best first.
 
         All of it together takes no longer than one request may.
@@ -226,7 +236,7 @@ class OneNETClient:
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
         path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
-            response = product.http.send(_get(path, product), Exchange(time.monotonic() + self._request_s))
+            response = product.http.send(_get(path, product), InFlightRequest(time.monotonic() + self._request_s))
         except ssl.SSLError as exc:
             raise PlatformUnusable(f"TLS failed: {_root_cause(exc)}") from exc
         except _TROUBLE as exc:
@@ -243,7 +253,7 @@ class OneNETClient:
             raise PlatformUnusable(f"answers HTTP {status} with errno 0, and not as OneNET does")
         return f"{self._base_url}: credentials accepted"
 
-    def _detail(self, uuid: str, command: ExecuteCommand, product: _Product, deadline: float) -> HistoryDetail:
+    def _detail(self, uuid: str, command: Command, product: _Product, deadline: float) -> HistoryDetail:
         """Return how a cached command was made, which never changes, so that each is asked for once."""
         if not uuid:
             return HistoryDetail(args={})  # nothing can be asked of an entry that is not named
@@ -258,8 +268,8 @@ class OneNETClient:
         return detail
 
     def _list(
-        self, command: ExecuteCommand, product: _Product, since: datetime, deadline: float
-    ) -> tuple[Listing, float]:
+        self, command: Command, product: _Product, since: datetime, deadline: float
+    ) -> tuple[HistoryPages, float]:
         """Return a device's history since then, and by how many seconds the platform's clock is ahead of ours."""
         query = {
             "imei": command.imei,
@@ -267,7 +277,7 @@ class OneNETClient:
             "sort": "ASC",  # so that what is cached meanwhile comes last and moves nothing to another page
             "per_page": PER_PAGE,
         }
-        listing = Listing()
+        listing = HistoryPages()
         asked_at = datetime.now(UTC)
         found, server_time = self._read_page(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
@@ -305,7 +315,7 @@ class OneNETClient:
         self, request: Request, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         try:
-            response = product.http.send(request, Exchange(deadline))
+            response = product.http.send(request, InFlightRequest(deadline))
         except _TROUBLE as exc:
             raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
         if response.status != HTTPStatus.OK:
@@ -313,7 +323,7 @@ class OneNETClient:
             raise http_history_error(response.status, response.body, asked_s)
         return read(response.body), _date(response.header("date"))
 
-    def _request(self, command: ExecuteCommand, product: _Product, *, omit_valid_time: bool) -> Request:
+    def _request(self, command: Command, product: _Product, *, omit_valid_time: bool) -> Request:
         # Nothing in it has to be quoted but the colons of the times, which makes urlencode dear.
         numbers = f"obj_id={command.obj_id}&obj_inst_id={command.obj_inst_id}&res_id={command.res_id}"
         query = f"imei={command.imei}&{numbers}&expired_time={self._quoted(command.expires_at)}"

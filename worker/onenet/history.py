@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ValidationError
 
 from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPage
-from worker.core.command import PLATFORM_DEFAULTS, ExecuteCommand
-from worker.core.doubt import Doubt
+from worker.core.command import PLATFORM_DEFAULTS, Command
+from worker.core.doubt import DoubtWindow
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error
 from worker.onenet.comparison import (
@@ -48,7 +48,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Candidate:
     """A cached command that may be the one in doubt.
 
     ``uuid``: empty if the history does not name it. ``is_likely``: it was cached when the one in doubt can have been;
@@ -92,7 +92,7 @@ class Window:
         return abs(moment - (self.until if self.since is None else self.since))
 
 
-class Listing:
+class HistoryPages:
     """The pages of one history, put together."""
 
     def __init__(self) -> None:
@@ -147,9 +147,7 @@ def read_detail(body: bytes) -> HistoryDetail:
     return _read(HistoryDetail, body)
 
 
-def candidates(
-    items: Iterable[HistoryItem], command: ExecuteCommand, window: Window, zone: ZoneInfo
-) -> list[HistoryItem]:
+def candidates(items: Iterable[HistoryItem], command: Command, window: Window, zone: ZoneInfo) -> list[HistoryItem]:
     """Return what may be the command, as far as the list tells, the best first."""
     expires_at = _local(command.expires_at, zone)
     found = []
@@ -165,8 +163,8 @@ def candidates(
 
 
 def match(
-    item: HistoryItem, detail: HistoryDetail, command: ExecuteCommand, doubt: Doubt, window: Window, zone: ZoneInfo
-) -> Entry | None:
+    item: HistoryItem, detail: HistoryDetail, command: Command, doubt: DoubtWindow, window: Window, zone: ZoneInfo
+) -> Candidate | None:
     """Return the entry unless one of the fields that identify the command is different for certain."""
     args = detail.args
     expires_at = _local(command.expires_at, zone)
@@ -202,7 +200,7 @@ def match(
     unclear = tuple(name for name, verdict in verdicts.items() if verdict is Verdict.UNCLEAR)
     is_likely = not unclear and _compare_creation(created, window, USUAL_SKEW, zone) is Verdict.EQUAL
     omitted = valid_at is not None and compare_time(valid_at, args.get("valid_time"), zone) is not Verdict.EQUAL
-    return Entry(item.cmd_uuid, is_likely, omitted, unclear)
+    return Candidate(item.cmd_uuid, is_likely, omitted, unclear)
 
 
 def _compare_creation(created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo) -> Verdict:

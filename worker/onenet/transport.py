@@ -53,7 +53,7 @@ class Response:
 
 
 @dataclass(slots=True, eq=False)
-class Exchange:
+class InFlightRequest:
     """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
 
     deadline: float  # monotonic
@@ -61,7 +61,7 @@ class Exchange:
     sock: object = None
 
 
-class BoundedHTTP:
+class HTTPTransport:
     """Sends requests, each once, and each within a time that bounds it as a whole, a dripping answer included.
 
     Args:
@@ -84,11 +84,11 @@ class BoundedHTTP:
         }
         self._head = _lines(usual)
         self._target = self._route.target
-        self._idle: list[_Wire] = []  # the one that was used last comes first
+        self._idle: list[_Connection] = []  # the one that was used last comes first
         self._is_closed = False
 
     def send(
-        self, request: Request, exchange: Exchange, is_unique: Callable[[Response], bool] = lambda _: False
+        self, request: Request, exchange: InFlightRequest, is_unique: Callable[[Response], bool] = lambda _: False
     ) -> Response:
         """Send one request and read the whole answer.
 
@@ -111,9 +111,9 @@ class BoundedHTTP:
             answered(response.status)
         return response
 
-    def _send(self, request: Request, exchange: Exchange, is_unique: Callable[[Response], bool]) -> Response:
+    def _send(self, request: Request, exchange: InFlightRequest, is_unique: Callable[[Response], bool]) -> Response:
         kept = self._idle_wire() if request.method == "POST" else None
-        wire = kept or _Wire(self._route.open(), self._read_timeout_s)
+        wire = kept or _Connection(self._route.open(), self._read_timeout_s)
         exchange.sock = wire.sock
         self._watch.begin(exchange)
         try:
@@ -135,7 +135,7 @@ class BoundedHTTP:
         while self._idle:
             self._idle.pop().close()
 
-    def _idle_wire(self) -> "_Wire | None":
+    def _idle_wire(self) -> "_Connection | None":
         with contextlib.suppress(IndexError):  # there is none
             while True:
                 wire = self._idle.pop()
@@ -156,7 +156,7 @@ def _lines(headers: Mapping[str, str]) -> str:
     return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
 
-class _Wire:
+class _Connection:
     """One connection, on which requests and their answers follow each other; httptools tells what is in those."""
 
     def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
@@ -184,7 +184,7 @@ class _Wire:
     def close(self) -> None:
         self._connection.close()
 
-    def ask(self, request: bytes, exchange: Exchange) -> Response:
+    def ask(self, request: bytes, exchange: InFlightRequest) -> Response:
         """Send one request and read its whole answer.
 
         Raises:
@@ -292,18 +292,18 @@ class Watch:
     def __init__(self, request_s: float) -> None:
         self._request_s = request_s
         self._changed = threading.Condition()
-        self._exchanges: set[Exchange] = set()
+        self._exchanges: set[InFlightRequest] = set()
         self._wakes_at = time.monotonic()
         self._is_stopped = False
         threading.Thread(target=self._run, name="http-watch", daemon=True).start()
 
-    def begin(self, exchange: Exchange) -> None:
+    def begin(self, exchange: InFlightRequest) -> None:
         with self._changed:
             self._exchanges.add(exchange)
             if exchange.deadline < self._wakes_at:
                 self._changed.notify()
 
-    def end(self, exchange: Exchange) -> bool:
+    def end(self, exchange: InFlightRequest) -> bool:
         """Let an exchange be; returns whether it was in time."""
         with self._changed:
             is_here = exchange in self._exchanges
@@ -327,7 +327,7 @@ class Watch:
                 self._changed.wait(self._wakes_at - now)
 
 
-def _cut(exchange: Exchange) -> None:
+def _cut(exchange: InFlightRequest) -> None:
     sock = getattr(exchange.sock, "socket", exchange.sock)  # TLS within a proxy's TLS wraps it
     if isinstance(sock, socket.socket):
         with contextlib.suppress(OSError):  # it has just been closed: nothing is left to cut

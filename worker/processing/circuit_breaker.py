@@ -28,7 +28,7 @@ _EVENTS: Mapping[Subject, tuple[str, str, str]] = {
 log = get_logger()
 
 
-class Gate:
+class CircuitBreaker:
     """Whether requests of one product may be sent. Pure: the time is passed in, in monotonic seconds.
 
     Refusals pause a product only where several devices get them: one that does not belong to the product gets nothing
@@ -178,10 +178,10 @@ class Gate:
         return 0.0 if self.is_open(now) else max(self.due_at() - now, now - self._closed_at)
 
 
-class Passage:
+class Permit:
     """One command's way through its product's gate; what becomes of its requests is told here, in any thread."""
 
-    def __init__(self, gates: "Gates", gate: Gate, *, is_probe: bool, entered_at: float) -> None:
+    def __init__(self, gates: "CircuitBreakers", gate: CircuitBreaker, *, is_probe: bool, entered_at: float) -> None:
         self.entered_at = entered_at
         self._gates = gates
         self._gate = gate
@@ -231,7 +231,7 @@ class Passage:
             self._gates.end_probe(self._gate)
 
 
-class Gates:
+class CircuitBreakers:
     """The gates of all products, for executions or for histories; thread-safe.
 
     Args:
@@ -267,13 +267,13 @@ class Gates:
                 self._gates[product].hasten(self._clock())
         self.on_change()
 
-    def enter(self, product: str | None) -> Passage | None:
+    def enter(self, product: str | None) -> Permit | None:
         """Let a command of a product pass, or not; whoever passes ends its passage."""
         with self._lock:
             gate = self._gates.get(product) or self._new_gate(product)  # one that has just been taken away
             now = self._clock()
             admission = gate.admit(now)
-        return None if admission == "closed" else Passage(self, gate, is_probe=admission == "probe", entered_at=now)
+        return None if admission == "closed" else Permit(self, gate, is_probe=admission == "probe", entered_at=now)
 
     def is_open(self, product: str | None) -> bool:
         """Tell whether commands of a product may be sent; those of one that is not configured never are."""
@@ -339,7 +339,7 @@ class Gates:
             self.on_change()
 
     def note_failure(
-        self, gate: Gate, reason: str, asked_s: float, *, is_probe: bool, refused_device: str | None = None
+        self, gate: CircuitBreaker, reason: str, asked_s: float, *, is_probe: bool, refused_device: str | None = None
     ) -> None:
         """Tell a gate of a failure; see ``Passage.failed`` and ``Passage.refused``."""
         with self._lock:
@@ -353,7 +353,7 @@ class Gates:
             log.warning(self._paused_event, **facts)
             self.on_change()
 
-    def note_answer(self, gate: Gate) -> None:
+    def note_answer(self, gate: CircuitBreaker) -> None:
         """Tell a gate of a clear answer; see ``Passage.answered``."""
         with self._lock:
             was_paused = gate.is_paused
@@ -362,16 +362,16 @@ class Gates:
             log.info(self._resumed_event, product=gate.product)
             self.on_change()
 
-    def end_probe(self, gate: Gate) -> None:
+    def end_probe(self, gate: CircuitBreaker) -> None:
         """Tell a gate that its probe has been handled."""
         with self._lock:
             gate.end_probe()
         self.on_change()
 
-    def _new_gate(self, product: str | None) -> Gate:
-        return Gate(product, self._pause_after, self._probe_s)
+    def _new_gate(self, product: str | None) -> CircuitBreaker:
+        return CircuitBreaker(product, self._pause_after, self._probe_s)
 
 
-def _facts(gate: Gate, now: float) -> dict[str, object]:
+def _facts(gate: CircuitBreaker, now: float) -> dict[str, object]:
     """Return what the log says of a gate that has closed, or stays closed."""
     return {"product": gate.product, "reason": gate.reason, "next_try_in_s": round(gate.due_at() - now, 1)}

@@ -11,33 +11,33 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import Delivery, Outgoing, Publication
+from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.answer import Answer, InDoubt, NotSent, Refused
 from worker.core.backoff import rest_delay_s
-from worker.core.command import ExecuteCommand, as_command_id, read_command
+from worker.core.claims import (
+    Ambiguous,
+    Assigned,
+    Completed,
+    IdempotencyStore,
+    InProgress,
+    Key,
+    KeyReused,
+    KnownNotSent,
+    Lease,
+    LookalikeInProgress,
+    NoCandidate,
+    Unresolved,
+    Unseen,
+)
+from worker.core.command import Command, as_command_id, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
-from worker.core.doubt import Doubt
-from worker.core.outcome import Accepted, Failed, Final, Outcome, Rejected, Settle, TryAgain
+from worker.core.doubt import DoubtWindow
+from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Final, Outcome, Rejected, Retry
 from worker.core.task import Task
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand, UuidTaken
-from worker.idempotency import (
-    Again,
-    Busy,
-    Conflict,
-    Done,
-    First,
-    Hold,
-    InDoubtSince,
-    Key,
-    NoneLeft,
-    Owned,
-    Store,
-    TwinUnderWay,
-    Undecidable,
-)
-from worker.onenet.client import Others, Sent
-from worker.onenet.history import Entry
-from worker.processing.circuit_breaker import Gates, Passage
+from worker.onenet.client import OwnedByOthers, Sent
+from worker.onenet.history import Candidate
+from worker.processing.circuit_breaker import CircuitBreakers, Permit
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 
@@ -69,10 +69,10 @@ class Client(Protocol):
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
 
-    def execute(self, command: ExecuteCommand, not_after: float) -> Sent:
+    def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command, not after a monotonic time."""
 
-    def look_up(self, command: ExecuteCommand, doubt: Doubt, others: Others) -> list[Entry]:
+    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         """Return what the device's history has that may be the command, or raise HistoryUnreadable."""
 
 
@@ -81,19 +81,19 @@ class _Turn:
     """One delivery of one command while it is handled."""
 
     delivery: Delivery
-    command: ExecuteCommand
-    passage: Passage | None  # through the gate of executions; None: it has not been asked for yet, or was given back
+    command: Command
+    passage: Permit | None  # through the gate of executions; None: it has not been asked for yet, or was given back
     pass_on: PassOn
     began: float
     attempt: int
-    doubt: Doubt | None  # all that is in doubt so far, this turn's own request included
-    has_crashed: bool = False  # a former try may have ended its worker
+    doubt: DoubtWindow | None  # all that is in doubt so far, this turn's own request included
+    holder_crashed: bool = False  # a former try may have ended its worker
     is_marked: bool = False  # a copy of the message will come back for the outcome
 
     @property
     def unfinished(self) -> int | None:
         """Return what a copy of the message says of unfinished tries: none began since it was last marked."""
-        return self.tries if self.has_crashed else None
+        return self.tries if self.holder_crashed else None
 
     @property
     def tries(self) -> int:
@@ -104,7 +104,7 @@ class _Turn:
     @property
     def is_poison(self) -> bool:
         """Whether it has ended its worker too often to be sent once more."""
-        return self.has_crashed and self.tries >= MAX_UNFINISHED
+        return self.holder_crashed and self.tries >= MAX_UNFINISHED
 
     @property
     def may_read_history(self) -> bool:
@@ -117,12 +117,12 @@ class _Turn:
     def doubt_lost_try(self, unrecorded_until: datetime | None) -> None:
         """Put a redelivery in doubt where the record may be older than the try that its message was delivered for."""
         if self.delivery.is_redelivered and unrecorded_until is not None:
-            self.has_crashed = True
+            self.holder_crashed = True
             self.doubt = _prolonged(self.doubt, unrecorded_until)
 
-    def settled(self, reason: str) -> Settle:
+    def settled(self, reason: str) -> AwaitReconciliation:
         """Return what the message says of the attempt that is in doubt."""
-        return Settle(self.attempt, reason, is_counted=self.delivery.is_counted)
+        return AwaitReconciliation(self.attempt, reason, consumes_attempt=self.delivery.consumes_attempt)
 
     @property
     def about(self) -> dict[str, object]:
@@ -134,12 +134,12 @@ class _Unrecorded:
     """The outcome of a command that is held: recorded first, so that whatever fails from there on repeats it."""
 
     turn: _Turn
-    hold: Hold
+    hold: Lease
     reply: Reply
     outcome: Final
 
     @property
-    def doubt(self) -> Doubt:
+    def doubt(self) -> DoubtWindow:
         """When the command may have been sent, should this turn out to be the outcome of another one."""
         return _prolonged(self.turn.doubt, self.reply.completed_at)
 
@@ -147,7 +147,7 @@ class _Unrecorded:
 _Ending = Sequence[Publication] | _Unrecorded
 
 
-class Handler:
+class Processor:
     """Handles deliveries, each in the thread that calls.
 
     Args:
@@ -165,10 +165,10 @@ class Handler:
     def __init__(
         self,
         client: Client,
-        store: Store,
-        outgoing: Outgoing,
-        gates: Gates,
-        history_gates: Gates,
+        store: IdempotencyStore,
+        outgoing: MessageBuilder,
+        gates: CircuitBreakers,
+        history_gates: CircuitBreakers,
         policy: RetryPolicy,
         platform_zone: ZoneInfo,
         metrics: Metrics,
@@ -227,19 +227,19 @@ class Handler:
         delivery = task.delivery
         product = None if task.command is None else task.command.product
         delay_s = rest_delay_s(self._policy.delays_s, max(at_least_s, self._gates.rest_s(product)))
-        return self._outgoing.put_off(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
+        return self._outgoing.postpone(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
 
     def hand_back(self, task: Task) -> Publication:
         """Put a delivery that was not begun back into the queue, as if it had never been taken."""
         return self._outgoing.hand_back(task.delivery, self._doubt_of_copy(task))
 
-    def note_unsent(self, task: Task) -> None:
+    def mark_not_sent(self, task: Task) -> None:
         """Remember that a delivery which has become void was not started, so that its next one raises no doubt."""
         # What may have been sent before this process remains in doubt; what carries no command is never sent.
         if task.command is not None and not task.delivery.may_have_been_sent:
-            self._store.note_unsent(_key(task.command))
+            self._store.mark_not_sent(_key(task.command))
 
-    def _doubt_of_copy(self, task: Task) -> Doubt | None:
+    def _doubt_of_copy(self, task: Task) -> DoubtWindow | None:
         """Return what is in doubt of a delivery that was not begun.
 
         A doubled message is, once its twin has been claimed: the record of that may go before the copy comes again.
@@ -247,7 +247,7 @@ class Handler:
         now = self._now()
         doubt = task.delivery.doubt_of_copy(now)
         if doubt is None and task.command is not None and self._store.is_claimed_here(_key(task.command)):
-            return Doubt(None, now)
+            return DoubtWindow(None, now)
         return doubt
 
     def _ending_of(self, task: Task, pass_on: PassOn) -> _Ending | None:
@@ -259,7 +259,7 @@ class Handler:
             case UnusableCommand() as exc:
                 failed = Failed(exc.code, exc.message, exc.details)
                 return self._conclude(delivery, failed, began, command_id=exc.command_id, imei=exc.imei)
-            case ExecuteCommand() as command:
+            case Command() as command:
                 pass
         if not self._client.knows(command.product) and delivery.doubt is None:
             message = "is not configured" if command.product is not None else "is required: there are no default ones"
@@ -283,7 +283,7 @@ class Handler:
     def _not_remembered(self, turn: _Turn, error: StoreError) -> Sequence[Publication]:
         """Put off what the store has failed: nothing is sent unguarded, and what was sent is in doubt."""
         if turn.delivery.is_redelivered:  # a copy does not look it
-            turn.doubt = Doubt(None, self._now()).united(turn.doubt)
+            turn.doubt = DoubtWindow(None, self._now()).union(turn.doubt)
         return self._put_off(turn, str(error))
 
     def _recall(self, turn: _Turn) -> _Ending:
@@ -292,32 +292,32 @@ class Handler:
         now = self._now()
         claim = self._store.claim(_key(command), now, delivery.replay)
         match claim:
-            case Done(reply):
+            case Completed(reply):
                 return self._repeat(delivery, reply)
-            case Conflict():
+            case KeyReused():
                 message = "the command_id belongs to a command with another content"
                 failed = Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
                 return self._conclude(delivery, failed, turn.began, command_id=command.command_id, imei=command.imei)
-            case Busy(since):
-                turn.doubt = Doubt(since, now).united(turn.doubt)  # all there is, should its record be lost
+            case InProgress(since):
+                turn.doubt = DoubtWindow(since, now).union(turn.doubt)  # all there is, should its record be lost
                 return self._put_off(turn, "another delivery of it is being handled")
-            case First(hold, unrecorded_until, forgotten_before):
-                turn.has_crashed = delivery.is_redelivered or delivery.unfinished is not None
+            case Unseen(hold, unrecorded_until, forgotten_before):
+                turn.holder_crashed = delivery.is_redelivered or delivery.unfinished is not None
                 if delivery.replay is not None:  # it may have come before, and its record be lost
-                    turn.doubt = Doubt(min(delivery.replay.failed_at, now), now).united(turn.doubt)
+                    turn.doubt = DoubtWindow(min(delivery.replay.failed_at, now), now).union(turn.doubt)
                 elif delivery.is_redelivered:
                     turn.doubt = _prolonged(turn.doubt, now)
                 elif delivery.attempt > 1 or turn.doubt is not None or _is_forgotten(delivery, forgotten_before):
                     turn.doubt = _prolonged(turn.doubt, unrecorded_until)
-            case Again(hold, unrecorded_until):
+            case KnownNotSent(hold, unrecorded_until):
                 turn.doubt_lost_try(unrecorded_until)
-            case InDoubtSince(hold, doubt, has_crashed, unrecorded_until):
-                turn.has_crashed = has_crashed
-                turn.doubt = doubt.united(turn.doubt)
+            case Unresolved(hold, doubt, holder_crashed, unrecorded_until):
+                turn.holder_crashed = holder_crashed
+                turn.doubt = doubt.union(turn.doubt)
                 turn.doubt_lost_try(unrecorded_until)
         return self._go_on(turn, hold, now)
 
-    def _go_on(self, turn: _Turn, hold: Hold, now: datetime) -> _Ending:
+    def _go_on(self, turn: _Turn, hold: Lease, now: datetime) -> _Ending:
         """Handle a command that is held."""
         in_doubt = self._in_doubt(turn)
         if turn.is_poison and not (in_doubt == "reconcile" and turn.may_read_history):
@@ -327,9 +327,9 @@ class Handler:
         if turn.doubt is not None and in_doubt == "reconcile":
             if now < turn.doubt.until + timedelta(seconds=self._policy.settle_s):
                 return self._settle(turn, hold, turn.settled("no record tells what became of it"))
-            if not turn.has_crashed or turn.is_poison:  # no mark for this: the broker counts how often it returns
+            if not turn.holder_crashed or turn.is_poison:  # no mark for this: the broker counts how often it returns
                 return self._reconcile(turn, hold, turn.doubt)
-        if turn.has_crashed:
+        if turn.holder_crashed:
             return self._try_suspect(turn, hold)
         return self._send(turn, hold)
 
@@ -337,22 +337,22 @@ class Handler:
         """Return what becomes of a doubt: a person who has a command replayed wants its history read."""
         return self._policy.in_doubt if turn.delivery.replay is None else "reconcile"
 
-    def _try_suspect(self, turn: _Turn, hold: Hold) -> _Ending:
+    def _try_suspect(self, turn: _Turn, hold: Lease) -> _Ending:
         """Try a command that may have ended a worker: one at a time, and not without a mark on its message.
 
         The mark must be there before the try, so a copy that counts one more unfinished try takes the message's place.
         It comes back for what the store knows then; if the store knows nothing, that try ended with its worker.
         """
         if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
-            self._store.release(hold, turn.doubt, has_crashed=True)
+            self._store.release(hold, turn.doubt, holder_crashed=True)
             return self._put_off(turn, "another command is being tried with care")
         try:
             now = self._now()
             unfinished = turn.tries + 1
-            doubt = Doubt(now, now).united(turn.doubt)
-            marked = self._outgoing.put_off(turn.delivery, self._policy.delays_s[0], doubt, unfinished)
+            doubt = DoubtWindow(now, now).union(turn.doubt)
+            marked = self._outgoing.postpone(turn.delivery, self._policy.delays_s[0], doubt, unfinished)
             if not turn.pass_on([marked]):
-                self._store.release(hold, turn.doubt, has_crashed=True)
+                self._store.release(hold, turn.doubt, holder_crashed=True)
                 return ()
             turn.is_marked = True
             with suppress(StoreError):  # the lease's end will tell
@@ -380,7 +380,7 @@ class Handler:
         self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded)
         is_over.wait()
 
-    def _reconcile(self, turn: _Turn, hold: Hold, doubt: Doubt) -> _Ending:
+    def _reconcile(self, turn: _Turn, hold: Lease, doubt: DoubtWindow) -> _Ending:
         """Let the device's command history decide."""
         if turn.passage is not None:  # nothing is sent yet: the next command may be the probe of executions
             turn.passage.end()
@@ -393,13 +393,17 @@ class Handler:
             reason = f"command histories are not read for now: {self._history_gates.reason_of(product)}"
             return self._settle(turn, hold, replace(settled, reason=reason))
         try:
-            entries = self._client.look_up(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
+            entries = self._client.find_candidates(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
             passage.answered()
         except HistoryUnreadable as exc:
             self._tell_of_history(turn, passage, exc)
             is_free = passage.is_paused or exc.is_throttled
             outcome = decide_unreadable(str(exc), settled, self._policy, is_paused=is_free)
-            return self._settle(turn, hold, outcome) if isinstance(outcome, Settle) else self._end(turn, hold, outcome)
+            return (
+                self._settle(turn, hold, outcome)
+                if isinstance(outcome, AwaitReconciliation)
+                else self._end(turn, hold, outcome)
+            )
         finally:
             passage.end()
         likely = [entry.uuid for entry in entries if entry.is_likely]
@@ -407,36 +411,36 @@ class Handler:
         unclear = [entry for entry in entries if entry.unclear]
         choice = self._store.own(hold, likely, unlikely)
         reason = "the device's command history has several like it, and no record tells which is whose"
-        if isinstance(choice, NoneLeft) and unclear:
+        if isinstance(choice, NoCandidate) and unclear:
             # Only now: a platform writes one value in one way, so an equal entry leaves no doubt about the others.
             choice = self._store.own(hold, [], [entry.uuid for entry in unclear])
             reason = _unclear(unclear)
         match choice:
-            case Owned(uuid):
+            case Assigned(uuid):
                 log.info("command_recovered", **turn.about, uuid=uuid)
                 omitted = any(entry.uuid == uuid and entry.valid_time_omitted for entry in entries)
                 return self._finish(turn, hold, Accepted(uuid, recovered=True), omitted=omitted)
-            case Undecidable():
+            case Ambiguous():
                 return self._finish(turn, hold, unknown(reason))
-            case TwinUnderWay():
+            case LookalikeInProgress():
                 self._let_go(turn, hold)
                 return self._put_off(turn, "a command just like it is being handled")
-            case NoneLeft():
+            case NoCandidate():
                 return self._send_after_all(turn, hold, settled)
 
-    def _send_after_all(self, turn: _Turn, hold: Hold, settled: Settle) -> _Ending:
+    def _send_after_all(self, turn: _Turn, hold: Lease, settled: AwaitReconciliation) -> _Ending:
         """Send a command that is known now not to have been cached."""
         turn.doubt = None
         if turn.is_poison:
             return self._finish(turn, hold, _poison(turn))
-        if not turn.has_crashed:  # otherwise nobody knows whether that attempt was begun
+        if not turn.holder_crashed:  # otherwise nobody knows whether that attempt was begun
             if settled.used >= self._policy.max_attempts:
                 message = f"given up after {turn.attempt} attempts: the last one was not cached"
                 return self._finish(turn, hold, Failed("retries_exhausted", message))
             turn.attempt = settled.used + 1
         return self._send(turn, hold)
 
-    def _send(self, turn: _Turn, hold: Hold) -> _Ending:
+    def _send(self, turn: _Turn, hold: Lease) -> _Ending:
         began_at = self._now()
         if turn.command.expires_at <= began_at:
             if turn.doubt is not None:
@@ -447,14 +451,14 @@ class Handler:
         if passage is None:
             return self._wait_unsent(turn, hold)
         former = turn.doubt
-        turn.doubt = Doubt(began_at, began_at).united(former)  # until its answer says otherwise
+        turn.doubt = DoubtWindow(began_at, began_at).union(former)  # until its answer says otherwise
         began = time.monotonic()
         sent = self._client.execute(turn.command, hold.ends_at)
         now = self._now()
         self._metrics.time_request(sent.answer, began)
         self._tell(turn, passage, sent.answer)
         if isinstance(sent.answer, InDoubt):
-            turn.doubt = Doubt(began_at, now).united(former)
+            turn.doubt = DoubtWindow(began_at, now).union(former)
         elif isinstance(sent.answer, NotSent | Refused):
             turn.doubt = former
         outcome = decide(
@@ -466,23 +470,23 @@ class Handler:
             was_in_doubt=former is not None,
             is_paused=passage.is_paused,
         )
-        if isinstance(sent.answer, InDoubt) and not isinstance(outcome, Settle):
+        if isinstance(sent.answer, InDoubt) and not isinstance(outcome, AwaitReconciliation):
             self._note_doubt(turn, sent.answer.reason)
         return self._end(turn, hold, outcome, omitted=sent.valid_time_omitted)
 
-    def _wait_unsent(self, turn: _Turn, hold: Hold) -> Sequence[Publication]:
+    def _wait_unsent(self, turn: _Turn, hold: Lease) -> Sequence[Publication]:
         """Have a command that is known not to have been cached wait until its product is sent; it uses no attempt."""
         product = turn.command.product
         delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
-        again = TryAgain(delay_s, turn.attempt, f"nothing is sent for now: {self._gates.reason_of(product)}")
+        again = Retry(delay_s, turn.attempt, f"nothing is sent for now: {self._gates.reason_of(product)}")
         return self._try_again(turn, hold, again)
 
-    def _try_again(self, turn: _Turn, hold: Hold, again: TryAgain) -> Sequence[Publication]:
+    def _try_again(self, turn: _Turn, hold: Lease, again: Retry) -> Sequence[Publication]:
         self._store.release(hold, turn.doubt)
         self._note_retry(turn, again.attempt, again.delay_s, again.reason)
         return [self._outgoing.retry(turn.delivery, again, turn.doubt)]
 
-    def _tell(self, turn: _Turn, passage: Passage, answer: Answer) -> None:
+    def _tell(self, turn: _Turn, passage: Permit, answer: Answer) -> None:
         """Tell a product's gates what the answer to a command says of the platform."""
         match answer:
             case NotSent(reason, asked_s, is_throttled=True):
@@ -498,7 +502,7 @@ class Handler:
             case _:
                 passage.answered()
 
-    def _tell_of_history(self, turn: _Turn, passage: Passage, error: HistoryUnreadable) -> None:
+    def _tell_of_history(self, turn: _Turn, passage: Permit, error: HistoryUnreadable) -> None:
         """Tell a product's gates what an unreadable history says of the platform."""
         reason = f"the command history: {error}"
         if error.is_throttled:
@@ -509,16 +513,16 @@ class Handler:
         elif error.is_refused:
             passage.refused(reason, turn.command.imei)
 
-    def _end(self, turn: _Turn, hold: Hold, outcome: Outcome, *, omitted: bool = False) -> _Ending:
+    def _end(self, turn: _Turn, hold: Lease, outcome: Outcome, *, omitted: bool = False) -> _Ending:
         match outcome:
-            case Settle():
+            case AwaitReconciliation():
                 return self._settle(turn, hold, outcome)
-            case TryAgain():
+            case Retry():
                 return self._try_again(turn, hold, outcome)
             case Accepted() | Rejected() | Failed():
                 return self._finish(turn, hold, outcome, omitted=omitted)
 
-    def _settle(self, turn: _Turn, hold: Hold, outcome: Settle) -> Sequence[Publication]:
+    def _settle(self, turn: _Turn, hold: Lease, outcome: AwaitReconciliation) -> Sequence[Publication]:
         """Let a command in doubt rest until its device's history can tell."""
         assert turn.doubt is not None  # or there would be nothing to settle
         self._let_go(turn, hold)
@@ -526,8 +530,8 @@ class Handler:
         self._note_doubt(turn, outcome.reason, settle_s=settle_s)
         return [self._outgoing.settle(turn.delivery, outcome, settle_s, turn.doubt, turn.unfinished)]
 
-    def _let_go(self, turn: _Turn, hold: Hold) -> None:
-        self._store.release(hold, turn.doubt, has_crashed=turn.has_crashed and not turn.is_marked)
+    def _let_go(self, turn: _Turn, hold: Lease) -> None:
+        self._store.release(hold, turn.doubt, holder_crashed=turn.holder_crashed and not turn.is_marked)
 
     def _put_off(self, turn: _Turn, reason: str) -> Sequence[Publication]:
         """Have a message come again a little later; no attempt is used up."""
@@ -535,7 +539,7 @@ class Handler:
         self._note_retry(turn, turn.delivery.attempt, delay_s, reason)
         # The try that is counted last may be the one that is under way elsewhere.
         unfinished = turn.unfinished if turn.delivery.unfinished is None else turn.tries
-        return [self._outgoing.put_off(turn.delivery, delay_s, turn.doubt, unfinished)]
+        return [self._outgoing.postpone(turn.delivery, delay_s, turn.doubt, unfinished)]
 
     def _set_back(self, delivery: Delivery, began: float) -> Sequence[Publication]:
         """Put a message off that comes back again and again, before the broker sets it aside without a reply.
@@ -548,9 +552,9 @@ class Handler:
             failed = Failed("poison_message", "the worker ended again and again before it had read this message")
             return self._conclude(delivery, failed, began, command_id=as_command_id(delivery.message_id), imei=None)
         doubt = _prolonged(delivery.doubt, self._now())
-        return [self._outgoing.put_off(delivery, self._policy.delays_s[0], doubt, unfinished)]
+        return [self._outgoing.postpone(delivery, self._policy.delays_s[0], doubt, unfinished)]
 
-    def _finish(self, turn: _Turn, hold: Hold, outcome: Final, *, omitted: bool = False) -> _Unrecorded:
+    def _finish(self, turn: _Turn, hold: Lease, outcome: Final, *, omitted: bool = False) -> _Unrecorded:
         """End a command that is held."""
         reply = _reply(outcome, turn.attempt, turn.command.command_id, turn.command.imei, self._now(), omitted=omitted)
         return _Unrecorded(turn, hold, reply, outcome)
@@ -572,7 +576,7 @@ class Handler:
                 return self._conclude(
                     turn.delivery, failed, turn.began, command_id=command.command_id, imei=command.imei
                 )
-        outcome = Settle(attempt, _NOT_ITS_OWN)
+        outcome = AwaitReconciliation(attempt, _NOT_ITS_OWN)
         self._note_doubt(turn, outcome.reason, settle_s=settle_s)
         return [self._outgoing.settle(turn.delivery, outcome, settle_s, ending.doubt, None)]
 
@@ -637,7 +641,7 @@ class Handler:
         log.warning("command_in_doubt", **turn.about, reason=reason, **more)
 
 
-def _unclear(entries: Sequence[Entry]) -> str:
+def _unclear(entries: Sequence[Candidate]) -> str:
     """Say which entries of a history may be a command, for an operator who looks at them."""
     shown = [f"{entry.uuid or 'one without a cmd_uuid'} ({', '.join(entry.unclear)})" for entry in entries[:MAX_NAMED]]
     more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
@@ -664,13 +668,13 @@ def _is_forgotten(delivery: Delivery, forgotten_before: datetime | None) -> bool
     return delivery.first_arrived_at < forgotten_before.timestamp()
 
 
-def _key(command: ExecuteCommand) -> Key:
-    return Key(command.command_id, command.digest(), command.likeness())
+def _key(command: Command) -> Key:
+    return Key(command.command_id, command.content_hash(), command.match_key())
 
 
-def _prolonged(doubt: Doubt | None, until: datetime) -> Doubt:
+def _prolonged(doubt: DoubtWindow | None, until: datetime) -> DoubtWindow:
     """Return a doubt that covers tries until then of which there is no record; none began before a noted one."""
-    return Doubt(None, until) if doubt is None else Doubt(doubt.since, max(doubt.until, until))
+    return DoubtWindow(None, until) if doubt is None else DoubtWindow(doubt.since, max(doubt.until, until))
 
 
 def _reply(

@@ -20,10 +20,10 @@ from worker.telemetry.metrics import Metrics
 _POLL_S = 0.1  # how long closing may take
 _PATIENCE_S = 10  # with a client that does not go on
 
-Page = Callable[[], tuple[HTTPStatus, str, bytes]]
+Endpoint = Callable[[], tuple[HTTPStatus, str, bytes]]
 
 
-class Endpoints:
+class HealthServer:
     """The HTTP server of one worker.
 
     Args:
@@ -37,7 +37,7 @@ class Endpoints:
     """
 
     def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
-        pages: dict[str, Page] = {
+        pages: dict[str, Endpoint] = {
             "/livez": lambda: _probe(health.liveness()),
             "/readyz": lambda: _probe(health.readiness()),
             "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
@@ -65,7 +65,7 @@ def _probe(verdict: Verdict) -> tuple[HTTPStatus, str, bytes]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, pages: dict[str, Page]) -> None:
+    def __init__(self, host: str, port: int, pages: dict[str, Endpoint]) -> None:
         self.pages = pages
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         super().__init__((host, port), _Handler)

@@ -24,7 +24,7 @@ _USER_INFO = re.compile(r"(?<=://)\S+@")
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
 
-class LineWriter:
+class BufferedLineWriter:
     """Writes lines from a thread of its own, so that a reader which stalls holds up nobody else.
 
     What is logged within a few hundredths of a second is written at once: waking a thread for each line would cost
@@ -135,7 +135,7 @@ def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
 class _LineLogger:
     """What structlog calls at the end of its chain, whatever the level."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(self, writer: BufferedLineWriter) -> None:
         self._write = writer.write_line
 
     def msg(self, line: str) -> None:
@@ -147,7 +147,7 @@ class _LineLogger:
 class _LineHandler(logging.Handler):
     """The standard library's way to the same writer."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(self, writer: BufferedLineWriter) -> None:
         super().__init__()
         self._write = writer.write_line
 
@@ -162,7 +162,7 @@ class _LineHandler(logging.Handler):
 
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"], log_format: Literal["json", "console"] | None
-) -> LineWriter:
+) -> BufferedLineWriter:
     """Set up structlog and the standard library's logging; returns the writer, to be closed at the end.
 
     Args:
@@ -172,7 +172,7 @@ def configure_logging(
     """
     # A process may be started without stdout; its number then belongs to whatever is opened next.
     stream = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
-    writer = LineWriter(stream, lambda count: get_logger().error("log_lines_dropped", count=count))
+    writer = BufferedLineWriter(stream, lambda count: get_logger().error("log_lines_dropped", count=count))
     as_console = log_format == "console" or (log_format is None and stream.isatty())
     shared: list[Processor] = [
         structlog.processors.add_log_level,

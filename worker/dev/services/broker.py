@@ -37,7 +37,7 @@ CHOICES = """no RabbitMQ to be had. Any one of these will do:
   - install the server:     sudo apt-get install rabbitmq-server   (it need not run)"""
 
 
-class OwnBroker(Protocol):
+class LocalBroker(Protocol):
     """A broker that was started here, so that it may also fail here."""
 
     url: str
@@ -212,7 +212,7 @@ class DockerBroker:
         return int(code) == 0 and is_listening(*self._address)
 
 
-def start_own_broker(tls: Path | None = None) -> OwnBroker:
+def start_own_broker(tls: Path | None = None) -> LocalBroker:
     """Start a broker: in Docker, or a private node, of a package that is installed for it if need be.
 
     Args:
@@ -237,7 +237,7 @@ def start_own_broker(tls: Path | None = None) -> OwnBroker:
     return node
 
 
-def _start_in_docker(tls: Path | None) -> OwnBroker | None:
+def _start_in_docker(tls: Path | None) -> LocalBroker | None:
     try:
         from docker.errors import DockerException
         from testcontainers.core.docker_client import DockerClient

@@ -16,7 +16,7 @@ _NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # no proxy of th
 _SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
 
-class OwnProcess:
+class LocalProcess:
     """One ``onenet-worker`` command, its output in a file; of the settings it knows only those that are given.
 
     Args:

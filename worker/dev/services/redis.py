@@ -28,7 +28,7 @@ CHOICES = f"""no Redis to be had. Any one of these will do:
   - install the server:     sudo apt-get install redis-server   (it need not run)"""
 
 
-class OwnRedis(Protocol):
+class LocalRedis(Protocol):
     """A Redis that was started here, so that it may also fail here."""
 
     url: str
@@ -110,7 +110,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def start_own_redis() -> OwnRedis:
+def start_own_redis() -> LocalRedis:
     """Start a Redis: in Docker, or a private server, of a package that is installed for it if need be.
 
     Raises:
@@ -129,7 +129,7 @@ def start_own_redis() -> OwnRedis:
     return server
 
 
-def _start_in_docker() -> OwnRedis | None:
+def _start_in_docker() -> LocalRedis | None:
     try:
         DockerClient().client.ping()
     except DockerException:
