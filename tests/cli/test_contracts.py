@@ -26,7 +26,7 @@ from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
-from worker.core.command import read_command
+from worker.core.parsing import read_command
 from worker.errors import UnusableCommand
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "contracts"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.rig import a_command
-from worker.core.command import read_command
+from worker.core.parsing import read_command
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
 CHINA = ZoneInfo("Asia/Shanghai")

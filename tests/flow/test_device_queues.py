@@ -8,7 +8,7 @@ from pika import BasicProperties
 
 from tests.support.rig import a_command
 from worker.amqp.messages import Delivery
-from worker.core.command import read_command
+from worker.core.parsing import read_command
 from worker.core.task import Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues

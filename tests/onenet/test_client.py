@@ -21,7 +21,8 @@ from pydantic import SecretStr
 
 from tests.support.rig import API_KEY, a_command, fields_of, in_hours, onenet, raw_server
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.command import Command, read_command
+from worker.core.command import Command
+from worker.core.parsing import read_command
 from worker.core.doubt import DoubtWindow
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port, wait_until

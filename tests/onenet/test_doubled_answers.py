@@ -26,7 +26,8 @@ from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCandidate, Unresolved, Unseen
-from worker.core.command import Command, read_command
+from worker.core.command import Command
+from worker.core.parsing import read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt import DoubtWindow
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken

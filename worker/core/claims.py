@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Protocol
 
 from schemas.reply import Reply
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
 from worker.core.times import milliseconds
 from worker.errors import StoreError
 

@@ -13,7 +13,8 @@ from pika import BasicProperties
 from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import ERROR, FAILED_AT, REASON, Delivery
 from worker.amqp.topology import EXECUTE
-from worker.core.command import Command, read_command
+from worker.core.command import Command
+from worker.core.parsing import read_command
 from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.errors import InvalidMessage, UnusableCommand
