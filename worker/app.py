@@ -17,6 +17,7 @@ from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
+from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
@@ -30,7 +31,7 @@ from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import HANDLING_S, Processor
-from worker.settings import MEMORY, Credentials, Settings, load_products
+from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -71,8 +72,8 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
-        history_s=settings.idempotency_ttl,
+        caching_delay_s=settings.worker_settle,
+        history_window_s=settings.idempotency_ttl,
     )
 
 
