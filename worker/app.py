@@ -27,6 +27,7 @@ from worker.flow.pace import Pacer
 from worker.idempotency.memory import MemoryStore
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
 from worker.processing.circuit_breaker import CircuitBreakers
@@ -113,13 +114,18 @@ def pacer_factory(settings: Settings, gates: CircuitBreakers) -> NewPacer | None
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
-    """Return what makes spans, or makes none where no collector is named."""
+    """Return the tracing that the settings ask for.
+
+    Raises:
+        SettingsError: the environment names an unusable proxy for the collector.
+    """
     if settings.otel_exporter_otlp_endpoint is None:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
     queue = topology_of(settings).execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
+    environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
     return OpenTelemetry(endpoint, __version__, worker, queue)
 
 

@@ -27,7 +27,7 @@ from worker.core.credentials import Credentials
 from worker.core.doubt import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
-from worker.core.uuids import likeness_of
+from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
@@ -66,7 +66,7 @@ class _Answered:
     def add(self, uuid: str, command_id: str) -> str | None:
         """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
         with self._lock:
-            match_key = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
+            match_key = folded_uuid(uuid)  # a doubt is safe where two uuids differ in case alone
             former = self._command_ids.get(match_key)
             if former is None:
                 self._command_ids[match_key] = command_id
