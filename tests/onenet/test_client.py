@@ -240,7 +240,7 @@ def test_interim_answers_are_not_the_answer() -> None:
 def test_a_dripping_answer_is_over_when_the_two_timeouts_together_are(text: bytes) -> None:
     """Each byte comes well within the read timeout, so that in the end the answer would be whole."""
     with raw_server(_drip(text)) as url:
-        assert ask(url) == InDoubt("no whole answer within 2 s")
+        assert ask(url) == InDoubt("no complete response within 2 s")
 
 
 @pytest.mark.parametrize("is_secure", [False, True])

@@ -134,7 +134,7 @@ def test_a_uuid_that_was_the_answer_to_another_command_leaves_a_doubt() -> None:
     with raw_server(late_copies([an_answer("u0"), an_answer("u1"), an_answer("u2")])) as url, client(url) as asking:
         answers = [asking.execute(command(), NEVER).answer for _ in range(3)]
     assert answers[0] == Cached("u0")
-    assert answers[1] == InDoubt("its answer has the uuid of another command", is_outage=False)
+    assert answers[1] == InDoubt("the response has the uuid of another command", is_outage=False)
     assert answers[2] == Cached("u2")  # over another connection: on that one the second command's answer was to come
 
 
