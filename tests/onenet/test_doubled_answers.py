@@ -30,14 +30,14 @@ from worker.core.command import Command
 from worker.core.parsing import read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
-from worker.onenet.client import OneNETClient, OwnedByOthers, Sent
-from worker.onenet.history import Candidate
+from worker.onenet.client import OneNETClient
 from worker.onenet.route import Route
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.processor import Client, Processor
+from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def test_a_uuid_that_was_the_answer_to_another_command_leaves_a_doubt() -> None:
     with raw_server(late_copies([an_answer("u0"), an_answer("u1"), an_answer("u2")])) as url, client(url) as asking:
         answers = [asking.execute(command(), NEVER).answer for _ in range(3)]
     assert answers[0] == Cached("u0")
-    assert answers[1] == InDoubt("its answer has the uuid of another command", is_outage=False)
+    assert answers[1] == InDoubt("the response has the uuid of another command", is_outage=False)
     assert answers[2] == Cached("u2")  # over another connection: on that one the second command's answer was to come
 
 
@@ -348,7 +348,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
 class Engine:
     """Handles deliveries with a real client and a real store."""
 
-    def __init__(self, asking: Client, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
+    def __init__(self, asking: PlatformClient, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
         outgoing = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
         gates = CircuitBreakers([None], 3, 5, clock=lambda: 0.0)
         policy = RetryPolicy((5, 30), 3, 60, in_doubt)
