@@ -15,7 +15,7 @@ from pika.frame import Header
 from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.outcome import AwaitReconciliation, Retry
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)

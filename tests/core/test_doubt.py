@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 
 NOON = datetime(2026, 8, 5, 12, tzinfo=UTC)
 MOMENTS = st.integers(-(10**12), 10**12).map(lambda ms: NOON + timedelta(milliseconds=ms))  # 31 years both ways

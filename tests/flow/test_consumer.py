@@ -22,7 +22,7 @@ from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.flow import pace
 from worker.flow.consumer import Consumer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tests.flow.test_consumer import until
 from tests.flow.test_device_queues import task
 from tests.support.rig import PATIENCE_S
-from worker.core.task import Task
+from worker.core.envelope import Task
 from worker.flow.crew import Crew
 
 SIZE, FEW = 8, 2

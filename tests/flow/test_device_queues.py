@@ -9,7 +9,7 @@ from pika import BasicProperties
 from tests.support.rig import a_command
 from worker.amqp.messages import Delivery
 from worker.core.parsing import read_command
-from worker.core.task import Task
+from worker.core.envelope import Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
 

@@ -28,8 +28,8 @@ from worker.core.claims import (
     Unresolved,
     Unseen,
 )
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis
 from worker.errors import LeaseLost, StoreError, StoreUnavailable, UuidTaken

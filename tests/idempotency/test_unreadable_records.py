@@ -24,9 +24,9 @@ from worker.core.claims import (
     Unresolved,
     Unseen,
 )
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.rate import Rate
-from worker.core.replay import Replay
+from worker.core.envelope import Replay
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter

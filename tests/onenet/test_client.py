@@ -28,7 +28,7 @@ from worker.core.parsing import read_command
 from worker.core.command import Command, read_command
 from worker.core.credentials import ApiKey
 >>>>>>> work-onenet
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port, wait_until

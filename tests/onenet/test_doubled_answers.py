@@ -29,7 +29,7 @@ from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCan
 from worker.core.command import Command
 from worker.core.parsing import read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore

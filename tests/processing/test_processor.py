@@ -18,9 +18,9 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Claim, Key, Lease, OnRecorded
 from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.replay import Replay
+from worker.core.envelope import Replay
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers

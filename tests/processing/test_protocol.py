@@ -25,9 +25,9 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.claims import Assignment, Claim, Key, Lease, OnRecorded, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.replay import Replay
+from worker.core.envelope import Replay
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
 from worker.idempotency.memory import MemoryStore

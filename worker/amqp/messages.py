@@ -195,17 +195,13 @@ class MessageBuilder:
 
     def postpone(self, delivery: Delivery, postpone: Postpone) -> Publication:
         """Return the copy of a message that is processed later."""
-        properties = _copied(
-            delivery, postpone.attempt, postpone.doubt, postpone.crash_count, is_free=postpone.is_free
-        )
+        properties = _copied(delivery, postpone.attempt, postpone.doubt, postpone.crash_count, is_free=postpone.is_free)
         return self._delayed(delivery, postpone.delay_s, properties, has_jitter=postpone.has_jitter)
 
     def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""
         envelope = delivery.envelope
-        properties = _copied(
-            delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt
-        )
+        properties = _copied(delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt)
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
     def replay(self, delivery: Delivery, replay: Replay) -> Publication:
@@ -230,9 +226,7 @@ class MessageBuilder:
             source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
             routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
         trace: dict[str, Any] = {
-            name: value
-            for name, value in delivery.envelope.trace.items()
-            if len(value.encode()) <= _MAX_TEXT_BYTES
+            name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
         }
         properties = BasicProperties(
             content_type="application/json",

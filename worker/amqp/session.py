@@ -281,7 +281,6 @@ class Session:
         delivery = Delivery(
             self.number,
             tag,
-            exchange,
             method.redelivered,
             properties,
             body,
@@ -296,7 +295,9 @@ class Session:
     def _note_returns(self, delivery: Delivery) -> None:
         """Take one message at a time from one on that came back many times, until some have come that did not."""
         did_take_one = self._takes_one
-        if delivery.is_redelivered and delivery.times_returned >= MANY_RETURNS:  # a sender may have written the count
+        if (
+            delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS
+        ):  # a sender may have written the count
             self._takes_one, self._until_several = True, FEW_RETURNS_IN_A_ROW
         elif self._takes_one and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
             self._until_several -= 1

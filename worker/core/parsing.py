@@ -12,10 +12,10 @@ from pydantic_core import ErrorDetails
 
 from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_BODY_BYTES
 from schemas.reply import Detail
-from worker.core.times import parse_time
 from worker.core.command import Command
 from worker.core.envelope import Envelope, Task
 from worker.core.poison import is_quarantined
+from worker.core.times import parse_time
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
 _COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")

@@ -336,9 +336,7 @@ class Consumer:
             self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
             delivery = self._deliveries.pop(task)
             if self._broker.can_publish:
-                self._broker.settle(
-                    delivery, [self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))]
-                )
+                self._broker.settle(delivery, [self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))])
             else:
                 self._broker.requeue(delivery)
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from worker.core.claims import Lease
+from worker.core.clock import Clock
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Task
 from worker.core.outcome import Outcome, reply_to
 from worker.core.resolution import Conclude
-from worker.core.clock import Clock
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 
 

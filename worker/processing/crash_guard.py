@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock
 from worker.core.decide import RetryPolicy, postponed
 from worker.core.doubt import doubt_while_sending, extended
 from worker.core.envelope import Task
@@ -13,7 +14,6 @@ from worker.core.outcome import Failed, reply_to
 from worker.core.parsing import as_command_id
 from worker.core.poison import MAX_CRASHES, crash_count
 from worker.core.resolution import Conclude, Postpone, Replaced, Resolution, Unpublished
-from worker.core.clock import Clock
 from worker.errors import StoreError
 from worker.processing.attempt import Attempt
 from worker.processing.leases import Leases
@@ -42,9 +42,7 @@ class CrashGuard:
         self._now = now
         self._one_suspect = threading.Lock()
 
-    def run(
-        self, attempt: Attempt, replace_with: ReplaceWith, go_on: Callable[[Attempt], Unpublished]
-    ) -> Resolution:
+    def run(self, attempt: Attempt, replace_with: ReplaceWith, go_on: Callable[[Attempt], Unpublished]) -> Resolution:
         """Announce an attempt and make it.
 
         The announcement must be there before the attempt, so a copy of the message that counts one more crash takes the

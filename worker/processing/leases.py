@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock
 from worker.core.decide import RetryPolicy, postponed
 from worker.core.doubt import doubt_of_copy, extended
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope
 from worker.core.outcome import outcome_unknown, reply_to
 from worker.core.resolution import AwaitReconciliation, Conclude, Postpone, Unpublished
-from worker.core.clock import Clock
 from worker.errors import StoreError, UuidTaken
 from worker.processing.attempt import Attempt
 
@@ -45,9 +45,7 @@ class Leases:
             return self.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
         return resolution
 
-    def record(
-        self, envelope: Envelope, conclude: Conclude, on_recorded: Callable[[Unpublished], object]
-    ) -> None:
+    def record(self, envelope: Envelope, conclude: Conclude, on_recorded: Callable[[Unpublished], object]) -> None:
         """Record an outcome before anybody is told, so that whatever fails from there on repeats it.
 
         Args:
@@ -66,9 +64,7 @@ class Leases:
                 case UuidTaken():
                     on_recorded(self._await_own_uuid(envelope, conclude))
                 case StoreError():
-                    on_recorded(
-                        self.postpone(envelope, error, conclude.doubt, holder_crashed=conclude.holder_crashed)
-                    )
+                    on_recorded(self.postpone(envelope, error, conclude.doubt, holder_crashed=conclude.holder_crashed))
 
         doubt = _doubt_if_refused(conclude)
         self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
@@ -100,9 +96,7 @@ class Leases:
             attempt += 1
             if attempt > self._policy.max_attempts:
                 failed = outcome_unknown(FOREIGN_UUID)
-                return Conclude(
-                    failed, reply_to(failed, reply.attempts, reply.command_id, reply.imei, self._now())
-                )
+                return Conclude(failed, reply_to(failed, reply.attempts, reply.command_id, reply.imei, self._now()))
         doubt = _doubt_if_refused(conclude)
         return AwaitReconciliation(self._policy.reconcile_delay_s, attempt, FOREIGN_UUID, doubt)
 

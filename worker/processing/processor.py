@@ -9,6 +9,7 @@ from schemas.reply import Detail
 from worker.core.answer import Answer, InDoubt, NotSent, Refused
 from worker.core.backoff import postponement_s
 from worker.core.claims import Completed, IdempotencyStore, InProgress, KeyReused
+from worker.core.clock import Clock, utc_now
 from worker.core.command import Command
 from worker.core.decide import NO_RECORD, RetryPolicy, Step, awaiting, decide, next_step, postponed
 from worker.core.doubt import (
@@ -21,7 +22,6 @@ from worker.core.envelope import Task
 from worker.core.outcome import Failed, outcome_unknown, reply_to
 from worker.core.platform import PlatformClient
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Resolution, Retry, Unpublished
-from worker.core.clock import Clock, utc_now
 from worker.errors import StoreError, UnusableCommand
 from worker.processing.attempt import Attempt, SendPermit
 from worker.processing.circuit_breaker import CircuitBreakers, Permit

@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import partial
 
 from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock
 from worker.core.decide import RetryPolicy, awaiting, decide_unreadable, postponed
 from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
 from worker.core.platform import Candidate, PlatformClient
 from worker.core.poison import is_poison, poisoned
 from worker.core.resolution import AwaitReconciliation, Unpublished
-from worker.core.clock import Clock
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.attempt import Attempt
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
@@ -63,9 +63,7 @@ class Reconciler:
         try:
             return self._reconcile(attempt, send)
         except StoreError as exc:
-            return self._leases.postpone(
-                attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed
-            )
+            return self._leases.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
 
     def _reconcile(self, attempt: Attempt, send: Send) -> Unpublished:
         product = attempt.command.product

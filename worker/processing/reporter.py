@@ -1,7 +1,5 @@
 """Tells operators what becomes of each delivery: its log line and its metrics."""
 
-import time
-
 from worker.core.answer import Answer
 from worker.core.envelope import Task
 from worker.core.outcome import Accepted, Failed, Rejected
@@ -55,10 +53,9 @@ class Reporter:
             case AwaitReconciliation(delay_s, attempt, reason):
                 self._metrics.count_doubt()
                 log.warning("command_in_doubt", **_about(task, attempt), reason=reason, reconcile_delay_s=delay_s)
-            case Replaced(None):
-                pass
             case Replaced(result):
-                self.report(task, result, duration_s)
+                if result is not None:
+                    self.report(task, result, duration_s)
 
     def report_doubt(self, task: Task, attempt: int, reason: str) -> None:
         """Report that a command may have been cached, where its history is not read."""

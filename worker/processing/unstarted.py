@@ -2,13 +2,13 @@
 
 from worker.core.backoff import postponement_s
 from worker.core.claims import IdempotencyStore, Key
+from worker.core.clock import Clock
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt import doubt_of_copy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Task
 from worker.core.resolution import Postpone
-from worker.core.clock import Clock
 from worker.processing.circuit_breaker import CircuitBreakers
 
 
@@ -22,9 +22,7 @@ class Unstarted:
         now: the time, aware.
     """
 
-    def __init__(
-        self, store: IdempotencyStore, breakers: CircuitBreakers, policy: RetryPolicy, now: Clock
-    ) -> None:
+    def __init__(self, store: IdempotencyStore, breakers: CircuitBreakers, policy: RetryPolicy, now: Clock) -> None:
         self._store = store
         self._breakers = breakers
         self._policy = policy
