@@ -8,8 +8,8 @@ from pika import BasicProperties
 
 from tests.support.rig import a_command
 from worker.amqp.messages import Delivery
-from worker.core.parsing import read_command
 from worker.core.envelope import Task
+from worker.core.parsing import read_command
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
 

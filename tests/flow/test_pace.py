@@ -9,8 +9,8 @@ import pytest
 
 from tests.flow.test_device_queues import task
 from tests.support.rig import PATIENCE_S
-from worker.core.rate import Rate
 from worker.core.envelope import Task
+from worker.core.rate import Rate
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis
 from worker.flow.pace import Pacer

@@ -1,7 +1,7 @@
 """What a store records about commands, so that one command id is one command and one request.
 
-A claim is atomic. It grants a lease: the exclusive right to process the command until the lease ends, and nothing may be
-sent after that. Every lease has its own fencing token, so that a late write of a former holder is refused.
+A claim is atomic. It grants a lease: the exclusive right to process the command until the lease ends. Nothing may be sent
+after that. Every lease has its own fencing token, so that a late write of a former holder is refused.
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
@@ -167,7 +167,7 @@ class IdempotencyStore(Protocol):
             reply: the outcome.
             doubt: when the command may have been sent; not None if the reply has a uuid.
             on_recorded: called once, from any thread, perhaps after this call has returned; must not call the store.
-            is_guess: a lookalike could equally own the uuid. An owner that is recorded already stays as certain as it is.
+            is_guess: a lookalike could equally own the uuid. A recorded owner stays as certain as it is.
         """
 
     def ping(self) -> None:

@@ -1,8 +1,8 @@
 """Decides which uuid of a device's command history belongs to a command in doubt. Pure: the store supplies the facts.
 
 The history does not name the command that caused an entry. Commands that it cannot tell apart (lookalikes: another id,
-the same match key) compete for the same entries, so an entry may only be assigned while every entry without an owner can
-be explained by a command on record.
+the same match key) compete for the same entries, so an entry is assigned only if each entry without an owner can be
+explained by a command on record.
 """
 
 from collections.abc import Mapping, Sequence

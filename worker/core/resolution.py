@@ -71,8 +71,8 @@ class AwaitReconciliation:
 class Postpone:
     """Process the command later, through the delay queue of ``delay_s`` seconds: no attempt is used up.
 
-    ``is_free``: the attempt in doubt, if any, uses up none. ``is_unclaimed``: nothing was asked of the store, so that it
-    does not know the command. ``has_jitter``: the wait may be a little shorter.
+    ``is_free``: the attempt in doubt, if any, uses up none. ``is_unclaimed``: the store was not asked, so that it does
+    not know the command. ``has_jitter``: the wait may be a little shorter.
     """
 
     delay_s: int

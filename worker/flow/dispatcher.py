@@ -1,4 +1,4 @@
-"""Decides when a task runs: after the earlier ones of its device, at its product's rate, in a thread. Knows no broker."""
+"""Decides when a task runs: after the earlier ones of its device, at its product's rate. Knows no broker."""
 
 import threading
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The records of a fleet, in Redis. Each call that writes is one Lua script, hence one atomic step.
 
-Keys, all with the namespace as prefix: ``command:<id>`` is a command's record (a hash). ``uuid:<uuid>`` has the owner of
-a uuid, under its usual form and under the one that the platform gave. ``alike:<match key>`` is the set of the ids of
+Keys, all with the namespace as prefix: ``command:<id>`` is a command's record (a hash). ``uuid:<uuid>`` has the owner
+of a uuid, under its usual form and under the one that the platform gave. ``alike:<match key>`` is the set of the ids of
 lookalikes that are held or in doubt. ``ping`` is written by probes. Another version or a person may have written
 anything into them: a record that cannot be read proves nothing, so its command is in doubt.
 """

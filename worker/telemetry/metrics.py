@@ -83,9 +83,7 @@ class Metrics:
         self._dead_letters: dict[FailureCode | RejectionCode, Counter] = {
             code: dead_letters.labels(code) for code in _FAILURES
         }
-        self._duplicates = counter(
-            "duplicates", "Deliveries that were answered with a recorded reply, without a request."
-        )
+        self._duplicates = counter("duplicates", "Deliveries answered with a recorded reply, without a request.")
         self._retries = counter("retries", "Failed attempts after which another attempt was scheduled.")
         self._postponements = counter("postponements", "Deliveries sent to a delay queue without using up an attempt.")
         self._in_doubt = counter("in_doubt", "Times that a command was in doubt: it may or may not have been cached.")
@@ -100,9 +98,7 @@ class Metrics:
             _COMMAND_BUCKETS_S,
         )
         self._durations = {outcome: durations.labels(outcome) for outcome in _OUTCOMES}
-        self._last_success = gauge(
-            "last_success_timestamp_seconds", "Unix time of the last cached command; 0: none yet."
-        )
+        self._last_success = gauge("last_success_timestamp_seconds", "Unix time of the last cached command; 0 if none.")
 
     def observe(self, state: Callable[[], State]) -> None:
         """Export a worker's state as gauges; ``state`` is called at every scrape."""
@@ -159,11 +155,7 @@ class _StateMetrics(Collector):
         for name, text, value in (
             ("broker_connected", "1 while connected to the broker.", state.is_connected),
             ("broker_blocked", "1 while the broker blocks publications (connection.blocked).", state.is_blocked),
-            (
-                "consuming",
-                "1 while commands are consumed from the queue; 0 while paused, except for probes.",
-                state.is_consuming,
-            ),
+            ("consuming", "1 while commands are consumed from the queue, not only a probe.", state.is_consuming),
             ("in_flight", "Commands that are being processed.", state.in_flight),
             ("unacknowledged", "Deliveries that are not acknowledged yet.", state.unacknowledged),
             ("queue_ready_messages", "Messages ready in the queue, at the last poll.", state.ready_messages),
