@@ -23,7 +23,7 @@ from worker.simulator.faults import Fault
 HASTY = """
 import worker.monitor
 from worker.telemetry.health import Health
-worker.monitor._LOOK_S = 0.1
+worker.monitor._POLL_INTERVAL_S = 0.1
 begin = Health.__init__
 Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
 """
@@ -135,8 +135,8 @@ def test_a_worker_counts_what_becomes_of_commands(rig: Rig, watched: Watched) ->
         assert page.value("commands_total", outcome="failed", reason="invalid_command") == 1
         assert page.value("dead_letters_total", reason="invalid_command") == 1
         assert page.value("duplicates_total") == 1
-        assert page.value("request_duration_seconds_count", answer="cached") == 1
-        assert page.value("request_duration_seconds_count", answer="refused") == 1
+        assert page.value("request_duration_seconds_count", result="cached") == 1
+        assert page.value("request_duration_seconds_count", result="refused") == 1
         assert page.value("command_duration_seconds_count", outcome="accepted") == 2  # the repeated reply is one too
         assert page.value("command_duration_seconds_count", outcome="failed") == 1
         assert page.value("last_success_timestamp_seconds") > 1.7e9
@@ -166,8 +166,8 @@ def test_retries_and_doubts_are_counted_and_the_time_of_a_command_has_all_its_re
         assert page.value("retries_total") == 1
         assert page.value("in_doubt_total") == 1
         assert page.value("commands_total", outcome="accepted", reason="recovered") == 1
-        assert page.value("request_duration_seconds_count", answer="not_sent") == 1
-        assert page.value("request_duration_seconds_count", answer="in_doubt") == 1
+        assert page.value("request_duration_seconds_count", result="not_sent") == 1
+        assert page.value("request_duration_seconds_count", result="in_doubt") == 1
         assert page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0  # both rested
 
 

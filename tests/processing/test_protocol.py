@@ -271,7 +271,7 @@ class Protocol(RuleBasedStateMachine):
 
     def new_gates(self) -> CircuitBreakers:
         """Two failures in a row are an outage already, so that a run often is in one."""
-        return CircuitBreakers([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+        return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self.world.seconds)
 
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
