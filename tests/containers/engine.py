@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
 ROOT = Path(__file__).parent.parent.parent

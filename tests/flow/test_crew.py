@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.flow.test_consumer import until
 from tests.flow.test_device_queues import task
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.core.task import Task
 from worker.flow.crew import Crew
 

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pika import BasicProperties
 
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import Delivery
 from worker.core.command import read_command
 from worker.core.task import Task

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.flow.test_device_queues import task
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.core.task import Task
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis

@@ -15,7 +15,9 @@ import pytest
 
 from schemas.reply import EXAMPLES
 from scripts.documents import ROOT, code_blocks
-from tests.support.rig import API_KEY, Upstream, WorkerProcess, onenet
+from tests.support.simulator import API_KEY, onenet
+from tests.support.upstream import Upstream
+from tests.support.worker_process import WorkerProcess
 from worker.amqp.topology import Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port
