@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from tests.containers.engine import LOCKED_UP, ROOT, container, docker, inspect
+from tests.support.docker_engine import LOCKED_UP, ROOT, container, docker, inspect
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG

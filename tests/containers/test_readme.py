@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 
 from scripts.documents import code_blocks
-from tests.containers.engine import ROOT
-from tests.integration.test_readme_commands import COMPOSE
 from tests.support.deployment import Deployment
+from tests.support.docker_engine import ROOT
+from tests.support.readme import COMPOSE
 from worker.dev.services import packages
 
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]

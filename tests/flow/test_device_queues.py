@@ -1,26 +1,15 @@
 """One command at a time for each device, in order of arrival."""
 
-import json
-from zoneinfo import ZoneInfo
-
 import pytest
 from pika import BasicProperties
 
-from tests.support.builders import a_command
+from tests.support.builders import a_task
 from worker.amqp.messages import Delivery
-from worker.core.command import read_command
 from worker.core.task import Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
 
-ZONE = ZoneInfo("Asia/Shanghai")
-ONE, OTHER = "865820030000001", "865820030000002"
-
-
-def task(number: int, imei: str = ONE) -> Task:
-    body = json.dumps(a_command(imei=imei)).encode()
-    delivery = Delivery(1, number, "", False, BasicProperties(), body, False)
-    return Task(delivery, read_command(body, None, ZONE), arrived_at=float(number))
+OTHER = "865820030000002"
 
 
 @pytest.fixture
@@ -29,11 +18,11 @@ def lanes() -> KeyedQueues:
 
 
 def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: KeyedQueues) -> None:
-    first, second, third = (task(number) for number in range(3))
+    first, second, third = (a_task(number) for number in range(3))
     assert lanes.enter(first)
     assert not lanes.enter(second)
     assert not lanes.enter(third)
-    assert lanes.enter(task(3, OTHER))
+    assert lanes.enter(a_task(3, OTHER))
     assert lanes.waiting == 2
     assert lanes.leave(first) is second
     assert lanes.leave(second) is third
@@ -41,11 +30,11 @@ def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: Keyed
     assert lanes.is_busy(first)
     assert lanes.leave(third) is None
     assert not lanes.is_busy(first)
-    assert lanes.enter(task(4))
+    assert lanes.enter(a_task(4))
 
 
 def test_what_waits_can_be_withdrawn_and_what_is_busy_stays(lanes: KeyedQueues) -> None:
-    busy, old, new = (task(number) for number in range(3))
+    busy, old, new = (a_task(number) for number in range(3))
     for each in (busy, old, new):
         lanes.enter(each)
     assert lanes.withdraw(arrived_before=2) == [old]
@@ -65,7 +54,7 @@ def test_what_carries_no_command_waits_for_nothing(lanes: KeyedQueues) -> None:
 
 def test_without_an_order_nothing_waits() -> None:
     lanes = KeyedQueues(by_device=False)
-    one, other = task(1), task(2)
+    one, other = a_task(1), a_task(2)
     assert lanes.enter(one)
     assert lanes.enter(other)
     assert lanes.leave(one) is None

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.flow.test_device_queues import task
+from tests.support.builders import a_task
 from tests.support.waiting import PATIENCE_S
 from worker.core.task import Task
 from worker.dev.services.ports import wait_until
@@ -87,7 +87,7 @@ def rig() -> Iterator[Rig]:
 
 
 def test_tasks_go_in_their_order_each_with_a_slot(rig: Rig) -> None:
-    tasks = [task(number) for number in range(3)]
+    tasks = [a_task(number) for number in range(3)]
     for each in tasks:
         rig.pacer.put(each)
     rig.slots.release(2)
@@ -99,7 +99,7 @@ def test_tasks_go_in_their_order_each_with_a_slot(rig: Rig) -> None:
 
 
 def test_what_waits_can_be_withdrawn(rig: Rig) -> None:
-    old, new = task(1), task(2)
+    old, new = a_task(1), a_task(2)
     rig.pacer.put(old)
     rig.pacer.put(new)
     assert rig.pacer.withdraw(arrived_before=2) == [old]
@@ -110,7 +110,7 @@ def test_what_waits_can_be_withdrawn(rig: Rig) -> None:
 
 def test_what_is_not_sent_needs_no_slot(rig: Rig) -> None:
     """The commands of a paused product only have to be put aside, and nothing behind them should wait for that."""
-    waiting = task(1)
+    waiting = a_task(1)
     rig.pacer.put(waiting)
     wait_until(lambda: rig.asked.acquire(blocking=False), PATIENCE_S, "its first try")
     rig.is_open = False

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from tests.integration.changed_process import running_first
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, by_way_of, raw_server
 from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
@@ -38,34 +39,6 @@ def proxied(deployment: Deployment) -> Iterator[tuple[Deployment, Proxy]]:
     proxy = Proxy(deployment.broker_url)
     yield deployment, proxy
     proxy.close()
-
-
-def publish_many(deployment: Deployment, count: int, first: int = 0) -> list[str]:
-    """Publish commands, each for a device of its own, whose args are their ids; returns the ids."""
-    ids = [f"command-{number}" for number in range(first, first + count)]
-    for number, command_id in enumerate(ids, first):
-        imei = str(865820030000000 + number)
-        deployment.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id))
-    return ids
-
-
-def outcomes_of(deployment: Deployment, ids: list[str]) -> dict[str, tuple[str, str | None]]:
-    """Collect replies until every command has one; returns each one's only status and uuid."""
-    replies: dict[str, tuple[str, str | None]] = {}
-    while len(replies) < len(ids):
-        reply = deployment.upstream.reply().json
-        outcome = (reply["status"], reply["uuid"])
-        assert replies.setdefault(reply["command_id"], outcome) == outcome  # it may come twice, but not differ
-    assert replies.keys() == set(ids)
-    return replies
-
-
-def assert_each_accepted_once(deployment: Deployment, ids: list[str]) -> None:
-    """Every command is accepted, and the platform has it once, under the uuid that the reply names."""
-    outcomes = outcomes_of(deployment, ids)
-    kept = {command.args: command.uuid for command in deployment.simulator.platform.commands}
-    assert outcomes == {command_id: ("accepted", kept.get(command_id)) for command_id in ids}
-    assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
 def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment, own_broker: LocalBroker) -> None:
@@ -226,7 +199,7 @@ def test_a_node_that_never_answered_is_not_a_stable_one(deployment: Deployment) 
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
         urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
         with deployment.worker(
-            AMQP_URL=",".join([*urls, deployment.broker_url]), **running_first(deployment.folder, quick)
+            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, quick)
         ) as worker:
             tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
             assert len(tried) == len(set(tried)) == 2

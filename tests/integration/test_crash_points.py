@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.crash_points import settings_for
 from tests.support.builders import a_command
+from tests.support.crash_points import crash_at
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
@@ -75,7 +75,7 @@ def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None
         Deployment.set_up(broker_url, folder, simulator) as deployment,
     ):
         store = {"IDEMPOTENCY_URL": url}
-        with deployment.worker(**store, **settings_for(folder, point, times)) as first:
+        with deployment.worker(**store, **crash_at(folder, point, times)) as first:
             deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()
         replies = deployment.finish(**store)

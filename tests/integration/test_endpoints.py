@@ -12,10 +12,10 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.changed_process import running_first
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
@@ -196,7 +196,7 @@ def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, watched
 
 
 def test_a_wedged_amqp_thread_is_not_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
-    with deployment.worker(**watched.settings, **running_first(tmp_path, WEDGED)):
+    with deployment.worker(**watched.settings, **run_at_startup(tmp_path, WEDGED)):
         watched.wait_for("/livez", 200)
         deployment.upstream.publish(a_command())
         assert watched.wait_for("/livez", 503)["event_loop_silent_s"] >= 2
@@ -206,7 +206,7 @@ def test_a_wedged_amqp_thread_is_not_live(deployment: Deployment, tmp_path: Path
 def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
     deployment: Deployment, tmp_path: Path, watched: Watched
 ) -> None:
-    with deployment.worker(**watched.settings, **running_first(tmp_path, HASTY + DEAF)):
+    with deployment.worker(**watched.settings, **run_at_startup(tmp_path, HASTY + DEAF)):
         watched.wait_for("/livez", 200)
         deployment.upstream.publish(a_command())
         assert watched.wait_for("/livez", 503)["ready_messages"] == 1
@@ -215,7 +215,7 @@ def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
 
 def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_url: str, watched: Watched) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
-        settings = watched.settings | running_first(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
+        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
         with deployment.worker(**settings, WORKER_PAUSE_PROBE="3600") as worker:
             deployment.upstream.publish(a_command())
             worker.wait_for("consumption_paused")
@@ -228,7 +228,7 @@ def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_u
 
 
 def test_a_worker_whose_rate_is_used_up_stays_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
-    settings = watched.settings | running_first(tmp_path, HASTY) | {"WORKER_CONCURRENCY": "1"}
+    settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_CONCURRENCY": "1"}
     with deployment.worker(**settings, ONENET_RATE_LIMIT="1/hour"):
         for _ in range(20):
             deployment.upstream.publish(a_command())

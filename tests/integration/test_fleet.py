@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.simulator import onenet
 from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Key

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, outcomes_of, publish_many
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
+from tests.support.outcomes import assert_each_accepted_once, outcomes_of, publish_many
 from tests.support.proxies import Proxy
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from tests.support.waiting import PATIENCE_S

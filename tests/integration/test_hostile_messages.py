@@ -8,9 +8,9 @@ from typing import Any
 import pika
 import pytest
 
-from tests.integration.changed_process import running_first
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.amqp.session import MANY_RETURNS
@@ -79,7 +79,7 @@ def test_a_message_that_ends_every_worker_takes_no_other_with_it(deployment: Dep
         pass
     deployment.upstream.publish(b"x" * 200_000)
     ids = good_commands(deployment, 10)
-    deadly = running_first(tmp_path, _ENDED_BY_LARGE_BODIES)
+    deadly = run_at_startup(tmp_path, _ENDED_BY_LARGE_BODIES)
     ends = 0
     while not deployment.upstream.count(deployment.topology.dead_letters_exchange):
         with deployment.start_worker(**deadly) as worker:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.changed_process import running_first
-from tests.integration.test_command_line import A_DEVICE, type_in
 from tests.support.builders import a_command
+from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import Deployment
 from tests.support.proxies import raw_server
+from tests.support.startup_code import run_at_startup
 from worker.amqp.blocking import declare_on
 from worker.dev.services.ports import free_port
 
@@ -39,13 +39,13 @@ def assert_silent(said: str) -> None:
 )
 def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, url: str, tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", name: url}
-    for command in (("run",), ("topology",), ("send", *A_DEVICE)):
-        said = type_in(*command, folder=tmp_path, **settings)
+    for command in (("run",), ("topology",), ("send", *TARGET_OPTIONS)):
+        said = run_cli(*command, folder=tmp_path, **settings)
         assert (said.returncode, said.stdout) == (78, "")
         [line] = said.stderr.splitlines()
         assert line.startswith(f"onenet-worker: {name}: must be ")
         assert_silent(line)
-    checked = type_in("check", folder=tmp_path, **settings)
+    checked = run_cli("check", folder=tmp_path, **settings)
     assert (checked.returncode, checked.stderr) == (1, "")
     [line] = checked.stdout.splitlines()
     assert line.startswith(f"FAIL  settings: {name}: must be ")
@@ -67,12 +67,12 @@ def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deplo
         "ONENET_API_KEY": "k",
         name: url,
     }
-    said = type_in("run", folder=deployment.folder, **settings)
+    said = run_cli("run", folder=deployment.folder, **settings)
     assert (said.returncode, said.stdout) == (78, "")
     [line] = said.stderr.splitlines()
     assert line.startswith(f"onenet-worker: {name}: an option ")
     assert_silent(line)
-    checked = type_in("check", folder=deployment.folder, NO_PROXY="127.0.0.1", **settings)
+    checked = run_cli("check", folder=deployment.folder, NO_PROXY="127.0.0.1", **settings)
     assert (checked.returncode, checked.stderr) == (1, "")
     assert f"FAIL  settings: {name}: an option " in checked.stdout
     assert_silent(checked.stdout)
@@ -92,11 +92,11 @@ def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deplo
 )
 def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, deployment: Deployment) -> None:
     settings = {"AMQP_URL": deployment.broker_url, "ONENET_API_KEY": "k", "ONENET_URL": "https://onenet.invalid"}
-    said = type_in("run", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
+    said = run_cli("run", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
     assert (said.returncode, said.stdout) == (78, "")
     [line] = said.stderr.splitlines()
     assert_silent(line)
-    checked = type_in("check", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
+    checked = run_cli("check", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
     assert (checked.returncode, checked.stderr) == (1, "")
     assert "FAIL  settings: " in checked.stdout
     assert_silent(checked.stdout)
@@ -104,7 +104,7 @@ def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, deployment
 
 def test_an_unusable_proxy_that_leads_to_the_collector_is_one_line(tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.invalid:4318"}
-    said = type_in("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
+    said = run_cli("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
     assert (said.returncode, said.stdout) == (78, "")
     [line] = said.stderr.splitlines()
     assert_silent(line)
@@ -130,7 +130,7 @@ def test_a_proxy_that_refuses_is_logged_without_its_password(scheme: str, deploy
             assert_silent(worker.process.output.read_text())
         declare_on(deployment.upstream.channel, deployment.topology)
         del settings["LOG_LEVEL"]
-        checked = type_in(
+        checked = run_cli(
             "check", folder=deployment.folder, AMQP_URL=deployment.broker_url, ONENET_API_KEY="k", **settings
         )
         assert checked.returncode == 1
@@ -157,7 +157,7 @@ def test_a_broker_and_a_store_that_refuse_are_logged_without_user_and_password(
         assert said["reason"] == "the broker refused the user name or the password"
         worker.process.stop()
         assert_silent(worker.process.output.read_text())
-    checked = type_in("check", folder=deployment.folder, AMQP_URL=wrong, IDEMPOTENCY_URL=store, ONENET_API_KEY="k")
+    checked = run_cli("check", folder=deployment.folder, AMQP_URL=wrong, IDEMPOTENCY_URL=store, ONENET_API_KEY="k")
     assert checked.returncode == 1
     assert_silent(checked.stdout + checked.stderr)
 
@@ -180,7 +180,7 @@ Pulse.run = fail
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_the_traceback_of_a_crash_holds_no_user_and_no_password(log_format: str, deployment: Deployment) -> None:
-    with deployment.start_worker(**running_first(deployment.folder, RAISES), LOG_FORMAT=log_format) as worker:
+    with deployment.start_worker(**run_at_startup(deployment.folder, RAISES), LOG_FORMAT=log_format) as worker:
         assert worker.process.wait() == 70
         said = worker.process.output.read_text()
     assert "worker_crashed" in said

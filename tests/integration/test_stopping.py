@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
 from worker.simulator.faults import Fault

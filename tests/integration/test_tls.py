@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.integration.test_command_line import A_DEVICE, type_in
 from tests.support.builders import a_command
 from tests.support.certificates import Authority, Certificate
+from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import Deployment
 from tests.support.proxies import Proxy, raw_server
 from tests.support.simulator import onenet
@@ -66,7 +66,7 @@ def test_with_the_right_authority_and_a_client_certificate_everything_works(
         secured.upstream.publish(a_command())
         assert secured.upstream.reply().json["status"] == "accepted"
         namespace = {"WORKER_NAMESPACE": secured.topology.namespace}
-        sent = type_in("send", *A_DEVICE, "--wait", folder=tmp_path, **settings, **namespace)
+        sent = run_cli("send", *TARGET_OPTIONS, "--wait", folder=tmp_path, **settings, **namespace)
         assert sent.returncode == 0, sent.stderr
 
 
@@ -78,7 +78,7 @@ def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: 
         assert all(reason in event["reason"] for event in said), said
         assert not [event for event in worker.events if event["event"] == "broker_connected"]
         assert worker.process.is_running
-    typed = type_in("topology", folder=deployment.folder, **settings)
+    typed = run_cli("topology", folder=deployment.folder, **settings)
     assert typed.returncode == 1
     [line] = typed.stderr.splitlines()
     assert reason in line

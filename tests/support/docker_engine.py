@@ -11,7 +11,7 @@ from typing import Any
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 LOCKED_UP = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 
