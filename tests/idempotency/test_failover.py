@@ -12,7 +12,7 @@ import redis
 from redis.connection import DefaultParser
 
 from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
-from tests.support.rig import Proxy, raw_server
+from tests.support.proxies import Proxy, raw_server
 from worker.core.claims import Unseen
 from worker.core.rate import Rate
 from worker.dev.services.ports import free_port

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.support.rig import API_KEY, a_command, fields_of, in_hours, onenet, raw_server
+from tests.support.builders import a_command, fields_of, in_hours
+from tests.support.proxies import raw_server
+from tests.support.simulator import API_KEY, onenet
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.command import Command, read_command
 from worker.core.credentials import ApiKey

@@ -21,7 +21,8 @@ from urllib3.connection import HTTPConnection
 from tests.idempotency.test_stores import DOUBT, NOW, U1, U2, complete, held, key, reply
 from tests.onenet.test_client import NEVER, an_answer, client, command, just_now, nobody, secure_context
 from tests.processing.test_processor import delivery
-from tests.support.rig import PATIENCE_S, raw_server
+from tests.support.proxies import raw_server
+from tests.support.waiting import PATIENCE_S
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached, InDoubt, NotSent, Refused

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.core.command import read_command
 from worker.core.doubt import DoubtWindow
 from worker.core.platform import Candidate

@@ -11,7 +11,7 @@ import pytest
 from pika import BasicProperties
 
 from schemas.reply import Reply
-from tests.support.rig import a_command, in_hours
+from tests.support.builders import a_command, in_hours
 from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pika import BasicProperties
 
 from schemas.reply import Reply
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
