@@ -134,7 +134,7 @@ def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover:
 def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failover) -> None:
     """PING succeeds on a demoted primary, on a full one, and on one that has too few replicas."""
     health = Health(60, failover.store.ping)
-    health.beat(is_connected=True, is_stopping=False)
+    health.heartbeat(is_connected=True, is_stopping=False)
     assert health.readiness().ok
     failover.former.config_set("min-replicas-to-write", 1)
     try:
