@@ -19,8 +19,8 @@ from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_own_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
-from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
+from worker.idempotency.redis_errors import code_of, is_other_server
 from worker.telemetry.health import Health
 
 FEW = 3  # calls after which all must work again

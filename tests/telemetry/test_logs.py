@@ -1,4 +1,4 @@
-"""Log lines of the worker and its libraries: their form, and that writing them blocks nothing and loses nothing."""
+"""Log lines of the worker and its libraries: their form, and how they are written when the stream is slow or fails."""
 
 import errno
 import fcntl
@@ -315,7 +315,7 @@ def test_a_worker_without_stdout_does_not_log_into_another_file(tmp_path: Path) 
         import os
         writer = configure_logging("info", None)
         other = os.open({str(tmp_path / "other")!r}, os.O_CREAT | os.O_WRONLY)
-        get_logger().info("nowhere")
+        get_logger().info("lost")
         assert writer.close() == 0
     """
     without_stdout = ["sh", "-c", 'exec "$@" >&-', "sh", *program(code)]
