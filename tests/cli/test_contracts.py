@@ -21,7 +21,7 @@ from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode
 from tests.processing.test_processor import RESTED, Rig, likely
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema

@@ -9,7 +9,7 @@ import pytest
 from pika import BasicProperties
 
 from schemas.reply import FailureCode
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.cli.dead_letters import Reason

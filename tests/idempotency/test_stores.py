@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.reply import Reply, ReplyError
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import (
     Ambiguous,
     Assigned,

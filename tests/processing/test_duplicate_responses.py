@@ -19,9 +19,10 @@ from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached
 from worker.core.claims import IdempotencyStore, Key, Unseen
-from worker.core.command import Command, read_command
+from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command
 from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore

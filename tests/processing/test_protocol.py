@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pika import BasicProperties
 
 from schemas.reply import Reply
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
@@ -47,9 +47,7 @@ BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
 REQUEST_S, RECONCILE_DELAY_S, LEASE_S = 2, 3, 9
 METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, reconcile_delay_s=RECONCILE_DELAY_S)
-HASTY = RetryPolicy(
-    (1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S, in_doubt="dead-letter"
-)
+HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S, in_doubt="dead-letter")
 TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
 MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")

@@ -66,7 +66,7 @@ class RateLimiter:
             return self._limit(key)[0]
         from redis import RedisError, ResponseError
 
-        from worker.idempotency.calls import code_of, is_other_server
+        from worker.idempotency.redis_errors import code_of, is_other_server
 
         for _ in range(2):
             try:
