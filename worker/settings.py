@@ -27,6 +27,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.amqp.address import BrokerAddress
+from worker.amqp.topology import Topology
 from worker.core.credentials import PRODUCT_ID_PATTERN, AccessKey, ApiKey, Credentials
 from worker.core.rate import Rate
 from worker.core.urls import (
@@ -299,6 +301,16 @@ class Settings(BaseSettings):
     def delays(self) -> tuple[int, ...]:
         """The seconds of every delay queue, ascending."""
         return tuple(sorted({*self.worker_retry_delays, self.worker_settle}))
+
+    @property
+    def broker_address(self) -> BrokerAddress:
+        """Where the broker is, and with which certificates it is reached."""
+        return BrokerAddress(self.amqp_url, self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
+
+    @property
+    def topology(self) -> Topology:
+        """The exchanges and queues that the worker uses."""
+        return Topology(self.worker_namespace, self.delays)
 
     @property
     def platform_zone(self) -> ZoneInfo:

@@ -60,7 +60,7 @@ def look(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
     settings = Settings(
         amqp_url=(SecretStr(url or deployment.broker_url),), worker_namespace=deployment.topology.namespace
     )
-    return DeadLetterReader(settings, deployment.topology)
+    return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
 
 
 def seen(deployment: Deployment, count: int) -> list[str | None]:
