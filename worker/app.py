@@ -56,7 +56,7 @@ NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
 
 def topology_of(settings: Settings) -> Topology:
     """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.delays)
+    return Topology(settings.worker_namespace, settings.delay_queues_s)
 
 
 def client_of(
@@ -71,7 +71,7 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
+        latest_caching_s=settings.worker_reconcile_delay,
         history_s=settings.idempotency_ttl,
     )
 
@@ -136,9 +136,9 @@ def run(settings: Settings) -> int:
     client = client_of(settings, products, watch, tracing)
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
-    gates = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
+    gates = CircuitBreakers(products, settings.worker_pause_after_failures, settings.worker_probe_interval)
     history_gates = CircuitBreakers(
-        products, settings.worker_pause_after, settings.worker_pause_probe, subject="history"
+        products, settings.worker_pause_after_failures, settings.worker_probe_interval, subject="history"
     )
     outgoing = MessageBuilder(topology_of(settings), name)
     handler = Processor(
@@ -150,7 +150,7 @@ def run(settings: Settings) -> int:
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
-            settings.worker_settle,
+            settings.worker_reconcile_delay,
             settings.worker_in_doubt,
         ),
         settings.platform_zone,
@@ -179,7 +179,7 @@ def run(settings: Settings) -> int:
             concurrency=settings.worker_concurrency,
             few_threads=_FEW_THREADS if isinstance(store, MemoryStore) else _FEW_THREADS_WITH_REDIS,
             prefetch=settings.prefetch,
-            probe_s=settings.worker_pause_probe,
+            probe_s=settings.worker_probe_interval,
         )
         pulse = HealthMonitor(broker, consumer, gates, health)
         metrics.observe(pulse.state)
@@ -202,8 +202,8 @@ def run(settings: Settings) -> int:
         if settings.http_port:
             endpoints = HealthServer(settings.http_host, settings.http_port, health, metrics)
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
-        if settings.readable_at is not None:
-            log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
+        if settings.plaintext_host is not None:
+            log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint="the key is readable on its way")
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)

@@ -100,7 +100,7 @@ class _Fleet:
     def __init__(self, rig: Rig, plan: Plan) -> None:
         self._rig = rig
         self._settings = {
-            "WORKER_SETTLE": str(SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
             "WORKER_CONCURRENCY": "16",
             "IDEMPOTENCY_URL": plan.redis_url or "memory://",
         }
@@ -171,7 +171,7 @@ def _commands(chance: random.Random, plan: Plan) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _declared(rig: Rig) -> Iterator[None]:
-    with rig.worker(WORKER_SETTLE=str(SETTLE_S)):
+    with rig.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
         pass  # so that the topology is there before the first command is published
     yield
 

@@ -182,7 +182,7 @@ def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
         assert watched.get("/metrics").value("broker_connected") == 0
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         watched.wait_for("/readyz", 200)
 
 
@@ -210,8 +210,8 @@ def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(rig: Rig, tmp_pa
 
 def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_url: str, watched: Watched) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Rig.set_up(broker_url, tmp_path, simulator) as rig:
-        settings = watched.settings | running_first(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
-        with rig.worker(**settings, WORKER_PAUSE_PROBE="3600") as worker:
+        settings = watched.settings | running_first(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
+        with rig.worker(**settings, WORKER_PROBE_INTERVAL="3600") as worker:
             rig.upstream.publish(a_command())
             worker.wait_for("consumption_paused")
             rig.upstream.publish(a_command())

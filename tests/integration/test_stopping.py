@@ -47,7 +47,7 @@ def test_stopped_while_upstream_publishes_nothing_looks_redelivered(rig: Rig) ->
 def test_what_is_under_way_is_finished(rig: Rig) -> None:
     with onenet(latency_s=1) as slow:
         rig.simulator = slow
-        with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
+        with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
             rig.upstream.publish(a_command(command_id="last", args="last"))
             rig.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
@@ -59,7 +59,9 @@ def test_what_is_under_way_is_finished(rig: Rig) -> None:
 def test_the_grace_period_ends_the_wait_and_nothing_is_lost(rig: Rig) -> None:
     """The request that outlasts it is not acknowledged, so its command comes again."""
     rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with rig.worker(WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
+    with rig.worker(
+        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)
+    ) as worker:
         rig.upstream.publish(a_command(command_id="outlasting"))
         rig.wait_for_request()
         worker.process.signal(signal.SIGTERM)
@@ -73,7 +75,7 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
     proxy = Proxy(rig.broker_url)
     with onenet(latency_s=2) as slow:
         rig.simulator = slow
-        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": str(LONG_SETTLE_S)}
+        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
         with rig.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
             rig.upstream.publish(a_command())
             rig.wait_for_request(slow)
@@ -87,7 +89,7 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
 
 def test_a_second_signal_ends_it_at_once(rig: Rig) -> None:
     rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
+    with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
         rig.upstream.publish(a_command())
         rig.wait_for_request()
         worker.process.signal(signal.SIGINT)

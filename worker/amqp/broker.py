@@ -137,7 +137,7 @@ class Broker:
 
     def _log_consuming(self) -> None:
         if self._prefetch > 1:  # a single delivery is no more than a probe
-            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+            log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(
         self,
