@@ -364,7 +364,12 @@ def test_a_secret_file_and_other_wrong_settings_are_reported_together(
 def test_commands_report_the_old_name_of_a_setting(command: str, exit_code: int, tmp_path: Path) -> None:
     environment = {**os.environ, "WORKER_SETTLE": "60", "ONENET_API_KEY": "k"}
     ended = subprocess.run(
-        [sys.executable, "-m", "worker", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "worker", command],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == exit_code
     assert "WORKER_SETTLE: was renamed; set WORKER_RECONCILE_DELAY instead\n" in ended.stdout + ended.stderr
