@@ -17,6 +17,7 @@ from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
+from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
@@ -26,11 +27,12 @@ from worker.flow.pace import Pacer
 from worker.idempotency.memory import MemoryStore
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import HANDLING_S, Processor
-from worker.settings import MEMORY, Credentials, Settings, load_products
+from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -71,8 +73,8 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        latest_caching_s=settings.worker_reconcile_delay,
-        history_s=settings.idempotency_ttl,
+        caching_delay_s=settings.worker_reconcile_delay,
+        history_window_s=settings.idempotency_ttl,
     )
 
 
@@ -112,13 +114,18 @@ def pacer_factory(settings: Settings, gates: CircuitBreakers) -> NewPacer | None
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
-    """Return what makes spans, or makes none where no collector is named."""
+    """Return the tracing that the settings ask for.
+
+    Raises:
+        SettingsError: the environment names an unusable proxy for the collector.
+    """
     if settings.otel_exporter_otlp_endpoint is None:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
     queue = topology_of(settings).execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
+    environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
     return OpenTelemetry(endpoint, __version__, worker, queue)
 
 

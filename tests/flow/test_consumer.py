@@ -23,12 +23,11 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.flow import pace
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics

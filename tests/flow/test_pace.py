@@ -9,12 +9,12 @@ import pytest
 
 from tests.flow.test_device_queues import task
 from tests.support.rig import PATIENCE_S
+from worker.core.rate import Rate
 from worker.core.task import Task
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis
 from worker.flow.pace import Pacer
 from worker.flow.rate_limiter import RateLimiter
-from worker.settings import Rate
 
 SLOW = Rate(1, 86_400)  # so that no test sees a second slot come due
 

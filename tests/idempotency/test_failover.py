@@ -14,13 +14,13 @@ from redis.connection import DefaultParser
 from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
 from tests.support.rig import Proxy, raw_server
 from worker.core.claims import Unseen
+from worker.core.rate import Rate
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_own_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 from worker.telemetry.health import Health
 
 FEW = 3  # calls after which all must work again

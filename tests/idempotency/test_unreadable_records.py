@@ -25,12 +25,12 @@ from worker.core.claims import (
     Unseen,
 )
 from worker.core.doubt import DoubtWindow
+from worker.core.rate import Rate
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 
 NOW_MS = milliseconds(NOW)
 DIGEST = key("a").content_hash.hex()

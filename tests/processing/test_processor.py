@@ -19,11 +19,10 @@ from worker.core.claims import Claim, Key, Lease, OnRecorded
 from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.replay import Replay
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import MAX_UNFINISHED, MAX_UNREAD, Processor
 from worker.telemetry.metrics import Metrics
@@ -200,7 +199,7 @@ def rested(attempt: int = 1, **headers: Any) -> Delivery:
 
 
 def likely(uuid: str) -> Candidate:
-    return Candidate(uuid, is_likely=True, valid_time_omitted=False)
+    return Candidate(uuid, is_within_clock_skew=True, valid_time_omitted=False)
 
 
 REPLY = ["onenet.replies"]
@@ -526,7 +525,7 @@ def test_what_is_found_after_the_last_attempt_and_its_expiry_is_accepted_all_the
 
 
 def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
-    rig.platform.entries = [Candidate("found", is_likely=True, valid_time_omitted=True)]
+    rig.platform.entries = [Candidate("found", is_within_clock_skew=True, valid_time_omitted=True)]
     rig.handle(rested())
     first = rig.last_reply()
     assert (first["recovered"], first["valid_time_omitted"]) == (True, True)
@@ -537,14 +536,14 @@ def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
 
 def test_what_fits_but_for_its_time_is_neither_taken_nor_sent_again(rig: Rig) -> None:
     """Either would be a guess about two clocks."""
-    rig.platform.entries = [Candidate("u", is_likely=False, valid_time_omitted=False)]
+    rig.platform.entries = [Candidate("u", is_within_clock_skew=False, valid_time_omitted=False)]
     assert rig.handle(rested()) == FAILURE
     assert rig.last_reply()["error"]["code"] == "outcome_unknown"
     assert "request" not in rig.history
 
 
 def an_unclear(uuid: str, *fields: str) -> Candidate:
-    return Candidate(uuid, is_likely=False, valid_time_omitted=False, unclear=fields)
+    return Candidate(uuid, is_within_clock_skew=False, valid_time_omitted=False, unclear=fields)
 
 
 def test_what_may_be_the_command_and_nobody_can_tell_is_unknown_and_never_sent(rig: Rig) -> None:

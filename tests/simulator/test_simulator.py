@@ -10,9 +10,9 @@ import requests
 
 from tests.support.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, fields_of, onenet
 from worker.cli.simulator import simulator
+from worker.core.credentials import AccessKey
 from worker.dev.services.ports import wait_until
 from worker.onenet.authentication import sign
-from worker.settings import AccessKey
 from worker.simulator.faults import Fault, Kind
 from worker.simulator.server import Simulator
 

@@ -12,7 +12,7 @@ from typing import Any
 from throttled import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
 from throttled.exceptions import StoreUnavailableError
 
-from worker.settings import Rate
+from worker.core.rate import Rate
 
 _MADE_UP_S = 0.1
 _TIMEOUT_S = 2.0  # for one call to Redis

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from schemas.reply import Detail, Reply, ReplyError
@@ -33,10 +32,9 @@ from worker.core.command import Command, as_command_id, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
 from worker.core.doubt import DoubtWindow
 from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Final, Outcome, Rejected, Retry
+from worker.core.platform import Candidate, PlatformClient
 from worker.core.task import Task
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand, UuidTaken
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -61,19 +59,6 @@ End = Callable[[Sequence[Publication] | None], object]
 
 None: it was not begun, since nothing of its product is sent now.
 """
-
-
-class Client(Protocol):
-    """What is asked of OneNET."""
-
-    def knows(self, product: str | None) -> bool:
-        """Tell whether there are credentials for a product."""
-
-    def execute(self, command: Command, not_after: float) -> Sent:
-        """Ask the platform to cache one command, not after a monotonic time."""
-
-    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
-        """Return what the device's history has that may be the command, or raise HistoryUnreadable."""
 
 
 @dataclass(slots=True)
@@ -164,7 +149,7 @@ class Processor:
 
     def __init__(
         self,
-        client: Client,
+        client: PlatformClient,
         store: IdempotencyStore,
         outgoing: MessageBuilder,
         gates: CircuitBreakers,
@@ -406,8 +391,8 @@ class Processor:
             )
         finally:
             passage.end()
-        likely = [entry.uuid for entry in entries if entry.is_likely]
-        unlikely = [entry.uuid for entry in entries if not entry.is_likely and not entry.unclear]
+        likely = [entry.uuid for entry in entries if entry.is_within_clock_skew]
+        unlikely = [entry.uuid for entry in entries if not entry.is_within_clock_skew and not entry.unclear]
         unclear = [entry for entry in entries if entry.unclear]
         choice = self._store.own(hold, likely, unlikely)
         reason = "the device's command history has several like it, and no record tells which is whose"

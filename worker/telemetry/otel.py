@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.core.proxies import environment_proxy
 from worker.telemetry.tracing import Answered
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
@@ -27,13 +26,9 @@ class OpenTelemetry:
         version: of the worker.
         worker: the name of this process.
         queue: where the commands come from.
-
-    Raises:
-        SettingsError: the environment names a proxy for the collector that cannot be used.
     """
 
     def __init__(self, endpoint: str, version: str, worker: str, queue: str) -> None:
-        environment_proxy(endpoint)  # the exporter would log one that is unusable, with its password
         self._queue = queue
         resource = Resource.create({SERVICE_VERSION: version, SERVICE_INSTANCE_ID: worker})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # OTEL_SERVICE_NAME says nothing
