@@ -16,7 +16,6 @@ from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
-from worker.amqp.topology import Topology
 from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
@@ -54,11 +53,6 @@ if TYPE_CHECKING:
 log = get_logger()
 
 NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
-
-
-def topology_of(settings: Settings) -> Topology:
-    """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.delay_queues_s)
 
 
 def client_of(
@@ -123,7 +117,7 @@ def tracing_of(settings: Settings, worker: str) -> Tracing:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
-    queue = topology_of(settings).execute_queue
+    queue = settings.topology.execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
     environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
     return OpenTelemetry(endpoint, __version__, worker, queue)
@@ -136,7 +130,7 @@ def run(settings: Settings) -> int:
         SettingsError: a setting cannot be used.
     """
     products = load_products(settings)
-    parameters = connection_parameters(settings)
+    parameters = connection_parameters(settings.broker_address)
     name = f"{socket.gethostname()}:{os.getpid()}"
     tracing = tracing_of(settings, name)
     watch = Watch(settings.request_s)
@@ -147,7 +141,7 @@ def run(settings: Settings) -> int:
     history_gates = CircuitBreakers(
         products, settings.worker_pause_after_failures, settings.worker_probe_interval, subject="history"
     )
-    outgoing = MessageBuilder(topology_of(settings), name)
+    outgoing = MessageBuilder(settings.topology, name)
     handler = Processor(
         client,
         store,
@@ -169,11 +163,11 @@ def run(settings: Settings) -> int:
     def build() -> tuple[Broker, Consumer, HealthMonitor]:
         broker = Broker(
             parameters,
-            topology_of(settings),
+            settings.topology,
             name=f"onenet-execute-worker {name}",
             declare=settings.amqp_declare,
             prefetch=settings.prefetch,
-            on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
+            on_other_consumers=_warn_of_others if isinstance(store, MemoryStore) else None,
         )
         consumer = Consumer(
             handler,
@@ -297,10 +291,6 @@ def _explain(running: "asyncio.Future[Any]") -> int:
 def _crashed(error: BaseException | None) -> int:
     log.critical("worker_crashed", exc_info=error)
     return EXIT_SOFTWARE
-
-
-def _welcome_others(_consumers: int) -> None:
-    """Say nothing: they share what they remember."""
 
 
 def _warn_of_others(consumers: int) -> None:

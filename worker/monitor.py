@@ -64,7 +64,7 @@ class HealthMonitor:
         """Tell whether there is a reason for taking nothing from the queue."""
         return (
             not self._broker.is_connected
-            or self._broker.is_publishing_hindered
+            or self._broker.is_publishing_impaired
             or not self._gates.is_any_open()
             or self._consumer.waits_for_slots
             or self._consumer.is_stopping

@@ -33,6 +33,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from worker.amqp.address import BrokerAddress
+from worker.amqp.topology import Topology
 from worker.core.credentials import PRODUCT_ID_PATTERN, AccessKey, ApiKey, Credentials
 from worker.core.rate import Rate
 from worker.core.urls import (
@@ -378,6 +380,16 @@ class Settings(BaseSettings):
     def delay_queues_s(self) -> tuple[int, ...]:
         """Delay of each delay queue, in seconds, ascending."""
         return tuple(sorted({*self.worker_retry_delays, self.worker_reconcile_delay}))
+
+    @property
+    def broker_address(self) -> BrokerAddress:
+        """URLs and certificates of the broker."""
+        return BrokerAddress(self.amqp_url, self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
+
+    @property
+    def topology(self) -> Topology:
+        """The exchanges and queues that the worker uses."""
+        return Topology(self.worker_namespace, self.delay_queues_s)
 
     @property
     def platform_zone(self) -> ZoneInfo:

@@ -20,7 +20,7 @@ def check(rig: Rig, *arguments: str, **changes: str) -> tuple[int, dict[str, lis
         "ONENET_URL": rig.simulator.url,
         "ONENET_API_KEY": API_KEY,
         "WORKER_NAMESPACE": rig.topology.namespace,
-        "WORKER_RETRY_DELAYS": ",".join(str(delay_s) for delay_s in sorted(rig.topology.retry_delays_s)),
+        "WORKER_RETRY_DELAYS": ",".join(str(delay_s) for delay_s in sorted(rig.topology.delay_queues_s)),
         "ONENET_CONNECT_TIMEOUT": "1",
         "ONENET_READ_TIMEOUT": "1",
         "PATH": os.environ["PATH"],

@@ -18,10 +18,10 @@ from pydantic import SecretStr
 from schemas.command import COMMAND
 from tests.support.rig import PATIENCE_S, Proxy, Rig, a_command
 from worker.__main__ import app
+from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import CommandClient, declare_on
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
-from worker.settings import Settings
 
 A_DEVICE = ("--imei", "865820030000001", "--obj-id", "1", "--obj-inst-id", "2", "--res-id", "3")
 
@@ -232,10 +232,10 @@ def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
 def test_an_end_that_the_broker_does_not_answer_hides_nothing(rig: Rig) -> None:
     """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
     proxy = Proxy(rig.broker_url)
-    settings = Settings(amqp_url=(SecretStr(proxy.url),))
+    broker = BrokerAddress((SecretStr(proxy.url),))
     try:
         with pytest.raises(KeyboardInterrupt):
-            _cut_and_interrupt(CommandClient(settings, rig.topology, app_id="cli", wants_replies=False), proxy)
+            _cut_and_interrupt(CommandClient(broker, rig.topology, app_id="cli", wants_replies=False), proxy)
     finally:
         proxy.close()
 

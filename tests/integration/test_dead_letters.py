@@ -52,7 +52,7 @@ def set_aside(
 
 def look(rig: Rig, url: str | None = None) -> DeadLetterReader:
     settings = Settings(amqp_url=(SecretStr(url or rig.broker_url),), worker_namespace=rig.topology.namespace)
-    return DeadLetterReader(settings, rig.topology)
+    return DeadLetterReader(settings.broker_address, rig.topology, settings.platform_zone)
 
 
 def seen(rig: Rig, count: int) -> list[str | None]:

@@ -28,17 +28,17 @@ begin = Health.__init__
 Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
 """
 DEAF = """
-from worker.amqp.session import Session
-async def consume(session, prefetch):
-    session._prefetch = prefetch
-Session.consume = consume
+from worker.amqp.consumer import QueueConsumer
+async def consume(consumer, prefetch):
+    consumer._prefetch = prefetch
+QueueConsumer.consume = consume
 """
 WEDGED = """
 import threading
 import worker.telemetry.health
-from worker.amqp.session import Session
+from worker.amqp.consumer import QueueConsumer
 worker.telemetry.health.MAX_SILENCE_S = 2
-Session._on_message = lambda *_: threading.Event().wait()
+QueueConsumer._on_message = lambda *_: threading.Event().wait()
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.changed_process import running_first
 from tests.support.rig import PATIENCE_S, Rig, WorkerProcess, a_command
-from worker.amqp.session import MANY_RETURNS
+from worker.amqp.consumer import MANY_RETURNS
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 
@@ -20,13 +20,13 @@ MIB = 1024 * 1024
 # Ends the process as the kernel does where memory is short: while it receives a large message.
 _ENDED_BY_LARGE_BODIES = """
 import os, signal
-from worker.amqp.session import Session
-on_message = Session._on_message
+from worker.amqp.consumer import QueueConsumer
+on_message = QueueConsumer._on_message
 def end(self, channel, method, properties, body):
     if len(body) > 100_000:
         os.kill(os.getpid(), signal.SIGKILL)
     on_message(self, channel, method, properties, body)
-Session._on_message = end
+QueueConsumer._on_message = end
 """
 
 

@@ -129,7 +129,7 @@ def test_a_plain_connection_to_a_port_for_tls_is_said(secured: Rig, tls_url: str
 
 def test_tls_to_a_plain_port_is_said(secured: Rig, certificates: Certificates) -> None:
     settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
-    assert_refused(secured, settings, "no TLS is spoken on this port")
+    assert_refused(secured, settings, "this port does not speak TLS")
 
 
 def test_a_platform_with_a_certificate_of_a_private_authority_is_used(rig: Rig, tmp_path: Path) -> None:

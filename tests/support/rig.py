@@ -21,6 +21,7 @@ from pika.exceptions import AMQPError, ConnectionClosedByBroker
 
 from tests.support.certificates import Certificate
 from worker.amqp.blocking import delete_on
+from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.topology import Topology
 from worker.dev.services.ports import wait_until
 from worker.dev.services.processes import LocalProcess
@@ -113,6 +114,7 @@ class Upstream:
 
     def connect(self) -> None:
         """Connect, again if need be; what was read before stays."""
+        preserve_raw_values()
         parameters = pika.URLParameters(self._url)
         parameters.blocked_connection_timeout = PATIENCE_S
         self.connection = pika.BlockingConnection(parameters)

@@ -69,7 +69,7 @@ def run_demo(console: Console, count: int) -> bool:
             stack.callback(broker.stop)
             console.print(f"broker     {broker.origin}")
             settings = settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
-        connection, _ = connect_blocking(settings)
+        connection, _ = connect_blocking(settings.broker_address)
         stack.callback(_delete, connection, topology)
         channel = connection.channel()
         declare_on(channel, topology)
@@ -209,7 +209,7 @@ def _exchange(
     deadline = time.monotonic() + _TIMEOUT_S
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        CommandClient(settings, topology, app_id="demo", wants_replies=True) as client,
+        CommandClient(settings.broker_address, topology, app_id="demo", wants_replies=True) as client,
         Progress(*columns, console=console) as progress,
     ):
         sending = progress.add_task("commands sent", total=len(messages))
