@@ -167,7 +167,7 @@ class Worker:
             name=f"onenet-execute-worker {self._name}",
             declare=settings.amqp_declare,
             prefetch=settings.prefetch,
-            on_consumers_found=None if store.is_shared else _warn_of_others,
+            on_other_consumers=None if store.is_shared else _warn_of_others,
         )
         consumer = Consumer(
             Processor(self._client, store, leases, unstarted, self._breakers, self._history_breakers, policy, reporter),

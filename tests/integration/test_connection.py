@@ -50,7 +50,7 @@ def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment
         worker.wait_for("broker_connection_lost")
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -61,7 +61,7 @@ def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Deploy
         for number in range(1, 4):
             worker.wait_for("command_accepted", count=30 * number)
             proxy.cut()
-            worker.wait_for("consuming", count=number + 1)
+            worker.wait_for("consumer_started", count=number + 1)
         assert_each_accepted_once(deployment, ids)
 
 
@@ -70,7 +70,7 @@ def test_a_consumer_that_the_broker_cancels_consumes_again(deployment: Deploymen
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
         worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -80,7 +80,7 @@ def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: t
     with deployment.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -91,7 +91,7 @@ def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[De
     with deployment.worker(AMQP_URL=proxy.url) as worker:
         proxy.garble()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -101,7 +101,7 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(deployment: Deployment) ->
     with deployment.start_worker(AMQP_URL=by_way_of(port, deployment.broker_url)) as worker:
         worker.wait_for("broker_unavailable", count=3)
         proxy = Proxy(deployment.broker_url, port)
-        worker.wait_for("consuming")
+        worker.wait_for("consumer_started")
         proxy.close()
 
 
@@ -138,7 +138,7 @@ def test_without_the_right_to_declare_the_topology_is_only_checked(deployment: D
     with deployment.start_worker(AMQP_DECLARE="false") as worker:
         assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
         with deployment.worker():
-            worker.wait_for("consuming")
+            worker.wait_for("consumer_started")
 
 
 def test_nothing_is_acknowledged_that_the_broker_did_not_keep(deployment: Deployment) -> None:
@@ -225,7 +225,7 @@ def short_of_memory(
         return execute(*about)
 
     monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_SETTLE": str(LONG_SETTLE_S)}
+    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
     with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
         ids = publish_many(deployment, 40)
         deployment.wait_for_request()
@@ -245,7 +245,7 @@ def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -257,7 +257,7 @@ def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -296,7 +296,7 @@ _MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, 
 def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(deployment: Deployment, way: str) -> None:
     """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with deployment.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as first:
         resting = deployment.topology.retry_queue(LONG_SETTLE_S)
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))
         first.wait_for("command_in_doubt", command_id="moved")

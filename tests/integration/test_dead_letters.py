@@ -280,7 +280,7 @@ def test_what_was_not_sent_is_sent_when_it_is_replayed(deployment: Deployment, t
     """The worker has its failure on record, and would otherwise only repeat it."""
     command = a_command(args="on")
     with deployment.worker(
-        ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER="9"
+        ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER_FAILURES="9"
     ) as worker:
         deployment.upstream.publish(command, app_id="billing", correlation_id="c", expiration="3600000")
         assert deployment.upstream.reply().json["error"]["code"] == "retries_exhausted"

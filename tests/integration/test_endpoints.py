@@ -146,7 +146,7 @@ def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watche
         assert page.value("in_flight") == 0
         assert page.value("concurrency") == 32
         assert page.value("paused", product="") == 0
-        assert page.value("broker_connected") == page.value("consuming") == 1
+        assert page.value("broker_connected") == page.value("consumer_started") == 1
         assert page.value("broker_blocked") == 0
         assert worker.events[-1]["level"] == "warning"  # and the server has said nothing
 
@@ -185,7 +185,7 @@ def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
         assert watched.get("/metrics").value("broker_connected") == 0
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         watched.wait_for("/readyz", 200)
 
 
@@ -215,14 +215,14 @@ def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
 
 def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_url: str, watched: Watched) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
-        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
-        with deployment.worker(**settings, WORKER_PAUSE_PROBE="3600") as worker:
+        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
+        with deployment.worker(**settings, WORKER_PROBE_INTERVAL="3600") as worker:
             deployment.upstream.publish(a_command())
             worker.wait_for("consumption_paused")
             deployment.upstream.publish(a_command())
             watched.wait_for_ready_messages()
             page = watched.get("/metrics")
-            assert (page.value("paused", product=""), page.value("consuming")) == (1, 0)
+            assert (page.value("paused", product=""), page.value("consumer_started")) == (1, 0)
             assert watched.stays_live(3)
             assert watched.get("/readyz").status == 200
 

@@ -56,7 +56,7 @@ def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
     """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
-    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
+    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_RECONCILE_DELAY": "6"}
     deployment.simulator.faults.replace(
         [Fault(kind="slow_drip", seconds=0.1, count=1)]
     )  # is cached, and answers in 5 s
@@ -78,7 +78,11 @@ def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing
 def test_a_command_that_another_worker_holds_waits_for_it(deployment: Deployment, shared: dict[str, str]) -> None:
     with onenet(latency_s=1.5) as slow:
         deployment.simulator = slow
-        settings = shared | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": str(LONG_SETTLE_S), "WORKER_CONCURRENCY": "1"}
+        settings = shared | {
+            "ONENET_READ_TIMEOUT": "5",
+            "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
+            "WORKER_CONCURRENCY": "1",
+        }
         command = a_command(args="once", command_id="once")
         with deployment.worker(**settings) as one, deployment.worker(**settings) as other:
             deployment.upstream.publish(command)
@@ -124,7 +128,7 @@ def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_a
 ) -> None:
     """Whoever tries it is killed when its request, or its history's, comes to the platform."""
     poison = a_command(command_id="poison", imei="865820030000999", args="poison")
-    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_SETTLE": "1"}
+    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_RECONCILE_DELAY": "1"}
     settings["IDEMPOTENCY_URL"] = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     deadly = Fault(kind="hang", seconds=1, imei=poison["imei"])
     deployment.simulator.faults.replace([deadly, deadly.model_copy(update={"endpoint": "history"})])

@@ -37,7 +37,7 @@ def simulator() -> Iterator[Simulator]:
 def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
     """An upstream system under the names that the README uses; never on a broker of the user's."""
     defaults = Settings.model_construct()
-    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
+    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delay_queues_s))
     yield found
     found.close()
 
@@ -98,7 +98,7 @@ def test_installed_as_it_says_it_checks_runs_and_answers(
 def worker(own_broker: LocalBroker, simulator: Simulator, tmp_path: Path) -> Iterator[WorkerProcess]:
     found = WorkerProcess(LocalProcess(["run"], environment(own_broker, simulator), tmp_path / "worker"))
     with found:
-        found.wait_for("consuming")
+        found.wait_for("consumer_started")
         yield found
 
 

@@ -52,7 +52,7 @@ def test_stopped_while_upstream_publishes_nothing_looks_redelivered(deployment: 
 def test_what_is_under_way_is_finished(deployment: Deployment) -> None:
     with onenet(latency_s=1) as slow:
         deployment.simulator = slow
-        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
+        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
             deployment.upstream.publish(a_command(command_id="last", args="last"))
             deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_the_grace_period_ends_the_wait_and_nothing_is_lost(deployment: Deployme
     """The request that outlasts it is not acknowledged, so its command comes again."""
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with deployment.worker(
-        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)
+        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)
     ) as worker:
         deployment.upstream.publish(a_command(command_id="outlasting"))
         deployment.wait_for_request()
@@ -80,7 +80,7 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(deployment: Deploy
     proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
         deployment.simulator = slow
-        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": str(LONG_SETTLE_S)}
+        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
         with deployment.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
             deployment.upstream.publish(a_command())
             deployment.wait_for_request(slow)
@@ -94,7 +94,7 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(deployment: Deploy
 
 def test_a_second_signal_ends_it_at_once(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
+    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
         deployment.upstream.publish(a_command())
         deployment.wait_for_request()
         worker.process.signal(signal.SIGINT)

@@ -139,7 +139,7 @@ class Broker:
 
     def _log_consuming(self) -> None:
         if self._prefetch > 1:  # a prefetch of 1 takes a probe only
-            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+            log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(
         self,

@@ -42,7 +42,9 @@ def check_all(imei: str) -> Iterator[CheckResult]:
         for line in lines:
             yield CheckResult("settings", is_well=False, detail=line)
         return
-    warning = "" if settings.readable_at is None else f"; the key travels readable to {settings.readable_at}: no https"
+    warning = (
+        "" if settings.plaintext_host is None else f"; the key travels readable to {settings.plaintext_host}: no https"
+    )
     yield CheckResult("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)

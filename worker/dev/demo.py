@@ -191,10 +191,10 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
         "WORKER_NAMESPACE": settings.worker_namespace,
         "ONENET_CONNECT_TIMEOUT": str(_CONNECT_TIMEOUT_S),
         "ONENET_READ_TIMEOUT": str(_READ_TIMEOUT_S),
-        "WORKER_SETTLE": str(_SETTLE_S),
+        "WORKER_RECONCILE_DELAY": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
-        "WORKER_PAUSE_AFTER": "1000",  # the faults here are those of single devices, though many in a row
+        "WORKER_PAUSE_AFTER_FAILURES": "1000",  # the faults here are those of single devices, though many in a row
         "HTTP_PORT": "0",  # another worker of this machine may have the usual one
         "LOG_FORMAT": "json",
     }
