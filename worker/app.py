@@ -10,20 +10,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
+from worker.core.claims import IdempotencyStore
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.pace import Pacer
-from worker.idempotency.memory import MemoryStore
+from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
 from worker.onenet.route import Route
@@ -45,9 +46,6 @@ _CLOSING = 0.08
 # Measured with `make bench`.
 _FEW_THREADS = 3
 _FEW_THREADS_WITH_REDIS = 8
-
-if TYPE_CHECKING:
-    from worker.idempotency.redis import RedisStore
 
 log = get_logger()
 
@@ -84,19 +82,15 @@ def lease_s(settings: Settings) -> float:
     return 2 * settings.request_s + HANDLING_S
 
 
-def store_of(settings: Settings) -> "MemoryStore | RedisStore":
-    """Return the store that the settings name."""
-    url = settings.idempotency_url.get_secret_value()
-    if url == MEMORY:
-        return MemoryStore(settings.idempotency_ttl, lease_s(settings), began_at=datetime.now(UTC))
-    from worker.idempotency.redis import RedisStore
-
-    return RedisStore(
-        url,
+def store_of(settings: Settings) -> IdempotencyStore:
+    """Open the store that the settings name."""
+    return open_store(
+        settings.idempotency_url.get_secret_value(),
         settings.worker_namespace,
         ttl_s=settings.idempotency_ttl,
         lease_s=lease_s(settings),
         connections=settings.worker_concurrency,
+        began_at=datetime.now(UTC),
     )
 
 
@@ -166,7 +160,7 @@ def run(settings: Settings) -> int:
             name=f"onenet-execute-worker {name}",
             declare=settings.amqp_declare,
             prefetch=settings.prefetch,
-            on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
+            on_consumers_found=_welcome_others if store.is_shared else _warn_of_others,
         )
         consumer = Consumer(
             handler,
@@ -177,7 +171,7 @@ def run(settings: Settings) -> int:
             metrics,
             tracing,
             concurrency=settings.worker_concurrency,
-            few_threads=_FEW_THREADS if isinstance(store, MemoryStore) else _FEW_THREADS_WITH_REDIS,
+            few_threads=_FEW_THREADS_WITH_REDIS if store.is_shared else _FEW_THREADS,
             prefetch=settings.prefetch,
             probe_s=settings.worker_pause_probe,
         )

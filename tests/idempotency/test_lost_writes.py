@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.idempotency.test_stores import LONG_S
 from tests.processing.test_processor import CHINA, FAILURE, REPLY, RETRY, SETTLE, SETTLE_S, delivery, likely
 from tests.processing.test_processor import Rig as HandlerRig
+from tests.support.stores import LONG_S
 from worker.amqp.messages import Delivery, MessageBuilder
 from worker.amqp.topology import Topology
 from worker.core.answer import InDoubt, NotSent

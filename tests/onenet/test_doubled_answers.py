@@ -18,17 +18,18 @@ from zoneinfo import ZoneInfo
 import pytest
 from urllib3.connection import HTTPConnection
 
-from tests.idempotency.test_stores import DOUBT, NOW, U1, U2, complete, held, key, reply
 from tests.onenet.test_client import NEVER, an_answer, client, command, just_now, nobody, secure_context
 from tests.processing.test_processor import delivery
 from tests.support.rig import PATIENCE_S, raw_server
+from tests.support.stores import DOUBT, NOW, U1, U2, assign, complete, held, key, recover, reply
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
-from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCandidate, Unresolved, Unseen
+from worker.core.claims import Completed, IdempotencyStore, Key, Unresolved, Unseen
 from worker.core.command import Command, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.ownership import Assigned, NoCandidate
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
@@ -455,21 +456,16 @@ def test_a_suspect_that_gets_the_uuid_of_another_is_left_in_doubt_for_its_marked
     task_key = key_of(delivery(command_id="b"))
     claim = store.claim(task_key, NOW)
     assert isinstance(claim, Unseen)
-    store.release(claim.hold, DoubtWindow(NOW, NOW), holder_crashed=True)
+    store.release(claim.lease, DoubtWindow(NOW, NOW), holder_crashed=True)
     assert engine.handle(delivery(command_id="b", headers=suspect)) == []
     assert engine.rest_of(delivery(command_id="b")) == "onenet.execute.retry.60s"
 
 
-def test_its_own_uuid_is_recorded_again(store: IdempotencyStore) -> None:
-    """The worker may end between the choice and the record of it, and a guess is the command's own as well."""
-    hold = held(store.claim(key("a"), NOW))
-    assert store.own(hold, [OWN], []) == Assigned(OWN)
-    complete(store, hold, reply("a", OWN))
+def test_an_assigned_uuid_is_recorded_as_an_outcome_even_if_it_is_a_guess(store: IdempotencyStore) -> None:
+    assert recover(store, held(store.claim(key("a"), NOW)), [OWN]) == Assigned(OWN, is_guess=False)
     assert store.claim(key("a"), NOW) == Completed(reply("a", OWN))
     store.release(held(store.claim(key("c"), NOW)), DOUBT)
-    hold = held(store.claim(key("b"), NOW))
-    assert store.own(hold, [U1, U2], []) == Assigned(U1)  # a guess
-    complete(store, hold, reply("b", U1))
+    assert recover(store, held(store.claim(key("b"), NOW)), [U1, U2]) == Assigned(U1, is_guess=True)
     assert store.claim(key("b"), NOW) == Completed(reply("b", U1))
 
 
@@ -484,7 +480,7 @@ def test_a_refused_outcome_leaves_its_doubt_and_frees_the_command_in_one_step(st
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
     assert store.owned_by_others(key("b"), [OWN]) == {OWN}
-    assert store.own(claim.hold, [OWN], []) == NoCandidate()
+    assert assign(store, claim.lease, [OWN]) == NoCandidate()
 
 
 def test_the_uuids_of_all_accepted_commands_in_memory_are_known() -> None:

@@ -22,10 +22,11 @@ from tests.support.rig import a_command
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Assignment, Claim, Key, Lease, OnRecorded, Unseen
+from worker.core.claims import Claim, Key, Lease, OnRecorded, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.ownership import OwnershipFacts
 from worker.core.replay import Replay
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
@@ -45,7 +46,7 @@ TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
 OUTGOING = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
-POINTS = ["claim", "request", "answer", "history", "own", "release", "complete", "mark", "marked"]
+POINTS = ["claim", "request", "answer", "history", "ownership", "release", "complete", "mark", "marked"]
 ENDS = ["acknowledged", "published only", "nothing"]
 
 
@@ -163,24 +164,26 @@ class Mortal(MemoryStore):
     def __init__(self, world: World, *, is_shared: bool) -> None:
         super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
         self._world = world
-        self._is_shared = is_shared
+        self._outlives_worker = is_shared
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         claim = super().claim(key, now, replay)
         self._world.come_to("claim")
-        return Unseen(claim.hold, now) if self._is_shared and isinstance(claim, Unseen) else claim
+        return Unseen(claim.lease, now) if self._outlives_worker and isinstance(claim, Unseen) else claim
 
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        super().release(hold, doubt, holder_crashed=holder_crashed)
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        super().release(lease, doubt, holder_crashed=holder_crashed)
         self._world.come_to("release")
 
-    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
-        choice = super().own(hold, uuids, unlikely)
-        self._world.come_to("own")
-        return choice
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        facts = super().ownership(lease, uuids)
+        self._world.come_to("ownership")
+        return facts
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
-        super().complete(hold, reply, doubt, on_end)
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
+        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
         self._world.come_to("complete")
 
 

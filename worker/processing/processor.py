@@ -15,8 +15,6 @@ from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.answer import Answer, InDoubt, NotSent, Refused
 from worker.core.backoff import rest_delay_s
 from worker.core.claims import (
-    Ambiguous,
-    Assigned,
     Completed,
     IdempotencyStore,
     InProgress,
@@ -24,8 +22,6 @@ from worker.core.claims import (
     KeyReused,
     KnownNotSent,
     Lease,
-    LookalikeInProgress,
-    NoCandidate,
     Unresolved,
     Unseen,
 )
@@ -33,6 +29,7 @@ from worker.core.command import Command, as_command_id, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
 from worker.core.doubt import DoubtWindow
 from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Final, Outcome, Rejected, Retry
+from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
 from worker.core.task import Task
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand, UuidTaken
 from worker.onenet.client import OwnedByOthers, Sent
@@ -137,6 +134,7 @@ class _Unrecorded:
     hold: Lease
     reply: Reply
     outcome: Final
+    is_guess: bool = False  # a lookalike could equally own the reply's uuid
 
     @property
     def doubt(self) -> DoubtWindow:
@@ -220,7 +218,7 @@ class Processor:
                 case StoreError():
                     end(self._not_remembered(ending.turn, error))
 
-        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded)
+        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded, is_guess=ending.is_guess)
 
     def rest(self, task: Task, at_least_s: float = 0) -> Publication:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
@@ -236,8 +234,9 @@ class Processor:
     def mark_not_sent(self, task: Task) -> None:
         """Remember that a delivery which has become void was not started, so that its next one raises no doubt."""
         # What may have been sent before this process remains in doubt; what carries no command is never sent.
-        if task.command is not None and not task.delivery.may_have_been_sent:
-            self._store.mark_not_sent(_key(task.command))
+        local = self._store.local
+        if local is not None and task.command is not None and not task.delivery.may_have_been_sent:
+            local.mark_not_sent(_key(task.command))
 
     def _doubt_of_copy(self, task: Task) -> DoubtWindow | None:
         """Return what is in doubt of a delivery that was not begun.
@@ -246,7 +245,8 @@ class Processor:
         """
         now = self._now()
         doubt = task.delivery.doubt_of_copy(now)
-        if doubt is None and task.command is not None and self._store.is_claimed_here(_key(task.command)):
+        local = self._store.local
+        if doubt is None and local is not None and task.command is not None and local.was_claimed(_key(task.command)):
             return DoubtWindow(None, now)
         return doubt
 
@@ -377,7 +377,7 @@ class Processor:
                 self._note_doubt(ending.turn, _NOT_ITS_OWN)  # the copy finds the command in doubt
             is_over.set()
 
-        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded)
+        self._store.complete(ending.hold, ending.reply, ending.doubt, on_recorded, is_guess=ending.is_guess)
         is_over.wait()
 
     def _reconcile(self, turn: _Turn, hold: Lease, doubt: DoubtWindow) -> _Ending:
@@ -409,17 +409,19 @@ class Processor:
         likely = [entry.uuid for entry in entries if entry.is_likely]
         unlikely = [entry.uuid for entry in entries if not entry.is_likely and not entry.unclear]
         unclear = [entry for entry in entries if entry.unclear]
-        choice = self._store.own(hold, likely, unlikely)
+        facts = self._store.ownership(hold, [entry.uuid for entry in entries])
+        choice = assign_uuid(hold.key.command_id, likely, unlikely, facts)
         reason = "the device's command history has several like it, and no record tells which is whose"
         if isinstance(choice, NoCandidate) and unclear:
             # Only now: a platform writes one value in one way, so an equal entry leaves no doubt about the others.
-            choice = self._store.own(hold, [], [entry.uuid for entry in unclear])
+            choice = assign_uuid(hold.key.command_id, [], [entry.uuid for entry in unclear], facts)
             reason = _unclear(unclear)
         match choice:
-            case Assigned(uuid):
+            case Assigned(uuid, is_guess):
                 log.info("command_recovered", **turn.about, uuid=uuid)
                 omitted = any(entry.uuid == uuid and entry.valid_time_omitted for entry in entries)
-                return self._finish(turn, hold, Accepted(uuid, recovered=True), omitted=omitted)
+                found = self._finish(turn, hold, Accepted(uuid, recovered=True), omitted=omitted)
+                return replace(found, is_guess=is_guess)
             case Ambiguous():
                 return self._finish(turn, hold, unknown(reason))
             case LookalikeInProgress():
