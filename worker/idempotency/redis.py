@@ -134,9 +134,8 @@ class RedisStore:
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for _, spelling in spelled:
-                    pipeline.getrange(
-                        self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES
-                    )  # a foreign value may be huge
+                    # Not GET: another program's value may be megabytes long.
+                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)
                 found = pipeline.execute(raise_on_error=False)
             for answer in found:
                 if isinstance(answer, redis.RedisError) and is_other_server(answer):
