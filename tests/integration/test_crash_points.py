@@ -42,7 +42,7 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
     ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "before history", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "after history", 1),
-    ("answer lost, cached", LOST_BUT_CACHED, "after choice", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "after ownership", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "after recorded", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 2),
     ("answer lost, not cached", LOST_NOT_CACHED, "after history", 1),

@@ -78,17 +78,19 @@ class Store(MemoryStore):
         self._come("claim")
         return super().claim(key, now, replay)
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
         if "complete" in self.is_away_for:
-            on_end(StoreUnavailable("Redis: ConnectionError"))
+            on_recorded(StoreUnavailable("Redis: ConnectionError"))
             return
         self.history.append("complete")
-        super().complete(hold, reply, doubt, on_end)
+        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
 
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         if "release" in self.is_away_for:
             raise StoreUnavailable("Redis: ConnectionError")
-        super().release(hold, doubt, holder_crashed=holder_crashed)
+        super().release(lease, doubt, holder_crashed=holder_crashed)
 
     def _come(self, call: str) -> None:
         if call in self.is_away_for:

@@ -29,7 +29,7 @@ def install(point: str, times: int) -> None:
     places: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
         "history": ([OneNETClient], "find_candidates"),
-        "choice": (stores, "own"),
+        "ownership": (stores, "ownership"),
         "mark": ([Consumer], "_pass_on"),
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),

@@ -1,7 +1,7 @@
 """What a store records about commands, so that one command id is one command and one request.
 
-A claim is atomic. It grants a lease: the exclusive right to process the command until the lease ends. Nothing may be sent
-after that. Every lease has its own fencing token, so that a late write of a former holder is refused.
+A claim is atomic. It grants a lease: the exclusive right to process the command until the lease ends. Nothing may be
+sent after that. Every lease has its own fencing token, so that a late write of a former holder is refused.
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 

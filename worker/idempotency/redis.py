@@ -38,8 +38,7 @@ from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency.calls import Calls, Script
-from worker.idempotency.redis_errors import MEANINGS, code_of, is_other_server
+from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
 
 TIMEOUT_S = 2.0  # of one call
 PING_S = 0.5  # a probe's own timeout is a second or two
@@ -135,9 +134,8 @@ class RedisStore:
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for _, spelling in spelled:
-                    pipeline.getrange(
-                        self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES
-                    )  # a foreign value may be huge
+                    # Not GET: another program's value may be megabytes long.
+                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)
                 found = pipeline.execute(raise_on_error=False)
             for answer in found:
                 if isinstance(answer, redis.RedisError) and is_other_server(answer):
