@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -36,7 +37,7 @@ from worker.processing.leases import Leases
 from worker.processing.processor import PROCESSING_S, Processor
 from worker.processing.reporter import Reporter
 from worker.processing.unstarted import Unstarted
-from worker.settings import MEMORY, Settings, load_products
+from worker.settings import Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -51,6 +52,8 @@ _CLOSING = 0.08
 # Measured with `make bench`.
 _FEW_THREADS = 3
 _FEW_THREADS_WITH_REDIS = 8
+
+_REDIS_SCHEMES = ("redis", "rediss")
 
 log = get_logger()
 
@@ -277,14 +280,19 @@ def store_of(settings: Settings) -> IdempotencyStore:
     )
 
 
+def rate_limit_url(settings: Settings) -> str | None:
+    """Return the Redis server through which workers share the rate limit: the idempotency store's, if that is Redis."""
+    url = settings.idempotency_url.get_secret_value()
+    return url if urlsplit(url).scheme in _REDIS_SCHEMES else None
+
+
 def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | None:
     """Return what makes the pacer of each product, or None if there is no rate limit."""
     if settings.rate is None:
         return None
     from worker.flow.rate_limiter import RateLimiter
 
-    url = settings.idempotency_url.get_secret_value()
-    limiter = RateLimiter(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
+    limiter = RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
     return lambda product, release: Pacer(partial(limiter.acquire, product), partial(breakers.allows, product), release)
 
 

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
-from tests.support.rig import PATIENCE_S, a_command
+from tests.support.builders import a_command
+from tests.support.waiting import PATIENCE_S
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent

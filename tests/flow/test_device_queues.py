@@ -1,11 +1,9 @@
 """Serial execution of the commands of one device, in order of arrival."""
 
 import pytest
-from pika import BasicProperties
 
 from tests.support.builders import a_task
-from worker.amqp.messages import Delivery
-from worker.core.envelope import Task
+from worker.core.envelope import Envelope, Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
 
@@ -44,9 +42,8 @@ def test_withdraw_removes_waiting_tasks_by_their_arrival_and_leaves_the_running_
 
 
 def test_a_message_without_a_command_never_waits(queues: KeyedQueues) -> None:
-    delivery = Delivery(1, 1, "", False, BasicProperties(), b"", False)
     for read in (None, UnusableCommand("is empty")):
-        each = Task(delivery, read, 0)
+        each = Task(Envelope(), read, 0)
         assert queues.try_start(each)
         assert queues.try_start(each)
         assert queues.finish(each) is None

@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.connection import DefaultParser
 
-from tests.support.rig import Proxy, raw_server
+from tests.support.proxies import Proxy, raw_server
 from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
 from worker.dev.services.ports import free_port

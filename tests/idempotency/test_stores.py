@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.reply import Reply
-from tests.support.rig import PATIENCE_S
 from tests.support.stores import (
     DOUBT,
     LONG_S,
@@ -29,6 +28,7 @@ from tests.support.stores import (
     recover,
     reply,
 )
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import (
     Claim,
     Completed,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.builders import fields_of, in_hours
 from tests.support.onenet_client import (
     CACHING_DELAY_S,
     CHINA,
@@ -23,7 +24,8 @@ from tests.support.onenet_client import (
     none_owned,
     onenet_client,
 )
-from tests.support.rig import fields_of, in_hours, onenet, raw_server
+from tests.support.proxies import raw_server
+from tests.support.simulator import onenet
 from worker.core.answer import InDoubt
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.parsing import read_command
 from worker.core.platform import Candidate

@@ -13,7 +13,7 @@ import pytest
 from tests.support.deliveries import a_delivery
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import onenet_client
-from tests.support.rig import raw_server
+from tests.support.proxies import raw_server
 from tests.support.stores import NOW
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology

@@ -6,7 +6,7 @@ from typing import Any
 
 from pika import BasicProperties
 
-from tests.support.rig import a_command, in_hours
+from tests.support.builders import a_command, in_hours
 from worker.amqp.messages import Delivery
 
 TOMORROW = in_hours(24)  # the same for every delivery: with another time it would be another command

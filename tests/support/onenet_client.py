@@ -13,7 +13,8 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from tests.support.rig import API_KEY, a_command
+from tests.support.builders import a_command
+from tests.support.simulator import API_KEY
 from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.credentials import ApiKey

@@ -26,7 +26,7 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
-from worker.core.uuids import folded_uuid, canonical_uuid
+from worker.core.uuids import canonical_uuid, folded_uuid
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.packed_replies import PackedReplies
 

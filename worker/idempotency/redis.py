@@ -38,7 +38,8 @@ from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
+from worker.idempotency.calls import Calls, Script
+from worker.idempotency.redis_errors import MEANINGS, code_of, is_other_server
 
 TIMEOUT_S = 2.0  # of one call
 PING_S = 0.5  # a probe's own timeout is a second or two
