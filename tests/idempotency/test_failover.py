@@ -135,30 +135,30 @@ def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover: Failo
     """PING succeeds on a demoted primary, on a full one, and on one with too few replicas."""
     health = Health(60, failover.store.ping)
     health.beat(is_connected=True, is_stopping=False)
-    assert health.readiness().is_good
+    assert health.readiness().ok
     failover.former.config_set("min-replicas-to-write", 1)
     try:
-        assert not health.readiness().is_good
+        assert not health.readiness().ok
         with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
             failover.store.ping()
     finally:
         failover.former.config_set("min-replicas-to-write", 0)
-    assert health.readiness().is_good
+    assert health.readiness().ok
     failover.former.replicaof("127.0.0.1", free_port())
     for _ in range(FEW):
-        assert not health.readiness().is_good  # until the name leads to the new primary
+        assert not health.readiness().ok  # until the name leads to the new primary
     failover.fail_over()
     until_it_works(failover.store.ping)
-    assert health.readiness().is_good
+    assert health.readiness().ok
 
 
 def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
     slots = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
-    assert slots.take(None) == 0
-    assert slots.take("heating") == 0
+    assert slots.acquire(None) == 0
+    assert slots.acquire("heating") == 0
     failover.fail_over()
-    assert slots.take("cooling") == 0
-    assert slots.take("cooling") > 0
+    assert slots.acquire("cooling") == 0
+    assert slots.acquire("cooling") > 0
     assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
 
 
