@@ -15,7 +15,8 @@ import pytest
 from xdist.workermanage import NodeManager
 
 from tests.support.certificates import Authority
-from tests.support.rig import Rig, onenet
+from tests.support.deployment import Deployment
+from tests.support.simulator import onenet
 from worker.dev.services.broker import LocalBroker, start_own_broker
 from worker.dev.services.redis import LocalRedis, start_own_redis
 
@@ -87,6 +88,6 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def rig(broker_url: str, tmp_path: Path) -> Iterator[Rig]:
-    with onenet() as simulator, Rig.set_up(broker_url, tmp_path, simulator) as found:
+def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as found:
         yield found

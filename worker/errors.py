@@ -115,6 +115,24 @@ class TopologyMismatch(WorkerError):
     """An exchange or queue exists with other arguments, or may not be declared: retrying cannot help."""
 
 
+class TransportError(WorkerError):
+    """An HTTP request got no complete response that can be read.
+
+    Args:
+        reason: the kind of error and its text, without the URL, the headers or any secret.
+        may_have_been_sent: bytes of the request may have reached the platform.
+    """
+
+    def __init__(self, reason: str, *, may_have_been_sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.may_have_been_sent = may_have_been_sent
+
+
+class TLSError(TransportError):
+    """TLS with the platform or with a proxy could not be established, or failed later."""
+
+
 class HistoryUnreadable(WorkerError):
     """A device's command history could not be read completely, so it decides nothing.
 

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.chaos.storm import Plan, run
+from tests.support.chaos import Plan, run
 from worker.dev.services.broker import start_own_broker
 from worker.dev.services.redis import start_own_redis
 

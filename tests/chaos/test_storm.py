@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.storm import Plan, run
+from tests.support.chaos import Plan, run
 from worker.dev.services.broker import LocalBroker
 
 SEED = 20261122

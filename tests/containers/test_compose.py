@@ -13,9 +13,10 @@ from uuid import uuid4
 import pytest
 import requests
 
-from tests.containers.engine import docker, inspect
+from tests.support.builders import a_command
+from tests.support.docker_engine import docker, inspect
 from tests.support.monitoring import alerts, expressions, selectors
-from tests.support.rig import PATIENCE_S, a_command
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
 WORKERS = 3

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from tests.containers.engine import LOCKED_UP, ROOT, container, docker, inspect
-from tests.support.rig import PATIENCE_S
+from tests.support.docker_engine import LOCKED_UP, ROOT, container, docker, inspect
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG
 

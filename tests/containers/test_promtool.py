@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.containers.engine import docker
+from tests.support.docker_engine import docker
 from tests.support.monitoring import PROMETHEUS
 
 IMAGE = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:latest")

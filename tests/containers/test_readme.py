@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 
 from scripts.documents import code_blocks
-from tests.containers.engine import ROOT
-from tests.integration.test_readme_commands import COMPOSE
-from tests.support.rig import Rig
+from tests.support.deployment import Deployment
+from tests.support.docker_engine import ROOT
+from tests.support.readme import COMPOSE
 from worker.dev.services import packages
 
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
@@ -52,18 +52,18 @@ def java() -> str:
     return ":".join(map(str, JARS))
 
 
-def test_the_java_code_sends_a_command(rig: Rig, java: str, tmp_path: Path) -> None:
+def test_the_java_code_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
     [code] = [code for language, code in code_blocks((ROOT / "README.md").read_text()) if language == "java"]
-    own = code.replace('"onenet.commands"', f'"{rig.topology.commands_exchange}"')
+    own = code.replace('"onenet.commands"', f'"{deployment.topology.commands_exchange}"')
     assert own != code
     (tmp_path / "SendCommand.java").write_text(own)
-    with rig.worker():
-        rig.upstream.bind_replies("execute.*.billing")
+    with deployment.worker():
+        deployment.upstream.bind_replies("execute.*.billing")
         for command in (["javac", "-cp", java, "SendCommand.java"], ["java", "-cp", f"{java}:.", "SendCommand"]):
-            url = rig.broker_url.removesuffix("/") + "/%2F"
+            url = deployment.broker_url.removesuffix("/") + "/%2F"
             done = subprocess.run(
                 command, cwd=tmp_path, env=os.environ | {"AMQP_URL": url}, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        reply = rig.upstream.reply()
+        reply = deployment.upstream.reply()
     assert (reply.json["status"], reply.routing_key) == ("accepted", "execute.accepted.billing")

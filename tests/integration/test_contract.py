@@ -14,19 +14,11 @@ import pika.data
 import pytest
 
 from schemas.reply import Reply
-from tests.support.rig import (
-    ACCESS_KEY,
-    API_KEY,
-    OFFLINE_IMEI,
-    PRODUCT_ID,
-    Message,
-    Rig,
-    Upstream,
-    WorkerProcess,
-    a_command,
-    in_hours,
-    onenet,
-)
+from tests.support.builders import a_command, in_hours
+from tests.support.deployment import Deployment
+from tests.support.simulator import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
+from tests.support.upstream import Message, Upstream
+from tests.support.worker_process import WorkerProcess
 from worker.amqp.field_table import RawFieldValue
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
@@ -38,16 +30,16 @@ pytestmark = pytest.mark.xdist_group("contract")  # one worker for them all
 class Running:
     """A worker that all tests of this module use."""
 
-    rig: Rig
+    deployment: Deployment
     worker: WorkerProcess
 
     @property
     def upstream(self) -> Upstream:
-        return self.rig.upstream
+        return self.deployment.upstream
 
     @property
     def simulator(self) -> Simulator:
-        return self.rig.simulator
+        return self.deployment.simulator
 
     def ask(self, body: bytes | dict[str, Any], **properties: Any) -> Message:
         """Publish a command and wait for its reply."""
@@ -64,15 +56,15 @@ def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
             {"heating": {"api_key": "no-such-key"}, "safe": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}
         )
     )
-    with onenet() as simulator, Rig.set_up(broker_url, folder, simulator) as rig:
+    with onenet() as simulator, Deployment.set_up(broker_url, folder, simulator) as deployment:
         settings = {
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
             "WORKER_MAX_ATTEMPTS": "3",
             "ONENET_PRODUCTS_FILE": str(products),
         }
-        with rig.worker(**settings) as worker:
-            yield Running(rig, worker)
+        with deployment.worker(**settings) as worker:
+            yield Running(deployment, worker)
 
 
 @pytest.fixture
@@ -80,7 +72,7 @@ def running(module_worker: Running) -> Iterator[Running]:
     yield module_worker
     module_worker.simulator.faults.replace([])
     module_worker.simulator.requests.clear()
-    module_worker.upstream.channel.queue_purge(module_worker.rig.topology.dead_letters_exchange)
+    module_worker.upstream.channel.queue_purge(module_worker.deployment.topology.dead_letters_exchange)
 
 
 def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None:
@@ -197,7 +189,7 @@ def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
         "details": None,
     }
     assert reply.routing_key == "execute.rejected.billing"
-    assert running.upstream.count(running.rig.topology.dead_letters_exchange) == 0
+    assert running.upstream.count(running.deployment.topology.dead_letters_exchange) == 0
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
@@ -507,7 +499,7 @@ def test_a_trace_context_that_leaves_no_room_is_dropped_from_the_reply(running: 
 
 def test_a_header_that_routes_copies_elsewhere_does_not_double_retries(running: Running) -> None:
     """The broker routes by CC too, at each publication."""
-    topology = running.rig.topology
+    topology = running.deployment.topology
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     running.ask(a_command(), headers={"CC": [topology.retry_queue(1), topology.retry_queue(2)]})
     letter = running.upstream.dead_letter()
@@ -544,37 +536,37 @@ def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None
     assert kept.json["status"] == "accepted"
 
 
-def test_refused_connections_are_tried_again(rig: Rig) -> None:
+def test_refused_connections_are_tried_again(deployment: Deployment) -> None:
     """Nothing was sent, so repeating is safe."""
     with onenet() as other:
         pass  # its port is free again now, so that nobody listens there
-    with rig.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
+    with deployment.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
         command = a_command()
-        rig.upstream.publish(command)
+        deployment.upstream.publish(command)
         worker.wait_for("command_retry_scheduled", command_id=command["command_id"])
         with onenet(port=other.port) as back:
-            assert rig.upstream.reply().json["status"] == "accepted"
+            assert deployment.upstream.reply().json["status"] == "accepted"
             assert len(back.platform.commands) == 1
 
 
-def test_resend_accepts_that_a_device_may_act_twice(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with rig.worker(WORKER_IN_DOUBT="resend"):
-        rig.upstream.publish(a_command(args="twice", command_id="twice"))
-        assert rig.upstream.reply().json["status"] == "accepted"
-        assert rig.cached("twice") == 2
+def test_resend_accepts_that_a_device_may_act_twice(deployment: Deployment) -> None:
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with deployment.worker(WORKER_IN_DOUBT="resend"):
+        deployment.upstream.publish(a_command(args="twice", command_id="twice"))
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        assert deployment.cached("twice") == 2
 
 
-def test_no_secret_reaches_a_log_or_a_process_listing(rig: Rig, tmp_path: Path) -> None:
+def test_no_secret_reaches_a_log_or_a_process_listing(deployment: Deployment, tmp_path: Path) -> None:
     secret = tmp_path / "key"
     secret.write_text("the-master-key\n")
-    rig.simulator.faults.replace([Fault(kind="error_500", count=1)])
-    with rig.worker(ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret), LOG_LEVEL="debug") as worker:
+    deployment.simulator.faults.replace([Fault(kind="error_500", count=1)])
+    with deployment.worker(ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret), LOG_LEVEL="debug") as worker:
         for _ in range(2):
-            rig.upstream.publish(a_command())
-            rig.upstream.reply()
+            deployment.upstream.publish(a_command())
+            deployment.upstream.reply()
         listing = Path(f"/proc/{worker.process.pid}/cmdline").read_text()
     output = worker.process.output.read_text()
-    assert len(rig.simulator.platform.commands) == 2  # the key from the file was the right one
+    assert len(deployment.simulator.platform.commands) == 2  # the key from the file was the right one
     assert "the-master-key" not in output + listing
     assert "guest" not in output + listing  # the broker's password, in whatever form

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.crash_points import settings_for
-from tests.support.rig import Rig, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.crash_points import crash_at
+from tests.support.deployment import Deployment
+from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
 
 LOST_BUT_CACHED = Fault(kind="drop_after_caching", count=1)
@@ -40,7 +42,7 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
     ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "before history", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "after history", 1),
-    ("answer lost, cached", LOST_BUT_CACHED, "after choice", 1),
+    ("answer lost, cached", LOST_BUT_CACHED, "after ownership", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "after recorded", 1),
     ("answer lost, cached", LOST_BUT_CACHED, "before acknowledge", 2),
     ("answer lost, not cached", LOST_NOT_CACHED, "after history", 1),
@@ -68,12 +70,15 @@ def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None
     broker_url, folder = rig_arguments
     _, fault, point, times = row
     folder.mkdir()
-    with onenet(*([fault] if fault else [])) as simulator, Rig.set_up(broker_url, folder, simulator) as rig:
+    with (
+        onenet(*([fault] if fault else [])) as simulator,
+        Deployment.set_up(broker_url, folder, simulator) as deployment,
+    ):
         store = {"IDEMPOTENCY_URL": url}
-        with rig.worker(**store, **settings_for(folder, point, times)) as first:
-            rig.upstream.publish(a_command(command_id="the-one", args="the-one"))
+        with deployment.worker(**store, **crash_at(folder, point, times)) as first:
+            deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()
-        replies = rig.finish(**store)
+        replies = deployment.finish(**store)
         cached = [command.uuid for command in simulator.platform.commands if command.args == "the-one"]
         return Found(exit_code, replies, cached)
 

@@ -14,7 +14,11 @@ import pika
 import pytest
 from pydantic import SecretStr
 
-from tests.support.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import SETTLE_S, Deployment
+from tests.support.proxies import Proxy
+from tests.support.simulator import API_KEY, onenet
+from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_letters
 from worker.dead_letters.reader import DeadLetterReader
@@ -28,14 +32,14 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def rig(broker_url: str, tmp_path: Path) -> Iterator[Rig]:
-    with onenet() as simulator, Rig.set_up(broker_url, tmp_path, simulator, SETTLE_S) as found:
+def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, SETTLE_S) as found:
         declare_on(found.upstream.channel, found.topology)
         yield found
 
 
 def set_aside(
-    rig: Rig,
+    deployment: Deployment,
     *ids: str,
     reason: str = "retries_exhausted",
     failed_at: datetime = NOW,
@@ -47,29 +51,35 @@ def set_aside(
     for command_id in ids:
         body = json.dumps(a_command(command_id=command_id, **fields)).encode()
         properties = pika.BasicProperties(delivery_mode=2, headers=headers, app_id=app_id)
-        rig.upstream.channel.basic_publish(rig.topology.dead_letters_exchange, f"execute.{reason}", body, properties)
+        deployment.upstream.channel.basic_publish(
+            deployment.topology.dead_letters_exchange, f"execute.{reason}", body, properties
+        )
 
 
-def look(rig: Rig, url: str | None = None) -> DeadLetterReader:
-    settings = Settings(amqp_url=(SecretStr(url or rig.broker_url),), worker_namespace=rig.topology.namespace)
-    return DeadLetterReader(settings.broker_address, rig.topology, settings.platform_zone)
+def look(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
+    settings = Settings(
+        amqp_url=(SecretStr(url or deployment.broker_url),), worker_namespace=deployment.topology.namespace
+    )
+    return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
 
 
-def seen(rig: Rig, count: int) -> list[str | None]:
+def seen(deployment: Deployment, count: int) -> list[str | None]:
     """Return the ids in order, once so many letters are there; what a connection held takes a moment to be back."""
-    wait_until(lambda: rig.upstream.count(rig.topology.dead_letters_exchange) == count, PATIENCE_S, "the letters")
-    with look(rig) as found:
+    wait_until(
+        lambda: deployment.upstream.count(deployment.topology.dead_letters_exchange) == count, PATIENCE_S, "the letters"
+    )
+    with look(deployment) as found:
         return [letter.command_id for letter in found.take()]
 
 
 class Typed:
     """The command line of one namespace."""
 
-    def __init__(self, rig: Rig, folder: Path) -> None:
+    def __init__(self, deployment: Deployment, folder: Path) -> None:
         self.folder = folder
         self.environment = {
-            "AMQP_URL": rig.broker_url,
-            "WORKER_NAMESPACE": rig.topology.namespace,
+            "AMQP_URL": deployment.broker_url,
+            "WORKER_NAMESPACE": deployment.topology.namespace,
             "COLUMNS": "200",
             "PYTHONPATH": str(Path.cwd()),
             "PATH": os.environ["PATH"],
@@ -97,78 +107,78 @@ class Typed:
 
 
 @pytest.fixture
-def typed(rig: Rig, tmp_path: Path) -> Typed:
-    return Typed(rig, tmp_path)
+def typed(deployment: Deployment, tmp_path: Path) -> Typed:
+    return Typed(deployment, tmp_path)
 
 
 NAMES = [f"letter-{number}" for number in range(12)]
 
 
-def test_looking_again_and_again_loses_nothing_and_moves_nothing(rig: Rig) -> None:
+def test_looking_again_and_again_loses_nothing_and_moves_nothing(deployment: Deployment) -> None:
     """By itself RabbitMQ 4 forgets a message that was taken and given back for the 21st time."""
-    set_aside(rig, *NAMES)
+    set_aside(deployment, *NAMES)
     for _ in range(30):
-        assert seen(rig, len(NAMES)) == NAMES
+        assert seen(deployment, len(NAMES)) == NAMES
 
 
-def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(rig: Rig) -> None:
-    set_aside(rig, *NAMES)
-    proxy = Proxy(rig.broker_url)
-    cut = look(rig, proxy.url)
+def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(deployment: Deployment) -> None:
+    set_aside(deployment, *NAMES)
+    proxy = Proxy(deployment.broker_url)
+    cut = look(deployment, proxy.url)
     assert len(cut.take()) == len(NAMES)
     proxy.cut()
-    assert seen(rig, len(NAMES)) == NAMES
+    assert seen(deployment, len(NAMES)) == NAMES
     with pytest.raises(BrokerUnavailable):
         cut.__exit__(None, None, None)  # what was acknowledged last may not have arrived
     proxy.close()
 
 
-def test_what_comes_while_somebody_looks_comes_behind(rig: Rig) -> None:
-    set_aside(rig, *NAMES[:6])
-    with look(rig) as found:
+def test_what_comes_while_somebody_looks_comes_behind(deployment: Deployment) -> None:
+    set_aside(deployment, *NAMES[:6])
+    with look(deployment) as found:
         letters = found.take()
         assert len(letters) == 6
-        set_aside(rig, *NAMES[6:9])
+        set_aside(deployment, *NAMES[6:9])
         for letter in letters[2:4]:
             found.discard(letter)
-        set_aside(rig, *NAMES[9:])
+        set_aside(deployment, *NAMES[9:])
         found.wait(0.1)  # for what would be delivered in the place of those
-    assert seen(rig, 10) == NAMES[:2] + NAMES[4:]
+    assert seen(deployment, 10) == NAMES[:2] + NAMES[4:]
 
 
-def test_only_one_looks_at_a_time(rig: Rig) -> None:
+def test_only_one_looks_at_a_time(deployment: Deployment) -> None:
     """What two hold at once would come back in the order in which they end."""
-    set_aside(rig, *NAMES)
-    with look(rig) as first:
+    set_aside(deployment, *NAMES)
+    with look(deployment) as first:
         first.take()
         with pytest.raises(WorkerError, match="somebody else"):
-            look(rig)
-    assert seen(rig, len(NAMES)) == NAMES
+            look(deployment)
+    assert seen(deployment, len(NAMES)) == NAMES
 
 
-def test_what_is_discarded_is_gone_and_the_others_keep_their_places(rig: Rig, typed: Typed) -> None:
-    set_aside(rig, *NAMES)
+def test_what_is_discarded_is_gone_and_the_others_keep_their_places(deployment: Deployment, typed: Typed) -> None:
+    set_aside(deployment, *NAMES)
     said = typed("discard", NAMES[2], NAMES[5], "--id", NAMES[6], "--yes")
     assert (said.returncode, said.stdout) == (0, "discarded 3 dead letters\n")
     left = [name for name in NAMES if name not in {NAMES[2], NAMES[5], NAMES[6]}]
-    assert seen(rig, 9) == left
+    assert seen(deployment, 9) == left
     assert typed("discard", "--all", "--yes", "--limit", "4").returncode == 0
-    assert seen(rig, 5) == left[4:]
+    assert seen(deployment, 5) == left[4:]
 
 
-def test_thousands_of_letters_are_looked_at_in_their_order(rig: Rig) -> None:
+def test_thousands_of_letters_are_looked_at_in_their_order(deployment: Deployment) -> None:
     """More than the 2,000 that a consumer without a prefetch is given."""
     names = [str(number) for number in range(5_000)]
-    set_aside(rig, *names)
+    set_aside(deployment, *names)
     for _ in range(2):
-        assert seen(rig, len(names)) == names
+        assert seen(deployment, len(names)) == names
 
 
-def test_a_selection_takes_what_every_condition_fits(rig: Rig, typed: Typed) -> None:
-    set_aside(rig, "old", reason="expired", failed_at=NOW - timedelta(days=2))
-    set_aside(rig, "invalid", reason="invalid_command", imei="1")
-    set_aside(rig, "theirs", app_id="metering")
-    set_aside(rig, "other-device", imei="865820030000002")
+def test_a_selection_takes_what_every_condition_fits(deployment: Deployment, typed: Typed) -> None:
+    set_aside(deployment, "old", reason="expired", failed_at=NOW - timedelta(days=2))
+    set_aside(deployment, "invalid", reason="invalid_command", imei="1")
+    set_aside(deployment, "theirs", app_id="metering")
+    set_aside(deployment, "other-device", imei="865820030000002")
     assert typed.ids() == ["old", "invalid", "theirs", "other-device"]
     assert typed.ids("--reason", "expired", "--reason", "invalid_command") == ["old", "invalid"]
     assert typed.ids("--source", "metering") == ["theirs"]
@@ -198,12 +208,14 @@ def test_a_selection_takes_what_every_condition_fits(rig: Rig, typed: Typed) -> 
         (("list", "--reason", "expired"), 0, "0 dead letters"),
     ],
 )
-def test_what_cannot_be_done_is_said(rig: Rig, typed: Typed, arguments: tuple[str, ...], code: int, words: str) -> None:
-    set_aside(rig, "somebody")
+def test_what_cannot_be_done_is_said(
+    deployment: Deployment, typed: Typed, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    set_aside(deployment, "somebody")
     said = typed(*arguments)
     assert said.returncode == code
     assert words in said.stderr
-    assert seen(rig, 1) == ["somebody"]
+    assert seen(deployment, 1) == ["somebody"]
 
 
 def test_without_a_broker_or_a_queue_it_says_so(typed: Typed) -> None:
@@ -215,13 +227,13 @@ def test_without_a_broker_or_a_queue_it_says_so(typed: Typed) -> None:
     assert "onenet-worker topology" in said.stderr
 
 
-def test_show_shows_all_there_is_and_steers_no_terminal(rig: Rig, typed: Typed) -> None:
+def test_show_shows_all_there_is_and_steers_no_terminal(deployment: Deployment, typed: Typed) -> None:
     properties = pika.BasicProperties(
         message_id="odd", headers={"colour": "\x1b[31mred", "n": 7}, app_id="up\x07stream"
     )
-    exchange = rig.topology.dead_letters_exchange
-    rig.upstream.channel.basic_publish(exchange, "execute.x", b"\xff\x1b[2J\nend", properties)
-    set_aside(rig, "tidy", args="on")
+    exchange = deployment.topology.dead_letters_exchange
+    deployment.upstream.channel.basic_publish(exchange, "execute.x", b"\xff\x1b[2J\nend", properties)
+    set_aside(deployment, "tidy", args="on")
     odd = typed("show", "odd")
     assert odd.returncode == 0, odd.stderr
     assert "\x1b" not in odd.stdout + typed("list").stdout
@@ -235,8 +247,8 @@ def test_show_shows_all_there_is_and_steers_no_terminal(rig: Rig, typed: Typed) 
     assert "x-onenet-failed-at" in tidy
 
 
-def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
-    set_aside(rig, *NAMES)
+def test_a_dry_run_changes_nothing(deployment: Deployment, typed: Typed) -> None:
+    set_aside(deployment, *NAMES)
     for command in ("replay", "discard"):
         said = typed(command, "--all", "--dry-run", "--json", "--limit", "5")
         assert [json.loads(line)["command_id"] for line in said.stdout.splitlines()] == NAMES[:5]
@@ -244,97 +256,99 @@ def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "--json goes with --dry-run" in typed(command, "--all", "--json").stderr
     assert "--limit 4" in typed("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
-    assert seen(rig, len(NAMES)) == NAMES
-    assert rig.upstream.count(rig.topology.execute_queue) == 0
+    assert seen(deployment, len(NAMES)) == NAMES
+    assert deployment.upstream.count(deployment.topology.execute_queue) == 0
 
 
 def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
-    set_aside(rig, *NAMES)
-    monkeypatch.setenv("AMQP_URL", rig.broker_url)
+    set_aside(deployment, *NAMES)
+    monkeypatch.setenv("AMQP_URL", deployment.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)
-    monkeypatch.setenv("WORKER_NAMESPACE", rig.topology.namespace)
+    monkeypatch.setenv("WORKER_NAMESPACE", deployment.topology.namespace)
     list_letters(as_json=True)
     said = capsys.readouterr()
     assert [json.loads(line)["command_id"] for line in said.out.splitlines()] == NAMES[:6]
     assert "only 6 of 12 can be looked at, and of so many the order is not kept" in said.err
     monkeypatch.undo()
-    assert set(seen(rig, len(NAMES))) == set(NAMES)
+    assert set(seen(deployment, len(NAMES))) == set(NAMES)
 
 
-def test_what_was_not_sent_is_sent_when_it_is_replayed(rig: Rig, typed: Typed) -> None:
+def test_what_was_not_sent_is_sent_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
     """The worker has its failure on record, and would otherwise only repeat it."""
     command = a_command(args="on")
-    with rig.worker(
+    with deployment.worker(
         ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER_FAILURES="9"
     ) as worker:
-        rig.upstream.publish(command, app_id="billing", correlation_id="c", expiration="3600000")
-        assert rig.upstream.reply().json["error"]["code"] == "retries_exhausted"
+        deployment.upstream.publish(command, app_id="billing", correlation_id="c", expiration="3600000")
+        assert deployment.upstream.reply().json["error"]["code"] == "retries_exhausted"
         assert typed("replay", "--reason", "retries_exhausted").stdout == "replayed 1 dead letter\n"
         worker.wait_for("command_failed", count=2)
-    again = rig.upstream.reply()
+    again = deployment.upstream.reply()
     assert (again.json["attempts"], again.properties.correlation_id) == (1, "c")
-    with rig.worker():
+    with deployment.worker():
         assert typed("replay", command["command_id"]).returncode == 0
-        accepted = rig.upstream.reply()
+        accepted = deployment.upstream.reply()
     assert (accepted.json["status"], accepted.json["command_id"]) == ("accepted", command["command_id"])
     assert accepted.routing_key == "execute.accepted.billing"
-    assert len(rig.simulator.platform.commands) == 1
+    assert len(deployment.simulator.platform.commands) == 1
     assert typed.ids() == []
 
 
-def test_what_may_have_been_cached_is_looked_up_when_it_is_replayed(rig: Rig, typed: Typed) -> None:
+def test_what_may_have_been_cached_is_looked_up_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
     command = a_command(args="on")
-    rig.simulator.faults.replace([Fault(kind="drop_after_caching")])
-    with rig.worker(WORKER_IN_DOUBT="dead-letter"):
-        rig.upstream.publish(command)
-        assert rig.upstream.reply().json["error"]["code"] == "outcome_unknown"
-        rig.simulator.faults.replace([])
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching")])
+    with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
+        deployment.upstream.publish(command)
+        assert deployment.upstream.reply().json["error"]["code"] == "outcome_unknown"
+        deployment.simulator.faults.replace([])
         assert typed("replay", "--all").returncode == 0
-        reply = rig.upstream.reply().json
+        reply = deployment.upstream.reply().json
     assert (reply["status"], reply["recovered"]) == ("accepted", True)
-    assert [kept.uuid for kept in rig.simulator.platform.commands] == [reply["uuid"]]
+    assert [kept.uuid for kept in deployment.simulator.platform.commands] == [reply["uuid"]]
 
 
-def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(rig: Rig, typed: Typed) -> None:
+def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(deployment: Deployment, typed: Typed) -> None:
     command = a_command(args="on")
-    rig.upstream.publish(command, headers={"x-onenet-reason": "retries_exhausted"})
-    channel, queue = rig.upstream.channel, rig.topology.execute_queue
+    deployment.upstream.publish(command, headers={"x-onenet-reason": "retries_exhausted"})
+    channel, queue = deployment.upstream.channel, deployment.topology.execute_queue
 
     def give_back() -> bool:
         method, _, _ = channel.basic_get(queue)
         if method is not None:
             channel.basic_nack(method.delivery_tag or 0)
-        return rig.upstream.count(rig.topology.dead_letters_exchange) == 1
+        return deployment.upstream.count(deployment.topology.dead_letters_exchange) == 1
 
     wait_until(give_back, PATIENCE_S, "the broker's own dead letter")
     [letter] = typed.listed("--reason", "broker")
     assert letter["reason"] == "broker: delivery_limit"
     assert NOW - timedelta(minutes=1) < datetime.fromisoformat(letter["failed_at"]) < NOW + timedelta(minutes=10)
     assert typed("replay", command["command_id"]).returncode == 0
-    with rig.worker() as worker:
+    with deployment.worker() as worker:
         worker.wait_for("command_in_doubt")
-        assert rig.upstream.reply().json["status"] == "accepted"
-    assert len(rig.simulator.platform.commands) == 1
+        assert deployment.upstream.reply().json["status"] == "accepted"
+    assert len(deployment.simulator.platform.commands) == 1
 
 
-def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(rig: Rig, tmp_path: Path) -> None:
-    set_aside(rig, *NAMES)
-    environment = {"AMQP_URL": rig.broker_url, "WORKER_NAMESPACE": rig.topology.namespace}
+def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    set_aside(deployment, *NAMES)
+    environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     process = LocalProcess(["dead-letters", "replay", "--all", "--rate", "60/minute"], environment, tmp_path / "replay")
-    wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) >= 1, PATIENCE_S, "the first replay")
+    wait_until(
+        lambda: deployment.upstream.count(deployment.topology.execute_queue) >= 1, PATIENCE_S, "the first replay"
+    )
     process.signal(signal.SIGINT)
     assert process.wait() == 130
-    done = rig.upstream.count(rig.topology.execute_queue)
+    done = deployment.upstream.count(deployment.topology.execute_queue)
     assert f"replayed {done} of 12 dead letters" in process.output.read_text()
-    assert seen(rig, len(NAMES) - done) == NAMES[done:]
+    assert seen(deployment, len(NAMES) - done) == NAMES[done:]
 
 
-def test_a_replay_that_would_hold_letters_too_long_is_refused(rig: Rig, typed: Typed) -> None:
-    set_aside(rig, *NAMES)
+def test_a_replay_that_would_hold_letters_too_long_is_refused(deployment: Deployment, typed: Typed) -> None:
+    set_aside(deployment, *NAMES)
     said = typed("replay", "--all", "--rate", "10/hour")
     assert said.returncode == 1
     assert "--limit 4" in said.stderr
-    assert seen(rig, len(NAMES)) == NAMES
+    assert seen(deployment, len(NAMES)) == NAMES

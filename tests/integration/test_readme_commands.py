@@ -14,20 +14,17 @@ from pathlib import Path
 import pytest
 
 from schemas.reply import EXAMPLES
-from scripts.documents import ROOT, code_blocks
-from tests.support.rig import API_KEY, Upstream, WorkerProcess, onenet
+from scripts.documents import ROOT
+from tests.support.readme import BLOCKS, COMMAND, PYTHON, REPLY, SEND, TRY
+from tests.support.simulator import API_KEY, onenet
+from tests.support.upstream import Upstream
+from tests.support.worker_process import WorkerProcess
 from worker.amqp.topology import Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port
 from worker.dev.services.processes import LocalProcess
 from worker.settings import Settings
 from worker.simulator.server import Simulator
-
-BLOCKS = code_blocks((ROOT / "README.md").read_text())
-TRY, COMPOSE, PYTHON, SEND = (
-    [line.removeprefix("$ ") for line in code.splitlines()] for language, code in BLOCKS if language == "console"
-)
-COMMAND, REPLY = (json.loads(code) for language, code in BLOCKS if language == "json")
 
 
 @pytest.fixture

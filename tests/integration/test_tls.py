@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.integration.test_command_line import A_DEVICE, type_in
+from tests.support.builders import a_command
 from tests.support.certificates import Authority, Certificate
-from tests.support.rig import Proxy, Rig, a_command, onenet, raw_server
+from tests.support.command_line import TARGET_OPTIONS, run_cli
+from tests.support.deployment import Deployment
+from tests.support.proxies import Proxy, raw_server
+from tests.support.simulator import onenet
 from worker.dev.services.broker import LocalBroker
 
 Trust = Callable[[Certificate, Path], dict[str, str]]
@@ -40,10 +43,10 @@ def amqp_settings(url: str, trusted: Certificate, shown: Certificate) -> dict[st
 
 
 @pytest.fixture
-def secured(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
-    """A rig on a broker that speaks TLS too, and then wants a client certificate."""
-    with onenet() as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
-        yield rig
+def secured(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment on a broker that speaks TLS too, and then wants a client certificate."""
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        yield deployment
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def tls_url(own_broker: LocalBroker) -> Iterator[str]:
 
 
 def test_with_the_right_authority_and_a_client_certificate_everything_works(
-    secured: Rig, tls_url: str, certificates: Certificates, tmp_path: Path
+    secured: Deployment, tls_url: str, certificates: Certificates, tmp_path: Path
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.ours)
     with secured.worker(**settings) as worker:
@@ -63,32 +66,34 @@ def test_with_the_right_authority_and_a_client_certificate_everything_works(
         secured.upstream.publish(a_command())
         assert secured.upstream.reply().json["status"] == "accepted"
         namespace = {"WORKER_NAMESPACE": secured.topology.namespace}
-        sent = type_in("send", *A_DEVICE, "--wait", folder=tmp_path, **settings, **namespace)
+        sent = run_cli("send", *TARGET_OPTIONS, "--wait", folder=tmp_path, **settings, **namespace)
         assert sent.returncode == 0, sent.stderr
 
 
-def assert_refused(rig: Rig, settings: Mapping[str, str], reason: str) -> None:
+def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: str) -> None:
     """The worker says why and goes on trying, the command line says why and ends; neither finds another way."""
-    with rig.start_worker(**settings) as worker:
+    with deployment.start_worker(**settings) as worker:
         worker.wait_for("broker_unavailable", count=2)
         said = [event for event in worker.events if event["event"] == "broker_unavailable"]
         assert all(reason in event["reason"] for event in said), said
         assert not [event for event in worker.events if event["event"] == "broker_connected"]
         assert worker.process.is_running
-    typed = type_in("topology", folder=rig.folder, **settings)
+    typed = run_cli("topology", folder=deployment.folder, **settings)
     assert typed.returncode == 1
     [line] = typed.stderr.splitlines()
     assert reason in line
     assert "Traceback" not in line
 
 
-def test_a_broker_whose_authority_is_another_is_refused(secured: Rig, tls_url: str, certificates: Certificates) -> None:
+def test_a_broker_whose_authority_is_another_is_refused(
+    secured: Deployment, tls_url: str, certificates: Certificates
+) -> None:
     settings = amqp_settings(tls_url, certificates.foreign, certificates.ours)
     assert_refused(secured, settings, "certificate verify failed: self-signed certificate in certificate chain")
 
 
 def test_a_broker_under_another_name_than_its_certificates_is_refused(
-    secured: Rig, tls_url: str, certificates: Certificates
+    secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     url = tls_url.replace("127.0.0.1", "localhost")
     settings = amqp_settings(url, certificates.ours, certificates.ours)
@@ -96,7 +101,7 @@ def test_a_broker_under_another_name_than_its_certificates_is_refused(
 
 
 def test_a_broker_whose_certificate_has_expired_is_refused(
-    secured: Rig, authority: Authority, certificates: Certificates, tmp_path: Path
+    secured: Deployment, authority: Authority, certificates: Certificates, tmp_path: Path
 ) -> None:
     """The handshake ends before AMQP begins, so that any server will do."""
     expired = authority.issue("127.0.0.1", tmp_path / "expired", is_expired=True)
@@ -108,7 +113,7 @@ def test_a_broker_whose_certificate_has_expired_is_refused(
 
 
 def test_without_a_client_certificate_the_broker_lets_nobody_in(
-    secured: Rig, tls_url: str, certificates: Certificates
+    secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     """Its own words for it may be lost with the connection."""
     settings = {"AMQP_URL": tls_url, "AMQP_CA_FILE": str(certificates.ours.ca)}
@@ -116,28 +121,30 @@ def test_without_a_client_certificate_the_broker_lets_nobody_in(
 
 
 def test_a_client_certificate_of_another_authority_is_said(
-    secured: Rig, tls_url: str, certificates: Certificates
+    secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.foreign)
     assert_refused(secured, settings, "client certificate")
 
 
-def test_a_plain_connection_to_a_port_for_tls_is_said(secured: Rig, tls_url: str, certificates: Certificates) -> None:
+def test_a_plain_connection_to_a_port_for_tls_is_said(
+    secured: Deployment, tls_url: str, certificates: Certificates
+) -> None:
     settings = amqp_settings(tls_url.replace("amqps:", "amqp:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "is it a port for TLS, amqps://?")
 
 
-def test_tls_to_a_plain_port_is_said(secured: Rig, certificates: Certificates) -> None:
+def test_tls_to_a_plain_port_is_said(secured: Deployment, certificates: Certificates) -> None:
     settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "this port does not speak TLS")
 
 
-def test_a_platform_with_a_certificate_of_a_private_authority_is_used(rig: Rig, tmp_path: Path) -> None:
+def test_a_platform_with_a_certificate_of_a_private_authority_is_used(deployment: Deployment, tmp_path: Path) -> None:
     certificate = Authority().issue("127.0.0.1", tmp_path / "platform")
     with onenet(certificate=certificate) as platform:
-        with rig.worker(ONENET_URL=platform.url, ONENET_CA_FILE=str(certificate.ca)):
-            rig.upstream.publish(a_command())
-            assert rig.upstream.reply().json["status"] == "accepted"
+        with deployment.worker(ONENET_URL=platform.url, ONENET_CA_FILE=str(certificate.ca)):
+            deployment.upstream.publish(a_command())
+            assert deployment.upstream.reply().json["status"] == "accepted"
         assert len(platform.platform.commands) == 1
 
 
@@ -171,15 +178,15 @@ def trusts_it(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
     ids=["another", "another-environment", "usual", "name", "expired"],
 )
 def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
-    rig: Rig, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
+    deployment: Deployment, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
 ) -> None:
     """The handshake comes before the request: it is known not to have been sent, so that nothing is in doubt."""
     certificate = Authority().issue(name, tmp_path / "platform", is_expired=is_expired)
     with onenet(certificate=certificate) as platform:
         settings = trust(certificate, tmp_path)
-        with rig.worker(ONENET_URL=platform.url, WORKER_MAX_ATTEMPTS="2", **settings) as worker:
-            rig.upstream.publish(a_command())
-            error = rig.upstream.reply().json["error"]
+        with deployment.worker(ONENET_URL=platform.url, WORKER_MAX_ATTEMPTS="2", **settings) as worker:
+            deployment.upstream.publish(a_command())
+            error = deployment.upstream.reply().json["error"]
             events = [event["event"] for event in worker.events]
         assert error["code"] == "retries_exhausted"
         assert "certificate verify failed: " in error["message"]
@@ -189,13 +196,13 @@ def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
         assert not platform.requests
 
 
-def test_a_key_that_travels_readable_is_warned_of_once_at_start(rig: Rig) -> None:
-    with rig.worker(ONENET_URL="http://onenet.invalid:8080/base", ONENET_API_KEY="aSecret") as worker:
+def test_a_key_that_travels_readable_is_warned_of_once_at_start(deployment: Deployment) -> None:
+    with deployment.worker(ONENET_URL="http://onenet.invalid:8080/base", ONENET_API_KEY="aSecret") as worker:
         [warning] = [event for event in worker.events if event["event"] == "onenet_url_not_encrypted"]
         assert (warning["level"], warning["host"]) == ("warning", "onenet.invalid")
         assert "aSecret" not in worker.process.output.read_text()
 
 
-def test_on_this_machine_there_is_no_way_to_be_read_on(rig: Rig) -> None:
-    with rig.worker() as worker:
+def test_on_this_machine_there_is_no_way_to_be_read_on(deployment: Deployment) -> None:
+    with deployment.worker() as worker:
         assert "onenet_url_not_encrypted" not in [event["event"] for event in worker.events]

@@ -200,7 +200,6 @@ class QueueConsumer:
         delivery = Delivery(
             self._session,
             tag,
-            exchange,
             method.redelivered,
             properties,
             body,
@@ -215,7 +214,9 @@ class QueueConsumer:
     def _adapt_caution(self, delivery: Delivery) -> None:
         """Take one delivery at a time after one with many returns, until enough with few returns have come."""
         was_cautious = self._is_cautious
-        if delivery.is_redelivered and delivery.times_returned >= MANY_RETURNS:  # a sender may have written the count
+        if (
+            delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS
+        ):  # a sender may have written the count
             self._is_cautious, self._cautious_deliveries_left = True, CAUTIOUS_DELIVERIES
         elif self._is_cautious and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
             self._cautious_deliveries_left -= 1

@@ -40,5 +40,5 @@ class Suspects:
 def _fingerprint(delivery: Delivery) -> bytes:
     """Return the same bytes for each delivery of a message, and for each of its copies."""
     chosen = delivery.properties
-    named = (delivery.message_id, chosen.correlation_id, chosen.app_id, chosen.reply_to)
+    named = (chosen.message_id, chosen.correlation_id, chosen.app_id, chosen.reply_to)
     return hashlib.blake2b(delivery.body, key=hashlib.blake2b(repr(named).encode()).digest(), digest_size=16).digest()

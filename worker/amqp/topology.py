@@ -79,7 +79,7 @@ class Topology:
 
     @cached_property
     def exchanges_closed_to_upstream(self) -> frozenset[str]:
-        """The default exchange and those for the worker's publications: a delivery by one of them was moved by hand."""
+        """All exchanges but commands and returns: a delivery by one of them was moved by an operator or a shovel."""
         open_exchanges = {self.commands_exchange, self.returns_exchange}
         return frozenset({"", *(exchange.name for exchange in self.exchanges())} - open_exchanges)
 

@@ -13,7 +13,6 @@ from worker.amqp.connection import printable_address
 from worker.app import client_of, store_of
 from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
-from worker.idempotency.memory import MemoryStore
 from worker.onenet.transport import Watch
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
@@ -79,7 +78,7 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
     except SettingsError as exc:
         yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
-    if isinstance(store, MemoryStore):
+    if not store.is_shared:
         yield CheckResult("idempotency", is_well=True, detail="in memory: good for one worker")
         return
     try:

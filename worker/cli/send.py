@@ -128,7 +128,7 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
     Raises:
         WorkerError: a command is invalid: then none is sent, since a file that was sent in part is hard to repeat.
     """
-    from worker.core.command import read_command
+    from worker.core.parsing import read_command
 
     commands: dict[str, bytes] = {}
     errors = []

@@ -17,7 +17,11 @@ from typing import Any
 
 import pika
 
-from tests.support.rig import Proxy, Rig, WorkerProcess, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import Deployment
+from tests.support.proxies import Proxy
+from tests.support.simulator import onenet
+from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
@@ -97,14 +101,14 @@ class Report:
 class _Fleet:
     """Workers, each behind a proxy of its own to the broker."""
 
-    def __init__(self, rig: Rig, plan: Plan) -> None:
-        self._rig = rig
+    def __init__(self, deployment: Deployment, plan: Plan) -> None:
+        self._rig = deployment
         self._settings = {
             "WORKER_RECONCILE_DELAY": str(SETTLE_S),
             "WORKER_CONCURRENCY": "16",
             "IDEMPOTENCY_URL": plan.redis_url or "memory://",
         }
-        self.proxies = [Proxy(rig.broker_url) for _ in range(plan.workers)]
+        self.proxies = [Proxy(deployment.broker_url) for _ in range(plan.workers)]
         self.workers: list[WorkerProcess] = [self._start(proxy) for proxy in self.proxies]
 
     def _start(self, proxy: Proxy) -> WorkerProcess:
@@ -130,17 +134,17 @@ def run(plan: Plan, broker: LocalBroker, folder: Path) -> Report:
     began = time.monotonic()
     with ExitStack() as stack:
         simulator = stack.enter_context(onenet(*faults, latency_s=0.01, seed=plan.seed))
-        rig = stack.enter_context(Rig.set_up(broker.url, folder, simulator, SETTLE_S))
-        stack.enter_context(_declared(rig))
+        deployment = stack.enter_context(Deployment.set_up(broker.url, folder, simulator, SETTLE_S))
+        stack.enter_context(_declared(deployment))
         commands = list(_commands(chance, plan))
-        fleet = _Fleet(rig, plan)
+        fleet = _Fleet(deployment, plan)
         stack.callback(fleet.close)
         over = threading.Event()
         raging = threading.Thread(target=_rage, args=(chance, plan, fleet, broker, report.events, over))
         raging.start()
-        replies, doubled = _exchange(rig, commands, plan.seconds, raging)
+        replies, doubled = _exchange(deployment, commands, plan.seconds, raging)
         raging.join()
-        _count(report, commands, replies, rig, doubled if plan.redis_url is None else set())
+        _count(report, commands, replies, deployment, doubled if plan.redis_url is None else set())
     report.seconds = time.monotonic() - began
     return report
 
@@ -170,8 +174,8 @@ def _commands(chance: random.Random, plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _declared(rig: Rig) -> Iterator[None]:
-    with rig.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
+def _declared(deployment: Deployment) -> Iterator[None]:
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
         pass  # so that the topology is there before the first command is published
     yield
 
@@ -209,7 +213,7 @@ def _rage(
 
 
 def _exchange(
-    rig: Rig, commands: list[dict[str, Any]], seconds: float, raging: threading.Thread
+    deployment: Deployment, commands: list[dict[str, Any]], seconds: float, raging: threading.Thread
 ) -> tuple[dict[str, set[tuple[str, str | None, str | None]]], set[str]]:
     """Publish at an even pace through all that happens, and collect replies until every command has one.
 
@@ -228,14 +232,14 @@ def _exchange(
             while published < due:
                 command_id = commands[published]["command_id"]
                 (doubled if command_id in tried else tried).add(command_id)
-                rig.upstream.publish(commands[published])
+                deployment.upstream.publish(commands[published])
                 published += 1
-            while (message := rig.upstream.try_reply()) is not None:
+            while (message := deployment.upstream.try_reply()) is not None:
                 reply = message.json
                 code = reply["error"]["code"] if reply["error"] else None
                 replies.setdefault(reply["command_id"], set()).add((reply["status"], reply["uuid"], code))
         except (pika.exceptions.AMQPError, OSError):
-            wait_until(partial(_reconnects, rig), DRAIN_S, "the broker")
+            wait_until(partial(_reconnects, deployment), DRAIN_S, "the broker")
         if not raging.is_alive():
             quiet_since = quiet_since or time.monotonic()
             is_complete = published == len(commands) and wanted <= replies.keys()
@@ -243,9 +247,9 @@ def _exchange(
                 return replies, doubled
 
 
-def _reconnects(rig: Rig) -> bool:
+def _reconnects(deployment: Deployment) -> bool:
     try:
-        rig.upstream.connect()
+        deployment.upstream.connect()
     except (pika.exceptions.AMQPError, OSError):
         return False
     return True
@@ -255,12 +259,12 @@ def _count(
     report: Report,
     commands: list[dict[str, Any]],
     replies: dict[str, set[tuple[str, str | None, str | None]]],
-    rig: Rig,
+    deployment: Deployment,
     unrecognised: set[str],
 ) -> None:
     """Hold the replies against what the platform has; of ``unrecognised`` commands there may be two of each."""
     kept: dict[str, set[str]] = {}
-    for cached in rig.simulator.platform.commands:
+    for cached in deployment.simulator.platform.commands:
         kept.setdefault(str(cached.args), set()).add(cached.uuid)
     ids_of: dict[str, set[str]] = {}
     for command in commands:

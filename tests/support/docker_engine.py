@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 LOCKED_UP = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.changed_process import running_first
+from tests.support.startup_code import run_at_startup
 
 
-def settings_for(folder: Path, point: str, times: int) -> dict[str, str]:
+def crash_at(folder: Path, point: str, times: int) -> dict[str, str]:
     """Return the environment in which a worker ends when it comes to a point for the so-manieth time."""
-    return running_first(folder, f"from tests.integration.crash_points import install\ninstall({point!r}, {times})\n")
+    return run_at_startup(folder, f"from tests.support.crash_points import install\ninstall({point!r}, {times})\n")
 
 
 def install(point: str, times: int) -> None:
@@ -29,7 +29,7 @@ def install(point: str, times: int) -> None:
     places: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
         "history": ([OneNETClient], "find_candidates"),
-        "choice": (stores, "own"),
+        "ownership": (stores, "ownership"),
         "mark": ([Consumer], "_pass_on"),
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
