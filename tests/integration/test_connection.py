@@ -25,6 +25,12 @@ from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
+IMPATIENT = """
+import worker.amqp.broker, worker.amqp.connection
+replace(worker.amqp.connection, "CONNECT_S", 0.5)
+replace(worker.amqp.broker, "STABLE_S", 0.2)
+"""
+
 
 @pytest.fixture
 def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
@@ -194,12 +200,10 @@ def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxi
 
 def test_a_node_that_never_answered_is_not_a_stable_one(deployment: Deployment) -> None:
     """Its time limit may be longer than the time after which a connection counts as stable."""
-    quick = "import worker.amqp.connection, worker.amqp.broker\n"
-    quick += "worker.amqp.connection.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
         urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
         with deployment.worker(
-            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, quick)
+            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, IMPATIENT)
         ) as worker:
             tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
             assert len(tried) == len(set(tried)) == 2

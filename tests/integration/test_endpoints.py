@@ -26,22 +26,22 @@ from worker.simulator.faults import Fault
 HASTY = """
 import worker.monitor
 from worker.telemetry.health import Health
-worker.monitor._LOOK_S = 0.1
+replace(worker.monitor, "_LOOK_S", 0.1)
 begin = Health.__init__
-Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
+replace(Health, "__init__", lambda health, stall_s, *others: begin(health, 1, *others))
 """
 DEAF = """
 from worker.amqp.session import Session
 async def consume(session, prefetch):
     session._prefetch = prefetch
-Session.consume = consume
+replace(Session, "consume", consume)
 """
 WEDGED = """
 import threading
 import worker.telemetry.health
 from worker.amqp.session import Session
-worker.telemetry.health.MAX_SILENCE_S = 2
-Session._on_message = lambda *_: threading.Event().wait()
+replace(worker.telemetry.health, "MAX_SILENCE_S", 2)
+replace(Session, "_on_message", lambda *_: threading.Event().wait())
 """
 
 

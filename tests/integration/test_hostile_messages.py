@@ -29,7 +29,7 @@ def end(self, channel, method, properties, body):
     if len(body) > 100_000:
         os.kill(os.getpid(), signal.SIGKILL)
     on_message(self, channel, method, properties, body)
-Session._on_message = end
+replace(Session, "_on_message", end)
 """
 
 

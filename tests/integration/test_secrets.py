@@ -171,10 +171,10 @@ def test_a_vhost_that_is_not_there_is_said_without_the_user(deployment: Deployme
 
 
 RAISES = """
-from worker.monitor import Pulse
-async def fail(pulse):
+from worker.monitor import HealthMonitor
+async def fail(monitor):
     raise RuntimeError("cannot use amqp://svc:S3cret@host:5672/prod")
-Pulse.run = fail
+replace(HealthMonitor, "run", fail)
 """
 
 
