@@ -11,7 +11,7 @@ SEED = 20261122
 
 
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
-def test_nothing_is_lost_and_nothing_is_cached_twice(
+def test_random_faults_lose_no_command_and_cache_none_twice(
     store: str, workers: int, own_broker: LocalBroker, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = None if store == "memory" else request.getfixturevalue("redis_url")

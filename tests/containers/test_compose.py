@@ -91,12 +91,12 @@ def prometheus(stack: Stack) -> Stack:
     return stack
 
 
-def test_a_command_that_is_sent_gets_its_reply(stack: Stack) -> None:
+def test_send_in_the_composed_worker_gets_a_reply(stack: Stack) -> None:
     said = stack.compose("run", "--rm", "-T", "worker", "send", *A_DEVICE, "--args", "on", "--wait")
     assert json.loads(said)["status"] == "accepted"
 
 
-def test_the_password_is_in_no_environment_and_there_is_no_guest(stack: Stack) -> None:
+def test_the_broker_has_no_guest_and_its_password_is_in_no_environment(stack: Stack) -> None:
     url = stack.compose("exec", "-T", "worker", "cat", "/run/broker-access/amqp-url").strip()
     password = urlsplit(url).password
     assert password
@@ -107,24 +107,24 @@ def test_the_password_is_in_no_environment_and_there_is_no_guest(stack: Stack) -
     assert [user["user"] for user in json.loads(users)] == ["onenet"]
 
 
-def test_the_rules_are_loaded_and_none_fails(prometheus: Stack) -> None:
+def test_prometheus_loads_all_alert_rules_without_an_error(prometheus: Stack) -> None:
     groups = prometheus.get("prometheus", 9090, "/api/v1/rules")["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert [rule["name"] for rule in rules] == [rule["alert"] for rule in alerts()]
     assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
 
 
-def test_every_metric_that_is_asked_for_is_scraped(prometheus: Stack) -> None:
+def test_prometheus_scrapes_every_metric_that_dashboard_and_alerts_query(prometheus: Stack) -> None:
     shown = set(prometheus.get("prometheus", 9090, "/api/v1/label/__name__/values")["data"])
     assert {selector.name for selector in selectors()} <= shown
 
 
-def test_prometheus_understands_every_expression(prometheus: Stack) -> None:
+def test_prometheus_evaluates_every_expression_of_dashboard_and_alerts(prometheus: Stack) -> None:
     for expression in set(expressions()):
         assert prometheus.get("prometheus", 9090, "/api/v1/query", query=expression)["status"] == "success"
 
 
-def test_a_worker_that_is_killed_costs_nothing_and_doubles_nothing(stack: Stack, tmp_path: Path) -> None:
+def test_a_killed_worker_container_loses_no_command_and_sends_none_twice(stack: Stack, tmp_path: Path) -> None:
     ids = [f"killed-{number}" for number in range(300)]
     commands = tmp_path / "commands.jsonl"
     lines = [
@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_costs_nothing_and_doubles_nothing(stack: Stack,
     assert cached() == Counter(ids)
 
 
-def test_the_workers_stop_in_good_order(stack: Stack) -> None:
+def test_the_worker_containers_stop_gracefully(stack: Stack) -> None:
     running = stack.ids("worker")
     stack.compose("stop", "worker")
     assert [inspect(identity)["State"]["ExitCode"] for identity in running] == [0] * (WORKERS - 1)

@@ -18,7 +18,7 @@ from worker.dev.services import packages
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
 
 
-def test_the_commands_for_docker_lead_from_a_clone_to_a_reply_and_leave_nothing() -> None:
+def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -> None:
     up, send, down = COMPOSE
     ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the usual ones may be taken
     project = f"onenet-readme-{uuid4().hex[:8]}"
@@ -52,7 +52,7 @@ def java() -> str:
     return ":".join(map(str, JARS))
 
 
-def test_the_java_code_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
+def test_the_java_code_of_the_readme_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
     [code] = [code for language, code in code_blocks((ROOT / "README.md").read_text()) if language == "java"]
     own = code.replace('"onenet.commands"', f'"{deployment.topology.commands_exchange}"')
     assert own != code

@@ -37,7 +37,7 @@ def _paths(group: Any) -> Iterator[tuple[str, ...]]:
 PATHS = list(_paths(typer.main.get_command(app)))  # of every command and subcommand
 
 
-def test_without_a_command_it_says_what_there_is(tmp_path: Path) -> None:
+def test_without_arguments_the_program_lists_its_commands(tmp_path: Path) -> None:
     said = run_cli(folder=tmp_path)
     assert all(path[0] in said.stdout for path in PATHS)
 
@@ -58,7 +58,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path:
         ("onenet-worker dead-letters list --reason pois", {"poison_message"}),
     ],
 )
-def test_the_shell_completes_commands_and_their_words(typed: str, expected: set[str], tmp_path: Path) -> None:
+def test_shell_completion_offers_commands_and_option_values(typed: str, expected: set[str], tmp_path: Path) -> None:
     """As bash asks for it, once ``--install-completion`` was called."""
     words = typed.split(" ")
     asked = {"_ONENET_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
@@ -67,20 +67,20 @@ def test_the_shell_completes_commands_and_their_words(typed: str, expected: set[
     assert set(said.stdout.split()) == expected, said.stderr
 
 
-def test_a_wrong_setting_stops_the_start_with_78(tmp_path: Path) -> None:
+def test_a_wrong_setting_stops_the_start_with_exit_code_78(tmp_path: Path) -> None:
     said = run_cli("run", folder=tmp_path, WORKER_CONCURRENCY="many", ONENET_API_KEY="k", LOG_LEVEL="loud")
     assert said.returncode == 78
     assert [line.split(": ")[1] for line in said.stderr.splitlines()] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
     assert said.stdout == ""
 
 
-def test_without_credentials_run_says_which(tmp_path: Path) -> None:
+def test_run_without_credentials_names_the_missing_setting(tmp_path: Path) -> None:
     said = run_cli("run", folder=tmp_path)
     assert said.returncode == 78
     assert "ONENET_API_KEY" in said.stderr
 
 
-def test_a_schema_is_json_schema_2020_12(tmp_path: Path) -> None:
+def test_schema_prints_json_schema_2020_12(tmp_path: Path) -> None:
     command = json.loads(run_cli("schema", "command", folder=tmp_path).stdout)
     assert command["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(command["properties"]) == set(COMMAND.json_schema()["properties"])
@@ -91,7 +91,7 @@ def test_a_schema_is_json_schema_2020_12(tmp_path: Path) -> None:
     assert run_cli("schema", "nonsense", folder=tmp_path).returncode == 2
 
 
-def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(deployment: Deployment, tmp_path: Path) -> None:
+def test_topology_json_describes_the_declared_topology(deployment: Deployment, tmp_path: Path) -> None:
     environment = {
         "AMQP_URL": deployment.broker_url,
         "WORKER_NAMESPACE": deployment.topology.namespace,
@@ -116,7 +116,7 @@ def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(deployme
     }
 
 
-def test_a_topology_that_differs_is_one_line(deployment: Deployment, tmp_path: Path) -> None:
+def test_topology_reports_a_queue_with_other_arguments_in_one_line(deployment: Deployment, tmp_path: Path) -> None:
     deployment.upstream.channel.queue_declare(deployment.topology.execute_queue, durable=True)
     said = run_cli(
         "topology", folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE=deployment.topology.namespace
@@ -126,7 +126,7 @@ def test_a_topology_that_differs_is_one_line(deployment: Deployment, tmp_path: P
     assert "inequivalent arg" in said.stderr
 
 
-def test_no_broker_is_one_line_without_the_password(tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported_in_one_line_without_the_password(tmp_path: Path) -> None:
     url = f"amqp://me:aSecret@127.0.0.1:{free_port()}/"
     for command in (("topology",), ("send", *TARGET_OPTIONS)):
         said = run_cli(*command, folder=tmp_path, AMQP_URL=url)
@@ -135,7 +135,7 @@ def test_no_broker_is_one_line_without_the_password(tmp_path: Path) -> None:
         assert "aSecret" not in said.stderr
 
 
-def test_send_waits_for_the_reply(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_wait_prints_the_reply(deployment: Deployment, tmp_path: Path) -> None:
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     with deployment.worker():
         said = run_cli("send", *TARGET_OPTIONS, "--args", "on", "--wait", folder=tmp_path, **environment)
@@ -146,20 +146,20 @@ def test_send_waits_for_the_reply(deployment: Deployment, tmp_path: Path) -> Non
         assert json.loads(refused.stdout)["error"]["code"] == "unknown_product"
 
 
-def test_send_says_what_is_wrong_before_anything_is_sent(tmp_path: Path) -> None:
+def test_send_reports_invalid_fields_and_sends_nothing(tmp_path: Path) -> None:
     said = run_cli("send", "--imei", "1", "--retry", "11", folder=tmp_path)
     assert said.returncode == 1
     assert all(field in said.stderr for field in ("imei", "retry", "obj_id"))
     assert "nothing was sent" in said.stderr
 
 
-def test_send_without_a_worker_or_topology_says_what_to_do(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_without_a_topology_names_the_command_that_declares_it(deployment: Deployment, tmp_path: Path) -> None:
     said = run_cli("send", *TARGET_OPTIONS, folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE="nowhere")
     assert said.returncode == 1
     assert "onenet-worker topology" in said.stderr
 
 
-def test_a_file_is_sent_whole_or_not_at_all(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_file_sends_all_lines_or_none(deployment: Deployment, tmp_path: Path) -> None:
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     commands: list[dict[str, Any]] = [a_command(command_id=f"line-{number}", args="on") for number in range(50)]
     lines = [json.dumps(command) for command in commands]
@@ -186,7 +186,7 @@ def lines_of(count: int) -> list[bytes]:
     return [json.dumps(a_command(command_id=f"line-{number}")).encode() for number in range(count)]
 
 
-def test_thousands_of_lines_are_sent_however_they_were_written(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_file_accepts_a_byte_order_mark_blank_lines_and_crlf(deployment: Deployment, tmp_path: Path) -> None:
     """With a byte order mark, blank lines, and lines that end as on Windows."""
     declare_on(deployment.upstream.channel, deployment.topology)
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
@@ -198,7 +198,7 @@ def test_thousands_of_lines_are_sent_however_they_were_written(deployment: Deplo
     assert deployment.upstream.count(deployment.topology.execute_queue) == 2_000
 
 
-def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_send_file_names_the_first_invalid_lines_and_counts_the_others(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join([*lines_of(3), b'{"imei": "\xff"}', *[b"{}"] * 1_253]))
     said = run_cli("send", "--file", str(file), folder=tmp_path)
@@ -209,7 +209,7 @@ def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(tmp_path: 
     assert len(errors) == 22
 
 
-def test_a_file_without_a_command_is_an_error(tmp_path: Path) -> None:
+def test_send_file_without_a_command_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n \n")
     said = run_cli("send", "--file", str(file), folder=tmp_path)
@@ -223,7 +223,7 @@ def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
         raise KeyboardInterrupt
 
 
-def test_an_end_that_the_broker_does_not_answer_hides_nothing(deployment: Deployment) -> None:
+def test_a_connection_lost_on_exit_does_not_hide_the_interrupt(deployment: Deployment) -> None:
     """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
     proxy = Proxy(deployment.broker_url)
     settings = Settings(amqp_url=(SecretStr(proxy.url),))
@@ -234,7 +234,7 @@ def test_an_end_that_the_broker_does_not_answer_hides_nothing(deployment: Deploy
         proxy.close()
 
 
-def test_a_file_that_is_interrupted_says_how_far_it_came(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_interrupted_send_file_reports_how_many_commands_were_sent(deployment: Deployment, tmp_path: Path) -> None:
     declare_on(deployment.upstream.channel, deployment.topology)
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join(lines_of(20_000)))
@@ -256,7 +256,7 @@ def test_a_file_that_is_interrupted_says_how_far_it_came(deployment: Deployment,
     }  # one may have been on its way
 
 
-def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
+def test_the_simulator_stops_on_sigterm_and_sigint(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         port = free_port()
         simulator = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
@@ -267,13 +267,13 @@ def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
         assert "Traceback" not in simulator.output.read_text()
 
 
-def test_the_simulator_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_simulator_reports_invalid_options(tmp_path: Path) -> None:
     assert "--fault nonsense: kind" in run_cli("simulator", "--fault", "nonsense", folder=tmp_path).stderr
     assert "--fault hang=2: probability" in run_cli("simulator", "--fault", "hang=2", folder=tmp_path).stderr
     assert "cannot listen" in run_cli("simulator", "--host", "192.0.2.1", folder=tmp_path).stderr
 
 
-def test_the_demo_ends_as_it_should(broker_url: str, tmp_path: Path) -> None:
+def test_the_demo_succeeds_and_caches_no_command_twice(broker_url: str, tmp_path: Path) -> None:
     said = run_cli("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker_url)
     assert said.returncode == 0, said.stdout + said.stderr
     assert "0 of them twice" in said.stdout

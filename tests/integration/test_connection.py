@@ -47,7 +47,7 @@ def proxied(deployment: Deployment) -> Iterator[tuple[Deployment, Proxy]]:
     proxy.close()
 
 
-def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment, own_broker: LocalBroker) -> None:
+def test_a_killed_broker_costs_no_command(breakable: Deployment, own_broker: LocalBroker) -> None:
     """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
     with breakable.worker(WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(breakable, 300)
@@ -60,7 +60,7 @@ def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment
         assert_each_accepted_once(breakable, ids)
 
 
-def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Deployment, Proxy]) -> None:
+def test_reset_broker_connections_cost_no_command(proxied: tuple[Deployment, Proxy]) -> None:
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(deployment, 300)
@@ -71,7 +71,7 @@ def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Deploy
         assert_each_accepted_once(deployment, ids)
 
 
-def test_a_consumer_that_the_broker_cancels_consumes_again(deployment: Deployment) -> None:
+def test_the_worker_consumes_again_after_the_broker_cancels_its_consumer(deployment: Deployment) -> None:
     """Connection and channel stay open then, and nothing would ever be consumed any more."""
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
@@ -81,7 +81,7 @@ def test_a_consumer_that_the_broker_cancels_consumes_again(deployment: Deploymen
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: tuple[Deployment, Proxy]) -> None:
+def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: tuple[Deployment, Proxy]) -> None:
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
@@ -91,7 +91,7 @@ def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: t
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[Deployment, Proxy]) -> None:
+def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment, Proxy]) -> None:
     """What cannot be read ends the connection, and never the worker."""
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=proxy.url) as worker:
@@ -102,7 +102,7 @@ def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[De
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(deployment: Deployment) -> None:
+def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deployment) -> None:
     port = free_port()
     with deployment.start_worker(AMQP_URL=by_way_of(port, deployment.broker_url)) as worker:
         worker.wait_for("broker_unavailable", count=3)
@@ -118,7 +118,7 @@ def test_several_brokers_are_tried_in_turn(deployment: Deployment) -> None:
         assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(deployment.broker_url).port}/")
 
 
-def test_a_wrong_password_is_said_and_not_shown(deployment: Deployment) -> None:
+def test_a_wrong_broker_password_is_reported_and_not_logged(deployment: Deployment) -> None:
     target = urlsplit(deployment.broker_url)
     wrong = target._replace(netloc=f"guest:wrong-password@{target.hostname}:{target.port}").geturl()
     with deployment.start_worker(AMQP_URL=wrong) as worker:
@@ -127,7 +127,7 @@ def test_a_wrong_password_is_said_and_not_shown(deployment: Deployment) -> None:
         assert "wrong-password" not in json.dumps(worker.events)
 
 
-def test_a_topology_with_other_arguments_is_one_line_and_exit_78(deployment: Deployment) -> None:
+def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_code_78(deployment: Deployment) -> None:
     deployment.upstream.channel.queue_declare(
         deployment.topology.execute_queue, durable=True, arguments={"x-queue-type": "classic"}
     )
@@ -139,7 +139,7 @@ def test_a_topology_with_other_arguments_is_one_line_and_exit_78(deployment: Dep
         assert "inequivalent arg" in line["reason"]
 
 
-def test_without_the_right_to_declare_the_topology_is_only_checked(deployment: Deployment) -> None:
+def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:
     """It may come later than the worker: whoever has the right declares it, and the worker goes on."""
     with deployment.start_worker(AMQP_DECLARE="false") as worker:
         assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
@@ -147,7 +147,7 @@ def test_without_the_right_to_declare_the_topology_is_only_checked(deployment: D
             worker.wait_for("consuming")
 
 
-def test_nothing_is_acknowledged_that_the_broker_did_not_keep(deployment: Deployment) -> None:
+def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: Deployment) -> None:
     """A retry that no queue takes would be lost with an acknowledgement; it is published again until one does."""
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
     with deployment.worker() as worker:
@@ -162,7 +162,7 @@ def test_nothing_is_acknowledged_that_the_broker_did_not_keep(deployment: Deploy
         assert deployment.upstream.reply().json["attempts"] == 2
 
 
-def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(deployment: Deployment) -> None:
+def test_a_reply_that_a_full_queue_refuses_is_published_again(deployment: Deployment) -> None:
     """The broker refuses such a reply (a negative confirm), and takes it once there is room."""
     with deployment.worker() as worker:
         channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
@@ -176,7 +176,7 @@ def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(deployment:
         channel.queue_delete(name)
 
 
-def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxied: tuple[Deployment, Proxy]) -> None:
+def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: tuple[Deployment, Proxy]) -> None:
     """A channel may have every publication refused while another one would not (seen after the death of a leader).
 
     The consumer stays, so that nothing is delivered again, and the other node of the list comes first.
@@ -198,7 +198,7 @@ def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxi
         channel.queue_delete(name)
 
 
-def test_a_node_that_never_answered_is_not_a_stable_one(deployment: Deployment) -> None:
+def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
     """Its time limit may be longer than the time after which a connection counts as stable."""
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
         urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
@@ -242,7 +242,7 @@ def short_of_memory(
             broker.control("set_vm_memory_high_watermark", "0.6")
 
 
-def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
+def test_a_broker_that_blocks_publishing_costs_no_command(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
@@ -253,7 +253,7 @@ def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing
         assert_each_accepted_once(breakable, ids)
 
 
-def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
+def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publishing(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody says then that it takes them again: the new connection has to find out for itself."""
@@ -265,13 +265,15 @@ def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
         assert_each_accepted_once(breakable, ids)
 
 
-def test_two_workers_on_memory_are_warned_of_each_other(deployment: Deployment) -> None:
+def test_two_workers_with_memory_stores_log_a_warning(deployment: Deployment) -> None:
     with deployment.worker(), deployment.worker() as second:
         assert second.wait_for("idempotency_not_shared")["level"] == "warning"
 
 
 @pytest.mark.parametrize("kind", ["hang", "late_caching"])
-def test_a_redelivery_that_no_record_explains_is_looked_up_first(deployment: Deployment, kind: Any) -> None:
+def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, kind: Any
+) -> None:
     """The process that had it before is gone, and what it did with it went with it."""
     deployment.simulator.faults.replace([Fault(kind=kind, seconds=1, count=1)])
     with deployment.worker() as first:
@@ -283,7 +285,9 @@ def test_a_redelivery_that_no_record_explains_is_looked_up_first(deployment: Dep
     assert len(deployment.simulator.requests) == (2 if kind == "hang" else 1)
 
 
-def test_a_former_attempt_that_no_record_explains_is_looked_up_first(deployment: Deployment) -> None:
+def test_a_second_attempt_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment,
+) -> None:
     """A retry may be a doubled one, whose twin was sent by a process that is gone."""
     command = a_command(args="retried")
     with deployment.worker() as worker:
@@ -297,7 +301,9 @@ _MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, 
 
 
 @pytest.mark.parametrize("way", _MOVED_TO)
-def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(deployment: Deployment, way: str) -> None:
+def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, way: str
+) -> None:
     """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
@@ -319,7 +325,7 @@ def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(deployment: Dep
     assert len(deployment.simulator.requests) == 1
 
 
-def test_a_dead_letter_that_a_shovel_moved_back_is_looked_up_before_it_is_sent(deployment: Deployment) -> None:
+def test_a_dead_letter_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(deployment: Deployment) -> None:
     """It has headers of a worker, but does not say what may have been sent: it was not written to be brought back."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_IN_DOUBT="dead-letter"):

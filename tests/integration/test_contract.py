@@ -104,7 +104,7 @@ def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None
     assert logged["uuid"] == cached.uuid
 
 
-def test_the_request_is_the_one_of_the_platforms_page(running: Running) -> None:
+def test_a_request_has_the_form_that_the_platform_documents(running: Running) -> None:
     running.ask(
         a_command(
             imei="865820030000002",
@@ -136,7 +136,7 @@ def test_the_request_is_the_one_of_the_platforms_page(running: Running) -> None:
     assert request["headers"]["content-type"] == "application/json"
 
 
-def test_what_is_absent_is_not_sent(running: Running) -> None:
+def test_absent_optional_fields_are_left_out_of_the_request(running: Running) -> None:
     """The platform's own defaults hold, and without args the request has no body."""
     running.ask(a_command())
     [request] = running.simulator.requests
@@ -145,41 +145,41 @@ def test_what_is_absent_is_not_sent(running: Running) -> None:
     assert "content-type" not in request["headers"]
 
 
-def test_a_valid_time_that_has_passed_is_left_out_and_said(running: Running) -> None:
+def test_a_past_valid_time_is_left_out_and_the_reply_says_so(running: Running) -> None:
     reply = running.ask(a_command(valid_time=in_hours(-1)))
     assert reply.json["status"] == "accepted"
     assert reply.json["valid_time_omitted"] is True
     assert "valid_time" not in running.simulator.requests[0]["query"]
 
 
-def test_a_reply_goes_where_the_command_says(running: Running) -> None:
+def test_reply_to_is_the_routing_key_of_the_reply(running: Running) -> None:
     command = a_command()
     reply = running.ask(command, reply_to="my.own.key", app_id="billing")
     assert reply.routing_key == "my.own.key"
     assert reply.properties.correlation_id == command["command_id"]
 
 
-def test_a_reply_to_nobody_in_particular_is_for_unknown(running: Running) -> None:
+def test_without_app_id_the_routing_key_of_the_reply_ends_in_unknown(running: Running) -> None:
     assert running.ask(a_command()).routing_key == "execute.accepted.unknown"
 
 
-def test_a_name_too_long_for_a_routing_key_is_cut(running: Running) -> None:
+def test_an_app_id_too_long_for_a_routing_key_is_truncated(running: Running) -> None:
     """A routing key has 255 bytes; the command must not fail for a long app_id."""
     assert running.ask(a_command(), app_id="é" * 127).routing_key.startswith("execute.accepted.éé")
 
 
-def test_the_id_may_be_the_property_message_id(running: Running) -> None:
+def test_the_property_message_id_serves_as_command_id(running: Running) -> None:
     assert running.ask(a_command(command_id=None), message_id="from-the-property").json["command_id"] == (
         "from-the-property"
     )
 
 
-def test_trace_context_is_passed_on(running: Running) -> None:
+def test_the_reply_carries_the_trace_context_of_the_command(running: Running) -> None:
     trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
     assert running.ask(a_command(), headers={**trace, "other": "stays"}).headers == trace
 
 
-def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
+def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: Running) -> None:
     reply = running.ask(a_command(imei=OFFLINE_IMEI), app_id="billing")
     assert reply.json["status"] == "rejected"
     assert reply.json["error"] == {
@@ -193,7 +193,7 @@ def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
-def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind: Any) -> None:
+def test_a_refusal_without_onenets_json_is_http_rejected(running: Running, kind: Any) -> None:
     """A redirect is never followed: what stands elsewhere has not been asked."""
     running.simulator.faults.replace([Fault(kind=kind)])
     reply = running.ask(a_command())
@@ -221,7 +221,7 @@ def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind
     ],
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
-def test_a_lost_answer_is_looked_up_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
+def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
     """The platform may have cached the command: its history tells, and only what is not there is sent again."""
     running.simulator.faults.replace([fault.model_copy(update={"count": 1})])
     command = a_command(args=str(uuid4()))
@@ -235,7 +235,7 @@ def test_a_lost_answer_is_looked_up_and_the_command_is_cached_once(running: Runn
         running.worker.wait_for("command_recovered", command_id=command["command_id"], uuid=cached.uuid)
 
 
-def test_what_the_history_cannot_decide_is_unknown_and_never_sent_again(running: Running) -> None:
+def test_a_command_that_the_history_cannot_decide_is_outcome_unknown_and_not_sent_again(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching"), Fault(kind="error_500", endpoint="history")])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "outcome_unknown")
@@ -243,13 +243,13 @@ def test_what_the_history_cannot_decide_is_unknown_and_never_sent_again(running:
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "outcome_unknown"
 
 
-def test_a_command_in_doubt_that_expires_meanwhile_is_still_looked_up(running: Running) -> None:
+def test_a_command_that_expires_while_in_doubt_is_still_looked_up_in_the_history(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["status"] == "accepted"
 
 
-def test_one_that_was_not_cached_can_then_only_expire(running: Running) -> None:
+def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="drop", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["error"]["code"] == "expired"
@@ -259,7 +259,7 @@ def test_one_that_was_not_cached_can_then_only_expire(running: Running) -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "drop_after_caching"])
 @pytest.mark.parametrize("lost", ["first", "second"])
-def test_twins_are_two_commands(running: Running, kind: Any, lost: str) -> None:
+def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: Running, kind: Any, lost: str) -> None:
     """Alike in everything but the id: neither gets the uuid of the other, whichever answer was lost."""
     twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
     for twin in twins:
@@ -277,7 +277,7 @@ def test_twins_are_two_commands(running: Running, kind: Any, lost: str) -> None:
     assert len(cached) == 2
 
 
-def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Running) -> None:
+def test_a_throttled_command_is_retried_after_retry_after(running: Running) -> None:
     """Retry-After asks for 2 s, so the delay queue of 1 s is passed over."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=2, count=1)])
     command = a_command()
@@ -287,7 +287,7 @@ def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Runn
     assert (scheduled["attempt"], scheduled["next_attempt"], scheduled["delay_s"]) == (1, 2, 2)
 
 
-def test_attempts_run_out(running: Running) -> None:
+def test_a_command_whose_attempts_are_used_up_is_retries_exhausted(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "retries_exhausted")
@@ -298,7 +298,7 @@ def test_attempts_run_out(running: Running) -> None:
     assert not [name for name in letter.headers if name.startswith(("x-death", "x-first-death", "x-last-death"))]
 
 
-def test_no_attempt_is_made_after_expired_time(running: Running) -> None:
+def test_a_command_is_not_retried_after_its_expired_time(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     reply = running.ask(a_command(expired_time=soon))
@@ -306,7 +306,7 @@ def test_no_attempt_is_made_after_expired_time(running: Running) -> None:
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "expired"
 
 
-def test_a_command_that_comes_too_late_is_not_sent(running: Running) -> None:
+def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: Running) -> None:
     reply = running.ask(a_command(expired_time=in_hours(-1)))
     assert reply.json["error"]["code"] == "expired"
     assert reply.json["error"]["details"] == [{"field": "expired_time", "message": "has passed"}]
@@ -314,7 +314,7 @@ def test_a_command_that_comes_too_late_is_not_sent(running: Running) -> None:
     running.upstream.dead_letter()
 
 
-def test_a_bad_command_is_set_aside_as_it_came_with_the_reason(running: Running) -> None:
+def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: Running) -> None:
     body = json.dumps(a_command(command_id="bad-1", retry="three"), indent=3).encode()
     timestamp = 1_700_000_000
     reply = running.ask(
@@ -371,7 +371,9 @@ def test_a_bad_command_is_set_aside_as_it_came_with_the_reason(running: Running)
     ],
     ids=["empty", "no-utf8", "array", "cut-off", "twice", "nan", "too-large", "missing", "unknown", "bool"],
 )
-def test_what_cannot_be_read_is_answered_too(running: Running, body: bytes, code: str, field: str) -> None:
+def test_an_unreadable_message_gets_a_reply_and_is_dead_lettered(
+    running: Running, body: bytes, code: str, field: str
+) -> None:
     reply = running.ask(body, message_id="the-id")
     assert reply.json["command_id"] == "the-id"
     assert reply.json["error"]["code"] == code
@@ -381,14 +383,14 @@ def test_what_cannot_be_read_is_answered_too(running: Running, body: bytes, code
     assert letter.headers["x-onenet-reason"] == code
 
 
-def test_a_message_without_any_id_has_none_in_its_reply(running: Running) -> None:
+def test_the_reply_to_a_message_without_an_id_has_no_command_id(running: Running) -> None:
     reply = running.ask(b"nothing")
     assert reply.json["command_id"] is None
     assert reply.properties.correlation_id is None
     running.upstream.dead_letter()
 
 
-def test_an_unknown_product_is_not_sent_with_another_ones_key(running: Running) -> None:
+def test_a_command_for_an_unknown_product_is_not_sent_with_another_products_key(running: Running) -> None:
     reply = running.ask(a_command(product="cooling"))
     assert reply.json["error"]["code"] == "unknown_product"
     assert reply.json["error"]["details"][0]["field"] == "product"
@@ -396,13 +398,13 @@ def test_an_unknown_product_is_not_sent_with_another_ones_key(running: Running) 
     running.upstream.dead_letter()
 
 
-def test_a_products_own_key_is_used(running: Running) -> None:
+def test_commands_of_a_product_are_sent_with_its_own_key(running: Running) -> None:
     reply = running.ask(a_command(product="heating"))
     assert running.simulator.requests[0]["headers"]["api-key"] == "no-such-key"
     assert reply.json["error"]["errno"] == 1  # auth failed
 
 
-def test_mode_safe_signs_a_token_that_the_platform_believes(running: Running) -> None:
+def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: Running) -> None:
     reply = running.ask(a_command(product="safe"))
     assert reply.json["status"] == "accepted"
     [request] = running.simulator.requests
@@ -411,7 +413,7 @@ def test_mode_safe_signs_a_token_that_the_platform_believes(running: Running) ->
     assert (token["version"], token["res"], token["method"]) == ("2018-10-31", "products/123123", "sha256")
 
 
-def test_an_id_that_comes_again_gets_its_reply_again_and_no_request(running: Running) -> None:
+def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: Running) -> None:
     command = a_command()
     first = running.ask(command, app_id="a")
     again = running.ask(json.dumps(command, indent=2).encode(), reply_to="elsewhere", correlation_id="call-9")
@@ -421,7 +423,7 @@ def test_an_id_that_comes_again_gets_its_reply_again_and_no_request(running: Run
     running.worker.wait_for("duplicate_suppressed", command_id=command["command_id"])
 
 
-def test_an_id_with_another_content_is_a_conflict(running: Running) -> None:
+def test_a_repeated_command_id_with_other_content_is_a_conflict(running: Running) -> None:
     command = a_command(args="open")
     running.ask(command)
     reply = running.ask(command | {"args": "shut"})
@@ -431,7 +433,7 @@ def test_an_id_with_another_content_is_a_conflict(running: Running) -> None:
     assert running.ask(command).json["status"] == "accepted"  # the first one's record is untouched
 
 
-def test_the_workers_own_headers_are_not_believed_from_anybody_else(running: Running) -> None:
+def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: Running) -> None:
     reply = running.ask(
         a_command(command_id="forged", retry=99), headers={"x-onenet-attempt": 9, "x-onenet-forged": "yes"}
     )
@@ -441,7 +443,7 @@ def test_the_workers_own_headers_are_not_believed_from_anybody_else(running: Run
     assert "x-onenet-forged" not in letter.headers
 
 
-def test_everything_else_is_carried_along_through_retries(running: Running) -> None:
+def test_other_properties_and_headers_are_kept_through_retries(running: Running) -> None:
     """The broker would close the channel over a foreign user_id, and end a delay early for an expiration."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     command = a_command()
@@ -482,7 +484,7 @@ def encoded(value: Any) -> bytes:
      RawFieldValue(nested(2_000)), [{"a": [None]}], -1, b"\xff"],
     ids=["milliseconds", "double", "deep", "nested", "negative", "bytes"],
 )  # fmt: skip
-def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: object) -> None:
+def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: Running, value: object) -> None:
     """A timestamp in milliseconds would cut the connection, each time that it came, and take others with it."""
     odd = {"odd": value, b"\xff": "a name that is no text"}
     assert running.ask(a_command(), headers=odd, app_id=b"\xff", correlation_id=b"\xfe").json["status"] == "accepted"
@@ -492,12 +494,12 @@ def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: obje
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_trace_context_that_leaves_no_room_is_dropped_from_the_reply(running: Running) -> None:
+def test_a_trace_context_too_large_for_a_frame_is_dropped_from_the_reply(running: Running) -> None:
     reply = running.ask(a_command(command_id="x" * 128), headers={"traceparent": "t" * 130_000, "tracestate": "a=b"})
     assert reply.headers == {"tracestate": "a=b"}
 
 
-def test_a_header_that_routes_copies_elsewhere_does_not_double_retries(running: Running) -> None:
+def test_a_cc_header_does_not_duplicate_retries(running: Running) -> None:
     """The broker routes by CC too, at each publication."""
     topology = running.deployment.topology
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
@@ -508,14 +510,14 @@ def test_a_header_that_routes_copies_elsewhere_does_not_double_retries(running: 
     assert "CC" not in letter.headers
 
 
-def test_an_error_text_of_200_kb_is_cut(running: Running) -> None:
+def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: Running) -> None:
     running.simulator.faults.replace([Fault(kind="errno", errno=5006, error="错" * 70_000)])
     reply = running.ask(a_command())
     assert reply.json["error"]["errno"] == 5006
     assert len(reply.body) < 4096
 
 
-def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running) -> None:
+def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running: Running) -> None:
     """With ours they would not fit the frame, and the broker would close the connection, again and again."""
     running.ask(b"nothing", headers={"large": "x" * 125_000})
     letter = running.upstream.dead_letter()
@@ -524,7 +526,7 @@ def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running)
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None:
+def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: Running) -> None:
     upstream = running.upstream
     upstream.channel.queue_unbind(
         f"{upstream.topology.namespace}.test-replies", upstream.topology.replies_exchange, "#"
@@ -536,7 +538,7 @@ def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None
     assert kept.json["status"] == "accepted"
 
 
-def test_refused_connections_are_tried_again(deployment: Deployment) -> None:
+def test_a_command_is_retried_after_a_refused_connection(deployment: Deployment) -> None:
     """Nothing was sent, so repeating is safe."""
     with onenet() as other:
         pass  # its port is free again now, so that nobody listens there
@@ -549,7 +551,7 @@ def test_refused_connections_are_tried_again(deployment: Deployment) -> None:
             assert len(back.platform.commands) == 1
 
 
-def test_resend_accepts_that_a_device_may_act_twice(deployment: Deployment) -> None:
+def test_in_doubt_resend_sends_a_command_a_second_time(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_IN_DOUBT="resend"):
         deployment.upstream.publish(a_command(args="twice", command_id="twice"))

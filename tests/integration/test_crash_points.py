@@ -99,7 +99,7 @@ def table(
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[f"{case}: {point} {times}" for case, _, point, times in ROWS])
-def test_a_worker_that_ends_there_loses_nothing_and_nothing_is_sent_twice(
+def test_a_worker_killed_at_a_crash_point_loses_no_command_and_sends_none_twice(
     table: dict[tuple[str, int], "Future[Found]"], number: int, store: str
 ) -> None:
     found = table[store, number].result()

@@ -114,14 +114,14 @@ def typed(deployment: Deployment, tmp_path: Path) -> Typed:
 NAMES = [f"letter-{number}" for number in range(12)]
 
 
-def test_looking_again_and_again_loses_nothing_and_moves_nothing(deployment: Deployment) -> None:
+def test_repeated_reads_keep_all_dead_letters_in_order(deployment: Deployment) -> None:
     """By itself RabbitMQ 4 forgets a message that was taken and given back for the 21st time."""
     set_aside(deployment, *NAMES)
     for _ in range(30):
         assert seen(deployment, len(NAMES)) == NAMES
 
 
-def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(deployment: Deployment) -> None:
+def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(deployment: Deployment) -> None:
     set_aside(deployment, *NAMES)
     proxy = Proxy(deployment.broker_url)
     cut = look(deployment, proxy.url)
@@ -133,7 +133,7 @@ def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(deployment: D
     proxy.close()
 
 
-def test_what_comes_while_somebody_looks_comes_behind(deployment: Deployment) -> None:
+def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Deployment) -> None:
     set_aside(deployment, *NAMES[:6])
     with look(deployment) as found:
         letters = found.take()
@@ -146,7 +146,7 @@ def test_what_comes_while_somebody_looks_comes_behind(deployment: Deployment) ->
     assert seen(deployment, 10) == NAMES[:2] + NAMES[4:]
 
 
-def test_only_one_looks_at_a_time(deployment: Deployment) -> None:
+def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> None:
     """What two hold at once would come back in the order in which they end."""
     set_aside(deployment, *NAMES)
     with look(deployment) as first:
@@ -156,7 +156,7 @@ def test_only_one_looks_at_a_time(deployment: Deployment) -> None:
     assert seen(deployment, len(NAMES)) == NAMES
 
 
-def test_what_is_discarded_is_gone_and_the_others_keep_their_places(deployment: Deployment, typed: Typed) -> None:
+def test_discarding_dead_letters_keeps_the_order_of_the_others(deployment: Deployment, typed: Typed) -> None:
     set_aside(deployment, *NAMES)
     said = typed("discard", NAMES[2], NAMES[5], "--id", NAMES[6], "--yes")
     assert (said.returncode, said.stdout) == (0, "discarded 3 dead letters\n")
@@ -166,7 +166,7 @@ def test_what_is_discarded_is_gone_and_the_others_keep_their_places(deployment: 
     assert seen(deployment, 5) == left[4:]
 
 
-def test_thousands_of_letters_are_looked_at_in_their_order(deployment: Deployment) -> None:
+def test_thousands_of_dead_letters_are_read_in_order(deployment: Deployment) -> None:
     """More than the 2,000 that a consumer without a prefetch is given."""
     names = [str(number) for number in range(5_000)]
     set_aside(deployment, *names)
@@ -174,7 +174,7 @@ def test_thousands_of_letters_are_looked_at_in_their_order(deployment: Deploymen
         assert seen(deployment, len(names)) == names
 
 
-def test_a_selection_takes_what_every_condition_fits(deployment: Deployment, typed: Typed) -> None:
+def test_a_filter_selects_the_dead_letters_that_match_all_its_conditions(deployment: Deployment, typed: Typed) -> None:
     set_aside(deployment, "old", reason="expired", failed_at=NOW - timedelta(days=2))
     set_aside(deployment, "invalid", reason="invalid_command", imei="1")
     set_aside(deployment, "theirs", app_id="metering")
@@ -208,7 +208,7 @@ def test_a_selection_takes_what_every_condition_fits(deployment: Deployment, typ
         (("list", "--reason", "expired"), 0, "0 dead letters"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_an_impossible_request_is_reported_and_changes_no_dead_letter(
     deployment: Deployment, typed: Typed, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     set_aside(deployment, "somebody")
@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_said(
     assert seen(deployment, 1) == ["somebody"]
 
 
-def test_without_a_broker_or_a_queue_it_says_so(typed: Typed) -> None:
+def test_list_without_a_broker_or_a_queue_reports_the_cause(typed: Typed) -> None:
     said = typed("list", AMQP_URL=f"amqp://me:aSecret@127.0.0.1:{free_port()}/")
     assert (said.returncode, len(said.stderr.splitlines())) == (1, 1)
     assert "aSecret" not in said.stderr
@@ -227,7 +227,9 @@ def test_without_a_broker_or_a_queue_it_says_so(typed: Typed) -> None:
     assert "onenet-worker topology" in said.stderr
 
 
-def test_show_shows_all_there_is_and_steers_no_terminal(deployment: Deployment, typed: Typed) -> None:
+def test_show_prints_the_whole_dead_letter_with_control_characters_escaped(
+    deployment: Deployment, typed: Typed
+) -> None:
     properties = pika.BasicProperties(
         message_id="odd", headers={"colour": "\x1b[31mred", "n": 7}, app_id="up\x07stream"
     )
@@ -247,7 +249,7 @@ def test_show_shows_all_there_is_and_steers_no_terminal(deployment: Deployment, 
     assert "x-onenet-failed-at" in tidy
 
 
-def test_a_dry_run_changes_nothing(deployment: Deployment, typed: Typed) -> None:
+def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, typed: Typed) -> None:
     set_aside(deployment, *NAMES)
     for command in ("replay", "discard"):
         said = typed(command, "--all", "--dry-run", "--json", "--limit", "5")
@@ -260,7 +262,7 @@ def test_a_dry_run_changes_nothing(deployment: Deployment, typed: Typed) -> None
     assert deployment.upstream.count(deployment.topology.execute_queue) == 0
 
 
-def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
+def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
@@ -276,7 +278,7 @@ def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes
     assert set(seen(deployment, len(NAMES))) == set(NAMES)
 
 
-def test_what_was_not_sent_is_sent_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
+def test_replaying_a_command_that_was_not_sent_sends_it(deployment: Deployment, typed: Typed) -> None:
     """The worker has its failure on record, and would otherwise only repeat it."""
     command = a_command(args="on")
     with deployment.worker(
@@ -297,7 +299,7 @@ def test_what_was_not_sent_is_sent_when_it_is_replayed(deployment: Deployment, t
     assert typed.ids() == []
 
 
-def test_what_may_have_been_cached_is_looked_up_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
+def test_replaying_a_command_that_may_have_been_cached_reads_its_history(deployment: Deployment, typed: Typed) -> None:
     command = a_command(args="on")
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching")])
     with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
@@ -310,7 +312,9 @@ def test_what_may_have_been_cached_is_looked_up_when_it_is_replayed(deployment: 
     assert [kept.uuid for kept in deployment.simulator.platform.commands] == [reply["uuid"]]
 
 
-def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(deployment: Deployment, typed: Typed) -> None:
+def test_replaying_a_command_that_the_broker_dead_lettered_puts_it_in_doubt(
+    deployment: Deployment, typed: Typed
+) -> None:
     command = a_command(args="on")
     deployment.upstream.publish(command, headers={"x-onenet-reason": "retries_exhausted"})
     channel, queue = deployment.upstream.channel, deployment.topology.execute_queue
@@ -332,7 +336,9 @@ def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(deployment: D
     assert len(deployment.simulator.platform.commands) == 1
 
 
-def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_interrupted_replay_reports_its_progress_and_loses_no_dead_letter(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     set_aside(deployment, *NAMES)
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     process = LocalProcess(["dead-letters", "replay", "--all", "--rate", "60/minute"], environment, tmp_path / "replay")
@@ -346,7 +352,9 @@ def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(deployment
     assert seen(deployment, len(NAMES) - done) == NAMES[done:]
 
 
-def test_a_replay_that_would_hold_letters_too_long_is_refused(deployment: Deployment, typed: Typed) -> None:
+def test_a_replay_that_would_hold_dead_letters_unacknowledged_too_long_is_refused(
+    deployment: Deployment, typed: Typed
+) -> None:
     set_aside(deployment, *NAMES)
     said = typed("replay", "--all", "--rate", "10/hour")
     assert said.returncode == 1

@@ -120,7 +120,7 @@ def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watched: Watched) -> None:
+def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, watched: Watched) -> None:
     with deployment.worker(**watched.settings) as worker:
         assert watched.get("/metrics").value("last_success_timestamp_seconds") == 0
         twice = a_command(command_id="a")
@@ -151,7 +151,7 @@ def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watche
         assert worker.events[-1]["level"] == "warning"  # and the server has said nothing
 
 
-def test_retries_and_doubts_are_counted_and_the_time_of_a_command_has_all_its_rests_in_it(
+def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_delays(
     tmp_path: Path, broker_url: str, watched: Watched
 ) -> None:
     busy = Fault(kind="too_many_requests", count=1, imei="865820030000001", seconds=0)
@@ -195,7 +195,9 @@ def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, watched
         watched.wait_for("/readyz", 503, store_reachable=False, broker_connected=True)
 
 
-def test_a_wedged_amqp_thread_is_not_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
+def test_a_worker_with_a_blocked_event_loop_is_not_live(
+    deployment: Deployment, tmp_path: Path, watched: Watched
+) -> None:
     with deployment.worker(**watched.settings, **run_at_startup(tmp_path, WEDGED)):
         watched.wait_for("/livez", 200)
         deployment.upstream.publish(a_command())
@@ -203,7 +205,7 @@ def test_a_wedged_amqp_thread_is_not_live(deployment: Deployment, tmp_path: Path
         assert watched.get("/metrics").status == 200
 
 
-def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
+def test_a_worker_that_receives_nothing_from_a_filled_queue_is_not_live(
     deployment: Deployment, tmp_path: Path, watched: Watched
 ) -> None:
     with deployment.worker(**watched.settings, **run_at_startup(tmp_path, HASTY + DEAF)):
@@ -213,7 +215,7 @@ def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
         assert watched.get("/metrics").value("queue_ready_messages") == 1
 
 
-def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_url: str, watched: Watched) -> None:
+def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, watched: Watched) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
         settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
         with deployment.worker(**settings, WORKER_PAUSE_PROBE="3600") as worker:
@@ -227,7 +229,9 @@ def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_u
             assert watched.get("/readyz").status == 200
 
 
-def test_a_worker_whose_rate_is_used_up_stays_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
+def test_a_worker_that_waits_for_its_rate_limit_stays_live(
+    deployment: Deployment, tmp_path: Path, watched: Watched
+) -> None:
     settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_CONCURRENCY": "1"}
     with deployment.worker(**settings, ONENET_RATE_LIMIT="1/hour"):
         for _ in range(20):
@@ -237,20 +241,20 @@ def test_a_worker_whose_rate_is_used_up_stays_live(deployment: Deployment, tmp_p
         assert watched.stays_live(3)
 
 
-def test_what_is_not_there_is_said(deployment: Deployment, watched: Watched) -> None:
+def test_an_unknown_path_is_answered_with_404_and_the_known_paths(deployment: Deployment, watched: Watched) -> None:
     with deployment.worker(**watched.settings):
         page = watched.get("/")
         assert (page.status, page.text) == (404, "there are /livez, /readyz, /metrics\n")
 
 
-def test_port_0_turns_it_off(deployment: Deployment) -> None:
+def test_http_port_0_turns_the_endpoints_off(deployment: Deployment) -> None:
     with deployment.worker(HTTP_PORT="0") as worker:
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
         assert not listening(worker.process.pid)
 
 
-def test_a_port_that_is_taken_stops_the_start(deployment: Deployment, watched: Watched) -> None:
+def test_an_http_port_in_use_stops_the_start(deployment: Deployment, watched: Watched) -> None:
     with deployment.worker(**watched.settings):
         second = deployment.start_worker(**watched.settings)
         assert second.process.wait() == EXIT_CONFIG

@@ -30,7 +30,7 @@ def shared(deployment: Deployment, redis_url: str) -> dict[str, str]:
     return settings
 
 
-def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(
+def test_a_redelivery_without_a_claim_is_looked_up_in_the_history_before_it_is_sent(
     deployment: Deployment, shared: dict[str, str]
 ) -> None:
     """It had only been waiting in a worker that ended; but Redis may have lost the record of one that was sent."""
@@ -52,7 +52,7 @@ def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(
     assert in_doubt >= set(ids)
 
 
-def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing_twice(
+def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_claim(
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
     """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
@@ -75,7 +75,9 @@ def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing
     assert deployment.cached("lost") == 1
 
 
-def test_a_command_that_another_worker_holds_waits_for_it(deployment: Deployment, shared: dict[str, str]) -> None:
+def test_a_command_leased_by_another_worker_waits_for_its_outcome(
+    deployment: Deployment, shared: dict[str, str]
+) -> None:
     with onenet(latency_s=1.5) as slow:
         deployment.simulator = slow
         settings = shared | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": str(LONG_SETTLE_S), "WORKER_CONCURRENCY": "1"}
@@ -92,7 +94,7 @@ def test_a_command_that_another_worker_holds_waits_for_it(deployment: Deployment
         assert "idempotency_not_shared" not in events
 
 
-def test_while_the_store_is_away_commands_wait_and_none_is_sent(deployment: Deployment, own_redis: LocalRedis) -> None:
+def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deployment, own_redis: LocalRedis) -> None:
     with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(deployment, 5)
@@ -102,7 +104,7 @@ def test_while_the_store_is_away_commands_wait_and_none_is_sent(deployment: Depl
         assert_each_accepted_once(deployment, ids)
 
 
-def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(
+def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
     """What it answered cannot be recorded, so the command is in doubt, and its history is read."""
@@ -119,7 +121,7 @@ def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
-def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_are_not(
+def test_only_the_command_that_crashes_every_worker_is_poison(
     deployment: Deployment, store: str, request: pytest.FixtureRequest
 ) -> None:
     """Whoever tries it is killed when its request, or its history's, comes to the platform."""

@@ -55,7 +55,7 @@ def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any
     assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
-def test_a_large_message_is_copied_once_and_held_alone(deployment: Deployment) -> None:
+def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deployment) -> None:
     """Several of them are in the queue, ahead of commands, and the worker needs the room of two for all of it."""
     with deployment.worker() as worker:
         deployment.upstream.publish(a_command(command_id="first"))
@@ -73,7 +73,7 @@ def test_a_large_message_is_copied_once_and_held_alone(deployment: Deployment) -
     assert most < 2.5 * LARGE_BYTES / MIB
 
 
-def test_a_message_that_ends_every_worker_takes_no_other_with_it(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(deployment: Deployment, tmp_path: Path) -> None:
     """Only it is returned so often that the broker sets it aside; no worker lives long enough to do anything."""
     with deployment.worker():
         pass
@@ -115,7 +115,7 @@ _ROUTING_HEADERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("frame_max", ["131072", "4096"])
-def test_headers_that_fill_a_frame_or_route_cost_no_connection(deployment: Deployment, frame_max: str) -> None:
+def test_headers_that_fill_a_frame_or_route_copies_cost_no_connection(deployment: Deployment, frame_max: str) -> None:
     """The broker ends a connection over a frame that is larger than agreed, and a channel over routing it refuses."""
     separator = "&" if "?" in deployment.broker_url else "?"
     with deployment.worker(AMQP_URL=f"{deployment.broker_url}{separator}frame_max={frame_max}") as worker:
@@ -139,7 +139,7 @@ def test_headers_that_fill_a_frame_or_route_cost_no_connection(deployment: Deplo
     assert not any({"cc", "bcc"} & {name.strip().lower() for name in letter.headers} for letter in letters)
 
 
-def test_a_second_bcc_routes_nothing(deployment: Deployment) -> None:
+def test_a_second_bcc_header_routes_no_copy(deployment: Deployment) -> None:
     """The broker takes the first one away before it delivers a message, and leaves the second."""
     with deployment.worker() as worker:
         queue = f"{deployment.topology.namespace}.elsewhere"
@@ -170,7 +170,7 @@ def publish_with_table(deployment: Deployment, body: bytes, table: bytes) -> Non
     )
 
 
-def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_headers(
+def test_a_forbidden_reply_to_changes_the_routing_of_its_own_reply_only(
     deployment: Deployment, own_broker: LocalBroker
 ) -> None:
     """A topic permission refuses one sender's reply_to: only that reply goes by the worker's own routing key."""
@@ -196,7 +196,7 @@ def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_h
         own_broker.control("clear_topic_permissions", "-p", "/", "guest")
 
 
-def test_a_refused_reply_of_a_message_that_came_back_often_holds_up_no_other(deployment: Deployment) -> None:
+def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(deployment: Deployment) -> None:
     """Such messages are taken one at a time, but not for as long as a full queue refuses their replies."""
     channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
     with deployment.worker():

@@ -13,7 +13,7 @@ from worker.dev.services.ports import free_port
 FREE = {"instance", "job"}  # these are Prometheus's own
 
 
-def test_a_new_worker_shows_every_series_that_is_asked_for(deployment: Deployment) -> None:
+def test_a_new_worker_exports_every_series_that_dashboard_and_alerts_query(deployment: Deployment) -> None:
     """With the values of the labels too: of one that only comes with its first event, no increase would be seen."""
     port = free_port()
     with deployment.worker(HTTP_PORT=str(port)):

@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def test_a_history_written_in_another_way_never_causes_a_second_request(
+def test_only_a_history_entry_that_clearly_differs_allows_a_second_request(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kind has a device of its own; each command was cached once, and its answer was lost."""

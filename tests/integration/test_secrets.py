@@ -37,7 +37,7 @@ def assert_silent(said: str) -> None:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:12/S3cret@collector:4318"),
     ],
 )
-def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, url: str, tmp_path: Path) -> None:
+def test_every_command_refuses_a_malformed_url_in_one_line(name: str, url: str, tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", name: url}
     for command in (("run",), ("topology",), ("send", *TARGET_OPTIONS)):
         said = run_cli(*command, folder=tmp_path, **settings)
@@ -60,7 +60,7 @@ def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, ur
         ("IDEMPOTENCY_URL", "redis://svc:S3cret@host/0?cret=S3cret"),
     ],
 )
-def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deployment: Deployment) -> None:
+def test_an_invalid_url_option_is_reported_in_one_line(name: str, url: str, deployment: Deployment) -> None:
     settings = {
         "AMQP_URL": deployment.broker_url,
         "ONENET_URL": deployment.simulator.url,
@@ -90,7 +90,7 @@ def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deplo
         "http://svc:S3cret\u5bc6@proxy",
     ],
 )
-def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, deployment: Deployment) -> None:
+def test_an_unusable_proxy_of_the_environment_is_reported_in_one_line(proxy: str, deployment: Deployment) -> None:
     settings = {"AMQP_URL": deployment.broker_url, "ONENET_API_KEY": "k", "ONENET_URL": "https://onenet.invalid"}
     said = run_cli("run", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
     assert (said.returncode, said.stdout) == (78, "")
@@ -102,7 +102,7 @@ def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, deployment
     assert_silent(checked.stdout)
 
 
-def test_an_unusable_proxy_that_leads_to_the_collector_is_one_line(tmp_path: Path) -> None:
+def test_an_unusable_proxy_for_the_collector_is_reported_in_one_line(tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.invalid:4318"}
     said = run_cli("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
     assert (said.returncode, said.stdout) == (78, "")
@@ -137,7 +137,7 @@ def test_a_proxy_that_refuses_is_logged_without_its_password(scheme: str, deploy
         assert_silent(checked.stdout + checked.stderr)
 
 
-def test_a_proxy_that_is_not_there_is_logged_without_its_password(deployment: Deployment) -> None:
+def test_an_unreachable_proxy_is_logged_without_its_password(deployment: Deployment) -> None:
     proxy = f"http://svc:S3cret@127.0.0.1:{free_port()}"
     settings = dict.fromkeys(PROXIES, proxy) | {"ONENET_URL": "https://onenet.invalid", "LOG_LEVEL": "debug"}
     with deployment.worker(**settings) as worker:
@@ -147,9 +147,7 @@ def test_a_proxy_that_is_not_there_is_logged_without_its_password(deployment: De
         assert_silent(worker.process.output.read_text())
 
 
-def test_a_broker_and_a_store_that_refuse_are_logged_without_user_and_password(
-    deployment: Deployment, redis_url: str
-) -> None:
+def test_credentials_that_broker_and_store_refuse_are_not_logged(deployment: Deployment, redis_url: str) -> None:
     wrong = deployment.broker_url.replace("guest:guest@", "svc:S3cret@")
     store = redis_url.replace("://", "://svc:S3cret@")
     with deployment.start_worker(AMQP_URL=wrong, IDEMPOTENCY_URL=store, LOG_LEVEL="debug") as worker:
@@ -162,7 +160,7 @@ def test_a_broker_and_a_store_that_refuse_are_logged_without_user_and_password(
     assert_silent(checked.stdout + checked.stderr)
 
 
-def test_a_vhost_that_is_not_there_is_said_without_the_user(deployment: Deployment) -> None:
+def test_a_missing_vhost_is_reported_without_the_user(deployment: Deployment) -> None:
     with deployment.start_worker(AMQP_URL=f"{deployment.broker_url}no%2Fvhost") as worker:
         said = worker.wait_for("broker_unavailable")
     assert said["broker"].endswith("/no%2Fvhost")
@@ -179,7 +177,7 @@ replace(HealthMonitor, "run", fail)
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_the_traceback_of_a_crash_holds_no_user_and_no_password(log_format: str, deployment: Deployment) -> None:
+def test_the_traceback_of_a_crash_contains_no_user_and_no_password(log_format: str, deployment: Deployment) -> None:
     with deployment.start_worker(**run_at_startup(deployment.folder, RAISES), LOG_FORMAT=log_format) as worker:
         assert worker.process.wait() == 70
         said = worker.process.output.read_text()

@@ -57,7 +57,7 @@ def tls_url(own_broker: LocalBroker) -> Iterator[str]:
     proxy.close()
 
 
-def test_with_the_right_authority_and_a_client_certificate_everything_works(
+def test_worker_and_command_line_connect_with_a_trusted_authority_and_a_client_certificate(
     secured: Deployment, tls_url: str, certificates: Certificates, tmp_path: Path
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.ours)
@@ -85,14 +85,14 @@ def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: 
     assert "Traceback" not in line
 
 
-def test_a_broker_whose_authority_is_another_is_refused(
+def test_a_broker_certificate_of_another_authority_is_refused(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url, certificates.foreign, certificates.ours)
     assert_refused(secured, settings, "certificate verify failed: self-signed certificate in certificate chain")
 
 
-def test_a_broker_under_another_name_than_its_certificates_is_refused(
+def test_a_broker_certificate_for_another_host_name_is_refused(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     url = tls_url.replace("127.0.0.1", "localhost")
@@ -100,7 +100,7 @@ def test_a_broker_under_another_name_than_its_certificates_is_refused(
     assert_refused(secured, settings, "certificate verify failed: Hostname mismatch")
 
 
-def test_a_broker_whose_certificate_has_expired_is_refused(
+def test_an_expired_broker_certificate_is_refused(
     secured: Deployment, authority: Authority, certificates: Certificates, tmp_path: Path
 ) -> None:
     """The handshake ends before AMQP begins, so that any server will do."""
@@ -112,7 +112,7 @@ def test_a_broker_whose_certificate_has_expired_is_refused(
         assert_refused(secured, settings, "certificate verify failed: certificate has expired")
 
 
-def test_without_a_client_certificate_the_broker_lets_nobody_in(
+def test_a_missing_client_certificate_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     """Its own words for it may be lost with the connection."""
@@ -120,26 +120,26 @@ def test_without_a_client_certificate_the_broker_lets_nobody_in(
     assert_refused(secured, settings, "client certificate")
 
 
-def test_a_client_certificate_of_another_authority_is_said(
+def test_a_client_certificate_of_another_authority_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.foreign)
     assert_refused(secured, settings, "client certificate")
 
 
-def test_a_plain_connection_to_a_port_for_tls_is_said(
+def test_a_plain_connection_to_a_tls_port_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url.replace("amqps:", "amqp:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "is it a port for TLS, amqps://?")
 
 
-def test_tls_to_a_plain_port_is_said(secured: Deployment, certificates: Certificates) -> None:
+def test_a_tls_connection_to_a_plain_port_is_reported(secured: Deployment, certificates: Certificates) -> None:
     settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "no TLS is spoken on this port")
 
 
-def test_a_platform_with_a_certificate_of_a_private_authority_is_used(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_platform_certificate_of_a_private_authority_is_accepted(deployment: Deployment, tmp_path: Path) -> None:
     certificate = Authority().issue("127.0.0.1", tmp_path / "platform")
     with onenet(certificate=certificate) as platform:
         with deployment.worker(ONENET_URL=platform.url, ONENET_CA_FILE=str(certificate.ca)):
@@ -177,7 +177,7 @@ def trusts_it(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
     ],
     ids=["another", "another-environment", "usual", "name", "expired"],
 )
-def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
+def test_no_request_is_sent_to_a_platform_with_an_untrusted_certificate(
     deployment: Deployment, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
 ) -> None:
     """The handshake comes before the request: it is known not to have been sent, so that nothing is in doubt."""
@@ -196,13 +196,13 @@ def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
         assert not platform.requests
 
 
-def test_a_key_that_travels_readable_is_warned_of_once_at_start(deployment: Deployment) -> None:
+def test_an_unencrypted_platform_url_logs_one_warning_at_start(deployment: Deployment) -> None:
     with deployment.worker(ONENET_URL="http://onenet.invalid:8080/base", ONENET_API_KEY="aSecret") as worker:
         [warning] = [event for event in worker.events if event["event"] == "onenet_url_not_encrypted"]
         assert (warning["level"], warning["host"]) == ("warning", "onenet.invalid")
         assert "aSecret" not in worker.process.output.read_text()
 
 
-def test_on_this_machine_there_is_no_way_to_be_read_on(deployment: Deployment) -> None:
+def test_an_unencrypted_platform_url_on_this_machine_logs_no_warning(deployment: Deployment) -> None:
     with deployment.worker() as worker:
         assert "onenet_url_not_encrypted" not in [event["event"] for event in worker.events]
