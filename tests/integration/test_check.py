@@ -1,4 +1,4 @@
-"""``onenet-worker check``: what it says of a world that is well, and of each thing that is not."""
+"""``onenet-worker check``: the exit code, and the report of each part that cannot be used."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from worker.simulator.faults import Fault
 
 
 def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int, dict[str, list[str]]]:
-    """Return the exit code, and what it says of each thing that is not well; ``""`` is the raw output."""
+    """Return the exit code and the details of each failed check; under ``""`` is the raw output."""
     environment = {
         "AMQP_URL": deployment.broker_url,
         "ONENET_URL": deployment.simulator.url,
@@ -85,7 +85,7 @@ def test_check_names_a_queue_with_other_arguments(deployment: Deployment) -> Non
     assert code == 1
     [fault] = faults["topology"]
     assert "x-delivery-limit" in fault
-    assert check(deployment, AMQP_DECLARE="false")[0] == 0  # who may not declare cannot compare
+    assert check(deployment, AMQP_DECLARE="false")[0] == 0  # without declaring, arguments cannot be compared
 
 
 def test_check_prints_one_line_for_each_wrong_setting(deployment: Deployment) -> None:
@@ -134,7 +134,7 @@ def test_check_tries_every_product_with_its_own_credentials(deployment: Deployme
 
 
 def test_check_fails_when_the_platform_refuses_the_credentials_with_errno_3(deployment: Deployment) -> None:
-    """It answers errno 3, with HTTP 200."""
+    """The live platform answers so with HTTP 200."""
     declare_on(deployment.upstream.channel, deployment.topology)
     deployment.simulator.faults.replace([Fault(kind="errno", errno=3, error="token鉴权失败", endpoint="history")])
     code, faults = check(deployment, "--imei", "865820030000001")

@@ -1,4 +1,4 @@
-"""The commands as a user types them, right and wrong."""
+"""The commands of ``onenet-worker`` as a user runs them, with valid and with invalid arguments."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path:
     ],
 )
 def test_shell_completion_offers_commands_and_option_values(typed: str, expected: set[str], tmp_path: Path) -> None:
-    """As bash asks for it, once ``--install-completion`` was called."""
+    """Asked in the way of bash after ``--install-completion``."""
     words = typed.split(" ")
     asked = {"_ONENET_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
     program = str(Path(sys.executable).with_name("onenet-worker"))
@@ -187,7 +187,7 @@ def lines_of(count: int) -> list[bytes]:
 
 
 def test_send_file_accepts_a_byte_order_mark_blank_lines_and_crlf(deployment: Deployment, tmp_path: Path) -> None:
-    """With a byte order mark, blank lines, and lines that end as on Windows."""
+    """Programs on Windows write files like this."""
     declare_on(deployment.upstream.channel, deployment.topology)
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     file = tmp_path / "lines.jsonl"
@@ -224,7 +224,7 @@ def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
 
 
 def test_a_connection_lost_on_exit_does_not_hide_the_interrupt(deployment: Deployment) -> None:
-    """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
+    """After a ctrl-C between two frames of a message, the broker closes the connection itself."""
     proxy = Proxy(deployment.broker_url)
     settings = Settings(amqp_url=(SecretStr(proxy.url),))
     try:
@@ -249,11 +249,11 @@ def test_an_interrupted_send_file_reports_how_many_commands_were_sent(deployment
     found = re.match(r"onenet-worker: interrupted: ([0-9,]+) of 20,000 were sent; ", said[-1])
     assert found is not None
     sent = int(found[1].replace(",", ""))
-    assert sent - (len(said) - 1) in {0, 1}  # the last one's line may not have been written yet
+    assert sent - (len(said) - 1) in {0, 1}  # the line of the last command may be missing
     assert deployment.upstream.count(deployment.topology.execute_queue) in {
         sent,
         sent + 1,
-    }  # one may have been on its way
+    }  # one more may have been in flight
 
 
 def test_the_simulator_stops_on_sigterm_and_sigint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What happens to the connections, and what the worker makes of it."""
+"""Faults of the broker and of the connections to it, and how the worker recovers."""
 
 import json
 import socket
@@ -34,21 +34,21 @@ replace(worker.amqp.broker, "STABLE_S", 0.2)
 
 @pytest.fixture
 def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
-    """A deployment on a broker that may be killed, with a platform slow enough for things to happen in mid-request."""
+    """A deployment on a broker that may be killed, with a platform slow enough for a fault during a request."""
     with onenet(latency_s=0.05) as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def proxied(deployment: Deployment) -> Iterator[tuple[Deployment, Proxy]]:
-    """A deployment whose worker reaches the broker through a proxy that can be cut."""
+    """A deployment whose worker connects to the broker through a proxy."""
     proxy = Proxy(deployment.broker_url)
     yield deployment, proxy
     proxy.close()
 
 
 def test_a_killed_broker_costs_no_command(breakable: Deployment, own_broker: LocalBroker) -> None:
-    """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
+    """The worker remembers which unacknowledged commands it had sent, and sends only the others."""
     with breakable.worker(WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(breakable, 300)
         worker.wait_for("command_accepted", count=20)
@@ -72,7 +72,7 @@ def test_reset_broker_connections_cost_no_command(proxied: tuple[Deployment, Pro
 
 
 def test_the_worker_consumes_again_after_the_broker_cancels_its_consumer(deployment: Deployment) -> None:
-    """Connection and channel stay open then, and nothing would ever be consumed any more."""
+    """Connection and channel stay open after basic.cancel, but nothing is delivered any more."""
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
         worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
@@ -92,7 +92,7 @@ def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: t
 
 
 def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment, Proxy]) -> None:
-    """What cannot be read ends the connection, and never the worker."""
+    """A frame that cannot be decoded ends the connection, not the worker."""
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=proxy.url) as worker:
         proxy.garble()
@@ -140,7 +140,7 @@ def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_cod
 
 
 def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:
-    """It may come later than the worker: whoever has the right declares it, and the worker goes on."""
+    """The worker waits until another client, which has the right, declares the topology."""
     with deployment.start_worker(AMQP_DECLARE="false") as worker:
         assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
         with deployment.worker():
@@ -148,7 +148,7 @@ def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -
 
 
 def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: Deployment) -> None:
-    """A retry that no queue takes would be lost with an acknowledgement; it is published again until one does."""
+    """An acknowledgement would lose a retry that is bound to no queue; it is published again until it is routed."""
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.retry_queue(1))
@@ -163,7 +163,7 @@ def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: De
 
 
 def test_a_reply_that_a_full_queue_refuses_is_published_again(deployment: Deployment) -> None:
-    """The broker refuses such a reply (a negative confirm), and takes it once there is room."""
+    """The broker sends basic.nack for the reply, and accepts it once the queue has room."""
     with deployment.worker() as worker:
         channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
         channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -177,9 +177,9 @@ def test_a_reply_that_a_full_queue_refuses_is_published_again(deployment: Deploy
 
 
 def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: tuple[Deployment, Proxy]) -> None:
-    """A channel may have every publication refused while another one would not (seen after the death of a leader).
+    """A broker may refuse all publications of one channel and none of another (seen after a queue leader was lost).
 
-    The consumer stays, so that nothing is delivered again, and the other node of the list comes first.
+    The consumer stays, so that nothing is redelivered; the new publisher connects to the other node of the list.
     """
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=f"{deployment.broker_url},{proxy.url}") as worker:
@@ -192,14 +192,14 @@ def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: t
         assert replaced["broker"].endswith(f":{proxy.port}/")
         deployment.upstream.publish(a_command(command_id="other"))
         while deployment.upstream.reply().json["command_id"] != "other":
-            pass  # a reply that one queue refused and another took comes again
+            pass  # a reply that one queue refused and another accepted is published again
         assert {deployment.upstream.get(name).json["command_id"] for _ in range(2)} == {"full-0", "full-1"}
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
         channel.queue_delete(name)
 
 
 def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
-    """Its time limit may be longer than the time after which a connection counts as stable."""
+    """The timeout of a connection may be longer than the time after which a session counts as stable."""
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
         urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
         with deployment.worker(
@@ -218,9 +218,9 @@ def _say_nothing(client: socket.socket) -> None:
 def short_of_memory(
     broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
-    """Yield a worker in mid-flow whose broker takes no publications, and the ids of its commands.
+    """Yield a worker under load whose broker blocks publishing, and the ids of its commands.
 
-    Who publishes learns of it only then, so that the platform waits with all answers until it is so.
+    The broker blocks a connection when it publishes, so the platform delays all answers until the alarm is set.
     """
     may_answer, execute = threading.Event(), Platform.execute
 
@@ -238,7 +238,7 @@ def short_of_memory(
             may_answer.set()
             worker.wait_for("publishing_blocked")
             yield worker, ids
-        finally:  # or every other test would wait for it
+        finally:  # otherwise every other test would be blocked
             broker.control("set_vm_memory_high_watermark", "0.6")
 
 
@@ -256,7 +256,7 @@ def test_a_broker_that_blocks_publishing_costs_no_command(
 def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publishing(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody says then that it takes them again: the new connection has to find out for itself."""
+    """A killed broker sends no connection.unblocked: the state of the old connection must not outlive it."""
     with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
         own_broker.kill()
         own_broker.start()
@@ -274,7 +274,7 @@ def test_two_workers_with_memory_stores_log_a_warning(deployment: Deployment) ->
 def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
     deployment: Deployment, kind: Any
 ) -> None:
-    """The process that had it before is gone, and what it did with it went with it."""
+    """The process that received it first was killed, and its memory store with it."""
     deployment.simulator.faults.replace([Fault(kind=kind, seconds=1, count=1)])
     with deployment.worker() as first:
         deployment.upstream.publish(a_command(command_id="orphan", args="orphan"))
@@ -288,7 +288,7 @@ def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_
 def test_a_second_attempt_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
     deployment: Deployment,
 ) -> None:
-    """A retry may be a doubled one, whose twin was sent by a process that is gone."""
+    """The retry may be a duplicate of one that another process has sent already."""
     command = a_command(args="retried")
     with deployment.worker() as worker:
         deployment.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
@@ -304,7 +304,7 @@ _MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, 
 def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(
     deployment: Deployment, way: str
 ) -> None:
-    """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
+    """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
         resting = deployment.topology.retry_queue(LONG_SETTLE_S)
@@ -326,7 +326,7 @@ def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_se
 
 
 def test_a_dead_letter_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(deployment: Deployment) -> None:
-    """It has headers of a worker, but does not say what may have been sent: it was not written to be brought back."""
+    """Its headers do not say what may have been sent: only ``dead-letters replay`` adds that."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))

@@ -1,4 +1,4 @@
-"""Each row of the contract, seen from outside: a message goes in, the platform is asked or not, messages come out."""
+"""Each rule of the contract from outside: the command, the request to the platform, the reply and the dead letter."""
 
 import json
 import struct
@@ -23,12 +23,12 @@ from worker.amqp.field_table import RawFieldValue
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
-pytestmark = pytest.mark.xdist_group("contract")  # one worker for them all
+pytestmark = pytest.mark.xdist_group("contract")  # all tests share one worker
 
 
 @dataclass
 class Running:
-    """A worker that all tests of this module use."""
+    """The worker that all tests of this module share."""
 
     deployment: Deployment
     worker: WorkerProcess
@@ -137,7 +137,7 @@ def test_a_request_has_the_form_that_the_platform_documents(running: Running) ->
 
 
 def test_absent_optional_fields_are_left_out_of_the_request(running: Running) -> None:
-    """The platform's own defaults hold, and without args the request has no body."""
+    """The platform uses its own defaults; without args the request has no body."""
     running.ask(a_command())
     [request] = running.simulator.requests
     assert set(request["query"]) == {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time"}
@@ -164,7 +164,7 @@ def test_without_app_id_the_routing_key_of_the_reply_ends_in_unknown(running: Ru
 
 
 def test_an_app_id_too_long_for_a_routing_key_is_truncated(running: Running) -> None:
-    """A routing key has 255 bytes; the command must not fail for a long app_id."""
+    """A routing key has at most 255 bytes; a long app_id must not fail the command."""
     assert running.ask(a_command(), app_id="é" * 127).routing_key.startswith("execute.accepted.éé")
 
 
@@ -194,7 +194,7 @@ def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: Runni
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
 def test_a_refusal_without_onenets_json_is_http_rejected(running: Running, kind: Any) -> None:
-    """A redirect is never followed: what stands elsewhere has not been asked."""
+    """A redirect is never followed: the target is not the configured platform."""
     running.simulator.faults.replace([Fault(kind=kind)])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("rejected", "http_rejected")
@@ -222,7 +222,7 @@ def test_a_refusal_without_onenets_json_is_http_rejected(running: Running, kind:
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
 def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
-    """The platform may have cached the command: its history tells, and only what is not there is sent again."""
+    """The platform may have cached the command; it is sent again only if the history does not contain it."""
     running.simulator.faults.replace([fault.model_copy(update={"count": 1})])
     command = a_command(args=str(uuid4()))
     reply = running.ask(command).json
@@ -260,7 +260,7 @@ def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request
 @pytest.mark.parametrize("kind", ["drop", "drop_after_caching"])
 @pytest.mark.parametrize("lost", ["first", "second"])
 def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: Running, kind: Any, lost: str) -> None:
-    """Alike in everything but the id: neither gets the uuid of the other, whichever answer was lost."""
+    """They differ only in the id; neither gets the uuid of the other, whichever answer was lost."""
     twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
     for twin in twins:
         struck = [Fault(kind=kind, count=1)] if twin["command_id"].startswith(lost) else []
@@ -278,7 +278,7 @@ def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: Runn
 
 
 def test_a_throttled_command_is_retried_after_retry_after(running: Running) -> None:
-    """Retry-After asks for 2 s, so the delay queue of 1 s is passed over."""
+    """Retry-After asks for 2 s, so the delay queue of 1 s is skipped."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=2, count=1)])
     command = a_command()
     reply = running.ask(command)
@@ -430,7 +430,7 @@ def test_a_repeated_command_id_with_other_content_is_a_conflict(running: Running
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "command_id_conflict")
     assert len(running.simulator.requests) == 1
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "command_id_conflict"
-    assert running.ask(command).json["status"] == "accepted"  # the first one's record is untouched
+    assert running.ask(command).json["status"] == "accepted"  # the record of the first command is unchanged
 
 
 def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: Running) -> None:
@@ -444,7 +444,7 @@ def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: Run
 
 
 def test_other_properties_and_headers_are_kept_through_retries(running: Running) -> None:
-    """The broker would close the channel over a foreign user_id, and end a delay early for an expiration."""
+    """Republished as properties, a foreign user_id closes the channel and an expiration shortens the delay."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     command = a_command()
     running.ask(
@@ -465,7 +465,7 @@ def test_other_properties_and_headers_are_kept_through_retries(running: Running)
 
 
 def nested(levels: int) -> bytes:
-    """Return arrays within arrays as they stand in a frame."""
+    """Return ``levels`` nested arrays, encoded as in a frame."""
     value = b"V"
     for _ in range(levels):
         value = b"A" + len(value).to_bytes(4) + value
@@ -485,7 +485,7 @@ def encoded(value: Any) -> bytes:
     ids=["milliseconds", "double", "deep", "nested", "negative", "bytes"],
 )  # fmt: skip
 def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: Running, value: object) -> None:
-    """A timestamp in milliseconds would cut the connection, each time that it came, and take others with it."""
+    """pika fails on a timestamp in milliseconds, which would end the connection at each redelivery."""
     odd = {"odd": value, b"\xff": "a name that is no text"}
     assert running.ask(a_command(), headers=odd, app_id=b"\xff", correlation_id=b"\xfe").json["status"] == "accepted"
     running.ask(a_command(retry=11), headers=odd)
@@ -500,7 +500,7 @@ def test_a_trace_context_too_large_for_a_frame_is_dropped_from_the_reply(running
 
 
 def test_a_cc_header_does_not_duplicate_retries(running: Running) -> None:
-    """The broker routes by CC too, at each publication."""
+    """The broker routes each publication by its CC header too."""
     topology = running.deployment.topology
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     running.ask(a_command(), headers={"CC": [topology.retry_queue(1), topology.retry_queue(2)]})
@@ -518,7 +518,7 @@ def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: Running) 
 
 
 def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running: Running) -> None:
-    """With ours they would not fit the frame, and the broker would close the connection, again and again."""
+    """Together with the worker's headers they exceed the frame, and the broker would close the connection."""
     running.ask(b"nothing", headers={"large": "x" * 125_000})
     letter = running.upstream.dead_letter()
     assert "large" not in letter.headers
@@ -539,9 +539,9 @@ def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: Running) -> 
 
 
 def test_a_command_is_retried_after_a_refused_connection(deployment: Deployment) -> None:
-    """Nothing was sent, so repeating is safe."""
+    """Nothing was sent, so a retry is safe."""
     with onenet() as other:
-        pass  # its port is free again now, so that nobody listens there
+        pass  # nothing listens on its port any more
     with deployment.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
         command = a_command()
         deployment.upstream.publish(command)
@@ -569,6 +569,6 @@ def test_no_secret_reaches_a_log_or_a_process_listing(deployment: Deployment, tm
             deployment.upstream.reply()
         listing = Path(f"/proc/{worker.process.pid}/cmdline").read_text()
     output = worker.process.output.read_text()
-    assert len(deployment.simulator.platform.commands) == 2  # the key from the file was the right one
+    assert len(deployment.simulator.platform.commands) == 2  # so the key in the file was used
     assert "the-master-key" not in output + listing
-    assert "guest" not in output + listing  # the broker's password, in whatever form
+    assert "guest" not in output + listing  # the broker's password

@@ -1,7 +1,7 @@
-"""Every point between receive and acknowledge at which a worker can end, on both stores: what happens next.
+"""The crash-point table: a worker is killed at each point between receive and acknowledge, on both stores.
 
-Each row is one worker that ends by SIGKILL at its point, and another that comes after it. The rows wait for time to
-pass more than for anything else, so they run side by side, and the table is then read row by row.
+Each row runs one worker that is killed by SIGKILL at its point and another that takes over. The rows mostly wait, so
+they run concurrently, and each test reads the result of its row.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ LOST_BUT_CACHED = Fault(kind="drop_after_caching", count=1)
 LOST_NOT_CACHED = Fault(kind="error_500", count=1)
 TOO_MANY = Fault(kind="too_many_requests", count=1, seconds=0)
 
-# What the platform does with the first request, the point, and how often the worker has been there by then.
+# The case, the fault of the first request, the crash point, and at which visit of the point the worker is killed.
 ROWS: list[tuple[str, Fault | None, str, int]] = [
     ("first try", None, "before claim", 1),
     ("first try", None, "after claim", 1),
@@ -53,12 +53,12 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
 STORES = ["memory", "redis"]
 AT_ONCE = 6
 
-pytestmark = pytest.mark.xdist_group("crash points")  # one table for them all
+pytestmark = pytest.mark.xdist_group("crash points")  # all tests share one table
 
 
 @dataclass
 class Found:
-    """What one row came to."""
+    """The result of one row."""
 
     exit_code: int
     replies: list[dict[str, Any]]
@@ -66,7 +66,7 @@ class Found:
 
 
 def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
-    """Let a worker end at its point and another one finish what it left."""
+    """Run one row: a worker that is killed at the crash point, and workers that finish its command."""
     broker_url, folder = rig_arguments
     _, fault, point, times = row
     folder.mkdir()

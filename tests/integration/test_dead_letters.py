@@ -1,4 +1,4 @@
-"""The dead letters on a real broker: looked at without a trace, brought back, discarded."""
+"""Dead letters on a real broker: listed without side effects, replayed, discarded."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def set_aside(
     app_id: str = "billing",
     **fields: Any,
 ) -> None:
-    """Put dead letters there as a worker does."""
+    """Publish dead letters as a worker does."""
     headers = {"x-onenet-reason": reason, "x-onenet-error": "as it is", "x-onenet-failed-at": failed_at.isoformat()}
     for command_id in ids:
         body = json.dumps(a_command(command_id=command_id, **fields)).encode()
@@ -64,7 +64,7 @@ def look(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
 
 
 def seen(deployment: Deployment, count: int) -> list[str | None]:
-    """Return the ids in order, once so many letters are there; what a connection held takes a moment to be back."""
+    """Return the ids in order, once the queue has ``count`` dead letters: a closed reader returns them with a delay."""
     wait_until(
         lambda: deployment.upstream.count(deployment.topology.dead_letters_exchange) == count, PATIENCE_S, "the letters"
     )
@@ -73,7 +73,7 @@ def seen(deployment: Deployment, count: int) -> list[str | None]:
 
 
 class Typed:
-    """The command line of one namespace."""
+    """``onenet-worker dead-letters`` in one namespace."""
 
     def __init__(self, deployment: Deployment, folder: Path) -> None:
         self.folder = folder
@@ -97,7 +97,7 @@ class Typed:
         )
 
     def listed(self, *arguments: str) -> list[Any]:
-        """Return what a list has, as JSON."""
+        """Return the lines of ``list --json``."""
         said = self("list", "--json", *arguments)
         assert said.returncode == 0, said.stderr
         return [json.loads(line) for line in said.stdout.splitlines()]
@@ -115,7 +115,7 @@ NAMES = [f"letter-{number}" for number in range(12)]
 
 
 def test_repeated_reads_keep_all_dead_letters_in_order(deployment: Deployment) -> None:
-    """By itself RabbitMQ 4 forgets a message that was taken and given back for the 21st time."""
+    """By default RabbitMQ 4 drops a message that a consumer returns for the 21st time."""
     set_aside(deployment, *NAMES)
     for _ in range(30):
         assert seen(deployment, len(NAMES)) == NAMES
@@ -129,7 +129,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
     proxy.cut()
     assert seen(deployment, len(NAMES)) == NAMES
     with pytest.raises(BrokerUnavailable):
-        cut.__exit__(None, None, None)  # what was acknowledged last may not have arrived
+        cut.__exit__(None, None, None)  # the last acknowledgements may have been lost
     proxy.close()
 
 
@@ -142,12 +142,12 @@ def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Depl
         for letter in letters[2:4]:
             found.discard(letter)
         set_aside(deployment, *NAMES[9:])
-        found.wait(0.1)  # for what would be delivered in the place of those
+        found.wait(0.1)  # for deliveries that replace the discarded ones
     assert seen(deployment, 10) == NAMES[:2] + NAMES[4:]
 
 
 def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> None:
-    """What two hold at once would come back in the order in which they end."""
+    """Two readers would return their dead letters in the order in which they close."""
     set_aside(deployment, *NAMES)
     with look(deployment) as first:
         first.take()
@@ -167,7 +167,7 @@ def test_discarding_dead_letters_keeps_the_order_of_the_others(deployment: Deplo
 
 
 def test_thousands_of_dead_letters_are_read_in_order(deployment: Deployment) -> None:
-    """More than the 2,000 that a consumer without a prefetch is given."""
+    """More than the 2,000 that RabbitMQ delivers to a consumer without a prefetch."""
     names = [str(number) for number in range(5_000)]
     set_aside(deployment, *names)
     for _ in range(2):
@@ -279,7 +279,7 @@ def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hol
 
 
 def test_replaying_a_command_that_was_not_sent_sends_it(deployment: Deployment, typed: Typed) -> None:
-    """The worker has its failure on record, and would otherwise only repeat it."""
+    """Its failure is recorded in the store; without the replay header the worker would only repeat the reply."""
     command = a_command(args="on")
     with deployment.worker(
         ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER="9"

@@ -1,4 +1,4 @@
-"""What a worker says of itself over HTTP: ``/livez``, ``/readyz`` and ``/metrics``."""
+"""The endpoints of a worker: ``/livez``, ``/readyz`` and ``/metrics``."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.errors import EXIT_CONFIG
 from worker.simulator.faults import Fault
 
-# A minute is long for a test: what these change is how long a worker waits, not what it does.
+# Startup code. HASTY shortens the worker's waits, which are too long for a test.
 HASTY = """
 import worker.monitor
 from worker.telemetry.health import Health
@@ -47,7 +47,7 @@ replace(Session, "_on_message", lambda *_: threading.Event().wait())
 
 @dataclass
 class Page:
-    """An answer over HTTP."""
+    """The response of an endpoint."""
 
     status: int
     text: str
@@ -65,7 +65,7 @@ class Page:
 
 
 class Watched:
-    """A worker's HTTP server, as a probe sees it."""
+    """A client of the endpoints of one worker."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -76,11 +76,11 @@ class Watched:
         return Page(answer.status_code, answer.text)
 
     def wait_for_ready_messages(self) -> None:
-        """Wait until it has seen commands in its queue."""
+        """Wait until the worker has observed ready messages in its queue."""
         wait_until(lambda: self.get("/metrics").value("queue_ready_messages") > 0, PATIENCE_S, "a look at the queue")
 
     def stays_live(self, seconds: float) -> bool:
-        """Tell whether it is live, however often it is asked, for so long."""
+        """Tell whether every probe of ``/livez`` succeeds for ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.get("/livez").status != HTTPStatus.OK:
@@ -88,7 +88,7 @@ class Watched:
         return True
 
     def wait_for(self, path: str, status: int, **facts: object) -> dict[str, Any]:
-        """Wait until a probe has an answer with these facts; returns all that it says."""
+        """Wait until an endpoint answers with a status and with these facts; returns all facts."""
         found: dict[str, Any] = {}
 
         def is_there() -> bool:
@@ -140,7 +140,7 @@ def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, watc
         assert page.value("duplicates_total") == 1
         assert page.value("request_duration_seconds_count", answer="cached") == 1
         assert page.value("request_duration_seconds_count", answer="refused") == 1
-        assert page.value("command_duration_seconds_count", outcome="accepted") == 2  # the repeated reply is one too
+        assert page.value("command_duration_seconds_count", outcome="accepted") == 2  # the repeated reply counts too
         assert page.value("command_duration_seconds_count", outcome="failed") == 1
         assert page.value("last_success_timestamp_seconds") > 1.7e9
         assert page.value("in_flight") == 0
@@ -148,7 +148,7 @@ def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, watc
         assert page.value("paused", product="") == 0
         assert page.value("broker_connected") == page.value("consuming") == 1
         assert page.value("broker_blocked") == 0
-        assert worker.events[-1]["level"] == "warning"  # and the server has said nothing
+        assert worker.events[-1]["level"] == "warning"  # the HTTP server has logged nothing
 
 
 def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_delays(
@@ -171,7 +171,9 @@ def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_
         assert page.value("commands_total", outcome="accepted", reason="recovered") == 1
         assert page.value("request_duration_seconds_count", answer="not_sent") == 1
         assert page.value("request_duration_seconds_count", answer="in_doubt") == 1
-        assert page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0  # both rested
+        assert (
+            page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0
+        )  # both waited in a delay queue
 
 
 def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(

@@ -1,7 +1,7 @@
-"""The commands and the code that the README shows do what it says, in a folder with nothing but the project.
+"""The commands and the code of the README work as it says, in a folder with nothing but the project.
 
-Those that need Docker or Java are run in tests/containers; ``make demo`` is the command that
-tests/integration/test_command_line.py calls, ``make test`` is what calls this.
+What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_command_line.py, and
+``make test`` runs this module.
 """
 
 import json
@@ -35,7 +35,7 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
-    """An upstream system under the names that the README uses; never on a broker of the user's."""
+    """An upstream system in the README's namespace; never on a broker that AMQP_URL names."""
     defaults = Settings.model_construct()
     found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
     yield found
@@ -52,7 +52,7 @@ def environment(own_broker: LocalBroker, simulator: Simulator) -> dict[str, str]
 
 
 def shell(line: str, folder: Path, settings: dict[str, str]) -> str:
-    """Type a line into a shell; returns what it says."""
+    """Run a line in a shell; returns its output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         line, shell=True, cwd=folder, env=kept | settings, capture_output=True, text=True, check=False

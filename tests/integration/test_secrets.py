@@ -1,4 +1,4 @@
-"""No user and no password of a URL is printed: not by a command, not in a log, not in a traceback."""
+"""No user and no password of a URL is printed by a command, in a log or in a traceback."""
 
 import socket
 from pathlib import Path
@@ -18,7 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def assert_silent(said: str) -> None:
-    """Check that nothing of a secret is there."""
+    """Check that the output contains no part of the secret URL."""
     assert not [part for part in PARTS if part in said], said
 
 

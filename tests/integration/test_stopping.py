@@ -1,4 +1,4 @@
-"""Stopping: finish, confirm, acknowledge, exit 0; and what has not been started goes back as if never taken."""
+"""Shutdown: requests in flight are finished, confirmed and acknowledged; waiting commands return to the queue."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ from worker.simulator.faults import Fault
 def test_a_restart_under_load_loses_no_command_and_sends_none_twice(
     deployment: Deployment, number: signal.Signals
 ) -> None:
-    """A message handed back does not look redelivered, so that the next worker sends it without any doubt."""
+    """Commands that were not sent are not redelivered but published anew, so the next worker need not doubt them."""
     ids = []
     with onenet(latency_s=0.05) as slow:
         deployment.simulator = slow
@@ -36,7 +36,7 @@ def test_a_restart_under_load_loses_no_command_and_sends_none_twice(
 
 
 def test_a_shutdown_while_upstream_publishes_loses_no_command_and_sends_none_twice(deployment: Deployment) -> None:
-    """What arrives between the cancel and the broker's answer would be requeued by pika, as if it had been handled."""
+    """pika would requeue deliveries between basic.cancel and its answer, and they would look redelivered."""
     with deployment.worker(WORKER_CONCURRENCY="32") as first:
         ids: list[str] = []
         thread = threading.Thread(target=lambda: ids.extend(publish_many(deployment, 600)))
@@ -62,7 +62,7 @@ def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> 
 
 
 def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(deployment: Deployment) -> None:
-    """The request that outlasts it is not acknowledged, so its command comes again."""
+    """Its command is not acknowledged, so the broker delivers it again."""
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with deployment.worker(
         WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)
@@ -76,7 +76,7 @@ def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(de
 
 
 def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: Deployment) -> None:
-    """What is under way is finished all the same; nobody is left to acknowledge it to."""
+    """The request in flight is finished, although its command can no longer be acknowledged."""
     proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
         deployment.simulator = slow

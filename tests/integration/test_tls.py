@@ -1,4 +1,4 @@
-"""TLS to the broker and to the platform: with private authorities, and never around them."""
+"""TLS to the broker and to the platform with private certificate authorities; verification is never skipped."""
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ Trust = Callable[[Certificate, Path], dict[str, str]]
 
 
 class Certificates(NamedTuple):
-    """Those that a client may show or trust: of the broker's authority, and of another one."""
+    """The certificates that a client may use: of the broker's authority, and of a foreign one."""
 
     ours: Certificate
     foreign: Certificate
@@ -44,14 +44,14 @@ def amqp_settings(url: str, trusted: Certificate, shown: Certificate) -> dict[st
 
 @pytest.fixture
 def secured(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
-    """A deployment on a broker that speaks TLS too, and then wants a client certificate."""
+    """A deployment on a broker whose TLS port requires a client certificate."""
     with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def tls_url(own_broker: LocalBroker) -> Iterator[str]:
-    """The broker's TLS port, under the one address of this machine that its certificate names."""
+    """The URL of the broker's TLS port at 127.0.0.1, the address in its certificate."""
     proxy = Proxy(own_broker.tls_url)
     yield proxy.url
     proxy.close()
@@ -71,7 +71,7 @@ def test_worker_and_command_line_connect_with_a_trusted_authority_and_a_client_c
 
 
 def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: str) -> None:
-    """The worker says why and goes on trying, the command line says why and ends; neither finds another way."""
+    """Check that worker and command line report the reason, and that neither connects; the worker keeps trying."""
     with deployment.start_worker(**settings) as worker:
         worker.wait_for("broker_unavailable", count=2)
         said = [event for event in worker.events if event["event"] == "broker_unavailable"]
@@ -103,7 +103,7 @@ def test_a_broker_certificate_for_another_host_name_is_refused(
 def test_an_expired_broker_certificate_is_refused(
     secured: Deployment, authority: Authority, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The handshake ends before AMQP begins, so that any server will do."""
+    """The handshake fails before AMQP begins, so any TLS server will do."""
     expired = authority.issue("127.0.0.1", tmp_path / "expired", is_expired=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(expired.cert, expired.key)
@@ -115,7 +115,7 @@ def test_an_expired_broker_certificate_is_refused(
 def test_a_missing_client_certificate_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
-    """Its own words for it may be lost with the connection."""
+    """The broker's TLS alert may be lost with the connection, so the worker adds a hint of its own."""
     settings = {"AMQP_URL": tls_url, "AMQP_CA_FILE": str(certificates.ours.ca)}
     assert_refused(secured, settings, "client certificate")
 
@@ -153,7 +153,7 @@ def trusts_another(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
 
 
 def trusts_another_but_the_environment_does_not(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
-    """What requests and OpenSSL read by themselves adds nothing to the authority that is set."""
+    """The variables that requests and OpenSSL read add nothing to ONENET_CA_FILE."""
     environment = dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"), str(certificate.ca))
     return environment | trusts_another(certificate, tmp_path)
 
@@ -180,7 +180,7 @@ def trusts_it(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
 def test_no_request_is_sent_to_a_platform_with_an_untrusted_certificate(
     deployment: Deployment, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
 ) -> None:
-    """The handshake comes before the request: it is known not to have been sent, so that nothing is in doubt."""
+    """The handshake precedes the request, so the command is known not to have been sent, and is not in doubt."""
     certificate = Authority().issue(name, tmp_path / "platform", is_expired=is_expired)
     with onenet(certificate=certificate) as platform:
         settings = trust(certificate, tmp_path)

@@ -1,4 +1,4 @@
-"""Who follows a command across systems finds it here too."""
+"""Traces: the spans of a command, and the trace headers of replies, retries and dead letters."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ TRACED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """Run a collector; yields its URL, and the spans that came."""
+    """Run a trace collector; yields its URL and the spans it received."""
     spans: list[Span] = []
 
     class Processor(BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ def test_a_trace_continues_through_consume_request_and_publish_to_the_reply(depl
     with collector() as (url, spans), deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
         deployment.upstream.publish(a_command(command_id="a"), headers=TRACED, app_id="billing")
         reply = deployment.upstream.reply()
-        worker.process.stop()  # which hands on what has been collected
+        worker.process.stop()  # exports the remaining spans
         assert {span.trace_id.hex() for span in spans} == {TRACE}
         queue, exchange = deployment.topology.execute_queue, deployment.topology.replies_exchange
         found = {span.name: span for span in spans}
