@@ -1,4 +1,4 @@
-"""A short storm on each store; ``make chaos`` has the long ones."""
+"""A short chaos run on each store; ``make chaos`` has the long ones."""
 
 from pathlib import Path
 
@@ -17,4 +17,4 @@ def test_random_faults_lose_no_command_and_cache_none_twice(
     url = None if store == "memory" else request.getfixturevalue("redis_url")
     report = run(Plan(SEED, 12, 300, workers, url, broker_kills=1), own_broker, tmp_path)
     print(report)
-    assert not report.faults, str(report)
+    assert not report.violations, str(report)

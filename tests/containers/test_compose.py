@@ -1,4 +1,4 @@
-"""The compose file: everything at once, three workers, one of which is killed, and Prometheus looking on."""
+"""The compose file: three workers, one of which is killed, with broker, store, simulator and Prometheus."""
 
 import json
 import os
@@ -24,7 +24,7 @@ A_DEVICE = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0
 
 
 class Stack:
-    """One project of docker/compose.yaml, on ports of its own."""
+    """One project of docker/compose.yaml on free ports."""
 
     def __init__(self, image: str) -> None:
         self._project = f"onenet-test-{uuid4().hex[:8]}"
@@ -36,11 +36,11 @@ class Stack:
         return ["compose", "--project-name", self._project, *files, *arguments]
 
     def compose(self, *arguments: str) -> str:
-        """Call ``docker compose``; returns what it says on stdout."""
+        """Run ``docker compose``; returns its stdout."""
         return docker(*self.command(*arguments), environment=self._environment)
 
     def popen(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Call ``docker compose`` and go on meanwhile."""
+        """Start ``docker compose`` and return at once."""
         return subprocess.Popen(
             ["docker", *self.command(*arguments)],
             env=os.environ | self._environment,
@@ -50,11 +50,11 @@ class Stack:
         )
 
     def ids(self, service: str, *options: str) -> list[str]:
-        """Return the containers of a service."""
+        """Return the ids of a service's containers."""
         return self.compose("ps", "--quiet", *options, service).split()
 
     def get(self, service: str, port: int, path: str, **query: str) -> Any:
-        """Ask a service, on the port that it publishes on this machine."""
+        """Send a GET request to the port that a service publishes on this machine; returns the JSON."""
         address = self.compose("port", service, str(port)).strip()
         assert address.startswith("127.0.0.1:")
         answer = requests.get(f"http://{address}{path}", params=query, timeout=PATIENCE_S)
@@ -62,7 +62,7 @@ class Stack:
         return answer.json()
 
     def cached(self) -> list[dict[str, Any]]:
-        """Return what the platform has cached."""
+        """Return the commands that the platform has cached."""
         found: list[dict[str, Any]] = self.get("simulator", 8580, "/control/commands")
         return found
 
@@ -79,15 +79,15 @@ def stack(image: str) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack) -> Stack:
-    """Return the stack with Prometheus in it, all of whose targets have been asked."""
+    """Return the stack with Prometheus, after all its targets have been scraped."""
     stack.compose("up", "--wait", "--no-deps", "prometheus")
 
-    def all_asked() -> bool:
+    def all_scraped() -> bool:
         targets = stack.get("prometheus", 9090, "/api/v1/targets")["data"]["activeTargets"]
         up = Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
         return up == {"onenet-worker": WORKERS, "rabbitmq": 1, "rabbitmq-queues": 1}
 
-    wait_until(all_asked, PATIENCE_S, "three workers and the broker as targets")
+    wait_until(all_scraped, PATIENCE_S, "three workers and the broker as targets")
     return stack
 
 
@@ -143,7 +143,7 @@ def test_a_killed_worker_container_loses_no_command_and_sends_none_twice(stack: 
 
     wait_until(lambda: cached().total() >= 60, PATIENCE_S, "the first commands")
     docker("kill", stack.ids("worker")[0])
-    assert cached().total() < len(ids)  # it came in mid-flow
+    assert cached().total() < len(ids)  # the kill came before the last command
     said, _ = sending.communicate()
     assert sending.returncode == 0
     replies = [json.loads(line) for line in said.splitlines()]

@@ -1,4 +1,4 @@
-"""The image: what it does, and what is not in it."""
+"""The image: how it runs, and what it contains."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from typing import IO
 
 import pytest
 
-from tests.support.docker_engine import LOCKED_UP, ROOT, container, docker, inspect
+from tests.support.docker_engine import ROOT, WITHOUT_RIGHTS, container, docker, inspect
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG
 
 BASE = "python:3.13-slim"
-NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # where there is no broker, it keeps trying
+NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # without a broker the worker keeps trying
 SET_ID = 0o6000
 PACKAGES = PurePosixPath("app/lib/python3.13/site-packages")
 
@@ -32,7 +32,7 @@ class File:
 
 
 def files_of(image: str) -> Mapping[str, File]:
-    """Return every file of an image by its path; the content of the worker's own."""
+    """Return every file of an image by its path, with the content of the worker's files."""
     identity = docker("create", image).strip()
     try:
         with subprocess.Popen(["docker", "export", identity], stdout=subprocess.PIPE) as export:
@@ -65,20 +65,20 @@ def base() -> Mapping[str, File]:
 
 @pytest.fixture(scope="module")
 def added(files: Mapping[str, File], base: Mapping[str, File]) -> set[str]:
-    """What is in it beyond the base, without what the engine puts into every container."""
+    """The files of the image that its base does not have, without those that the engine adds to every container."""
     return set(files) - set(base) - {".dockerenv"}
 
 
 def test_the_image_runs_a_command_without_capabilities_on_a_read_only_file_system(image: str) -> None:
-    schema = docker("run", "--rm", *LOCKED_UP, "--network", "none", image, "schema", "command")
+    schema = docker("run", "--rm", *WITHOUT_RIGHTS, "--network", "none", image, "schema", "command")
     assert json.loads(schema)["$schema"].startswith("https://json-schema.org/")
-    assert re.fullmatch(
-        r"[1-9]\d*:[1-9]\d*", inspect(image)["Config"]["User"]
-    )  # by number: so it is seen not to be root
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", inspect(image)["Config"]["User"])  # a number shows that it is not root
 
 
 def test_the_image_without_credentials_exits_with_the_workers_exit_code(image: str) -> None:
-    said = subprocess.run(["docker", "run", "--rm", *LOCKED_UP, image], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["docker", "run", "--rm", *WITHOUT_RIGHTS, image], capture_output=True, text=True, check=False
+    )
     assert said.returncode == EXIT_CONFIG
     assert "ONENET_API_KEY" in said.stderr
 
@@ -157,7 +157,7 @@ def test_a_container_with_a_hanging_worker_is_not_healthy(image: str) -> None:
 
 
 def test_sigterm_stops_the_container_gracefully(image: str) -> None:
-    """It is process 1 of its container, to which a signal without a handler would not even be delivered."""
+    """The worker is process 1 of its container, to which the kernel delivers no signal without a handler."""
     with container(image, *NOWHERE) as worker:
         worker.wait_for("worker_started")
         docker("stop", worker.identity)

@@ -1,4 +1,4 @@
-"""Prometheus's own tool on Prometheus's files."""
+"""The configuration and the alerts of Prometheus, checked by promtool."""
 
 import os
 

@@ -15,7 +15,7 @@ import pytest
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_SETTLE_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
-from tests.support.proxies import Proxy, by_way_of, raw_server
+from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
@@ -104,7 +104,7 @@ def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment
 
 def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deployment) -> None:
     port = free_port()
-    with deployment.start_worker(AMQP_URL=by_way_of(port, deployment.broker_url)) as worker:
+    with deployment.start_worker(AMQP_URL=with_local_port(deployment.broker_url, port)) as worker:
         worker.wait_for("broker_unavailable", count=3)
         proxy = Proxy(deployment.broker_url, port)
         worker.wait_for("consuming")
@@ -201,7 +201,7 @@ def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: t
 def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
     """The timeout of a connection may be longer than the time after which a session counts as stable."""
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
-        urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
+        urls = [with_local_port(deployment.broker_url, urlsplit(url).port or 0) for url in (first, second)]
         with deployment.worker(
             AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, IMPATIENT)
         ) as worker:

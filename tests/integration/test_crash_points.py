@@ -65,9 +65,9 @@ class Found:
     cached: list[str]
 
 
-def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
+def play(place: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
     """Run one row: a worker that is killed at the crash point, and workers that finish its command."""
-    broker_url, folder = rig_arguments
+    broker_url, folder = place
     _, fault, point, times = row
     folder.mkdir()
     with (
@@ -78,7 +78,7 @@ def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None
         with deployment.worker(**store, **crash_at(folder, point, times)) as first:
             deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()
-        replies = deployment.finish(**store)
+        replies = deployment.run_until_finished(**store)
         cached = [command.uuid for command in simulator.platform.commands if command.args == "the-one"]
         return Found(exit_code, replies, cached)
 
