@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
 WORKERS = 3
-A_DEVICE = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0", "--res-id", "5850")
+TARGET_OPTIONS = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0", "--res-id", "5850")
 
 
 class Stack:
@@ -92,8 +92,8 @@ def prometheus(stack: Stack) -> Stack:
 
 
 def test_send_in_the_composed_worker_gets_a_reply(stack: Stack) -> None:
-    said = stack.compose("run", "--rm", "-T", "worker", "send", *A_DEVICE, "--args", "on", "--wait")
-    assert json.loads(said)["status"] == "accepted"
+    output = stack.compose("run", "--rm", "-T", "worker", "send", *TARGET_OPTIONS, "--args", "on", "--wait")
+    assert json.loads(output)["status"] == "accepted"
 
 
 def test_the_broker_has_no_guest_and_its_password_is_in_no_environment(stack: Stack) -> None:
@@ -144,9 +144,9 @@ def test_a_killed_worker_container_loses_no_command_and_sends_none_twice(stack: 
     wait_until(lambda: cached().total() >= 60, PATIENCE_S, "the first commands")
     docker("kill", stack.ids("worker")[0])
     assert cached().total() < len(ids)  # the kill came before the last command
-    said, _ = sending.communicate()
+    output, _ = sending.communicate()
     assert sending.returncode == 0
-    replies = [json.loads(line) for line in said.splitlines()]
+    replies = [json.loads(line) for line in output.splitlines()]
     assert {reply["command_id"]: reply["status"] for reply in replies} == dict.fromkeys(ids, "accepted")
     assert len(replies) == len(ids)
     assert cached() == Counter(ids)

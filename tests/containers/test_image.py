@@ -76,11 +76,11 @@ def test_the_image_runs_a_command_without_capabilities_on_a_read_only_file_syste
 
 
 def test_the_image_without_credentials_exits_with_the_workers_exit_code(image: str) -> None:
-    said = subprocess.run(
+    result = subprocess.run(
         ["docker", "run", "--rm", *WITHOUT_RIGHTS, image], capture_output=True, text=True, check=False
     )
-    assert said.returncode == EXIT_CONFIG
-    assert "ONENET_API_KEY" in said.stderr
+    assert result.returncode == EXIT_CONFIG
+    assert "ONENET_API_KEY" in result.stderr
 
 
 def test_the_labels_of_the_image_equal_the_metadata_of_the_package(image: str) -> None:
@@ -93,8 +93,8 @@ def test_the_labels_of_the_image_equal_the_metadata_of_the_package(image: str) -
 def test_the_image_has_the_size_that_the_readmes_name(image: str) -> None:
     added_mb = (inspect(image)["Size"] - inspect(BASE)["Size"]) / 1e6
     for document in ("README.md", "README.zh-CN.md"):
-        [said] = re.findall(r"(?:adds|增加) (\d+) MB", (ROOT / document).read_text())
-        assert added_mb == pytest.approx(float(said), rel=0.1)
+        [result] = re.findall(r"(?:adds|增加) (\d+) MB", (ROOT / document).read_text())
+        assert added_mb == pytest.approx(float(result), rel=0.1)
 
 
 def test_the_image_adds_only_the_worker_to_its_base(added: set[str]) -> None:

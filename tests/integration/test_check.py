@@ -30,7 +30,7 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
         "PYTHONPATH": str(Path.cwd()),
         "NO_PROXY": "127.0.0.1",
     }
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "worker", "check", "--json", *arguments],
         cwd=deployment.folder,
         env=environment | changes,
@@ -39,13 +39,13 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
         timeout=3 * PATIENCE_S,
         check=False,
     )
-    assert said.stderr == ""
-    findings = [json.loads(line) for line in said.stdout.splitlines()]
-    faults: dict[str, list[str]] = {"": [said.stdout]}
+    assert result.stderr == ""
+    findings = [json.loads(line) for line in result.stdout.splitlines()]
+    faults: dict[str, list[str]] = {"": [result.stdout]}
     for finding in findings:
         if not finding["is_well"]:
             faults.setdefault(finding["check"], []).append(finding["detail"])
-    return said.returncode, faults
+    return result.returncode, faults
 
 
 def _swallow(sock: socket.socket) -> None:

@@ -122,8 +122,8 @@ def test_a_wrong_broker_password_is_reported_and_not_logged(deployment: Deployme
     target = urlsplit(deployment.broker_url)
     wrong = target._replace(netloc=f"guest:wrong-password@{target.hostname}:{target.port}").geturl()
     with deployment.start_worker(AMQP_URL=wrong) as worker:
-        said = worker.wait_for("broker_unavailable")
-        assert said["reason"] == "the broker refused the user name or the password"
+        event = worker.wait_for("broker_unavailable")
+        assert event["reason"] == "the broker refused the user name or the password"
         assert "wrong-password" not in json.dumps(worker.events)
 
 
@@ -215,7 +215,7 @@ def _say_nothing(client: socket.socket) -> None:
 
 
 @contextmanager
-def short_of_memory(
+def publishing_blocked(
     broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
     """Yield a worker under load whose broker blocks publishing, and the ids of its commands.
@@ -245,7 +245,7 @@ def short_of_memory(
 def test_a_broker_that_blocks_publishing_costs_no_command(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
@@ -257,7 +257,7 @@ def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publ
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed broker sends no connection.unblocked: the state of the old connection must not outlive it."""
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.xdist_group("crash points")  # all tests share one tabl
 
 
 @dataclass
-class Found:
+class RowResult:
     """The result of one row."""
 
     exit_code: int
@@ -65,9 +65,8 @@ class Found:
     cached: list[str]
 
 
-def play(place: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
+def play(broker_url: str, folder: Path, url: str, row: tuple[str, Fault | None, str, int]) -> RowResult:
     """Run one row: a worker that is killed at the crash point, and workers that finish its command."""
-    broker_url, folder = place
     _, fault, point, times = row
     folder.mkdir()
     with (
@@ -80,18 +79,18 @@ def play(place: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, i
             exit_code = first.process.wait()
         replies = deployment.run_until_finished(**store)
         cached = [command.uuid for command in simulator.platform.commands if command.args == "the-one"]
-        return Found(exit_code, replies, cached)
+        return RowResult(exit_code, replies, cached)
 
 
 @pytest.fixture(scope="module")
 def table(
     broker_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[tuple[str, int], "Future[Found]"]]:
+) -> Iterator[dict[tuple[str, int], "Future[RowResult]"]]:
     urls = {"memory": "memory://", "redis": redis_url}
     folder = tmp_path_factory.mktemp("crashes")
     with ThreadPoolExecutor(AT_ONCE) as threads:
         yield {
-            (store, number): threads.submit(play, (broker_url, folder / f"{store}-{number}"), urls[store], row)
+            (store, number): threads.submit(play, broker_url, folder / f"{store}-{number}", urls[store], row)
             for number, row in enumerate(ROWS)
             for store in STORES
         }
@@ -100,9 +99,9 @@ def table(
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[f"{case}: {point} {times}" for case, _, point, times in ROWS])
 def test_a_worker_killed_at_a_crash_point_loses_no_command_and_sends_none_twice(
-    table: dict[tuple[str, int], "Future[Found]"], number: int, store: str
+    table: dict[tuple[str, int], "Future[RowResult]"], number: int, store: str
 ) -> None:
-    found = table[store, number].result()
-    assert found.exit_code == -9
-    assert len(found.cached) == 1
-    assert {(reply["status"], reply["uuid"]) for reply in found.replies} == {("accepted", found.cached[0])}
+    result = table[store, number].result()
+    assert result.exit_code == -9
+    assert len(result.cached) == 1
+    assert {(reply["status"], reply["uuid"]) for reply in result.replies} == {("accepted", result.cached[0])}

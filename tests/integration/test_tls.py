@@ -74,13 +74,13 @@ def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: 
     """Check that worker and command line report the reason, and that neither connects; the worker keeps trying."""
     with deployment.start_worker(**settings) as worker:
         worker.wait_for("broker_unavailable", count=2)
-        said = [event for event in worker.events if event["event"] == "broker_unavailable"]
-        assert all(reason in event["reason"] for event in said), said
+        failures = [event for event in worker.events if event["event"] == "broker_unavailable"]
+        assert all(reason in event["reason"] for event in failures), failures
         assert not [event for event in worker.events if event["event"] == "broker_connected"]
         assert worker.process.is_running
-    typed = run_cli("topology", folder=deployment.folder, **settings)
-    assert typed.returncode == 1
-    [line] = typed.stderr.splitlines()
+    topology = run_cli("topology", folder=deployment.folder, **settings)
+    assert topology.returncode == 1
+    [line] = topology.stderr.splitlines()
     assert reason in line
     assert "Traceback" not in line
 

@@ -17,7 +17,7 @@ WITHOUT_RIGHTS = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-
 
 def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run ``docker`` and return its stdout; fails with all its output."""
-    said = subprocess.run(
+    result = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
         env=os.environ | (environment or {}),
@@ -25,8 +25,8 @@ def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str
         text=True,
         check=False,
     )
-    assert said.returncode == 0, f"docker {' '.join(arguments)}\n{said.stdout}{said.stderr}"
-    return said.stdout
+    assert result.returncode == 0, f"docker {' '.join(arguments)}\n{result.stdout}{result.stderr}"
+    return result.stdout
 
 
 def inspect(name: str) -> Any:
