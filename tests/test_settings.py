@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from worker.core.credentials import AccessKey, ApiKey
+from worker.core.rate import Rate
 from worker.errors import SettingsError
-from worker.settings import AccessKey, ApiKey, Rate, Settings, load_products, load_settings
+from worker.settings import Settings, load_products, load_settings
 
 NAMES = [name.upper() for name in Settings.model_fields]
 

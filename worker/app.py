@@ -11,12 +11,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
+from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
@@ -26,11 +28,12 @@ from worker.flow.pace import Pacer
 from worker.idempotency.memory import MemoryStore
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import HANDLING_S, Processor
-from worker.settings import MEMORY, Credentials, Settings, load_products
+from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -45,6 +48,7 @@ _CLOSING = 0.08
 # Measured with `make bench`.
 _FEW_THREADS = 3
 _FEW_THREADS_WITH_REDIS = 8
+_REDIS_SCHEMES = {"redis", "rediss"}
 
 if TYPE_CHECKING:
     from worker.idempotency.redis import RedisStore
@@ -71,8 +75,8 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
-        history_s=settings.idempotency_ttl,
+        caching_delay_s=settings.worker_settle,
+        history_window_s=settings.idempotency_ttl,
     )
 
 
@@ -100,25 +104,35 @@ def store_of(settings: Settings) -> "MemoryStore | RedisStore":
     )
 
 
-def pacer_factory(settings: Settings, gates: CircuitBreakers) -> NewPacer | None:
+def rate_limit_url(settings: Settings) -> str | None:
+    """Return the Redis server through which workers share the rate limit: the idempotency store's, if that is Redis."""
+    url = settings.idempotency_url.get_secret_value()
+    return url if urlsplit(url).scheme in _REDIS_SCHEMES else None
+
+
+def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | None:
     """Return what makes the pacer of each product, or None if there is no rate to keep."""
     if settings.rate is None:
         return None
     from worker.flow.rate_limiter import RateLimiter
 
-    url = settings.idempotency_url.get_secret_value()
-    slots = RateLimiter(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
-    return lambda product, let_go: Pacer(partial(slots.take, product), partial(gates.is_open, product), let_go)
+    limiter = RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
+    return lambda product, let_go: Pacer(partial(limiter.acquire, product), partial(breakers.allows, product), let_go)
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
-    """Return what makes spans, or makes none where no collector is named."""
+    """Return the tracing that the settings ask for.
+
+    Raises:
+        SettingsError: the environment names an unusable proxy for the collector.
+    """
     if settings.otel_exporter_otlp_endpoint is None:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
     queue = topology_of(settings).execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
+    environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
     return OpenTelemetry(endpoint, __version__, worker, queue)
 
 
@@ -136,8 +150,8 @@ def run(settings: Settings) -> int:
     client = client_of(settings, products, watch, tracing)
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
-    gates = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
-    history_gates = CircuitBreakers(
+    breakers = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
+    history_breakers = CircuitBreakers(
         products, settings.worker_pause_after, settings.worker_pause_probe, subject="history"
     )
     outgoing = MessageBuilder(topology_of(settings), name)
@@ -145,8 +159,8 @@ def run(settings: Settings) -> int:
         client,
         store,
         outgoing,
-        gates,
-        history_gates,
+        breakers,
+        history_breakers,
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
@@ -171,9 +185,9 @@ def run(settings: Settings) -> int:
         consumer = Consumer(
             handler,
             broker,
-            gates,
+            breakers,
             KeyedQueues(by_device=settings.worker_ordering == "device"),
-            pacer_factory(settings, gates),
+            pacer_factory(settings, breakers),
             metrics,
             tracing,
             concurrency=settings.worker_concurrency,
@@ -181,9 +195,9 @@ def run(settings: Settings) -> int:
             prefetch=settings.prefetch,
             probe_s=settings.worker_pause_probe,
         )
-        pulse = HealthMonitor(broker, consumer, gates, health)
-        metrics.observe(pulse.state)
-        return broker, consumer, pulse
+        monitor = HealthMonitor(broker, consumer, breakers, health)
+        metrics.observe(monitor.state)
+        return broker, consumer, monitor
 
     def reload() -> None:
         try:
@@ -192,7 +206,7 @@ def run(settings: Settings) -> int:
             log.warning("products_not_reloaded", reason="; ".join(exc.lines))  # the old ones go on
             return
         changed = client.replace_products(found)
-        for each in (gates, history_gates):
+        for each in (breakers, history_breakers):
             each.replace(found.keys(), changed)
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
@@ -251,8 +265,8 @@ async def _serve(
     threading.excepthook = on_thread_crash
     if on_hangup is not None:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    broker, consumer, pulse = build()
-    running = asyncio.gather(broker.run(consumer), pulse.run())
+    broker, consumer, monitor = build()
+    running = asyncio.gather(broker.run(consumer), monitor.run())
     await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
     if stop.done():
         exit_code = await _finish(consumer, crash, stop.result(), grace_s)

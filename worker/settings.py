@@ -3,15 +3,11 @@
 Read from the environment, then from ``.env``; a secret also from the file that ``NAME_FILE`` names.
 """
 
-import base64
-import binascii
 import importlib.util
 import json
 import os
-import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,9 +17,7 @@ from zoneinfo import ZoneInfo
 from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     FilePath,
     SecretStr,
@@ -33,6 +27,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.core.credentials import PRODUCT_ID_PATTERN, AccessKey, ApiKey, Credentials
+from worker.core.rate import Rate
 from worker.core.urls import (
     HOW_TO_WRITE,
     MANY_SEGMENTS,
@@ -48,69 +44,10 @@ from worker.errors import SettingsError
 
 MEMORY = "memory://"
 MAX_RETRY_DELAY_S = 24 * 3600
-PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
-_RATE = re.compile(r"([1-9][0-9]{0,6})\s*/\s*(second|minute|hour|day)", re.IGNORECASE)
-_PERIODS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 _AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
 _REDIS = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
 _ONENET = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
 _COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
-
-
-class ApiKey(BaseModel):
-    """Credentials of mode "common": the product's MasterKey."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    api_key: SecretStr = Field(min_length=1)
-
-    @field_validator("api_key")
-    @classmethod
-    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
-            raise ValueError("must be printable ASCII without blanks, since it travels in a header")
-        return key
-
-
-class AccessKey(BaseModel):
-    """Credentials of mode "safe": tokens are signed with the access key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    product_id: str = Field(pattern=PRODUCT_ID_PATTERN)
-    access_key: SecretStr = Field(min_length=1)
-
-    @field_validator("access_key")
-    @classmethod
-    def _is_base64(cls, key: SecretStr) -> SecretStr:
-        try:
-            base64.b64decode(key.get_secret_value(), validate=True)
-        except binascii.Error as exc:
-            raise ValueError("must be base64, as the platform shows it") from exc
-        return key
-
-
-Credentials = ApiKey | AccessKey
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many requests in so many seconds."""
-
-    count: int
-    period_s: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``200/second``.
-
-        Raises:
-            ValueError: it is not such a text.
-        """
-        found = _RATE.fullmatch(text)
-        if found is None:
-            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
-        return cls(int(found[1]), _PERIODS_S[found[2].lower()])
 
 
 def _checked(url: str, form: UrlForm, wanted: str) -> str:

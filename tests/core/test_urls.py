@@ -10,8 +10,8 @@ from urllib3.util import parse_url
 
 from worker.amqp.connection import address, connection_parameters, without_user
 from worker.app import store_of
-from worker.core.proxies import environment_proxy
 from worker.errors import SettingsError
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.settings import Settings, load_settings
 

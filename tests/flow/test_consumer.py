@@ -24,12 +24,11 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.flow import pace
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
@@ -146,9 +145,9 @@ async def until(is_so: Callable[[], object]) -> None:
 
 def lets_in(gates: CircuitBreakers, product: str) -> bool:
     """Tell whether a command of a product could be handled now, if only as a probe."""
-    passage = gates.enter(product)
+    passage = gates.try_acquire(product)
     if passage is not None:
-        passage.end()
+        passage.release()
     return passage is not None
 
 
@@ -281,7 +280,7 @@ def test_a_probe_that_comes_with_the_brokers_answer_is_the_probe() -> None:
             found.platform.answer = lambda _: NotSent("refused")
             found.platform.may_answer.set()
             found.queue.put("last-straw", DEVICES[0])
-            await until(lambda: not found.gates.is_any_open())
+            await until(lambda: not found.gates.allows_any())
             await until(lambda: 0 in found.queue.asked_for)
             found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(3 * PREFETCH):
@@ -303,7 +302,7 @@ def test_a_product_that_is_due_does_not_wait_behind_one_that_is_down() -> None:
             found.platform.may_answer.set()
             found.queue.put("a-0", DEVICES[0], "a")
             found.queue.put("b-0", DEVICES[1], "b")
-            await until(lambda: not found.gates.is_any_open())
+            await until(lambda: not found.gates.allows_any())
             is_down.discard("a")
             for number in range(100):
                 found.queue.put(f"b-{number + 1}", DEVICES[2], "b")
@@ -325,11 +324,11 @@ def test_while_its_own_probe_is_under_way_a_product_is_not_due() -> None:
             found.platform.may_answer.clear()
             probe = None
             while probe is None:
-                probe = found.gates.enter(None)
+                probe = found.gates.try_acquire(None)
                 await asyncio.sleep(0.001)
-            assert found.gates.due_in_s() > 0
-            probe.end()
-            assert found.gates.due_in_s() == 0
+            assert found.gates.retry_in_s() > 0
+            probe.release()
+            assert found.gates.retry_in_s() == 0
 
     asyncio.run(play())
 
@@ -340,7 +339,7 @@ def test_what_only_rested_raises_no_doubt_when_the_connection_goes_before_its_co
             found.platform.answer = lambda _: NotSent("503")
             found.platform.may_answer.set()
             found.queue.put("a-0", DEVICES[0], "a")
-            await until(lambda: not found.gates.is_open("a"))
+            await until(lambda: not found.gates.allows("a"))
             found.queue.confirms = False
             found.queue.put("a-1", DEVICES[1], "a")
             await until(lambda: "a-1" in found.came_to("retry"))
@@ -362,14 +361,14 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
     is_leaving, may_leave = threading.Event(), threading.Event()
 
     class SlowLanes(KeyedQueues):
-        def leave(self, task: Any) -> Any:
-            follower = super().leave(task)
+        def finish(self, task: Any) -> Any:
+            follower = super().finish(task)
             if follower is not None and not is_leaving.is_set():
                 is_leaving.set()
                 may_leave.wait(PATIENCE_S)
             return follower
 
-    monkeypatch.setattr("tests.flow.test_consumer.Lanes", SlowLanes)
+    monkeypatch.setattr("tests.flow.test_consumer.KeyedQueues", SlowLanes)
     slots: Iterator[float] = iter([0.0])
 
     def new_pacer(_product: str | None, let_go: Any) -> pace.Pacer:

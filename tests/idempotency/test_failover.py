@@ -14,13 +14,13 @@ from redis.connection import DefaultParser
 from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
 from tests.support.proxies import Proxy, raw_server
 from worker.core.claims import Unseen
+from worker.core.rate import Rate
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_own_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 from worker.telemetry.health import Health
 
 FEW = 3  # calls after which all must work again
@@ -134,31 +134,31 @@ def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover:
 def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failover) -> None:
     """PING succeeds on a demoted primary, on a full one, and on one that has too few replicas."""
     health = Health(60, failover.store.ping)
-    health.beat(is_connected=True, is_stopping=False)
-    assert health.readiness().is_good
+    health.heartbeat(is_connected=True, is_stopping=False)
+    assert health.readiness().ok
     failover.former.config_set("min-replicas-to-write", 1)
     try:
-        assert not health.readiness().is_good
+        assert not health.readiness().ok
         with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
             failover.store.ping()
     finally:
         failover.former.config_set("min-replicas-to-write", 0)
-    assert health.readiness().is_good
+    assert health.readiness().ok
     failover.former.replicaof("127.0.0.1", free_port())
     for _ in range(FEW):
-        assert not health.readiness().is_good  # as long as the name leads there
+        assert not health.readiness().ok  # as long as the name leads there
     failover.fail_over()
     until_it_works(failover.store.ping)
-    assert health.readiness().is_good
+    assert health.readiness().ok
 
 
 def test_a_rate_is_kept_after_a_failover(failover: Failover) -> None:
     slots = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
-    assert slots.take(None) == 0
-    assert slots.take("heating") == 0
+    assert slots.acquire(None) == 0
+    assert slots.acquire("heating") == 0
     failover.fail_over()
-    assert slots.take("cooling") == 0
-    assert slots.take("cooling") > 0
+    assert slots.acquire("cooling") == 0
+    assert slots.acquire("cooling") > 0
     assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
 
 

@@ -25,12 +25,12 @@ from worker.core.claims import (
     Unseen,
 )
 from worker.core.doubt import DoubtWindow
+from worker.core.rate import Rate
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 
 NOW_MS = milliseconds(NOW)
 DIGEST = key("a").content_hash.hex()
@@ -269,14 +269,14 @@ def test_whatever_is_in_the_key_of_the_former_version_matters_no_more(rig: Rig) 
 def test_slots_that_cannot_be_read_begin_anew(rig: Rig, value: bytes | None) -> None:
     """Else the rate would not be kept any more, or nothing would ever be sent again."""
     slots = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
-    assert slots.take(None) == 0
+    assert slots.acquire(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:
         write(rig, name.decode().partition("}:")[2], "list")
     else:
         rig.redis.set(name, value)
-    assert slots.take(None) == 0
-    assert 0 < slots.take(None) <= 600
+    assert slots.acquire(None) == 0
+    assert 0 < slots.acquire(None) <= 600
 
 
 FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]

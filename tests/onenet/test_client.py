@@ -24,16 +24,16 @@ from tests.support.proxies import raw_server
 from tests.support.simulator import API_KEY, onenet
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.command import Command, read_command
+from worker.core.credentials import ApiKey
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import HistoryUnreadable, PlatformUnusable, SettingsError
 from worker.onenet import transport
 from worker.onenet.client import OneNETClient
-from worker.onenet.history import Candidate
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
-from worker.settings import ApiKey
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
@@ -78,8 +78,8 @@ def client(url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | Non
         lambda: HTTPTransport(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
         CHINA,
         request_s=connect_s + read_s,
-        latest_caching_s=SETTLE_S,
-        history_s=86_400,
+        caching_delay_s=SETTLE_S,
+        history_window_s=86_400,
     )
     try:
         yield asking
@@ -572,7 +572,9 @@ def test_a_command_whose_answer_was_lost_is_found(changes: dict[str, Any]) -> No
         assert isinstance(sent.answer, InDoubt)
         [cached] = simulator.platform.commands
         entries = asking.find_candidates(wanted, DoubtWindow(since, in_seconds(0)), nobody)
-        assert entries == [Candidate(cached.uuid, is_likely=True, valid_time_omitted=sent.valid_time_omitted)]
+        assert entries == [
+            Candidate(cached.uuid, is_within_clock_skew=True, valid_time_omitted=sent.valid_time_omitted)
+        ]
 
 
 def test_one_thing_that_differs_makes_it_another_command() -> None:
@@ -726,7 +728,7 @@ HISTORY_S = 86_400
 
 
 @pytest.mark.parametrize(
-    ("since_s", "cached_s", "is_likely"),
+    ("since_s", "cached_s", "is_within_clock_skew"),
     [
         (None, -3600, [True]), (None, -HISTORY_S, [True]), (None, -HISTORY_S - 7200, []),
         (None, SETTLE_S + 4, [True]), (None, SETTLE_S + 20, [False]), (None, SETTLE_S + 90, []),
@@ -734,7 +736,7 @@ HISTORY_S = 86_400
     ],
 )  # fmt: skip
 def test_what_was_cached_too_early_or_too_late_is_not_it(
-    since_s: float | None, cached_s: float, is_likely: list[bool]
+    since_s: float | None, cached_s: float, is_within_clock_skew: list[bool]
 ) -> None:
     """Too late: after the time by which the platform has cached a request, if it ever does."""
     wanted = command()
@@ -743,7 +745,7 @@ def test_what_was_cached_too_early_or_too_late_is_not_it(
         cache(simulator, wanted, "on")
         since = None if since_s is None else in_seconds(since_s)
         entries = find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
-    assert [entry.is_likely for entry in entries] == is_likely
+    assert [entry.is_within_clock_skew for entry in entries] == is_within_clock_skew
 
 
 def _history_server(
@@ -784,7 +786,7 @@ def _date(seconds: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("clock", "cached_s", "is_likely"),
+    ("clock", "cached_s", "is_within_clock_skew"),
     [
         (0, SETTLE_S + 20, False),
         (20, SETTLE_S + 20, True),
@@ -797,13 +799,13 @@ def _date(seconds: float) -> str:
     ],
 )
 def test_a_platforms_clock_that_is_ahead_or_behind_is_allowed_for(
-    clock: str | float, cached_s: float, is_likely: bool
+    clock: str | float, cached_s: float, is_within_clock_skew: bool
 ) -> None:
     headers = clock if isinstance(clock, str) else _date(clock)
     wanted = command()
     with raw_server(_history_server(wanted, in_seconds(cached_s), headers)) as url, client(url) as asking:
         [entry] = asking.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), nobody)
-    assert entry.is_likely == is_likely
+    assert entry.is_within_clock_skew == is_within_clock_skew
 
 
 @pytest.mark.parametrize("hours", [-1.1, 1.1])

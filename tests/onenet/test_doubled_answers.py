@@ -30,14 +30,14 @@ from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCan
 from worker.core.command import Command, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.errors import HistoryUnreadable, LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
-from worker.onenet.client import OneNETClient, OwnedByOthers, Sent
-from worker.onenet.history import Candidate
+from worker.onenet.client import OneNETClient
 from worker.onenet.route import Route
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.processor import Client, Processor
+from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -348,7 +348,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
 class Engine:
     """Handles deliveries with a real client and a real store."""
 
-    def __init__(self, asking: Client, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
+    def __init__(self, asking: PlatformClient, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
         outgoing = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
         gates = CircuitBreakers([None], 3, 5, clock=lambda: 0.0)
         policy = RetryPolicy((5, 30), 3, 60, in_doubt)

@@ -26,12 +26,12 @@ from worker.core.claims import Assignment, Claim, Key, Lease, OnRecorded, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.replay import Replay
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Candidate, Window
+from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import Processor
 from worker.telemetry.metrics import Metrics
@@ -271,7 +271,7 @@ class Protocol(RuleBasedStateMachine):
 
     def new_gates(self) -> CircuitBreakers:
         """Two failures in a row are an outage already, so that a run often is in one."""
-        return CircuitBreakers([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+        return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self.world.seconds)
 
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import address
 from worker.app import client_of, store_of, topology_of
+from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.transport import Watch
-from worker.settings import Credentials, Settings, load_products, load_settings
+from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
 _AT_ONCE = 8

@@ -54,7 +54,7 @@ def _duration(text: str) -> timedelta:
 
 def _gap_s(text: str) -> float:
     """Return the seconds from one to the next."""
-    from worker.settings import Rate
+    from worker.core.rate import Rate
 
     try:
         rate = Rate.parse(text)

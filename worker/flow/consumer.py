@@ -26,6 +26,7 @@ OVERFLOW_REST_S = 60.0  # so long, since a backlog of thousands for one device t
 MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
 _SWEEP_S = 30.0
 _NEVER = float("inf")
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 log = get_logger()
 
@@ -175,16 +176,16 @@ class Consumer:
     def _wanted_prefetch(self) -> int:
         if self._is_stopping or self._is_blocked:
             return 0
-        if self._gates.is_any_open():
+        if self._gates.allows_any():
             return self._full_prefetch
-        is_due = self._gates.due_in_s() == 0 and self._loop.time() >= self._look_at
+        is_due = self._gates.retry_in_s() == 0 and self._loop.time() >= self._look_at
         return 1 if is_due and self._probe is None and not self._not_started else 0
 
     def _patience_s(self) -> float:
         """Return how long nothing needs to be done by itself."""
         if self._prefetch or self._is_blocked or self._probe is not None:
             return _SWEEP_S
-        return min(_SWEEP_S, max(self._gates.due_in_s(), self._look_at - self._loop.time()))
+        return min(_SWEEP_S, max(self._gates.retry_in_s(), self._look_at - self._loop.time()))
 
     async def _ask_for(self, prefetch: int) -> None:
         former, self._prefetch = self._prefetch, prefetch
@@ -193,7 +194,7 @@ class Consumer:
             self._full_prefetch = self._usual_prefetch
             self._not_started += self._withdraw()
             if not is_idle:
-                next_try_in_s = round(self._gates.due_in_s(), 1)
+                next_try_in_s = round(self._gates.retry_in_s(), 1)
                 log.warning("consumption_paused", reason=self._gates.reason(), next_try_in_s=next_try_in_s)
         try:
             await self._broker.consume(prefetch)
@@ -225,7 +226,7 @@ class Consumer:
         """Let a task go as soon as its device is free."""
         if self._lanes.waiting >= MAX_BEHIND and self._lanes.is_busy(task):
             self._rest(task, OVERFLOW_REST_S)
-        elif self._lanes.enter(task):
+        elif self._lanes.try_start(task):
             self._let_go(task)
         elif self._needs_more(self._full_prefetch):
             self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + MAX_BEHIND)
@@ -239,7 +240,7 @@ class Consumer:
     def _let_go(self, task: Task) -> None:
         """Give a task to the threads, or first to its product's pacer. Called in any thread."""
         command = task.command
-        if self._new_pacer is None or command is None or self._is_stopping or not self._gates.is_open(command.product):
+        if self._new_pacer is None or command is None or self._is_stopping or not self._gates.allows(command.product):
             self._crew.put(task)
             return
         with self._pacers_lock:
@@ -253,7 +254,7 @@ class Consumer:
         ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(_NEVER)]
         ahead += self._crew.withdraw()  # behind the pacers, which put there what they let go
         for task in ahead:
-            self._lanes.leave(task)  # nothing is left behind it
+            self._lanes.finish(task)  # nothing is left behind it
         return self._in_order([*behind, *ahead])
 
     def _withdraw_old(self) -> list[Task]:
@@ -272,7 +273,7 @@ class Consumer:
 
     def _go_on_behind(self, task: Task) -> None:
         """Let the next of a lane go. Called in any thread."""
-        follower = self._lanes.leave(task)
+        follower = self._lanes.finish(task)
         if follower is not None:
             self._let_go(follower)
 
@@ -329,7 +330,9 @@ class Consumer:
 
     def _consuming(self, task: Task) -> AbstractContextManager[object]:
         command_id = None if task.command is None else task.command.command_id
-        return self._tracing.consuming(task.delivery.headers, command_id, task.delivery.attempt)
+        headers = task.delivery.headers
+        trace = {name: value for name in _TRACE_HEADERS if isinstance(value := headers.get(name), str)}
+        return self._tracing.consuming(trace, command_id, task.delivery.attempt)
 
     def _begin_publishing(self, publication: Publication) -> Callable[[], object]:
         """Begin the span of a publication; a reply names it, so that whoever reads it goes on from there."""
@@ -353,7 +356,7 @@ class Consumer:
             self._probe = None
             # One that asked the platform nothing, or another product than the one that is due, is followed by the next
             # at once: else an hour's expired commands would keep the first good one waiting.
-            self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
+            self._look_at = self._loop.time() + (0 if self._gates.retry_in_s() == 0 else self._probe_s)
         self._in_doubt.discard(task)
         self._has_changed.set()
 

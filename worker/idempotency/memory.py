@@ -29,7 +29,7 @@ from worker.core.claims import (
 from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
-from worker.core.uuids import likeness_of, value_of
+from worker.core.uuids import canonical_uuid, folded_uuid
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.packed_replies import PackedReplies
 
@@ -154,7 +154,7 @@ class MemoryStore:
                 return Ambiguous()
             uuid = next((uuid for uuid in free if self._owner(uuid) is not None), free[0])
             if self._owner(uuid) is None and len(free) + len(free_unlikely) > 1:
-                self._guessed.add(value_of(uuid))
+                self._guessed.add(canonical_uuid(uuid))
             self._set_owner(record, uuid)
             return Assigned(uuid)
 
@@ -180,7 +180,7 @@ class MemoryStore:
                 self._let_go(record)
                 raise UuidTaken(hold.key.command_id)
             has_twins = len(self._alike[hold.key.match_key]) > 1  # which may yet ask whose the uuid is
-            is_plain = not has_twins and (reply.uuid is None or value_of(reply.uuid) not in self._guessed)
+            is_plain = not has_twins and (reply.uuid is None or canonical_uuid(reply.uuid) not in self._guessed)
             if is_plain and self._accepted.add(record.key, reply, self._clock()):
                 self._forget(record)
                 return
@@ -222,22 +222,22 @@ class MemoryStore:
     def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
         """Return which uuids belong to other commands, for certain or as a guess."""
         others = {uuid for uuid in uuids if self._owner(uuid) not in {None, command_id}}
-        accepted = self._accepted.others(command_id, map(value_of, uuids))
-        return others | {uuid for uuid in uuids if value_of(uuid) in accepted}
+        accepted = self._accepted.others(command_id, map(canonical_uuid, uuids))
+        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted}
 
     def _owner(self, uuid: str) -> str | None:
         """Return which command owns a uuid, for certain or as a guess."""
-        return self._owners.get(value_of(uuid)) or self._owners.get(self._values.get(likeness_of(uuid), ""))
+        return self._owners.get(canonical_uuid(uuid)) or self._owners.get(self._values.get(folded_uuid(uuid), ""))
 
     def _is_guessed(self, uuid: str) -> bool:
         """Tell whether the owner of a uuid is a guess; one that is merely written like an owned one may be another."""
-        value = value_of(uuid)
-        return value in self._guessed or (value not in self._owners and likeness_of(uuid) in self._values)
+        value = canonical_uuid(uuid)
+        return value in self._guessed or (value not in self._owners and folded_uuid(uuid) in self._values)
 
     def _set_owner(self, record: _Record, uuid: str) -> None:
-        record.uuid = value_of(uuid)
+        record.uuid = canonical_uuid(uuid)
         self._owners.setdefault(record.uuid, record.key.command_id)
-        self._values.setdefault(likeness_of(uuid), record.uuid)
+        self._values.setdefault(folded_uuid(uuid), record.uuid)
 
     def _forget_likeness(self, record: _Record) -> None:
         alike = self._alike.get(record.key.match_key, set())
@@ -266,8 +266,8 @@ class MemoryStore:
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)
             self._guessed.discard(record.uuid)
-            if self._values.get(likeness_of(record.uuid)) == record.uuid:
-                del self._values[likeness_of(record.uuid)]
+            if self._values.get(folded_uuid(record.uuid)) == record.uuid:
+                del self._values[folded_uuid(record.uuid)]
 
     def _is_stale(self, record: _Record) -> bool:
         return record.lease_ends_at is None and record.expires_at <= self._clock()

@@ -40,7 +40,7 @@ from worker.core.claims import (
 from worker.core.doubt import DoubtWindow
 from worker.core.replay import Replay
 from worker.core.times import milliseconds
-from worker.core.uuids import spellings
+from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
 from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
 
@@ -350,7 +350,7 @@ class RedisStore:
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
             return set()
-        spelled = [(uuid, spelling) for uuid in uuids for spelling in spellings(uuid) if spelling.is_certain]
+        spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for _, spelling in spelled:
@@ -455,7 +455,7 @@ class RedisStore:
 
     def _spellings(self, uuid: str) -> list[str]:
         """Return the spellings of a uuid as the scripts read them."""
-        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in spellings(uuid)]
+        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in recorded_forms(uuid)]
 
     def _identity(self, hold: Lease) -> list[object]:
         return [hold.key.command_id, hold.token, self._ttl_ms]

@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -23,9 +23,11 @@ from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.backoff import backoff_s
 from worker.core.command import Command
+from worker.core.credentials import Credentials
 from worker.core.doubt import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
-from worker.core.uuids import likeness_of
+from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
@@ -33,7 +35,6 @@ from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import (
     MAX_SKEW,
     PER_PAGE,
-    Candidate,
     HistoryPages,
     Window,
     candidates,
@@ -42,10 +43,8 @@ from worker.onenet.history import (
     read_page,
 )
 from worker.onenet.transport import HTTPTransport, InFlightRequest, Request, Response
-from worker.settings import Credentials
 
 Model = TypeVar("Model")
-OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
 
 _EXECUTE = "/nbiot/execute/offline"
 _HISTORY = "/nbiot/offline/history"
@@ -55,14 +54,6 @@ _MAX_ANSWERED = 5_000  # a second copy comes soon; the store knows the uuids of 
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
 _write_json = json.JSONEncoder(ensure_ascii=False).encode
 _TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """The answer to one request, and what was left out of the request."""
-
-    answer: Answer
-    valid_time_omitted: bool
 
 
 class _Answered:
@@ -75,7 +66,7 @@ class _Answered:
     def add(self, uuid: str, command_id: str) -> str | None:
         """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
         with self._lock:
-            match_key = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
+            match_key = folded_uuid(uuid)  # a doubt is safe where two uuids differ in case alone
             former = self._command_ids.get(match_key)
             if former is None:
                 self._command_ids[match_key] = command_id
@@ -102,8 +93,8 @@ class OneNETClient:
         new_http: makes what sends the requests of one product.
         request_s: the longest that one request may take, in seconds.
         platform_zone: the zone of the platform's local time.
-        latest_caching_s: how long after its end the platform may still cache a request.
-        history_s: how long before its end a doubt begins where nothing tells, in seconds.
+        caching_delay_s: how long after its end the platform may still cache a request.
+        history_window_s: how long before its end a doubt begins where nothing tells, in seconds.
     """
 
     def __init__(
@@ -114,14 +105,14 @@ class OneNETClient:
         platform_zone: ZoneInfo,
         *,
         request_s: float,
-        latest_caching_s: float,
-        history_s: float,
+        caching_delay_s: float,
+        history_window_s: float,
     ) -> None:
         self._base_url = base_url
         self._new_http = new_http
         self._request_s = request_s
-        self._latest_caching = timedelta(seconds=latest_caching_s)
-        self._history = timedelta(seconds=history_s)
+        self._latest_caching = timedelta(seconds=caching_delay_s)
+        self._history = timedelta(seconds=history_window_s)
         self._products: dict[str | None, _Product] = {}
         self.replace_products(products)
         self._answered = _Answered()
@@ -191,7 +182,7 @@ class OneNETClient:
             # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
             late = time.monotonic() >= exchange.deadline
             reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
-            return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
+            return Sent(InDoubt(reason) if exchange.may_have_been_sent else NotSent(reason), omit_valid_time)
         [answer] = answers
         return Sent(answer, omit_valid_time)
 

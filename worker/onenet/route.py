@@ -14,8 +14,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url, parse_url
 
-from worker.core.proxies import environment_proxy
 from worker.errors import SettingsError
+from worker.onenet.proxies import environment_proxy
 
 
 class Route:

@@ -54,10 +54,10 @@ class Response:
 
 @dataclass(slots=True, eq=False)
 class InFlightRequest:
-    """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
+    """One request and its answer. ``may_have_been_sent``: bytes of it may have reached the platform."""
 
     deadline: float  # monotonic
-    request_left: bool = False
+    may_have_been_sent: bool = False
     sock: object = None
 
 
@@ -103,7 +103,7 @@ class HTTPTransport:
 
         Raises:
             requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError: no whole answer, or none
-                that can be read; ``exchange.request_left`` tells what that means.
+                that can be read; ``exchange.may_have_been_sent`` tells what that means.
         """
         url = self._route.base_url + request.path.partition("?")[0]  # without the device
         with self._tracing.requesting(request.method, url) as answered:
@@ -194,7 +194,7 @@ class _Connection:
         self._forget()
         if time.monotonic() >= exchange.deadline:
             raise TimeoutError("the connection took all the time that the request had")
-        exchange.request_left = True
+        exchange.may_have_been_sent = True
         self.sock.sendall(request)
         received = 0
         while self._response is None:

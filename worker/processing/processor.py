@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from schemas.reply import Detail, Reply, ReplyError
@@ -33,10 +32,9 @@ from worker.core.command import Command, as_command_id, read_command
 from worker.core.decide import InDoubtMode, RetryPolicy, decide, decide_unreadable, unknown
 from worker.core.doubt import DoubtWindow
 from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Final, Outcome, Rejected, Retry
+from worker.core.platform import Candidate, PlatformClient
 from worker.core.task import Task
 from worker.errors import HistoryUnreadable, StoreError, UnusableCommand, UuidTaken
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
@@ -61,19 +59,6 @@ End = Callable[[Sequence[Publication] | None], object]
 
 None: it was not begun, since nothing of its product is sent now.
 """
-
-
-class Client(Protocol):
-    """What is asked of OneNET."""
-
-    def knows(self, product: str | None) -> bool:
-        """Tell whether there are credentials for a product."""
-
-    def execute(self, command: Command, not_after: float) -> Sent:
-        """Ask the platform to cache one command, not after a monotonic time."""
-
-    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
-        """Return what the device's history has that may be the command, or raise HistoryUnreadable."""
 
 
 @dataclass(slots=True)
@@ -164,7 +149,7 @@ class Processor:
 
     def __init__(
         self,
-        client: Client,
+        client: PlatformClient,
         store: IdempotencyStore,
         outgoing: MessageBuilder,
         gates: CircuitBreakers,
@@ -226,7 +211,7 @@ class Processor:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
         delivery = task.delivery
         product = None if task.command is None else task.command.product
-        delay_s = rest_delay_s(self._policy.delays_s, max(at_least_s, self._gates.rest_s(product)))
+        delay_s = rest_delay_s(self._policy.delays_s, max(at_least_s, self._gates.suggested_delay_s(product)))
         return self._outgoing.postpone(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
 
     def hand_back(self, task: Task) -> Publication:
@@ -268,7 +253,7 @@ class Processor:
             return self._conclude(delivery, failed, began, command_id=command.command_id, imei=command.imei)
         passage = None
         if not task.looks_in_doubt:  # otherwise its history comes first, which executions that are paused do not hinder
-            passage = self._gates.enter(command.product)
+            passage = self._gates.try_acquire(command.product)
             if passage is None:
                 return None
         turn = _Turn(delivery, command, passage, pass_on, began, delivery.attempt, delivery.doubt)
@@ -278,7 +263,7 @@ class Processor:
             return self._not_remembered(turn, exc)
         finally:
             if turn.passage is not None:
-                turn.passage.end()
+                turn.passage.release()
 
     def _not_remembered(self, turn: _Turn, error: StoreError) -> Sequence[Publication]:
         """Put off what the store has failed: nothing is sent unguarded, and what was sent is in doubt."""
@@ -383,18 +368,18 @@ class Processor:
     def _reconcile(self, turn: _Turn, hold: Lease, doubt: DoubtWindow) -> _Ending:
         """Let the device's command history decide."""
         if turn.passage is not None:  # nothing is sent yet: the next command may be the probe of executions
-            turn.passage.end()
+            turn.passage.release()
             turn.passage = None
             self.on_history_first(turn.delivery)
         settled = turn.settled("answer lost")
         product = turn.command.product
-        passage = self._history_gates.enter(product)
+        passage = self._history_gates.try_acquire(product)
         if passage is None:
             reason = f"command histories are not read for now: {self._history_gates.reason_of(product)}"
             return self._settle(turn, hold, replace(settled, reason=reason))
         try:
             entries = self._client.find_candidates(turn.command, doubt, partial(self._store.owned_by_others, hold.key))
-            passage.answered()
+            passage.record_success()
         except HistoryUnreadable as exc:
             self._tell_of_history(turn, passage, exc)
             is_free = passage.is_paused or exc.is_throttled
@@ -405,9 +390,9 @@ class Processor:
                 else self._end(turn, hold, outcome)
             )
         finally:
-            passage.end()
-        likely = [entry.uuid for entry in entries if entry.is_likely]
-        unlikely = [entry.uuid for entry in entries if not entry.is_likely and not entry.unclear]
+            passage.release()
+        likely = [entry.uuid for entry in entries if entry.is_within_clock_skew]
+        unlikely = [entry.uuid for entry in entries if not entry.is_within_clock_skew and not entry.unclear]
         unclear = [entry for entry in entries if entry.unclear]
         choice = self._store.own(hold, likely, unlikely)
         reason = "the device's command history has several like it, and no record tells which is whose"
@@ -447,7 +432,7 @@ class Processor:
                 return self._finish(turn, hold, unknown("expired_time has passed"))
             details = (Detail(field="expired_time", message="has passed"),)
             return self._finish(turn, hold, Failed("expired", "expired_time has passed", details))
-        passage = turn.passage = turn.passage or self._gates.enter(turn.command.product)
+        passage = turn.passage = turn.passage or self._gates.try_acquire(turn.command.product)
         if passage is None:
             return self._wait_unsent(turn, hold)
         former = turn.doubt
@@ -477,7 +462,7 @@ class Processor:
     def _wait_unsent(self, turn: _Turn, hold: Lease) -> Sequence[Publication]:
         """Have a command that is known not to have been cached wait until its product is sent; it uses no attempt."""
         product = turn.command.product
-        delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
+        delay_s = rest_delay_s(self._policy.delays_s, self._gates.suggested_delay_s(product))
         again = Retry(delay_s, turn.attempt, f"nothing is sent for now: {self._gates.reason_of(product)}")
         return self._try_again(turn, hold, again)
 
@@ -490,28 +475,28 @@ class Processor:
         """Tell a product's gates what the answer to a command says of the platform."""
         match answer:
             case NotSent(reason, asked_s, is_throttled=True):
-                passage.throttled(reason, asked_s)
+                passage.record_throttling(reason, asked_s)
                 self._history_gates.hold(turn.command.product, reason, asked_s)
             case NotSent(reason, asked_s):
-                passage.failed(reason, asked_s)
+                passage.record_failure(reason, asked_s)
                 self._history_gates.hold(turn.command.product, reason, asked_s)
             case InDoubt(reason, is_outage=True):
-                passage.failed(reason)
+                passage.record_failure(reason)
             case Refused(may_concern_all_devices=True):
-                passage.refused(answer.cause, turn.command.imei)
+                passage.record_refusal(answer.cause, turn.command.imei)
             case _:
-                passage.answered()
+                passage.record_success()
 
     def _tell_of_history(self, turn: _Turn, passage: Permit, error: HistoryUnreadable) -> None:
         """Tell a product's gates what an unreadable history says of the platform."""
         reason = f"the command history: {error}"
         if error.is_throttled:
-            passage.throttled(reason, error.retry_after_s)
+            passage.record_throttling(reason, error.retry_after_s)
             self._gates.hold(turn.command.product, reason, error.retry_after_s)
         elif error.is_outage:
-            passage.failed(reason, error.retry_after_s)
+            passage.record_failure(reason, error.retry_after_s)
         elif error.is_refused:
-            passage.refused(reason, turn.command.imei)
+            passage.record_refusal(reason, turn.command.imei)
 
     def _end(self, turn: _Turn, hold: Lease, outcome: Outcome, *, omitted: bool = False) -> _Ending:
         match outcome:
@@ -627,7 +612,10 @@ class Processor:
         return self._outgoing.dead_letter(delivery, reply)
 
     def _note_retry(self, turn: _Turn, next_attempt: int, delay_s: int, reason: str) -> None:
-        self._metrics.count_retry()
+        if next_attempt > turn.attempt:
+            self._metrics.count_retry()
+        else:
+            self._metrics.count_postponement()
         log.warning(
             "command_retry_scheduled",
             **turn.about,
