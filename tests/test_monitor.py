@@ -11,7 +11,7 @@ from worker.telemetry.health import STALL_S, Health
 
 ABLE_TO_CONSUME: dict[str, Any] = {
     "is_connected": True,
-    "is_publishing_hindered": False,
+    "is_publishing_impaired": False,
     "allows_any": True,
     "waits_for_slots": False,
     "is_stopping": False,

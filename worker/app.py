@@ -17,7 +17,6 @@ from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
-from worker.amqp.topology import Topology
 from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.core.task import Task
@@ -58,11 +57,6 @@ log = get_logger()
 NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
 
 
-def topology_of(settings: Settings) -> Topology:
-    """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.delays)
-
-
 def client_of(
     settings: Settings, products: Mapping[str | None, Credentials], watch: Watch, tracing: Tracing
 ) -> OneNETClient:
@@ -75,7 +69,7 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        caching_delay_s=settings.worker_settle,
+        caching_delay_s=settings.worker_reconcile_delay,
         history_window_s=settings.idempotency_ttl,
     )
 
@@ -130,7 +124,7 @@ def tracing_of(settings: Settings, worker: str) -> Tracing:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
-    queue = topology_of(settings).execute_queue
+    queue = settings.topology.execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
     environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
     return OpenTelemetry(endpoint, __version__, worker, queue)
@@ -143,18 +137,18 @@ def run(settings: Settings) -> int:
         SettingsError: a setting cannot be used.
     """
     products = load_products(settings)
-    parameters = connection_parameters(settings)
+    parameters = connection_parameters(settings.broker_address)
     name = f"{socket.gethostname()}:{os.getpid()}"
     tracing = tracing_of(settings, name)
     watch = Watch(settings.request_s)
     client = client_of(settings, products, watch, tracing)
     store = store_of(settings)
     metrics = Metrics(__version__, settings.worker_concurrency)
-    breakers = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
+    breakers = CircuitBreakers(products, settings.worker_pause_after_failures, settings.worker_probe_interval)
     history_breakers = CircuitBreakers(
-        products, settings.worker_pause_after, settings.worker_pause_probe, subject="history"
+        products, settings.worker_pause_after_failures, settings.worker_probe_interval, subject="history"
     )
-    outgoing = MessageBuilder(topology_of(settings), name)
+    outgoing = MessageBuilder(settings.topology, name)
     handler = Processor(
         client,
         store,
@@ -164,7 +158,7 @@ def run(settings: Settings) -> int:
         RetryPolicy(
             settings.worker_retry_delays,
             settings.worker_max_attempts,
-            settings.worker_settle,
+            settings.worker_reconcile_delay,
             settings.worker_in_doubt,
         ),
         settings.platform_zone,
@@ -176,11 +170,11 @@ def run(settings: Settings) -> int:
     def build() -> tuple[Broker, Consumer, HealthMonitor]:
         broker = Broker(
             parameters,
-            topology_of(settings),
+            settings.topology,
             name=f"onenet-execute-worker {name}",
             declare=settings.amqp_declare,
             prefetch=settings.prefetch,
-            on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
+            on_other_consumers=_warn_of_others if isinstance(store, MemoryStore) else None,
         )
         consumer = Consumer(
             handler,
@@ -193,7 +187,7 @@ def run(settings: Settings) -> int:
             concurrency=settings.worker_concurrency,
             few_threads=_FEW_THREADS if isinstance(store, MemoryStore) else _FEW_THREADS_WITH_REDIS,
             prefetch=settings.prefetch,
-            probe_s=settings.worker_pause_probe,
+            probe_s=settings.worker_probe_interval,
         )
         monitor = HealthMonitor(broker, consumer, breakers, health)
         metrics.observe(monitor.state)
@@ -216,8 +210,8 @@ def run(settings: Settings) -> int:
         if settings.http_port:
             endpoints = HealthServer(settings.http_host, settings.http_port, health, metrics)
         log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
-        if settings.readable_at is not None:
-            log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
+        if settings.plaintext_host is not None:
+            log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint="the key is readable on its way")
         # Not asyncio.run, which waits at its end for a name that is still being looked up.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
@@ -304,10 +298,6 @@ def _explain(running: "asyncio.Future[Any]") -> int:
 def _crashed(error: BaseException | None) -> int:
     log.critical("worker_crashed", exc_info=error)
     return EXIT_SOFTWARE
-
-
-def _welcome_others(_consumers: int) -> None:
-    """Say nothing: they share what they remember."""
 
 
 def _warn_of_others(consumers: int) -> None:

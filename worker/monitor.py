@@ -68,7 +68,7 @@ class HealthMonitor:
         """Tell whether there is a known reason for taking no deliveries from the queue."""
         return (
             not self._broker.is_connected
-            or self._broker.is_publishing_hindered
+            or self._broker.is_publishing_impaired
             or not self._breakers.allows_any()
             or self._consumer.waits_for_slots
             or self._consumer.is_stopping

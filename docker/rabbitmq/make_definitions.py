@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from worker.app import topology_of
 from worker.settings import load_settings
 
 NAME, VHOST = "onenet", "/"
@@ -41,7 +40,7 @@ def main() -> None:
     if not URL.exists():
         URL.write_text(f"amqp://{NAME}:{secrets.token_urlsafe(24)}@rabbitmq:5672/\n")
     password = urlsplit(URL.read_text().strip()).password or ""
-    definitions = access(password) | topology_of(load_settings()).definitions(VHOST)
+    definitions = access(password) | load_settings().topology.definitions(VHOST)
     DEFINITIONS.write_text(json.dumps(definitions, indent=2))
 
 

@@ -21,10 +21,10 @@ from tests.support.deployment import Deployment
 from tests.support.proxies import Proxy
 from tests.support.waiting import PATIENCE_S
 from worker.__main__ import app
+from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import CommandClient, declare_on
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
-from worker.settings import Settings
 
 
 def _paths(group: Any) -> Iterator[tuple[str, ...]]:
@@ -228,10 +228,10 @@ def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
 def test_a_connection_lost_on_exit_does_not_hide_the_interrupt(deployment: Deployment) -> None:
     """After a ctrl-C between two frames of a message, the broker closes the connection itself."""
     proxy = Proxy(deployment.broker_url)
-    settings = Settings(amqp_url=(SecretStr(proxy.url),))
+    broker = BrokerAddress((SecretStr(proxy.url),))
     try:
         with pytest.raises(KeyboardInterrupt):
-            _cut_and_interrupt(CommandClient(settings, deployment.topology, app_id="cli", wants_replies=False), proxy)
+            _cut_and_interrupt(CommandClient(broker, deployment.topology, app_id="cli", wants_replies=False), proxy)
     finally:
         proxy.close()
 

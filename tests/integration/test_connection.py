@@ -56,7 +56,7 @@ def test_a_killed_broker_costs_no_command(breakable: Deployment, own_broker: Loc
         worker.wait_for("broker_connection_lost")
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -67,7 +67,7 @@ def test_reset_broker_connections_cost_no_command(proxied: tuple[Deployment, Pro
         for number in range(1, 4):
             worker.wait_for("command_accepted", count=30 * number)
             proxy.cut()
-            worker.wait_for("consuming", count=number + 1)
+            worker.wait_for("consumer_started", count=number + 1)
         assert_each_accepted_once(deployment, ids)
 
 
@@ -76,7 +76,7 @@ def test_the_worker_consumes_again_after_the_broker_cancels_its_consumer(deploym
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
         worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -86,7 +86,7 @@ def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: t
     with deployment.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -97,7 +97,7 @@ def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment
     with deployment.worker(AMQP_URL=proxy.url) as worker:
         proxy.garble()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
 
@@ -107,7 +107,7 @@ def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deplo
     with deployment.start_worker(AMQP_URL=with_local_port(deployment.broker_url, port)) as worker:
         worker.wait_for("broker_unavailable", count=3)
         proxy = Proxy(deployment.broker_url, port)
-        worker.wait_for("consuming")
+        worker.wait_for("consumer_started")
         proxy.close()
 
 
@@ -144,7 +144,7 @@ def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -
     with deployment.start_worker(AMQP_DECLARE="false") as worker:
         assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
         with deployment.worker():
-            worker.wait_for("consuming")
+            worker.wait_for("consumer_started")
 
 
 def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: Deployment) -> None:
@@ -229,7 +229,7 @@ def publishing_blocked(
         return execute(*about)
 
     monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_SETTLE": str(LONG_SETTLE_S)}
+    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
     with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
         ids = publish_many(deployment, 40)
         deployment.wait_for_request()
@@ -249,7 +249,7 @@ def test_a_broker_that_blocks_publishing_costs_no_command(
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -261,7 +261,7 @@ def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publ
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
@@ -306,7 +306,7 @@ def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_se
 ) -> None:
     """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with deployment.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as first:
         resting = deployment.topology.retry_queue(LONG_SETTLE_S)
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))
         first.wait_for("command_in_doubt", command_id="moved")

@@ -60,7 +60,7 @@ def open_reader(deployment: Deployment, url: str | None = None) -> DeadLetterRea
     settings = Settings(
         amqp_url=(SecretStr(url or deployment.broker_url),), worker_namespace=deployment.topology.namespace
     )
-    return DeadLetterReader(settings, deployment.topology)
+    return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
 
 
 def read_ids(deployment: Deployment, count: int) -> list[str | None]:
@@ -290,7 +290,7 @@ def test_replaying_a_command_that_was_not_sent_sends_it(
     """Its failure is recorded in the store; without the replay header the worker would only repeat the reply."""
     command = a_command(args="on")
     with deployment.worker(
-        ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER="9"
+        ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER_FAILURES="9"
     ) as worker:
         deployment.upstream.publish(command, app_id="billing", correlation_id="c", expiration="3600000")
         assert deployment.upstream.reply().json["error"]["code"] == "retries_exhausted"

@@ -31,17 +31,17 @@ begin = Health.__init__
 replace(Health, "__init__", lambda health, stall_s, *others: begin(health, 1, *others))
 """
 DEAF = """
-from worker.amqp.session import Session
-async def consume(session, prefetch):
-    session._prefetch = prefetch
-replace(Session, "consume", consume)
+from worker.amqp.consumer import QueueConsumer
+async def consume(consumer, prefetch):
+    consumer._prefetch = prefetch
+replace(QueueConsumer, "consume", consume)
 """
 WEDGED = """
 import threading
 import worker.telemetry.health
-from worker.amqp.session import Session
+from worker.amqp.consumer import QueueConsumer
 replace(worker.telemetry.health, "MAX_SILENCE_S", 2)
-replace(Session, "_on_message", lambda *_: threading.Event().wait())
+replace(QueueConsumer, "_on_message", lambda *_: threading.Event().wait())
 """
 
 
@@ -186,7 +186,7 @@ def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
         assert watched.get("/metrics").value("broker_connected") == 0
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         watched.wait_for("/readyz", 200)
 
 
@@ -218,8 +218,8 @@ def test_a_worker_that_receives_nothing_from_a_filled_queue_is_not_live(
 
 def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, watched: Watched) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
-        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER": "1"}
-        with deployment.worker(**settings, WORKER_PAUSE_PROBE="3600") as worker:
+        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
+        with deployment.worker(**settings, WORKER_PROBE_INTERVAL="3600") as worker:
             deployment.upstream.publish(a_command())
             worker.wait_for("consumption_paused")
             deployment.upstream.publish(a_command())

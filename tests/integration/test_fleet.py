@@ -56,7 +56,7 @@ def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_cl
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
     """The new Redis has no record of the claim, but one of a later command, so it does not look empty."""
-    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
+    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_RECONCILE_DELAY": "6"}
     slow_answer = Fault(kind="slow_drip", seconds=0.1, count=1)  # of 5 s; the command is cached before it
     deployment.simulator.faults.replace([slow_answer])
     with deployment.worker(**settings) as first:
@@ -79,7 +79,11 @@ def test_a_command_leased_by_another_worker_waits_for_its_outcome(
 ) -> None:
     with onenet(latency_s=1.5) as slow:
         deployment.simulator = slow
-        settings = shared | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": str(LONG_SETTLE_S), "WORKER_CONCURRENCY": "1"}
+        settings = shared | {
+            "ONENET_READ_TIMEOUT": "5",
+            "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
+            "WORKER_CONCURRENCY": "1",
+        }
         command = a_command(args="once", command_id="once")
         with deployment.worker(**settings) as one, deployment.worker(**settings) as other:
             deployment.upstream.publish(command)
@@ -125,7 +129,7 @@ def test_only_the_command_that_crashes_every_worker_is_poison(
 ) -> None:
     """Each worker that tries it is killed when its request, or the read of its history, reaches the platform."""
     poison = a_command(command_id="poison", imei="865820030000999", args="poison")
-    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_SETTLE": "1"}
+    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_RECONCILE_DELAY": "1"}
     settings["IDEMPOTENCY_URL"] = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     deadly = Fault(kind="hang", seconds=1, imei=poison["imei"])
     deployment.simulator.faults.replace([deadly, deadly.model_copy(update={"endpoint": "history"})])

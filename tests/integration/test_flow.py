@@ -25,8 +25,8 @@ from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
 PAUSE_AFTER = 5
-QUICK = {"WORKER_PAUSE_AFTER": str(PAUSE_AFTER), "WORKER_PAUSE_PROBE": "0.2", "WORKER_CONCURRENCY": "4"}
-CALM = QUICK | {"WORKER_PAUSE_PROBE": "600"}
+QUICK = {"WORKER_PAUSE_AFTER_FAILURES": str(PAUSE_AFTER), "WORKER_PROBE_INTERVAL": "0.2", "WORKER_CONCURRENCY": "4"}
+CALM = QUICK | {"WORKER_PROBE_INTERVAL": "600"}
 
 
 def assert_no_dead_letters(deployment: Deployment) -> None:
@@ -66,7 +66,7 @@ def test_a_platform_outage_costs_no_command_and_no_attempt(deployment: Deploymen
 def test_commands_sent_as_failing_probes_keep_their_attempts(deployment: Deployment) -> None:
     """Each command is the probe several times, and in doubt after each."""
     deployment.simulator.faults.replace([Fault(kind="error_503")])
-    settings = QUICK | {"WORKER_PAUSE_AFTER": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PAUSE_PROBE": "0.01"}
+    settings = QUICK | {"WORKER_PAUSE_AFTER_FAILURES": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PROBE_INTERVAL": "0.01"}
     with deployment.worker(**settings) as worker:
         ids = publish_many(deployment, 2)
         worker.wait_for("probe_failed", count=6)
@@ -114,7 +114,7 @@ def test_a_pause_survives_a_lost_broker_connection(deployment: Deployment) -> No
         proxy.cut()
         worker.wait_for("broker_connected", count=2)
         worker.wait_for("probe_failed", count=3)
-        assert len([event for event in worker.events if event["event"] == "consuming"]) == 1
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 1
         deployment.simulator.faults.replace([])
         assert_each_accepted_once(deployment, ids)
     proxy.close()
@@ -311,7 +311,7 @@ def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deploym
     """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
     deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
-    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": "60", "WORKER_CONCURRENCY": "4"}
+    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": "60", "WORKER_CONCURRENCY": "4"}
     with deployment.worker(**patient) as worker:
         for number in range(2_100):
             deployment.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))

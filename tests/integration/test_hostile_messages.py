@@ -13,7 +13,7 @@ from tests.support.deployment import Deployment
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
-from worker.amqp.session import MANY_RETURNS
+from worker.amqp.consumer import MANY_RETURNS
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 
@@ -23,13 +23,13 @@ MIB = 1024 * 1024
 # Kills the process when it receives a large message, as the kernel does when memory is short.
 _ENDED_BY_LARGE_BODIES = """
 import os, signal
-from worker.amqp.session import Session
-on_message = Session._on_message
+from worker.amqp.consumer import QueueConsumer
+on_message = QueueConsumer._on_message
 def end(self, channel, method, properties, body):
     if len(body) > 100_000:
         os.kill(os.getpid(), signal.SIGKILL)
     on_message(self, channel, method, properties, body)
-replace(Session, "_on_message", end)
+replace(QueueConsumer, "_on_message", end)
 """
 
 

@@ -37,7 +37,7 @@ def simulator() -> Iterator[Simulator]:
 def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
     """An upstream system in the README's namespace; never on a broker that AMQP_URL names."""
     defaults = Settings.model_construct()
-    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
+    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delay_queues_s))
     yield found
     found.close()
 
@@ -98,7 +98,7 @@ def test_a_worker_installed_as_the_readme_shows_replies_to_a_command(
 def worker(own_broker: LocalBroker, simulator: Simulator, tmp_path: Path) -> Iterator[WorkerProcess]:
     found = WorkerProcess(LocalProcess(["run"], environment(own_broker, simulator), tmp_path / "worker"))
     with found:
-        found.wait_for("consuming")
+        found.wait_for("consumer_started")
         yield found
 
 

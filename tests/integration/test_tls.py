@@ -136,7 +136,7 @@ def test_a_plain_connection_to_a_tls_port_is_reported(
 
 def test_a_tls_connection_to_a_plain_port_is_reported(secured: Deployment, certificates: Certificates) -> None:
     settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
-    assert_refused(secured, settings, "no TLS is spoken on this port")
+    assert_refused(secured, settings, "this port does not speak TLS")
 
 
 def test_a_platform_certificate_of_a_private_authority_is_accepted(deployment: Deployment, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class _Fleet:
     def __init__(self, deployment: Deployment, plan: Plan) -> None:
         self._deployment = deployment
         self._settings = {
-            "WORKER_SETTLE": str(SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
             "WORKER_CONCURRENCY": "16",
             "IDEMPOTENCY_URL": plan.redis_url or "memory://",
         }
@@ -179,7 +179,7 @@ def _commands(randomness: random.Random, plan: Plan) -> Iterator[dict[str, Any]]
 
 @contextmanager
 def _declared(deployment: Deployment) -> Iterator[None]:
-    with deployment.worker(WORKER_SETTLE=str(SETTLE_S)):
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
         pass  # declares the topology before the first command is published
     yield
 

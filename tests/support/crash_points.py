@@ -17,8 +17,8 @@ def crash_at(folder: Path, point: str, n: int) -> dict[str, str]:
 
 def install(point: str, n: int) -> None:
     """Kill this process when it reaches the crash point for the nth time."""
+    from worker.amqp.consumer import QueueConsumer
     from worker.amqp.publisher import Publisher
-    from worker.amqp.session import Session
     from worker.flow.consumer import Consumer
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
@@ -36,7 +36,7 @@ def install(point: str, n: int) -> None:
         "record": (stores, "complete"),
         "recorded": ([Processor], "_recorded"),  # in any thread
         "publish": ([Publisher], "publish"),
-        "acknowledge": ([Session], "_acknowledge"),
+        "acknowledge": ([QueueConsumer], "acknowledge"),
     }
     moment, _, name = point.partition(" ")
     owners, method = places[name]

@@ -53,7 +53,7 @@ class Deployment:
             "ONENET_API_KEY": API_KEY,
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
-            "WORKER_SETTLE": str(SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "LOG_FORMAT": "json",
@@ -66,7 +66,7 @@ class Deployment:
         """Start a worker, wait until it consumes, and bind a queue for its replies."""
         worker = self.start_worker(**settings)
         try:
-            worker.wait_for("consuming")
+            worker.wait_for("consumer_started")
         except BaseException:
             worker.process.stop()
             raise

@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError, ConnectionClosedByBroker
 
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import delete_on
+from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.topology import Topology
 
 _INTERNAL_ERROR = 541
@@ -48,6 +49,7 @@ class Upstream:
 
     def connect(self) -> None:
         """Connect, or connect again after the connection was lost."""
+        preserve_raw_values()
         parameters = pika.URLParameters(self._url)
         parameters.blocked_connection_timeout = PATIENCE_S
         self.connection = pika.BlockingConnection(parameters)
