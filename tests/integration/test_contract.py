@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("contract")  # all tests share one worker
 
 
 @dataclass
-class Running:
+class SharedWorker:
     """The worker that all tests of this module share."""
 
     deployment: Deployment
@@ -48,7 +48,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedWorker]:
     folder = tmp_path_factory.mktemp("contract")
     products = folder / "products.json"
     products.write_text(
@@ -64,18 +64,18 @@ def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
             "ONENET_PRODUCTS_FILE": str(products),
         }
         with deployment.worker(**settings) as worker:
-            yield Running(deployment, worker)
+            yield SharedWorker(deployment, worker)
 
 
 @pytest.fixture
-def running(module_worker: Running) -> Iterator[Running]:
+def running(module_worker: SharedWorker) -> Iterator[SharedWorker]:
     yield module_worker
     module_worker.simulator.faults.replace([])
     module_worker.simulator.requests.clear()
     module_worker.upstream.channel.queue_purge(module_worker.deployment.topology.dead_letters_exchange)
 
 
-def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None:
+def test_an_accepted_command_is_answered_with_its_uuid(running: SharedWorker) -> None:
     command = a_command(args="on", command_id="order-1")
     reply = running.ask(command, app_id="billing", correlation_id="call-7")
 
@@ -104,7 +104,7 @@ def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None
     assert logged["uuid"] == cached.uuid
 
 
-def test_a_request_has_the_form_that_the_platform_documents(running: Running) -> None:
+def test_a_request_has_the_form_that_the_platform_documents(running: SharedWorker) -> None:
     running.ask(
         a_command(
             imei="865820030000002",
@@ -136,7 +136,7 @@ def test_a_request_has_the_form_that_the_platform_documents(running: Running) ->
     assert request["headers"]["content-type"] == "application/json"
 
 
-def test_absent_optional_fields_are_left_out_of_the_request(running: Running) -> None:
+def test_absent_optional_fields_are_left_out_of_the_request(running: SharedWorker) -> None:
     """The platform uses its own defaults; without args the request has no body."""
     running.ask(a_command())
     [request] = running.simulator.requests
@@ -145,41 +145,41 @@ def test_absent_optional_fields_are_left_out_of_the_request(running: Running) ->
     assert "content-type" not in request["headers"]
 
 
-def test_a_past_valid_time_is_left_out_and_the_reply_says_so(running: Running) -> None:
+def test_a_past_valid_time_is_left_out_and_the_reply_says_so(running: SharedWorker) -> None:
     reply = running.ask(a_command(valid_time=in_hours(-1)))
     assert reply.json["status"] == "accepted"
     assert reply.json["valid_time_omitted"] is True
     assert "valid_time" not in running.simulator.requests[0]["query"]
 
 
-def test_reply_to_is_the_routing_key_of_the_reply(running: Running) -> None:
+def test_reply_to_is_the_routing_key_of_the_reply(running: SharedWorker) -> None:
     command = a_command()
     reply = running.ask(command, reply_to="my.own.key", app_id="billing")
     assert reply.routing_key == "my.own.key"
     assert reply.properties.correlation_id == command["command_id"]
 
 
-def test_without_app_id_the_routing_key_of_the_reply_ends_in_unknown(running: Running) -> None:
+def test_without_app_id_the_routing_key_of_the_reply_ends_in_unknown(running: SharedWorker) -> None:
     assert running.ask(a_command()).routing_key == "execute.accepted.unknown"
 
 
-def test_an_app_id_too_long_for_a_routing_key_is_truncated(running: Running) -> None:
+def test_an_app_id_too_long_for_a_routing_key_is_truncated(running: SharedWorker) -> None:
     """A routing key has at most 255 bytes; a long app_id must not fail the command."""
     assert running.ask(a_command(), app_id="é" * 127).routing_key.startswith("execute.accepted.éé")
 
 
-def test_the_property_message_id_serves_as_command_id(running: Running) -> None:
+def test_the_property_message_id_serves_as_command_id(running: SharedWorker) -> None:
     assert running.ask(a_command(command_id=None), message_id="from-the-property").json["command_id"] == (
         "from-the-property"
     )
 
 
-def test_the_reply_carries_the_trace_context_of_the_command(running: Running) -> None:
+def test_the_reply_carries_the_trace_context_of_the_command(running: SharedWorker) -> None:
     trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
     assert running.ask(a_command(), headers={**trace, "other": "stays"}).headers == trace
 
 
-def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: Running) -> None:
+def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: SharedWorker) -> None:
     reply = running.ask(a_command(imei=OFFLINE_IMEI), app_id="billing")
     assert reply.json["status"] == "rejected"
     assert reply.json["error"] == {
@@ -193,7 +193,7 @@ def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: Runni
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
-def test_a_refusal_without_onenets_json_is_http_rejected(running: Running, kind: Any) -> None:
+def test_a_refusal_without_onenets_json_is_http_rejected(running: SharedWorker, kind: Any) -> None:
     """A redirect is never followed: the target is not the configured platform."""
     running.simulator.faults.replace([Fault(kind=kind)])
     reply = running.ask(a_command())
@@ -221,7 +221,9 @@ def test_a_refusal_without_onenets_json_is_http_rejected(running: Running, kind:
     ],
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
-def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
+def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(
+    running: SharedWorker, fault: Fault
+) -> None:
     """The platform may have cached the command; it is sent again only if the history does not contain it."""
     running.simulator.faults.replace([fault.model_copy(update={"count": 1})])
     command = a_command(args=str(uuid4()))
@@ -235,7 +237,7 @@ def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(
         running.worker.wait_for("command_recovered", command_id=command["command_id"], uuid=cached.uuid)
 
 
-def test_a_command_that_the_history_cannot_decide_is_outcome_unknown_and_not_sent_again(running: Running) -> None:
+def test_a_command_that_the_history_cannot_decide_is_outcome_unknown_and_not_sent_again(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching"), Fault(kind="error_500", endpoint="history")])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "outcome_unknown")
@@ -243,13 +245,13 @@ def test_a_command_that_the_history_cannot_decide_is_outcome_unknown_and_not_sen
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "outcome_unknown"
 
 
-def test_a_command_that_expires_while_in_doubt_is_still_looked_up_in_the_history(running: Running) -> None:
+def test_a_command_that_expires_while_in_doubt_is_still_looked_up_in_the_history(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["status"] == "accepted"
 
 
-def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request(running: Running) -> None:
+def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["error"]["code"] == "expired"
@@ -259,7 +261,7 @@ def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request
 
 @pytest.mark.parametrize("kind", ["drop", "drop_after_caching"])
 @pytest.mark.parametrize("lost", ["first", "second"])
-def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: Running, kind: Any, lost: str) -> None:
+def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: SharedWorker, kind: Any, lost: str) -> None:
     """They differ only in the id; neither gets the uuid of the other, whichever answer was lost."""
     twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
     for twin in twins:
@@ -277,7 +279,7 @@ def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: Runn
     assert len(cached) == 2
 
 
-def test_a_throttled_command_is_retried_after_retry_after(running: Running) -> None:
+def test_a_throttled_command_is_retried_after_retry_after(running: SharedWorker) -> None:
     """Retry-After asks for 2 s, so the delay queue of 1 s is skipped."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=2, count=1)])
     command = a_command()
@@ -287,7 +289,7 @@ def test_a_throttled_command_is_retried_after_retry_after(running: Running) -> N
     assert (scheduled["attempt"], scheduled["next_attempt"], scheduled["delay_s"]) == (1, 2, 2)
 
 
-def test_a_command_whose_attempts_are_used_up_is_retries_exhausted(running: Running) -> None:
+def test_a_command_whose_attempts_are_used_up_is_retries_exhausted(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "retries_exhausted")
@@ -298,7 +300,7 @@ def test_a_command_whose_attempts_are_used_up_is_retries_exhausted(running: Runn
     assert not [name for name in letter.headers if name.startswith(("x-death", "x-first-death", "x-last-death"))]
 
 
-def test_a_command_is_not_retried_after_its_expired_time(running: Running) -> None:
+def test_a_command_is_not_retried_after_its_expired_time(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     reply = running.ask(a_command(expired_time=soon))
@@ -306,7 +308,7 @@ def test_a_command_is_not_retried_after_its_expired_time(running: Running) -> No
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "expired"
 
 
-def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: Running) -> None:
+def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: SharedWorker) -> None:
     reply = running.ask(a_command(expired_time=in_hours(-1)))
     assert reply.json["error"]["code"] == "expired"
     assert reply.json["error"]["details"] == [{"field": "expired_time", "message": "has passed"}]
@@ -314,7 +316,7 @@ def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: Runn
     running.upstream.dead_letter()
 
 
-def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: Running) -> None:
+def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: SharedWorker) -> None:
     body = json.dumps(a_command(command_id="bad-1", retry="three"), indent=3).encode()
     timestamp = 1_700_000_000
     reply = running.ask(
@@ -372,7 +374,7 @@ def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: 
     ids=["empty", "no-utf8", "array", "cut-off", "twice", "nan", "too-large", "missing", "unknown", "bool"],
 )
 def test_an_unreadable_message_gets_a_reply_and_is_dead_lettered(
-    running: Running, body: bytes, code: str, field: str
+    running: SharedWorker, body: bytes, code: str, field: str
 ) -> None:
     reply = running.ask(body, message_id="the-id")
     assert reply.json["command_id"] == "the-id"
@@ -383,14 +385,14 @@ def test_an_unreadable_message_gets_a_reply_and_is_dead_lettered(
     assert letter.headers["x-onenet-reason"] == code
 
 
-def test_the_reply_to_a_message_without_an_id_has_no_command_id(running: Running) -> None:
+def test_the_reply_to_a_message_without_an_id_has_no_command_id(running: SharedWorker) -> None:
     reply = running.ask(b"nothing")
     assert reply.json["command_id"] is None
     assert reply.properties.correlation_id is None
     running.upstream.dead_letter()
 
 
-def test_a_command_for_an_unknown_product_is_not_sent_with_another_products_key(running: Running) -> None:
+def test_a_command_for_an_unknown_product_is_not_sent_with_another_products_key(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="cooling"))
     assert reply.json["error"]["code"] == "unknown_product"
     assert reply.json["error"]["details"][0]["field"] == "product"
@@ -398,13 +400,13 @@ def test_a_command_for_an_unknown_product_is_not_sent_with_another_products_key(
     running.upstream.dead_letter()
 
 
-def test_commands_of_a_product_are_sent_with_its_own_key(running: Running) -> None:
+def test_commands_of_a_product_are_sent_with_its_own_key(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="heating"))
     assert running.simulator.requests[0]["headers"]["api-key"] == "no-such-key"
     assert reply.json["error"]["errno"] == 1  # auth failed
 
 
-def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: Running) -> None:
+def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="safe"))
     assert reply.json["status"] == "accepted"
     [request] = running.simulator.requests
@@ -413,7 +415,7 @@ def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: 
     assert (token["version"], token["res"], token["method"]) == ("2018-10-31", "products/123123", "sha256")
 
 
-def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: Running) -> None:
+def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: SharedWorker) -> None:
     command = a_command()
     first = running.ask(command, app_id="a")
     again = running.ask(json.dumps(command, indent=2).encode(), reply_to="elsewhere", correlation_id="call-9")
@@ -423,7 +425,7 @@ def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: R
     running.worker.wait_for("duplicate_suppressed", command_id=command["command_id"])
 
 
-def test_a_repeated_command_id_with_other_content_is_a_conflict(running: Running) -> None:
+def test_a_repeated_command_id_with_other_content_is_a_conflict(running: SharedWorker) -> None:
     command = a_command(args="open")
     running.ask(command)
     reply = running.ask(command | {"args": "shut"})
@@ -433,7 +435,7 @@ def test_a_repeated_command_id_with_other_content_is_a_conflict(running: Running
     assert running.ask(command).json["status"] == "accepted"  # the record of the first command is unchanged
 
 
-def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: Running) -> None:
+def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: SharedWorker) -> None:
     reply = running.ask(
         a_command(command_id="forged", retry=99), headers={"x-onenet-attempt": 9, "x-onenet-forged": "yes"}
     )
@@ -443,7 +445,7 @@ def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: Run
     assert "x-onenet-forged" not in letter.headers
 
 
-def test_other_properties_and_headers_are_kept_through_retries(running: Running) -> None:
+def test_other_properties_and_headers_are_kept_through_retries(running: SharedWorker) -> None:
     """Republished as properties, a foreign user_id closes the channel and an expiration shortens the delay."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     command = a_command()
@@ -484,7 +486,7 @@ def encoded(value: Any) -> bytes:
      RawFieldValue(nested(2_000)), [{"a": [None]}], -1, b"\xff"],
     ids=["milliseconds", "double", "deep", "nested", "negative", "bytes"],
 )  # fmt: skip
-def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: Running, value: object) -> None:
+def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: SharedWorker, value: object) -> None:
     """pika fails on a timestamp in milliseconds, which would end the connection at each redelivery."""
     odd = {"odd": value, b"\xff": "a name that is no text"}
     assert running.ask(a_command(), headers=odd, app_id=b"\xff", correlation_id=b"\xfe").json["status"] == "accepted"
@@ -494,12 +496,12 @@ def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: Runni
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_trace_context_too_large_for_a_frame_is_dropped_from_the_reply(running: Running) -> None:
+def test_a_trace_context_too_large_for_a_frame_is_dropped_from_the_reply(running: SharedWorker) -> None:
     reply = running.ask(a_command(command_id="x" * 128), headers={"traceparent": "t" * 130_000, "tracestate": "a=b"})
     assert reply.headers == {"tracestate": "a=b"}
 
 
-def test_a_cc_header_does_not_duplicate_retries(running: Running) -> None:
+def test_a_cc_header_does_not_duplicate_retries(running: SharedWorker) -> None:
     """The broker routes each publication by its CC header too."""
     topology = running.deployment.topology
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
@@ -510,14 +512,14 @@ def test_a_cc_header_does_not_duplicate_retries(running: Running) -> None:
     assert "CC" not in letter.headers
 
 
-def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: Running) -> None:
+def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="errno", errno=5006, error="错" * 70_000)])
     reply = running.ask(a_command())
     assert reply.json["error"]["errno"] == 5006
     assert len(reply.body) < 4096
 
 
-def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running: Running) -> None:
+def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running: SharedWorker) -> None:
     """Together with the worker's headers they exceed the frame, and the broker would close the connection."""
     running.ask(b"nothing", headers={"large": "x" * 125_000})
     letter = running.upstream.dead_letter()
@@ -526,7 +528,7 @@ def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running:
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: Running) -> None:
+def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: SharedWorker) -> None:
     upstream = running.upstream
     upstream.channel.queue_unbind(
         f"{upstream.topology.namespace}.test-replies", upstream.topology.replies_exchange, "#"

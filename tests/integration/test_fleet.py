@@ -19,7 +19,7 @@ from worker.simulator.faults import Fault
 
 
 @pytest.fixture
-def shared(deployment: Deployment, redis_url: str) -> dict[str, str]:
+def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:
     """The settings of a fleet whose store already has a record."""
     settings = {"IDEMPOTENCY_URL": redis_url}
     with deployment.worker(**settings) as worker:
@@ -31,10 +31,10 @@ def shared(deployment: Deployment, redis_url: str) -> dict[str, str]:
 
 
 def test_a_redelivery_without_a_claim_is_looked_up_in_the_history_before_it_is_sent(
-    deployment: Deployment, shared: dict[str, str]
+    deployment: Deployment, redis_settings: dict[str, str]
 ) -> None:
     """It had only waited in the killed worker, but a sent command whose record Redis lost looks the same."""
-    one_at_a_time = shared | {"WORKER_CONCURRENCY": "1"}
+    one_at_a_time = redis_settings | {"WORKER_CONCURRENCY": "1"}
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
     with deployment.worker(**one_at_a_time) as first:
         deployment.upstream.publish(a_command(command_id="under-way"))
@@ -75,11 +75,11 @@ def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_cl
 
 
 def test_a_command_leased_by_another_worker_waits_for_its_outcome(
-    deployment: Deployment, shared: dict[str, str]
+    deployment: Deployment, redis_settings: dict[str, str]
 ) -> None:
     with onenet(latency_s=1.5) as slow:
         deployment.simulator = slow
-        settings = shared | {
+        settings = redis_settings | {
             "ONENET_READ_TIMEOUT": "5",
             "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
             "WORKER_CONCURRENCY": "1",
