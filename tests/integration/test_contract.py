@@ -263,18 +263,20 @@ def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request
 @pytest.mark.parametrize("lost", ["first", "second"])
 def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: SharedWorker, kind: Any, lost: str) -> None:
     """They differ only in the id; neither gets the uuid of the other, whichever answer was lost."""
-    twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
-    for twin in twins:
-        struck = [Fault(kind=kind, count=1)] if twin["command_id"].startswith(lost) else []
+    lookalikes = [
+        a_command(command_id=f"{name}-{uuid4()}", args=f"lookalikes of {kind} {lost}") for name in ("first", "second")
+    ]
+    for lookalike in lookalikes:
+        struck = [Fault(kind=kind, count=1)] if lookalike["command_id"].startswith(lost) else []
         running.simulator.faults.replace(struck)
-        running.upstream.publish(twin)
+        running.upstream.publish(lookalike)
         if struck:
-            running.worker.wait_for("command_in_doubt", command_id=twin["command_id"])
+            running.worker.wait_for("command_in_doubt", command_id=lookalike["command_id"])
         else:
-            running.worker.wait_for("command_accepted", command_id=twin["command_id"])
+            running.worker.wait_for("command_accepted", command_id=lookalike["command_id"])
     replies = {reply["command_id"]: reply["uuid"] for reply in running.upstream.replies(2)}
-    cached = {kept.uuid for kept in running.simulator.platform.commands if kept.args == twins[0]["args"]}
-    assert replies.keys() == {twin["command_id"] for twin in twins}
+    cached = {kept.uuid for kept in running.simulator.platform.commands if kept.args == lookalikes[0]["args"]}
+    assert replies.keys() == {lookalike["command_id"] for lookalike in lookalikes}
     assert set(replies.values()) == cached
     assert len(cached) == 2
 

@@ -208,20 +208,20 @@ def test_a_filter_selects_the_dead_letters_that_match_all_its_conditions(
         (("discard", "--yes"), 1, "--all"),
         (("discard", "--all", "--reason", "expired", "--yes"), 1, "one or the other"),
         (("discard", "--all"), 1, "--yes"),
-        (("show", "nobody"), 1, "nobody"),
-        (("replay", "nobody"), 1, "nothing was replayed"),
-        (("discard", "nobody", "--yes"), 1, "nothing was discarded"),
+        (("show", "no-such-id"), 1, "no-such-id"),
+        (("replay", "no-such-id"), 1, "nothing was replayed"),
+        (("discard", "no-such-id", "--yes"), 1, "nothing was discarded"),
         (("list", "--reason", "expired"), 0, "0 dead letters"),
     ],
 )
 def test_an_impossible_request_is_reported_and_changes_no_dead_letter(
     deployment: Deployment, dead_letters: DeadLettersCommand, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    publish_dead_letters(deployment, "somebody")
+    publish_dead_letters(deployment, "an-id")
     result = dead_letters(*arguments)
     assert result.returncode == code
     assert words in result.stderr
-    assert read_ids(deployment, 1) == ["somebody"]
+    assert read_ids(deployment, 1) == ["an-id"]
 
 
 def test_list_without_a_broker_or_a_queue_reports_the_cause(dead_letters: DeadLettersCommand) -> None:
@@ -260,7 +260,7 @@ def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: 
     for command in ("replay", "discard"):
         result = dead_letters(command, "--all", "--dry-run", "--json", "--limit", "5")
         assert [json.loads(line)["command_id"] for line in result.stdout.splitlines()] == IDS[:5]
-        unknown = dead_letters(command, "nobody", "--dry-run")
+        unknown = dead_letters(command, "no-such-id", "--dry-run")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "--json goes with --dry-run" in dead_letters(command, "--all", "--json").stderr
     assert "--limit 4" in dead_letters("replay", "--all", "--rate", "10/hour", "--dry-run").stderr

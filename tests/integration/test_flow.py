@@ -232,8 +232,8 @@ def test_retry_after_pauses_all_requests_of_the_worker(deployment: Deployment) -
         assert_each_accepted_once(deployment, ids)
     [began] = struck
     received = [datetime.fromisoformat(request["received_at"]) for request in deployment.simulator.requests]
-    under_way = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
-    assert not [moment for moment in received if began + under_way < moment < began + timedelta(seconds=3)]
+    in_flight = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
+    assert not [moment for moment in received if began + in_flight < moment < began + timedelta(seconds=3)]
     assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
 
 
