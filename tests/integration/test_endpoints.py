@@ -146,7 +146,7 @@ def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watche
         assert page.value("in_flight") == 0
         assert page.value("concurrency") == 32
         assert page.value("paused", product="") == 0
-        assert page.value("broker_connected") == page.value("consumer_started") == 1
+        assert page.value("broker_connected") == page.value("consuming") == 1
         assert page.value("broker_blocked") == 0
         assert worker.events[-1]["level"] == "warning"  # and the server has said nothing
 
@@ -222,7 +222,7 @@ def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_u
             deployment.upstream.publish(a_command())
             watched.wait_for_ready_messages()
             page = watched.get("/metrics")
-            assert (page.value("paused", product=""), page.value("consumer_started")) == (1, 0)
+            assert (page.value("paused", product=""), page.value("consuming")) == (1, 0)
             assert watched.stays_live(3)
             assert watched.get("/readyz").status == 200
 
