@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from schemas.reply import Detail, Reply, ReplyError
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.answer import Answer, InDoubt, NotSent, Refused
-from worker.core.backoff import rest_delay_s
+from worker.core.backoff import postponement_s
 from worker.core.claims import (
     Ambiguous,
     Assigned,
@@ -211,7 +211,7 @@ class Processor:
         """Have a delivery that was not begun come again later: nothing of it is used up, nor put in doubt."""
         delivery = task.delivery
         product = None if task.command is None else task.command.product
-        delay_s = rest_delay_s(self._policy.delays_s, max(at_least_s, self._gates.rest_s(product)))
+        delay_s = postponement_s(self._policy.delays_s, max(at_least_s, self._gates.rest_s(product)))
         return self._outgoing.postpone(delivery, delay_s, self._doubt_of_copy(task), delivery.unfinished)
 
     def hand_back(self, task: Task) -> Publication:
@@ -462,7 +462,7 @@ class Processor:
     def _wait_unsent(self, turn: _Turn, hold: Lease) -> Sequence[Publication]:
         """Have a command that is known not to have been cached wait until its product is sent; it uses no attempt."""
         product = turn.command.product
-        delay_s = rest_delay_s(self._policy.delays_s, self._gates.rest_s(product))
+        delay_s = postponement_s(self._policy.delays_s, self._gates.rest_s(product))
         again = Retry(delay_s, turn.attempt, f"nothing is sent for now: {self._gates.reason_of(product)}")
         return self._try_again(turn, hold, again)
 
