@@ -82,7 +82,7 @@ def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: 
 def start(stage: Stage) -> Figures:
     """Return how long a worker takes until it consumes, in seconds."""
     with stage.workers("worker", SATURATED) as workers:
-        stage.wait(lambda: workers[0].has_said("consuming"), workers)
+        stage.wait(lambda: workers[0].has_said("consumer_started"), workers)
         return {"s": time.monotonic() - workers[0].started_at}
 
 

@@ -21,12 +21,12 @@ from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode
 from tests.processing.test_processor import RESTED, Rig, likely
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
-from worker.core.command import read_command
+from worker.core.parsing import read_command
 from worker.errors import UnusableCommand
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "contracts"

@@ -8,7 +8,7 @@ import redis
 import requests
 from urllib3.util import parse_url
 
-from worker.amqp.connection import address, connection_parameters, without_user
+from worker.amqp.connection import connection_parameters, printable_address, without_user
 from worker.app import store_of
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
@@ -61,17 +61,17 @@ def test_an_amqp_url_means_the_same_to_pika_as_to_the_worker(
     url: str, user: str, password: str, host: str, port: int, vhost: str, printed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMQP_URL", url)
-    [found] = connection_parameters(load_settings())
+    [found] = connection_parameters(load_settings().broker_address)
     assert vars(found.credentials).items() >= {("username", user), ("password", password)}
     assert (found.host, found.port, found.virtual_host) == (host, port, vhost)
-    assert address(found) == printed
+    assert printable_address(found) == printed
 
 
 def test_the_options_of_an_amqp_url_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "AMQP_URL", "amqp://host?heartbeat=7&frame_max=8192&tcp_options={'TCP_KEEPIDLE':60}&channel_max=5"
     )
-    [found] = connection_parameters(load_settings())
+    [found] = connection_parameters(load_settings().broker_address)
     assert (found.heartbeat, found.frame_max, found.channel_max) == (7, 8192, 5)
     assert found.tcp_options == {"TCP_KEEPIDLE": 60}
 
@@ -213,7 +213,7 @@ def test_an_unusable_option_of_an_amqp_url_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("AMQP_URL", f"amqp://svc:S3cret@host/?{options}")
     with pytest.raises(SettingsError) as caught:
-        connection_parameters(load_settings())
+        connection_parameters(load_settings().broker_address)
     [line] = caught.value.lines
     assert line.startswith("AMQP_URL: an option ")
     assert SECRET not in line

@@ -4,7 +4,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import SecretStr
 
-from tests.support.rig import ACCESS_KEY, PRODUCT_ID
+from tests.support.simulator import ACCESS_KEY, PRODUCT_ID
 from worker.core.credentials import AccessKey
 from worker.onenet.authentication import SignedToken, sign
 

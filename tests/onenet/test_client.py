@@ -6,13 +6,15 @@ import time
 
 import pytest
 
+from tests.support.builders import in_hours
 from tests.support.onenet_client import (
     NEVER,
     command,
     onenet_client,
     read_request,
 )
-from tests.support.rig import in_hours, onenet, raw_server
+from tests.support.proxies import raw_server
+from tests.support.simulator import onenet
 from worker.core.answer import Cached, InDoubt, NotSent
 from worker.errors import PlatformUnusable
 

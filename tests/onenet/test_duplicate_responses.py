@@ -27,7 +27,8 @@ from tests.support.onenet_client import (
     server_tls_context,
     use_proxy,
 )
-from tests.support.rig import PATIENCE_S, raw_server
+from tests.support.proxies import raw_server
+from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.client import OneNETClient

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.builders import fields_of, in_hours
 from tests.support.onenet_client import (
     CACHING_DELAY_S,
     CHINA,
@@ -23,10 +24,11 @@ from tests.support.onenet_client import (
     none_owned,
     onenet_client,
 )
-from tests.support.rig import fields_of, in_hours, onenet, raw_server
+from tests.support.proxies import raw_server
+from tests.support.simulator import onenet
 from worker.core.answer import InDoubt
 from worker.core.command import Command
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port

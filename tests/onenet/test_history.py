@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
-from tests.support.rig import a_command
-from worker.core.command import read_command
-from worker.core.doubt import DoubtWindow
+from tests.support.builders import a_command
+from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import (

@@ -19,7 +19,8 @@ from tests.support.onenet_client import (
     server_tls_context,
     use_proxy,
 )
-from tests.support.rig import onenet, raw_server
+from tests.support.proxies import raw_server
+from tests.support.simulator import onenet
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import SettingsError

@@ -21,7 +21,7 @@ import requests.exceptions
 import urllib3.exceptions
 
 from tests.support.onenet_client import https, read_request, server_tls_context, use_proxy
-from tests.support.rig import raw_server
+from tests.support.proxies import raw_server
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
 from worker.onenet.route import Route

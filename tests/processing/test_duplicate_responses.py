@@ -1,7 +1,7 @@
 """Commands whose response has the uuid of another command: what their replies say, on both stores."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,20 +13,26 @@ import pytest
 from tests.support.deliveries import a_delivery
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import onenet_client
-from tests.support.rig import raw_server
+from tests.support.proxies import raw_server
 from tests.support.stores import NOW
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Cached
 from worker.core.claims import IdempotencyStore, Key, Unseen
-from worker.core.command import Command, read_command
+from worker.core.clock import utc_now
+from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command, read_task
 from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
+from worker.core.resolution import Conclude
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
 from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.leases import Leases
 from worker.processing.processor import Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
 from worker.telemetry.metrics import Metrics
 
 COMMANDS = 200
@@ -48,17 +54,20 @@ class Engine:
     """A processor with a given client and store; returns the publications for a delivery."""
 
     def __init__(self, client: PlatformClient, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
-        messages = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
         breakers = CircuitBreakers([None], 3, 5, clock=lambda: 0.0)
         policy = RetryPolicy((5, 30), 3, 60, in_doubt)
-        zone = ZoneInfo("Asia/Shanghai")
-        self._processor = Processor(client, store, messages, breakers, breakers, policy, zone, Metrics("0", 1))
+        unstarted = Unstarted(store, breakers, policy, utc_now)
+        reporter = Reporter(Metrics("0", 1))
+        self._messages = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
+        self._leases = Leases(store, policy, utc_now)
+        self._processor = Processor(client, store, self._leases, unstarted, breakers, breakers, policy, reporter)
 
     def handle(self, delivery: Delivery) -> list[Publication]:
-        ends: list[Sequence[Publication] | None] = []
-        self._processor.handle(self._processor.read(delivery, 0), lambda _: True, ends.append)
-        [found] = ends
-        return list(found or ())
+        task = read_task(delivery.envelope, delivery.body, ZoneInfo("Asia/Shanghai"), 0)
+        resolution = self._processor.process(task, lambda _: True)
+        if isinstance(resolution, Conclude):
+            return self._messages.publications(delivery, self._leases.record_and_wait(delivery.envelope, resolution))
+        return self._messages.publications(delivery, resolution)
 
     def delay_queue(self, delivery: Delivery) -> str:
         """Handle a delivery that gets no reply; returns its delay queue, and checks that it is in doubt."""
@@ -152,11 +161,11 @@ def test_a_crash_suspect_that_gets_the_uuid_of_another_command_stays_in_doubt(st
     engine = Engine(ScriptedPlatform([UUID, UUID]), store)
     engine.handle(a_delivery(command_id="a"))
     long_ago = str(DoubtWindow(NOW, NOW))
-    suspect = {"x-onenet-attempt": 1, "x-onenet-in-doubt": long_ago, "x-onenet-unfinished": 0}
+    suspect = {"x-onenet-attempt": 1, "x-onenet-in-doubt": long_ago, "x-onenet-crash-count": 0}
     # The record that a crash leaves behind: in doubt, with the delay before the reconciliation over.
     claim = store.claim(_key(a_delivery(command_id="b")), NOW)
     assert isinstance(claim, Unseen)
-    store.release(claim.hold, DoubtWindow(NOW, NOW), holder_crashed=True)
+    store.release(claim.lease, DoubtWindow(NOW, NOW), holder_crashed=True)
     assert engine.handle(a_delivery(command_id="b", headers=suspect)) == []
     assert engine.delay_queue(a_delivery(command_id="b")) == "onenet.execute.retry.60s"
 

@@ -13,11 +13,13 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from tests.support.rig import API_KEY, a_command
+from tests.support.builders import a_command
+from tests.support.simulator import API_KEY
 from worker.core.answer import Answer
-from worker.core.command import Command, read_command
+from worker.core.command import Command
 from worker.core.credentials import ApiKey
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command
 from worker.core.times import platform_time
 from worker.onenet.client import OneNETClient
 from worker.onenet.route import Route

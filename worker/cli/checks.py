@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
-from worker.amqp.connection import address
-from worker.app import client_of, store_of, topology_of
+from worker.amqp.connection import printable_address
+from worker.app import client_of, store_of
 from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
-from worker.idempotency.memory import MemoryStore
 from worker.onenet.transport import Watch
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
@@ -42,7 +41,9 @@ def check_all(imei: str) -> Iterator[CheckResult]:
         for line in lines:
             yield CheckResult("settings", is_well=False, detail=line)
         return
-    warning = "" if settings.readable_at is None else f"; the key travels readable to {settings.readable_at}: no https"
+    warning = (
+        "" if settings.plaintext_host is None else f"; the key travels readable to {settings.plaintext_host}: no https"
+    )
     yield CheckResult("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)
@@ -51,16 +52,16 @@ def check_all(imei: str) -> Iterator[CheckResult]:
 
 def _broker(settings: Settings) -> Iterator[CheckResult]:
     try:
-        connection, parameters = connect_blocking(settings)
+        connection, parameters = connect_blocking(settings.broker_address)
     except SettingsError as exc:
         yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
     except WorkerError as exc:
         yield CheckResult("broker", is_well=False, detail=str(exc))
         return
-    yield CheckResult("broker", is_well=True, detail=address(parameters))
+    yield CheckResult("broker", is_well=True, detail=printable_address(parameters))
     try:
-        faults = check_topology(connection, topology_of(settings), may_declare=settings.amqp_declare)
+        faults = check_topology(connection, settings.topology, may_declare=settings.amqp_declare)
     except WorkerError as exc:
         faults = [str(exc)]
     finally:
@@ -77,7 +78,7 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
     except SettingsError as exc:
         yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
         return
-    if isinstance(store, MemoryStore):
+    if not store.is_shared:
         yield CheckResult("idempotency", is_well=True, detail="in memory: good for one worker")
         return
     try:

@@ -258,12 +258,11 @@ def _refuse_too_many(letters: Sequence["DeadLetter"], gap_s: float | None) -> No
 
 
 def _open() -> "DeadLetterReader":
-    from worker.app import topology_of
     from worker.dead_letters.reader import DeadLetterReader
     from worker.settings import load_settings
 
     settings = load_settings()
-    return DeadLetterReader(settings, topology_of(settings))
+    return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)
 
 
 def _select(look: "DeadLetterReader", selection: "Filter", limit: int | None) -> list["DeadLetter"]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from worker.core.answer import Answer
 from worker.core.command import Command
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 
 OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
 """Given the uuids of history entries, returns those that are known to belong to other commands."""

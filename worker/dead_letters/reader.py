@@ -10,16 +10,17 @@ import time
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
+from zoneinfo import ZoneInfo
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking, publish
 from worker.amqp.connection import CALL_S, reason_of, without_user
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import BrokerUnavailable, WorkerError
-from worker.settings import Settings
 
 MOST = 65_535  # the largest prefetch there is
 _RESOURCE_LOCKED = 405
@@ -30,16 +31,17 @@ class DeadLetterReader:
     """One look at the dead letters. What was not discarded or replayed is back in its place when it ends, however.
 
     Args:
-        settings: where the broker is.
-        topology: which queue.
+        broker: to connect to.
+        topology: names the queue.
+        zone: the zone in which a command's times without an offset are read.
     """
 
-    def __init__(self, settings: Settings, topology: Topology) -> None:
+    def __init__(self, broker: BrokerAddress, topology: Topology, zone: ZoneInfo) -> None:
         self._queue = topology.dead_letters_exchange  # it has the exchange's name
         self._outgoing = MessageBuilder(topology, "command line")
-        self._zone = settings.platform_zone
+        self._zone = zone
         self.waiting = 0
-        self._connection, _ = connect_blocking(settings)
+        self._connection, _ = connect_blocking(broker)
         try:
             self._lock()
             self._channel = self._connection.channel()

@@ -19,7 +19,7 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.backoff import backoff_s
 from worker.core.command import Command
 from worker.core.credentials import Credentials
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid

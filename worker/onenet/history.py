@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPage
 from worker.core.command import PLATFORM_DEFAULTS, Command
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error

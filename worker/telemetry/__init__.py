@@ -1,11 +1,11 @@
-"""How the worker is watched."""
+"""Logs, metrics, traces and health probes."""
 
 import importlib
 import sys
 from typing import Any
 
-# structlog takes rich along where that is installed, for tracebacks with local variables, which are not wanted here:
-# 4 MB and a twentieth of a second. None in its place makes it seem not installed.
+# structlog imports rich where it is installed, for tracebacks with local variables, which may hold secrets and are not
+# used here. The import costs 4 MB and 50 ms. None in its place makes rich look uninstalled.
 # Source: https://docs.python.org/3/reference/import.html#the-module-cache
 _modules: dict[str, Any] = sys.modules
 _rich = _modules.get("rich")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from worker.errors import SettingsError
-from worker.telemetry.health import Health, Verdict
+from worker.telemetry.health import Health, ProbeResult
 from worker.telemetry.metrics import Metrics
 
 _POLL_S = 0.1  # how long closing may take
@@ -57,9 +57,9 @@ class HealthServer:
         self._server.server_close()
 
 
-def _probe(verdict: Verdict) -> tuple[HTTPStatus, str, bytes]:
-    status = HTTPStatus.OK if verdict.is_good else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, "application/json", json.dumps(verdict.facts).encode() + b"\n"
+def _probe(result: ProbeResult) -> tuple[HTTPStatus, str, bytes]:
+    status = HTTPStatus.OK if result.ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return status, "application/json", json.dumps(result.details).encode() + b"\n"
 
 
 class _Server(ThreadingHTTPServer):
