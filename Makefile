@@ -41,10 +41,11 @@ chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS=
 bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-lint: $(STAMP) ## ruff and mypy, over the tests too
+lint: $(STAMP) ## ruff, mypy and the import contracts, over the tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(STAMP) ## write docs/contracts, and the tables in the documents, anew from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
@@ -82,4 +83,4 @@ lock: ## resolve the dependencies anew (needs uv)
 	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
 
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/asyncapi/node_modules
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/asyncapi/node_modules
