@@ -15,6 +15,7 @@ help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
+	@[ -n "$$AMQP_URL" ] || $(BIN)/python -m scripts.services rabbitmq
 	@$(RUN) demo
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
@@ -61,7 +62,7 @@ format: $(STAMP) ## let ruff put things right
 	$(BIN)/ruff format .
 
 # --require-hashes: an install today and one next year are the same, the build backend included.
-$(STAMP): $(LOCK) pyproject.toml scripts/venv
+$(STAMP): $(LOCK) pyproject.toml scripts/venv scripts/apt-install
 	@scripts/venv $(PYTHON) $(VENV)
 	@echo "installing the locked packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)

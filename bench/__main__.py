@@ -18,8 +18,9 @@ from bench import chart, measure, report
 from bench.measure import SATURATED, SHARE, SLOW, SLOW_S, Figures, Sizes
 from bench.platform import platform
 from bench.stage import Kind, Stage
-from worker.dev.services.broker import start_own_broker
-from worker.dev.services.redis import start_own_redis
+from scripts import services
+from worker.dev.services.broker import start_local_broker
+from worker.dev.services.redis import start_local_redis
 
 _KINDS: tuple[Kind, ...] = ("worker", "comparison")
 _FLEETS = (1, 2, 4)
@@ -67,10 +68,11 @@ class Bench:
 @contextmanager
 def stages() -> Iterator[tuple[Stage, Stage, str, str]]:
     """Start all that is needed; yields a stage whose platform answers at once, a slow one, a Redis, and what broker."""
+    services.provide("rabbitmq", "redis")
     with ExitStack() as stack:
-        broker = start_own_broker()
+        broker = start_local_broker()
         stack.callback(broker.stop)
-        redis = start_own_redis()
+        redis = start_local_redis()
         stack.callback(redis.stop)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         made = []

@@ -125,7 +125,7 @@ def test_a_password_that_breaks_its_url_is_not_quoted(password: str, monkeypatch
 
 def test_a_doubt_rests_as_long_as_a_request_may_take_and_has_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_SETTLE", "13")
-    assert load_settings().delays == (5, 13, 30, 120, 600)
+    assert load_settings().delay_queues_s == (5, 13, 30, 120, 600)
 
 
 @pytest.mark.parametrize(("settle", "is_enough"), [("4", False), ("5", True), ("6", True)])
@@ -148,7 +148,7 @@ def test_a_doubt_rests_no_shorter_than_the_two_timeouts_together(
 
 def test_a_delay_that_is_there_twice_has_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_RETRY_DELAYS", "30,60,60")
-    assert load_settings().delays == (30, 60)
+    assert load_settings().delay_queues_s == (30, 60)
 
 
 @pytest.mark.parametrize(

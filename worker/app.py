@@ -56,7 +56,7 @@ NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
 
 def topology_of(settings: Settings) -> Topology:
     """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.delays)
+    return Topology(settings.worker_namespace, settings.delay_queues_s)
 
 
 def client_of(

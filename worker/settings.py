@@ -359,7 +359,7 @@ class Settings(BaseSettings):
         return self.onenet_connect_timeout + self.onenet_read_timeout
 
     @property
-    def delays(self) -> tuple[int, ...]:
+    def delay_queues_s(self) -> tuple[int, ...]:
         """The seconds of every delay queue, ascending."""
         return tuple(sorted({*self.worker_retry_delays, self.worker_settle}))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from worker.app import topology_of
+from worker.amqp.topology import Topology
 from worker.settings import load_settings
 
 NAME, VHOST = "onenet", "/"
@@ -41,7 +41,9 @@ def main() -> None:
     if not URL.exists():
         URL.write_text(f"amqp://{NAME}:{secrets.token_urlsafe(24)}@rabbitmq:5672/\n")
     password = urlsplit(URL.read_text().strip()).password or ""
-    definitions = access(password) | topology_of(load_settings()).definitions(VHOST)
+    settings = load_settings()
+    topology = Topology(settings.worker_namespace, settings.delay_queues_s)
+    definitions = access(password) | topology.definitions(VHOST)
     DEFINITIONS.write_text(json.dumps(definitions, indent=2))
 
 

@@ -13,8 +13,9 @@ from uuid import uuid4
 import pytest
 import requests
 
+from scripts.documents import alerts
 from tests.containers.engine import docker, inspect
-from tests.support.monitoring import alerts, expressions, selectors
+from tests.support.monitoring import expressions, selectors
 from tests.support.rig import PATIENCE_S, a_command
 from worker.dev.services.ports import wait_until
 

@@ -15,7 +15,7 @@ from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, r
 from tests.support.rig import Proxy, raw_server
 from worker.core.claims import Unseen
 from worker.dev.services.ports import free_port
-from worker.dev.services.redis import LocalRedis, start_own_redis
+from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.calls import code_of, is_other_server
@@ -64,7 +64,7 @@ class Failover:
 
 @pytest.fixture(scope="module")
 def second_redis() -> Iterator[LocalRedis]:
-    server = start_own_redis()
+    server = start_local_redis()
     yield server
     server.stop()
 

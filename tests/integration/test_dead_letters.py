@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.rig import API_KEY, PATIENCE_S, SETTLE_S, Proxy, Rig, a_command, onenet
-from worker.amqp.blocking import declare_on
-from worker.cli.dead_letters import list_letters
+from worker.amqp.blocking import connect_blocking, declare_on
+from worker.cli.dead_letters import list_dead_letters
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
@@ -52,14 +52,15 @@ def set_aside(
 
 def look(rig: Rig, url: str | None = None) -> DeadLetterReader:
     settings = Settings(amqp_url=(SecretStr(url or rig.broker_url),), worker_namespace=rig.topology.namespace)
-    return DeadLetterReader(settings, rig.topology)
+    connection, _ = connect_blocking(settings)
+    return DeadLetterReader(connection, rig.topology, settings.platform_zone)
 
 
 def seen(rig: Rig, count: int) -> list[str | None]:
     """Return the ids in order, once so many letters are there; what a connection held takes a moment to be back."""
     wait_until(lambda: rig.upstream.count(rig.topology.dead_letters_exchange) == count, PATIENCE_S, "the letters")
     with look(rig) as found:
-        return [letter.command_id for letter in found.take()]
+        return [letter.command_id for letter in found.fetch_all()]
 
 
 class Typed:
@@ -115,7 +116,7 @@ def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(rig: Rig) -> 
     set_aside(rig, *NAMES)
     proxy = Proxy(rig.broker_url)
     cut = look(rig, proxy.url)
-    assert len(cut.take()) == len(NAMES)
+    assert len(cut.fetch_all()) == len(NAMES)
     proxy.cut()
     assert seen(rig, len(NAMES)) == NAMES
     with pytest.raises(BrokerUnavailable):
@@ -126,7 +127,7 @@ def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(rig: Rig) -> 
 def test_what_comes_while_somebody_looks_comes_behind(rig: Rig) -> None:
     set_aside(rig, *NAMES[:6])
     with look(rig) as found:
-        letters = found.take()
+        letters = found.fetch_all()
         assert len(letters) == 6
         set_aside(rig, *NAMES[6:9])
         for letter in letters[2:4]:
@@ -140,8 +141,8 @@ def test_only_one_looks_at_a_time(rig: Rig) -> None:
     """What two hold at once would come back in the order in which they end."""
     set_aside(rig, *NAMES)
     with look(rig) as first:
-        first.take()
-        with pytest.raises(WorkerError, match="somebody else"):
+        first.fetch_all()
+        with pytest.raises(WorkerError, match="another command is reading"):
             look(rig)
     assert seen(rig, len(NAMES)) == NAMES
 
@@ -242,7 +243,7 @@ def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
         assert [json.loads(line)["command_id"] for line in said.stdout.splitlines()] == NAMES[:5]
         unknown = typed(command, "nobody", "--dry-run")
         assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert "--json goes with --dry-run" in typed(command, "--all", "--json").stderr
+        assert "--json needs --dry-run" in typed(command, "--all", "--json").stderr
     assert "--limit 4" in typed("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
     assert seen(rig, len(NAMES)) == NAMES
     assert rig.upstream.count(rig.topology.execute_queue) == 0
@@ -251,15 +252,15 @@ def test_a_dry_run_changes_nothing(rig: Rig, typed: Typed) -> None:
 def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
+    monkeypatch.setattr("worker.dead_letters.reader.MAX_PREFETCH", 6)
     set_aside(rig, *NAMES)
     monkeypatch.setenv("AMQP_URL", rig.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)
     monkeypatch.setenv("WORKER_NAMESPACE", rig.topology.namespace)
-    list_letters(as_json=True)
+    list_dead_letters(as_json=True)
     said = capsys.readouterr()
     assert [json.loads(line)["command_id"] for line in said.out.splitlines()] == NAMES[:6]
-    assert "only 6 of 12 can be looked at, and of so many the order is not kept" in said.err
+    assert "only 6 of 12 dead letters can be read at once; their order is lost" in said.err
     monkeypatch.undo()
     assert set(seen(rig, len(NAMES))) == set(NAMES)
 

@@ -40,7 +40,7 @@ def simulator() -> Iterator[Simulator]:
 def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
     """An upstream system under the names that the README uses; never on a broker of the user's."""
     defaults = Settings.model_construct()
-    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delays))
+    found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delay_queues_s))
     yield found
     found.close()
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import address
-from worker.app import client_of, store_of, topology_of
+from worker.amqp.topology import Topology
+from worker.app import client_of, store_of
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.transport import Watch
@@ -59,7 +60,9 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
         return
     yield CheckResult("broker", is_well=True, detail=address(parameters))
     try:
-        faults = check_topology(connection, topology_of(settings), may_declare=settings.amqp_declare)
+        faults = check_topology(
+            connection, Topology(settings.worker_namespace, settings.delay_queues_s), may_declare=settings.amqp_declare
+        )
     except WorkerError as exc:
         faults = [str(exc)]
     finally:

@@ -53,7 +53,7 @@ def send(
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
     from worker.amqp.blocking import CommandClient
-    from worker.app import topology_of
+    from worker.amqp.topology import Topology
     from worker.settings import load_settings
 
     given = {
@@ -75,7 +75,8 @@ def send(
         raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
     settings = load_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
-    with CommandClient(settings, topology_of(settings), app_id=app_id, wants_replies=wait) as client:
+    topology = Topology(settings.worker_namespace, settings.delay_queues_s)
+    with CommandClient(settings, topology, app_id=app_id, wants_replies=wait) as client:
         sent = 0
         try:
             with progress("sending", len(commands), is_shown=file is not None) as advance:

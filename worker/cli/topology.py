@@ -19,11 +19,11 @@ def topology(
     """
     from worker.amqp.blocking import declare, first_parameters
     from worker.amqp.connection import address
-    from worker.app import topology_of
+    from worker.amqp.topology import Topology
     from worker.settings import load_settings
 
     settings = load_settings()
-    wanted = topology_of(settings)
+    wanted = Topology(settings.worker_namespace, settings.delay_queues_s)
     if as_json:
         vhost = first_parameters(settings).virtual_host
         typer.echo(json.dumps(wanted.definitions(vhost), indent=2))

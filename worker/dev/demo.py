@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pika
 import requests
 from pydantic import SecretStr
 from rich.console import Console
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from worker.amqp.blocking import CommandClient, connect_blocking, declare_on, delete_on
 from worker.amqp.topology import Topology
-from worker.dev.services.broker import start_own_broker
+from worker.dev.services.broker import start_local_broker
 from worker.dev.services.ports import free_port
 from worker.dev.services.processes import LocalProcess
 from worker.errors import WorkerError
@@ -65,12 +64,13 @@ def run_demo(console: Console, count: int) -> bool:
             console.print("broker     the one that AMQP_URL names")
         else:
             with console.status("looking for a broker; starting a private one takes some seconds"):
-                broker = start_own_broker()
+                broker = start_local_broker()
             stack.callback(broker.stop)
             console.print(f"broker     {broker.origin}")
             settings = settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
         connection, _ = connect_blocking(settings)
-        stack.callback(_delete, connection, topology)
+        stack.enter_context(connection)
+        stack.callback(lambda: delete_on(connection.channel(), topology))
         channel = connection.channel()
         declare_on(channel, topology)
         port = free_port()
@@ -235,11 +235,6 @@ def _letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:
         if method is None:
             return letters
         letters.append((properties, body))
-
-
-def _delete(connection: pika.BlockingConnection, topology: Topology) -> None:
-    with connection:
-        delete_on(connection.channel(), topology)
 
 
 def _report(
