@@ -84,4 +84,4 @@ lock: ## resolve the dependencies anew (needs uv)
 	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
 
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/asyncapi/node_modules
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* tests/asyncapi/node_modules

@@ -40,7 +40,7 @@ def check(rig: Rig, *arguments: str, **changes: str) -> tuple[int, dict[str, lis
     findings = [json.loads(line) for line in said.stdout.splitlines()]
     faults: dict[str, list[str]] = {"": [said.stdout]}
     for finding in findings:
-        if not finding["is_well"]:
+        if not finding["ok"]:
             faults.setdefault(finding["check"], []).append(finding["detail"])
     return said.returncode, faults
 

@@ -176,7 +176,7 @@ def test_a_file_is_sent_whole_or_not_at_all(rig: Rig, tmp_path: Path) -> None:
         said = type_in("send", "--file", str(bad), "--wait", folder=tmp_path, **environment)
         assert said.returncode == 1
         assert "bad.jsonl:8: " in said.stderr
-        assert "bad.jsonl:52: command_id: line-0 stands here before" in said.stderr
+        assert "bad.jsonl:52: command_id: line-0 is a duplicate" in said.stderr
         said = type_in("send", "--file", str(good), "--wait", folder=tmp_path, **environment)
         assert said.returncode == 0, said.stderr
         assert {json.loads(line)["command_id"] for line in said.stdout.splitlines()} == {
