@@ -1,4 +1,4 @@
-"""The dashboard and the alerts, as files; that a worker shows what they ask for is in integration/test_endpoints.py."""
+"""The files of the dashboard and the alerts; integration/test_monitoring.py compares them with a running worker."""
 
 import re
 
@@ -13,13 +13,13 @@ SETTINGS = Settings.model_fields
 QUEUES = {queue.name for queue in Topology(SETTINGS["worker_namespace"].default, (5,)).queues()}
 
 
-def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_meaning_and_an_action() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert set(rule["annotations"]) == {"summary", "meaning", "action"}
 
 
-def test_every_alert_is_shown_to_fire_and_not_to() -> None:
+def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
     """Promtool plays the tests in containers/; here it is only seen that none has been left out."""
     tests = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())["tests"]
     asked = [test["promql_expr_test"] for test in tests]
@@ -28,7 +28,7 @@ def test_every_alert_is_shown_to_fire_and_not_to() -> None:
     assert all(any(not ask["exp_samples"] for ask in asks) for asks in asked)
 
 
-def test_every_queue_that_is_asked_for_is_in_the_topology() -> None:
+def test_every_queried_queue_is_in_the_topology() -> None:
     for selector in selectors():
         for label, operator, text in selector.matchers:
             if label == "queue":
@@ -36,7 +36,7 @@ def test_every_queue_that_is_asked_for_is_in_the_topology() -> None:
                 assert any(re.fullmatch(wanted, queue) for queue in QUEUES), text
 
 
-def test_the_dashboard_asks_the_data_source_that_is_there() -> None:
+def test_the_dashboard_uses_the_provisioned_data_source() -> None:
     sources = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     known = {source["uid"] for source in sources}
     for dashboard in dashboards():
@@ -45,7 +45,7 @@ def test_the_dashboard_asks_the_data_source_that_is_there() -> None:
         assert len(asked) == str(dashboard).count("'datasource'")
 
 
-def test_no_two_panels_have_one_id_or_lie_on_each_other() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     for dashboard in dashboards():
         panels = dashboard["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
@@ -58,7 +58,7 @@ def test_no_two_panels_have_one_id_or_lie_on_each_other() -> None:
         assert len(covered) == len(set(covered))
 
 
-def test_prometheus_asks_the_workers_port() -> None:
+def test_prometheus_scrapes_the_port_of_the_worker() -> None:
     jobs = {
         job["job_name"]: job for job in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
     }
