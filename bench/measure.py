@@ -82,7 +82,7 @@ def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: 
 def start(stage: Stage) -> Figures:
     """Return the time from start to consumption, in seconds."""
     with stage.workers("worker", SATURATED) as workers:
-        stage.wait(lambda: workers[0].has_logged("consuming"), workers)
+        stage.wait(lambda: workers[0].has_logged("consumer_started"), workers)
         return {"s": time.monotonic() - workers[0].started_at}
 
 

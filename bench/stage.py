@@ -17,7 +17,7 @@ import pika
 
 from bench.platform import Platform
 from worker.amqp.blocking import declare_on, delete_on
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.topology import EXECUTE
 from worker.dev.services.ports import free_port, wait_until
 from worker.settings import Settings
 
@@ -100,7 +100,7 @@ class Stage:
         self.replies = f"{namespace}.measured-replies"
         self.amqp_url = amqp_url
         self._folder = folder
-        self.topology = Topology(namespace, Settings(worker_namespace=namespace).delay_queues_s)
+        self.topology = Settings(worker_namespace=namespace).topology
         self._connection = pika.BlockingConnection(pika.URLParameters(f"{amqp_url}?heartbeat=0"))
         self.channel = self._connection.channel()
 

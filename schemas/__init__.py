@@ -1,1 +1,1 @@
-"""What travels, as pydantic models without behaviour: the command, the reply and the platform's answer."""
+"""The messages as pydantic models without behaviour: command, reply, headers, and the platform's answers."""

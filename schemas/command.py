@@ -12,23 +12,26 @@ TIME_PATTERN = (
 )
 MAX_ARGS_BYTES = 2048
 MAX_BODY_BYTES = 64 * 1024
-# What the worker refuses although a schema of the fields takes it; `tests/cli/test_contracts.py` checks the list.
+# Rules of the worker that JSON Schema cannot express; `tests/cli/test_contracts.py` checks the list.
 BEYOND_THE_SCHEMA = (
-    "no id in command_id or in the AMQP property message_id, two that differ, or a message_id not of its form",
-    "a time that is not in the calendar, such as February 30, or lies within a day of its ends in the years 1 and 9999",
-    "an expired_time that is not later than valid_time, both as instants, whatever their offsets",
-    f"args of more than {MAX_ARGS_BYTES} bytes in UTF-8, since the schema counts characters",
-    "a lone surrogate in a string, since it has no form in UTF-8",
-    "an integer that is written with a fraction or an exponent, such as 1.0 or 1e0",
+    "a missing id (command_id or the AMQP property message_id), two ids that differ, or a malformed message_id",
+    "a time that does not exist, such as February 30, or within a day of the calendar's limits (years 1 and 9999)",
+    "an expired_time that is not later than valid_time, compared as instants",
+    f"args of more than {MAX_ARGS_BYTES} bytes in UTF-8 (the schema counts characters)",
+    "a string with a lone surrogate, which UTF-8 cannot encode",
+    "an integer written with a fraction or an exponent, such as 1.0 or 1e0",
     f"a body of more than {MAX_BODY_BYTES} bytes",
-    "a body that is not JSON to the letter: not in UTF-8, with a byte order mark, with a name twice in an object",
+    "a body that is not strict JSON: not in UTF-8, with a byte order mark, or with a duplicate name in an object",
 )
-_SEEN_LATER = "Whether expired_time has passed, and whether product is configured, is seen when the command is sent."
+_CHECKED_LATER = (
+    "Two things are checked only when the command is sent: that expired_time has not passed, and that product is "
+    "configured."
+)
 
 
 def _is_unicode(text: str) -> str:
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("must be Unicode: a lone surrogate has no UTF-8")
+        raise ValueError("must not contain a lone surrogate: UTF-8 cannot encode it")
     return text
 
 
@@ -44,11 +47,11 @@ def _trigger_form(value: object) -> str:
 
 def _each_once(messages: list[str]) -> list[str]:
     if len(set(messages)) < len(messages):
-        raise ValueError("names a message twice")  # the sum would be another trigger
+        raise ValueError("must not name a message twice")  # the sum would be another trigger
     return messages
 
 
-# For validators whose $ is Python's and lets a line break at the end pass; in ECMA-262, and here, it does not.
+# For validators written in Python, where $ also matches before a final line break; in ECMA-262 it does not.
 _ONE_LINE: dict[str, Any] = {"not": {"pattern": "\\n"}}
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
@@ -82,7 +85,9 @@ EXAMPLE = {
 
 def _complete(schema: dict[str, Any]) -> None:
     beyond = "".join(f"\n- {rule}" for rule in BEYOND_THE_SCHEMA)
-    schema["description"] += f"\n\nBeyond this schema the worker refuses:\n{beyond}\n\n{_SEEN_LATER}"
+    schema["description"] += (
+        f"\n\nThe worker also refuses what this schema cannot express:\n{beyond}\n\n{_CHECKED_LATER}"
+    )
     schema["examples"] = [EXAMPLE]
 
 
@@ -92,9 +97,9 @@ def _complete(schema: dict[str, Any]) -> None:
     )
 )
 class Command(TypedDict):
-    """One Execute command for one device, cached by OneNET until the device shows up."""
+    """One Execute command for one device. OneNET caches it until the device is online."""
 
-    # A typed dictionary and not a model: an absent field is not a null one, and a model's defaults would mix them up.
+    # A typed dictionary keeps absent and null apart; the defaults of a model would not.
 
     command_id: NotRequired[
         Annotated[
@@ -105,28 +110,31 @@ class Command(TypedDict):
             ),
         ]
     ]
-    imei: Annotated[Imei, Field(description="The device module's IMEI: 15 digits.")]
+    imei: Annotated[Imei, Field(description="IMEI of the device: 15 digits.")]
     obj_id: Annotated[Identifier, Field(description="LwM2M object id.")]
     obj_inst_id: Annotated[Identifier, Field(description="LwM2M object instance id.")]
     res_id: Annotated[Identifier, Field(description="LwM2M resource id.")]
     expired_time: Annotated[
         Time,
         Field(
-            description="When the command expires: ISO 8601 to the second, with an offset or Z that instant, without "
-            "one the platform's local time. Later than valid_time, and than now."
+            description="When the command expires: ISO 8601 with seconds. With an offset or Z it is that instant, "
+            "without one it is the platform's local time. Must be later than valid_time and than now."
         ),
     ]
     valid_time: NotRequired[
         Annotated[
             Time,
             Field(
-                description="When the command comes into force. One that has passed when the request is sent is left "
-                "out."
+                description="When the command takes effect. It is omitted from the request if it has passed by then."
             ),
         ]
     ]
-    retry: NotRequired[Annotated[int, Field(ge=0, le=10, description="The platform's tries; its default is 3.")]]
-    timeout: NotRequired[Annotated[int, Field(ge=5, le=40, description="Seconds; the platform's default is 25.")]]
+    retry: NotRequired[
+        Annotated[int, Field(ge=0, le=10, description="How often the platform retries; its default is 3.")]
+    ]
+    timeout: NotRequired[
+        Annotated[int, Field(ge=5, le=40, description="Timeout of the platform, in seconds; its default is 25.")]
+    ]
     trigger_msg: NotRequired[
         Annotated[
             Trigger,
@@ -141,7 +149,8 @@ class Command(TypedDict):
             str,
             Field(
                 max_length=MAX_ARGS_BYTES,
-                description="The command's arguments: at most 2048 bytes of UTF-8. Without it the request has no body.",
+                description="Arguments of the command: at most 2048 bytes of UTF-8. Without them the request has "
+                "no body.",
             ),
             AfterValidator(_is_unicode),
             AfterValidator(_fits_the_platform),
@@ -150,7 +159,7 @@ class Command(TypedDict):
     product: NotRequired[
         Annotated[
             Text,
-            Field(description="Which configured OneNET product's credentials to use; without it the default ones."),
+            Field(description="Configured OneNET product whose credentials are used; without it the default ones."),
         ]
     ]
 

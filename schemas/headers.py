@@ -1,6 +1,6 @@
-"""The headers that the contract names: what others may set, and what a dead letter says of itself.
+"""The headers of the contract: those that upstream systems may set, and those of a dead letter.
 
-They describe and do not check: a header of a wrong type must never be what a command fails for.
+These models document headers and validate none: a command must not fail because of a header of a wrong type.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from schemas.reply import Detail, FailureCode
 
-# A header is there or it is not: none is ever null.
+# A header is present or absent, never null.
 OptionalText = str | SkipJsonSchema[None]
 
 EXAMPLE = {
@@ -24,30 +24,32 @@ EXAMPLE = {
 
 
 class TraceHeaders(BaseModel):
-    """The trace that a message belongs to, as the W3C's Trace Context has it; other headers are free."""
+    """The trace that a message belongs to (W3C Trace Context). Other headers are allowed."""
 
-    traceparent: OptionalText = Field(None, description="The trace and the span that the message comes from.")
-    tracestate: OptionalText = Field(None, description="What the tracing systems add to it.")
+    traceparent: OptionalText = Field(None, description="Trace and parent span of the message.")
+    tracestate: OptionalText = Field(None, description="State that tracing systems add.")
 
 
 class DeadLetterHeaders(TraceHeaders):
-    """Why a command was set aside, next to the headers that it came with."""
+    """Why a command was dead-lettered, besides the headers it arrived with."""
 
-    reason: FailureCode = Field(alias="x-onenet-reason", description="The error code; the routing key ends in it.")
-    error: str = Field(alias="x-onenet-error", description="What happened, for a person to read.")
+    reason: FailureCode = Field(alias="x-onenet-reason", description="The error code; it also ends the routing key.")
+    error: str = Field(alias="x-onenet-error", description="What happened, as text for people.")
     details: Json[tuple[Detail, ...]] = Field(
-        alias="x-onenet-details", description="The fields that are at fault, as JSON: as many as a header can carry."
+        alias="x-onenet-details", description="The invalid fields, as JSON; as many as fit into a header."
     )
-    attempt: int = Field(alias="x-onenet-attempt", ge=1, description="The attempt on which it failed; the first is 1.")
+    attempt: int = Field(alias="x-onenet-attempt", ge=1, description="The attempt that failed; the first is 1.")
     failed_at: AwareDatetime = Field(alias="x-onenet-failed-at", description="When it failed, UTC.")
-    worker: str = Field(alias="x-onenet-worker", description="Which worker set it aside.")
+    worker: str = Field(alias="x-onenet-worker", description="The worker that dead-lettered it.")
     expiration: OptionalText = Field(
-        None, alias="x-onenet-expiration", description="The message's own property expiration."
+        None, alias="x-onenet-expiration", description="AMQP property expiration of the original message."
     )
-    user_id: OptionalText = Field(None, alias="x-onenet-user-id", description="The message's own property user_id.")
-    cc: Any = Field(None, alias="x-onenet-cc", description="The message's own header CC.")
+    user_id: OptionalText = Field(
+        None, alias="x-onenet-user-id", description="AMQP property user_id of the original message."
+    )
+    cc: Any = Field(None, alias="x-onenet-cc", description="Header CC of the original message.")
     headers_dropped: OptionalText = Field(
         None,
         alias="x-onenet-headers-dropped",
-        description="There only if the message's own headers could not be published.",
+        description="Present only if the original message's headers could not be published.",
     )

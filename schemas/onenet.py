@@ -1,9 +1,9 @@
 """The platform's answers, as far as the worker reads them.
 
-Source: the pages of ``POST /nbiot/execute/offline`` and of the command history next to it. Of an answer to a command
-only ``errno`` decides, so only it must be what the page says; whatever else is odd counts as absent. Of the history
-everything decides: an answer that is not one is an error, and the fields of its entries are kept as they are, since
-how a field is written proves nothing.
+Source: the platform's pages on ``POST /nbiot/execute/offline`` and on the command history. An answer to a command is
+decided by ``errno`` alone, so only ``errno`` must be valid; other malformed fields count as absent. A history is
+decided by all of its fields: a malformed answer is an error. The fields of an entry are kept as they are written,
+because another notation of a value does not make it another value.
 """
 
 import re
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})
 
 
 def whole_number(value: object) -> int | None:
-    """Return the whole number that a JSON value stands for, as 3, 3.0, "3" or "3e0"; None if there is none."""
+    """Return the integer that a JSON value such as 3, 3.0, "3" or "3e0" stands for; None for any other value."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -40,7 +40,7 @@ def _object_or_nothing(value: object) -> object:
 
 
 def _name(value: object) -> str:
-    """Return what an entry is named by, empty if it has no usable name: a number is taken for its text."""
+    """Return the name of an entry, a number as text; empty if the name is not usable."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_UUID_NUMBER:
         return str(value)
     text = value.strip() if isinstance(value, str) else ""
@@ -60,7 +60,7 @@ Text = Annotated[str, BeforeValidator(_text_or_nothing)]
 
 
 class ExecuteData(BaseModel):
-    """The part of an accepting answer that identifies the cached command."""
+    """Identifies the cached command in an answer with ``errno`` 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class ExecuteData(BaseModel):
 
 
 class ExecuteAnswer(BaseModel):
-    """What every endpoint answers with: ``errno`` 0 means accepted."""
+    """The answer to a command: ``errno`` 0 means that the command was cached."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -78,9 +78,9 @@ class ExecuteAnswer(BaseModel):
 
 
 class HistoryItem(BaseModel):
-    """One cached command in a device's history, with the fields as they are written; times are the platform's local.
+    """One entry of a device's history, its fields as they are written. Times are the platform's local time.
 
-    ``cmd_uuid`` is empty where the entry is not named.
+    ``cmd_uuid`` is empty if the entry has no usable name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,7 +94,7 @@ class HistoryItem(BaseModel):
 
 
 class HistoryPage(BaseModel):
-    """One page of a device's history. An entry that is no object has no fields."""
+    """One page of a device's history. An entry that is not an object counts as one without fields."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -109,7 +109,7 @@ class HistoryPage(BaseModel):
 
 
 class HistoryDetail(BaseModel):
-    """One cached command: ``args`` are the query parameters and ``content`` is the body that it was made with."""
+    """One entry in full: ``args`` are the query parameters of its request and ``content`` is the request's body."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -118,7 +118,7 @@ class HistoryDetail(BaseModel):
 
 
 class HistoryAnswer(BaseModel):
-    """The answer of the history's endpoints."""
+    """The answer of the endpoints of the history."""
 
     model_config = ConfigDict(frozen=True)
 

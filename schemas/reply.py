@@ -19,20 +19,21 @@ FailureCode = Literal[
 ]
 RejectionCode = Literal["onenet_rejected", "http_rejected"]
 MEANINGS: dict[str, str] = {
-    "onenet_rejected": "OneNET said no: `error.errno`, `error.message`",
-    "http_rejected": "something else said no: an HTTP status without OneNET's JSON, or a redirect (never followed)",
-    "invalid_message": "the body is not a JSON object in UTF-8 of at most 64 KiB, or is ambiguous",
-    "invalid_command": "a field breaks its rule: `error.details` names it",
+    "onenet_rejected": "OneNET refused the command: `error.errno`, `error.message`",
+    "http_rejected": "the HTTP request was refused without an answer from OneNET: a status without OneNET's JSON, or a "
+    "redirect, which is never followed",
+    "invalid_message": "the body is not one unambiguous JSON object in UTF-8 of at most 64 KiB",
+    "invalid_command": "a field is invalid: `error.details` names it",
     "unknown_product": "no credentials are configured for the product",
-    "expired": "`expired_time` has passed, or would have before the next attempt",
-    "retries_exhausted": "OneNET took none of its requests, as often as it was tried",
-    "outcome_unknown": "the answer was lost, and the history could not decide: OneNET may have cached the command, or "
-    "may not",
-    "poison_message": "the worker ended each time it tried this command",
-    "command_id_conflict": "the id belongs to a command with another content",
+    "expired": "`expired_time` has passed, or would pass before the next attempt",
+    "retries_exhausted": "all attempts failed; none of them was cached",
+    "outcome_unknown": "the answer was lost and the device's history could not decide: OneNET may or may not have "
+    "cached the command",
+    "poison_message": "each attempt crashed its worker",
+    "command_id_conflict": "the id was already used for a command with other content",
 }
 _NULL = {"type": "null"}
-# What goes together; the worker has a type of its own for each (worker/core/outcome.py).
+# Which values may occur together; worker/core/outcome.py has a type for each.
 _OUTCOMES: list[Any] = [
     {"properties": {"status": {"const": "accepted"}, "uuid": {"type": "string", "minLength": 1}, "error": _NULL}},
     {
@@ -89,12 +90,12 @@ EXAMPLES = {
 
 
 class Detail(BaseModel):
-    """What is wrong with one field."""
+    """The error of one field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    field: str = Field(description="The field's name; empty where the message as a whole is meant.")
-    message: str = Field(description="What is wrong with it, for a person to read.")
+    field: str = Field(description="Name of the field; empty if the message as a whole is invalid.")
+    message: str = Field(description="What is wrong, as text for people.")
 
 
 class ReplyError(BaseModel):
@@ -103,16 +104,16 @@ class ReplyError(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
     code: Literal[FailureCode, RejectionCode] = Field(
-        description="What happened, for a program to read."
+        description="What happened, as a code for programs."
         + "".join(f"\n- {code}: {meaning}" for code, meaning in MEANINGS.items())
     )
-    message: str = Field(description="What happened, for a person to read; of onenet_rejected it is OneNET's own text.")
-    errno: int | None = Field(None, description="OneNET's error number, where it answered with one.")
-    details: tuple[Detail, ...] | None = Field(None, description="The fields that are at fault.")
+    message: str = Field(description="What happened, as text for people; with onenet_rejected it is OneNET's own text.")
+    errno: int | None = Field(None, description="Error number of OneNET, if it answered with one.")
+    details: tuple[Detail, ...] | None = Field(None, description="The invalid fields.")
 
 
 class Reply(BaseModel):
-    """The one outcome of one command; it may arrive more than once, always the same."""
+    """The outcome of one command. There is exactly one; its reply may arrive more than once."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -122,19 +123,19 @@ class Reply(BaseModel):
         json_schema_extra={"oneOf": _OUTCOMES, "examples": list(EXAMPLES.values())},
     )
 
-    command_id: CommandId | None = Field(description="Null if the message had none.")
+    command_id: CommandId | None = Field(description="Id of the command; null if the message has none.")
     status: Status = Field(
-        description="accepted: OneNET cached the command. rejected: OneNET answered no. failed: it could not be sent, "
-        "or nobody can tell whether it was; it is dead-lettered too."
+        description="accepted: OneNET cached the command. rejected: OneNET, or something in front of it, refused the "
+        "command. failed: it was not sent, or it is unknown whether it was cached; it is dead-lettered too."
     )
-    uuid: str | None = Field(None, description="The cached command's uuid, where OneNET accepted it.")
-    imei: Imei | None = Field(None, description="The command's device; null if the message names none.")
-    error: ReplyError | None = Field(None, description="Why the command was not accepted; null if it was.")
-    attempts: int = Field(ge=1, description="The attempt on which the outcome was reached; the first is 1.")
+    uuid: str | None = Field(None, description="Uuid of the cached command; null unless status is accepted.")
+    imei: Imei | None = Field(None, description="Device of the command; null if the message names none.")
+    error: ReplyError | None = Field(None, description="Why the command was not accepted; null if it was accepted.")
+    attempts: int = Field(ge=1, description="Number of the attempt that led to the outcome; the first is 1.")
     recovered: bool = Field(
-        False, description="The uuid was found in the device's command history instead of read from the answer."
+        False, description="Whether the uuid was found in the device's command history, because the answer was lost."
     )
     valid_time_omitted: bool = Field(
-        False, description="valid_time had passed when the request was sent, so it was left out."
+        False, description="Whether valid_time was omitted from the request, because it had passed."
     )
-    completed_at: AwareDatetime = Field(description="When the outcome was reached, UTC.")
+    completed_at: AwareDatetime = Field(description="When the outcome was reached (UTC).")

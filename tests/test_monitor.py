@@ -1,4 +1,4 @@
-"""What excuses a worker that takes nothing from its queue."""
+"""Which states of a worker explain that it takes no deliveries from its queue."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,39 +9,39 @@ import pytest
 from worker.monitor import HealthMonitor
 from worker.telemetry.health import STALL_S, Health
 
-BUSY: dict[str, Any] = {
+ABLE_TO_CONSUME: dict[str, Any] = {
     "is_connected": True,
-    "is_publishing_hindered": False,
-    "is_any_open": True,
-    "waits_for_slots": False,
+    "is_publishing_impaired": False,
+    "allows_any": True,
+    "is_rate_limiting": False,
     "is_stopping": False,
 }
 
 
 async def is_live(**changes: bool) -> bool:
-    """Let the pulse look once at a worker with commands in its queue, which has taken none for longer than it may."""
-    facts = BUSY | changes
+    """Poll the queue once of a worker that has taken none of the waiting commands for longer than the limit."""
+    state = ABLE_TO_CONSUME | changes
     now = [0.0]
     health = Health(STALL_S, lambda: None, lambda: now[0])
     now[0] = STALL_S + 1
-    looked = asyncio.Event()
+    polled = asyncio.Event()
 
     async def look_at_queue() -> tuple[int, int]:
-        asyncio.get_running_loop().call_soon(looked.set)  # which is behind all that the pulse does with the answer
+        asyncio.get_running_loop().call_soon(polled.set)  # runs after the monitor has used the result
         return 1, 1
 
-    others = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_handling_s": 0.0}
-    parts = cast("Any", SimpleNamespace(**facts | others | {"is_any_open": lambda: facts["is_any_open"]}))
-    running = asyncio.create_task(HealthMonitor(broker=parts, consumer=parts, gates=parts, health=health).run())
-    await looked.wait()
+    more = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_processing_s": 0.0}
+    parts = cast("Any", SimpleNamespace(**state | more | {"allows_any": lambda: state["allows_any"]}))
+    running = asyncio.create_task(HealthMonitor(broker=parts, consumer=parts, breakers=parts, health=health).run())
+    await polled.wait()
     running.cancel()
-    return health.liveness().is_good
+    return health.liveness().ok
 
 
-def test_nothing_excuses_a_worker_that_could_take_commands() -> None:
+def test_a_worker_that_could_consume_but_takes_no_commands_is_not_live() -> None:
     assert not asyncio.run(is_live())
 
 
-@pytest.mark.parametrize("reason", BUSY)
-def test_each_reason_for_taking_nothing_is_one(reason: str) -> None:
-    assert asyncio.run(is_live(**{reason: not BUSY[reason]}))
+@pytest.mark.parametrize("state", ABLE_TO_CONSUME)
+def test_a_worker_with_a_reason_for_taking_no_commands_stays_live(state: str) -> None:
+    assert asyncio.run(is_live(**{state: not ABLE_TO_CONSUME[state]}))

@@ -1,4 +1,4 @@
-"""What the documents say of the code is true."""
+"""The documents agree with the code."""
 
 import re
 
@@ -12,13 +12,13 @@ CHINESE = (ROOT / "README.zh-CN.md").read_text()
 
 
 @pytest.mark.parametrize(("document", "name"), TABLES)
-def test_the_tables_are_the_codes(document: str, name: str) -> None:
+def test_generated_tables_match_the_code(document: str, name: str) -> None:
     found = between((ROOT / document).read_text(), name)
-    assert found[0] == TABLES[document, name]() + "\n", "`make docs` writes them anew"
+    assert found[0] == TABLES[document, name]() + "\n", "run `make docs`"
 
 
 @pytest.mark.parametrize(("name", "table"), [("settings", settings_table), ("codes", codes_table)])
-def test_the_chinese_tables_have_the_same_rows(name: str, table: object) -> None:
+def test_tables_of_the_chinese_readme_have_the_same_rows(name: str, table: object) -> None:
     assert callable(table)
 
     def rows(text: str) -> list[list[str]]:
@@ -28,14 +28,14 @@ def test_the_chinese_tables_have_the_same_rows(name: str, table: object) -> None
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
-def test_every_field_of_a_command_is_described(text: str) -> None:
+def test_each_field_of_a_command_is_described(text: str) -> None:
     described = set(re.findall(r"`([a-z_]+)`", text))
     assert set(COMMAND.json_schema()["properties"]) <= described
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
-def test_every_event_of_the_log_is_named(text: str) -> None:
-    """In the code a method of the log is called with it."""
+def test_each_log_event_is_listed(text: str) -> None:
+    """Events are found in the source by the calls of the logger's methods."""
     sources = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
     events = set(re.findall(r'log\.(?:debug|info|warning|error|critical)\(\s*"([a-z_]+)"', sources))
     assert {"command_accepted", "worker_started"} <= events
@@ -46,8 +46,8 @@ def test_both_readmes_show_the_same_code() -> None:
     assert code_blocks(CHINESE) == code_blocks(README)
 
 
-def test_the_links_lead_somewhere() -> None:
+def test_relative_links_point_to_existing_files() -> None:
     documents = [ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / "docs").rglob("*.md")]
     for document in documents:
-        for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", document.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

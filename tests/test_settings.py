@@ -1,20 +1,30 @@
-"""Settings: read in one place, checked whole, told in lines that hold no secret."""
+"""Settings: read in one place, validated as a whole; errors are lines without secrets."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from worker.errors import SettingsError
-from worker.settings import AccessKey, ApiKey, Rate, Settings, load_products, load_settings
+from worker.core.credentials import AccessKey, ApiKey
+from worker.core.rate import Rate
+from worker.errors import EXIT_CONFIG, EXIT_FAILURE, SettingsError
+from worker.settings import Settings, load_products, load_settings
 
 NAMES = [name.upper() for name in Settings.model_fields]
+RENAMED = {
+    "WORKER_SETTLE": "WORKER_RECONCILE_DELAY",
+    "WORKER_PAUSE_AFTER": "WORKER_PAUSE_AFTER_FAILURES",
+    "WORKER_PAUSE_PROBE": "WORKER_PROBE_INTERVAL",
+}
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the machine and no .env of the checkout has a say."""
+    """Isolate the test from the machine's environment and from the checkout's .env."""
     monkeypatch.chdir(tmp_path)
-    for name in NAMES:
+    for name in (*NAMES, *RENAMED):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -30,25 +40,25 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.idempotency_url.get_secret_value() == "memory://"
     assert (settings.amqp_declare, settings.worker_in_doubt, settings.log_level) == (True, "reconcile", "info")
     assert (settings.worker_ordering, settings.onenet_rate_limit) == ("device", None)
-    assert (settings.worker_pause_after, settings.worker_pause_probe) == (20, 5)
+    assert (settings.worker_pause_after_failures, settings.worker_probe_interval) == (20, 5)
 
 
-def test_the_environment_comes_before_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_environment_variable_overrides_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("WORKER_CONCURRENCY=7\nWORKER_NAMESPACE=here\nSOMETHING_ELSE=1\n")
     monkeypatch.setenv("WORKER_CONCURRENCY", "9")
     settings = load_settings()
     assert (settings.worker_concurrency, settings.worker_namespace) == (9, "here")
 
 
-def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files pass on what is not set as nothing."""
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass unset variables on as empty ones."""
     monkeypatch.setenv("WORKER_CONCURRENCY", "")
     monkeypatch.setenv("ONENET_API_KEY", "")
     assert load_settings().worker_concurrency == 32
     assert load_settings().onenet_api_key is None
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_is_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", "amqp://a/, amqps://b:5671/v")
     monkeypatch.setenv("WORKER_RETRY_DELAYS", "1, 1,10")
     settings = load_settings()
@@ -57,7 +67,9 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["AMQP_URL", "ONENET_API_KEY", "ONENET_ACCESS_KEY"])
-def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_secret_is_read_from_the_file_that_name_file_names(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     value = "amqp://user:aGk=@host/" if name == "AMQP_URL" else "aGk="
     (tmp_path / "secret").write_text(f"{value}\n")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
@@ -91,11 +103,13 @@ def test_a_secret_may_lie_in_a_file(name: str, monkeypatch: pytest.MonkeyPatch, 
         ("WORKER_RETRY_DELAYS", "5,x"), ("WORKER_RETRY_DELAYS", "30,5"), ("WORKER_RETRY_DELAYS", "0"),
         ("WORKER_RETRY_DELAYS", ","), ("WORKER_MAX_ATTEMPTS", "0"), ("WORKER_IN_DOUBT", "guess"),
         ("WORKER_SHUTDOWN_GRACE", "-1"), ("IDEMPOTENCY_URL", "mysql://user:aSecret@host"), ("LOG_LEVEL", "loud"),
-        ("LOG_FORMAT", "xml"), ("WORKER_SETTLE", "12"), ("WORKER_SETTLE", "60.5"), ("IDEMPOTENCY_URL", "redis://"),
-        ("IDEMPOTENCY_URL", "redis://:aSecret@ho st"),
+        ("LOG_FORMAT", "xml"), ("WORKER_RECONCILE_DELAY", "12"), ("WORKER_RECONCILE_DELAY", "60.5"),
+        ("IDEMPOTENCY_URL", "redis://"), ("IDEMPOTENCY_URL", "redis://:aSecret@ho st"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_is_reported_in_one_line_that_names_it(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
     if name == "ONENET_ACCESS_KEY":
         monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
@@ -107,7 +121,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str, monkey
     assert "\n" not in line
 
 
-def test_every_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_wrong_setting_is_reported_in_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_CONCURRENCY", "many")
     monkeypatch.setenv("LOG_LEVEL", "loud")
     with pytest.raises(SettingsError) as caught:
@@ -116,37 +130,37 @@ def test_every_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("password", ["pa/ss", "pa[x]ss", "pa/ss:1", "pa]ss"])
-def test_a_password_that_breaks_its_url_is_not_quoted(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_that_makes_its_url_invalid_is_not_quoted(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", f"amqp://user:{password}@host/")
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert not [part for part in ("pa", "ss", "[x]") if part in str(caught.value).replace("password", "")]
 
 
-def test_a_doubt_rests_as_long_as_a_request_may_take_and_has_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKER_SETTLE", "13")
+def test_the_reconcile_delay_has_a_delay_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_RECONCILE_DELAY", "13")
     assert load_settings().delay_queues_s == (5, 13, 30, 120, 600)
 
 
-@pytest.mark.parametrize(("settle", "is_enough"), [("4", False), ("5", True), ("6", True)])
-def test_a_doubt_rests_no_shorter_than_the_two_timeouts_together(
-    settle: str, is_enough: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("delay", "is_enough"), [("4", False), ("5", True), ("6", True)])
+def test_the_reconcile_delay_is_at_least_both_timeouts_together(
+    delay: str, is_enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the history would be read while the request may still be under way."""
+    """A shorter delay would read the history while the request may still be in flight."""
     for name, value in (("CONNECT", "2"), ("READ", "2.5")):
         monkeypatch.setenv(f"ONENET_{name}_TIMEOUT", value)
-    monkeypatch.setenv("WORKER_SETTLE", settle)
+    monkeypatch.setenv("WORKER_RECONCILE_DELAY", delay)
     if is_enough:
         assert load_settings().request_s == 4.5
         return
     with pytest.raises(SettingsError) as caught:
         load_settings()
     [line] = caught.value.lines
-    assert line.startswith("WORKER_SETTLE: must not be less than ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT")
+    assert line.startswith("WORKER_RECONCILE_DELAY: must be at least ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT")
     assert "4.5" in line
 
 
-def test_a_delay_that_is_there_twice_has_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_delays_share_one_delay_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_RETRY_DELAYS", "30,60,60")
     assert load_settings().delay_queues_s == (30, 60)
 
@@ -154,7 +168,7 @@ def test_a_delay_that_is_there_twice_has_one_queue(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "url", ["http://:aSecret@host", "redis+ssl://:aSecret@host", "rediss://:aSecret@host:0", "memory:", "aSecret"]
 )
-def test_no_other_place_to_remember_commands_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idempotency_url_of_another_scheme_is_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDEMPOTENCY_URL", url)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -164,26 +178,26 @@ def test_no_other_place_to_remember_commands_is_taken(url: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("url", ["redis://:aSecret@host:6379/1", "rediss://host", "memory://"])
-def test_where_commands_are_remembered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idempotency_url_is_accepted_and_kept_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDEMPOTENCY_URL", url)
     found = load_settings()
     assert found.idempotency_url.get_secret_value() == url
     assert "aSecret" not in repr(found)
 
 
-def test_words_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "INFO")
     monkeypatch.setenv("LOG_FORMAT", "JSON")
     assert (load_settings().log_level, load_settings().log_format) == ("info", "json")
 
 
-def test_an_env_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_an_env_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"LOG_LEVEL=\xff\xfe")
     with pytest.raises(SettingsError, match=r"\.env: cannot be read"):
         load_settings()
 
 
-def test_a_file_of_authorities_without_any_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_ca_file_without_certificates_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing\n")
     monkeypatch.setenv("ONENET_CA_FILE", str(tmp_path / "ca.pem"))
     with pytest.raises(SettingsError, match="ONENET_CA_FILE: holds no certificate"):
@@ -199,14 +213,16 @@ def test_a_file_of_authorities_without_any_is_said(monkeypatch: pytest.MonkeyPat
     ],
     ids=str,
 )
-def test_one_way_of_authentication_is_set_whole(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_exactly_one_mode_must_be_complete(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match="ONENET_ACCESS_KEY: set"):
         load_settings()
 
 
-def test_what_does_not_belong_together_is_said_of_each_pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_incomplete_pair_of_settings_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cert.pem").touch()
     monkeypatch.setenv("AMQP_CERT_FILE", str(tmp_path / "cert.pem"))
     monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
@@ -218,7 +234,7 @@ def test_what_does_not_belong_together_is_said_of_each_pair(monkeypatch: pytest.
     ]
 
 
-def test_products_have_their_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_product_has_its_own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "products.json").write_text(
         '{"heating": {"api_key": "h"}, "cooling": {"product_id": "7", "access_key": "aGk="}}'
     )
@@ -236,7 +252,7 @@ def test_products_have_their_own_credentials(monkeypatch: pytest.MonkeyPatch, tm
     ["", "[]", '{"a": 1}', '{"a": {}}', '{"a": {"api_key": ""}}', '{"a": {"api_key": "aSecret", "other": 1}}',
      '{"a": {"product_id": "1", "access_key": "aSecret!"}}'],
 )  # fmt: skip
-def test_a_products_file_that_cannot_be_used_is_said(
+def test_an_unusable_products_file_is_reported_without_its_secrets(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "products.json").write_text(content)
@@ -256,24 +272,24 @@ def test_a_products_file_that_cannot_be_used_is_said(
         ("1/day", Rate(1, 86_400)),
     ],
 )
-def test_a_rate_is_a_count_and_a_unit(text: str, rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_limit_is_a_count_and_a_unit(text: str, rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONENET_RATE_LIMIT", text)
     assert load_settings().rate == rate
 
 
 @pytest.mark.parametrize("text", ["200", "0/second", "-1/second", "1.5/second", "200/fortnight", "1/second,2/hour"])
-def test_any_other_rate_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_rate_limit_is_reported(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONENET_RATE_LIMIT", text)
     with pytest.raises(SettingsError, match="ONENET_RATE_LIMIT: must be a count and a unit"):
         load_settings()
 
 
-def test_without_any_credentials_there_is_no_start() -> None:
+def test_missing_credentials_are_reported() -> None:
     with pytest.raises(SettingsError, match="ONENET_API_KEY: not set"):
         load_products(load_settings())
 
 
-def test_no_secret_is_in_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_settings_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", "amqp://user:aSecret@host/")
     monkeypatch.setenv("ONENET_API_KEY", "aSecret")
     assert "aSecret" not in repr(load_settings()) + str(load_settings()) + load_settings().model_dump_json()
@@ -293,24 +309,69 @@ def test_no_secret_is_in_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> Non
         ("http://[2001:db8::1]/", "2001:db8::1"),
     ],
 )
-def test_a_key_is_readable_on_its_way_unless_by_https_or_on_this_machine(
+def test_credentials_travel_in_plaintext_unless_by_https_or_to_a_loopback_address(
     url: str, host: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONENET_URL", url)
-    assert load_settings().readable_at == host
+    assert load_settings().plaintext_host == host
 
 
-@pytest.mark.parametrize(
-    ("name", "field"),
-    [
-        ("WORKER_RECONCILE_DELAY", "worker_settle"),
-        ("WORKER_PAUSE_AFTER_FAILURES", "worker_pause_after"),
-        ("WORKER_PROBE_INTERVAL", "worker_pause_probe"),
-    ],
-)
-def test_a_setting_is_known_by_the_contracts_name_too(name: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "77")
-    assert getattr(load_settings(), field) == 77
-    monkeypatch.setenv(name, "0")
-    with pytest.raises(SettingsError, match=field.upper()):
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+@pytest.mark.parametrize("place", ["environment", "env file", "both, and the new name too"])
+def test_the_old_name_of_a_setting_is_an_error_that_names_the_new_one(
+    old: str, new: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An operator who upgrades must not run with a default instead of the value that was set."""
+    if place != "environment":
+        (tmp_path / ".env").write_text(f"{old}=77\n")
+    if place != "env file":
+        monkeypatch.setenv(old, "77")
+    if place == "both, and the new name too":
+        monkeypatch.setenv(new, "77")
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SettingsError) as caught:
         load_settings()
+    assert caught.value.lines[0] == f"{old}: was renamed; set {new} instead"
+    assert [line.partition(":")[0] for line in caught.value.lines] == [old, "LOG_LEVEL"]
+
+
+def test_an_empty_variable_of_an_old_name_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for old in RENAMED:
+        monkeypatch.setenv(old, "")
+    assert load_settings().worker_reconcile_delay == 60
+
+
+def test_the_env_file_may_name_the_file_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("k\n")
+    (tmp_path / ".env").write_text(f"ONENET_API_KEY_FILE={tmp_path / 'secret'}\n")
+    found = load_settings().onenet_api_key
+    assert found is not None
+    assert found.get_secret_value() == "k"
+    monkeypatch.setenv("ONENET_API_KEY", "other")
+    with pytest.raises(SettingsError, match="ONENET_API_KEY_FILE: set, and ONENET_API_KEY too"):
+        load_settings()
+
+
+def test_a_secret_file_and_other_wrong_settings_are_reported_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_URL_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert [line.partition(":")[0] for line in caught.value.lines] == ["IDEMPOTENCY_URL_FILE", "LOG_LEVEL"]
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("run", EXIT_CONFIG), ("check", EXIT_FAILURE)])
+def test_commands_report_the_old_name_of_a_setting(command: str, exit_code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "WORKER_SETTLE": "60", "ONENET_API_KEY": "k"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker", command],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == exit_code
+    assert "WORKER_SETTLE: was renamed; set WORKER_RECONCILE_DELAY instead\n" in ended.stdout + ended.stderr

@@ -1,4 +1,4 @@
-"""Wiring: settings in, parts built, run, exit code; no decisions."""
+"""The composition root: builds the parts of a worker from its settings, serves, stops, and returns an exit code."""
 
 import asyncio
 import os
@@ -6,39 +6,46 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urlsplit
 
 from worker import __version__
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
-from worker.amqp.topology import Topology
+from worker.core.claims import IdempotencyStore
+from worker.core.clock import utc_now
+from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
-from worker.core.task import Task
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
+from worker.flow.dispatcher import NewPacer
 from worker.flow.pace import Pacer
-from worker.idempotency.memory import MemoryStore
+from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
-from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.processor import HANDLING_S, Processor
-from worker.settings import MEMORY, Credentials, Settings, load_products
+from worker.processing.circuit_breaker import CircuitBreakers, Subject
+from worker.processing.leases import Leases
+from worker.processing.processor import PROCESSING_S, Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
+from worker.settings import Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
 
-# Shares of the grace: for what is under way, then for the connections to the broker, then for the spans; the rest is
-# for the last lines of the log.
+# Shares of the grace period: for commands in progress, then for the connections to the broker, then for the spans; the
+# rest is for the last lines of the log.
 _FINISHING = 0.8
 _CLOSING = 0.08
 # Where the platform answers at once the fewest threads do most; those that ask Redis together wait for each other.
@@ -46,17 +53,194 @@ _CLOSING = 0.08
 _FEW_THREADS = 3
 _FEW_THREADS_WITH_REDIS = 8
 
-if TYPE_CHECKING:
-    from worker.idempotency.redis import RedisStore
+_REDIS_SCHEMES = ("redis", "rediss")
 
 log = get_logger()
 
-NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
+
+def run(settings: Settings) -> int:
+    """Run the worker until it is told to stop; returns the exit code.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
+    worker = Worker(settings)
+    writer = configure_logging(settings.log_level, settings.log_format)
+    try:
+        # Not asyncio.run, which waits at its end for a name that is still being looked up.
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(worker.serve())
+    finally:
+        worker.close()
+        lost = writer.close()
+        if lost and sys.stderr is not None:
+            with suppress(OSError):  # which may be as full as stdout
+                print(f"onenet-worker: {lost} lines of the log could not be written", file=sys.stderr)
 
 
-def topology_of(settings: Settings) -> Topology:
-    """Return the topology that the settings describe."""
-    return Topology(settings.worker_namespace, settings.delay_queues_s)
+class Worker:
+    """One worker process: its parts, and their life from start to stop.
+
+    Args:
+        settings: of the deployment.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        products = load_products(settings)
+        self._broker_parameters = connection_parameters(settings.broker_address)
+        self._tracing = tracing_of(settings, self._name)
+        self._watch = Watch(settings.request_s)
+        self._client = client_of(settings, products, self._watch, self._tracing)
+        self._store = store_of(settings)
+        self._metrics = Metrics(__version__, settings.worker_concurrency)
+        self._breakers = self._new_breakers(products, "product")
+        self._history_breakers = self._new_breakers(products, "history")
+        # A request may take longer than a minute, and as many as may be at once.
+        self._health = Health(max(STALL_S, lease_s(settings)), self._store.ping)
+        self._http_server: HealthServer | None = None
+
+    async def serve(self) -> int:
+        """Take commands until a signal or a fault ends the worker; returns the exit code."""
+        settings = self._settings
+        if settings.http_port:
+            self._http_server = HealthServer(settings.http_host, settings.http_port, self._health, self._metrics)
+        log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
+        if settings.plaintext_host is not None:
+            hint = "the credentials can be read on their way"
+            log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint=hint)
+        ending = _Ending(asyncio.get_running_loop())
+        if settings.onenet_products_file is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_products)
+        broker, consumer, monitor = self._build()
+        running = asyncio.gather(broker.run(consumer), monitor.run())
+        await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
+        if ending.stop.done():
+            exit_code = await self._stop(consumer, ending)
+        elif ending.crash.done():
+            exit_code = _crashed(ending.crash.result())
+        else:
+            exit_code = _explain(running)
+        running.cancel()
+        await asyncio.wait((running,), timeout=_CLOSING * settings.worker_shutdown_grace)
+        log.info("worker_stopped", exit_code=exit_code)
+        return exit_code
+
+    def reload_products(self) -> None:
+        """Read the products' credentials again; where they cannot be used, the old ones stay in force."""
+        try:
+            found = load_products(self._settings)
+        except SettingsError as exc:
+            log.warning("products_not_reloaded", reason="; ".join(exc.lines))
+            return
+        changed = self._client.replace_products(found)
+        for breakers in (self._breakers, self._history_breakers):
+            breakers.replace(found.keys(), changed)
+        log.info("products_reloaded", products=len(found), changed=len(changed))
+
+    def close(self) -> None:
+        """Close what the parts hold."""
+        if self._http_server is not None:
+            self._http_server.close()
+        self._client.close()
+        self._watch.stop()
+        self._store.close()
+        self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
+
+    def _build(self) -> tuple[Broker, Consumer, HealthMonitor]:
+        """Build the parts that belong to the running event loop."""
+        settings, store = self._settings, self._store
+        policy = RetryPolicy(
+            settings.worker_retry_delays,
+            settings.worker_max_attempts,
+            settings.worker_reconcile_delay,
+            settings.worker_in_doubt,
+        )
+        leases = Leases(store, policy, utc_now)
+        unstarted = Unstarted(store, self._breakers, policy, utc_now)
+        reporter = Reporter(self._metrics)
+        broker = Broker(
+            self._broker_parameters,
+            settings.topology,
+            name=f"onenet-execute-worker {self._name}",
+            declare=settings.amqp_declare,
+            prefetch=settings.prefetch,
+            on_other_consumers=None if store.is_shared else _warn_of_others,
+        )
+        consumer = Consumer(
+            Processor(self._client, store, leases, unstarted, self._breakers, self._history_breakers, policy, reporter),
+            leases,
+            unstarted,
+            reporter,
+            MessageBuilder(settings.topology, self._name),
+            broker,
+            self._breakers,
+            KeyedQueues(by_device=settings.worker_ordering == "device"),
+            pacer_factory(settings, self._breakers),
+            self._metrics,
+            self._tracing,
+            settings.platform_zone,
+            concurrency=settings.worker_concurrency,
+            few_threads=_FEW_THREADS_WITH_REDIS if store.is_shared else _FEW_THREADS,
+            usual_prefetch=settings.prefetch,
+            probe_interval_s=settings.worker_probe_interval,
+        )
+        monitor = HealthMonitor(broker, consumer, self._breakers, self._health)
+        self._metrics.observe(monitor.state)
+        return broker, consumer, monitor
+
+    async def _stop(self, consumer: Consumer, ending: "_Ending") -> int:
+        grace_s = self._settings.worker_shutdown_grace
+        log.info("worker_stopping", reason=ending.stop.result(), grace_s=grace_s)
+        stopping = asyncio.ensure_future(consumer.stop())
+        await asyncio.wait((stopping, ending.crash), timeout=_FINISHING * grace_s, return_when=asyncio.FIRST_COMPLETED)
+        if ending.crash.done():
+            return _crashed(ending.crash.result())
+        if not stopping.done():
+            stopping.cancel()
+            log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged is delivered again
+            return 0
+        return 0 if stopping.exception() is None else _crashed(stopping.exception())
+
+    def _new_breakers(self, products: Mapping[str | None, Credentials], subject: Subject) -> CircuitBreakers:
+        settings = self._settings
+        return CircuitBreakers(
+            products, settings.worker_pause_after_failures, settings.worker_probe_interval, subject=subject
+        )
+
+
+class _Ending:
+    """Why the worker ends: a signal, or an error that nothing handled, on the loop or in a thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.stop: asyncio.Future[str] = loop.create_future()
+        self.crash: asyncio.Future[BaseException] = loop.create_future()
+        self._loop = loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.set_exception_handler(self._on_loop_error)
+        threading.excepthook = self._on_thread_error
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.stop.done():
+            os._exit(128 + number)  # the second one: at once, and everything unacknowledged is delivered again
+        self.stop.set_result(number.name)
+
+    def _on_crash(self, error: BaseException) -> None:
+        if not self.crash.done():
+            self.crash.set_result(error)
+
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._on_crash(context.get("exception") or RuntimeError(context["message"]))
+
+    def _on_thread_error(self, arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value or RuntimeError(str(arguments.exc_type))
+        self._loop.call_soon_threadsafe(self._on_crash, error)
 
 
 def client_of(
@@ -71,212 +255,60 @@ def client_of(
         lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
         settings.platform_zone,
         request_s=settings.request_s,
-        latest_caching_s=settings.worker_settle,
-        history_s=settings.idempotency_ttl,
+        caching_delay_s=settings.worker_reconcile_delay,
+        history_window_s=settings.idempotency_ttl,
     )
 
 
 def lease_s(settings: Settings) -> float:
-    """Return how long a command is held, in seconds.
+    """Return the duration of a lease, in seconds.
 
     Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
     """
-    return 2 * settings.request_s + HANDLING_S
+    return 2 * settings.request_s + PROCESSING_S
 
 
-def store_of(settings: Settings) -> "MemoryStore | RedisStore":
+def store_of(settings: Settings) -> IdempotencyStore:
     """Return the store that the settings name."""
-    url = settings.idempotency_url.get_secret_value()
-    if url == MEMORY:
-        return MemoryStore(settings.idempotency_ttl, lease_s(settings), began_at=datetime.now(UTC))
-    from worker.idempotency.redis import RedisStore
-
-    return RedisStore(
-        url,
+    return open_store(
+        settings.idempotency_url.get_secret_value(),
         settings.worker_namespace,
         ttl_s=settings.idempotency_ttl,
         lease_s=lease_s(settings),
         connections=settings.worker_concurrency,
+        began_at=datetime.now(UTC),
     )
 
 
-def pacer_factory(settings: Settings, gates: CircuitBreakers) -> NewPacer | None:
-    """Return what makes the pacer of each product, or None if there is no rate to keep."""
+def rate_limit_url(settings: Settings) -> str | None:
+    """Return the Redis server through which workers share the rate limit: the idempotency store's, if that is Redis."""
+    url = settings.idempotency_url.get_secret_value()
+    return url if urlsplit(url).scheme in _REDIS_SCHEMES else None
+
+
+def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | None:
+    """Return what makes the pacer of each product, or None if there is no rate limit."""
     if settings.rate is None:
         return None
     from worker.flow.rate_limiter import RateLimiter
 
-    url = settings.idempotency_url.get_secret_value()
-    slots = RateLimiter(settings.rate, settings.worker_namespace, None if url == MEMORY else url)
-    return lambda product, let_go: Pacer(partial(slots.take, product), partial(gates.is_open, product), let_go)
+    limiter = RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
+    return lambda product, release: Pacer(partial(limiter.acquire, product), partial(breakers.allows, product), release)
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
-    """Return what makes spans, or makes none where no collector is named."""
+    """Return the tracing that the settings ask for.
+
+    Raises:
+        SettingsError: the environment names an unusable proxy for the collector.
+    """
     if settings.otel_exporter_otlp_endpoint is None:
         return NoTracing()
     from worker.telemetry.otel import OpenTelemetry
 
-    queue = topology_of(settings).execute_queue
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
-    return OpenTelemetry(endpoint, __version__, worker, queue)
-
-
-def run(settings: Settings) -> int:
-    """Run the worker until it is told to stop; returns the exit code.
-
-    Raises:
-        SettingsError: a setting cannot be used.
-    """
-    products = load_products(settings)
-    parameters = connection_parameters(settings)
-    name = f"{socket.gethostname()}:{os.getpid()}"
-    tracing = tracing_of(settings, name)
-    watch = Watch(settings.request_s)
-    client = client_of(settings, products, watch, tracing)
-    store = store_of(settings)
-    metrics = Metrics(__version__, settings.worker_concurrency)
-    gates = CircuitBreakers(products, settings.worker_pause_after, settings.worker_pause_probe)
-    history_gates = CircuitBreakers(
-        products, settings.worker_pause_after, settings.worker_pause_probe, subject="history"
-    )
-    outgoing = MessageBuilder(topology_of(settings), name)
-    handler = Processor(
-        client,
-        store,
-        outgoing,
-        gates,
-        history_gates,
-        RetryPolicy(
-            settings.worker_retry_delays,
-            settings.worker_max_attempts,
-            settings.worker_settle,
-            settings.worker_in_doubt,
-        ),
-        settings.platform_zone,
-        metrics,
-    )
-    # A request may be under way for longer than a minute, and as many as may be at once.
-    health = Health(max(STALL_S, lease_s(settings)), store.ping)
-
-    def build() -> tuple[Broker, Consumer, HealthMonitor]:
-        broker = Broker(
-            parameters,
-            topology_of(settings),
-            name=f"onenet-execute-worker {name}",
-            declare=settings.amqp_declare,
-            prefetch=settings.prefetch,
-            on_consumers_found=_warn_of_others if isinstance(store, MemoryStore) else _welcome_others,
-        )
-        consumer = Consumer(
-            handler,
-            broker,
-            gates,
-            KeyedQueues(by_device=settings.worker_ordering == "device"),
-            pacer_factory(settings, gates),
-            metrics,
-            tracing,
-            concurrency=settings.worker_concurrency,
-            few_threads=_FEW_THREADS if isinstance(store, MemoryStore) else _FEW_THREADS_WITH_REDIS,
-            prefetch=settings.prefetch,
-            probe_s=settings.worker_pause_probe,
-        )
-        pulse = HealthMonitor(broker, consumer, gates, health)
-        metrics.observe(pulse.state)
-        return broker, consumer, pulse
-
-    def reload() -> None:
-        try:
-            found = load_products(settings)
-        except SettingsError as exc:
-            log.warning("products_not_reloaded", reason="; ".join(exc.lines))  # the old ones go on
-            return
-        changed = client.replace_products(found)
-        for each in (gates, history_gates):
-            each.replace(found.keys(), changed)
-        log.info("products_reloaded", products=len(found), changed=len(changed))
-
-    endpoints = None
-    writer = configure_logging(settings.log_level, settings.log_format)
-    try:
-        if settings.http_port:
-            endpoints = HealthServer(settings.http_host, settings.http_port, health, metrics)
-        log.info("worker_started", version=__version__, worker=name, namespace=settings.worker_namespace)
-        if settings.readable_at is not None:
-            log.warning("onenet_url_not_encrypted", host=settings.readable_at, hint="the key is readable on its way")
-        # Not asyncio.run, which waits at its end for a name that is still being looked up.
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        on_hangup = None if settings.onenet_products_file is None else reload
-        return loop.run_until_complete(_serve(build, on_hangup, settings.worker_shutdown_grace))
-    finally:
-        if endpoints is not None:
-            endpoints.close()
-        client.close()
-        watch.stop()
-        store.close()
-        tracing.close(_CLOSING * settings.worker_shutdown_grace)
-        lost = writer.close()
-        if lost and sys.stderr is not None:
-            with suppress(OSError):  # which may be as full as stdout
-                print(f"onenet-worker: {lost} lines of the log could not be written", file=sys.stderr)
-
-
-async def _serve(
-    build: Callable[[], tuple[Broker, Consumer, HealthMonitor]], on_hangup: Callable[[], None] | None, grace_s: float
-) -> int:
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[str] = loop.create_future()
-    crash: asyncio.Future[BaseException] = loop.create_future()
-
-    def on_signal(number: signal.Signals) -> None:
-        if stop.done():
-            os._exit(128 + number)  # the second one: at once, and everything unacknowledged comes again
-        stop.set_result(number.name)
-
-    def on_crash(error: BaseException) -> None:
-        if not crash.done():
-            crash.set_result(error)
-
-    def on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        on_crash(context.get("exception") or RuntimeError(context["message"]))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    loop.set_exception_handler(on_loop_error)
-
-    def on_thread_crash(arguments: threading.ExceptHookArgs) -> None:
-        loop.call_soon_threadsafe(on_crash, arguments.exc_value or RuntimeError(str(arguments.exc_type)))
-
-    threading.excepthook = on_thread_crash
-    if on_hangup is not None:
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    broker, consumer, pulse = build()
-    running = asyncio.gather(broker.run(consumer), pulse.run())
-    await asyncio.wait((running, stop, crash), return_when=asyncio.FIRST_COMPLETED)
-    if stop.done():
-        exit_code = await _finish(consumer, crash, stop.result(), grace_s)
-    elif crash.done():
-        exit_code = _crashed(crash.result())
-    else:
-        exit_code = _explain(running)
-    running.cancel()
-    await asyncio.wait((running,), timeout=_CLOSING * grace_s)
-    log.info("worker_stopped", exit_code=exit_code)
-    return exit_code
-
-
-async def _finish(consumer: Consumer, crash: "asyncio.Future[BaseException]", reason: str, grace_s: float) -> int:
-    log.info("worker_stopping", reason=reason, grace_s=grace_s)
-    stopping = asyncio.ensure_future(consumer.stop())
-    await asyncio.wait((stopping, crash), timeout=_FINISHING * grace_s, return_when=asyncio.FIRST_COMPLETED)
-    if crash.done():
-        return _crashed(crash.result())
-    if not stopping.done():
-        stopping.cancel()
-        log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged comes again
-        return 0
-    return 0 if stopping.exception() is None else _crashed(stopping.exception())
+    environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
+    return OpenTelemetry(endpoint, __version__, worker, settings.topology.execute_queue)
 
 
 def _explain(running: "asyncio.Future[Any]") -> int:
@@ -290,10 +322,6 @@ def _explain(running: "asyncio.Future[Any]") -> int:
 def _crashed(error: BaseException | None) -> int:
     log.critical("worker_crashed", exc_info=error)
     return EXIT_SOFTWARE
-
-
-def _welcome_others(_consumers: int) -> None:
-    """Say nothing: they share what they remember."""
 
 
 def _warn_of_others(consumers: int) -> None:

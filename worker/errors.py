@@ -1,22 +1,47 @@
-"""The errors of this worker, one tree, each named for what happened, and the exit codes that tell of them."""
+"""The errors that the worker raises, and the exit codes of the process.
+
+Each is named for what happened. A library's exceptions are translated into these where the library is called.
+
+::
+
+    WorkerError
+    ├── SettingsError            a setting is unusable                         -> exit code 78
+    ├── UnusableCommand          poison message: it can never succeed          -> reply `failed`, dead letter
+    │   ├── InvalidMessage       the body is not a JSON object
+    │   └── InvalidCommand       a field breaks its rule
+    ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
+    │   └── ClosedByBroker       the broker gave a reason
+    │       ├── ChannelRefused   it closed a channel
+    │       └── ConnectionRefused  it closed the connection
+    ├── TopologyMismatch         an exchange or queue differs                  -> exit code 78
+    ├── TransportError           an HTTP request got no readable response      -> in doubt, or known not sent
+    │   └── TLSError             TLS failed
+    ├── HistoryUnreadable        a device's history could not be read whole    -> reconcile again later
+    ├── PlatformUnusable         OneNET failed the `check` command             -> exit code 1
+    ├── StoreError               the idempotency store failed                  -> postpone the command
+    │   ├── StoreUnavailable     it did not answer
+    │   ├── LeaseLost            another worker has claimed the command
+    │   └── UuidTaken            the uuid belongs to another command           -> the command is in doubt
+    └── LocalServiceError        a service for demo or tests did not start     -> exit code 1
+"""
 
 from schemas.reply import Detail, FailureCode
 
 EXIT_FAILURE = 1
-EXIT_SOFTWARE = 70  # this one and the next as in sysexits.h
+EXIT_SOFTWARE = 70  # EX_SOFTWARE and EX_CONFIG of sysexits.h
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
 
 class WorkerError(Exception):
-    """Everything that the worker itself raises."""
+    """Base class of every error that the worker raises."""
 
 
 class SettingsError(WorkerError):
-    """A setting cannot be used: the start stops with exit code 78.
+    """A setting is unusable: the process ends with exit code 78.
 
     Args:
-        lines: one line per wrong setting, without any secret.
+        lines: one line per wrong setting; they hold no secret.
     """
 
     def __init__(self, lines: list[str]) -> None:
@@ -28,10 +53,10 @@ class UnusableCommand(WorkerError):
     """A poison message: it can never succeed, however often it is tried.
 
     Args:
-        message: what is wrong, for a person.
-        details: the fields at fault.
-        command_id: the id, as far as one could be read.
-        imei: the device, as far as one could be read.
+        message: what is wrong, as text for people.
+        details: the invalid fields.
+        command_id: the id, if one could be read.
+        imei: the device, if one could be read.
     """
 
     code: FailureCode
@@ -52,27 +77,27 @@ class UnusableCommand(WorkerError):
 
 
 class InvalidMessage(UnusableCommand):
-    """The body is no JSON object: too large, not UTF-8, not JSON, or ambiguous."""
+    """The body is not a JSON object: too large, not UTF-8, not JSON, or with a duplicate name."""
 
     code = "invalid_message"
 
 
 class InvalidCommand(UnusableCommand):
-    """A JSON object, but a field breaks its rule."""
+    """The body is a JSON object, but a field breaks its rule."""
 
     code = "invalid_command"
 
 
 class BrokerUnavailable(WorkerError):
-    """RabbitMQ cannot be reached, or the connection to it was lost: back off and connect again."""
+    """RabbitMQ cannot be reached, or the connection was lost: back off and reconnect."""
 
 
 class ClosedByBroker(BrokerUnavailable):
-    """The broker closed a channel or the connection, and said why.
+    """The broker closed a channel or the connection and gave a reason.
 
     Args:
-        code: the broker's reply code.
-        text: its words.
+        code: reply code of the broker.
+        text: reply text of the broker.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -81,7 +106,7 @@ class ClosedByBroker(BrokerUnavailable):
 
 
 class ChannelRefused(ClosedByBroker):
-    """The broker closed a channel over something that it was asked."""
+    """The broker closed a channel because of a request or a publication."""
 
 
 class ConnectionRefused(ClosedByBroker):
@@ -89,19 +114,37 @@ class ConnectionRefused(ClosedByBroker):
 
 
 class TopologyMismatch(WorkerError):
-    """An exchange or queue exists with other arguments, or may not be declared: trying again would not mend it."""
+    """An exchange or queue exists with other arguments, or may not be declared: retrying cannot help."""
+
+
+class TransportError(WorkerError):
+    """An HTTP request got no complete response that can be read.
+
+    Args:
+        reason: the kind of error and its text, without the URL, the headers or any secret.
+        may_have_been_sent: bytes of the request may have reached the platform.
+    """
+
+    def __init__(self, reason: str, *, may_have_been_sent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.may_have_been_sent = may_have_been_sent
+
+
+class TLSError(TransportError):
+    """TLS with the platform or with a proxy could not be established, or failed later."""
 
 
 class HistoryUnreadable(WorkerError):
-    """A device's command history could not be read whole, so that it decides nothing.
+    """A device's command history could not be read completely, so it decides nothing.
 
     Args:
-        reason: why.
+        reason: why, as text for people.
         is_outage: the platform itself failed.
-        is_refused: the credentials were refused, or the answer is not OneNET's; for several devices in a row that is
-            no matter of one device.
-        is_throttled: the platform gets too many requests; it should not be asked again at once.
-        retry_after_s: the wait in seconds that it asked for; 0 where it is throttled and did not say for how long.
+        is_refused: the credentials were refused, or the answer is not OneNET's. If that happens to several devices in
+            a row, the cause is not the device.
+        is_throttled: the platform received too many requests.
+        retry_after_s: delay in seconds that the platform asked for; 0 if it throttles without a delay.
     """
 
     def __init__(
@@ -121,39 +164,39 @@ class HistoryUnreadable(WorkerError):
 
 
 class PlatformUnusable(WorkerError):
-    """OneNET cannot be reached, refuses the credentials, or does not answer as it should."""
+    """OneNET cannot be reached, refuses the credentials, or gives an unexpected answer."""
 
 
 class StoreError(WorkerError):
-    """The idempotency store did not do what it was asked: nothing may be sent."""
+    """The idempotency store failed: nothing may be sent."""
 
 
 class StoreUnavailable(StoreError):
-    """It cannot be reached, or does not answer."""
+    """The store cannot be reached, or does not answer."""
 
 
 class LeaseLost(StoreError):
-    """The lease ended, and somebody else has claimed the command since.
+    """The lease expired, and another worker has claimed the command since.
 
     Args:
-        command_id: which.
+        command_id: id of the command.
     """
 
     def __init__(self, command_id: str) -> None:
-        super().__init__(f"another worker has claimed {command_id} since")
+        super().__init__(f"the lease expired, and another worker has claimed {command_id}")
 
 
 class UuidTaken(StoreError):
-    """The uuid of an outcome belongs to another command: the outcome is not recorded, and the command is in doubt.
+    """The uuid of an outcome belongs to another command: it is not recorded, and the command is in doubt.
 
     Args:
-        command_id: whose outcome it was.
+        command_id: id of the command with that outcome.
     """
 
     def __init__(self, command_id: str) -> None:
-        super().__init__(f"the uuid that {command_id} was answered with belongs to another command")
+        super().__init__(f"OneNET answered {command_id} with a uuid that belongs to another command")
         self.command_id = command_id
 
 
 class LocalServiceError(WorkerError):
-    """A service for the demo or the tests could neither be found nor started."""
+    """A service for the demo or the tests was neither found nor started."""

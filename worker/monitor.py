@@ -1,4 +1,4 @@
-"""Tells how the worker stands: to those who ask for its health, and to those who read its metrics."""
+"""Feeds the health probes and the metrics: a heartbeat of the event loop, and a regular poll of the queue."""
 
 import asyncio
 
@@ -8,34 +8,34 @@ from worker.processing.circuit_breaker import CircuitBreakers
 from worker.telemetry.health import Health
 from worker.telemetry.metrics import State
 
-_BEAT_S = 1.0
-_LOOK_S = 10.0  # a sixth of the minute after which a worker that takes nothing has stalled
+_HEARTBEAT_INTERVAL_S = 1.0
+_POLL_INTERVAL_S = 10.0  # a sixth of the minute after which an idle worker counts as stalled
 
 
 class HealthMonitor:
-    """Beats in the event loop, and looks at the queue from time to time.
+    """Reports the worker's state to the health probes, and supplies the gauges of the metrics.
 
     Args:
-        broker: the connection.
-        intake: what takes deliveries.
-        gates: tell what is paused.
-        health: is told.
+        broker: supplies the state of the connection and of the queue.
+        consumer: supplies the state of the deliveries.
+        breakers: supply which products are paused.
+        health: is told the state.
     """
 
-    def __init__(self, broker: Broker, consumer: Consumer, gates: CircuitBreakers, health: Health) -> None:
+    def __init__(self, broker: Broker, consumer: Consumer, breakers: CircuitBreakers, health: Health) -> None:
         self._broker = broker
         self._consumer = consumer
-        self._gates = gates
+        self._breakers = breakers
         self._health = health
         self._ready_messages = 0
         self._consumers = 0
 
     async def run(self) -> None:
-        """Beat and look until cancelled."""
-        await asyncio.gather(self._keep_beating(), self._keep_looking())
+        """Send heartbeats and poll the queue until cancelled."""
+        await asyncio.gather(self._heartbeat(), self._poll_queue())
 
     def state(self) -> State:
-        """Return how the worker stands. May be called from any thread."""
+        """Return the worker's state. May be called from any thread."""
         return State(
             is_connected=self._broker.is_connected,
             is_blocked=self._broker.is_blocked,
@@ -44,28 +44,32 @@ class HealthMonitor:
             unacknowledged=self._broker.unacknowledged,
             ready_messages=self._ready_messages,
             consumers=self._consumers,
-            paused=self._gates.paused(),
+            paused=self._breakers.paused(),
         )
 
-    async def _keep_beating(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            self._health.beat(is_connected=self._broker.is_connected, is_stopping=self._consumer.is_stopping)
-            await asyncio.sleep(_BEAT_S)
+            self._health.heartbeat(is_connected=self._broker.is_connected, is_stopping=self._consumer.is_stopping)
+            await asyncio.sleep(_HEARTBEAT_INTERVAL_S)
 
-    async def _keep_looking(self) -> None:
+    async def _poll_queue(self) -> None:
         while True:
             found = await self._broker.look_at_queue()
             self._ready_messages, self._consumers = found or (0, 0)
-            taken_at, longest_s = self._consumer.taken_at, self._consumer.longest_handling_s
-            self._health.look(self._ready_messages, taken_at, longest_s, is_excused=self._is_excused())
-            await asyncio.sleep(_LOOK_S)
+            self._health.observe_queue(
+                self._ready_messages,
+                self._consumer.taken_at,
+                self._consumer.longest_processing_s,
+                idle_is_expected=self._idle_is_expected(),
+            )
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    def _is_excused(self) -> bool:
-        """Tell whether there is a reason for taking nothing from the queue."""
+    def _idle_is_expected(self) -> bool:
+        """Tell whether there is a known reason for taking no deliveries from the queue."""
         return (
             not self._broker.is_connected
-            or self._broker.is_publishing_hindered
-            or not self._gates.is_any_open()
-            or self._consumer.waits_for_slots
+            or self._broker.is_publishing_impaired
+            or not self._breakers.allows_any()
+            or self._consumer.is_rate_limiting
             or self._consumer.is_stopping
         )

@@ -1,29 +1,21 @@
-"""Every setting of a deployment: the worker reads the environment nowhere else.
+"""Every setting of a running worker; no other module reads one.
 
-Read from the environment, then from ``.env``; a secret also from the file that ``NAME_FILE`` names.
+Sources, first match wins: the file that ``NAME_FILE`` names (secrets only), the environment, ``.env``. Libraries read
+variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (OpenTelemetry).
 """
 
-import base64
-import binascii
 import importlib.util
 import json
-import os
-import re
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from dotenv import dotenv_values
 from pydantic import (
-    AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     FilePath,
     SecretStr,
@@ -31,8 +23,20 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from worker.amqp.address import BrokerAddress
+from worker.amqp.topology import Topology
+from worker.core.credentials import PRODUCT_ID_PATTERN, AccessKey, ApiKey, Credentials
+from worker.core.rate import Rate
 from worker.core.urls import (
     HOW_TO_WRITE,
     MANY_SEGMENTS,
@@ -47,77 +51,25 @@ from worker.core.urls import (
 from worker.errors import SettingsError
 
 MEMORY = "memory://"
+_SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url")
+_WHOLE_LINE = "whole_line"  # type of a validation error whose message names the setting itself
+_RENAMED = {
+    "worker_settle": "worker_reconcile_delay",
+    "worker_pause_after": "worker_pause_after_failures",
+    "worker_pause_probe": "worker_probe_interval",
+}
 MAX_RETRY_DELAY_S = 24 * 3600
-PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
-_RATE = re.compile(r"([1-9][0-9]{0,6})\s*/\s*(second|minute|hour|day)", re.IGNORECASE)
-_PERIODS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 _AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
 _REDIS = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
 _ONENET = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
 _COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
 
 
-class ApiKey(BaseModel):
-    """Credentials of mode "common": the product's MasterKey."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    api_key: SecretStr = Field(min_length=1)
-
-    @field_validator("api_key")
-    @classmethod
-    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()):
-            raise ValueError("must be printable ASCII without blanks, since it travels in a header")
-        return key
-
-
-class AccessKey(BaseModel):
-    """Credentials of mode "safe": tokens are signed with the access key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    product_id: str = Field(pattern=PRODUCT_ID_PATTERN)
-    access_key: SecretStr = Field(min_length=1)
-
-    @field_validator("access_key")
-    @classmethod
-    def _is_base64(cls, key: SecretStr) -> SecretStr:
-        try:
-            base64.b64decode(key.get_secret_value(), validate=True)
-        except binascii.Error as exc:
-            raise ValueError("must be base64, as the platform shows it") from exc
-        return key
-
-
-Credentials = ApiKey | AccessKey
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many requests in so many seconds."""
-
-    count: int
-    period_s: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``200/second``.
-
-        Raises:
-            ValueError: it is not such a text.
-        """
-        found = _RATE.fullmatch(text)
-        if found is None:
-            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
-        return cls(int(found[1]), _PERIODS_S[found[2].lower()])
-
-
 def _checked(url: str, form: UrlForm, wanted: str) -> str:
-    """Return a URL of that form.
+    """Return the URL if it has that form.
 
     Raises:
-        ValueError: it is not of that form; the error says what is wanted, and nothing of the URL.
+        ValueError: it has not; the message names the expected form and quotes nothing of the URL.
     """
     try:
         return form.check(url)
@@ -141,6 +93,53 @@ CommaSeparated = BeforeValidator(_split)
 AnyCase = BeforeValidator(_lower)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unusable:
+    """Stands in for the value of a setting that a source cannot supply; validation reports its line."""
+
+    line: str
+
+
+class _FilesAndOldNames(PydanticBaseSettingsSource):
+    """Reads the secrets that lie in files, and rejects the names that settings no longer have.
+
+    pydantic-settings' own ``secrets_dir`` takes a directory, not a ``NAME_FILE`` for each secret.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._variables: dict[str, str | None] = {}  # by lower-case name; empty ones are left out
+        for source in reversed(sources):  # the first one wins
+            if isinstance(source, EnvSettingsSource):
+                self._variables |= source.env_vars
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Return the value of one setting, its name, and that it is not JSON; None where this source has none."""
+        return self._value(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the value of every setting that this source has."""
+        found = {name: self._value(name) for name in self.settings_cls.model_fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _value(self, name: str) -> str | _Unusable | None:
+        for old, new in _RENAMED.items():
+            if new == name and self._variables.get(old):
+                return _Unusable(f"{old.upper()}: was renamed; set {new.upper()} instead")
+        path = self._variables.get(f"{name}_file") if name in _SECRETS else None
+        return None if path is None else self._read(name, path)
+
+    def _read(self, name: str, path: str) -> str | _Unusable:
+        variable = f"{name}_file".upper()
+        if self._variables.get(name):
+            return _Unusable(f"{variable}: set, and {name.upper()} too: leave one of them out")
+        try:
+            text = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            return _Unusable(f"{variable}: cannot be read: {type(exc).__name__}")
+        return text or _Unusable(f"{variable}: is empty")
+
+
 class Settings(BaseSettings):
     """Everything a deployment may change. Built once, in the command line, then passed down."""
 
@@ -150,88 +149,107 @@ class Settings(BaseSettings):
 
     amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secret)] = Field(
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
-        description="the broker; several, comma-separated, are tried in turn; `amqps://` for TLS",
+        description="URL of the broker; several, separated by commas, are tried in turn; `amqps://` for TLS",
     )
-    amqp_ca_file: FilePath | None = Field(None, description="the authority that signed the broker's certificate")
-    amqp_cert_file: FilePath | None = Field(None, description="the worker's own certificate")
-    amqp_key_file: FilePath | None = Field(None, description="the key of the worker's own certificate")
-    amqp_declare: bool = Field(True, description="declare the topology on start; `false`: only check that it is there")
-    onenet_url: str = Field("https://api.heclouds.com", description="the platform's base URL")
-    onenet_api_key: SecretStr | None = Field(None, description='the product\'s MasterKey: mode "common"')
+    amqp_ca_file: FilePath | None = Field(None, description="CA certificates (PEM) that verify the broker")
+    amqp_cert_file: FilePath | None = Field(None, description="client certificate (PEM)")
+    amqp_key_file: FilePath | None = Field(None, description="private key of the client certificate (PEM)")
+    amqp_declare: bool = Field(
+        True, description="declare exchanges and queues on start; `false`: only check that they exist"
+    )
+    onenet_url: str = Field("https://api.heclouds.com", description="base URL of the platform")
+    onenet_api_key: SecretStr | None = Field(None, description='MasterKey of the product (mode "common")')
     onenet_product_id: str | None = Field(
-        None, pattern=PRODUCT_ID_PATTERN, description='the product of `ONENET_ACCESS_KEY`: mode "safe"'
+        None, pattern=PRODUCT_ID_PATTERN, description='product that `ONENET_ACCESS_KEY` belongs to (mode "safe")'
     )
-    onenet_access_key: SecretStr | None = Field(None, description='signs the tokens of mode "safe"')
+    onenet_access_key: SecretStr | None = Field(None, description='key that signs the tokens (mode "safe")')
     onenet_products_file: FilePath | None = Field(
         None,
         description='JSON: product name → `{"api_key": …}` or `{"product_id": …, "access_key": …}`',
     )
-    onenet_connect_timeout: float = Field(3, gt=0, le=300, description="seconds")
+    onenet_connect_timeout: float = Field(3, gt=0, le=300, description="seconds to connect to the platform")
     onenet_read_timeout: float = Field(
-        10, gt=0, le=300, description="seconds; with the one above it bounds one whole request"
+        10, gt=0, le=300, description="seconds to wait for an answer; both timeouts together bound one whole request"
     )
-    onenet_ca_file: FilePath | None = Field(None, description="the authority that signed the platform's certificate")
+    onenet_ca_file: FilePath | None = Field(None, description="CA certificates (PEM) that verify the platform")
     onenet_rate_limit: str | None = Field(
         None,
-        description="the most commands that are sent for each product, such as `200/second`; also `/minute`, `/hour`",
+        description="highest rate of commands sent for each product, such as `200/second`; also `/minute`, `/hour`",
     )
-    onenet_timezone: str = Field("Asia/Shanghai", description="the platform's time zone")
+    onenet_timezone: str = Field("Asia/Shanghai", description="time zone in which the platform reads and writes times")
     worker_namespace: str = Field(
-        "onenet", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="begins the name of every exchange and queue"
+        "onenet", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="prefix of every exchange and queue"
     )
-    worker_concurrency: int = Field(32, ge=1, le=1000, description="requests under way at once")
+    worker_concurrency: int = Field(32, ge=1, le=1000, description="concurrent requests")
     worker_retry_delays: Annotated[tuple[int, ...], NoDecode, CommaSeparated] = Field(
         (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
     )
-    worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts before a command is given up")
-    worker_settle: int = Field(
+    worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts after which a command fails")
+    worker_reconcile_delay: int = Field(
         60,
         ge=1,
         le=MAX_RETRY_DELAY_S,
-        validation_alias=AliasChoices("worker_settle", "worker_reconcile_delay"),
-        description="seconds that a command in doubt rests before its device's history is read; not less than the two "
-        "timeouts together; also `WORKER_RECONCILE_DELAY`, which is to be its only name",
+        description="seconds that a command in doubt waits before its device's history is read; at least "
+        "`ONENET_CONNECT_TIMEOUT` and `ONENET_READ_TIMEOUT` together",
     )
     worker_in_doubt: Annotated[Literal["reconcile", "dead-letter", "resend"], AnyCase] = Field(
         "reconcile",
-        description="`reconcile`, `dead-letter` or `resend`: what becomes of a command that may have been cached",
+        description="what to do with a command that may have been cached: `reconcile` (read the history), "
+        "`dead-letter`, or `resend`",
     )
     worker_ordering: Annotated[Literal["device", "none"], AnyCase] = Field(
-        "device", description="`device`: commands of one device are sent one at a time, in order of arrival; or `none`"
+        "device",
+        description="`device`: send commands of one device one at a time, in order of arrival; `none`: no order",
     )
-    worker_pause_after: int = Field(
-        20,
-        ge=1,
-        le=100_000,
-        validation_alias=AliasChoices("worker_pause_after", "worker_pause_after_failures"),
-        description="failures of the platform in a row, after which nothing more is sent; also "
-        "`WORKER_PAUSE_AFTER_FAILURES`, which is to be its only name",
+    worker_pause_after_failures: int = Field(
+        20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"
     )
-    worker_pause_probe: float = Field(
+    worker_probe_interval: float = Field(
         5,
         gt=0,
         le=3600,
-        validation_alias=AliasChoices("worker_pause_probe", "worker_probe_interval"),
-        description="seconds until one command is tried then; each that fails doubles them, up to 60; also "
-        "`WORKER_PROBE_INTERVAL`, which is to be its only name",
+        description="seconds between probes while paused; doubles after each failed probe, up to 60",
     )
-    worker_shutdown_grace: float = Field(30, gt=0, le=3600, description="seconds to finish what is under way")
+    worker_shutdown_grace: float = Field(
+        30, gt=0, le=3600, description="seconds for a shutdown to finish open commands"
+    )
     idempotency_url: SecretStr = Field(
         SecretStr(MEMORY),
-        description="where commands are remembered: `memory://` for one worker, `redis://…` for several",
+        description="store of claims and outcomes: `memory://` for one worker, `redis://…` for several",
     )
-    idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is remembered")
-    http_host: str = Field("127.0.0.1", description="address of `/livez`, `/readyz` and `/metrics`")
-    http_port: int = Field(9108, ge=0, le=65535, description="their port; 0 turns them off")
+    idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is kept")
+    http_host: str = Field("127.0.0.1", description="address to serve `/livez`, `/readyz` and `/metrics` on")
+    http_port: int = Field(9108, ge=0, le=65535, description="port to serve them on; 0 turns them off")
     otel_exporter_otlp_endpoint: SecretStr | None = Field(
-        None, description="where spans are sent, OTLP over HTTP; needs the extra `otel`; other `OTEL_*` hold as well"
+        None, description="collector of spans (OTLP over HTTP); needs the extra `otel`; other `OTEL_*` apply too"
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
-        "info", description="the least that is logged"
+        "info", description="lowest level that is logged"
     )
     log_format: Annotated[Literal["json", "console"], AnyCase] | None = Field(
-        None, description="`json`, or `console`; by itself `console` on a terminal, else `json`"
+        None, description="`json` or `console`; default: `console` on a terminal, else `json`"
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the source that reads ``NAME_FILE``; pydantic-settings calls this."""
+        del file_secret_settings  # of `secrets_dir`, which is not used
+        files = _FilesAndOldNames(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, env_settings, dotenv_settings
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_supplied(cls, value: object) -> object:
+        if isinstance(value, _Unusable):
+            raise PydanticCustomError(_WHOLE_LINE, "{line}", {"line": value.line})
+        return value
 
     @field_validator("amqp_url")
     @classmethod
@@ -284,7 +302,7 @@ class Settings(BaseSettings):
         try:
             ZoneInfo(zone)
         except (KeyError, ValueError, OSError) as exc:
-            raise ValueError("is no time zone of the tz database, such as Asia/Shanghai") from exc
+            raise ValueError("must be a time zone of the tz database, such as Asia/Shanghai") from exc
         return zone
 
     @field_validator("worker_retry_delays")
@@ -293,7 +311,7 @@ class Settings(BaseSettings):
         if any(not 1 <= delay_s <= MAX_RETRY_DELAY_S for delay_s in delays_s):
             raise ValueError(f"each must be between 1 and {MAX_RETRY_DELAY_S} seconds")
         if list(delays_s) != sorted(delays_s):
-            raise ValueError("must not become shorter")
+            raise ValueError("must be in ascending order")
         return delays_s
 
     @field_validator("idempotency_url")
@@ -327,18 +345,18 @@ class Settings(BaseSettings):
             lines.append("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
         if self.onenet_api_key is not None and self.onenet_access_key is not None:
             lines.append('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
-        if self.worker_settle < self.request_s:
+        if self.worker_reconcile_delay < self.request_s:
             lines.append(
-                "WORKER_SETTLE: must not be less than ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT together, "
-                f"{self.request_s:g}: a request may be under way for so long"
+                "WORKER_RECONCILE_DELAY: must be at least ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT together, "
+                f"{self.request_s:g} s: the history must not be read while the request may still be in flight"
             )
         if lines:
             raise ValueError("\n".join(lines))
         return self
 
     @property
-    def readable_at(self) -> str | None:
-        """The host to which keys travel readable for whoever is on the way: none with https, or on this machine."""
+    def plaintext_host(self) -> str | None:
+        """Host to which the credentials are sent in plaintext; None with https or a loopback address."""
         parts = urlsplit(self.onenet_url)
         if parts.scheme == "https" or parts.hostname == "localhost":
             return None
@@ -350,31 +368,38 @@ class Settings(BaseSettings):
 
     @property
     def rate(self) -> Rate | None:
-        """The most that is sent for each product."""
+        """Highest rate of commands sent for each product; None: unlimited."""
         return None if self.onenet_rate_limit is None else Rate.parse(self.onenet_rate_limit)
 
     @property
     def request_s(self) -> float:
-        """The longest that one request to OneNET may take, in seconds."""
+        """Longest duration of one request to OneNET, in seconds."""
         return self.onenet_connect_timeout + self.onenet_read_timeout
 
     @property
     def delay_queues_s(self) -> tuple[int, ...]:
-        """The seconds of every delay queue, ascending."""
-        return tuple(sorted({*self.worker_retry_delays, self.worker_settle}))
+        """Delay of each delay queue, in seconds, ascending."""
+        return tuple(sorted({*self.worker_retry_delays, self.worker_reconcile_delay}))
+
+    @property
+    def broker_address(self) -> BrokerAddress:
+        """URLs and certificates of the broker."""
+        return BrokerAddress(self.amqp_url, self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
+
+    @property
+    def topology(self) -> Topology:
+        """The exchanges and queues that the worker uses."""
+        return Topology(self.worker_namespace, self.delay_queues_s)
 
     @property
     def platform_zone(self) -> ZoneInfo:
-        """The zone in which OneNET reads and writes times."""
+        """Time zone in which OneNET reads and writes times."""
         return ZoneInfo(self.onenet_timezone)
 
     @property
     def prefetch(self) -> int:
-        """Deliveries held unacknowledged: a little above the concurrency, so that no thread waits for the broker."""
+        """Unacknowledged deliveries at once: a few more than requests, so that no thread waits for the broker."""
         return self.worker_concurrency + max(2, self.worker_concurrency // 4)
-
-
-_SECRETS = ("AMQP_URL", "ONENET_API_KEY", "ONENET_ACCESS_KEY", "IDEMPOTENCY_URL")
 
 
 def load_settings() -> Settings:
@@ -384,24 +409,18 @@ def load_settings() -> Settings:
         SettingsError: with one line per wrong setting.
     """
     try:
-        env = {**dotenv_values(".env"), **os.environ}
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
-    secrets, lines = _secrets_from_files({name.upper(): value for name, value in env.items() if value})
-    try:
-        settings = Settings.model_validate(secrets)
+        return Settings()
     except ValidationError as exc:
-        lines += _lines(exc)
-    if lines:
-        raise SettingsError(lines)
-    return settings
+        raise SettingsError(_lines(exc)) from None  # it holds what was entered
+    except (OSError, UnicodeDecodeError) as exc:  # of python-dotenv; no other source lets one pass
+        raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
 
 
 def load_products(settings: Settings) -> dict[str | None, Credentials]:
-    """Return the credentials of every configured product; under ``None`` those of commands that name none.
+    """Return the credentials of every product by name; those of commands without a product under ``None``.
 
     Raises:
-        SettingsError: the products file is unusable, or there are no credentials at all.
+        SettingsError: the products file is unusable, or no credentials are configured.
     """
     products: dict[str | None, Credentials] = {}
     if settings.onenet_api_key is not None:
@@ -437,33 +456,12 @@ def _read_products(path: Path) -> dict[str | None, Credentials]:
     return products
 
 
-def _secrets_from_files(env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Read every ``NAME_FILE`` of a secret: the values by field name, and a line for each that cannot be had."""
-    found: dict[str, str] = {}
-    lines: list[str] = []
-    for name in _SECRETS:
-        path = env.get(f"{name}_FILE")
-        if path is None:
-            continue
-        if name in env:
-            lines.append(f"{name}_FILE: set, and {name} too: leave one of them out")
-            continue
-        try:
-            found[name.lower()] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as exc:
-            lines.append(f"{name}_FILE: cannot be read: {type(exc).__name__}")
-        else:
-            if not found[name.lower()]:
-                lines.append(f"{name}_FILE: is empty")
-                del found[name.lower()]
-    return found, lines
-
-
 def _lines(error: ValidationError) -> list[str]:
-    """Say each error in one line that names the setting; the values, which may be secrets, stay out."""
+    """Return one line per wrong setting that names it. Values are left out: they may be secrets."""
     lines: dict[str, str] = {}
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         message = item["msg"].removeprefix("Value error, ")
         name = ".".join(str(part) for part in item["loc"][:1]).upper()
-        lines.setdefault(name, f"{name}: {message}" if name else message)  # a list may be wrong in several places
+        line = f"{name}: {message}" if name and item["type"] != _WHOLE_LINE else message
+        lines.setdefault(name, line)  # a list may be wrong at several places
     return [line for text in lines.values() for line in text.split("\n")]

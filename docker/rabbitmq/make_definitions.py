@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the definitions that the broker imports at its start: the worker's topology, and a user with a password.
+"""Write the definitions that the broker imports: the worker's topology, and a user with a generated password.
 
-The password is generated once and stored in the worker's URL. The broker gets only its hash, in another volume.
+The password is generated once and stored in the worker's URL. The definitions, on another volume, have its hash only.
 """
 
 import base64
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from worker.amqp.topology import Topology
 from worker.settings import load_settings
 
 NAME, VHOST = "onenet", "/"
@@ -21,7 +20,7 @@ DEFINITIONS = Path("/run/definitions/definitions.json")
 
 
 def access(password: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the definitions of the user, who has all permissions in the vhost.
+    """Return the vhost, and its only user with all permissions.
 
     Source: https://www.rabbitmq.com/docs/passwords#computing-password-hash
     """
@@ -30,7 +29,7 @@ def access(password: str) -> dict[str, list[dict[str, Any]]]:
         "name": NAME,
         "password_hash": base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode(),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": ["monitoring"],  # for the management pages
+        "tags": ["monitoring"],  # to see everything in the management UI
     }
     rights = {"user": NAME, "vhost": VHOST, "configure": ".*", "write": ".*", "read": ".*"}
     return {"vhosts": [{"name": VHOST}], "users": [user], "permissions": [rights]}
@@ -41,9 +40,7 @@ def main() -> None:
     if not URL.exists():
         URL.write_text(f"amqp://{NAME}:{secrets.token_urlsafe(24)}@rabbitmq:5672/\n")
     password = urlsplit(URL.read_text().strip()).password or ""
-    settings = load_settings()
-    topology = Topology(settings.worker_namespace, settings.delay_queues_s)
-    definitions = access(password) | topology.definitions(VHOST)
+    definitions = access(password) | load_settings().topology.definitions(VHOST)
     DEFINITIONS.write_text(json.dumps(definitions, indent=2))
 
 

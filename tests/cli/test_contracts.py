@@ -21,12 +21,12 @@ from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode
 from tests.processing.test_processor import RESTED, Rig, likely
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
-from worker.core.command import read_command
+from worker.core.parsing import read_command
 from worker.errors import UnusableCommand
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "contracts"
@@ -357,7 +357,7 @@ def test_every_published_message_conforms_to_its_schema_and_the_asyncapi_documen
     rig.platform.answers, rig.platform.entries = [answer], found
     name = message.message_id if isinstance(message.message_id, str) else None
     properties = BasicProperties(message_id=name, app_id="billing", expiration="1", user_id="u", headers=headers)
-    rig.handle(Delivery(1, 1, "", False, properties, message.body, is_returned=True))
+    rig.handle(Delivery(1, 1, False, properties, message.body, is_returned=True))
     for publication in rig.last:
         if publication.exchange == "onenet.replies":
             reply = json.loads(publication.body)

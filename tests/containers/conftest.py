@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.containers.engine import docker
+from tests.support.docker_engine import docker
 
 
 @pytest.fixture(scope="session")

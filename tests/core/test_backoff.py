@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.core.backoff import backoff_s, rest_delay_s, retry_delay_s, spread_ms
+from worker.core.backoff import backoff_s, postponement_s, retry_delay_s, spread_ms
 
 
 @pytest.mark.parametrize(("attempt", "delay_s"), [(1, 5), (2, 30), (3, 120), (4, 120), (1000, 120)])
@@ -37,4 +37,4 @@ def test_a_message_leaves_its_delay_queue_at_most_a_tenth_early() -> None:
     [(0, 5), (4.9, 5), (5, 5), (29.9, 5), (30, 30), (119, 30), (600, 600), (86_400, 600)],
 )
 def test_who_rests_for_a_while_rests_no_longer_if_there_is_a_queue_for_it(rest_s: float, delay_s: int) -> None:
-    assert rest_delay_s((5, 30, 120, 600), rest_s) == delay_s
+    assert postponement_s((5, 30, 120, 600), rest_s) == delay_s

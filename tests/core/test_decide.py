@@ -1,172 +1,255 @@
-"""From an answer to an outcome, rule by rule."""
+"""What to do next with a command, and what answers and histories mean for it: rule by rule."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.decide import RetryPolicy, decide, decide_unreadable
-from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Outcome, Rejected, Retry
+from worker.core.decide import (
+    InDoubtMode,
+    RetryPolicy,
+    Step,
+    awaiting,
+    decide,
+    decide_unreadable,
+    next_step,
+    postponed,
+)
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope, Replay
+from worker.core.outcome import Accepted, Failed, Outcome, Rejected
+from worker.core.poison import MAX_CRASHES, MAX_HISTORY_READS
+from worker.core.resolution import AwaitReconciliation, Postpone, Retry
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
 POLICY = RetryPolicy((5, 30, 120), max_attempts=4)
 RESEND = RetryPolicy((5, 30, 120), max_attempts=4, in_doubt="resend")
 DEAD_LETTER = RetryPolicy((5, 30, 120), max_attempts=4, in_doubt="dead-letter")
+DOUBT = DoubtWindow(NOW, NOW)  # of this request
+RIPE = DoubtWindow(NOW - timedelta(hours=1), NOW - timedelta(seconds=60))  # the history can tell by now
+POISON = Envelope(crash_count=MAX_CRASHES)
+UNREADABLE_POISON = Envelope(crash_count=MAX_CRASHES, times_returned=MAX_HISTORY_READS)
+
+Decision = Outcome | Retry | Postpone | AwaitReconciliation
 
 
-def outcome(answer: Answer, attempt: int = 1, policy: RetryPolicy = POLICY, left_s: float = 3600) -> Outcome:
-    return decide(answer, attempt, policy, now=NOW, expires_at=NOW + timedelta(seconds=left_s))
+def decision(
+    answer: Answer,
+    attempt: int = 1,
+    policy: RetryPolicy = POLICY,
+    left_s: float = 3600,
+    doubt: DoubtWindow | None = None,
+    *,
+    is_paused: bool = False,
+) -> Decision:
+    if isinstance(answer, InDoubt):
+        doubt = doubt or DOUBT
+    expires_at = NOW + timedelta(seconds=left_s)
+    return decide(answer, attempt, policy, now=NOW, expires_at=expires_at, doubt=doubt, is_paused=is_paused)
+
+
+def code(found: Decision) -> str | None:
+    return found.code if isinstance(found, Failed) else None
 
 
 @pytest.mark.parametrize("attempt", [1, 4, 9])
-def test_an_answer_is_an_outcome_whatever_the_attempt(attempt: int) -> None:
-    assert outcome(Cached("u"), attempt) == Accepted("u")
-    assert outcome(Refused("onenet_rejected", "no", 3), attempt, left_s=-1) == Rejected("onenet_rejected", "no", 3)
+def test_a_clear_answer_is_the_outcome_whatever_the_attempt(attempt: int) -> None:
+    assert decision(Cached("u"), attempt) == Accepted("u")
+    assert decision(Refused("onenet_rejected", "no", 3), attempt, left_s=-1) == Rejected("onenet_rejected", "no", 3)
+
+
+@pytest.mark.parametrize("policy", [POLICY, DEAD_LETTER, RESEND], ids=lambda policy: policy.in_doubt)
+def test_a_clear_answer_means_the_same_in_every_mode(policy: RetryPolicy) -> None:
+    assert decision(Cached("u"), policy=policy) == Accepted("u")
+    assert decision(Refused("http_rejected", "403"), policy=policy) == Rejected("http_rejected", "403")
+    assert decision(NotSent("refused"), policy=policy) == Retry(5, 2, "refused")
 
 
 @pytest.mark.parametrize(("attempt", "delay_s"), [(1, 5), (2, 30), (3, 120)])
-def test_what_was_not_sent_is_tried_again_later_and_later(attempt: int, delay_s: int) -> None:
-    assert outcome(NotSent("refused"), attempt) == Retry(delay_s, attempt + 1, "refused")
+def test_a_command_that_was_not_sent_is_retried_with_growing_delays(attempt: int, delay_s: int) -> None:
+    assert decision(NotSent("refused"), attempt) == Retry(delay_s, attempt + 1, "refused")
 
 
 @pytest.mark.parametrize(("asked_s", "delay_s"), [(0, 5), (5, 5), (6, 30), (31, 120), (9999, 120)])
-def test_the_platforms_wait_is_the_least(asked_s: float, delay_s: int) -> None:
-    assert outcome(NotSent("429", asked_s)) == Retry(delay_s, 2, "429", honours_retry_after=True)
+def test_a_retry_waits_at_least_as_long_as_the_platform_asked(asked_s: float, delay_s: int) -> None:
+    assert decision(NotSent("429", asked_s)) == Retry(delay_s, 2, "429", honours_retry_after=True)
 
 
 @pytest.mark.parametrize("attempt", [1, 3, 4])
 @pytest.mark.parametrize(("asked_s", "delay_s"), [(None, 5), (6, 30)])
-def test_what_was_throttled_uses_up_no_attempt_and_begins_with_the_first_delay(
+def test_a_throttled_command_is_postponed_by_the_first_delay_and_uses_no_attempt(
     attempt: int, asked_s: float | None, delay_s: int
 ) -> None:
-    """Not even the last: it was not looked at."""
-    found = outcome(NotSent("errno 15", asked_s, is_throttled=True), attempt)
-    assert found == Retry(delay_s, attempt, "errno 15", honours_retry_after=asked_s is not None)
+    """Not even the last attempt: the platform did not look at the command."""
+    found = decision(NotSent("errno 15", asked_s, is_throttled=True), attempt)
+    assert found == Postpone(delay_s, attempt, "errno 15", has_jitter=asked_s is None)
 
 
-def test_what_was_throttled_expires_all_the_same() -> None:
-    found = outcome(NotSent("errno 15", is_throttled=True), left_s=5)
-    assert isinstance(found, Failed)
-    assert found.code == "expired"
+def test_a_throttled_command_can_expire() -> None:
+    assert code(decision(NotSent("errno 15", is_throttled=True), left_s=5)) == "expired"
 
 
 @pytest.mark.parametrize("attempt", [4, 5])
-def test_attempts_run_out(attempt: int) -> None:
-    found = outcome(NotSent("refused"), attempt)
+def test_a_command_fails_when_its_attempts_are_used_up(attempt: int) -> None:
+    found = decision(NotSent("refused"), attempt)
     assert isinstance(found, Failed)
     assert found.code == "retries_exhausted"
     assert "refused" in found.message
 
 
-@pytest.mark.parametrize(("left_s", "code"), [(5, "expired"), (4, "expired"), (-1, "expired"), (6, None)])
-def test_no_attempt_begins_at_expired_time_or_later(left_s: float, code: str | None) -> None:
-    found = outcome(NotSent("refused"), left_s=left_s)
-    assert (found.code if isinstance(found, Failed) else None) == code
+@pytest.mark.parametrize(("left_s", "expected"), [(5, "expired"), (4, "expired"), (-1, "expired"), (6, None)])
+def test_no_attempt_begins_at_expired_time_or_later(left_s: float, expected: str | None) -> None:
+    assert code(decision(NotSent("refused"), left_s=left_s)) == expected
 
 
 @pytest.mark.parametrize("attempt", [1, 4, 9])
 @pytest.mark.parametrize("left_s", [3600, -1])
-def test_what_may_have_been_cached_rests_whatever_the_attempt_and_the_time(attempt: int, left_s: float) -> None:
-    """Its history may still know the uuid, and only what was not cached can expire."""
-    assert outcome(InDoubt("read timeout"), attempt, left_s=left_s) == AwaitReconciliation(attempt, "read timeout")
+def test_a_command_in_doubt_awaits_its_history_whatever_the_attempt_and_the_time(attempt: int, left_s: float) -> None:
+    """The history may still know its uuid, and only a command that was not cached can expire."""
+    found = decision(InDoubt("read timeout"), attempt, left_s=left_s)
+    assert found == AwaitReconciliation(60, attempt, "read timeout", DOUBT)
+
+
+@pytest.mark.parametrize("left_s", [3600, -1])
+def test_an_earlier_doubt_travels_with_a_command_that_awaits_its_history(left_s: float) -> None:
+    found = decision(InDoubt("read timeout"), 4, left_s=left_s, doubt=RIPE)
+    assert found == AwaitReconciliation(60, 4, "read timeout", RIPE)
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 4])
-def test_or_ends_as_unknown_where_the_operator_wants_that(attempt: int) -> None:
-    found = outcome(InDoubt("read timeout"), attempt, DEAD_LETTER)
-    assert isinstance(found, Failed)
-    assert found.code == "outcome_unknown"
+def test_a_command_in_doubt_fails_as_unknown_in_mode_dead_letter(attempt: int) -> None:
+    assert code(decision(InDoubt("read timeout"), attempt, DEAD_LETTER)) == "outcome_unknown"
 
 
-def test_a_history_that_cannot_be_read_uses_up_attempts() -> None:
-    found = [
-        decide_unreadable("HTTP 500", AwaitReconciliation(attempt, "answer lost"), POLICY) for attempt in (1, 3, 4)
-    ]
-    assert [each.attempt for each in found if isinstance(each, AwaitReconciliation)] == [2, 4]
-    assert isinstance(found[2], Failed)
-    assert found[2].code == "outcome_unknown"
-
-
-def test_unless_the_operator_accepts_that() -> None:
-    assert outcome(InDoubt("read timeout"), policy=RESEND) == Retry(5, 2, "read timeout")
+def test_a_command_in_doubt_is_sent_again_in_mode_resend() -> None:
+    assert decision(InDoubt("read timeout"), policy=RESEND) == Retry(5, 2, "read timeout", DOUBT)
 
 
 @pytest.mark.parametrize(("attempt", "left_s"), [(4, 3600), (1, 4)])
 @pytest.mark.parametrize("answer", [InDoubt("read timeout"), NotSent("refused")])
-def test_what_was_in_doubt_once_is_never_said_not_to_have_been_cached(
+def test_a_command_that_was_in_doubt_is_never_said_not_to_have_been_cached(
     attempt: int, left_s: float, answer: Answer
 ) -> None:
-    expires_at = NOW + timedelta(seconds=left_s)
-    found = decide(answer, attempt, RESEND, now=NOW, expires_at=expires_at, was_in_doubt=True)
-    assert isinstance(found, Failed)
-    assert found.code == "outcome_unknown"
+    assert code(decision(answer, attempt, RESEND, left_s, doubt=RIPE)) == "outcome_unknown"
 
 
-def test_by_default_the_history_decides_what_is_in_doubt() -> None:
+def test_reconciliation_is_the_default_mode() -> None:
     """The other modes lose commands or send them twice: nobody gets them unasked."""
     assert RetryPolicy((5,), 1).in_doubt == "reconcile"
 
 
-@pytest.mark.parametrize("left_s", [3600, -1])
-def test_a_former_doubt_does_not_keep_a_command_from_resting(left_s: float) -> None:
-    expires_at = NOW + timedelta(seconds=left_s)
-    found = decide(InDoubt("read timeout"), 4, POLICY, now=NOW, expires_at=expires_at, was_in_doubt=True)
-    assert found == AwaitReconciliation(4, "read timeout")
-
-
-@pytest.mark.parametrize("policy", [POLICY, DEAD_LETTER, RESEND], ids=lambda policy: policy.in_doubt)
-def test_a_clear_answer_is_the_same_in_every_mode(policy: RetryPolicy) -> None:
-    assert outcome(Cached("u"), policy=policy) == Accepted("u")
-    assert outcome(Refused("http_rejected", "403"), policy=policy) == Rejected("http_rejected", "403")
-    assert outcome(NotSent("refused"), policy=policy) == Retry(5, 2, "refused")
-
-
 @pytest.mark.parametrize("attempt", [1, 4])
-def test_why_a_history_could_not_be_read_is_told(attempt: int) -> None:
-    found = decide_unreadable("HTTP 500", AwaitReconciliation(attempt, "answer lost"), POLICY)
-    assert "HTTP 500" in (found.reason if isinstance(found, AwaitReconciliation) else str(found))
+def test_a_platform_outage_uses_up_no_attempt(attempt: int) -> None:
+    """Not even the last attempt: an outage is over some time, whatever its length."""
 
+    def found(answer: Answer, policy: RetryPolicy = POLICY) -> Decision:
+        return decision(answer, attempt, policy, is_paused=True)
 
-@pytest.mark.parametrize("attempt", [1, 4])
-def test_while_the_platform_is_down_for_all_no_attempt_is_used_up(attempt: int) -> None:
-    """Not even the last: an outage is over some time, whatever its length."""
-
-    def found(answer: Answer, policy: RetryPolicy = POLICY) -> Outcome:
-        return decide(answer, attempt, policy, now=NOW, expires_at=NOW + timedelta(hours=1), is_paused=True)
-
-    assert found(NotSent("refused")) == Retry(5, attempt, "refused")
-    assert found(NotSent("429", 30)) == Retry(30, attempt, "429", honours_retry_after=True)
-    assert found(InDoubt("timeout")) == AwaitReconciliation(attempt, "timeout", consumes_attempt=False)
-    assert found(InDoubt("timeout"), RESEND) == Retry(5, attempt, "timeout")
+    assert found(NotSent("refused")) == Postpone(5, attempt, "refused", has_jitter=True)
+    assert found(NotSent("429", 30)) == Postpone(30, attempt, "429")
+    assert found(InDoubt("timeout")) == AwaitReconciliation(60, attempt, "timeout", DOUBT, is_free=True)
+    assert found(InDoubt("timeout"), RESEND) == Postpone(5, attempt, "timeout", DOUBT, has_jitter=True)
     no = Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
-    assert found(no) == Retry(5, attempt, "authentication refused: auth failed")
+    assert found(no) == Postpone(5, attempt, "authentication refused: auth failed", has_jitter=True)
     no = Refused("http_rejected", "HTTP 404", may_concern_all_devices=True)
-    assert found(no) == Retry(5, attempt, "refused by something in front of OneNET: HTTP 404")
+    assert found(no) == Postpone(5, attempt, "refused by something in front of OneNET: HTTP 404", has_jitter=True)
 
 
-def test_what_the_platform_says_to_one_command_holds_even_then() -> None:
-    for answer, expected in (
-        (Cached("u"), Accepted("u")),
-        (Refused("onenet_rejected", "device not online", 2001), Rejected("onenet_rejected", "device not online", 2001)),
-    ):
-        assert decide(answer, 1, POLICY, now=NOW, expires_at=NOW + timedelta(hours=1), is_paused=True) == expected
+def test_a_clear_answer_to_one_command_holds_during_an_outage() -> None:
+    refused = Refused("onenet_rejected", "device not online", 2001)
+    assert decision(Cached("u"), is_paused=True) == Accepted("u")
+    assert decision(refused, is_paused=True) == Rejected("onenet_rejected", "device not online", 2001)
 
 
-def test_even_then_no_attempt_is_made_after_expired_time() -> None:
-    found = decide(NotSent("refused"), 1, POLICY, now=NOW, expires_at=NOW + timedelta(seconds=5), is_paused=True)
-    assert isinstance(found, Failed)
-    assert found.code == "expired"
+def test_a_command_can_expire_during_an_outage() -> None:
+    assert code(decision(NotSent("refused"), left_s=5, is_paused=True)) == "expired"
 
 
-@pytest.mark.parametrize("consumes_attempt", [True, False])
-def test_a_history_that_cannot_be_read_then_changes_nothing(consumes_attempt: bool) -> None:
-    settled = AwaitReconciliation(4, "timeout", consumes_attempt=consumes_attempt)
-    found = decide_unreadable("HTTP 503", settled, POLICY, is_paused=True)
+def waiting(attempt: int, *, is_free: bool = False, crash_count: int | None = None) -> AwaitReconciliation:
+    return AwaitReconciliation(60, attempt, "answer lost", DOUBT, is_free=is_free, crash_count=crash_count)
+
+
+def test_an_unreadable_history_uses_up_attempts() -> None:
+    found = [decide_unreadable("HTTP 500", waiting(attempt), POLICY) for attempt in (1, 3, 4)]
+    assert [each.attempt for each in found if isinstance(each, AwaitReconciliation)] == [2, 4]
+    assert code(found[2]) == "outcome_unknown"
+
+
+@pytest.mark.parametrize("attempt", [1, 4])
+def test_the_reason_for_an_unreadable_history_is_told(attempt: int) -> None:
+    found = decide_unreadable("HTTP 500", waiting(attempt), POLICY)
+    assert "HTTP 500" in (found.reason if isinstance(found, AwaitReconciliation) else found.message)
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_an_unreadable_history_uses_up_nothing_while_histories_are_paused(is_free: bool) -> None:
+    found = decide_unreadable("HTTP 503", waiting(4, is_free=is_free, crash_count=2), POLICY, is_paused=True)
     assert isinstance(found, AwaitReconciliation)
-    assert (found.attempt, found.consumes_attempt) == (4, consumes_attempt)
+    assert (found.attempt, found.is_free, found.crash_count) == (4, is_free, 2)
 
 
-def test_an_attempt_that_was_spared_is_used_up_first() -> None:
-    found = decide_unreadable("HTTP 503", AwaitReconciliation(4, "timeout", consumes_attempt=False), POLICY)
+def test_an_unreadable_history_uses_up_a_free_attempt_first() -> None:
+    found = decide_unreadable("HTTP 503", waiting(4, is_free=True), POLICY)
     assert isinstance(found, AwaitReconciliation)
-    assert (found.attempt, found.consumes_attempt) == (4, True)
+    assert (found.attempt, found.is_free) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "doubt", "envelope", "holder_crashed", "expected"),
+    [
+        # Nothing is in doubt.
+        ("reconcile", None, Envelope(), False, Step.SEND),
+        ("dead-letter", None, Envelope(), False, Step.SEND),
+        ("resend", None, Envelope(), False, Step.SEND),
+        # In doubt: the history decides, once it can tell.
+        ("reconcile", DOUBT, Envelope(), False, Step.WAIT),
+        ("reconcile", RIPE, Envelope(), False, Step.RECONCILE),
+        ("dead-letter", RIPE, Envelope(), False, "outcome_unknown"),
+        ("resend", RIPE, Envelope(), False, Step.SEND),
+        # Whoever orders a replay wants the history read.
+        ("dead-letter", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
+        ("resend", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
+        # A command that may have crashed a worker.
+        ("reconcile", None, Envelope(), True, Step.TRY_WITH_CARE),
+        ("reconcile", DOUBT, Envelope(), True, Step.WAIT),
+        ("reconcile", RIPE, Envelope(), True, Step.TRY_WITH_CARE),
+        ("resend", RIPE, Envelope(), True, Step.TRY_WITH_CARE),
+        ("dead-letter", RIPE, Envelope(), True, "outcome_unknown"),
+        # A poison message: its history may be read a few times, because an earlier attempt may have succeeded.
+        ("reconcile", DOUBT, POISON, True, Step.WAIT),
+        ("reconcile", RIPE, POISON, True, Step.RECONCILE),
+        ("reconcile", RIPE, UNREADABLE_POISON, True, "poison_message"),
+        ("reconcile", None, POISON, True, "poison_message"),
+        ("resend", RIPE, POISON, True, "poison_message"),
+        ("dead-letter", RIPE, POISON, True, "poison_message"),
+        ("reconcile", None, POISON, False, Step.SEND),  # its last attempt is known to have ended well
+    ],
+)
+def test_the_next_step_follows_from_doubt_mode_and_crashes(
+    mode: InDoubtMode,
+    doubt: DoubtWindow | None,
+    envelope: Envelope,
+    holder_crashed: bool,
+    expected: Step | str,
+) -> None:
+    policy = RetryPolicy((5, 30, 120), max_attempts=4, in_doubt=mode)
+    found = next_step(doubt, envelope, policy, NOW, holder_crashed=holder_crashed)
+    assert (found.code if isinstance(found, Failed) else found) == expected
+
+
+@pytest.mark.parametrize(
+    ("announced", "holder_crashed", "expected"), [(None, False, None), (None, True, 0), (2, False, 2), (2, True, 2)]
+)
+def test_a_postponed_command_keeps_its_attempt_and_its_crash_count(
+    announced: int | None, holder_crashed: bool, expected: int | None
+) -> None:
+    envelope = Envelope(attempt=3, is_free_attempt=True, crash_count=announced)
+    found = postponed(envelope, POLICY, "busy", DOUBT, holder_crashed=holder_crashed)
+    assert found == Postpone(5, 3, "busy", DOUBT, is_free=True, crash_count=expected)
+
+
+def test_a_command_that_awaits_its_history_keeps_what_its_message_says() -> None:
+    envelope = Envelope(attempt=3, is_free_attempt=True, crash_count=2)
+    found = awaiting(envelope, POLICY, "lost", DOUBT, attempt=3, holder_crashed=True)
+    assert found == AwaitReconciliation(60, 3, "lost", DOUBT, is_free=True, crash_count=2)
+    assert found.attempts_used == 2

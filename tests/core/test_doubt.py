@@ -1,88 +1,170 @@
-"""The time of a doubt, and how it travels."""
+"""The rules of doubt: when the window begins, grows and ends."""
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from worker.core.doubt import DoubtWindow
+from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.core.claims import Key, KnownNotSent, Lease, Unresolved, Unseen
+from worker.core.doubt import (
+    doubt_after_answer,
+    doubt_after_claim,
+    doubt_of_copy,
+    doubt_while_in_progress,
+    doubt_while_sending,
+    extended,
+    holder_may_have_crashed,
+)
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope, Replay
 
-NOON = datetime(2026, 8, 5, 12, tzinfo=UTC)
-MOMENTS = st.integers(-(10**12), 10**12).map(lambda ms: NOON + timedelta(milliseconds=ms))  # 31 years both ways
+NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
+EARLIER, LATER = NOW - timedelta(hours=1), NOW + timedelta(hours=1)
+BEGAN = NOW - timedelta(minutes=1)  # when the process, and so its records in memory, began
+LEASE = Lease(Key("a", b"", b""), 1, 0.0)
+NOTED = DoubtWindow(EARLIER, EARLIER)  # what the message says
+RECORDED = DoubtWindow(BEGAN, BEGAN)  # what the store says
 
+FRESH = Envelope()
+REDELIVERED = Envelope(is_redelivered=True)
+DOUBTED = Envelope(is_copy=True, doubt=NOTED)
+SECOND_ATTEMPT = Envelope(is_copy=True, attempt=2, first_arrived_at=NOW.timestamp())
+OLD_COPY = Envelope(is_copy=True, first_arrived_at=EARLIER.timestamp())
+NEW_COPY = Envelope(is_copy=True, first_arrived_at=NOW.timestamp())
+REPLAYED = Envelope(is_copy=True, replay=Replay(EARLIER, None))
+REPLAYED_FROM_THE_FUTURE = Envelope(is_copy=True, replay=Replay(LATER, None))
+SUSPECTED = Envelope(is_copy=True, crash_count=0)
 
-@given(st.none() | MOMENTS, MOMENTS)
-def test_what_is_written_is_read_again(since: datetime | None, until: datetime) -> None:
-    doubt = DoubtWindow(since, until)
-    assert DoubtWindow.parse(str(doubt)) == doubt
-
-
-def test_it_is_an_iso_8601_interval() -> None:
-    assert str(DoubtWindow(NOON, NOON + timedelta(seconds=2.5))) == (
-        "2026-08-05T12:00:00.000+00:00/2026-08-05T12:00:02.500+00:00"
-    )
-    assert str(DoubtWindow(None, NOON)) == "../2026-08-05T12:00:00.000+00:00"
-
-
-@pytest.mark.parametrize("text", ["", "/", "2026", "..", "2026-08-05T12:00:00/2026-08-05T12:00:00", "../soon"])
-def test_anything_else_is_not_read(text: str) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        DoubtWindow.parse(text)
-
-
-def test_two_are_one_that_covers_both() -> None:
-    later = NOON + timedelta(hours=1)
-    assert DoubtWindow(NOON, NOON).union(DoubtWindow(later, later)) == DoubtWindow(NOON, later)
-    assert DoubtWindow(later, later).union(DoubtWindow(None, NOON)) == DoubtWindow(None, later)
-    assert DoubtWindow(NOON, later).union(None) == DoubtWindow(NOON, later)
+IN_MEMORY = Unseen(LEASE, BEGAN, forgotten_before=BEGAN)
+SHARED = Unseen(LEASE, NOW)
+RELEASED, RELEASED_AND_PERHAPS_LOST = KnownNotSent(LEASE), KnownNotSent(LEASE, NOW)
+DOUBTFUL, CRASHED = Unresolved(LEASE, RECORDED, False), Unresolved(LEASE, RECORDED, True)
+DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("claim", "envelope", "expected"),
     [
-        "../",
-        "../..",
-        "2026-08-05T12:00:00+00:00",
-        "2026-08-05T12:00:00+00:00/..",
-        "/2026-08-05T12:00:00+00:00",
-        "since then/2026-08-05T12:00:00+00:00",
-        "2026-08-05T12:00:00/2026-08-05T12:00:00+00:00",
-        "../2026-08-05T12:00:00",
-        "../2026-02-30T12:00:00+00:00",
-        "../2026-08-05T12:00:00+00:00/2026-08-05T12:00:00+00:00",
+        # Nothing is known of the command.
+        (IN_MEMORY, FRESH, None),
+        (SHARED, FRESH, None),
+        (IN_MEMORY, REDELIVERED, DoubtWindow(None, NOW)),
+        (SHARED, REDELIVERED, DoubtWindow(None, NOW)),
+        (IN_MEMORY, DOUBTED, DoubtWindow(EARLIER, BEGAN)),
+        (SHARED, DOUBTED, DoubtWindow(EARLIER, NOW)),
+        (IN_MEMORY, SECOND_ATTEMPT, DoubtWindow(None, BEGAN)),
+        (SHARED, SECOND_ATTEMPT, DoubtWindow(None, NOW)),
+        # A copy of the first attempt: its original may have been sent by a process whose memory is gone.
+        (IN_MEMORY, OLD_COPY, DoubtWindow(None, BEGAN)),
+        (IN_MEMORY, NEW_COPY, None),
+        (SHARED, OLD_COPY, None),
+        (IN_MEMORY, Envelope(first_arrived_at=EARLIER.timestamp()), None),
+        # An operator's replay may have been processed before.
+        (IN_MEMORY, REPLAYED, DoubtWindow(EARLIER, NOW)),
+        (SHARED, REPLAYED_FROM_THE_FUTURE, DoubtWindow(NOW, NOW)),
+        # Every recorded attempt is known not to have been sent.
+        (RELEASED, FRESH, None),
+        (RELEASED, REDELIVERED, None),
+        (RELEASED, DOUBTED, NOTED),
+        (RELEASED_AND_PERHAPS_LOST, SECOND_ATTEMPT, None),
+        (RELEASED_AND_PERHAPS_LOST, REDELIVERED, DoubtWindow(None, NOW)),
+        # An attempt ended without an outcome.
+        (DOUBTFUL, FRESH, RECORDED),
+        (DOUBTFUL, DOUBTED, DoubtWindow(EARLIER, BEGAN)),
+        (DOUBTFUL, REDELIVERED, RECORDED),
+        (DOUBTFUL_AND_PERHAPS_LOST, REDELIVERED, DoubtWindow(BEGAN, NOW)),
+        (DOUBTFUL_AND_PERHAPS_LOST, FRESH, RECORDED),
     ],
 )
-def test_half_an_interval_or_a_time_of_no_zone_is_not_read(text: str) -> None:
-    """A time without an offset could be meant in any zone, and a doubt that is too short hides a request."""
-    with pytest.raises(ValueError, match=r".*"):
-        DoubtWindow.parse(text)
-
-
-@given(st.text())
-def test_no_text_raises_anything_else(text: str) -> None:
-    """It is read before anything else is known of a message: another error would end the worker each time it came."""
-    try:
-        doubt = DoubtWindow.parse(text)
-    except ValueError:
-        return
-    assert doubt.until.tzinfo is not None
-
-
-def test_it_is_written_in_utc_and_to_the_millisecond() -> None:
-    china = timezone(timedelta(hours=8))
-    until = datetime(2026, 8, 5, 20, 0, 1, 999_999, tzinfo=china)
-    assert str(DoubtWindow(None, until)) == "../2026-08-05T12:00:01.999+00:00"
-
-
-@given(st.none() | MOMENTS, MOMENTS, st.none() | MOMENTS, MOMENTS)
-def test_united_no_moment_of_either_is_lost(
-    since: datetime | None, until: datetime, other_since: datetime | None, other_until: datetime
+def test_a_claim_and_its_delivery_decide_what_is_in_doubt(
+    claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope, expected: DoubtWindow | None
 ) -> None:
-    """A moment that fell out would be one at which a request was sent and is not looked for."""
-    one, other = DoubtWindow(since, until), DoubtWindow(other_since, other_until)
-    both = one.union(other)
-    assert both == other.union(one) == both.union(one) == both.union(other)
-    assert both.until == max(until, other_until)
-    for each in (one, other):
-        assert both.since is None or (each.since is not None and both.since <= each.since)
+    assert doubt_after_claim(claim, envelope, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("claim", "envelope", "expected"),
+    [
+        (SHARED, FRESH, False),
+        (SHARED, REDELIVERED, True),
+        (SHARED, SUSPECTED, True),
+        (SHARED, DOUBTED, False),
+        (RELEASED, REDELIVERED, False),
+        (RELEASED, SUSPECTED, False),
+        (RELEASED_AND_PERHAPS_LOST, REDELIVERED, True),
+        (RELEASED_AND_PERHAPS_LOST, FRESH, False),
+        (DOUBTFUL, REDELIVERED, False),
+        (DOUBTFUL_AND_PERHAPS_LOST, REDELIVERED, True),
+        (CRASHED, FRESH, True),
+    ],
+)
+def test_a_claim_and_its_delivery_tell_whether_a_worker_may_have_crashed(
+    claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope, expected: bool
+) -> None:
+    assert holder_may_have_crashed(claim, envelope) is expected
+
+
+@pytest.mark.parametrize(
+    ("doubt", "answer", "expected"),
+    [
+        (None, NotSent("refused"), None),
+        (None, Refused("onenet_rejected", "no"), None),
+        (NOTED, NotSent("refused"), NOTED),
+        (NOTED, Refused("onenet_rejected", "no"), NOTED),
+        (None, InDoubt("timeout"), DoubtWindow(BEGAN, NOW)),
+        (NOTED, InDoubt("timeout"), DoubtWindow(EARLIER, NOW)),
+        (None, Cached("u"), DoubtWindow(BEGAN, NOW)),  # until the outcome is recorded
+        (NOTED, Cached("u"), DoubtWindow(EARLIER, NOW)),
+    ],
+)
+def test_a_request_adds_to_the_doubt_unless_it_is_known_not_to_have_been_cached(
+    doubt: DoubtWindow | None, answer: Answer, expected: DoubtWindow | None
+) -> None:
+    assert doubt_after_answer(doubt, answer, BEGAN, NOW) == expected
+
+
+@pytest.mark.parametrize(("doubt", "expected"), [(None, DoubtWindow(NOW, NOW)), (NOTED, DoubtWindow(EARLIER, NOW))])
+def test_a_request_is_in_doubt_from_its_beginning(doubt: DoubtWindow | None, expected: DoubtWindow) -> None:
+    assert doubt_while_sending(doubt, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("since", "envelope", "expected"),
+    [
+        (BEGAN, FRESH, DoubtWindow(BEGAN, NOW)),
+        (None, FRESH, DoubtWindow(None, NOW)),
+        (BEGAN, DOUBTED, DoubtWindow(EARLIER, NOW)),
+    ],
+)
+def test_a_command_that_another_delivery_holds_is_in_doubt_since_its_claim(
+    since: datetime | None, envelope: Envelope, expected: DoubtWindow
+) -> None:
+    assert doubt_while_in_progress(since, envelope, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("doubt", "envelope", "expected"),
+    [
+        (None, FRESH, None),
+        (NOTED, DOUBTED, NOTED),
+        (None, REDELIVERED, DoubtWindow(None, NOW)),
+        (NOTED, REDELIVERED, DoubtWindow(None, NOW)),
+    ],
+)
+def test_a_copy_of_a_redelivered_message_says_that_it_may_have_been_sent(
+    doubt: DoubtWindow | None, envelope: Envelope, expected: DoubtWindow | None
+) -> None:
+    """The copy does not look redelivered."""
+    assert doubt_of_copy(doubt, envelope, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("doubt", "expected"),
+    [
+        (None, DoubtWindow(None, NOW)),
+        (DoubtWindow(EARLIER, BEGAN), DoubtWindow(EARLIER, NOW)),
+        (DoubtWindow(EARLIER, LATER), DoubtWindow(EARLIER, LATER)),
+    ],
+)
+def test_unrecorded_attempts_move_only_the_end_of_the_window(doubt: DoubtWindow | None, expected: DoubtWindow) -> None:
+    assert extended(doubt, NOW) == expected

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.rig import a_command
-from worker.core.command import read_command
+from tests.support.builders import a_command
+from worker.core.parsing import read_command
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
 CHINA = ZoneInfo("Asia/Shanghai")

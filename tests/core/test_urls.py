@@ -8,10 +8,10 @@ import redis
 import requests
 from urllib3.util import parse_url
 
-from worker.amqp.connection import address, connection_parameters, without_user
+from worker.amqp.connection import connection_parameters, printable_address, without_user
 from worker.app import store_of
-from worker.core.proxies import environment_proxy
 from worker.errors import SettingsError
+from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.settings import Settings, load_settings
 
@@ -63,17 +63,17 @@ def test_a_whole_url_of_the_broker_means_what_it_says(
     url: str, user: str, password: str, host: str, port: int, vhost: str, printed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMQP_URL", url)
-    [found] = connection_parameters(load_settings())
+    [found] = connection_parameters(load_settings().broker_address)
     assert vars(found.credentials).items() >= {("username", user), ("password", password)}
     assert (found.host, found.port, found.virtual_host) == (host, port, vhost)
-    assert address(found) == printed
+    assert printable_address(found) == printed
 
 
 def test_options_of_the_brokers_url_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "AMQP_URL", "amqp://host?heartbeat=7&frame_max=8192&tcp_options={'TCP_KEEPIDLE':60}&channel_max=5"
     )
-    [found] = connection_parameters(load_settings())
+    [found] = connection_parameters(load_settings().broker_address)
     assert (found.heartbeat, found.frame_max, found.channel_max) == (7, 8192, 5)
     assert found.tcp_options == {"TCP_KEEPIDLE": 60}
 
@@ -213,7 +213,7 @@ def test_a_url_in_a_file_is_refused_alike(
 def test_an_option_that_the_brokers_url_cannot_have_is_one_line(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", f"amqp://svc:S3cret@host/?{options}")
     with pytest.raises(SettingsError) as caught:
-        connection_parameters(load_settings())
+        connection_parameters(load_settings().broker_address)
     [line] = caught.value.lines
     assert line.startswith("AMQP_URL: an option ")
     assert SECRET not in line

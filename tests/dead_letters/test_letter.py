@@ -9,11 +9,11 @@ import pytest
 from pika import BasicProperties
 
 from schemas.reply import FailureCode
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.cli.dead_letters import Reason
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
 from worker.dead_letters.letter import DeadLetter, Filter
 
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)

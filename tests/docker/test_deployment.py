@@ -1,4 +1,4 @@
-"""The files in docker/ are consistent with the code and with each other."""
+"""The files in docker/ agree with the code and with each other."""
 
 import base64
 import hashlib
@@ -33,14 +33,14 @@ def test_the_image_exposes_the_default_port() -> None:
     assert re.findall(r"^EXPOSE (\d+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE) == [str(PORT)]
 
 
-def test_every_variable_of_the_worker_is_a_setting() -> None:
+def test_the_worker_gets_existing_settings_only() -> None:
     in_compose = set(SERVICES["worker"]["environment"])
     in_kubernetes = {variable["name"] for variable in CONTAINER["env"]}
     assert in_compose | in_kubernetes <= SETTINGS | SECRETS
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_runs_without_privileges(name: str) -> None:
+def test_services_have_no_privileges_and_read_only_file_systems(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -48,41 +48,41 @@ def test_every_service_runs_without_privileges(name: str) -> None:
     assert service.get("read_only") or name in {"rabbitmq", "grafana"}  # whose images are not known to do without
 
 
-def test_every_published_port_is_on_loopback_and_configurable() -> None:
+def test_published_ports_are_on_loopback_and_configurable() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports
     assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port) for port in ports)
 
 
-def test_the_deployment_uses_the_image_of_this_version() -> None:
+def test_kubernetes_runs_the_image_of_this_version() -> None:
     [image] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
     assert (image["name"], image["newTag"]) == (CONTAINER["image"], __version__)
 
 
-def test_the_number_of_workers_can_be_scaled() -> None:
+def test_compose_can_scale_the_workers() -> None:
     assert not {"container_name", "ports", "hostname"} & set(SERVICES["worker"])
     assert SERVICES["worker"]["environment"]["IDEMPOTENCY_URL"].startswith("redis://")
 
 
-def test_the_grace_period_is_longer_than_the_shutdown_of_a_worker() -> None:
+def test_containers_have_more_time_to_stop_than_the_shutdown_grace() -> None:
     grace_s = SERVICES["worker"]["stop_grace_period"]
     assert int(grace_s.removesuffix("s")) > GRACE_S
     assert POD["spec"]["terminationGracePeriodSeconds"] > GRACE_S
 
 
-def test_the_worker_starts_after_its_dependencies() -> None:
+def test_dependencies_of_the_worker_are_healthy_before_it_starts() -> None:
     for needed, how in SERVICES["worker"]["depends_on"].items():
         is_one_shot = SERVICES[needed]["restart"] == "no"
         assert how == {"condition": "service_completed_successfully" if is_one_shot else "service_healthy"}
         assert is_one_shot or "test" in SERVICES[needed]["healthcheck"]
 
 
-def test_redis_persists_and_evicts_nothing() -> None:
+def test_redis_persists_its_data_and_evicts_nothing() -> None:
     assert "--appendonly yes" in SERVICES["redis"]["command"]
     assert "--maxmemory-policy noeviction" in SERVICES["redis"]["command"]
 
 
-def test_the_broker_gets_only_the_hash_of_the_password() -> None:
+def test_the_definitions_hold_only_the_hash_of_the_password() -> None:
     access = runpy.run_path(str(DOCKER / "rabbitmq" / "make_definitions.py"))["access"]
     made = access("a password")
     (user,) = made["users"]
@@ -92,12 +92,12 @@ def test_the_broker_gets_only_the_hash_of_the_password() -> None:
     assert made["users"] != access("a password")["users"]  # salted
 
 
-def test_the_kustomization_lists_every_file() -> None:
+def test_kustomize_includes_every_manifest() -> None:
     files = {path.name for path in KUBERNETES.iterdir()} - {"kustomization.yaml"}
     assert set(MANIFESTS["Kustomization"]["resources"]) == files
 
 
-def test_related_resources_refer_to_each_other_by_name() -> None:
+def test_manifests_refer_to_each_other_by_existing_names() -> None:
     labels = POD["metadata"]["labels"].items()
     selectors = [
         MANIFESTS["Deployment"]["spec"]["selector"],
@@ -126,7 +126,7 @@ def test_all_secrets_come_from_one_secret() -> None:
         assert reference["key"] in keys
 
 
-def test_the_probes_use_the_paths_and_the_port_of_the_worker() -> None:
+def test_probes_request_the_endpoints_of_the_worker() -> None:
     (port,) = CONTAINER["ports"]
     assert port["containerPort"] == PORT == int(POD["metadata"]["annotations"]["prometheus.io/port"])
     probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -134,7 +134,7 @@ def test_the_probes_use_the_paths_and_the_port_of_the_worker() -> None:
     assert [probe["path"] for probe in probes.values()] == ["/livez", "/livez", "/readyz"]
 
 
-def test_the_pod_is_restricted() -> None:
+def test_the_pod_is_unprivileged() -> None:
     assert POD["spec"]["securityContext"]["runAsNonRoot"]
     assert POD["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert CONTAINER["securityContext"] == {
@@ -145,8 +145,8 @@ def test_the_pod_is_restricted() -> None:
     assert MANIFESTS["ServiceAccount"]["automountServiceAccountToken"] is False
 
 
-def test_no_file_contains_a_password() -> None:
-    """A URL with a password in it, that is; where one has to be shown, it stands in <>."""
+def test_no_password_is_in_any_file() -> None:
+    """Checks URLs with passwords; placeholders in <> are allowed."""
     for path in (path for path in DOCKER.rglob("*") if path.is_file()):
         for password in re.findall(r"\w+://[^\s:/@]*:([^\s@]+)@", path.read_text()):
             assert password.startswith(("<", "{")), path

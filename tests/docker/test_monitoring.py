@@ -1,4 +1,4 @@
-"""The files of the dashboard and the alerts; integration/test_monitoring.py compares them with a running worker."""
+"""The dashboard and the alerts as files. integration/test_monitoring.py checks that a worker has their metrics."""
 
 import re
 
@@ -13,14 +13,14 @@ SETTINGS = Settings.model_fields
 QUEUES = {queue.name for queue in Topology(SETTINGS["worker_namespace"].default, (5,)).queues()}
 
 
-def test_every_alert_has_a_severity_a_meaning_and_an_action() -> None:
+def test_each_alert_has_a_severity_a_meaning_and_an_action() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert set(rule["annotations"]) == {"summary", "meaning", "action"}
 
 
-def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
-    """Promtool plays the tests in containers/; here it is only seen that none has been left out."""
+def test_each_alert_has_a_rule_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    """promtool runs the rule tests in tests/containers; this test checks that none is missing."""
     tests = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())["tests"]
     asked = [test["promql_expr_test"] for test in tests]
     fired = re.findall(r'alertname="(\w+)"', str(asked))
@@ -28,7 +28,7 @@ def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not()
     assert all(any(not ask["exp_samples"] for ask in asks) for asks in asked)
 
 
-def test_every_queried_queue_is_in_the_topology() -> None:
+def test_each_queue_in_an_expression_is_in_the_topology() -> None:
     for selector in selectors():
         for label, operator, text in selector.matchers:
             if label == "queue":

@@ -1,7 +1,7 @@
-"""What is taken, held and handed back, in the interleavings that a real broker seldom brings about.
+"""What the consumer takes, holds and returns, in interleavings that a real broker seldom brings about.
 
-The intake, the handler, the gates and the lanes are the real ones; the broker is a queue that delivers within the
-prefetch, and whose answers come when the test says so.
+The consumer, the processor, the circuit breakers and the device queues are real. The broker is a fake queue that
+delivers within the prefetch and answers when the test says so.
 """
 
 import asyncio
@@ -16,21 +16,24 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
-from tests.support.rig import PATIENCE_S, a_command
+from tests.support.builders import a_command
+from tests.support.waiting import PATIENCE_S
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.flow import pace
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.leases import Leases
 from worker.processing.processor import Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing
 
@@ -40,8 +43,8 @@ DEVICES = [str(865820030000000 + number) for number in range(100)]
 
 
 @dataclass
-class Platform:
-    """Answers when it may, and keeps what it was asked in order."""
+class BlockingPlatform:
+    """A platform that answers when the test lets it, and records what it was asked, in order."""
 
     answer: Callable[[Command], Answer] = lambda command: Cached(command.command_id)  # each its own uuid
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -63,8 +66,8 @@ class Platform:
         return []
 
 
-class Queue:
-    """The broker: one queue, delivered within the prefetch."""
+class FakeBroker:
+    """A fake broker: one queue, delivered within the prefetch."""
 
     def __init__(self) -> None:
         self.consumer: Consumer
@@ -87,13 +90,13 @@ class Queue:
         self._count += 1
         properties = BasicProperties(headers=None if doubt is None else {"x-onenet-in-doubt": str(doubt)})
         self.bodies.append(body)
-        self.ready.append(Delivery(1, self._count, "", False, properties, body, doubt is not None))
+        self.ready.append(Delivery(1, self._count, False, properties, body, doubt is not None))
         self.deliver()
 
     def put_again(self, body: bytes) -> None:
         """Put another copy of a message into the queue, which says nothing of the first."""
         self._count += 1
-        self.ready.append(Delivery(1, self._count, "", False, BasicProperties(), body, False))
+        self.ready.append(Delivery(1, self._count, False, BasicProperties(), body, False))
         self.deliver()
 
     def deliver(self) -> None:
@@ -143,17 +146,17 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def lets_in(gates: CircuitBreakers, product: str) -> bool:
-    """Tell whether a command of a product could be handled now, if only as a probe."""
-    passage = gates.enter(product)
-    if passage is not None:
-        passage.end()
-    return passage is not None
+def can_be_sent(breakers: CircuitBreakers, product: str) -> bool:
+    """Tell whether a command of a product could be sent now, if only as a probe."""
+    permit = breakers.try_acquire(product)
+    if permit is not None:
+        permit.release()
+    return permit is not None
 
 
 @dataclass
 class Clock:
-    """The handler's clock, which may be ahead."""
+    """The clock of the processor, which may be ahead."""
 
     ahead_s: float = 0
 
@@ -162,56 +165,49 @@ class Clock:
 
 
 @dataclass
-class World:
-    """An intake between a queue and a platform."""
+class Harness:
+    """A consumer between a queue and a platform."""
 
-    queue: Queue
-    platform: Platform
-    gates: CircuitBreakers
-    store: MemoryStore
-    lanes: KeyedQueues
+    queue: FakeBroker
+    platform: BlockingPlatform
+    breakers: CircuitBreakers
     consumer: Consumer
     clock: Clock
 
-    def came_to(self, exchange: str) -> list[str]:
+    def published_to(self, exchange: str) -> list[str]:
         return [command_id for target, command_id in self.queue.published if target == f"onenet.{exchange}"]
 
 
 @asynccontextmanager
-async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
-    platform, queue, clock = Platform(), Queue(), Clock()
-    gates = CircuitBreakers(products, 1, PROBE_S)
-    history_gates = CircuitBreakers(products, 1, PROBE_S, subject="history")
+async def harness(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
+    platform, queue, clock = BlockingPlatform(), FakeBroker(), Clock()
+    breakers = CircuitBreakers(products, 1, PROBE_S)
+    history_breakers = CircuitBreakers(products, 1, PROBE_S, subject="history")
     store = MemoryStore(3600, 60, began_at=LONG_AGO)
     metrics = Metrics("0", CONCURRENCY)
-    topology = Topology("onenet", (5, 60))
-    handler = Processor(
-        platform,
-        store,
-        MessageBuilder(topology, "host:1"),
-        gates,
-        history_gates,
-        RetryPolicy((5, 60), max_attempts=9, settle_s=60),
-        ZoneInfo("Asia/Shanghai"),
-        metrics,
-        clock,
-    )
-    lanes = KeyedQueues(by_device=True)
+    policy = RetryPolicy((5, 60), max_attempts=9, reconcile_delay_s=60)
+    leases, unstarted = Leases(store, policy, clock), Unstarted(store, breakers, policy, clock)
+    reporter = Reporter(metrics)
     queue.consumer = Consumer(
-        handler,
+        Processor(platform, store, leases, unstarted, breakers, history_breakers, policy, reporter, clock),
+        leases,
+        unstarted,
+        reporter,
+        MessageBuilder(Topology("onenet", (5, 60)), "host:1"),
         cast("Any", queue),
-        gates,
-        lanes,
+        breakers,
+        KeyedQueues(by_device=True),
         new_pacer,
         metrics,
         NoTracing(),
+        ZoneInfo("Asia/Shanghai"),
         concurrency=CONCURRENCY,
         few_threads=2,
-        prefetch=PREFETCH,
-        probe_s=look_s,
+        usual_prefetch=PREFETCH,
+        probe_interval_s=look_s,
     )
     try:
-        yield World(queue, platform, gates, store, lanes, queue.consumer, clock)
+        yield Harness(queue, platform, breakers, queue.consumer, clock)
     finally:
         platform.may_answer.set()
         platform.may_show_history.set()
@@ -219,11 +215,11 @@ async def world(products: Sequence[str | None] = (None,), new_pacer: Any = None,
             await queue.consumer.stop()
 
 
-def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
-    """What came in after it would be taken by nobody, and the grace would run out over it."""
+def test_a_stop_during_a_prefetch_change_still_cancels_the_consumers() -> None:
+    """Nobody would take the deliveries that arrive after it, and the grace period would run out."""
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             found.queue.may_confirm_consume.clear()
             for number in range(2 * PREFETCH):
                 found.queue.put(f"hot-{number}", DEVICES[0])
@@ -240,61 +236,61 @@ def test_a_stop_while_more_is_asked_for_still_ends_the_consumers() -> None:
     asyncio.run(play())
 
 
-def test_what_was_taken_for_a_busy_device_is_not_asked_for_when_that_is_over(monkeypatch: Any) -> None:
-    """A worker that hoards what its threads cannot do keeps it from the others, and from the broker's own patience."""
-    monkeypatch.setattr("worker.flow.consumer._SWEEP_S", 0.01)
+def test_the_prefetch_shrinks_when_commands_no_longer_wait_for_a_busy_device(monkeypatch: Any) -> None:
+    """A worker that holds more than its threads can process keeps it from other workers, beyond consumer_timeout."""
+    monkeypatch.setattr("worker.flow.prefetch.SWEEP_S", 0.01)
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             for number in range(10 * PREFETCH):
                 found.queue.put(f"hot-{number}", DEVICES[0])
             await until(lambda: found.queue.prefetch > 5 * PREFETCH)
             found.platform.may_answer.set()
             await until(lambda: found.queue.prefetch == PREFETCH)
-            await until(lambda: len(found.came_to("replies")) == 10 * PREFETCH)
-            assert found.came_to("returns") == []
+            await until(lambda: len(found.published_to("replies")) == 10 * PREFETCH)
+            assert found.published_to("returns") == []
 
     asyncio.run(play())
 
 
-def test_what_waits_for_a_thread_for_too_long_goes_back_too(monkeypatch: Any) -> None:
-    """The broker's patience with what is held does not depend on what it waits for."""
-    monkeypatch.setattr("worker.flow.consumer._SWEEP_S", 0.01)
+def test_a_command_that_waits_too_long_for_a_thread_is_returned_to_the_queue(monkeypatch: Any) -> None:
+    """The broker's consumer_timeout does not depend on what a delivery waits for."""
+    monkeypatch.setattr("worker.flow.prefetch.SWEEP_S", 0.01)
     monkeypatch.setattr("worker.flow.consumer.MAX_HELD_S", 0.05)
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             for number in range(PREFETCH):
                 found.queue.put(f"command-{number}", DEVICES[number])
-            await until(lambda: len(found.came_to("returns")) == PREFETCH - CONCURRENCY)
-            assert found.came_to("returns") == [f"command-{number}" for number in range(CONCURRENCY, PREFETCH)]
+            await until(lambda: len(found.published_to("returns")) == PREFETCH - CONCURRENCY)
+            assert found.published_to("returns") == [f"command-{number}" for number in range(CONCURRENCY, PREFETCH)]
 
     asyncio.run(play())
 
 
-def test_a_probe_that_comes_with_the_brokers_answer_is_the_probe() -> None:
-    """Handed back, it would be behind all that came after it."""
+def test_a_delivery_that_arrives_before_consume_is_confirmed_becomes_the_probe() -> None:
+    """Returned to the queue, it would be behind everything that arrived after it."""
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             found.platform.answer = lambda _: NotSent("refused")
             found.platform.may_answer.set()
             found.queue.put("last-straw", DEVICES[0])
-            await until(lambda: not found.gates.is_any_open())
+            await until(lambda: not found.breakers.allows_any())
             await until(lambda: 0 in found.queue.asked_for)
             found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(3 * PREFETCH):
                 found.queue.put(f"command-{number:02}", DEVICES[1])
-            await until(lambda: len(found.came_to("replies")) == 3 * PREFETCH)
-            assert found.came_to("replies") == [f"command-{number:02}" for number in range(3 * PREFETCH)]
-            assert found.came_to("returns") == []
+            await until(lambda: len(found.published_to("replies")) == 3 * PREFETCH)
+            assert found.published_to("replies") == [f"command-{number:02}" for number in range(3 * PREFETCH)]
+            assert found.published_to("returns") == []
 
     asyncio.run(play())
 
 
-def test_a_product_that_is_due_does_not_wait_behind_one_that_is_down() -> None:
+def test_a_product_due_for_a_probe_does_not_wait_behind_a_product_that_is_down() -> None:
     async def play() -> None:
-        async with world(products=["a", "b"], look_s=3600) as found:
+        async with harness(products=["a", "b"], look_s=3600) as found:
             is_down = {"a", "b"}
             found.platform.answer = lambda command: (
                 NotSent("503") if command.product in is_down else Cached(command.command_id)
@@ -302,21 +298,21 @@ def test_a_product_that_is_due_does_not_wait_behind_one_that_is_down() -> None:
             found.platform.may_answer.set()
             found.queue.put("a-0", DEVICES[0], "a")
             found.queue.put("b-0", DEVICES[1], "b")
-            await until(lambda: not found.gates.is_any_open())
+            await until(lambda: not found.breakers.allows_any())
             is_down.discard("a")
             for number in range(100):
                 found.queue.put(f"b-{number + 1}", DEVICES[2], "b")
             found.queue.put("a-1", DEVICES[3], "a")
-            await until(lambda: "a-1" in found.came_to("replies"))
+            await until(lambda: "a-1" in found.published_to("replies"))
 
     asyncio.run(play())
 
 
-def test_while_its_own_probe_is_under_way_a_product_is_not_due() -> None:
-    """Else command after command is taken, and goes to rest, until the probe has its answer."""
+def test_a_product_is_not_due_while_its_probe_is_in_progress() -> None:
+    """Otherwise command after command is taken and postponed until the probe has its answer."""
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             found.platform.answer = lambda _: NotSent("refused")
             found.platform.may_answer.set()
             found.queue.put("last-straw", DEVICES[0])
@@ -324,58 +320,58 @@ def test_while_its_own_probe_is_under_way_a_product_is_not_due() -> None:
             found.platform.may_answer.clear()
             probe = None
             while probe is None:
-                probe = found.gates.enter(None)
+                probe = found.breakers.try_acquire(None)
                 await asyncio.sleep(0.001)
-            assert found.gates.due_in_s() > 0
-            probe.end()
-            assert found.gates.due_in_s() == 0
+            assert found.breakers.retry_in_s() > 0
+            probe.release()
+            assert found.breakers.retry_in_s() == 0
 
     asyncio.run(play())
 
 
-def test_what_only_rested_raises_no_doubt_when_the_connection_goes_before_its_copy_is_confirmed() -> None:
+def test_a_postponed_command_is_not_in_doubt_when_the_connection_is_lost_before_the_confirm() -> None:
     async def play() -> None:
-        async with world(products=["a", "b"]) as found:
+        async with harness(products=["a", "b"]) as found:
             found.platform.answer = lambda _: NotSent("503")
             found.platform.may_answer.set()
             found.queue.put("a-0", DEVICES[0], "a")
-            await until(lambda: not found.gates.is_open("a"))
+            await until(lambda: not found.breakers.allows("a"))
             found.queue.confirms = False
             found.queue.put("a-1", DEVICES[1], "a")
-            await until(lambda: "a-1" in found.came_to("retry"))
+            await until(lambda: "a-1" in found.published_to("retry"))
             found.consumer.on_lost()
             lost = dict(found.queue.unacknowledged)
             found.queue.unacknowledged.clear()
             found.queue.confirms = True
             found.platform.answer = lambda command: Cached(command.command_id)
-            await until(lambda: lets_in(found.gates, "a"))
+            await until(lambda: can_be_sent(found.breakers, "a"))
             [again] = [item for item in lost.values() if b"a-1" in item.body]
-            found.consumer.on_delivery(Delivery(2, 1, "", True, again.properties, again.body, False))
-            await until(lambda: "a-1" in found.came_to("replies"))  # it was sent at once, and not settled first
+            found.consumer.on_delivery(Delivery(2, 1, True, again.properties, again.body, False))
+            await until(lambda: "a-1" in found.published_to("replies"))  # it was sent at once, without its history
 
     asyncio.run(play())
 
 
-def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: Any) -> None:
-    """A command that falls between two places would never be settled, and the grace run out over it."""
+def test_a_stop_finds_a_command_that_a_thread_was_about_to_give_to_a_pacer(monkeypatch: Any) -> None:
+    """A command lost between two queues would never be settled, and the grace period would run out."""
     is_leaving, may_leave = threading.Event(), threading.Event()
 
-    class SlowLanes(KeyedQueues):
-        def leave(self, task: Any) -> Any:
-            follower = super().leave(task)
+    class SlowQueues(KeyedQueues):
+        def finish(self, task: Any) -> Any:
+            follower = super().finish(task)
             if follower is not None and not is_leaving.is_set():
                 is_leaving.set()
                 may_leave.wait(PATIENCE_S)
             return follower
 
-    monkeypatch.setattr("tests.flow.test_consumer.Lanes", SlowLanes)
+    monkeypatch.setattr("tests.flow.test_consumer.KeyedQueues", SlowQueues)
     slots: Iterator[float] = iter([0.0])
 
     def new_pacer(_product: str | None, let_go: Any) -> pace.Pacer:
         return pace.Pacer(lambda: next(slots, 60.0), lambda: True, let_go)
 
     async def play() -> None:
-        async with world(new_pacer=new_pacer) as found:
+        async with harness(new_pacer=new_pacer) as found:
             found.queue.put("first", DEVICES[0])
             found.queue.put("second", DEVICES[0])
             found.platform.may_answer.set()
@@ -385,54 +381,54 @@ def test_a_stop_finds_what_a_thread_was_about_to_give_to_a_pacer(monkeypatch: An
             may_leave.set()
             async with asyncio.timeout(PATIENCE_S):
                 await stopping
-            assert found.came_to("replies") == ["first", "second"] or found.came_to("returns") == ["second"]
+            assert found.published_to("replies") == ["first", "second"] or found.published_to("returns") == ["second"]
 
     asyncio.run(play())
 
 
-RESTED = DoubtWindow(LONG_AGO, LONG_AGO + timedelta(seconds=2))
+RIPE = DoubtWindow(LONG_AGO, LONG_AGO + timedelta(seconds=2))
 
 
-def test_while_nothing_is_sent_commands_in_doubt_keep_no_new_one_from_being_the_probe() -> None:
-    """Although their histories are never shown, and more of them stand in front of it than there are threads."""
+def test_commands_in_doubt_do_not_keep_a_new_command_from_being_the_probe() -> None:
+    """Even if their histories are never answered, and there are more of them in front of it than threads."""
 
     async def play() -> None:
-        async with world() as found:
+        async with harness() as found:
             found.platform.answer = lambda _: NotSent("refused")
             found.platform.may_answer.set()
             found.queue.put("last-straw", DEVICES[0])
             await until(lambda: 0 in found.queue.asked_for)
             found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(10 * CONCURRENCY):
-                found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RESTED)
+                found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RIPE)
             found.queue.put("new", DEVICES[50])
-            await until(lambda: "new" in found.came_to("replies"))
+            await until(lambda: "new" in found.published_to("replies"))
             assert len(found.platform.looked_up) <= CONCURRENCY - 1
-            assert not [command_id for command_id in found.came_to("replies") if command_id != "new"]
+            assert not [command_id for command_id in found.published_to("replies") if command_id != "new"]
             found.platform.may_show_history.set()
             in_doubt = {f"in-doubt-{number}" for number in range(10 * CONCURRENCY)}
-            await until(lambda: in_doubt <= {*found.came_to("replies"), *found.came_to("retry")})
+            await until(lambda: in_doubt <= {*found.published_to("replies"), *found.published_to("retry")})
 
     asyncio.run(play())
 
 
-def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its_history_is_shown() -> None:
-    """Only the store knew it."""
+def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its_history_is_read() -> None:
+    """Only the store knows that it is in doubt."""
 
     async def play() -> None:
-        async with world(look_s=3600) as found:
+        async with harness(look_s=3600) as found:
             found.platform.answer = lambda command: (
                 InDoubt("lost") if command.command_id == "doubtful" else NotSent("refused")
             )
             found.platform.may_answer.set()
             found.queue.put("doubtful", DEVICES[0])
             await until(lambda: 0 in found.queue.asked_for)
-            found.clock.ahead_s = 600  # so that it has rested
+            found.clock.ahead_s = 600  # so that its history can tell
             found.queue.put_again(found.queue.bodies[0])
             found.queue.put("new", DEVICES[1])
             found.platform.answer = lambda command: Cached(command.command_id)
-            await until(lambda: "new" in found.came_to("replies"))
+            await until(lambda: "new" in found.published_to("replies"))
             assert found.platform.looked_up == ["doubtful"]
-            assert "doubtful" not in found.came_to("replies")
+            assert "doubtful" not in found.published_to("replies")
 
     asyncio.run(play())

@@ -5,10 +5,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.flow.test_consumer import until
-from tests.flow.test_device_queues import task
-from tests.support.rig import PATIENCE_S
-from worker.core.task import Task
+from tests.support.builders import a_task
+from tests.support.waiting import PATIENCE_S, until
+from worker.core.envelope import Task
 from worker.flow.crew import Crew
 
 SIZE, FEW = 8, 2
@@ -64,7 +63,7 @@ def running(test: Callable[[Crew, Work], object]) -> Work:
 def test_where_all_wait_for_the_platform_as_many_are_woken_as_there_are() -> None:
     async def test(crew: Crew, work: Work) -> None:
         for number in range(3 * SIZE):
-            crew.put(task(number))
+            crew.put(a_task(number))
         await until(lambda: work.under_way == SIZE)
         work.may_go_on.set()
 
@@ -81,11 +80,11 @@ def test_more_are_woken_where_one_or_another_always_comes_back_but_all_have_time
         work.before_each = lambda: tickets.acquire(timeout=PATIENCE_S)
         work.may_go_on.set()
         for number in range(3 * SIZE):
-            crew.put(task(number))
+            crew.put(a_task(number))
         number = 3 * SIZE
         while work.under_way < SIZE:
             tickets.release()  # so that one is back at nearly every look
-            crew.put(task(number))
+            crew.put(a_task(number))
             number += 1
             await asyncio.sleep(0.001)  # the platform's time
         tickets.release(number)
@@ -96,12 +95,12 @@ def test_more_are_woken_where_one_or_another_always_comes_back_but_all_have_time
 def test_no_more_begin_than_there_is_work_for() -> None:
     async def test(crew: Crew, work: Work) -> None:
         for number in range(FEW + 1):
-            crew.put(task(number))
+            crew.put(a_task(number))
         await until(lambda: work.under_way == FEW + 1)
         work.may_go_on.set()
         await until(work.has_done(FEW + 1))
         for number in range(20):  # one after the other: whoever rests is woken, and nobody begins
-            crew.put(task(number))
+            crew.put(a_task(number))
             await until(work.has_done(FEW + 2 + number))
 
     assert len(running(test).threads) <= FEW + 1
@@ -112,9 +111,9 @@ def test_a_task_that_another_thread_puts_is_handled_while_all_that_are_awake_wai
 
     async def test(crew: Crew, work: Work) -> None:
         for number in range(FEW):
-            crew.put(task(number))
+            crew.put(a_task(number))
         await until(lambda: work.under_way == FEW)
-        await asyncio.to_thread(crew.put, task(FEW))
+        await asyncio.to_thread(crew.put, a_task(FEW))
         await until(lambda: work.under_way == FEW + 1)
         work.may_go_on.set()
 
@@ -123,7 +122,7 @@ def test_a_task_that_another_thread_puts_is_handled_while_all_that_are_awake_wai
 
 def test_what_has_not_begun_can_be_withdrawn() -> None:
     async def test(crew: Crew, work: Work) -> None:
-        tasks = [task(number) for number in range(2 * SIZE)]
+        tasks = [a_task(number) for number in range(2 * SIZE)]
         for each in tasks:
             crew.put(each)
         await until(lambda: work.under_way == SIZE)
@@ -136,7 +135,7 @@ def test_what_has_not_begun_can_be_withdrawn() -> None:
 def test_what_is_there_is_finished_before_the_end() -> None:
     async def test(crew: Crew, work: Work) -> None:
         for number in range(3 * SIZE):
-            crew.put(task(number))
+            crew.put(a_task(number))
         work.may_go_on.set()
 
     assert len(running(test).done) == 3 * SIZE
@@ -146,7 +145,7 @@ def test_none_ends_while_there_is_work_even_if_it_is_one_too_many() -> None:
     async def test(crew: Crew, work: Work) -> None:
         work.may_go_on.set()
         for number in range(500 * SIZE):  # so long that it is tried with one less, again and again
-            crew.put(task(number))
+            crew.put(a_task(number))
         for _ in range(20):
             await asyncio.sleep(0)
 

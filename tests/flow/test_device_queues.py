@@ -1,71 +1,57 @@
-"""One command at a time for each device, in order of arrival."""
-
-import json
-from zoneinfo import ZoneInfo
+"""Serial execution of the commands of one device, in order of arrival."""
 
 import pytest
-from pika import BasicProperties
 
-from tests.support.rig import a_command
-from worker.amqp.messages import Delivery
-from worker.core.command import read_command
-from worker.core.task import Task
+from tests.support.builders import a_task
+from worker.core.envelope import Envelope, Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
 
-ZONE = ZoneInfo("Asia/Shanghai")
-ONE, OTHER = "865820030000001", "865820030000002"
-
-
-def task(number: int, imei: str = ONE) -> Task:
-    body = json.dumps(a_command(imei=imei)).encode()
-    delivery = Delivery(1, number, "", False, BasicProperties(), body, False)
-    return Task(delivery, read_command(body, None, ZONE), arrived_at=float(number))
+OTHER_IMEI = "865820030000002"
 
 
 @pytest.fixture
-def lanes() -> KeyedQueues:
+def queues() -> KeyedQueues:
     return KeyedQueues(by_device=True)
 
 
-def test_a_busy_device_keeps_its_own_commands_waiting_and_no_others(lanes: KeyedQueues) -> None:
-    first, second, third = (task(number) for number in range(3))
-    assert lanes.enter(first)
-    assert not lanes.enter(second)
-    assert not lanes.enter(third)
-    assert lanes.enter(task(3, OTHER))
-    assert lanes.waiting == 2
-    assert lanes.leave(first) is second
-    assert lanes.leave(second) is third
-    assert lanes.waiting == 0
-    assert lanes.is_busy(first)
-    assert lanes.leave(third) is None
-    assert not lanes.is_busy(first)
-    assert lanes.enter(task(4))
+def test_commands_wait_only_for_earlier_commands_of_their_own_device(queues: KeyedQueues) -> None:
+    first, second, third = (a_task(number) for number in range(3))
+    assert queues.try_start(first)
+    assert not queues.try_start(second)
+    assert not queues.try_start(third)
+    assert queues.try_start(a_task(3, OTHER_IMEI))
+    assert queues.waiting == 2
+    assert queues.finish(first) is second
+    assert queues.finish(second) is third
+    assert queues.waiting == 0
+    assert queues.is_busy(first)
+    assert queues.finish(third) is None
+    assert not queues.is_busy(first)
+    assert queues.try_start(a_task(4))
 
 
-def test_what_waits_can_be_withdrawn_and_what_is_busy_stays(lanes: KeyedQueues) -> None:
-    busy, old, new = (task(number) for number in range(3))
-    for each in (busy, old, new):
-        lanes.enter(each)
-    assert lanes.withdraw(arrived_before=2) == [old]
-    assert lanes.waiting == 1
-    assert lanes.leave(busy) is new
-    assert lanes.withdraw(arrived_before=9) == []
+def test_withdraw_removes_waiting_tasks_by_their_arrival_and_leaves_the_running_one(queues: KeyedQueues) -> None:
+    running, old, new = (a_task(number) for number in range(3))
+    for each in (running, old, new):
+        queues.try_start(each)
+    assert queues.withdraw(arrived_before=2) == [old]
+    assert queues.waiting == 1
+    assert queues.finish(running) is new
+    assert queues.withdraw(arrived_before=9) == []
 
 
-def test_what_carries_no_command_waits_for_nothing(lanes: KeyedQueues) -> None:
-    delivery = Delivery(1, 1, "", False, BasicProperties(), b"", False)
+def test_a_message_without_a_command_never_waits(queues: KeyedQueues) -> None:
     for read in (None, UnusableCommand("is empty")):
-        each = Task(delivery, read, 0)
-        assert lanes.enter(each)
-        assert lanes.enter(each)
-        assert lanes.leave(each) is None
+        each = Task(Envelope(), read, 0)
+        assert queues.try_start(each)
+        assert queues.try_start(each)
+        assert queues.finish(each) is None
 
 
-def test_without_an_order_nothing_waits() -> None:
-    lanes = KeyedQueues(by_device=False)
-    one, other = task(1), task(2)
-    assert lanes.enter(one)
-    assert lanes.enter(other)
-    assert lanes.leave(one) is None
+def test_commands_of_one_device_do_not_wait_when_ordering_is_off() -> None:
+    queues = KeyedQueues(by_device=False)
+    one, other = a_task(1), a_task(2)
+    assert queues.try_start(one)
+    assert queues.try_start(other)
+    assert queues.finish(one) is None

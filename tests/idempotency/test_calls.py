@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.rig import PATIENCE_S
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.redis import LocalRedis
 from worker.idempotency.calls import Calls, Script
 

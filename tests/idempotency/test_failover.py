@@ -1,4 +1,4 @@
-"""A Redis whose primary has moved to another server behind the same name, while the old one still answers."""
+"""A failover of Redis: the name leads to a new primary while the former one still answers."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -11,23 +11,23 @@ import pytest
 import redis
 from redis.connection import DefaultParser
 
-from tests.idempotency.test_stores import LONG_S, NOW, U, complete, held, key, reply
-from tests.support.rig import Proxy, raw_server
+from tests.support.proxies import Proxy, raw_server
+from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
+from worker.core.rate import Rate
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
-from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
+from worker.idempotency.redis_errors import code_of, is_other_server
 from worker.telemetry.health import Health
 
-FEW = 3  # calls after which all must work again
+FEW = 3  # the store must work again within this many calls
 
 
 class Name(Proxy):
-    """A name: it leads to another server when it is told so, and the connections that are there stay."""
+    """A host name that can be pointed to another server; existing connections stay."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -39,7 +39,7 @@ class Name(Proxy):
 
 
 class Failover:
-    """Two servers and a store that knows the name of the one which is the primary."""
+    """Two servers, and a store that knows the name of the primary."""
 
     def __init__(self, former: str, new: str) -> None:
         self.namespace = f"test-{uuid4().hex}"
@@ -51,7 +51,7 @@ class Failover:
 
     def fail_over(self, *, serves_stale_data: bool = True) -> None:
         self.former.config_set("replica-serve-stale-data", "yes" if serves_stale_data else "no")
-        self.former.replicaof("127.0.0.1", free_port())  # nobody is there: it keeps what it has
+        self.former.replicaof("127.0.0.1", free_port())  # no server listens there: it keeps its data
         self.name.lead_to(self._new_url)
 
     def close(self) -> None:
@@ -77,23 +77,23 @@ def failover(own_redis: LocalRedis, second_redis: LocalRedis) -> Iterator[Failov
 
 
 def until_it_works(call: Callable[[], object]) -> list[str]:
-    """Call a few times until it works; returns what it said before."""
-    said = []
+    """Call a few times until it works; returns the errors before that."""
+    errors = []
     for _ in range(FEW):
         try:
             call()
         except StoreError as exc:
-            said.append(str(exc))
+            errors.append(str(exc))
         else:
-            return said
-    raise AssertionError(said)
+            return errors
+    raise AssertionError(errors)
 
 
 @pytest.mark.parametrize(
     ("serves_stale_data", "words"),
     [(True, "Redis: READONLY: not a primary any more"), (False, "Redis: MASTERDOWN: a replica without its primary")],
 )
-def test_after_a_failover_the_store_works_again_without_a_restart(
+def test_the_store_works_again_after_a_failover_without_a_restart(
     failover: Failover, serves_stale_data: bool, words: str
 ) -> None:
     store = failover.store
@@ -108,8 +108,8 @@ def test_after_a_failover_the_store_works_again_without_a_restart(
     assert failover.new.exists(f"{{{failover.namespace}}}:command:c")
 
 
-def test_what_one_connection_learns_costs_all_of_them(failover: Failover) -> None:
-    """What only reads would go on for ever with what the former primary has."""
+def test_one_refused_call_replaces_the_connections_of_all_calls(failover: Failover) -> None:
+    """Calls that only read would otherwise read the former primary forever."""
     store = failover.store
     store.claim(key("b"), NOW)
     assert store.owned_by_others(key("a"), [U]) == set()
@@ -121,7 +121,7 @@ def test_what_one_connection_learns_costs_all_of_them(failover: Failover) -> Non
     assert store.owned_by_others(key("a"), [U]) == {U}
 
 
-def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover: Failover) -> None:
+def test_a_refused_ping_replaces_the_connections_of_all_calls(failover: Failover) -> None:
     store = failover.store
     store.ping()
     store.claim(key("a"), NOW)
@@ -131,34 +131,34 @@ def test_a_probe_that_learns_it_costs_the_others_their_connections_too(failover:
     assert isinstance(store.claim(key("a"), NOW), Unseen)
 
 
-def test_a_worker_is_not_ready_while_its_redis_takes_no_writes(failover: Failover) -> None:
-    """PING succeeds on a demoted primary, on a full one, and on one that has too few replicas."""
+def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover: Failover) -> None:
+    """PING succeeds on a demoted primary, on a full one, and on one with too few replicas."""
     health = Health(60, failover.store.ping)
-    health.beat(is_connected=True, is_stopping=False)
-    assert health.readiness().is_good
+    health.heartbeat(is_connected=True, is_stopping=False)
+    assert health.readiness().ok
     failover.former.config_set("min-replicas-to-write", 1)
     try:
-        assert not health.readiness().is_good
+        assert not health.readiness().ok
         with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
             failover.store.ping()
     finally:
         failover.former.config_set("min-replicas-to-write", 0)
-    assert health.readiness().is_good
+    assert health.readiness().ok
     failover.former.replicaof("127.0.0.1", free_port())
     for _ in range(FEW):
-        assert not health.readiness().is_good  # as long as the name leads there
+        assert not health.readiness().ok  # until the name leads to the new primary
     failover.fail_over()
     until_it_works(failover.store.ping)
-    assert health.readiness().is_good
+    assert health.readiness().ok
 
 
-def test_a_rate_is_kept_after_a_failover(failover: Failover) -> None:
-    slots = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
-    assert slots.take(None) == 0
-    assert slots.take("heating") == 0
+def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
+    limiter = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
+    assert limiter.acquire(None) == 0
+    assert limiter.acquire("heating") == 0
     failover.fail_over()
-    assert slots.take("cooling") == 0
-    assert slots.take("cooling") > 0
+    assert limiter.acquire("cooling") == 0
+    assert limiter.acquire("cooling") > 0
     assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
 
 
@@ -187,7 +187,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("text", "code", "is_other"), ANSWERS)
-def test_what_redis_answers_tells_whether_another_server_has_to_be_asked(
+def test_the_code_of_an_error_tells_whether_another_server_must_be_asked(
     text: str, code: str | None, is_other: bool
 ) -> None:
     parser: Any = DefaultParser
@@ -195,13 +195,13 @@ def test_what_redis_answers_tells_whether_another_server_has_to_be_asked(
     assert (code_of(error), is_other_server(error)) == (code, is_other)
 
 
-def test_what_the_system_says_of_a_connection_is_no_answer_of_redis() -> None:
+def test_an_error_of_the_operating_system_has_no_redis_code() -> None:
     assert code_of(redis.ConnectionError("Error 111 connecting to LOADING-host:6379.")) is None
 
 
 @pytest.mark.parametrize("text", [text for text, _, is_other in ANSWERS if is_other])
-def test_each_such_answer_ends_the_connection_that_it_came_over(text: str, redis_url: str) -> None:
-    """One that goes on answering so would keep the store away for ever."""
+def test_an_error_that_names_another_server_ends_its_connection(text: str, redis_url: str) -> None:
+    """The store would otherwise never reach the new primary."""
 
     def refuse(sock: socket.socket) -> None:
         while data := sock.recv(65536):

@@ -1,7 +1,7 @@
-"""A Redis that loses its last writes while a worker is killed or cut off: nothing is sent a second time.
+"""Redis loses its last writes while a worker is killed or disconnected: no command is sent twice.
 
-Each test is the smallest case of one command. What Redis loses is taken back by hand, key by key, as a replica that is
-promoted a second too early, or a file that was written a second before the loss of power, would have it.
+Each test is the smallest case of one command. It restores an earlier state of Redis key by key: the state of a replica
+that is promoted a second too early, or of a file that was written a second before a power failure.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.idempotency.test_stores import LONG_S
 from tests.processing.test_processor import CHINA, FAILURE, REPLY, RETRY, SETTLE, SETTLE_S, delivery, likely
 from tests.processing.test_processor import Rig as HandlerRig
+from tests.support.stores import LONG_S
 from worker.amqp.messages import Delivery, MessageBuilder
 from worker.amqp.topology import Topology
 from worker.core.answer import InDoubt, NotSent
@@ -26,11 +26,11 @@ EXPIRED = "2026-01-01T00:00:00"
 
 
 class Killed(BaseException):
-    """The worker's process ended."""
+    """The worker's process was killed."""
 
 
 class Rig(HandlerRig):
-    """A handler whose store is in a real Redis, which can be set back to how it was."""
+    """A processor whose store is a real Redis that can be set back to an earlier state."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -41,7 +41,7 @@ class Rig(HandlerRig):
         super().__init__()
 
     def restart(self) -> None:
-        """Begin a new process, which has nothing but what Redis has."""
+        """Start a new process, whose only records are those in Redis."""
         super().restart()
         store = RedisStore(self._url, self._namespace, ttl_s=60, lease_s=LONG_S, connections=2)
         self._stores.append(store)
@@ -58,7 +58,7 @@ class Rig(HandlerRig):
         )
 
     def settle(self) -> dict[str, Any]:
-        """Let the time of settling pass; returns the headers of the copy that was published last."""
+        """Let the reconcile delay pass; returns the headers of the copy that was published last."""
         self._ahead += timedelta(seconds=SETTLE_S + 1)
         return self.last_headers()
 
@@ -66,14 +66,14 @@ class Rig(HandlerRig):
         return {name: self._redis.dump(name) for name in self._redis.keys(f"{{{self._namespace}}}:*")}
 
     def set_back(self, state: dict[bytes, bytes]) -> None:
-        """Lose all that was written since."""
+        """Lose all writes since a state."""
         for name in self._redis.keys(f"{{{self._namespace}}}:*"):
             self._redis.delete(name)
         for name, value in state.items():
             self._redis.restore(name, 60_000, value)
 
-    def kill_while_asked(self, came: Delivery) -> None:
-        """Handle a delivery in a worker that ends when its request has been sent."""
+    def kill_during_request(self, came: Delivery) -> None:
+        """Process a delivery in a worker that is killed after its request was sent."""
 
         def end() -> None:
             raise Killed
@@ -98,26 +98,26 @@ def rig(redis_url: str) -> Iterator[Rig]:
 
 
 def assert_sent_once(rig: Rig, came: Delivery) -> None:
-    """Let the message come again: it settles, and then its history has what was sent."""
+    """Deliver the message again: it waits for the reconcile delay, and then its history has the command."""
     rig.history.clear()
     assert rig.handle(came) == SETTLE
-    assert "look up" not in rig.history  # which may not show yet what was sent last
+    assert "look up" not in rig.history  # which may not have the last request yet
     rig.platform.entries = [likely("its own")]
     rig.handle(delivery(headers=rig.settle()))
     assert "look up" in rig.history
     assert "request" not in rig.history
 
 
-def test_a_claim_that_was_lost_with_its_worker(rig: Rig) -> None:
+def test_a_command_is_not_sent_twice_after_its_claim_was_lost_with_its_worker(rig: Rig) -> None:
     rig.handle(delivery(command_id="earlier", args="earlier"))
     before = rig.state()
-    rig.kill_while_asked(delivery())
+    rig.kill_during_request(delivery())
     rig.set_back(before)
     assert_sent_once(rig, delivery(redelivered=True))
 
 
-def test_an_outcome_that_was_lost_with_the_connection_to_the_broker(rig: Rig) -> None:
-    """Its reply was not confirmed, so that the command comes again."""
+def test_a_command_is_not_sent_twice_after_its_outcome_was_lost_with_the_broker_connection(rig: Rig) -> None:
+    """Its reply was not confirmed, so the broker redelivers it."""
     rig.handle(delivery(command_id="earlier", args="earlier"))
     before = rig.state()
     assert rig.handle(delivery()) == REPLY
@@ -125,46 +125,46 @@ def test_an_outcome_that_was_lost_with_the_connection_to_the_broker(rig: Rig) ->
     assert_sent_once(rig, delivery(redelivered=True))
 
 
-def test_a_claim_that_was_lost_in_a_redis_that_another_worker_has_written_to_since(rig: Rig) -> None:
-    rig.kill_while_asked(delivery())
+def test_a_command_is_not_sent_twice_after_its_claim_was_lost_and_redis_was_written_to_since(rig: Rig) -> None:
+    rig.kill_during_request(delivery())
     rig.set_back({})
     assert rig.handle(delivery(command_id="another", args="another")) == REPLY
     rig.restart()
     assert_sent_once(rig, delivery(redelivered=True))
 
 
-def test_the_claim_of_a_second_attempt_whose_first_was_known_not_to_have_been_sent(rig: Rig) -> None:
-    """What is left is the record of the first attempt, which says that nothing was sent."""
+def test_a_second_attempt_is_not_repeated_after_its_claim_was_lost(rig: Rig) -> None:
+    """The record that is left is the first attempt's, which was not sent."""
     rig.platform.answers = [NotSent("refused")]
     assert rig.handle(delivery()) == RETRY
     retry, before = rig.last_headers(), rig.state()
-    rig.kill_while_asked(delivery(headers=retry))
+    rig.kill_during_request(delivery(headers=retry))
     rig.set_back(before)
     assert_sent_once(rig, delivery(redelivered=True, headers=retry))
 
 
-def test_a_second_attempt_of_which_no_record_is_left(rig: Rig) -> None:
+def test_a_second_attempt_is_not_repeated_after_every_record_was_lost(rig: Rig) -> None:
     rig.platform.answers = [NotSent("refused")]
     assert rig.handle(delivery()) == RETRY
     retry = rig.last_headers()
-    assert rig.handle(delivery(redelivered=True)) == SETTLE  # cut off behind the retry's confirm
+    assert rig.handle(delivery(redelivered=True)) == SETTLE  # the connection was lost after the retry was confirmed
     rig.set_back({})
     assert_sent_once(rig, delivery(headers=retry))
 
 
-def test_the_claim_of_a_request_that_followed_a_doubt(rig: Rig) -> None:
-    """What is left is the doubt of long before: what was sent since is not in its time."""
+def test_a_request_after_a_doubt_is_not_repeated_after_its_claim_was_lost(rig: Rig) -> None:
+    """The record that is left is an old doubt, whose window does not include the last request."""
     rig.platform.answers = [InDoubt("read timeout")]
     assert rig.handle(delivery()) == SETTLE
     copy, before = rig.settle(), rig.state()
-    rig.kill_while_asked(delivery(headers=copy))
+    rig.kill_during_request(delivery(headers=copy))
     rig.settle()
     rig.set_back(before)
     assert_sent_once(rig, delivery(redelivered=True, headers=copy))
 
 
-def test_the_claim_of_a_replay(rig: Rig) -> None:
-    """What is left is the failure that it takes back."""
+def test_a_replay_is_in_doubt_after_its_claim_was_lost(rig: Rig) -> None:
+    """The record that is left is the failure that the replay discards."""
     assert rig.handle(delivery(expired_time=EXPIRED)) == FAILURE
     failed_at = str((rig.last[1].properties.headers or {})["x-onenet-failed-at"])
     before = rig.state()
@@ -174,13 +174,13 @@ def test_the_claim_of_a_replay(rig: Rig) -> None:
     assert rig.handle(delivery(redelivered=True, headers=order, expired_time=EXPIRED)) == SETTLE
 
 
-def test_a_first_delivery_is_still_sent_at_once(rig: Rig) -> None:
+def test_a_first_delivery_is_sent_at_once(rig: Rig) -> None:
     assert rig.handle(delivery()) == REPLY
     assert rig.handle(delivery(command_id="b", headers={"x-onenet-attempt": 1})) == REPLY
     assert rig.passed_on == []
 
 
-def test_what_a_worker_did_not_begin_is_in_doubt_all_the_same(rig: Rig) -> None:
-    """A note of it could outlive the lost record of another delivery's later request, and deny that."""
+def test_a_redelivered_command_that_was_not_sent_is_in_doubt_with_a_shared_store(rig: Rig) -> None:
+    """A record that it was not sent could outlive the lost record of another delivery's later request, and deny it."""
     rig.handler.mark_not_sent(rig.handler.read(delivery(), 0))
     assert rig.handle(delivery(redelivered=True)) == SETTLE

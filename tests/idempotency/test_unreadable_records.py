@@ -1,4 +1,4 @@
-"""What another version or a person wrote into Redis: it costs its own command a doubt, and nothing else."""
+"""Records that another version or a person wrote into Redis: each puts its own command in doubt, and no other."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -11,26 +11,16 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.idempotency.test_stores import DOUBT, LONG_S, NOW, U1, U2, U, complete, failure, held, key, reply
-from worker.core.claims import (
-    Ambiguous,
-    Assigned,
-    Completed,
-    InProgress,
-    KeyReused,
-    KnownNotSent,
-    LookalikeInProgress,
-    NoCandidate,
-    Unresolved,
-    Unseen,
-)
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from tests.support.stores import DOUBT, LONG_S, NOW, U1, U2, U, assign, complete, failure, held, key, reply
+from worker.core.claims import Completed, InProgress, KeyReused, KnownNotSent, Unresolved, Unseen
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, Owner
+from worker.core.rate import Rate
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 
 NOW_MS = milliseconds(NOW)
 DIGEST = key("a").content_hash.hex()
@@ -42,7 +32,7 @@ FAILED = json.loads(failure("a").model_dump_json())
 
 
 class Rig:
-    """A store, and what is in its Redis."""
+    """A store, and direct access to its Redis."""
 
     def __init__(self, url: str) -> None:
         self.namespace = uuid4().hex
@@ -54,7 +44,7 @@ class Rig:
         return f"{{{self.namespace}}}:{key_name}"
 
     def write(self, record: Mapping[str, Any], command_id: str = "a") -> None:
-        """Write a record field by field, whatever it is."""
+        """Write a record field by field, valid or not."""
         name = self.name(f"command:{command_id}")
         self.redis.delete(name)
         self.redis.hset(name, mapping=dict(record))
@@ -72,7 +62,7 @@ def rig(redis_url: str) -> Iterator[Rig]:
 
 
 def record(state: str, /, **changes: Any) -> dict[str, Any]:
-    """Return a record as it is written; a change to None takes the field away."""
+    """Return the fields of a valid record with some changed; None removes a field."""
     states: dict[str, dict[str, Any]] = {
         "held": {"lease": NOW_MS, "claimed": NOW_MS, "since": "", "until": "", "crashed": "0"},
         "free": {"since": "", "until": "", "crashed": "0"},
@@ -83,7 +73,7 @@ def record(state: str, /, **changes: Any) -> dict[str, Any]:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Yield records none of which can be read."""
+    """Yield records that cannot be read."""
     for state in ("held", "free", "done"):
         for content_hash in (
             None,
@@ -102,7 +92,7 @@ def rows() -> Iterator[dict[str, Any]]:
     for time in (None, *NO_TIMES):
         yield record("held", lease=time)
         yield record("held", claimed=time)
-    for time in NO_TIMES[1:]:  # without the empty text, which says that there is no doubt
+    for time in NO_TIMES[1:]:  # without the empty text, which means no doubt
         yield record("held", until=time)
         yield record("free", until=time)
         yield record("free", since=time, until=NOW_MS)
@@ -125,30 +115,30 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("unreadable", list(rows()))
-def test_a_record_that_cannot_be_read_leaves_its_command_in_doubt(rig: Rig, unreadable: dict[str, Any]) -> None:
-    """Nothing tells whether it was sent, nor since when; and its next claim must not meet the same record again."""
+def test_an_unreadable_record_leaves_its_command_in_doubt(rig: Rig, unreadable: dict[str, Any]) -> None:
+    """Whether it was sent is unknown, and since when. The claim replaces the record."""
     rig.write(unreadable)
     claim = rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DoubtWindow(None, NOW), False)
     assert rig.store.claim(key("a"), NOW) == InProgress(None)
-    complete(rig.store, claim.hold, reply("a", U))
+    complete(rig.store, claim.lease, reply("a", U))
     assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "set", "zset", "stream"])
-def test_a_record_of_another_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
+def test_a_record_of_another_redis_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
     write(rig, "command:a", kind)
     claim = rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
-    rig.store.release(claim.hold, DOUBT)
+    rig.store.release(claim.lease, DOUBT)
     claim = rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     assert claim.doubt == DOUBT
 
 
 def write(rig: Rig, key_name: str, kind: str) -> None:
-    """Write a key of another type than it should have."""
+    """Write a key of another type than the store does."""
     name = rig.name(key_name)
     rig.redis.delete(name)
     writes: dict[str, Callable[[], object]] = {
@@ -163,20 +153,20 @@ def write(rig: Rig, key_name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash", "stream"])
-def test_whoever_holds_a_record_that_cannot_be_read_any_more_has_lost_it(rig: Rig, kind: str) -> None:
-    hold = held(rig.store.claim(key("a"), NOW))
+def test_a_lease_is_lost_when_its_record_becomes_unreadable(rig: Rig, kind: str) -> None:
+    lease = held(rig.store.claim(key("a"), NOW))
     write(rig, "command:a", kind)
-    for change in (
-        lambda: rig.store.release(hold, None),
-        lambda: rig.store.own(hold, [U], []),
-        lambda: complete(rig.store, hold, reply("a", U)),
+    for call in (
+        lambda: rig.store.release(lease, None),
+        lambda: rig.store.ownership(lease, [U]),
+        lambda: complete(rig.store, lease, reply("a", U)),
     ):
         with pytest.raises(LeaseLost):
-            change()
+            call()
 
 
-def test_a_former_holder_is_refused_after_its_unreadable_record_was_replaced(rig: Rig) -> None:
-    """Both would have the first token, if they were counted from the beginning again."""
+def test_a_former_lease_holder_is_refused_after_its_unreadable_record_was_replaced(rig: Rig) -> None:
+    """If tokens were counted from 1 again, both holders would have the first token."""
     late = held(rig.store.claim(key("a"), NOW))
     rig.redis.hdel(rig.name("command:a"), "state")
     claim = rig.store.claim(key("a"), NOW)
@@ -201,7 +191,7 @@ def test_fields_of_a_newer_version_are_ignored(rig: Rig) -> None:
 
 
 def test_records_of_the_former_version_are_read(rig: Rig) -> None:
-    """A worker is replaced while commands are held, in doubt and done."""
+    """A worker is updated while commands are held, in doubt and completed."""
     doubtful = {"since": milliseconds(DOUBT.since or NOW), "until": milliseconds(DOUBT.until), "crashed": 1}
     for former, expected in (
         ({"digest": DIGEST, "state": "held", "lease": 1, "claimed": NOW_MS, "token": 1}, Unresolved),
@@ -216,49 +206,50 @@ def test_records_of_the_former_version_are_read(rig: Rig) -> None:
         assert rig.redis.hget(rig.name("command:a"), "token") != b"1" or expected in {Completed, KeyReused}
 
 
-def test_a_reply_that_cannot_be_read_is_taken_back_by_a_replay(rig: Rig) -> None:
+def test_a_replay_discards_an_unreadable_reply(rig: Rig) -> None:
     rig.write(record("done", reply="garbage", failed=NOW_MS))
     assert isinstance(rig.store.claim(key("a"), NOW, Replay(NOW, None)), KnownNotSent)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
-def test_likes_that_cannot_be_read_cost_no_command_anything(rig: Rig, kind: str) -> None:
+def test_an_unreadable_set_of_lookalikes_stops_no_command(rig: Rig, kind: str) -> None:
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    hold = held(rig.store.claim(key("a"), NOW))
-    assert rig.store.own(hold, [U], []) == Assigned(U)
+    lease = held(rig.store.claim(key("a"), NOW))
+    assert assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    assert rig.store.own(hold, [U], []) == Assigned(U)
-    complete(rig.store, hold, reply("a", U))
-    hold = held(rig.store.claim(key("b"), NOW))
+    assert assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
+    complete(rig.store, lease, reply("a", U))
+    lease = held(rig.store.claim(key("b"), NOW))
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    rig.store.release(hold, None)
+    rig.store.release(lease, None)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
-def test_a_twin_whose_record_cannot_be_read_may_have_caused_one_entry(rig: Rig, kind: str) -> None:
+def test_a_lookalike_with_an_unreadable_record_may_have_caused_one_entry(rig: Rig, kind: str) -> None:
     held(rig.store.claim(key("b"), NOW))
-    hold = held(rig.store.claim(key("a"), NOW))
-    assert rig.store.own(hold, [U1, U2], []) == LookalikeInProgress()
+    lease = held(rig.store.claim(key("a"), NOW))
+    assert assign(rig.store, lease, [U1, U2]) == LookalikeInProgress()
     write(rig, "command:b", kind)
-    assert rig.store.own(hold, [U1, U2], []) == Assigned(U1)
+    assert assign(rig.store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b"??", b"a b", b"?", b"x" * 130, None])
-def test_a_uuid_whose_owner_cannot_be_read_is_given_to_nobody(rig: Rig, value: bytes | None) -> None:
-    """It may be this command's, or another's: neither is known."""
+def test_a_uuid_with_an_unreadable_owner_is_assigned_to_no_command(rig: Rig, value: bytes | None) -> None:
+    """It may belong to this command or to another."""
     if value is None:
         write(rig, f"uuid:{U}", "list")
     else:
         rig.redis.set(rig.name(f"uuid:{U}"), value)
-    hold = held(rig.store.claim(key("a"), NOW))
+    lease = held(rig.store.claim(key("a"), NOW))
     assert rig.store.owned_by_others(key("a"), [U, U1]) == set()
-    assert rig.store.own(hold, [U], []) == Ambiguous()
-    assert rig.store.own(hold, [], []) == NoCandidate()
+    assert rig.store.ownership(lease, [U, U1]).owners == {U: Owner(None, is_certain=False), U1: None}
+    assert assign(rig.store, lease, [U]) == Ambiguous()
+    assert assign(rig.store, lease, []) == NoCandidate()
     with pytest.raises(UuidTaken):
-        complete(rig.store, hold, reply("a", U))
+        complete(rig.store, lease, reply("a", U))
 
 
-def test_whatever_is_in_the_key_of_the_former_version_matters_no_more(rig: Rig) -> None:
+def test_unreadable_values_of_keys_that_are_never_read_are_ignored(rig: Rig) -> None:
     write(rig, "epoch", "list")
     assert isinstance(rig.store.claim(key("a"), NOW), Unseen)
     write(rig, "ping", "list")
@@ -266,17 +257,17 @@ def test_whatever_is_in_the_key_of_the_former_version_matters_no_more(rig: Rig) 
 
 
 @pytest.mark.parametrize("value", [b"garbage", b"\xff", b"1e300", b"inf", b"nan", None])
-def test_slots_that_cannot_be_read_begin_anew(rig: Rig, value: bytes | None) -> None:
-    """Else the rate would not be kept any more, or nothing would ever be sent again."""
-    slots = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
-    assert slots.take(None) == 0
+def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, value: bytes | None) -> None:
+    """Otherwise the rate would no longer be limited, or nothing would ever be sent again."""
+    limiter = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
+    assert limiter.acquire(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:
         write(rig, name.decode().partition("}:")[2], "list")
     else:
         rig.redis.set(name, value)
-    assert slots.take(None) == 0
-    assert 0 < slots.take(None) <= 600
+    assert limiter.acquire(None) == 0
+    assert 0 < limiter.acquire(None) <= 600
 
 
 FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]
@@ -294,7 +285,7 @@ VALUES = st.one_of(
     owner=st.none() | st.binary(max_size=10) | st.sampled_from(["a", "?a", "b", "?b"]),
 )
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_record_stops_a_worker_or_its_own_command(
+def test_no_unreadable_record_stops_a_worker_or_its_own_command(
     rig: Rig, fields: dict[str, Any], whole: str | None, owner: str | bytes | None
 ) -> None:
     rig.redis.delete(*map(rig.name, ["command:a", f"uuid:{U}", f"uuid:{U1}", f"alike:{key('a').match_key.hex()}"]))
@@ -306,14 +297,15 @@ def test_no_record_stops_a_worker_or_its_own_command(
     claim = rig.store.claim(key("a"), NOW, None)
     if isinstance(claim, Completed | KeyReused):
         return
-    if isinstance(claim, InProgress):  # only while a lease may last, which is checked to be near
+    if isinstance(claim, InProgress):  # only while its lease may last, and no lease ends far in the future
         assert float(mixed["lease"]) < (NOW + timedelta(days=36_500)).timestamp() * 1000
         return
-    assert claim.hold.token >= 1
+    assert claim.lease.token >= 1
     rig.store.owned_by_others(key("a"), [U, U1])
-    rig.store.own(claim.hold, [U, U1], [])
+    assignment = assign(rig.store, claim.lease, [U, U1])
+    is_guess = isinstance(assignment, Assigned) and assignment.is_guess
     try:
-        complete(rig.store, claim.hold, reply("a", U))
+        complete(rig.store, claim.lease, reply("a", U), is_guess=is_guess)
     except UuidTaken:
         again = rig.store.claim(key("a"), NOW)
         assert isinstance(again, Unresolved)

@@ -1,4 +1,4 @@
-"""What happens to the connections, and what the worker makes of it."""
+"""Faults of the broker and of the connections to it, and how the worker recovers."""
 
 import json
 import socket
@@ -12,69 +12,43 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
-from tests.integration.changed_process import running_first
-from tests.support.rig import (
-    LONG_SETTLE_S,
-    PATIENCE_S,
-    Proxy,
-    Rig,
-    WorkerProcess,
-    a_command,
-    by_way_of,
-    onenet,
-    raw_server,
-)
+from tests.support.builders import a_command
+from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
+from tests.support.proxies import Proxy, raw_server, with_local_port
+from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
+from tests.support.waiting import PATIENCE_S
+from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
+IMPATIENT = """
+import worker.amqp.broker, worker.amqp.connection
+replace(worker.amqp.connection, "CONNECT_S", 0.5)
+replace(worker.amqp.broker, "STABLE_S", 0.2)
+"""
+
 
 @pytest.fixture
-def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Rig]:
-    """A rig on a broker that may be killed, with a platform slow enough for things to happen in mid-request."""
-    with onenet(latency_s=0.05) as simulator, Rig.set_up(own_broker.url, tmp_path, simulator) as rig:
-        yield rig
+def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment on a broker that may be killed, with a platform slow enough for a fault during a request."""
+    with onenet(latency_s=0.05) as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        yield deployment
 
 
 @pytest.fixture
-def proxied(rig: Rig) -> Iterator[tuple[Rig, Proxy]]:
-    """A rig whose worker reaches the broker through a proxy that can be cut."""
-    proxy = Proxy(rig.broker_url)
-    yield rig, proxy
+def proxied(deployment: Deployment) -> Iterator[tuple[Deployment, Proxy]]:
+    """A deployment whose worker connects to the broker through a proxy."""
+    proxy = Proxy(deployment.broker_url)
+    yield deployment, proxy
     proxy.close()
 
 
-def publish_many(rig: Rig, count: int, first: int = 0) -> list[str]:
-    """Publish commands, each for a device of its own, whose args are their ids; returns the ids."""
-    ids = [f"command-{number}" for number in range(first, first + count)]
-    for number, command_id in enumerate(ids, first):
-        imei = str(865820030000000 + number)
-        rig.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id))
-    return ids
-
-
-def outcomes_of(rig: Rig, ids: list[str]) -> dict[str, tuple[str, str | None]]:
-    """Collect replies until every command has one; returns each one's only status and uuid."""
-    replies: dict[str, tuple[str, str | None]] = {}
-    while len(replies) < len(ids):
-        reply = rig.upstream.reply().json
-        outcome = (reply["status"], reply["uuid"])
-        assert replies.setdefault(reply["command_id"], outcome) == outcome  # it may come twice, but not differ
-    assert replies.keys() == set(ids)
-    return replies
-
-
-def assert_each_accepted_once(rig: Rig, ids: list[str]) -> None:
-    """Every command is accepted, and the platform has it once, under the uuid that the reply names."""
-    outcomes = outcomes_of(rig, ids)
-    kept = {command.args: command.uuid for command in rig.simulator.platform.commands}
-    assert outcomes == {command_id: ("accepted", kept.get(command_id)) for command_id in ids}
-    assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
-
-
-def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_broker: LocalBroker) -> None:
-    """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
+def test_a_killed_broker_costs_no_command(breakable: Deployment, own_broker: LocalBroker) -> None:
+    """The worker remembers which unacknowledged commands it had sent, and sends only the others."""
     with breakable.worker(WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(breakable, 300)
         worker.wait_for("command_accepted", count=20)
@@ -82,151 +56,155 @@ def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Rig, own_b
         worker.wait_for("broker_connection_lost")
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
-def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Rig, Proxy]) -> None:
-    rig, proxy = proxied
-    with rig.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY="4") as worker:
-        ids = publish_many(rig, 300)
+def test_reset_broker_connections_cost_no_command(proxied: tuple[Deployment, Proxy]) -> None:
+    deployment, proxy = proxied
+    with deployment.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY="4") as worker:
+        ids = publish_many(deployment, 300)
         for number in range(1, 4):
             worker.wait_for("command_accepted", count=30 * number)
             proxy.cut()
-            worker.wait_for("consuming", count=number + 1)
-        assert_each_accepted_once(rig, ids)
+            worker.wait_for("consumer_started", count=number + 1)
+        assert_each_accepted_once(deployment, ids)
 
 
-def test_a_consumer_that_the_broker_cancels_consumes_again(rig: Rig) -> None:
-    """Connection and channel stay open then, and nothing would ever be consumed any more."""
-    with rig.worker() as worker:
-        rig.upstream.channel.queue_delete(rig.topology.execute_queue)
+def test_the_worker_consumes_again_after_the_broker_cancels_its_consumer(deployment: Deployment) -> None:
+    """Connection and channel stay open after basic.cancel, but nothing is delivered any more."""
+    with deployment.worker() as worker:
+        deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
         worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
-        worker.wait_for("consuming", count=2)
-        rig.upstream.publish(a_command())
-        assert rig.upstream.reply().json["status"] == "accepted"
+        worker.wait_for("consumer_started", count=2)
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: tuple[Rig, Proxy]) -> None:
-    rig, proxy = proxied
-    with rig.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
+def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: tuple[Deployment, Proxy]) -> None:
+    deployment, proxy = proxied
+    with deployment.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
-        rig.upstream.publish(a_command())
-        assert rig.upstream.reply().json["status"] == "accepted"
+        worker.wait_for("consumer_started", count=2)
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[Rig, Proxy]) -> None:
-    """What cannot be read ends the connection, and never the worker."""
-    rig, proxy = proxied
-    with rig.worker(AMQP_URL=proxy.url) as worker:
+def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment, Proxy]) -> None:
+    """A frame that cannot be decoded ends the connection, not the worker."""
+    deployment, proxy = proxied
+    with deployment.worker(AMQP_URL=proxy.url) as worker:
         proxy.garble()
         worker.wait_for("broker_connection_lost")
-        worker.wait_for("consuming", count=2)
-        rig.upstream.publish(a_command())
-        assert rig.upstream.reply().json["status"] == "accepted"
+        worker.wait_for("consumer_started", count=2)
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(rig: Rig) -> None:
+def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deployment) -> None:
     port = free_port()
-    with rig.start_worker(AMQP_URL=by_way_of(port, rig.broker_url)) as worker:
+    with deployment.start_worker(AMQP_URL=with_local_port(deployment.broker_url, port)) as worker:
         worker.wait_for("broker_unavailable", count=3)
-        proxy = Proxy(rig.broker_url, port)
-        worker.wait_for("consuming")
+        proxy = Proxy(deployment.broker_url, port)
+        worker.wait_for("consumer_started")
         proxy.close()
 
 
-def test_several_brokers_are_tried_in_turn(rig: Rig) -> None:
+def test_several_brokers_are_tried_in_turn(deployment: Deployment) -> None:
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
-    with rig.worker(AMQP_URL=f"{dead},{rig.broker_url}") as worker:
+    with deployment.worker(AMQP_URL=f"{dead},{deployment.broker_url}") as worker:
         assert worker.wait_for("broker_unavailable")["retry_in_s"] == 0
-        assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(rig.broker_url).port}/")
+        assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(deployment.broker_url).port}/")
 
 
-def test_a_wrong_password_is_said_and_not_shown(rig: Rig) -> None:
-    target = urlsplit(rig.broker_url)
+def test_a_wrong_broker_password_is_reported_and_not_logged(deployment: Deployment) -> None:
+    target = urlsplit(deployment.broker_url)
     wrong = target._replace(netloc=f"guest:wrong-password@{target.hostname}:{target.port}").geturl()
-    with rig.start_worker(AMQP_URL=wrong) as worker:
-        said = worker.wait_for("broker_unavailable")
-        assert said["reason"] == "the broker refused the user name or the password"
+    with deployment.start_worker(AMQP_URL=wrong) as worker:
+        event = worker.wait_for("broker_unavailable")
+        assert event["reason"] == "the broker refused the user name or the password"
         assert "wrong-password" not in json.dumps(worker.events)
 
 
-def test_a_topology_with_other_arguments_is_one_line_and_exit_78(rig: Rig) -> None:
-    rig.upstream.channel.queue_declare(rig.topology.execute_queue, durable=True, arguments={"x-queue-type": "classic"})
-    with rig.start_worker() as worker:
+def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_code_78(deployment: Deployment) -> None:
+    deployment.upstream.channel.queue_declare(
+        deployment.topology.execute_queue, durable=True, arguments={"x-queue-type": "classic"}
+    )
+    with deployment.start_worker() as worker:
         assert worker.process.wait() == 78
         [line] = [event for event in worker.events if event["level"] == "error"]
         assert line["event"] == "topology_mismatch"
-        assert rig.topology.execute_queue in line["reason"]
+        assert deployment.topology.execute_queue in line["reason"]
         assert "inequivalent arg" in line["reason"]
 
 
-def test_without_the_right_to_declare_the_topology_is_only_checked(rig: Rig) -> None:
-    """It may come later than the worker: whoever has the right declares it, and the worker goes on."""
-    with rig.start_worker(AMQP_DECLARE="false") as worker:
-        assert rig.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
-        with rig.worker():
-            worker.wait_for("consuming")
+def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:
+    """The worker waits until another client, which has the right, declares the topology."""
+    with deployment.start_worker(AMQP_DECLARE="false") as worker:
+        assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
+        with deployment.worker():
+            worker.wait_for("consumer_started")
 
 
-def test_nothing_is_acknowledged_that_the_broker_did_not_keep(rig: Rig) -> None:
-    """A retry that no queue takes would be lost with an acknowledgement; it is published again until one does."""
-    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
-    with rig.worker() as worker:
-        rig.upstream.channel.queue_delete(rig.topology.retry_queue(1))
-        rig.upstream.publish(a_command())
-        worker.wait_for("publish_refused", reason="unroutable", exchange=rig.topology.retry_exchange)
-        queue = next(queue for queue in rig.topology.queues() if queue.name == rig.topology.retry_queue(1))
-        rig.upstream.channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
-        rig.upstream.channel.queue_bind(queue.name, rig.topology.retry_exchange, queue.name)
-        assert rig.upstream.reply().json["attempts"] == 2
+def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: Deployment) -> None:
+    """An acknowledgement would lose a retry that is bound to no queue; it is published again until it is routed."""
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
+    with deployment.worker() as worker:
+        deployment.upstream.channel.queue_delete(deployment.topology.retry_queue(1))
+        deployment.upstream.publish(a_command())
+        worker.wait_for("publish_refused", reason="unroutable", exchange=deployment.topology.retry_exchange)
+        queue = next(
+            queue for queue in deployment.topology.queues() if queue.name == deployment.topology.retry_queue(1)
+        )
+        deployment.upstream.channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+        deployment.upstream.channel.queue_bind(queue.name, deployment.topology.retry_exchange, queue.name)
+        assert deployment.upstream.reply().json["attempts"] == 2
 
 
-def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(rig: Rig) -> None:
-    """The broker refuses such a reply (a negative confirm), and takes it once there is room."""
-    with rig.worker() as worker:
-        channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
+def test_a_reply_that_a_full_queue_refuses_is_published_again(deployment: Deployment) -> None:
+    """The broker sends basic.nack for the reply, and accepts it once the queue has room."""
+    with deployment.worker() as worker:
+        channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
         channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
-        channel.queue_bind(name, rig.topology.replies_exchange, "full")
+        channel.queue_bind(name, deployment.topology.replies_exchange, "full")
         for number in range(2):
-            rig.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
+            deployment.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
         worker.wait_for("publish_refused", reason="refused by the broker")
-        found = {rig.upstream.get(name).json["command_id"] for _ in range(2)}
+        found = {deployment.upstream.get(name).json["command_id"] for _ in range(2)}
         assert found == {"full-0", "full-1"}
         channel.queue_delete(name)
 
 
-def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxied: tuple[Rig, Proxy]) -> None:
-    """A channel may have every publication refused while another one would not (seen after the death of a leader).
+def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: tuple[Deployment, Proxy]) -> None:
+    """A broker may refuse all publications of one channel and none of another (seen after a queue leader was lost).
 
-    The consumer stays, so that nothing is delivered again, and the other node of the list comes first.
+    The consumer stays, so that nothing is redelivered; the new publisher connects to the other node of the list.
     """
-    rig, proxy = proxied
-    with rig.worker(AMQP_URL=f"{rig.broker_url},{proxy.url}") as worker:
-        channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
+    deployment, proxy = proxied
+    with deployment.worker(AMQP_URL=f"{deployment.broker_url},{proxy.url}") as worker:
+        channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
         channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
-        channel.queue_bind(name, rig.topology.replies_exchange, "full")
+        channel.queue_bind(name, deployment.topology.replies_exchange, "full")
         for number in range(2):
-            rig.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
+            deployment.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
         replaced = worker.wait_for("publisher_replaced")
         assert replaced["broker"].endswith(f":{proxy.port}/")
-        rig.upstream.publish(a_command(command_id="other"))
-        while rig.upstream.reply().json["command_id"] != "other":
-            pass  # a reply that one queue refused and another took comes again
-        assert {rig.upstream.get(name).json["command_id"] for _ in range(2)} == {"full-0", "full-1"}
+        deployment.upstream.publish(a_command(command_id="other"))
+        while deployment.upstream.reply().json["command_id"] != "other":
+            pass  # a reply that one queue refused and another accepted is published again
+        assert {deployment.upstream.get(name).json["command_id"] for _ in range(2)} == {"full-0", "full-1"}
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
         channel.queue_delete(name)
 
 
-def test_a_node_that_never_answered_is_not_a_stable_one(rig: Rig) -> None:
-    """Its time limit may be longer than the time after which a connection counts as stable."""
-    quick = "import worker.amqp.connection, worker.amqp.broker\n"
-    quick += "worker.amqp.connection.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
+def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
+    """The timeout of a connection may be longer than the time after which a session counts as stable."""
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
-        urls = [by_way_of(urlsplit(url).port or 0, rig.broker_url) for url in (first, second)]
-        with rig.worker(AMQP_URL=",".join([*urls, rig.broker_url]), **running_first(rig.folder, quick)) as worker:
+        urls = [with_local_port(deployment.broker_url, urlsplit(url).port or 0) for url in (first, second)]
+        with deployment.worker(
+            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, IMPATIENT)
+        ) as worker:
             tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
             assert len(tried) == len(set(tried)) == 2
 
@@ -237,12 +215,12 @@ def _say_nothing(client: socket.socket) -> None:
 
 
 @contextmanager
-def short_of_memory(
-    broker: LocalBroker, rig: Rig, monkeypatch: pytest.MonkeyPatch
+def publishing_blocked(
+    broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
-    """Yield a worker in mid-flow whose broker takes no publications, and the ids of its commands.
+    """Yield a worker under load whose broker blocks publishing, and the ids of its commands.
 
-    Who publishes learns of it only then, so that the platform waits with all answers until it is so.
+    The broker blocks a connection when it publishes, so the platform delays all answers until the alarm is set.
     """
     may_answer, execute = threading.Event(), Platform.execute
 
@@ -251,106 +229,112 @@ def short_of_memory(
         return execute(*about)
 
     monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_SETTLE": str(LONG_SETTLE_S)}
-    with rig.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
-        ids = publish_many(rig, 40)
-        rig.wait_for_request()
+    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
+    with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
+        ids = publish_many(deployment, 40)
+        deployment.wait_for_request()
         try:
             broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
             may_answer.set()
             worker.wait_for("publishing_blocked")
             yield worker, ids
-        finally:  # or every other test would wait for it
+        finally:  # otherwise every other test would be blocked
             broker.control("set_vm_memory_high_watermark", "0.6")
 
 
-def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
-    breakable: Rig, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+def test_a_broker_that_blocks_publishing_costs_no_command(
+    breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
-def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
-    breakable: Rig, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publishing(
+    breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody says then that it takes them again: the new connection has to find out for itself."""
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    """A killed broker sends no connection.unblocked: the state of the old connection must not outlive it."""
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()
-        worker.wait_for("consuming", count=2)
+        worker.wait_for("consumer_started", count=2)
         assert_each_accepted_once(breakable, ids)
 
 
-def test_two_workers_on_memory_are_warned_of_each_other(rig: Rig) -> None:
-    with rig.worker(), rig.worker() as second:
+def test_two_workers_with_memory_stores_log_a_warning(deployment: Deployment) -> None:
+    with deployment.worker(), deployment.worker() as second:
         assert second.wait_for("idempotency_not_shared")["level"] == "warning"
 
 
 @pytest.mark.parametrize("kind", ["hang", "late_caching"])
-def test_a_redelivery_that_no_record_explains_is_looked_up_first(rig: Rig, kind: Any) -> None:
-    """The process that had it before is gone, and what it did with it went with it."""
-    rig.simulator.faults.replace([Fault(kind=kind, seconds=1, count=1)])
-    with rig.worker() as first:
-        rig.upstream.publish(a_command(command_id="orphan", args="orphan"))
-        rig.wait_for_request()
+def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, kind: Any
+) -> None:
+    """The process that received it first was killed, and its memory store with it."""
+    deployment.simulator.faults.replace([Fault(kind=kind, seconds=1, count=1)])
+    with deployment.worker() as first:
+        deployment.upstream.publish(a_command(command_id="orphan", args="orphan"))
+        deployment.wait_for_request()
         first.process.kill()
-    with rig.worker():
-        assert_each_accepted_once(rig, ["orphan"])
-    assert len(rig.simulator.requests) == (2 if kind == "hang" else 1)
+    with deployment.worker():
+        assert_each_accepted_once(deployment, ["orphan"])
+    assert len(deployment.simulator.requests) == (2 if kind == "hang" else 1)
 
 
-def test_a_former_attempt_that_no_record_explains_is_looked_up_first(rig: Rig) -> None:
-    """A retry may be a doubled one, whose twin was sent by a process that is gone."""
+def test_a_second_attempt_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment,
+) -> None:
+    """The retry may be a duplicate of one that another process has sent already."""
     command = a_command(args="retried")
-    with rig.worker() as worker:
-        rig.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
+    with deployment.worker() as worker:
+        deployment.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
         worker.wait_for("command_in_doubt", command_id=command["command_id"])
-        assert rig.upstream.reply().json["status"] == "accepted"
-    assert len(rig.simulator.requests) == 1
+        assert deployment.upstream.reply().json["status"] == "accepted"
+    assert len(deployment.simulator.requests) == 1
 
 
 _MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, but not by a worker": "returns"}
 
 
 @pytest.mark.parametrize("way", _MOVED_TO)
-def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(rig: Rig, way: str) -> None:
-    """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
-    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with rig.worker(WORKER_SETTLE=str(LONG_SETTLE_S)) as first:
-        resting = rig.topology.retry_queue(LONG_SETTLE_S)
-        rig.upstream.publish(a_command(command_id="moved", args="moved"))
+def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, way: str
+) -> None:
+    """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as first:
+        resting = deployment.topology.retry_queue(LONG_SETTLE_S)
+        deployment.upstream.publish(a_command(command_id="moved", args="moved"))
         first.wait_for("command_in_doubt", command_id="moved")
-        message = rig.upstream.get(resting)
+        message = deployment.upstream.get(resting)
         first.process.kill()
     if _MOVED_TO[way]:
-        exchange, headers = rig.topology.returns_exchange, None
+        exchange, headers = deployment.topology.returns_exchange, None
         routing_key = "execute"
     else:
-        exchange, headers, routing_key = "", message.headers, rig.topology.execute_queue
+        exchange, headers, routing_key = "", message.headers, deployment.topology.execute_queue
     properties = pika.BasicProperties(delivery_mode=2, headers=headers)
-    rig.upstream.channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
-    with rig.worker() as second:
+    deployment.upstream.channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
+    with deployment.worker() as second:
         second.wait_for("command_in_doubt", command_id="moved")
-        assert_each_accepted_once(rig, ["moved"])
-    assert len(rig.simulator.requests) == 1
+        assert_each_accepted_once(deployment, ["moved"])
+    assert len(deployment.simulator.requests) == 1
 
 
-def test_a_dead_letter_that_a_shovel_moved_back_is_looked_up_before_it_is_sent(rig: Rig) -> None:
-    """It has headers of a worker, but does not say what may have been sent: it was not written to be brought back."""
-    rig.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with rig.worker(WORKER_IN_DOUBT="dead-letter"):
-        rig.upstream.publish(a_command(command_id="moved", args="moved"))
-        assert rig.upstream.reply().json["error"]["code"] == "outcome_unknown"
-    letter = rig.upstream.dead_letter()
-    exchange = rig.topology.returns_exchange
-    rig.upstream.channel.basic_publish(exchange, "execute", letter.body, letter.properties, mandatory=True)
-    with rig.worker() as worker:
+def test_a_dead_letter_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(deployment: Deployment) -> None:
+    """Its headers do not say what may have been sent: only ``dead-letters replay`` adds that."""
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
+        deployment.upstream.publish(a_command(command_id="moved", args="moved"))
+        assert deployment.upstream.reply().json["error"]["code"] == "outcome_unknown"
+    letter = deployment.upstream.dead_letter()
+    exchange = deployment.topology.returns_exchange
+    deployment.upstream.channel.basic_publish(exchange, "execute", letter.body, letter.properties, mandatory=True)
+    with deployment.worker() as worker:
         worker.wait_for("command_recovered", command_id="moved")
-        assert_each_accepted_once(rig, ["moved"])
-    assert len(rig.simulator.requests) == 1
+        assert_each_accepted_once(deployment, ["moved"])
+    assert len(deployment.simulator.requests) == 1

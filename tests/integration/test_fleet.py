@@ -1,4 +1,4 @@
-"""Several workers with one Redis, and commands that end a worker."""
+"""A fleet of workers with one Redis, and commands that crash a worker."""
 
 import threading
 from datetime import UTC, datetime
@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many
-from tests.support.rig import LONG_SETTLE_S, PATIENCE_S, Rig, WorkerProcess, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
+from tests.support.simulator import onenet
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Key
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis
@@ -16,126 +19,139 @@ from worker.simulator.faults import Fault
 
 
 @pytest.fixture
-def shared(rig: Rig, redis_url: str) -> dict[str, str]:
-    """The settings of a fleet whose store has been in use for a while."""
+def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:
+    """The settings of a fleet whose store already has a record."""
     settings = {"IDEMPOTENCY_URL": redis_url}
-    with rig.worker(**settings) as worker:
-        rig.upstream.publish(a_command())
-        rig.upstream.reply()
-        worker.process.stop()  # killed, it might not have acknowledged the command yet, whose reply would come again
-    rig.simulator.requests.clear()
+    with deployment.worker(**settings) as worker:
+        deployment.upstream.publish(a_command())
+        deployment.upstream.reply()
+        worker.process.stop()  # a kill could come before the acknowledgement and repeat the reply
+    deployment.simulator.requests.clear()
     return settings
 
 
-def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(rig: Rig, shared: dict[str, str]) -> None:
-    """It had only been waiting in a worker that ended; but Redis may have lost the record of one that was sent."""
-    one_at_a_time = shared | {"WORKER_CONCURRENCY": "1"}
-    rig.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
-    with rig.worker(**one_at_a_time) as first:
-        rig.upstream.publish(a_command(command_id="under-way"))
-        rig.wait_for_request()
-        ids = publish_many(rig, 2)
-        wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) == 0, PATIENCE_S, "the prefetch")
+def test_a_redelivery_without_a_claim_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, redis_settings: dict[str, str]
+) -> None:
+    """It had only waited in the killed worker, but a sent command whose record Redis lost looks the same."""
+    one_at_a_time = redis_settings | {"WORKER_CONCURRENCY": "1"}
+    deployment.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
+    with deployment.worker(**one_at_a_time) as first:
+        deployment.upstream.publish(a_command(command_id="under-way"))
+        deployment.wait_for_request()
+        ids = publish_many(deployment, 2)
+        wait_until(
+            lambda: deployment.upstream.count(deployment.topology.execute_queue) == 0, PATIENCE_S, "the prefetch"
+        )
         first.process.kill()
-    with rig.worker(**one_at_a_time) as second:
-        replies = {reply["command_id"]: reply for reply in rig.upstream.replies(3)}
+    with deployment.worker(**one_at_a_time) as second:
+        replies = {reply["command_id"]: reply for reply in deployment.upstream.replies(3)}
         in_doubt = {event["command_id"] for event in second.events if event["event"] == "command_in_doubt"}
     assert {replies[command_id]["status"] for command_id in ids} == {"accepted"}
-    assert [rig.cached(command_id) for command_id in ids] == [1, 1]
+    assert [deployment.cached(command_id) for command_id in ids] == [1, 1]
     assert in_doubt >= set(ids)
 
 
-def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing_twice(
-    rig: Rig, own_redis: LocalRedis
+def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_claim(
+    deployment: Deployment, own_redis: LocalRedis
 ) -> None:
-    """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
-    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": "6"}
-    rig.simulator.faults.replace([Fault(kind="slow_drip", seconds=0.1, count=1)])  # is cached, and answers in 5 s
-    with rig.worker(**settings) as first:
-        rig.upstream.publish(a_command(command_id="lost", args="lost"))
-        wait_until(lambda: rig.cached("lost") == 1, PATIENCE_S, "the command's caching")
+    """The new Redis has no record of the claim, but one of a later command, so it does not look empty."""
+    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_RECONCILE_DELAY": "6"}
+    slow_answer = Fault(kind="slow_drip", seconds=0.1, count=1)  # of 5 s; the command is cached before it
+    deployment.simulator.faults.replace([slow_answer])
+    with deployment.worker(**settings) as first:
+        deployment.upstream.publish(a_command(command_id="lost", args="lost"))
+        wait_until(lambda: deployment.cached("lost") == 1, PATIENCE_S, "the command's caching")
         first.process.kill()
-    own_redis.kill()  # nothing is kept on disk, so that all it knew is gone
+    own_redis.kill()  # it persists nothing, so all records are lost
     own_redis.start()
-    other = RedisStore(own_redis.url, rig.topology.namespace, ttl_s=60, lease_s=9, connections=1)
+    other = RedisStore(own_redis.url, deployment.topology.namespace, ttl_s=60, lease_s=9, connections=1)
     other.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
     other.close()
-    with rig.worker(**settings):
-        reply = rig.upstream.reply().json
+    with deployment.worker(**settings):
+        reply = deployment.upstream.reply().json
     assert (reply["command_id"], reply["status"], reply["recovered"]) == ("lost", "accepted", True)
-    assert rig.cached("lost") == 1
+    assert deployment.cached("lost") == 1
 
 
-def test_a_command_that_another_worker_holds_waits_for_it(rig: Rig, shared: dict[str, str]) -> None:
+def test_a_command_leased_by_another_worker_waits_for_its_outcome(
+    deployment: Deployment, redis_settings: dict[str, str]
+) -> None:
     with onenet(latency_s=1.5) as slow:
-        rig.simulator = slow
-        settings = shared | {"ONENET_READ_TIMEOUT": "5", "WORKER_SETTLE": str(LONG_SETTLE_S), "WORKER_CONCURRENCY": "1"}
+        deployment.simulator = slow
+        settings = redis_settings | {
+            "ONENET_READ_TIMEOUT": "5",
+            "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
+            "WORKER_CONCURRENCY": "1",
+        }
         command = a_command(args="once", command_id="once")
-        with rig.worker(**settings) as one, rig.worker(**settings) as other:
-            rig.upstream.publish(command)
-            rig.wait_for_request(slow)
-            rig.upstream.publish(command)
-            replies = rig.upstream.replies(2)
+        with deployment.worker(**settings) as one, deployment.worker(**settings) as other:
+            deployment.upstream.publish(command)
+            deployment.wait_for_request(slow)
+            deployment.upstream.publish(command)
+            replies = deployment.upstream.replies(2)
             events = [event["event"] for worker in (one, other) for event in worker.events]
         assert replies[0] == replies[1]
-        assert rig.cached("once") == 1
+        assert deployment.cached("once") == 1
         assert "command_retry_scheduled" in events
         assert "idempotency_not_shared" not in events
 
 
-def test_while_the_store_is_away_commands_wait_and_none_is_sent(rig: Rig, own_redis: LocalRedis) -> None:
-    with rig.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deployment, own_redis: LocalRedis) -> None:
+    with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
-        ids = publish_many(rig, 5)
+        ids = publish_many(deployment, 5)
         worker.wait_for("command_retry_scheduled", count=5)
-        assert not rig.simulator.requests
+        assert not deployment.simulator.requests
         own_redis.start()
-        assert_each_accepted_once(rig, ids)
+        assert_each_accepted_once(deployment, ids)
 
 
-def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(rig: Rig, own_redis: LocalRedis) -> None:
-    """What it answered cannot be recorded, so the command is in doubt, and its history is read."""
+def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
+    deployment: Deployment, own_redis: LocalRedis
+) -> None:
+    """Redis is lost during the request: the answer cannot be recorded, so the command is in doubt."""
     with onenet(latency_s=0.5) as slow:
-        rig.simulator = slow
-        with rig.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
-            rig.upstream.publish(a_command(command_id="unrecorded", args="unrecorded"))
-            rig.wait_for_request(slow)
+        deployment.simulator = slow
+        with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+            deployment.upstream.publish(a_command(command_id="unrecorded", args="unrecorded"))
+            deployment.wait_for_request(slow)
             own_redis.kill()
             worker.wait_for("command_retry_scheduled", command_id="unrecorded")
             own_redis.start()
-            assert_each_accepted_once(rig, ["unrecorded"])
+            assert_each_accepted_once(deployment, ["unrecorded"])
         assert len(slow.requests) == 1
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
-def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_are_not(
-    rig: Rig, store: str, request: pytest.FixtureRequest
+def test_only_the_command_that_crashes_every_worker_is_poison(
+    deployment: Deployment, store: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whoever tries it is killed when its request, or its history's, comes to the platform."""
+    """Each worker that tries it is killed when its request, or the read of its history, reaches the platform."""
     poison = a_command(command_id="poison", imei="865820030000999", args="poison")
-    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_SETTLE": "1"}
+    settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_RECONCILE_DELAY": "1"}
     settings["IDEMPOTENCY_URL"] = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     deadly = Fault(kind="hang", seconds=1, imei=poison["imei"])
-    rig.simulator.faults.replace([deadly, deadly.model_copy(update={"endpoint": "history"})])
+    deployment.simulator.faults.replace([deadly, deadly.model_copy(update={"endpoint": "history"})])
     over = threading.Event()
     asked = threading.Semaphore(0)
-    rig.simulator.on_fault = asked.release
-    running: list[WorkerProcess] = [rig.worker(**settings)]
+    deployment.simulator.on_fault = asked.release
+    running = [deployment.worker(**settings)]
 
     def kill() -> None:
         while not over.is_set():
             if asked.acquire(timeout=0.1):
                 running[-1].process.kill()
-                running.append(rig.start_worker(**settings))
+                running.append(deployment.start_worker(**settings))
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        rig.upstream.publish(poison)
-        ids = publish_many(rig, 20)
+        deployment.upstream.publish(poison)
+        ids = publish_many(deployment, 20)
         replies: dict[str, Any] = {}
         while len(replies) < 21:
-            reply = rig.upstream.reply(5 * PATIENCE_S).json  # six leases have to end, one behind the other
+            reply = deployment.upstream.reply(5 * PATIENCE_S).json  # six leases have to expire one after the other
             replies[reply["command_id"]] = reply
     finally:
         over.set()
@@ -143,5 +159,5 @@ def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_a
         running[-1].process.kill()
     assert replies.pop("poison")["error"]["code"] == "poison_message"
     assert [reply for reply in replies.values() if reply["status"] != "accepted"] == []
-    assert [rig.cached(command_id) for command_id in ids] == [1] * 20
-    assert rig.upstream.dead_letter().headers["x-onenet-reason"] == "poison_message"
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * 20
+    assert deployment.upstream.dead_letter().headers["x-onenet-reason"] == "poison_message"

@@ -1,4 +1,4 @@
-"""Flow and order: calm while the platform is down, a rate that is kept, each device's commands in order."""
+"""Flow control: pauses while the platform is down, the rate limit, and the order of each device's commands."""
 
 import itertools
 import json
@@ -13,20 +13,24 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, outcomes_of, publish_many
-from tests.support.rig import ACCESS_KEY, API_KEY, PATIENCE_S, PRODUCT_ID, Proxy, Rig, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import Deployment
+from tests.support.outcomes import assert_each_accepted_once, outcomes_of, publish_many
+from tests.support.proxies import Proxy
+from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
+from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
 PAUSE_AFTER = 5
-QUICK = {"WORKER_PAUSE_AFTER": str(PAUSE_AFTER), "WORKER_PAUSE_PROBE": "0.2", "WORKER_CONCURRENCY": "4"}
-CALM = QUICK | {"WORKER_PAUSE_PROBE": "600"}
+QUICK = {"WORKER_PAUSE_AFTER_FAILURES": str(PAUSE_AFTER), "WORKER_PROBE_INTERVAL": "0.2", "WORKER_CONCURRENCY": "4"}
+CALM = QUICK | {"WORKER_PROBE_INTERVAL": "600"}
 
 
-def assert_no_dead_letters(rig: Rig) -> None:
-    assert rig.upstream.count(rig.topology.dead_letters_exchange) == 0
+def assert_no_dead_letters(deployment: Deployment) -> None:
+    assert deployment.upstream.count(deployment.topology.dead_letters_exchange) == 0
 
 
 @pytest.mark.parametrize(
@@ -40,91 +44,91 @@ def assert_no_dead_letters(rig: Rig) -> None:
     ],
     ids=lambda fault: fault.kind,
 )
-def test_an_outage_in_mid_flow_costs_no_command_and_no_attempt(rig: Rig, fault: Fault) -> None:
-    """Two attempts are all there are, far more probes fail than that, and still nothing is given up."""
+def test_a_platform_outage_costs_no_command_and_no_attempt(deployment: Deployment, fault: Fault) -> None:
+    """More probes fail than there are attempts, and still no command is dead-lettered."""
     with onenet(latency_s=0.02) as simulator:
-        rig.simulator = simulator
-        with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
-            ids = publish_many(rig, 20)
+        deployment.simulator = simulator
+        with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+            ids = publish_many(deployment, 20)
             worker.wait_for("command_accepted", count=10)
             simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
-            ids += publish_many(rig, 130, first=20)  # now, so that the outage never comes when all is done
+            ids += publish_many(deployment, 130, first=20)  # in time for the outage
             paused = worker.wait_for("consumption_paused")
             assert "failures in a row" in paused["reason"]
             worker.wait_for("probe_failed", count=4)
-            assert rig.upstream.count(rig.topology.execute_queue) > 0
+            assert deployment.upstream.count(deployment.topology.execute_queue) > 0
             simulator.faults.replace([])
             worker.wait_for("product_resumed")
-            assert_each_accepted_once(rig, ids)
-    assert_no_dead_letters(rig)
+            assert_each_accepted_once(deployment, ids)
+    assert_no_dead_letters(deployment)
 
 
-def test_a_few_commands_outlast_any_number_of_probes(rig: Rig) -> None:
-    """Each of them is the probe again and again, in doubt each time."""
-    rig.simulator.faults.replace([Fault(kind="error_503")])
-    settings = QUICK | {"WORKER_PAUSE_AFTER": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PAUSE_PROBE": "0.01"}
-    with rig.worker(**settings) as worker:
-        ids = publish_many(rig, 2)
+def test_commands_sent_as_failing_probes_keep_their_attempts(deployment: Deployment) -> None:
+    """Each command is the probe several times, and in doubt after each."""
+    deployment.simulator.faults.replace([Fault(kind="error_503")])
+    settings = QUICK | {"WORKER_PAUSE_AFTER_FAILURES": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PROBE_INTERVAL": "0.01"}
+    with deployment.worker(**settings) as worker:
+        ids = publish_many(deployment, 2)
         worker.wait_for("probe_failed", count=6)
-        rig.simulator.faults.replace([])
-        assert_each_accepted_once(rig, ids)
-    assert_no_dead_letters(rig)
+        deployment.simulator.faults.replace([])
+        assert_each_accepted_once(deployment, ids)
+    assert_no_dead_letters(deployment)
 
 
-def test_a_platform_that_cannot_be_reached_is_found_again(rig: Rig) -> None:
-    """Slow enough that it ends in mid-flow: connections that are open are served until it does."""
+def test_the_worker_resumes_when_an_unreachable_platform_is_back(deployment: Deployment) -> None:
+    """The latency makes the outage begin under load: the simulator still serves connections that are open."""
     with onenet(Fault(kind="refuse", seconds=3, count=1), latency_s=0.05) as simulator:
-        rig.simulator = simulator
-        with rig.worker(**QUICK) as worker:
-            ids = publish_many(rig, 100)
+        deployment.simulator = simulator
+        with deployment.worker(**QUICK) as worker:
+            ids = publish_many(deployment, 100)
             assert "ConnectionRefusedError" in worker.wait_for("consumption_paused")["reason"]
             worker.wait_for("product_resumed")
-            assert_each_accepted_once(rig, ids)
-    assert_no_dead_letters(rig)
+            assert_each_accepted_once(deployment, ids)
+    assert_no_dead_letters(deployment)
 
 
-def test_while_paused_the_queue_keeps_the_commands_and_the_worker_stops_in_good_order(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
-    with rig.worker(**CALM) as worker:
-        ids = publish_many(rig, 60)
+def test_a_paused_worker_leaves_commands_in_the_broker_and_stops_gracefully(deployment: Deployment) -> None:
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with deployment.worker(**CALM) as worker:
+        ids = publish_many(deployment, 60)
         worker.wait_for("consumption_paused")
-        wait_until(lambda: rig.upstream.consumers() == 0, PATIENCE_S, "the end of consuming")
-        asked = len(rig.simulator.requests)
+        wait_until(lambda: deployment.upstream.consumers() == 0, PATIENCE_S, "the end of consuming")
+        asked = len(deployment.simulator.requests)
         assert asked < PAUSE_AFTER + int(QUICK["WORKER_CONCURRENCY"])
-        waiting = [rig.topology.execute_queue, *map(rig.topology.retry_queue, (1, 2))]
-        wait_until(lambda: sum(map(rig.upstream.count, waiting)) == 60, PATIENCE_S, "all of them in the broker")
-        assert len(rig.simulator.requests) == asked
+        waiting = [deployment.topology.execute_queue, *map(deployment.topology.retry_queue, (1, 2))]
+        wait_until(lambda: sum(map(deployment.upstream.count, waiting)) == 60, PATIENCE_S, "all of them in the broker")
+        assert len(deployment.simulator.requests) == asked
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0
-    rig.simulator.faults.replace([])
-    with rig.worker():
-        assert_each_accepted_once(rig, ids)
+    deployment.simulator.faults.replace([])
+    with deployment.worker():
+        assert_each_accepted_once(deployment, ids)
 
 
-def test_a_pause_outlasts_a_lost_connection(rig: Rig) -> None:
-    proxy = Proxy(rig.broker_url)
-    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
-    with rig.worker(**QUICK, AMQP_URL=proxy.url) as worker:
-        ids = publish_many(rig, 60)
+def test_a_pause_survives_a_lost_broker_connection(deployment: Deployment) -> None:
+    proxy = Proxy(deployment.broker_url)
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with deployment.worker(**QUICK, AMQP_URL=proxy.url) as worker:
+        ids = publish_many(deployment, 60)
         worker.wait_for("consumption_paused")
         proxy.cut()
         worker.wait_for("broker_connected", count=2)
         worker.wait_for("probe_failed", count=3)
-        assert len([event for event in worker.events if event["event"] == "consuming"]) == 1
-        rig.simulator.faults.replace([])
-        assert_each_accepted_once(rig, ids)
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 1
+        deployment.simulator.faults.replace([])
+        assert_each_accepted_once(deployment, ids)
     proxy.close()
 
 
-def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(rig: Rig) -> None:
-    """Some are rejected, before a row of them shows that it is not one device's key."""
-    products = rig.folder / "products.json"
+def test_a_wrong_key_pauses_the_product_before_a_full_queue_is_rejected(deployment: Deployment) -> None:
+    """A few commands are rejected before consecutive refusals show that the whole product is affected."""
+    products = deployment.folder / "products.json"
     products.write_text(json.dumps({"meters": {"api_key": "mistyped"}}))
-    with rig.worker(**CALM, ONENET_PRODUCTS_FILE=str(products), ONENET_API_KEY="") as worker:
+    with deployment.worker(**CALM, ONENET_PRODUCTS_FILE=str(products), ONENET_API_KEY="") as worker:
         ids = [f"command-{number}" for number in range(100)]
         for number, command_id in enumerate(ids):
             imei = str(865820030000000 + number)
-            rig.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id, product="meters"))
+            deployment.upstream.publish(a_command(command_id=command_id, imei=imei, args=command_id, product="meters"))
         assert "authentication refused" in worker.wait_for("consumption_paused")["reason"]
 
         products.write_text("{")
@@ -135,107 +139,107 @@ def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(rig: Rig) -> Non
         reloaded = worker.wait_for("products_reloaded")
         assert (reloaded["products"], reloaded["changed"]) == (1, 1)
 
-        replies = outcomes_of(rig, ids)
+        replies = outcomes_of(deployment, ids)
         found = Counter(status for status, _ in replies.values())
         assert found == {"rejected": PAUSE_AFTER - 1, "accepted": 100 - PAUSE_AFTER + 1}
         assert API_KEY not in json.dumps(worker.events)
-    assert_no_dead_letters(rig)
+    assert_no_dead_letters(deployment)
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
-def test_a_gateway_that_refuses_everything_does_not_turn_a_full_queue_into_rejections(rig: Rig, kind: Any) -> None:
-    rig.simulator.faults.replace([Fault(kind=kind)])
-    with rig.worker(**QUICK) as worker:
-        ids = publish_many(rig, 500)
+def test_a_gateway_that_refuses_all_requests_pauses_the_product(deployment: Deployment, kind: Any) -> None:
+    deployment.simulator.faults.replace([Fault(kind=kind)])
+    with deployment.worker(**QUICK) as worker:
+        ids = publish_many(deployment, 500)
         assert "in front of OneNET" in worker.wait_for("consumption_paused")["reason"]
         worker.wait_for("probe_failed", count=3)
-        rig.simulator.faults.replace([])
-        found = Counter(status for status, _ in outcomes_of(rig, ids).values())
+        deployment.simulator.faults.replace([])
+        found = Counter(status for status, _ in outcomes_of(deployment, ids).values())
         assert found == {"rejected": PAUSE_AFTER - 1, "accepted": 500 - PAUSE_AFTER + 1}
-    assert_no_dead_letters(rig)
+    assert_no_dead_letters(deployment)
 
 
-def test_one_device_whose_requests_are_refused_does_not_stop_the_others(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="errno", errno=1, error="auth failed", imei="865820039000000")])
-    with rig.worker(**CALM) as worker:
+def test_refused_requests_of_one_device_do_not_pause_the_product(deployment: Deployment) -> None:
+    deployment.simulator.faults.replace([Fault(kind="errno", errno=1, error="auth failed", imei="865820039000000")])
+    with deployment.worker(**CALM) as worker:
         refused = [f"refused-{number}" for number in range(50)]
         for command_id in refused:
-            rig.upstream.publish(a_command(command_id=command_id, imei="865820039000000"))
-        assert set(outcomes_of(rig, refused).values()) == {("rejected", None)}
-        assert_each_accepted_once(rig, publish_many(rig, 20))
+            deployment.upstream.publish(a_command(command_id=command_id, imei="865820039000000"))
+        assert set(outcomes_of(deployment, refused).values()) == {("rejected", None)}
+        assert_each_accepted_once(deployment, publish_many(deployment, 20))
         assert not [event for event in worker.events if event["event"] == "product_paused"]
 
 
-def test_throttled_commands_lose_no_attempt_and_slow_down_the_worker(rig: Rig) -> None:
-    """Each of them is throttled more often than there are attempts."""
+def test_throttled_commands_use_up_no_attempt_and_slow_down_the_worker(deployment: Deployment) -> None:
+    """Each command is throttled more often than it has attempts."""
     struck: list[datetime] = []
-    rig.simulator.on_fault = lambda: struck.append(rig.simulator.platform.now())
-    rig.simulator.faults.replace([Fault(kind="errno", errno=15, error="api freq out of limit", count=9)])
-    with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
-        ids = publish_many(rig, 3)
-        replies = {reply["command_id"]: reply for reply in rig.upstream.replies(3)}
+    deployment.simulator.on_fault = lambda: struck.append(deployment.simulator.platform.now())
+    deployment.simulator.faults.replace([Fault(kind="errno", errno=15, error="api freq out of limit", count=9)])
+    with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+        ids = publish_many(deployment, 3)
+        replies = {reply["command_id"]: reply for reply in deployment.upstream.replies(3)}
         assert replies.keys() == set(ids)
         assert {(reply["status"], reply["attempts"]) for reply in replies.values()} == {("accepted", 1)}
         assert "api freq out of limit" in worker.wait_for("product_paused", count=2)["reason"]
         assert not [event for event in worker.events if event["event"] == "probe_failed"]
-    assert [rig.cached(command_id) for command_id in ids] == [1, 1, 1]
-    assert struck[-1] - struck[0] >= timedelta(seconds=3)  # two waits at least, the second twice the first
+    assert [deployment.cached(command_id) for command_id in ids] == [1, 1, 1]
+    assert struck[-1] - struck[0] >= timedelta(seconds=3)  # at least two waits, the second twice as long as the first
 
 
-def test_histories_that_fail_hold_up_no_new_command(rig: Rig) -> None:
-    """Executions fail too at first, and lose answers: from then on a probe of theirs is a new command."""
+def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> None:
+    """At first execute requests fail too, with lost answers, so that later only a new command can be their probe."""
     unreadable = Fault(kind="error_500", endpoint="history")
-    rig.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
-    with rig.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
-        in_doubt = publish_many(rig, 12)
+    deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
+    with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
+        in_doubt = publish_many(deployment, 12)
         worker.wait_for("product_paused")
         worker.wait_for("history_paused")
-        rig.simulator.faults.replace([unreadable])
-        new = publish_many(rig, 300, first=100)
-        assert_each_accepted_once(rig, new)
+        deployment.simulator.faults.replace([unreadable])
+        new = publish_many(deployment, 300, first=100)
+        assert_each_accepted_once(deployment, new)
         worker.wait_for("history_probe_failed", count=2)
         assert not [event for event in worker.events if event["event"] == "command_recovered"]
-        rig.simulator.faults.replace([])
+        deployment.simulator.faults.replace([])
         worker.wait_for("history_resumed")
-        assert_each_accepted_once(rig, in_doubt)
-    assert_no_dead_letters(rig)
+        assert_each_accepted_once(deployment, in_doubt)
+    assert_no_dead_letters(deployment)
 
 
-def test_while_executions_are_paused_what_was_cached_is_found_in_the_histories(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="error_500_after_caching")])
-    with rig.worker(**QUICK) as worker:
-        ids = publish_many(rig, PAUSE_AFTER + 3)
+def test_commands_in_doubt_are_recovered_while_executions_are_paused(deployment: Deployment) -> None:
+    deployment.simulator.faults.replace([Fault(kind="error_500_after_caching")])
+    with deployment.worker(**QUICK) as worker:
+        ids = publish_many(deployment, PAUSE_AFTER + 3)
         worker.wait_for("product_paused")
-        assert_each_accepted_once(rig, ids)
+        assert_each_accepted_once(deployment, ids)
         worker.wait_for("command_recovered", count=len(ids))
         assert not [event for event in worker.events if event["event"] in {"product_resumed", "history_paused"}]
 
 
-def test_a_hangup_without_a_products_file_ends_the_worker_as_it_ends_any_program(rig: Rig) -> None:
-    """Whoever closes a terminal means that."""
-    with rig.worker() as worker:
+def test_sighup_without_a_products_file_terminates_the_worker(deployment: Deployment) -> None:
+    """Without a file to reload, SIGHUP keeps its default meaning."""
+    with deployment.worker() as worker:
         worker.process.signal(signal.SIGHUP)
         assert worker.process.wait() == -signal.SIGHUP
 
 
-def test_a_wait_that_the_platform_asks_for_is_obeyed_by_the_whole_worker(rig: Rig) -> None:
+def test_retry_after_pauses_all_requests_of_the_worker(deployment: Deployment) -> None:
     struck: list[datetime] = []
-    rig.simulator.on_fault = lambda: struck.append(rig.simulator.platform.now())
-    with rig.worker(WORKER_CONCURRENCY="4") as worker:
-        rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=3, count=1)])
-        ids = publish_many(rig, 100)
+    deployment.simulator.on_fault = lambda: struck.append(deployment.simulator.platform.now())
+    with deployment.worker(WORKER_CONCURRENCY="4") as worker:
+        deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=3, count=1)])
+        ids = publish_many(deployment, 100)
         worker.wait_for("consumption_paused")
-        assert_each_accepted_once(rig, ids)
+        assert_each_accepted_once(deployment, ids)
     [began] = struck
-    received = [datetime.fromisoformat(request["received_at"]) for request in rig.simulator.requests]
-    under_way = timedelta(seconds=0.5)  # those that had left before the answer came
-    assert not [moment for moment in received if began + under_way < moment < began + timedelta(seconds=3)]
+    received = [datetime.fromisoformat(request["received_at"]) for request in deployment.simulator.requests]
+    in_flight = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
+    assert not [moment for moment in received if began + in_flight < moment < began + timedelta(seconds=3)]
     assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
 
 
 @dataclass
 class Busy:
-    """What the platform saw of one request: when it came and when its answer left."""
+    """One request as the platform saw it: when it arrived and when its answer left."""
 
     imei: str
     args: str
@@ -244,7 +248,7 @@ class Busy:
 
 
 def seen_by(simulator: Simulator) -> list[Busy]:
-    """Return the requests in the order in which they came, each of which was cached just before its answer."""
+    """Return the requests in order of arrival; each command was cached just before its answer."""
     ended = {command.args: command.created_at for command in simulator.platform.commands}
     found = []
     for request in simulator.requests:
@@ -269,57 +273,59 @@ def are_side_by_side(requests: list[Busy]) -> bool:
     return any(other.began < one.ended for one, other in itertools.pairwise(requests))
 
 
-def publish_for_few_devices(rig: Rig, devices: int, each: int) -> dict[str, list[str]]:
+def publish_for_few_devices(deployment: Deployment, devices: int, each: int) -> dict[str, list[str]]:
     """Publish commands for each device in turn; returns their ids, which are their args, in order."""
     ids: dict[str, list[str]] = {str(865820030000000 + number): [] for number in range(devices)}
     for number in range(each):
         for imei, own in ids.items():
             own.append(f"{imei}-{number}")
-            rig.upstream.publish(a_command(command_id=own[-1], args=own[-1], imei=imei))
+            deployment.upstream.publish(a_command(command_id=own[-1], args=own[-1], imei=imei))
     return ids
 
 
-def test_commands_of_a_device_are_sent_one_at_a_time_in_their_order_and_devices_side_by_side(rig: Rig) -> None:
+def test_commands_of_one_device_are_sent_in_order_and_devices_concurrently(
+    deployment: Deployment,
+) -> None:
     with onenet(latency_s=0.01) as simulator:
-        rig.simulator = simulator
-        with rig.worker():
-            ids = publish_for_few_devices(rig, devices=5, each=80)
-            assert_each_accepted_once(rig, [command_id for own in ids.values() for command_id in own])
+        deployment.simulator = simulator
+        with deployment.worker():
+            ids = publish_for_few_devices(deployment, devices=5, each=80)
+            assert_each_accepted_once(deployment, [command_id for own in ids.values() for command_id in own])
         found = by_device(simulator)
         assert {imei: [busy.args for busy in own] for imei, own in found.items()} == ids
         assert all(map(are_one_at_a_time, found.values()))
         assert are_side_by_side(seen_by(simulator))
 
 
-def test_without_an_order_a_device_gets_its_commands_side_by_side(rig: Rig) -> None:
+def test_ordering_none_sends_the_commands_of_one_device_concurrently(deployment: Deployment) -> None:
     with onenet(latency_s=0.05) as simulator:
-        rig.simulator = simulator
-        with rig.worker(WORKER_ORDERING="none"):
-            ids = publish_for_few_devices(rig, devices=1, each=60)
-            assert_each_accepted_once(rig, next(iter(ids.values())))
+        deployment.simulator = simulator
+        with deployment.worker(WORKER_ORDERING="none"):
+            ids = publish_for_few_devices(deployment, devices=1, each=60)
+            assert_each_accepted_once(deployment, next(iter(ids.values())))
         [found] = by_device(simulator).values()
         assert are_side_by_side(found)
 
 
-def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(rig: Rig) -> None:
-    """More than the worker takes by itself, and more than it holds behind a busy device."""
+def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deployment: Deployment) -> None:
+    """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
-    rig.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
-    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": "60", "WORKER_CONCURRENCY": "4"}
-    with rig.worker(**patient) as worker:
+    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
+    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": "60", "WORKER_CONCURRENCY": "4"}
+    with deployment.worker(**patient) as worker:
         for number in range(2_100):
-            rig.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
-        ids = publish_many(rig, 100)
+            deployment.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
+        ids = publish_many(deployment, 100)
         missing = set(ids)
         while missing:
-            missing.discard(rig.upstream.reply().json["command_id"])
-        sent_to_it = [request for request in rig.simulator.requests if request["query"]["imei"] == slow]
-        assert len(sent_to_it) < 20  # 2 s each: the others had not to wait for many of them
+            missing.discard(deployment.upstream.reply().json["command_id"])
+        sent_to_it = [request for request in deployment.simulator.requests if request["query"]["imei"] == slow]
+        assert len(sent_to_it) < 20  # each takes 2 s, so the other devices did not wait for many of them
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
 def in_spans(moments: list[datetime], seconds: float) -> list[int]:
-    """Return how many there are in every span that begins with one of them and is over before the last."""
+    """Return the number of moments in each span that begins at one of them and ends before the last."""
     span = timedelta(seconds=seconds)
     return [
         bisect_left(moments, moment + span) - number
@@ -330,24 +336,24 @@ def in_spans(moments: list[datetime], seconds: float) -> list[int]:
 
 @pytest.mark.alone
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
-def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
-    rig: Rig, store: str, workers: int, request: pytest.FixtureRequest
+def test_the_rate_limit_holds_over_ten_seconds_for_one_worker_and_for_a_fleet(
+    deployment: Deployment, store: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
-    """200 a second: ten seconds never hold 5 % more, and no second is far from it.
+    """At 200 per second, no ten seconds have 5 % more requests, and no single second deviates far.
 
-    A machine that is busy with something else may cost slots, so that ten seconds with 5 % less at most have to be
-    found, rather than be the first ones.
+    Other load on the machine may cost requests, so it is enough that some ten seconds, not the first, have at most 5 %
+    fewer.
     """
     url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
-    declare_on(rig.upstream.channel, rig.topology)
-    rig.upstream.bind_replies()
-    ids = publish_many(rig, 3_000)  # before there is a worker, whose time that would take
+    declare_on(deployment.upstream.channel, deployment.topology)
+    deployment.upstream.bind_replies()
+    ids = publish_many(deployment, 3_000)  # before a worker competes for the processor
     with ExitStack() as stack:
         for _ in range(workers):
-            stack.enter_context(rig.start_worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
-        wait_until(lambda: len(rig.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
-        assert_each_accepted_once(rig, ids)
-    moments = [command.created_at for command in rig.simulator.platform.commands]
+            stack.enter_context(deployment.start_worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
+        wait_until(lambda: len(deployment.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
+        assert_each_accepted_once(deployment, ids)
+    moments = [command.created_at for command in deployment.simulator.platform.commands]
     tens = in_spans(moments, 10)
     assert max(tens) == pytest.approx(2_000, rel=0.05)
     assert max(in_spans(moments, 1)) <= 250
@@ -356,58 +362,62 @@ def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
     assert [seconds[second] for second in range(10)] == pytest.approx([200] * 10, rel=0.25)
 
 
-def test_stopped_while_commands_wait_for_their_slots_they_go_back(rig: Rig) -> None:
-    with rig.worker(ONENET_RATE_LIMIT="1/hour") as worker:
-        ids = publish_many(rig, 10)
+def test_commands_waiting_for_the_rate_limit_return_to_the_queue_on_shutdown(deployment: Deployment) -> None:
+    with deployment.worker(ONENET_RATE_LIMIT="1/hour") as worker:
+        ids = publish_many(deployment, 10)
         worker.wait_for("command_accepted")
-        wait_until(lambda: rig.upstream.count(rig.topology.execute_queue) == 0, PATIENCE_S, "the prefetch")
+        wait_until(
+            lambda: deployment.upstream.count(deployment.topology.execute_queue) == 0, PATIENCE_S, "the prefetch"
+        )
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0
-        assert rig.upstream.count(rig.topology.execute_queue) == 9
-    with rig.worker() as worker:
-        assert_each_accepted_once(rig, ids)
+        assert deployment.upstream.count(deployment.topology.execute_queue) == 9
+    with deployment.worker() as worker:
+        assert_each_accepted_once(deployment, ids)
         assert not [event for event in worker.events if event["event"] == "command_in_doubt"]
 
 
 @pytest.fixture
-def two_products(rig: Rig, tmp_path: Path) -> dict[str, str]:
-    """The settings of a worker with the default product and another, which has credentials of its own kind."""
+def two_products(deployment: Deployment, tmp_path: Path) -> dict[str, str]:
+    """The settings of a worker with the default product and another, which uses an access key."""
     products = tmp_path / "products.json"
     products.write_text(json.dumps({"heating": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}))
     return QUICK | {"ONENET_PRODUCTS_FILE": str(products), "WORKER_MAX_ATTEMPTS": "2"}
 
 
-def test_one_products_outage_does_not_stop_anothers_commands(rig: Rig, two_products: dict[str, str]) -> None:
-    """Those of the product that is down rest in a delay queue, and lose no attempt by it."""
+def test_the_outage_of_one_product_does_not_stop_commands_of_another(
+    deployment: Deployment, two_products: dict[str, str]
+) -> None:
+    """Commands of the product that is down wait in a delay queue, which uses up no attempt."""
     devices = [str(865820035000000 + number) for number in range(10)]
-    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, imei=imei) for imei in devices])
-    with rig.worker(**two_products) as worker:
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, imei=imei) for imei in devices])
+    with deployment.worker(**two_products) as worker:
         down = [f"heating-{number}" for number in range(40)]
         for number, command_id in enumerate(down):
             imei = devices[number % len(devices)]
-            rig.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product="heating"))
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product="heating"))
         assert worker.wait_for("product_paused")["product"] == "heating"
-        up = publish_many(rig, 100)
-        assert_each_accepted_once(rig, up)
+        up = publish_many(deployment, 100)
+        assert_each_accepted_once(deployment, up)
         worker.wait_for("probe_failed", product="heating", count=2)
         assert not [event for event in worker.events if event["event"] == "consumption_paused"]
-        rig.simulator.faults.replace([])
-        assert_each_accepted_once(rig, down)
+        deployment.simulator.faults.replace([])
+        assert_each_accepted_once(deployment, down)
         assert worker.wait_for("product_resumed")["product"] == "heating"
-    assert_no_dead_letters(rig)
+    assert_no_dead_letters(deployment)
 
 
-def test_when_all_products_are_down_nothing_is_consumed(rig: Rig, two_products: dict[str, Any]) -> None:
-    rig.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
-    with rig.worker(**two_products) as worker:
+def test_consumption_pauses_when_all_products_are_down(deployment: Deployment, two_products: dict[str, Any]) -> None:
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with deployment.worker(**two_products) as worker:
         ids = [f"command-{number}" for number in range(60)]
         for number, command_id in enumerate(ids):
             product = "heating" if number % 2 else None
             imei = str(865820030000000 + number)
-            rig.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product=product))
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id, imei=imei, product=product))
         worker.wait_for("consumption_paused")
         for product in (None, "heating"):
             worker.wait_for("probe_failed", product=product)
-        rig.simulator.faults.replace([])
-        assert_each_accepted_once(rig, ids)
-    assert_no_dead_letters(rig)
+        deployment.simulator.faults.replace([])
+        assert_each_accepted_once(deployment, ids)
+    assert_no_dead_letters(deployment)

@@ -1,4 +1,4 @@
-"""Messages that no command can be: each costs its own sender a reply, and nothing else."""
+"""Messages made to do harm: each affects the reply to its own sender and nothing else."""
 
 import json
 import re
@@ -8,92 +8,99 @@ from typing import Any
 import pika
 import pytest
 
-from tests.integration.changed_process import running_first
-from tests.support.rig import PATIENCE_S, Rig, WorkerProcess, a_command
-from worker.amqp.session import MANY_RETURNS
+from tests.support.builders import a_command
+from tests.support.deployment import Deployment
+from tests.support.startup_code import run_at_startup
+from tests.support.waiting import PATIENCE_S
+from tests.support.worker_process import WorkerProcess
+from worker.amqp.consumer import MANY_RETURNS
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 
-LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
+LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
 
-# Ends the process as the kernel does where memory is short: while it receives a large message.
+# Kills the process when it receives a large message, as the kernel does when memory is short.
 _ENDED_BY_LARGE_BODIES = """
 import os, signal
-from worker.amqp.session import Session
-on_message = Session._on_message
+from worker.amqp.consumer import QueueConsumer
+on_message = QueueConsumer._on_message
 def end(self, channel, method, properties, body):
     if len(body) > 100_000:
         os.kill(os.getpid(), signal.SIGKILL)
     on_message(self, channel, method, properties, body)
-Session._on_message = end
+replace(QueueConsumer, "_on_message", end)
 """
 
 
 def memory_mib(worker: WorkerProcess, kind: str) -> float:
-    """Return what the kernel says of a process: ``VmRSS`` is resident now, ``VmHWM`` was at the most."""
+    """Return the resident memory of a process: ``VmRSS`` is the present one, ``VmHWM`` the peak."""
     status = Path(f"/proc/{worker.process.pid}/status").read_text()
     found = re.search(rf"^{kind}:\s+(\d+) kB", status, re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
 
 
-def good_commands(rig: Rig, count: int) -> set[str]:
+def good_commands(deployment: Deployment, count: int) -> set[str]:
     ids = {f"good-{number}" for number in range(count)}
     for number, command_id in enumerate(sorted(ids)):
-        rig.upstream.publish(a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id))
+        deployment.upstream.publish(
+            a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id)
+        )
     return ids
 
 
-def assert_all_accepted_once(rig: Rig, replies: list[dict[str, Any]], ids: set[str]) -> None:
+def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any]], ids: set[str]) -> None:
     assert {reply["command_id"] for reply in replies if reply["status"] == "accepted"} == ids
-    assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
-def test_a_large_message_is_copied_once_and_held_alone(rig: Rig) -> None:
-    """Several of them are in the queue, ahead of commands, and the worker needs the room of two for all of it."""
-    with rig.worker() as worker:
-        rig.upstream.publish(a_command(command_id="first"))
-        rig.upstream.reply()
+def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deployment) -> None:
+    """Six of them are queued ahead of commands, and the memory of the worker grows by less than two and a half."""
+    with deployment.worker() as worker:
+        deployment.upstream.publish(a_command(command_id="first"))
+        deployment.upstream.reply()
         before = memory_mib(worker, "VmRSS")
         for _ in range(6):
-            rig.upstream.publish(b"x" * LARGE_BYTES)
-        ids = good_commands(rig, 10)
-        replies = rig.upstream.replies(16)
-        letters = [rig.upstream.dead_letter() for _ in range(6)]
+            deployment.upstream.publish(b"x" * LARGE_BYTES)
+        ids = good_commands(deployment, 10)
+        replies = deployment.upstream.replies(16)
+        letters = [deployment.upstream.dead_letter() for _ in range(6)]
         most = memory_mib(worker, "VmHWM") - before
-    assert_all_accepted_once(rig, replies, ids)
+    assert_all_accepted_once(deployment, replies, ids)
     assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
     assert most < 2.5 * LARGE_BYTES / MIB
 
 
-def test_a_message_that_ends_every_worker_takes_no_other_with_it(rig: Rig, tmp_path: Path) -> None:
-    """Only it is returned so often that the broker sets it aside; no worker lives long enough to do anything."""
-    with rig.worker():
+def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(deployment: Deployment, tmp_path: Path) -> None:
+    """Only this message reaches the broker's delivery limit; no worker lives long enough to dead-letter it."""
+    with deployment.worker():
         pass
-    rig.upstream.publish(b"x" * 200_000)
-    ids = good_commands(rig, 10)
-    deadly = running_first(tmp_path, _ENDED_BY_LARGE_BODIES)
+    deployment.upstream.publish(b"x" * 200_000)
+    ids = good_commands(deployment, 10)
+    deadly = run_at_startup(tmp_path, _ENDED_BY_LARGE_BODIES)
     ends = 0
-    while not rig.upstream.count(rig.topology.dead_letters_exchange):
-        with rig.start_worker(**deadly) as worker:
+    while not deployment.upstream.count(deployment.topology.dead_letters_exchange):
+        with deployment.start_worker(**deadly) as worker:
 
             def has_ended(worker: WorkerProcess = worker) -> bool:
-                return not worker.process.is_running or bool(rig.upstream.count(rig.topology.dead_letters_exchange))
+                return not worker.process.is_running or bool(
+                    deployment.upstream.count(deployment.topology.dead_letters_exchange)
+                )
 
             wait_until(has_ended, PATIENCE_S, "the worker's end")
         ends += 1
     assert ends <= 23
-    assert rig.upstream.dead_letter().headers["x-first-death-reason"] == "delivery_limit"
+    assert deployment.upstream.dead_letter().headers["x-first-death-reason"] == "delivery_limit"
     missing = set(ids)
-    with rig.worker(**deadly):
+    with deployment.worker(**deadly):
         while missing:
-            reply = rig.upstream.reply().json
+            reply = deployment.upstream.reply().json
             assert reply["status"] == "accepted"
             missing.discard(reply["command_id"])
-    assert [rig.cached(command_id) for command_id in ids] == [1] * len(ids)
-    assert rig.upstream.count(rig.topology.dead_letters_exchange) == 0
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
+    assert deployment.upstream.count(deployment.topology.dead_letters_exchange) == 0
 
 
 _ROUTING_HEADERS: list[dict[str, Any]] = [
@@ -101,47 +108,47 @@ _ROUTING_HEADERS: list[dict[str, Any]] = [
     {"CC": ["nowhere"], "BCC": ["nowhere"]},
     {"cc": ["a"] * 9000, "Bcc": ["b"], " CC ": 1},
     {"CC": [], "bCC": {"no": "list"}},
-    {f"h{number}": "v" * 250 for number in range(500)},  # as large as a frame can be
+    {f"h{number}": "v" * 250 for number in range(500)},  # as large as a frame allows
     {"traceparent": "t" * 4_000, "tracestate": "t" * 4_000},
     {"x-onenet-cc": ["k" * 245] * 250, "x-onenet-user-id": "u" * 60_000},
 ]
 
 
 @pytest.mark.parametrize("frame_max", ["131072", "4096"])
-def test_headers_that_fill_a_frame_or_route_cost_no_connection(rig: Rig, frame_max: str) -> None:
-    """The broker ends a connection over a frame that is larger than agreed, and a channel over routing it refuses."""
-    separator = "&" if "?" in rig.broker_url else "?"
-    with rig.worker(AMQP_URL=f"{rig.broker_url}{separator}frame_max={frame_max}") as worker:
-        queue = f"{rig.topology.namespace}.elsewhere"
-        rig.upstream.channel.queue_declare(queue, exclusive=True)
-        for exchange in (rig.topology.replies_exchange, rig.topology.dead_letters_exchange):
+def test_headers_that_fill_a_frame_or_route_copies_cost_no_connection(deployment: Deployment, frame_max: str) -> None:
+    """The broker closes a connection for a frame above the negotiated size, and a channel for forbidden routing."""
+    separator = "&" if "?" in deployment.broker_url else "?"
+    with deployment.worker(AMQP_URL=f"{deployment.broker_url}{separator}frame_max={frame_max}") as worker:
+        queue = f"{deployment.topology.namespace}.elsewhere"
+        deployment.upstream.channel.queue_declare(queue, exclusive=True)
+        for exchange in (deployment.topology.replies_exchange, deployment.topology.dead_letters_exchange):
             for key in ("nowhere", "a", "b", "k" * 245):
-                rig.upstream.channel.queue_bind(queue, exchange, key)
+                deployment.upstream.channel.queue_bind(queue, exchange, key)
         sent = 0
         for headers in _ROUTING_HEADERS:
-            # What is dead-lettered with the headers that it came with, and a command that is answered.
+            # Two that are dead-lettered with their original headers, and one that is accepted.
             for body in (b"{}", a_command(expired_time="2020-01-01T00:00:00Z"), a_command()):
-                rig.upstream.publish(body, headers=headers)
+                deployment.upstream.publish(body, headers=headers)
                 sent += 1
-        replies = rig.upstream.replies(sent)
+        replies = deployment.upstream.replies(sent)
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
-        assert rig.upstream.count(queue) == 0
+        assert deployment.upstream.count(queue) == 0
     assert [reply["status"] for reply in replies].count("failed") == 2 * len(_ROUTING_HEADERS)
-    letters = [rig.upstream.dead_letter() for _ in range(2 * len(_ROUTING_HEADERS))]
+    letters = [deployment.upstream.dead_letter() for _ in range(2 * len(_ROUTING_HEADERS))]
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_command", "expired"}
     assert not any({"cc", "bcc"} & {name.strip().lower() for name in letter.headers} for letter in letters)
 
 
-def test_a_second_bcc_routes_nothing(rig: Rig) -> None:
-    """The broker takes the first one away before it delivers a message, and leaves the second."""
-    with rig.worker() as worker:
-        queue = f"{rig.topology.namespace}.elsewhere"
-        rig.upstream.channel.queue_declare(queue, exclusive=True)
-        rig.upstream.channel.queue_bind(queue, rig.topology.dead_letters_exchange, "stolen")
-        publish_with_table(rig, b"{}", (b"\x03BCCA" + array("stolen")) * 2)
-        assert rig.upstream.reply().json["error"]["code"] == "invalid_command"
-        assert "BCC" not in rig.upstream.dead_letter().headers
-        assert rig.upstream.count(queue) == 0
+def test_a_second_bcc_header_routes_no_copy(deployment: Deployment) -> None:
+    """The broker removes the first BCC header before it delivers a message, but not the second."""
+    with deployment.worker() as worker:
+        queue = f"{deployment.topology.namespace}.elsewhere"
+        deployment.upstream.channel.queue_declare(queue, exclusive=True)
+        deployment.upstream.channel.queue_bind(queue, deployment.topology.dead_letters_exchange, "stolen")
+        publish_with_table(deployment, b"{}", (b"\x03BCCA" + array("stolen")) * 2)
+        assert deployment.upstream.reply().json["error"]["code"] == "invalid_command"
+        assert "BCC" not in deployment.upstream.dead_letter().headers
+        assert deployment.upstream.count(queue) == 0
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
 
 
@@ -150,34 +157,36 @@ def array(*texts: str) -> bytes:
     return len(items).to_bytes(4) + items
 
 
-def publish_with_table(rig: Rig, body: bytes, table: bytes) -> None:
-    """Publish with a table of headers as it stands, which no client would write."""
+def publish_with_table(deployment: Deployment, body: bytes, table: bytes) -> None:
+    """Publish with a header table that no client library would encode."""
 
     class Raw(pika.BasicProperties):
         def encode(self) -> list[bytes]:
             flags = pika.BasicProperties.FLAG_HEADERS | pika.BasicProperties.FLAG_DELIVERY_MODE
             return [flags.to_bytes(2), len(table).to_bytes(4) + table, b"\x02"]
 
-    rig.upstream.channel.basic_publish(rig.topology.commands_exchange, "execute", body, Raw(), mandatory=True)
+    deployment.upstream.channel.basic_publish(
+        deployment.topology.commands_exchange, "execute", body, Raw(), mandatory=True
+    )
 
 
-def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_headers(
-    rig: Rig, own_broker: LocalBroker
+def test_a_forbidden_reply_to_changes_the_routing_of_its_own_reply_only(
+    deployment: Deployment, own_broker: LocalBroker
 ) -> None:
-    """A topic permission refuses one sender's reply_to: only that reply goes by the worker's own routing key."""
+    """A topic permission refuses one reply_to: that reply alone is published with the default routing key."""
     allowed = "^(execute|allowed)[.].*"
-    own_broker.control("set_topic_permissions", "-p", "/", "guest", rig.topology.replies_exchange, allowed, ".*")
+    own_broker.control("set_topic_permissions", "-p", "/", "guest", deployment.topology.replies_exchange, allowed, ".*")
     try:
-        with rig.worker() as worker:
+        with deployment.worker() as worker:
             missing = set()
             for number in range(100):
                 message_id, key = f"m-{number}", "not.allowed" if number == 50 else f"allowed.{number}"
                 body = b"{}" if number % 2 else json.dumps(a_command(command_id=message_id, args=message_id)).encode()
-                rig.upstream.publish(body, message_id=message_id, reply_to=key, headers={"tenant": "a"})
+                deployment.upstream.publish(body, message_id=message_id, reply_to=key, headers={"tenant": "a"})
                 missing.add("execute.accepted.unknown" if number == 50 else key)
             while missing:
-                missing.discard(rig.upstream.reply().routing_key)
-            letters = [rig.upstream.dead_letter() for _ in range(50)]
+                missing.discard(deployment.upstream.reply().routing_key)
+            letters = [deployment.upstream.dead_letter() for _ in range(50)]
             refused = [line for line in worker.events if line["event"] == "publication_refused"]
             lost = [line for line in worker.events if line["event"] == "broker_connection_lost"]
         assert [letter.headers.get("tenant") for letter in letters] == ["a"] * 50
@@ -187,20 +196,20 @@ def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_h
         own_broker.control("clear_topic_permissions", "-p", "/", "guest")
 
 
-def test_a_refused_reply_of_a_message_that_came_back_often_holds_up_no_other(rig: Rig) -> None:
-    """Such messages are taken one at a time, but not for as long as a full queue refuses their replies."""
-    channel, name = rig.upstream.channel, f"{rig.topology.namespace}.full"
-    with rig.worker():
+def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(deployment: Deployment) -> None:
+    """Such messages are processed one at a time, but not while a full queue refuses their replies."""
+    channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
+    with deployment.worker():
         pass
     channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
-    channel.queue_bind(name, rig.topology.replies_exchange, "full")
+    channel.queue_bind(name, deployment.topology.replies_exchange, "full")
     channel.basic_publish("", name, b"fills it")
-    rig.upstream.publish(b"{}", reply_to="full")
+    deployment.upstream.publish(b"{}", reply_to="full")
     for _ in range(MANY_RETURNS):
-        with rig.worker() as worker:
+        with deployment.worker() as worker:
             worker.wait_for("publish_refused")
-    ids = good_commands(rig, 10)
-    with rig.worker():
+    ids = good_commands(deployment, 10)
+    with deployment.worker():
         while ids:
-            ids.discard(rig.upstream.reply().json["command_id"])
+            ids.discard(deployment.upstream.reply().json["command_id"])
     channel.queue_delete(name)

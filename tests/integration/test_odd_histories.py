@@ -1,4 +1,4 @@
-"""A command whose answer was lost, at a platform that writes its history in its own way: one request, or a proof."""
+"""Reconciliation with histories in unusual formats: a second request needs proof that the first was not cached."""
 
 import json
 from collections import Counter
@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.rig import Rig, a_command
+from tests.support.builders import a_command
+from tests.support.deployment import Deployment
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
 UNKNOWN, RECOVERED, SENT_AGAIN = "outcome_unknown", "recovered", "sent again"
 ARGS = 'say "hi" \U0001f600\n'
 
-# What is shown otherwise in the list, in the detail, in the args of the detail, and what must become of the command.
+# What differs in the list, in the detail and in the args of the detail, and the expected outcome of the command.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "obj_id 3311.0": ({}, {}, {"obj_id": 3311.0, "res_id": " 5850 "}, RECOVERED),
     "type 2": ({"type": 2}, {}, {}, RECOVERED),
@@ -39,10 +40,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def test_a_history_written_in_another_way_never_causes_a_second_request(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+def test_only_a_history_entry_that_clearly_differs_allows_a_second_request(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each kind has a device of its own; each command was cached once, and its answer was lost."""
+    """Each kind has its own device; each command was cached once, and its answer was lost."""
     devices = {str(865820031000000 + number): kind for number, kind in enumerate(KINDS)}
     history, detail = Platform.history, Platform.detail
 
@@ -58,13 +59,13 @@ def test_a_history_written_in_another_way_never_causes_a_second_request(
 
     monkeypatch.setattr(Platform, "history", odd_history)
     monkeypatch.setattr(Platform, "detail", odd_detail)
-    rig.simulator.faults.replace([Fault(kind="drop_after_caching", imei=imei, count=1) for imei in devices])
-    with rig.worker():
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching", imei=imei, count=1) for imei in devices])
+    with deployment.worker():
         for imei, kind in devices.items():
             fields = {"expired_time": "2099-01-01T00:00:00", "retry": 4, "args": ARGS}
-            rig.upstream.publish(a_command(command_id=kind.replace(" ", "_"), imei=imei, **fields))
-        replies = {reply["imei"]: reply for reply in rig.upstream.replies(len(devices))}
-        letters = [rig.upstream.dead_letter() for kind in KINDS.values() if kind[3] == UNKNOWN]
+            deployment.upstream.publish(a_command(command_id=kind.replace(" ", "_"), imei=imei, **fields))
+        replies = {reply["imei"]: reply for reply in deployment.upstream.replies(len(devices))}
+        letters = [deployment.upstream.dead_letter() for kind in KINDS.values() if kind[3] == UNKNOWN]
 
     def outcome(imei: str) -> str:
         reply = replies[imei]
@@ -73,11 +74,11 @@ def test_a_history_written_in_another_way_never_causes_a_second_request(
         return RECOVERED if reply["recovered"] else SENT_AGAIN
 
     assert {devices[imei]: outcome(imei) for imei in replies} == {kind: row[3] for kind, row in KINDS.items()}
-    requests = Counter(devices[request["query"]["imei"]] for request in rig.simulator.requests)
+    requests = Counter(devices[request["query"]["imei"]] for request in deployment.simulator.requests)
     assert requests == {kind: 2 if row[3] == SENT_AGAIN else 1 for kind, row in KINDS.items()}
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {UNKNOWN}
     messages = {devices[imei]: reply["error"]["message"] for imei, reply in replies.items() if reply["error"]}
     assert "(retry)" in messages["retry -1"]
     assert "(args)" in messages["args escaped"]
-    uuids = {command.query["imei"]: command.uuid for command in rig.simulator.platform.commands}
+    uuids = {command.query["imei"]: command.uuid for command in deployment.simulator.platform.commands}
     assert all(uuids[imei] in replies[imei]["error"]["message"] for imei, kind in devices.items() if kind == "retry -1")

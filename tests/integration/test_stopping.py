@@ -1,24 +1,29 @@
-"""Stopping: finish, confirm, acknowledge, exit 0; and what has not been started goes back as if never taken."""
+"""Shutdown: requests in flight are finished, confirmed and acknowledged; waiting commands return to the queue."""
 
 import signal
 import threading
 
 import pytest
 
-from tests.integration.test_connection import assert_each_accepted_once, publish_many
-from tests.support.rig import LONG_SETTLE_S, Proxy, Rig, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.outcomes import assert_each_accepted_once, publish_many
+from tests.support.proxies import Proxy
+from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(rig: Rig, number: signal.Signals) -> None:
-    """A message handed back does not look redelivered, so that the next worker sends it without any doubt."""
+def test_a_restart_under_load_loses_no_command_and_sends_none_twice(
+    deployment: Deployment, number: signal.Signals
+) -> None:
+    """Commands that were not sent are not redelivered but published anew, so the next worker need not doubt them."""
     ids = []
     with onenet(latency_s=0.05) as slow:
-        rig.simulator = slow
+        deployment.simulator = slow
         settings = {"WORKER_CONCURRENCY": "4"}
-        with rig.worker(**settings) as first:
-            ids = publish_many(rig, 300)
+        with deployment.worker(**settings) as first:
+            ids = publish_many(deployment, 300)
             first.wait_for("command_accepted", count=20)
             first.process.signal(number)
             assert first.process.wait() == 0
@@ -26,57 +31,59 @@ def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(rig: Rig,
         assert first.events[-1]["event"] == "worker_stopped"
         assert not [event for event in first.events if event["level"] in {"error", "critical"}]
         settings["WORKER_CONCURRENCY"] = "32"
-        with rig.worker(**settings):
-            assert_each_accepted_once(rig, ids)
+        with deployment.worker(**settings):
+            assert_each_accepted_once(deployment, ids)
 
 
-def test_stopped_while_upstream_publishes_nothing_looks_redelivered(rig: Rig) -> None:
-    """What arrives between the cancel and the broker's answer would be requeued by pika, as if it had been handled."""
-    with rig.worker(WORKER_CONCURRENCY="32") as first:
+def test_a_shutdown_while_upstream_publishes_loses_no_command_and_sends_none_twice(deployment: Deployment) -> None:
+    """pika would requeue deliveries between basic.cancel and its answer, and they would look redelivered."""
+    with deployment.worker(WORKER_CONCURRENCY="32") as first:
         ids: list[str] = []
-        thread = threading.Thread(target=lambda: ids.extend(publish_many(rig, 600)))
+        thread = threading.Thread(target=lambda: ids.extend(publish_many(deployment, 600)))
         thread.start()
         first.wait_for("command_accepted", count=20)
         first.process.signal(signal.SIGTERM)
         assert first.process.wait() == 0
         thread.join()
-    with rig.worker():
-        assert_each_accepted_once(rig, ids)
+    with deployment.worker():
+        assert_each_accepted_once(deployment, ids)
 
 
-def test_what_is_under_way_is_finished(rig: Rig) -> None:
+def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> None:
     with onenet(latency_s=1) as slow:
-        rig.simulator = slow
-        with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
-            rig.upstream.publish(a_command(command_id="last", args="last"))
-            rig.wait_for_request(slow)
+        deployment.simulator = slow
+        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
+            deployment.upstream.publish(a_command(command_id="last", args="last"))
+            deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
             assert worker.process.wait() == 0
-        assert rig.upstream.reply().json["status"] == "accepted"
-        assert rig.upstream.count(rig.topology.execute_queue) == 0
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        assert deployment.upstream.count(deployment.topology.execute_queue) == 0
 
 
-def test_the_grace_period_ends_the_wait_and_nothing_is_lost(rig: Rig) -> None:
-    """The request that outlasts it is not acknowledged, so its command comes again."""
-    rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with rig.worker(WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
-        rig.upstream.publish(a_command(command_id="outlasting"))
-        rig.wait_for_request()
+def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(deployment: Deployment) -> None:
+    """Its command is not acknowledged, so the broker delivers it again."""
+    deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
+    with deployment.worker(
+        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)
+    ) as worker:
+        deployment.upstream.publish(a_command(command_id="outlasting"))
+        deployment.wait_for_request()
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0
         worker.wait_for("shutdown_grace_exceeded")
-    assert rig.upstream.get(rig.topology.execute_queue).json["command_id"] == "outlasting"
+    assert deployment.upstream.get(deployment.topology.execute_queue).json["command_id"] == "outlasting"
 
 
-def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
-    """What is under way is finished all the same; nobody is left to acknowledge it to."""
-    proxy = Proxy(rig.broker_url)
+def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: Deployment) -> None:
+    """The request in flight is finished, although its command can no longer be acknowledged."""
+    proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
-        rig.simulator = slow
-        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_SETTLE": str(LONG_SETTLE_S)}
-        with rig.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
-            rig.upstream.publish(a_command())
-            rig.wait_for_request(slow)
+        deployment.simulator = slow
+        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
+        with deployment.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
+            deployment.upstream.publish(a_command())
+            deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
             worker.wait_for("worker_stopping")
             proxy.cut()
@@ -85,19 +92,19 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(rig: Rig) -> None:
     proxy.close()
 
 
-def test_a_second_signal_ends_it_at_once(rig: Rig) -> None:
-    rig.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with rig.worker(ONENET_READ_TIMEOUT="50", WORKER_SETTLE=str(LONG_SETTLE_S)) as worker:
-        rig.upstream.publish(a_command())
-        rig.wait_for_request()
+def test_a_second_sigint_ends_the_worker_at_once(deployment: Deployment) -> None:
+    deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
+    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
+        deployment.upstream.publish(a_command())
+        deployment.wait_for_request()
         worker.process.signal(signal.SIGINT)
         worker.wait_for("worker_stopping")
         worker.process.signal(signal.SIGINT)
         assert worker.process.wait() == 130
 
 
-def test_a_worker_without_a_broker_stops_too(rig: Rig) -> None:
-    with rig.start_worker(AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as worker:
+def test_a_worker_without_a_broker_stops_on_sigterm(deployment: Deployment) -> None:
+    with deployment.start_worker(AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as worker:
         worker.wait_for("broker_unavailable")
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0

@@ -1,4 +1,4 @@
-"""Who follows a command across systems finds it here too."""
+"""Traces: the spans of a command, and the trace headers of replies, retries and dead letters."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,9 @@ from pathlib import Path
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.support.rig import OFFLINE_IMEI, Rig, a_command, onenet
+from tests.support.builders import a_command
+from tests.support.deployment import Deployment
+from tests.support.simulator import OFFLINE_IMEI, onenet
 from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 
@@ -20,7 +22,7 @@ TRACED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """Run a collector; yields its URL, and the spans that came."""
+    """Run a trace collector; yields its URL and the spans it received."""
     spans: list[Span] = []
 
     class Processor(BaseHTTPRequestHandler):
@@ -47,13 +49,13 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
         server.server_close()
 
 
-def test_a_trace_goes_on_through_consume_request_and_publish_to_the_reply(rig: Rig) -> None:
-    with collector() as (url, spans), rig.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
-        rig.upstream.publish(a_command(command_id="a"), headers=TRACED, app_id="billing")
-        reply = rig.upstream.reply()
-        worker.process.stop()  # which hands on what has been collected
+def test_a_trace_continues_through_consume_request_and_publish_to_the_reply(deployment: Deployment) -> None:
+    with collector() as (url, spans), deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
+        deployment.upstream.publish(a_command(command_id="a"), headers=TRACED, app_id="billing")
+        reply = deployment.upstream.reply()
+        worker.process.stop()  # exports the remaining spans
         assert {span.trace_id.hex() for span in spans} == {TRACE}
-        queue, exchange = rig.topology.execute_queue, rig.topology.replies_exchange
+        queue, exchange = deployment.topology.execute_queue, deployment.topology.replies_exchange
         found = {span.name: span for span in spans}
         assert found.keys() == {f"process {queue}", "POST", f"send {exchange}"}
         consume, request, publish = found[f"process {queue}"], found["POST"], found[f"send {exchange}"]
@@ -71,39 +73,39 @@ def test_a_trace_goes_on_through_consume_request_and_publish_to_the_reply(rig: R
         values = {attribute.key: attribute.value for span in spans for attribute in span.attributes}
         assert values["messaging.message.id"].string_value == "a"
         assert values["http.response.status_code"].int_value == 200
-        assert values["url.full"].string_value == f"{rig.simulator.url}/nbiot/execute/offline"
+        assert values["url.full"].string_value == f"{deployment.simulator.url}/nbiot/execute/offline"
         assert values["messaging.rabbitmq.destination.routing_key"].string_value == "execute.accepted.billing"
 
 
-def test_retries_and_dead_letters_keep_the_traces_headers_as_they_came(tmp_path: Path, broker_url: str) -> None:
+def test_retries_and_dead_letters_keep_the_trace_headers_unchanged(tmp_path: Path, broker_url: str) -> None:
     busy = Fault(kind="too_many_requests", seconds=0)
     with (
         collector() as (url, spans),
         onenet(busy) as simulator,
-        Rig.set_up(broker_url, tmp_path, simulator) as rig,
-        rig.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url, WORKER_MAX_ATTEMPTS="2") as worker,
+        Deployment.set_up(broker_url, tmp_path, simulator) as deployment,
+        deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url, WORKER_MAX_ATTEMPTS="2") as worker,
     ):
-        rig.upstream.publish(a_command(), headers=TRACED)
-        letter = rig.upstream.dead_letter()
+        deployment.upstream.publish(a_command(), headers=TRACED)
+        letter = deployment.upstream.dead_letter()
         assert {name: letter.headers[name] for name in TRACED} == TRACED
         worker.process.stop()
-        consumed = [span for span in spans if span.name == f"process {rig.topology.execute_queue}"]
+        consumed = [span for span in spans if span.name == f"process {deployment.topology.execute_queue}"]
         assert [span.parent_span_id.hex() for span in consumed] == [PARENT, PARENT]
 
 
-def test_without_a_trace_a_command_begins_one(rig: Rig) -> None:
-    with collector() as (url, spans), rig.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
-        rig.upstream.publish(a_command(imei=OFFLINE_IMEI), headers={"traceparent": "nonsense"})
-        reply = rig.upstream.reply()
+def test_a_command_without_a_trace_starts_one(deployment: Deployment) -> None:
+    with collector() as (url, spans), deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
+        deployment.upstream.publish(a_command(imei=OFFLINE_IMEI), headers={"traceparent": "nonsense"})
+        reply = deployment.upstream.reply()
         worker.process.stop()
         consume = next(span for span in spans if span.name.startswith("process"))
         assert not consume.parent_span_id
         assert consume.trace_id.hex() in reply.headers["traceparent"]
 
 
-def test_a_collector_that_is_away_holds_up_nothing(rig: Rig) -> None:
-    with rig.worker(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}") as worker:
-        rig.upstream.publish(a_command())
-        assert rig.upstream.reply().json["status"] == "accepted"
+def test_an_unreachable_collector_delays_no_command_and_no_shutdown(deployment: Deployment) -> None:
+    with deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}") as worker:
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
         worker.process.stop()
         assert worker.wait_for("worker_stopped")["exit_code"] == 0

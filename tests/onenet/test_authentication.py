@@ -4,9 +4,9 @@ from urllib.parse import parse_qsl
 
 from pydantic import SecretStr
 
-from tests.support.rig import ACCESS_KEY, PRODUCT_ID
+from tests.support.simulator import ACCESS_KEY, PRODUCT_ID
+from worker.core.credentials import AccessKey
 from worker.onenet.authentication import SignedToken, sign
-from worker.settings import AccessKey
 
 CREDENTIALS = AccessKey(product_id=PRODUCT_ID, access_key=SecretStr(ACCESS_KEY))
 

@@ -8,15 +8,15 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
-from tests.support.rig import a_command
-from worker.core.command import read_command
-from worker.core.doubt import DoubtWindow
+from tests.support.builders import a_command
+from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command
+from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import (
     MAX_SKEW,
     PER_PAGE,
     USUAL_SKEW,
-    Candidate,
     HistoryPages,
     Window,
     candidates,
@@ -73,12 +73,14 @@ def unclear(command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any
     """Return the fields of an entry of which nobody can tell whether they are the command's."""
     found = find(command, listed, sent, content)
     assert found is not None
-    assert not found.is_likely
+    assert not found.is_within_clock_skew
     return found.unclear
 
 
 def test_what_agrees_in_everything_is_the_command() -> None:
-    assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Candidate("u", is_likely=True, valid_time_omitted=False)
+    assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Candidate(
+        "u", is_within_clock_skew=True, valid_time_omitted=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,9 @@ def test_an_entry_that_merely_looks_different_is_neither_the_command_nor_another
 ) -> None:
     """To pass over it could be to send the command twice, and to take it, to say so of one that was never cached."""
     found = find(COMMAND, LISTED | listed, SENT | sent, content)
-    assert found == Candidate("u", is_likely=False, valid_time_omitted=field == "valid_time", unclear=(field,))
+    assert found == Candidate(
+        "u", is_within_clock_skew=False, valid_time_omitted=field == "valid_time", unclear=(field,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_a_certain_difference_makes_another_command_of_the_oddest_entry() -> Non
 def test_a_time_with_an_offset_is_the_same_in_either_reading() -> None:
     for created in ("2026-08-05 12:00:01+08:00", "2026-08-05T12:00:01Z", "2026-08-05T04:00:01Z"):
         found = find(COMMAND, LISTED | {"create_time": created}, SENT, ON)
-        assert found == Candidate("u", is_likely=True, valid_time_omitted=False)
+        assert found == Candidate("u", is_within_clock_skew=True, valid_time_omitted=False)
 
 
 def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
@@ -262,7 +266,7 @@ def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
         assert WINDOW.is_within(bound + outwards * MAX_SKEW, MAX_SKEW)
         assert not WINDOW.is_within(bound + outwards * (MAX_SKEW + second), MAX_SKEW)
     far = find(COMMAND, LISTED | {"create_time": "2026-08-05 12:00:30"}, SENT, {"args": "on"})
-    assert far == Candidate("u", is_likely=False, valid_time_omitted=False)
+    assert far == Candidate("u", is_within_clock_skew=False, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize("skew_s", [-600, 600])
@@ -339,7 +343,7 @@ PLAIN_SENT = without(SENT, "retry", "timeout", "valid_time")
 )  # fmt: skip
 def test_what_was_not_given_has_many_ways_of_being_absent(listed: dict[str, Any], sent: dict[str, Any]) -> None:
     found = find(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON)
-    assert found == Candidate("u", is_likely=True, valid_time_omitted=False)
+    assert found == Candidate("u", is_within_clock_skew=True, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize("valid_time", ["2026-08-05T20:00:00", "2026-08-05T12:00:07"])
@@ -404,15 +408,15 @@ def test_a_valid_time_is_absent_only_where_it_can_have_been_left_out(
 
 
 @pytest.mark.parametrize(
-    ("time", "is_likely"),
+    ("time", "is_within_clock_skew"),
     [("11:58:59", None), ("11:59:00", False), ("11:59:54", False), ("11:59:55", True), ("12:00:02", True),
      ("12:00:07", True), ("12:00:08", False), ("12:01:02", False), ("12:01:03", None)],
 )  # fmt: skip
 def test_what_only_clocks_far_apart_would_explain_is_told_from_what_is_likely(
-    time: str, is_likely: bool | None
+    time: str, is_within_clock_skew: bool | None
 ) -> None:
     found = find(COMMAND, LISTED | {"create_time": f"2026-08-05 {time}"}, SENT, ON)
-    assert (found and found.is_likely) == is_likely
+    assert (found and found.is_within_clock_skew) == is_within_clock_skew
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,18 @@ import pytest
 from pika import BasicProperties
 
 from schemas.reply import Reply
-from tests.support.rig import a_command, in_hours
+from tests.support.builders import a_command, in_hours
 from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Claim, Key, Lease, OnRecorded
 from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import Candidate
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.processor import MAX_UNFINISHED, MAX_UNREAD, Processor
 from worker.telemetry.metrics import Metrics
@@ -79,17 +78,19 @@ class Store(MemoryStore):
         self._come("claim")
         return super().claim(key, now, replay)
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
         if "complete" in self.is_away_for:
-            on_end(StoreUnavailable("Redis: ConnectionError"))
+            on_recorded(StoreUnavailable("Redis: ConnectionError"))
             return
         self.history.append("complete")
-        super().complete(hold, reply, doubt, on_end)
+        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
 
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         if "release" in self.is_away_for:
             raise StoreUnavailable("Redis: ConnectionError")
-        super().release(hold, doubt, holder_crashed=holder_crashed)
+        super().release(lease, doubt, holder_crashed=holder_crashed)
 
     def _come(self, call: str) -> None:
         if call in self.is_away_for:
@@ -137,13 +138,13 @@ class Rig:
 
     def pause(self) -> None:
         """Let the platform fail so often that it counts as down."""
-        while (passage := self.gates.enter(None)) is not None:
-            passage.failed("HTTP 503")
+        while (passage := self.gates.try_acquire(None)) is not None:
+            passage.record_failure("HTTP 503")
 
     def pause_histories(self) -> None:
         """Let reads of the history fail so often that they count as down."""
-        while (passage := self.history_gates.enter(None)) is not None:
-            passage.failed("the command history: HTTP 503")
+        while (passage := self.history_gates.try_acquire(None)) is not None:
+            passage.record_failure("the command history: HTTP 503")
 
     def come_to_its_last_attempt(self) -> dict[str, Any]:
         """Let a command's first two attempts fail; returns the headers with which it comes for its third."""
@@ -154,12 +155,12 @@ class Rig:
 
     def probe(self, delivery: Delivery) -> list[str]:
         """Handle a delivery as soon as the next probe is due."""
-        self.seconds += self.gates.due_in_s()
+        self.seconds += self.gates.retry_in_s()
         return self.handle(delivery)
 
     def probe_histories(self, delivery: Delivery) -> list[str]:
         """Handle a delivery as soon as the next probe of histories is due."""
-        self.seconds += self.history_gates.due_in_s()
+        self.seconds += self.history_gates.retry_in_s()
         return self.handle(delivery)
 
     def last_reply(self) -> Any:
@@ -200,7 +201,7 @@ def rested(attempt: int = 1, **headers: Any) -> Delivery:
 
 
 def likely(uuid: str) -> Candidate:
-    return Candidate(uuid, is_likely=True, valid_time_omitted=False)
+    return Candidate(uuid, is_within_clock_skew=True, valid_time_omitted=False)
 
 
 REPLY = ["onenet.replies"]
@@ -526,7 +527,7 @@ def test_what_is_found_after_the_last_attempt_and_its_expiry_is_accepted_all_the
 
 
 def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
-    rig.platform.entries = [Candidate("found", is_likely=True, valid_time_omitted=True)]
+    rig.platform.entries = [Candidate("found", is_within_clock_skew=True, valid_time_omitted=True)]
     rig.handle(rested())
     first = rig.last_reply()
     assert (first["recovered"], first["valid_time_omitted"]) == (True, True)
@@ -537,14 +538,14 @@ def test_a_recovered_reply_is_recorded_and_repeated_as_it_was(rig: Rig) -> None:
 
 def test_what_fits_but_for_its_time_is_neither_taken_nor_sent_again(rig: Rig) -> None:
     """Either would be a guess about two clocks."""
-    rig.platform.entries = [Candidate("u", is_likely=False, valid_time_omitted=False)]
+    rig.platform.entries = [Candidate("u", is_within_clock_skew=False, valid_time_omitted=False)]
     assert rig.handle(rested()) == FAILURE
     assert rig.last_reply()["error"]["code"] == "outcome_unknown"
     assert "request" not in rig.history
 
 
 def an_unclear(uuid: str, *fields: str) -> Candidate:
-    return Candidate(uuid, is_likely=False, valid_time_omitted=False, unclear=fields)
+    return Candidate(uuid, is_within_clock_skew=False, valid_time_omitted=False, unclear=fields)
 
 
 def test_what_may_be_the_command_and_nobody_can_tell_is_unknown_and_never_sent(rig: Rig) -> None:
@@ -948,7 +949,7 @@ def test_the_refusals_of_one_device_pause_nothing_and_are_rejections(rig: Rig, n
     rig.platform.answers = [no] * 50
     assert [rig.handle(delivery(command_id=f"command-{number}")) for number in range(50)] == [REPLY] * 50
     assert rig.last_reply()["status"] == "rejected"
-    assert rig.gates.is_open(None)
+    assert rig.gates.allows(None)
     assert rig.handle(delivery(command_id="another", imei=DEVICES[1])) == REPLY
     assert rig.last_reply()["status"] == "accepted"
 
@@ -961,8 +962,8 @@ def test_a_throttled_command_is_tried_again_as_the_same_attempt_and_slows_down_t
     for _ in range(9):
         came = delivery() if not waits_s else delivery(headers=headers)
         assert rig.handle(came) == RETRY
-        waits_s.append(rig.gates.due_in_s())
-        assert rig.history_gates.is_open(None)  # nothing would end its waits but a history that is read
+        waits_s.append(rig.gates.retry_in_s())
+        assert rig.history_gates.allows(None)  # nothing would end its waits but a history that is read
         rig.seconds += waits_s[-1]
         headers = rig.last_headers()
         assert headers == {"x-onenet-attempt": 1}
@@ -977,10 +978,10 @@ def test_a_throttled_history_uses_up_no_attempt_and_slows_down_histories(rig: Ri
     for _ in range(9):
         assert rig.handle(rested(3)) == SETTLE
         assert rig.last_headers()["x-onenet-attempt"] == 3
-        assert rig.gates.is_open(None) == (asked_s == 0)  # a wait that is asked for holds for all requests
-        assert rig.gates.due_in_s() == asked_s
-        assert rig.history_gates.due_in_s() >= max(1, asked_s)
-        rig.seconds += rig.history_gates.due_in_s()
+        assert rig.gates.allows(None) == (asked_s == 0)  # a wait that is asked for holds for all requests
+        assert rig.gates.retry_in_s() == asked_s
+        assert rig.history_gates.retry_in_s() >= max(1, asked_s)
+        rig.seconds += rig.history_gates.retry_in_s()
     rig.platform.history_error = None
     rig.platform.entries = [likely("found")]
     assert rig.handle(rested(3)) == REPLY
@@ -990,9 +991,9 @@ def test_histories_that_fail_pause_no_executions(rig: Rig) -> None:
     rig.platform.entries = None
     for number in range(3 * PAUSE_AFTER):
         assert rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}")) == SETTLE
-    assert not rig.history_gates.is_open(None)
+    assert not rig.history_gates.allows(None)
     assert rig.history.count("look up") == PAUSE_AFTER  # from there on only probes
-    assert rig.gates.is_open(None)
+    assert rig.gates.allows(None)
     assert rig.handle(delivery(command_id="new")) == REPLY
 
 
@@ -1007,9 +1008,9 @@ def test_histories_that_are_refused_are_paused_where_it_is_more_than_one_device(
     rig.platform.history_error = error
     for number in range(3 * PAUSE_AFTER):
         rig.handle(delivery(headers=rested().headers, command_id=f"command-{number}"))
-    assert rig.history_gates.is_open(None)
+    assert rig.history_gates.allows(None)
     rig.handle(delivery(headers=rested().headers, command_id="another", imei=DEVICES[1]))
-    assert not rig.history_gates.is_open(None)
+    assert not rig.history_gates.allows(None)
 
 
 def test_a_history_that_is_read_again_ends_the_pause_of_histories(rig: Rig) -> None:
@@ -1017,7 +1018,7 @@ def test_a_history_that_is_read_again_ends_the_pause_of_histories(rig: Rig) -> N
     assert rig.handle(rested()) == SETTLE
     assert "look up" not in rig.history
     assert rig.probe_histories(rested()) == REPLY
-    assert rig.history_gates.is_open(None)
+    assert rig.history_gates.allows(None)
 
 
 def test_while_histories_are_paused_a_doubt_rests_on_and_uses_up_no_attempt(rig: Rig) -> None:
@@ -1033,7 +1034,7 @@ def test_while_executions_are_paused_what_was_cached_is_found(rig: Rig) -> None:
     rig.platform.entries = [likely("found")]
     assert rig.handle(rested()) == REPLY
     assert (rig.last_reply()["uuid"], rig.last_reply()["recovered"]) == ("found", True)
-    assert not rig.gates.is_open(None)  # a history says nothing of executions
+    assert not rig.gates.allows(None)  # a history says nothing of executions
 
 
 def test_while_executions_are_paused_what_was_not_cached_waits_without_a_doubt_or_a_lost_attempt(rig: Rig) -> None:
@@ -1058,7 +1059,7 @@ def test_a_command_in_doubt_takes_no_probe_of_executions(rig: Rig, came: str) ->
         rig.handle(delivery())
         rig.now_s = SETTLE_S + 1
     rig.pause()
-    rig.seconds += rig.gates.due_in_s()
+    rig.seconds += rig.gates.retry_in_s()
     rig.platform.answers = []
     found: list[list[str]] = []
     told: list[Delivery] = []
@@ -1070,7 +1071,7 @@ def test_a_command_in_doubt_takes_no_probe_of_executions(rig: Rig, came: str) ->
     if came == "redelivered":  # no record explains it: it rests before its history is read
         found.append(rig.handle(delivery(command_id="new")))
     assert found == [REPLY]
-    assert rig.gates.is_open(None)
+    assert rig.gates.allows(None)
     assert told == ([doubtful] if came == "recorded" else [])
 
 
@@ -1093,14 +1094,14 @@ def test_what_counts_as_a_failure_of_the_platform(rig: Rig, answer: Answer, is_f
         rig.handle(delivery(command_id=f"before-{number}"))
     rig.platform.answers = [answer]
     rig.handle(delivery(command_id="it"))
-    assert rig.gates.is_open(None) is not is_failure
+    assert rig.gates.allows(None) is not is_failure
 
 
 def test_a_probe_that_asked_nothing_is_followed_by_another_at_once(rig: Rig) -> None:
     """An hour's expired commands must not keep the first good one waiting."""
     rig.pause()
     rig.probe(delivery(expired_time=in_hours(-1)))
-    assert rig.gates.due_in_s() == 0
+    assert rig.gates.retry_in_s() == 0
 
 
 def test_a_wait_that_the_platform_asked_for_holds_up_all_but_uses_up_one_attempt(rig: Rig) -> None:

@@ -18,34 +18,41 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pika import BasicProperties
 
 from schemas.reply import Reply
-from tests.support.rig import a_command
+from tests.support.builders import a_command
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Assignment, Claim, Key, Lease, OnRecorded, Unseen
+from worker.core.claims import Claim, Key, Lease, OnRecorded, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.ownership import OwnershipFacts
+from worker.core.parsing import read_task
+from worker.core.platform import Candidate, OwnedByOthers, Sent
+from worker.core.resolution import Conclude, Postpone, Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
 from worker.idempotency.memory import MemoryStore
-from worker.onenet.client import OwnedByOthers, Sent
-from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Candidate, Window
+from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.crash_guard import ReplaceWith
+from worker.processing.leases import Leases
 from worker.processing.processor import Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
 from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
-REQUEST_S, SETTLE_S, LEASE_S = 2, 3, 9
+REQUEST_S, RECONCILE_DELAY_S, LEASE_S = 2, 3, 9
 METRICS = Metrics("0", 1)
-POLICY = RetryPolicy((1, 2), max_attempts=50, settle_s=SETTLE_S)
-HASTY = RetryPolicy((1, 2), max_attempts=1, settle_s=SETTLE_S, in_doubt="dead-letter")  # much to replay
-TOPOLOGY = Topology("onenet", (1, 2, SETTLE_S))
-OUTGOING = MessageBuilder(TOPOLOGY, "host:1")
+POLICY = RetryPolicy((1, 2), max_attempts=50, reconcile_delay_s=RECONCILE_DELAY_S)
+HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S, in_doubt="dead-letter")
+TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
+MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
-POINTS = ["claim", "request", "answer", "history", "own", "release", "complete", "mark", "marked"]
+POINTS = ["claim", "request", "answer", "history", "ownership", "release", "complete", "mark", "marked"]
 ENDS = ["acknowledged", "published only", "nothing"]
 
 
@@ -115,7 +122,7 @@ class World:
                 self.messages.append(Message(publication.body, publication.properties, True, ready_at))
 
 
-class Platform:
+class ModelPlatform:
     """The client of a platform that fails as the world says."""
 
     def __init__(self, world: World) -> None:
@@ -132,7 +139,7 @@ class Platform:
         kept = Kept(f"u{len(world.kept) + len(world.late)}", command.match_key(), world.now)
         answer: Answer = Cached(kept.uuid)
         if world.fault == "lost, cached late":
-            kept.created_at = world.now + timedelta(seconds=REQUEST_S + 0.9 * SETTLE_S)
+            kept.created_at = world.now + timedelta(seconds=REQUEST_S + 0.9 * RECONCILE_DELAY_S)
             world.late.append(kept)
         elif world.fault != "lost, not cached":
             world.kept.append(kept)
@@ -147,7 +154,7 @@ class Platform:
         world.come_to("history")
         if not world.is_history_readable:
             raise HistoryUnreadable("no answer", is_outage=True)
-        window = Window(doubt.since, doubt.until + timedelta(seconds=SETTLE_S))
+        window = Window(doubt.since, doubt.until + timedelta(seconds=RECONCILE_DELAY_S))
         found = [
             Candidate(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
             for kept in sorted(world.kept, key=lambda kept: window.distance(kept.created_at))
@@ -157,30 +164,36 @@ class Platform:
         return [entry for entry in found if entry.uuid not in known]
 
 
-class Mortal(MemoryStore):
-    """The real store of a worker that may end in it; shared, it stands for one that outlives its workers."""
+class MortalStore(MemoryStore):
+    """The real store, in which the worker may be killed; it may stand for one that outlives its workers."""
 
-    def __init__(self, world: World, *, is_shared: bool) -> None:
+    def __init__(self, world: World, *, outlives_workers: bool) -> None:
         super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
         self._world = world
-        self._is_shared = is_shared
+        self._outlives_workers = outlives_workers
+
+    @property
+    def local(self) -> Any:
+        return None if self._outlives_workers else self
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         claim = super().claim(key, now, replay)
         self._world.come_to("claim")
-        return Unseen(claim.hold, now) if self._is_shared and isinstance(claim, Unseen) else claim
+        return Unseen(claim.lease, now) if self._outlives_workers and isinstance(claim, Unseen) else claim
 
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        super().release(hold, doubt, holder_crashed=holder_crashed)
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        super().release(lease, doubt, holder_crashed=holder_crashed)
         self._world.come_to("release")
 
-    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
-        choice = super().own(hold, uuids, unlikely)
-        self._world.come_to("own")
-        return choice
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        facts = super().ownership(lease, uuids)
+        self._world.come_to("ownership")
+        return facts
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
-        super().complete(hold, reply, doubt, on_end)
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
+        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
         self._world.come_to("complete")
 
 
@@ -188,7 +201,7 @@ class Protocol(RuleBasedStateMachine):
     """One worker on memory, or a fleet on a shared store."""
 
     is_shared = False
-    has_twins = False  # when their records are gone, nobody can tell twins apart
+    has_lookalikes = False  # when their records are gone, nobody can tell lookalikes apart
     is_replayed = False
     policy = POLICY
     bodies: dict[str, bytes]
@@ -196,11 +209,11 @@ class Protocol(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.world = World()
-        self.store = Mortal(self.world, is_shared=self.is_shared)
-        self.gates, self.history_gates = self.new_gates(), self.new_gates()
+        self.store = MortalStore(self.world, outlives_workers=self.is_shared)
+        self.breakers, self.history_breakers = self.new_breakers(), self.new_breakers()
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
-        if self.has_twins:
-            commands.append(commands[0] | {"command_id": "a-twin"})
+        if self.has_lookalikes:
+            commands.append(commands[0] | {"command_id": "a-lookalike"})
         self.bodies = {command["command_id"]: json.dumps(command).encode() for command in commands}
         self.published: set[str] = set()
 
@@ -237,31 +250,25 @@ class Protocol(RuleBasedStateMachine):
         """Give a message to a worker, which may end at its point, or when it has published, or before."""
         world = self.world
 
-        def pass_on(publications: Sequence[Publication]) -> bool:
+        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
+        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
+        delivery = Delivery(
+            1, 1, message.times_returned > 0, properties, message.body, message.is_returned, world.now.timestamp()
+        )
+
+        def replace_with(copy: Postpone) -> bool:
             world.come_to("mark")
-            world.take(publications)
+            world.take([MESSAGES.postpone(delivery, copy)])
             world.messages.remove(message)
             world.come_to("marked")
             return True
 
-        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
-        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
-        handler = Processor(
-            Platform(world), self.store, OUTGOING, self.gates, self.history_gates, self.policy, CHINA,
-            METRICS, lambda: world.now,
-        )  # fmt: skip
-        delivery = Delivery(
-            1, 1, "", message.times_returned > 0, properties, message.body, message.is_returned, world.now.timestamp()
-        )
         try:
-            task = handler.read(delivery, world.seconds())
-            ends: list[Sequence[Publication] | None] = []
-            handler.handle(task, pass_on, ends.append)
-            [found] = ends
-            publications = [handler.rest(task)] if found is None else found
+            resolution = self.process(delivery, replace_with)
         except Killed:
             self.restart(message)
             return
+        publications = MESSAGES.publications(delivery, resolution)
         if end != "nothing":
             world.take(publications)
         if end != "acknowledged":
@@ -269,16 +276,41 @@ class Protocol(RuleBasedStateMachine):
         elif publications:
             world.messages.remove(message)
 
-    def new_gates(self) -> CircuitBreakers:
+    def process(self, delivery: Delivery, replace_with: ReplaceWith) -> Resolution:
+        """Process a delivery with a new engine, and record its outcome."""
+
+        def now() -> datetime:
+            return self.world.now
+
+        leases = Leases(self.store, self.policy, now)
+        unstarted = Unstarted(self.store, self.breakers, self.policy, now)
+        processor = Processor(
+            ModelPlatform(self.world),
+            self.store,
+            leases,
+            unstarted,
+            self.breakers,
+            self.history_breakers,
+            self.policy,
+            Reporter(METRICS),
+            now,
+        )
+        task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
+        resolution = processor.process(task, replace_with)
+        if isinstance(resolution, Conclude):
+            return leases.record_and_wait(delivery.envelope, resolution)
+        return resolution
+
+    def new_breakers(self) -> CircuitBreakers:
         """Two failures in a row are an outage already, so that a run often is in one."""
-        return CircuitBreakers([None], pause_after=2, probe_s=2, clock=self.world.seconds)
+        return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self.world.seconds)
 
     def restart(self, message: Message) -> None:
         """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
         message.times_returned += 1
-        self.gates, self.history_gates = self.new_gates(), self.new_gates()
+        self.breakers, self.history_breakers = self.new_breakers(), self.new_breakers()
         if not self.is_shared:
-            self.store = Mortal(self.world, is_shared=False)
+            self.store = MortalStore(self.world, outlives_workers=False)
 
     @invariant()
     def nothing_is_cached_more_often_than_it_was_ordered(self) -> None:
@@ -286,7 +318,7 @@ class Protocol(RuleBasedStateMachine):
             return
         kept = [each.match_key for each in self.world.kept + self.world.late]
         for match_key in set(kept):
-            assert kept.count(match_key) <= (2 if self.has_twins else 1)
+            assert kept.count(match_key) <= (2 if self.has_lookalikes else 1)
         assert len(kept) <= len(self.published)
 
     @invariant()
@@ -314,8 +346,8 @@ class Protocol(RuleBasedStateMachine):
 
     @property
     def is_undecidable(self) -> bool:
-        """Whether twins may both have been cached and both set aside: nobody can ever tell then which is whose."""
-        return self.is_replayed and {"a", "a-twin"} <= self.published
+        """Whether lookalikes may both have been cached and both set aside: nobody can ever tell then which is whose."""
+        return self.is_replayed and {"a", "a-lookalike"} <= self.published
 
     def calm_down(self) -> None:
         world = self.world
@@ -334,7 +366,7 @@ class Fleet(Protocol):
     """Several workers: whoever ends, the others know what it had recorded."""
 
     is_shared = True
-    has_twins = True
+    has_lookalikes = True
 
 
 class Replayed(Protocol):
@@ -351,14 +383,14 @@ class Replayed(Protocol):
         world.pass_time(0.001)  # a person takes at least that long
         letter = world.letters[which % len(world.letters)]
         found = DeadLetter(1, letter.routing_key, letter.properties, letter.body, CHINA)
-        world.take([OUTGOING.replay(found.delivery(), found.replay(world.now))])
+        world.take([MESSAGES.replay(found.delivery(), found.replay(world.now))])
         if is_acknowledged:
             world.letters.remove(letter)
 
     def teardown(self) -> None:
-        """Whatever failed succeeds when it is replayed in calm, unless twins have made it undecidable for good."""
+        """Whatever failed succeeds when it is replayed in calm, unless lookalikes have made it undecidable for good."""
         self.calm_down()
-        left = 2 * len(self.world.letters) + len(self.bodies)  # twins that stay undecided are set aside again for ever
+        left = 2 * len(self.world.letters) + len(self.bodies)  # ambiguous lookalikes are dead-lettered again for ever
         while self.world.letters and left:
             left -= 1
             self.replay(0, is_acknowledged=True)
@@ -373,7 +405,7 @@ class ReplayedFleet(Replayed):
     """The same with several workers."""
 
     is_shared = True
-    has_twins = True
+    has_lookalikes = True
 
 
 _SETTINGS = settings(max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,11 +8,12 @@ from typing import Any, get_args
 import pytest
 import requests
 
-from tests.support.rig import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, fields_of, onenet
+from tests.support.builders import fields_of
+from tests.support.simulator import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
 from worker.cli.simulator import simulator
+from worker.core.credentials import AccessKey
 from worker.dev.services.ports import wait_until
 from worker.onenet.authentication import sign
-from worker.settings import AccessKey
 from worker.simulator.faults import Fault, Kind
 from worker.simulator.server import Simulator
 

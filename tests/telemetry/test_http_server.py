@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from worker.dev.services.ports import free_port
-from worker.telemetry.health import Health, Verdict
+from worker.telemetry.health import Health, ProbeResult
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.metrics import Metrics
 
@@ -17,8 +17,8 @@ CONCURRENCY = "onenet_worker_concurrency"
 @pytest.fixture
 def url() -> Iterator[str]:
     health = create_autospec(Health, instance=True)
-    health.liveness.return_value = Verdict(is_good=True, facts={"live": True})
-    health.readiness.return_value = Verdict(is_good=False, facts={"ready": False})
+    health.liveness.return_value = ProbeResult(ok=True, details={"live": True})
+    health.readiness.return_value = ProbeResult(ok=False, details={"ready": False})
     port = free_port()
     server = HealthServer("127.0.0.1", port, health, Metrics("a-worker", 7))
     yield f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, from us and from the libraries, and never in anybody's way."""
+"""Log lines of the worker and its libraries: their form, and how they are written when the stream is slow or fails."""
 
 import errno
 import fcntl
@@ -25,27 +25,27 @@ PATIENCE_S = 30
 
 
 def program(code: str) -> list[str]:
-    """Return the command that runs code in a process of its own, since logging is configured once for a process."""
+    """Return the command that runs code in another process, because logging is configured once per process."""
     imports = "from worker.telemetry.logs import configure_logging, get_logger\n"
     return [sys.executable, "-c", imports + textwrap.dedent(code)]
 
 
 def output_of(code: str, **environment: str) -> bytes:
-    """Run code in a process of its own; returns what it writes."""
+    """Run code in another process; returns its output."""
     done = subprocess.run(program(code), capture_output=True, env=os.environ | environment, check=True)
     assert done.stderr == b""
     return done.stdout
 
 
 def lines_of(code: str) -> list[dict[str, Any]]:
-    """Run code in a process of its own; returns its lines."""
+    """Run code in another process; returns its log lines."""
     return [json.loads(line) for line in output_of(code).splitlines()]
 
 
-def test_every_line_begins_with_what_every_line_has() -> None:
+def test_every_line_begins_with_timestamp_level_and_event() -> None:
     [line] = lines_of("""
         writer = configure_logging("info", None)
-        get_logger().debug("too_quiet")
+        get_logger().debug("below_the_level")
         get_logger().warning("something_happened", fact=1, strange=object)
         writer.close()
     """)
@@ -56,7 +56,7 @@ def test_every_line_begins_with_what_every_line_has() -> None:
     assert line["timestamp"].endswith("Z")
 
 
-def test_an_exception_stays_in_its_line() -> None:
+def test_a_traceback_is_a_field_of_its_log_line() -> None:
     [line] = lines_of("""
         writer = configure_logging("info", "json")
         try:
@@ -69,12 +69,12 @@ def test_an_exception_stays_in_its_line() -> None:
     assert line["level"] == "critical"
 
 
-def test_the_libraries_speak_only_where_they_are_asked_to() -> None:
+def test_pika_logs_only_at_level_debug() -> None:
     code = """
         import logging
         writer = configure_logging("{level}", "json")
         logging.getLogger("pika.adapters").error("Socket failed to connect: %s", 111)
-        logging.getLogger("elsewhere").warning("of interest")
+        logging.getLogger("another").warning("of interest")
         writer.close()
     """
     assert [line["event"] for line in lines_of(code.format(level="info"))] == ["of interest"]
@@ -86,8 +86,8 @@ def test_the_libraries_speak_only_where_they_are_asked_to() -> None:
     )
 
 
-class Stalled(io.StringIO):
-    """A stream that nobody reads."""
+class StalledStream(io.StringIO):
+    """A stream whose writes block until the test allows them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,15 +104,15 @@ class Stalled(io.StringIO):
         self.caught_up.set()
 
 
-def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> None:
-    stream = Stalled()
+def test_a_stalled_reader_does_not_block_the_logger_and_bounds_the_buffer() -> None:
+    stream = StalledStream()
     dropped: list[int] = []
     writer = BufferedLineWriter(stream, dropped.append)
     writer.write_line("0")
     assert stream.has_stalled.wait(30)
     for number in range(1, 60_000):
-        writer.write_line(str(number))  # returns, although not one line has got through
-    assert not dropped  # it is said once there is room again
+        writer.write_line(str(number))  # returns although no line has been written
+    assert not dropped  # reported once there is room in the buffer
     stream.may_go_on.set()
     assert stream.caught_up.wait(30)
     writer.write_line("last")
@@ -123,7 +123,7 @@ def test_a_reader_that_stalls_holds_up_nobody_and_costs_lines_not_memory() -> No
     assert 50_000 <= len(written) < 51_000
 
 
-def test_a_reader_that_goes_away_does_not_end_the_worker() -> None:
+def test_writing_to_a_closed_stream_raises_no_error() -> None:
     stream = io.StringIO()
     stream.close()
     writer = BufferedLineWriter(stream, print)
@@ -150,8 +150,8 @@ def refusal(kind: type[OSError], number: int) -> OSError:
     ],
     ids=repr,
 )
-def test_the_log_goes_on_after_every_error_of_its_stream(error: Exception) -> None:
-    class Refusing(io.StringIO):
+def test_every_error_of_the_stream_is_retried_without_losing_a_line(error: Exception) -> None:
+    class FailingStream(io.StringIO):
         tries = 0
 
         def write(self, text: str) -> int:
@@ -160,7 +160,7 @@ def test_the_log_goes_on_after_every_error_of_its_stream(error: Exception) -> No
                 raise error
             return super().write(text)
 
-    stream = Refusing()
+    stream = FailingStream()
     writer = BufferedLineWriter(stream, print)
     writer.write_line("1")
     wait_until(lambda: stream.tries == 3, PATIENCE_S, "the third try")
@@ -169,25 +169,25 @@ def test_the_log_goes_on_after_every_error_of_its_stream(error: Exception) -> No
     assert stream.getvalue() == "1\n2\n"
 
 
-def test_a_stream_that_always_refuses_is_not_tried_without_a_pause() -> None:
-    class Refusing(io.StringIO):
+def test_retries_of_a_stream_that_always_fails_back_off() -> None:
+    class FailingStream(io.StringIO):
         tries = 0
 
         def write(self, _text: str) -> int:
             self.tries += 1
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    stream = Refusing()
+    stream = FailingStream()
     writer = BufferedLineWriter(stream, print)
     for number in range(3):
         writer.write_line(str(number))
-    wait_until(lambda: stream.tries > 3, PATIENCE_S, "some tries")
+    wait_until(lambda: stream.tries > 3, PATIENCE_S, "some retries")
     assert writer.close(timeout_s=1) == 3
-    assert stream.tries < 100  # without a pause there would be many thousands
+    assert stream.tries < 100  # without a backoff there would be many thousands
 
 
-def test_a_full_disk_that_is_freed_again_costs_no_line_and_cuts_none(tmp_path: Path) -> None:
-    """A limit for the size of files stands for the disk: a write comes short, and the next one fails."""
+def test_no_line_is_lost_or_cut_when_a_full_disk_gets_space_again(tmp_path: Path) -> None:
+    """The limit of the file size stands for a full disk: one write is short, and the next one fails."""
     limit = 10_000
     code = f"""
         import resource
@@ -212,7 +212,7 @@ def test_a_full_disk_that_is_freed_again_costs_no_line_and_cuts_none(tmp_path: P
     assert after["event"] == "after"
 
 
-def test_what_a_full_disk_costs_is_counted_and_logged_once_it_is_freed() -> None:
+def test_lines_dropped_while_the_disk_was_full_are_counted_and_logged_afterwards() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     reading, writing = os.pipe()
     reader = Reader(reading)
@@ -229,7 +229,7 @@ def test_what_a_full_disk_costs_is_counted_and_logged_once_it_is_freed() -> None
     assert int(said.split()[1]) == 120_000 - (len(reader.lines) - 1) > 0
 
 
-def test_what_is_lost_at_the_end_is_reported() -> None:
+def test_close_returns_the_number_of_lines_that_could_not_be_written() -> None:
     with Path("/dev/full").open("w") as stream:
         writer = BufferedLineWriter(stream, print)
         for number in range(3):
@@ -251,12 +251,12 @@ class Reader(threading.Thread):
 
 
 def waiting_bytes(pipe: int) -> int:
-    """Return how many bytes of a pipe nobody has read."""
+    """Return how many bytes of a pipe are unread."""
     found = fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0))
     return int(struct.unpack("i", found)[0])
 
 
-def test_a_pipe_that_does_not_block_gets_every_line_whole_however_slow_its_reader_is() -> None:
+def test_every_line_is_written_whole_to_a_nonblocking_pipe_with_a_slow_reader() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     text = "\u6587"
@@ -273,7 +273,7 @@ def test_a_pipe_that_does_not_block_gets_every_line_whole_however_slow_its_reade
     assert reader.lines == [f"{line}\n" for line in lines]
 
 
-def test_the_next_reader_of_a_named_pipe_gets_what_the_one_before_had_not_read(tmp_path: Path) -> None:
+def test_the_next_reader_of_a_named_pipe_gets_the_lines_that_its_predecessor_did_not_read(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -295,12 +295,12 @@ def test_the_next_reader_of_a_named_pipe_gets_what_the_one_before_had_not_read(t
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict"])
-def test_no_character_ends_the_log_whatever_the_encoding_of_stdout(encoding: str, log_format: str) -> None:
+def test_every_character_can_be_logged_in_every_encoding_of_stdout(encoding: str, log_format: str) -> None:
     code = f"""
         import logging
         writer = configure_logging("info", "{log_format}")
         get_logger().info("before", text="\\u4e2d\\u6587 \\udc80 \\U0001f600")
-        logging.getLogger("elsewhere").warning("\\u4e2d\\u6587 \\udc80")
+        logging.getLogger("another").warning("\\u4e2d\\u6587 \\udc80")
         get_logger().info("after")
         assert writer.close() == 0
     """
@@ -310,12 +310,12 @@ def test_no_character_ends_the_log_whatever_the_encoding_of_stdout(encoding: str
     assert ("\u4e2d".encode() if (encoding, log_format) == ("utf-8", "console") else rb"\u4e2d") in said
 
 
-def test_a_worker_without_stdout_has_no_log_and_writes_it_nowhere_else(tmp_path: Path) -> None:
+def test_a_worker_without_stdout_does_not_log_into_another_file(tmp_path: Path) -> None:
     code = f"""
         import os
         writer = configure_logging("info", None)
         other = os.open({str(tmp_path / "other")!r}, os.O_CREAT | os.O_WRONLY)
-        get_logger().info("nowhere")
+        get_logger().info("lost")
         assert writer.close() == 0
     """
     without_stdout = ["sh", "-c", 'exec "$@" >&-', "sh", *program(code)]
@@ -325,21 +325,21 @@ def test_a_worker_without_stdout_has_no_log_and_writes_it_nowhere_else(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "logging_it",
+    "statement",
     [
         'get_logger().info("odd", fact=Odd())',
         'get_logger().info("odd", fact={"deep": [Odd()]})',
         'get_logger().info("odd", fact=circular)',
         'get_logger().info("odd", fact={(1, 2): 3})',
         'get_logger().info("odd", fact=deep)',
-        'logging.getLogger("elsewhere").warning("odd %d", "no number")',
-        'logging.getLogger("elsewhere").warning("odd %s", Odd())',
-        'logging.getLogger("elsewhere").warning(Odd())',
+        'logging.getLogger("another").warning("odd %d", "not a number")',
+        'logging.getLogger("another").warning("odd %s", Odd())',
+        'logging.getLogger("another").warning(Odd())',
         'get_logger().error("odd", exc_info=OddError())',
     ],
 )
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_an_event_that_cannot_be_rendered_costs_its_own_line_only(log_format: str, logging_it: str) -> None:
+def test_an_event_that_cannot_be_rendered_does_not_affect_other_events(log_format: str, statement: str) -> None:
     code = f"""
         import logging
         class Odd:
@@ -354,7 +354,7 @@ def test_an_event_that_cannot_be_rendered_costs_its_own_line_only(log_format: st
         for _ in range(100_000):
             deep = [deep]
         writer = configure_logging("info", "{log_format}")
-        {logging_it}
+        {statement}
         get_logger().info("after")
         writer.close()
         import os

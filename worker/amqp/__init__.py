@@ -1,5 +1,1 @@
-"""The broker edge: where the worker speaks with pika."""
-
-from worker.amqp.field_table import install
-
-install()
+"""The broker edge: the only importer of pika."""

@@ -1,7 +1,7 @@
-"""Pika's input and output on asyncio's own transports: whatever is written in one turn of the loop leaves in one call.
+"""Pika's I/O services on asyncio's transports: the frames of one loop iteration leave in one system call.
 
-Pika's adapter for asyncio calls the system once for each frame, four times for each command, and every such call lets
-another thread have the interpreter. ``AsyncioConnection`` takes these services as its ``custom_ioloop``.
+Pika's asyncio adapter makes one system call per frame, four per command, and each of them releases the GIL to another
+thread. ``AsyncioConnection`` accepts these services as its ``custom_ioloop``.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from pika.adapters.utils.nbio_interface import (
     AbstractTimerReference,
 )
 
-_CHUNK_BYTES = 8192  # pika copies what is left of a chunk for each frame in it, so that larger ones cost more
-_WRITE_BYTES = 256 * 1024  # asyncio copies what the system does not take at once, so that no more of it is handed over
+_CHUNK_BYTES = 8192  # pika copies the rest of a chunk for each frame in it, so larger chunks cost more
+_WRITE_BYTES = 256 * 1024  # asyncio copies what the socket does not accept at once, so each write is limited
 
 
 class AsyncioIOServices(AbstractIOServices):
-    """What pika asks of an event loop, on one of asyncio's; each connection has one of its own."""
+    """The I/O services that pika needs, on an asyncio event loop; each connection needs its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
 
     def pause_reading(self) -> None:
-        """Read nothing more until ``resume_reading``."""
+        """Stop reading until ``resume_reading``."""
         if self._transport is not None and self._transport.is_reading():
             self._transport.pause_reading()
 
@@ -105,24 +105,24 @@ class _Timer(AbstractTimerReference):
 
 
 class _Reference(AbstractIOReference):
-    """Something under way that ends with a result or an error, both handed to pika in the same way."""
+    """A running operation; pika receives its result or its error through the same callback."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> None:
         self._task = asyncio.ensure_future(work)
         self._on_done = on_done
-        self._task.add_done_callback(self._tell)
+        self._task.add_done_callback(self._report)
 
     def cancel(self) -> bool:
-        self._task.remove_done_callback(self._tell)  # it may have ended in this very turn
+        self._task.remove_done_callback(self._report)  # it may have ended in this iteration of the loop
         return self._task.cancel()
 
-    def _tell(self, task: "asyncio.Task[Any]") -> None:
+    def _report(self, task: "asyncio.Task[Any]") -> None:
         if not task.cancelled():
             self._on_done(task.exception() or task.result())
 
 
 class _Protocol(asyncio.BufferedProtocol):
-    """Hands on to pika's protocol what comes from the broker."""
+    """Passes what the broker sends on to pika's protocol."""
 
     stream: "_Stream"
 
@@ -148,7 +148,7 @@ class _Protocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             self.wrapped.data_received(bytes(self._buffer[:nbytes]))
-        except Exception as exc:  # noqa: BLE001 - as in pika's own adapters: whatever cannot be read ends the connection
+        except Exception as exc:  # noqa: BLE001 - as in pika's own adapters: unreadable data ends the connection
             self._error = exc
             self.stream.abort()
 
@@ -160,7 +160,7 @@ class _Protocol(asyncio.BufferedProtocol):
 
 
 class _Stream(AbstractStreamTransport):
-    """Takes from pika what goes to the broker, and gives the system no more at a time than it takes."""
+    """Buffers what pika writes, and passes it to the transport only while the transport accepts more."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, protocol: AbstractStreamProtocol) -> None:
         self._loop = loop
@@ -168,7 +168,7 @@ class _Stream(AbstractStreamTransport):
         self._protocol = protocol
         self._written: deque[bytes] = deque()
         self._written_bytes = 0
-        self._is_flushing = False
+        self._is_flush_scheduled = False
         self._is_paused = False
 
     def abort(self) -> None:
@@ -180,8 +180,8 @@ class _Stream(AbstractStreamTransport):
     def write(self, data: bytes) -> None:
         self._written.append(data)
         self._written_bytes += len(data)
-        if not self._is_flushing and not self._is_paused:
-            self._is_flushing = True
+        if not self._is_flush_scheduled and not self._is_paused:
+            self._is_flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def get_write_buffer_size(self) -> int:
@@ -195,7 +195,7 @@ class _Stream(AbstractStreamTransport):
         self._flush()
 
     def _flush(self) -> None:
-        self._is_flushing = False
+        self._is_flush_scheduled = False
         while self._written and not self._is_paused:
             piece: list[bytes] = []
             size = 0

@@ -1,4 +1,4 @@
-"""A plain client of the broker for the command line: declares, sends and reads replies, one thing at a time."""
+"""A blocking client of the broker for the command line: declares the topology, sends commands and reads replies."""
 
 import json
 import time
@@ -14,11 +14,12 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from worker.amqp.connection import address, connection_parameters, reason_of, without_user
+from worker.amqp.address import BrokerAddress
+from worker.amqp.connection import connection_parameters, printable_address, reason_of, without_user
+from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import Publication
 from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
-from worker.settings import Settings
 
 _WAIT_SLICE_S = 0.25
 _BLOCKED_S = 30
@@ -26,42 +27,39 @@ _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
 
 
-def first_parameters(settings: Settings) -> pika.URLParameters:
-    """Return what the first of the broker's URLs says."""
-    return connection_parameters(settings)[0]
-
-
-def connect_blocking(settings: Settings) -> tuple[BlockingConnection, pika.URLParameters]:
-    """Connect to the first broker that answers; returns the connection and where it leads.
+def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.URLParameters]:
+    """Connect to the first node that can be reached; returns the connection and its parameters.
 
     Raises:
-        BrokerUnavailable: none does.
+        SettingsError: a URL, or one of the files for TLS, cannot be used.
+        BrokerUnavailable: no node can be reached.
     """
+    preserve_raw_values()
     reasons = []
-    for parameters in connection_parameters(settings):
+    for parameters in connection_parameters(broker):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
-        parameters.blocked_connection_timeout = _BLOCKED_S  # somebody is waiting at the terminal
+        parameters.blocked_connection_timeout = _BLOCKED_S  # a person waits at the terminal
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
-            reasons.append(f"{address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
+            reasons.append(f"{printable_address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
     raise BrokerUnavailable("; ".join(reasons))
 
 
-def declare(settings: Settings, topology: Topology) -> pika.URLParameters:
-    """Declare a topology; returns where.
+def declare(broker: BrokerAddress, topology: Topology) -> pika.URLParameters:
+    """Declare a topology; returns the parameters of the connection that was used.
 
     Raises:
-        BrokerUnavailable: no broker answers.
-        TopologyMismatch: it is there with other arguments, or may not be declared.
+        BrokerUnavailable: no node can be reached.
+        TopologyMismatch: it exists with other arguments, or may not be declared.
     """
-    connection, parameters = connect_blocking(settings)
+    connection, parameters = connect_blocking(broker)
     try:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
         raise TopologyMismatch(f"{exc.reply_code} {without_user(exc.reply_text)}") from exc
     except AMQPError as exc:
-        raise BrokerUnavailable(f"{address(parameters)} refused: {reason_of(exc)}") from exc
+        raise BrokerUnavailable(f"{printable_address(parameters)} refused: {reason_of(exc)}") from exc
     finally:
         if connection.is_open:
             connection.close()
@@ -79,12 +77,12 @@ def declare_on(channel: BlockingChannel, topology: Topology) -> None:
 
 
 def check_topology(connection: BlockingConnection, topology: Topology, *, may_declare: bool) -> list[str]:
-    """Return what is wrong with the exchanges and queues; creates none. Bindings cannot be looked at.
+    """Return one line per fault of the exchanges and queues; creates none. AMQP has no way to read bindings.
 
     Args:
-        connection: to the broker; a fault costs no more than a channel.
-        topology: what is wanted.
-        may_declare: whether their arguments can be compared, which takes the right to declare them.
+        connection: to the broker; a fault closes a channel, and not the connection.
+        topology: the expected one.
+        may_declare: whether to compare their arguments, for which the user needs the right to declare them.
 
     Raises:
         BrokerUnavailable: the connection was lost.
@@ -102,7 +100,7 @@ def check_topology(connection: BlockingConnection, topology: Topology, *, may_de
             try:
                 channel = connection.channel()
                 declare(channel, name, passive=True)
-                if may_declare:  # it is there, so that this creates nothing
+                if may_declare:  # it exists, so that this creates nothing
                     declare(channel, name, durable=True, arguments=arguments)
                 channel.close()
             except ChannelClosedByBroker as exc:
@@ -116,7 +114,7 @@ def check_topology(connection: BlockingConnection, topology: Topology, *, may_de
 
 
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
-    """Delete a topology, with all that its queues hold."""
+    """Delete a topology and the messages in its queues."""
     for queue in topology.queues():
         channel.queue_delete(queue.name)
     for exchange in topology.exchanges():
@@ -124,10 +122,10 @@ def delete_on(channel: BlockingChannel, topology: Topology) -> None:
 
 
 def publish(channel: BlockingChannel, publication: Publication) -> None:
-    """Publish on a channel with confirms, and return when the broker has it.
+    """Publish on a channel with publisher confirms; returns after the confirm.
 
     Raises:
-        WorkerError: the broker did not take it.
+        WorkerError: the broker did not confirm it.
     """
     exchange, routing_key = publication.exchange, publication.routing_key
     try:
@@ -143,19 +141,19 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
 
 
 class CommandClient:
-    """Sends commands as an upstream system does, and reads their replies from a queue of its own.
+    """Sends commands as an upstream system does, and reads their replies from an exclusive queue.
 
     Args:
-        settings: where the broker is.
-        topology: where the commands go.
+        broker: to connect to.
+        topology: names the exchanges.
         app_id: the name of the upstream system.
         wants_replies: whether to read replies.
     """
 
-    def __init__(self, settings: Settings, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
+    def __init__(self, broker: BrokerAddress, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
         self._topology = topology
         self._app_id = app_id
-        self._connection, _ = connect_blocking(settings)
+        self._connection, _ = connect_blocking(broker)
         self._reply_to: str | None = None
         self._replies: list[dict[str, Any]] = []
         try:
@@ -174,20 +172,20 @@ class CommandClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What was sent is confirmed by now; and after a ctrl-C in mid-frame the broker refuses the rest of the talk.
+        # Everything sent is confirmed by now; after a Ctrl-C in the middle of a frame the broker cannot parse the rest.
         with suppress(AMQPError):
             if self._connection.is_open:
                 self._connection.close()
 
     def send(self, command_id: str | None, body: bytes) -> None:
-        """Publish one command, persistent, and wait until the broker has it.
+        """Publish one command, persistent, and wait for the publisher confirm.
 
         Args:
-            command_id: becomes the property message_id.
-            body: the message's body.
+            command_id: the property message_id.
+            body: the body of the message.
 
         Raises:
-            WorkerError: the broker did not take it.
+            WorkerError: the broker did not confirm it.
         """
         properties = pika.BasicProperties(
             content_type="application/json",
@@ -200,7 +198,7 @@ class CommandClient:
         publish(self._channel, Publication(self._topology.commands_exchange, EXECUTE, properties, body))
 
     def some_replies(self, wait_s: float = _WAIT_SLICE_S) -> list[dict[str, Any]]:
-        """Return the replies that have come, after a short wait for the first.
+        """Return the replies that have arrived, after a wait for the first of at most ``wait_s`` seconds.
 
         Raises:
             BrokerUnavailable: the connection was lost.
@@ -213,7 +211,7 @@ class CommandClient:
         return replies
 
     def replies(self, command_ids: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
-        """Yield the replies to these commands as they come, each once, until all are here or the time is over."""
+        """Yield one reply per command as they arrive, until all have arrived or the time limit has passed."""
         missing = set(command_ids)
         deadline = time.monotonic() + timeout_s
         while missing and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Keeps the worker attached to the broker: connects, and after every fault connects again."""
+"""Keeps the worker connected to the broker: connects, and reconnects after every fault."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pika import URLParameters
 
-from worker.amqp.connection import address
+from worker.amqp.connection import printable_address
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
 from worker.amqp.suspects import Suspects
@@ -19,35 +19,36 @@ from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 15
-_GATHER_S = 0.001  # for how long settlements are gathered, so that one turn of the loop serves several
-STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the waits grow
+_BATCH_S = 0.001  # settlements are collected for this long, so that one loop iteration serves several
+STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
 
 log = get_logger()
 
 
 class DeliveryListener(Protocol):
-    """What takes the deliveries."""
+    """Receives the deliveries and what happens to their session."""
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """Take one delivery."""
+        """Called with each delivery."""
 
     def on_blocked(self, is_blocked: bool) -> None:
-        """Learn that the broker takes no publications any more, or takes them again."""
+        """Called with True when the broker blocks publishing, with False when it unblocks it."""
 
     def on_lost(self) -> None:
-        """Learn that every delivery which is still here has become void."""
+        """Called when the session is lost: its deliveries can no longer be settled."""
 
 
 class Broker:
-    """The worker's side of RabbitMQ. All but ``settle`` belong to the event loop's thread.
+    """The connection to RabbitMQ, across sessions. All methods but ``settle`` belong to the event loop's thread.
 
     Args:
         parameters: the brokers, tried in turn.
         topology: declared at each connection, or checked.
-        name: shown in the broker's list of connections.
+        name: of the worker, in the broker's list of connections.
         declare: whether to declare the topology.
-        prefetch: deliveries held unacknowledged at once, to begin with.
-        on_consumers_found: is told how many others consume when this worker connects for the first time.
+        prefetch: the initial number of deliveries held unacknowledged at once.
+        on_other_consumers: called with the number of other consumers, if any, when the worker connects for the first
+            time.
     """
 
     def __init__(
@@ -58,75 +59,76 @@ class Broker:
         name: str,
         declare: bool,
         prefetch: int,
-        on_consumers_found: Callable[[int], None],
+        on_other_consumers: Callable[[int], object] | None = None,
     ) -> None:
         self._parameters = parameters
         self._topology = topology
         self._name = name
         self._declare = declare
         self._prefetch = prefetch
-        self._on_consumers_found = on_consumers_found
+        self._on_other_consumers = on_other_consumers
         self._session: Session | None = None
         self._loop = asyncio.get_running_loop()
         self._settlements: deque[tuple[Delivery, Sequence[Publication], Callable[[], object] | None]] = deque()
-        self._is_woken = False
-        self._connected_at: float | None = None  # of the present session, or the one that has just ended
+        self._is_wake_up_scheduled = False
+        self._connected_at: float | None = None  # of the present session, or of the last one
         self._suspects = Suspects()
-        self._has_looked_for_others = False
 
-    async def run(self, intake: DeliveryListener) -> None:
-        """Stay attached until cancelled.
+    async def run(self, listener: DeliveryListener) -> None:
+        """Stay connected until cancelled.
 
         Raises:
-            TopologyMismatch: the broker has another topology under our names.
+            TopologyMismatch: the broker has exchanges or queues of these names with other arguments.
         """
         failures = 0
         nodes = deque(self._parameters)
         for number in itertools.count(1):
             self._connected_at = None
-            error = await self._attend(number, list(nodes), intake)
+            error = await self._run_session(number, list(nodes), listener)
             failed = nodes[0]
             nodes.rotate(-1)
             was_connected = self._connected_at is not None
-            # The time that a node takes to not answer is no sign of its being well.
+            # Counted from the connection: the time that a dead node takes to fail says nothing about its stability.
             is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
             failures = 1 if is_stable else failures + 1
-            # Every broker of the list is tried once before the first wait.
+            # Every node is tried once before the first wait.
             rounds, tried = divmod(failures, len(nodes))
             wait_s = 0.0 if tried else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
             event = "broker_connection_lost" if was_connected else "broker_unavailable"
-            log.warning(event, broker=address(failed), reason=str(error), retry_in_s=round(wait_s, 1))
+            log.warning(event, broker=printable_address(failed), reason=str(error), retry_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
-    async def _attend(self, number: int, nodes: Sequence[URLParameters], intake: DeliveryListener) -> WorkerError:
-        """Live through one session with the first node; returns what ended it, or kept it from beginning."""
-        session = Session(number, self._topology, nodes, self._suspects, intake.on_delivery, intake.on_blocked)
+    async def _run_session(
+        self, number: int, nodes: Sequence[URLParameters], listener: DeliveryListener
+    ) -> WorkerError:
+        """Run one session with the first node until it is lost or cannot begin; returns the reason."""
+        session = Session(number, self._topology, nodes, self._suspects, listener.on_delivery, listener.on_blocked)
         try:
             await session.open(self._name, declare=self._declare)
-            log.info("broker_connected", broker=address(nodes[0]))
+            log.info("broker_connected", broker=printable_address(nodes[0]))
             self._session = session
             self._connected_at = self._loop.time()
-            if session.consumers_found and not self._has_looked_for_others:
-                self._on_consumers_found(session.consumers_found)
-            self._has_looked_for_others = True
+            if session.other_consumers and self._on_other_consumers is not None:
+                self._on_other_consumers(session.other_consumers)
+            self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
             await session.consume(self._prefetch)
             self._log_consuming()
             return await asyncio.shield(session.lost)
         except BrokerUnavailable as exc:
             return exc
-        finally:  # before any wait, so that nothing is begun that has become void
+        finally:  # before any wait, so that no delivery is started that can no longer be settled
             if self._session is session:
                 self._session = None
-                intake.on_lost()
+                listener.on_lost()
             if session.is_blocked:
-                intake.on_blocked(False)  # the next connection learns for itself whether it is
+                listener.on_blocked(False)  # the broker tells the next connection whether it is blocked
             await session.close()
 
     async def consume(self, prefetch: int) -> None:
-        """Take so many deliveries at once from now on, after reconnections too; 0 for none.
+        """Set the number of deliveries held unacknowledged at once, after reconnections too; 0: take no new ones.
 
         Raises:
-            WorkerError: the session was lost meanwhile.
+            WorkerError: the session is lost.
         """
         is_new = self._prefetch <= 1
         self._prefetch = prefetch
@@ -136,8 +138,8 @@ class Broker:
                 self._log_consuming()
 
     def _log_consuming(self) -> None:
-        if self._prefetch > 1:  # a single delivery is no more than a probe
-            log.info("consuming", queue=self._topology.execute_queue, prefetch=self._prefetch)
+        if self._prefetch > 1:  # a prefetch of 1 takes a probe only
+            log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     def settle(
         self,
@@ -145,20 +147,20 @@ class Broker:
         publications: Sequence[Publication],
         on_confirmed: Callable[[], object] | None = None,
     ) -> None:
-        """Have the event loop publish, await the confirms and acknowledge. May be called from any thread.
+        """Publish, and acknowledge once everything is confirmed. May be called from any thread, and returns at once.
 
         Args:
-            delivery: what to acknowledge.
-            publications: what must be confirmed before; without any, nothing is acknowledged either.
-            on_confirmed: is called once they are; never, if the session is lost before.
+            delivery: acknowledged after the last confirm.
+            publications: without any, nothing is acknowledged either.
+            on_confirmed: called after the acknowledgement; never, if the session is lost before.
         """
         self._settlements.append((delivery, publications, on_confirmed))
-        if not self._is_woken:  # one wake-up serves all that is appended until it runs
-            self._is_woken = True
-            self._loop.call_soon_threadsafe(self._loop.call_later, _GATHER_S, self._settle_all)
+        if not self._is_wake_up_scheduled:  # one wake-up serves everything that is appended until it runs
+            self._is_wake_up_scheduled = True
+            self._loop.call_soon_threadsafe(self._loop.call_later, _BATCH_S, self._settle_all)
 
     def _settle_all(self) -> None:
-        self._is_woken = False  # before the first look, so that whatever is appended from here on wakes again
+        self._is_wake_up_scheduled = False  # first, so that whatever is appended from here on schedules another
         while self._settlements:
             settlement = self._settlements.popleft()
             if self._session is not None:
@@ -166,26 +168,26 @@ class Broker:
 
     @property
     def is_connected(self) -> bool:
-        """Tell whether there is a session, so that commands can come and outcomes can go."""
+        """Whether there is a session."""
         return self._session is not None
 
     @property
     def is_blocked(self) -> bool:
-        """Tell whether the broker takes no publications."""
+        """Whether the broker blocks publishing."""
         return self._session is not None and self._session.is_blocked
 
     @property
-    def is_publishing_hindered(self) -> bool:
-        """Tell whether the broker takes no publications, refuses some again and again, or is slow to confirm them."""
-        return self._session is not None and self._session.is_publishing_hindered
+    def is_publishing_impaired(self) -> bool:
+        """Whether the broker blocks publishing, rejects publications, or is slow to confirm them."""
+        return self._session is not None and self._session.is_publishing_impaired
 
     @property
     def unacknowledged(self) -> int:
-        """How many deliveries are held."""
+        """The number of unacknowledged deliveries."""
         return 0 if self._session is None else self._session.unacknowledged
 
     async def look_at_queue(self) -> tuple[int, int] | None:
-        """Return how many messages are ready in the queue and how many consumers it has; None: nobody says."""
+        """Return the command queue's numbers of ready messages and of consumers; None if the broker does not reply."""
         try:
             return None if self._session is None else await self._session.look_at_queue()
         except (WorkerError, TimeoutError):
@@ -193,19 +195,19 @@ class Broker:
 
     @property
     def can_publish(self) -> bool:
-        """Tell whether there is a broker, and it takes publications."""
+        """Whether there is a session, and the broker does not block publishing."""
         return self._session is not None and not self._session.is_blocked
 
     def requeue(self, delivery: Delivery) -> None:
-        """Give back a delivery that was not started, while the broker takes no publications."""
+        """Return a delivery that was not started to the queue, where it cannot be republished."""
         if self._session is not None:
             self._session.requeue(delivery)
 
     async def drain(self) -> None:
-        """Wait until everything is confirmed and acknowledged, or there is no session any more.
+        """Wait until no delivery is unacknowledged; returns at once without a session.
 
         Raises:
-            WorkerError: the session was lost before.
+            WorkerError: the session is lost.
         """
         if self._session is not None:
             await self._session.drain()

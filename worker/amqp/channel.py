@@ -15,91 +15,95 @@ from worker.amqp.connection import CALL_S, close, connect, without_user
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
 
 
-class Link:
-    """A connection and its channel; whatever breaks one of them ends both.
+class BrokerChannel:
+    """A channel with a connection of its own; a fault of either one ends both.
 
-    ``lost`` is done as soon as the link is of no use any more, and holds the reason.
+    ``lost`` is done as soon as the channel can no longer be used, and holds the reason.
     """
 
-    channel: Channel
+    pika_channel: Channel
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[WorkerError] = self._loop.create_future()
         self._connection: AsyncioConnection | None = None
-        self._streams = AsyncioIOServices(self._loop)
+        self._io = AsyncioIOServices(self._loop)
 
     async def open(self, parameters: URLParameters, name: str) -> None:
         """Connect and open the channel.
 
+        Args:
+            parameters: the broker.
+            name: of the connection, in the broker's list of connections.
+
         Raises:
             BrokerUnavailable: the broker cannot be reached.
         """
-        self._connection = connection = await connect(parameters, name, self._streams)
+        self._connection = connection = await connect(parameters, name, self._io)
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
-        self.channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
-        self.channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
+        self.pika_channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
+        self.pika_channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
 
     @property
-    def connection(self) -> AsyncioConnection:
+    def pika_connection(self) -> AsyncioConnection:
         assert self._connection is not None  # open() comes first
         return self._connection
 
     @property
     def frame_max(self) -> int:
-        """The size of the largest frame that both sides agreed on, in bytes."""
-        return self.connection.params.frame_max
+        """The negotiated size of the largest frame, in bytes."""
+        return self.pika_connection.params.frame_max
 
     @property
     def heartbeat_s(self) -> float:
-        """The interval that both sides agreed on, in seconds; infinite where there are no heartbeats."""
-        heartbeat = self.connection.params.heartbeat
+        """The negotiated heartbeat interval, in seconds; infinite where heartbeats are turned off."""
+        heartbeat = self.pika_connection.params.heartbeat
         return heartbeat if isinstance(heartbeat, int) and heartbeat else math.inf
 
     def pause_reading(self) -> None:
-        """Read nothing more from the broker, which then has to wait; writing goes on."""
-        self._streams.pause_reading()
+        """Stop reading from the connection, so that the broker has to wait; writing goes on."""
+        self._io.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again what the broker sends."""
-        self._streams.resume_reading()
+        """Read from the connection again."""
+        self._io.resume_reading()
 
     async def call(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
-        """Call one of pika's methods and wait for the broker's answer; without an answer the link is lost.
+        """Call one of pika's methods and wait for the broker's reply; without a reply in time the channel is lost.
 
         Raises:
-            WorkerError: the link is lost.
+            WorkerError: the channel is lost.
         """
         try:
             async with asyncio.timeout(CALL_S):
-                return await self.ask(method, *args, **kwargs)
+                return await self.call_untimed(method, *args, **kwargs)
         except TimeoutError as exc:
             error = BrokerUnavailable(f"no answer from the broker within {CALL_S} s")
-            self.fail(error)  # half done is undone: the next link begins anew
+            self.fail(error)  # nobody knows whether the broker did it: only a new channel is in a known state
             raise error from exc
 
-    async def ask(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
-        """Call one of pika's methods and wait for the broker's answer, or for the end of the link.
+    async def call_untimed(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
+        """Call one of pika's methods and wait for the broker's reply, without a time limit.
 
         Raises:
-            WorkerError: the link is lost.
+            WorkerError: the channel is lost.
         """
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self.do(method, *args, callback=lambda frame: None if answer.done() else answer.set_result(frame), **kwargs)
-        return await self.or_lost(answer)
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        self.invoke(method, *args, callback=lambda frame: None if reply.done() else reply.set_result(frame), **kwargs)
+        return await self.until_lost(reply)
 
-    def do(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call one of pika's methods; where pika cannot, the link is lost."""
+    def invoke(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call one of pika's methods without waiting for a reply; if pika raises, the channel is lost."""
         try:
             method(*args, **kwargs)
         except AMQPError as exc:
             self.fail(_as_fault(exc))
 
-    async def or_lost(self, future: "asyncio.Future[Any]") -> Any:
-        """Wait for a future.
+    async def until_lost(self, future: "asyncio.Future[Any]") -> Any:
+        """Wait for a future, at most until the channel is lost.
 
         Raises:
-            WorkerError: the link is lost.
+            WorkerError: the channel is lost.
         """
         try:
             await asyncio.wait((future, self.lost), return_when=asyncio.FIRST_COMPLETED)
@@ -110,7 +114,7 @@ class Link:
             future.cancel()
 
     def fail(self, error: WorkerError) -> None:
-        """End the link."""
+        """Mark the channel as lost; the first reason stays."""
         if not self.lost.done():
             self.lost.set_result(error)
 
@@ -120,7 +124,7 @@ class Link:
         connection = self._connection
         if connection is None or connection.is_closed:
             return
-        self.resume_reading()  # or the broker's answer would not be seen
+        self.resume_reading()  # or the broker's reply would not be read
         closed = asyncio.Event()
         connection.add_on_close_callback(lambda *_: closed.set())
         close(connection)

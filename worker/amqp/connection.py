@@ -1,4 +1,4 @@
-"""Connection parameters, and awaitable connections and channels: pika's callbacks turned into futures."""
+"""Connection parameters, awaitable connections, and the reasons for which they are lost."""
 
 import asyncio
 import re
@@ -11,62 +11,61 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
 from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
 
+from worker.amqp.address import BrokerAddress
 from worker.amqp.asyncio_io import AsyncioIOServices
+from worker.amqp.field_table import preserve_raw_values
 from worker.errors import BrokerUnavailable, SettingsError
-from worker.settings import Settings
 
-HEARTBEAT_S = 15  # the documented good range is 5 to 20; the default would find a lost peer after minutes
+HEARTBEAT_S = 15  # the documented good range is 5 to 20; with the default a lost peer is noticed after minutes
 CONNECT_S = 10
-# Of a TLS error that comes after the handshake pika hands on its text only, which is read for people, never to decide.
-_TLS_TROUBLE = {
+CALL_S = 20  # for one reply of the broker; a declaration of many queues on a busy node takes that long
+# Of a TLS error after the handshake pika passes on the text only: it chooses the words of a message, and no behaviour.
+_TLS_ERRORS = {
     "ALERT_CERTIFICATE_REQUIRED": "the broker wants a client certificate: AMQP_CERT_FILE, AMQP_KEY_FILE",
-    "ALERT_UNKNOWN_CA": "the broker does not know the authority that signed the client certificate, AMQP_CERT_FILE",
-    "WRONG_VERSION_NUMBER": "no TLS is spoken on this port: it wants amqp://, or amqps:// another port",
+    "ALERT_UNKNOWN_CA": "the broker does not trust the authority that signed the client certificate, AMQP_CERT_FILE",
+    "WRONG_VERSION_NUMBER": "this port does not speak TLS: use amqp://, or another port with amqps://",
 }
-# What pika raises for an option of a URL, of which some are Python literals and some are files. Its words quote it.
-_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
-_BROKERS_USER = re.compile(r"\buser (?:was )?\\?'.*'")
-CALL_S = 20  # for one answer of the broker; a declaration of many queues on a busy node takes its time
+# What pika raises for an unusable option of a URL: some are Python literals, some name files. Its messages quote the
+# value, which may be a secret, so they are not passed on.
+_OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
+_QUOTED_USER = re.compile(r"\buser (?:was )?\\?'.*'")
 
 
-def connection_parameters(
-    settings: Settings,
-) -> list[URLParameters]:
-    """Return what each of the broker's URLs says, with this worker's time limits.
+def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
+    """Return the parameters of each of the broker's URLs, with this worker's time limits.
 
     Raises:
         SettingsError: a URL, or one of the files for TLS, cannot be used.
     """
     found = []
-    for url in settings.amqp_url:
+    for url in broker.urls:
         try:
             parameters = URLParameters(url.get_secret_value())
-        except _UNUSABLE as exc:
+        except _OPTION_ERRORS as exc:
             raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {type(exc).__name__}"]) from exc
         parameters.heartbeat = parameters.heartbeat or HEARTBEAT_S
-        parameters.blocked_connection_timeout = None  # an alarm lasts as long as it lasts: wait, stay live
+        parameters.blocked_connection_timeout = None  # an alarm has no time limit: wait, and stay live
         parameters.socket_timeout = CONNECT_S / 2
         parameters.stack_timeout = CONNECT_S
         parameters.connection_attempts = 1
         if parameters.ssl_options is not None:
-            parameters.ssl_options = _tls(parameters.host, settings)
+            parameters.ssl_options = _tls(parameters.host, broker)
         found.append(parameters)
     return found
 
 
-def _tls(host: str, settings: Settings) -> SSLOptions:
-    ca_file, cert_file, key_file = settings.amqp_ca_file, settings.amqp_cert_file, settings.amqp_key_file
-    context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    if cert_file is not None and key_file is not None:
+def _tls(host: str, broker: BrokerAddress) -> SSLOptions:
+    context = ssl.create_default_context(cafile=None if broker.ca_file is None else str(broker.ca_file))
+    if broker.cert_file is not None and broker.key_file is not None:
         try:
-            context.load_cert_chain(cert_file, key_file)
+            context.load_cert_chain(broker.cert_file, broker.key_file)
         except (OSError, ssl.SSLError) as exc:
             raise SettingsError([f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {exc}"]) from exc
     return SSLOptions(context, host)
 
 
-def address(parameters: URLParameters) -> str:
-    """Name a broker by what of its URL may be printed: host, port and vhost."""
+def printable_address(parameters: URLParameters) -> str:
+    """Return the broker's URL without its secrets: scheme, host, port and vhost."""
     scheme = "amqp" if parameters.ssl_options is None else "amqps"
     host = f"[{parameters.host}]" if ":" in parameters.host else parameters.host
     vhost = "" if parameters.virtual_host == "/" else quote(parameters.virtual_host, safe="")
@@ -74,23 +73,23 @@ def address(parameters: URLParameters) -> str:
 
 
 def without_user(text: str) -> str:
-    """Return the broker's words without the user name that it quotes: it is a part of a URL that is a secret."""
-    return _BROKERS_USER.sub("this user", text)
+    """Return the broker's error text without the user name that it quotes, since the whole URL is a secret."""
+    return _QUOTED_USER.sub("this user", text)
 
 
-async def connect(parameters: URLParameters, name: str, streams: AsyncioIOServices) -> AsyncioConnection:
+async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -> AsyncioConnection:
     """Open one connection.
 
     Args:
         parameters: the broker.
-        name: shown in the broker's list of connections.
-        streams: the connection's input and output, of this connection alone.
+        name: of the connection, in the broker's list of connections.
+        io: the connection's input and output; each connection needs its own.
 
     Raises:
         BrokerUnavailable: it could not be opened in time.
     """
-    loop = asyncio.get_running_loop()
-    opened: asyncio.Future[None] = loop.create_future()
+    preserve_raw_values()
+    opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_open(_connection: Any) -> None:
         if not opened.done():
@@ -102,7 +101,7 @@ async def connect(parameters: URLParameters, name: str, streams: AsyncioIOServic
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
-        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=streams
+        parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=io
     )
     try:
         async with asyncio.timeout(CONNECT_S + 5):
@@ -116,15 +115,15 @@ async def connect(parameters: URLParameters, name: str, streams: AsyncioIOServic
 
 
 def close(connection: AsyncioConnection) -> None:
-    """Begin to close a connection, in whatever state it is."""
+    """Begin to close a connection, in whichever state it is."""
     if not (connection.is_closed or connection.is_closing):
         connection.close()
 
 
 def reason_of(error: BaseException | str, parameters: URLParameters | None = None) -> str:
-    """Say in one line why a connection was lost or, with its parameters, could not be opened.
+    """Return in one line why a connection was lost or, given its parameters, could not be opened.
 
-    It is the innermost cause, without the libraries' wrapping.
+    This is the innermost cause, without the exceptions that the libraries wrap around it.
     """
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"
@@ -138,12 +137,12 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
         inner = causes[-1]
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {inner.verify_message}"
-    for code, meaning in _TLS_TROUBLE.items():
+    for code, meaning in _TLS_ERRORS.items():
         if code in str(inner):
             return meaning
     if isinstance(inner, IncompatibleProtocolError) and parameters is not None:
-        # A client certificate is judged after the handshake of TLS 1.3; the verdict may be lost with the connection.
+        # TLS 1.3 checks the client certificate after the handshake; the alert may be lost with the connection.
         is_tls = parameters.ssl_options is not None
-        question = "does it take the client certificate" if is_tls else "is it a port for TLS, amqps://"
+        question = "does it accept the client certificate" if is_tls else "is it a port for TLS, amqps://"
         return f"the connection ended before AMQP began; {question}? {inner.args[-1]}"
     return without_user(f"{type(inner).__name__}: {inner}") if str(inner) else type(inner).__name__

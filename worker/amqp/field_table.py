@@ -1,9 +1,8 @@
-"""Header values that pika cannot carry unchanged are passed on as the bytes they came as.
+"""Header values that pika cannot decode and encode without loss are kept as the bytes in which they arrived.
 
-Pika reads a timestamp into a datetime, and loses the whole connection over one in milliseconds, as it does over a table
-that is nested a thousand times, so that a single odd message would cut the consumer again and again; it also cuts a
-float to its integer part. It has no hook for values, so its two functions are wrapped: what they make of every other
-value stays theirs.
+Pika decodes a timestamp to a datetime and closes the connection over one in milliseconds, as it does over a table with
+a thousand levels: a single odd message would cut the consumer again and again. It also truncates a float to an integer.
+Pika has no hook for field values, so its two functions are wrapped; they still decode and encode all other values.
 """
 
 import struct
@@ -14,14 +13,14 @@ from typing import Any
 import pika.data
 
 _PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
-_NESTING = (b"A", b"F")  # array, table: a length of four bytes, then that much
-_MAX_LEVELS = 20
+_NESTED_KINDS = (b"A", b"F")  # array, table: a length of four bytes, then the payload
+_MAX_LEVELS = 20  # what is nested more deeply stays encoded
 _decode_value = pika.data.decode_value
 _encode_value = pika.data.encode_value
 
 
 class RawFieldValue:
-    """A value as it stands in the frame: its kind and its payload."""
+    """A field value as it is encoded in the frame: its kind, one byte, and its payload."""
 
     __slots__ = ("encoded",)
 
@@ -30,16 +29,16 @@ class RawFieldValue:
 
     @property
     def moment(self) -> datetime | None:
-        """The instant that it names, None for anything else."""
+        """The instant that a timestamp names, None for any other value."""
         if self.encoded[:1] != b"T":
             return None
         try:
             return datetime.fromtimestamp(struct.unpack(">Q", self.encoded[1:])[0], UTC)
-        except (ValueError, OverflowError, OSError):  # in milliseconds, or nonsense
+        except (ValueError, OverflowError, OSError):  # in milliseconds, or meaningless
             return None
 
     def __repr__(self) -> str:
-        return f"Opaque({self.encoded!r})"
+        return f"RawFieldValue({self.encoded!r})"
 
 
 class _Depth(threading.local):
@@ -52,7 +51,7 @@ _depth = _Depth()
 def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
     kind = encoded[offset : offset + 1]
     payload_bytes = _PAYLOAD_BYTES.get(kind)
-    if kind in _NESTING and _depth.levels >= _MAX_LEVELS:
+    if kind in _NESTED_KINDS and _depth.levels >= _MAX_LEVELS:
         payload_bytes = 4 + struct.unpack_from(">I", encoded, offset + 1)[0]
     if payload_bytes is not None:
         end = offset + 1 + payload_bytes
@@ -71,7 +70,7 @@ def _encode(pieces: list[bytes], value: Any) -> int:
     return _encode_value(pieces, value)
 
 
-def install() -> None:
-    """Wrap pika's functions, once for the process."""
+def preserve_raw_values() -> None:
+    """Have pika keep such values as ``RawFieldValue``, in the whole process; called before each connection is made."""
     pika.data.decode_value = _decode
     pika.data.encode_value = _encode

@@ -1,4 +1,4 @@
-"""The messages that come in and go out: their properties and headers, read and written in one place."""
+"""The messages that arrive and that are published: the one place where headers are read and written."""
 
 import json
 import time
@@ -6,29 +6,31 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, assert_never
 
 from pika import BasicProperties, DeliveryMode
 
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
-from worker.core.doubt import DoubtWindow
-from worker.core.outcome import AwaitReconciliation, Retry
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope, Replay
+from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
-UNFINISHED = "x-onenet-unfinished"
-UNCOUNTED = "x-onenet-uncounted"
+CRASH_COUNT = "x-onenet-crash-count"
+FREE_ATTEMPT = "x-onenet-free-attempt"
 FIRST_ARRIVED = "x-onenet-first-arrived"
 REPLAY = "x-onenet-replay"
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
 DETAILS = "x-onenet-details"
 FAILED_AT = "x-onenet-failed-at"
-_MARKS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, UNFINISHED, UNCOUNTED, FIRST_ARRIVED, REPLAY})
+_HEADERS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, CRASH_COUNT, FREE_ATTEMPT, FIRST_ARRIVED, REPLAY})
+_TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
@@ -47,41 +49,59 @@ _BROKERS_PREFIXES = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-c
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """One hand-over of a message; its tag is valid on the channel of its session only."""
+    """One hand-over of a message; its tag is valid on the channel of its session only.
+
+    Attributes:
+        session: the number of the session.
+        tag: the delivery tag.
+        is_redelivered: the broker delivered the message before.
+        properties: the message's properties.
+        body: the message's body.
+        is_returned: the message arrived through the worker's own exchange, so its headers are believed.
+        arrived_at: seconds of the epoch.
+        is_moved: the message came neither from upstream nor through the worker's own exchange: a shovel moved it, or an
+            operator.
+    """
 
     session: int
     tag: int
-    exchange: str
     is_redelivered: bool
     properties: BasicProperties
     body: bytes
-    is_returned: bool  # it came in through the worker's own exchange, so its headers are believed
-    arrived_at: float = field(default_factory=time.time)  # seconds of the epoch
-    is_moved: bool = False  # it came neither from upstream nor through the worker's own exchange: by a shovel, perhaps
-
-    @property
-    def message_id(self) -> object:
-        """The AMQP property, None where it is not set; bytes where it is no UTF-8."""
-        return self.properties.message_id
+    is_returned: bool
+    arrived_at: float = field(default_factory=time.time)
+    is_moved: bool = False
 
     @property
     def headers(self) -> Mapping[str, Any]:
+        """The message's headers."""
         return self.properties.headers or {}
 
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is; the first is 1."""
-        attempt = self.headers.get(ATTEMPT) if self.is_returned else None
-        return attempt if isinstance(attempt, int) and attempt >= 1 else 1
+    @cached_property
+    def envelope(self) -> Envelope:
+        """What the delivery says of itself, without the broker's terms."""
+        headers = self.headers
+        own = headers if self.is_returned else {}
+        doubt = self._doubt()
+        first_arrived_at = self._first_arrived_at(own)
+        return Envelope(
+            is_redelivered=self.is_redelivered,
+            is_copy=self.is_returned,
+            times_returned=_count(headers.get(_DELIVERY_COUNT)) or 0,
+            attempt=_count(own.get(ATTEMPT)) or 1,
+            is_free_attempt=own.get(FREE_ATTEMPT) is True,
+            crash_count=_count(own.get(CRASH_COUNT)),
+            doubt=doubt,
+            replay=_replay(own.get(REPLAY), doubt),
+            arrived_at=self.arrived_at,
+            first_arrived_at=first_arrived_at,
+            published_at=self._published_at(first_arrived_at),
+            message_id=self.properties.message_id,
+            trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)} if headers else {},
+        )
 
-    @property
-    def may_have_been_sent(self) -> bool:
-        """Tell whether, for all that the message says of itself, its command may have been sent before."""
-        return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
-
-    @property
-    def doubt(self) -> DoubtWindow | None:
-        """When its command may have been sent, as far as that is noted on the message.
+    def _doubt(self) -> DoubtWindow | None:
+        """Return when the command may have been sent, as far as the message says.
 
         A message that was moved by an operator or a shovel is a new message to the broker, which no longer tells
         whether it was delivered before. So is one that came through the worker's own exchange but is no copy of its.
@@ -98,64 +118,36 @@ class Delivery:
 
     @property
     def _is_own_copy(self) -> bool:
-        """Whether a worker or a replay wrote it in order to bring it back, and it has come back as it was to.
+        """Whether a worker or a replay published this message to bring it back, and it came back as planned.
 
-        A dead letter was not written for that, and a copy that the broker dead-lettered was delivered before.
+        A dead letter was not published for that, and a copy that the broker dead-lettered was delivered before.
         """
         deaths = self.headers.get("x-death")
         has_died = isinstance(deaths, list) and any(
             not isinstance(death, dict) or death.get("reason") != "expired" for death in deaths
         )
-        return REASON not in self.headers and not has_died and not _MARKS_OF_COPIES.isdisjoint(self.headers)
+        return REASON not in self.headers and not has_died and not _HEADERS_OF_COPIES.isdisjoint(self.headers)
 
-    def doubt_of_copy(self, now: datetime) -> DoubtWindow | None:
-        """Return the doubt to note on a copy: unlike the message itself, it does not look redelivered."""
-        return DoubtWindow(None, now).union(self.doubt) if self.is_redelivered else self.doubt
-
-    @property
-    def unfinished(self) -> int | None:
-        """How many tries were noted on the message before they began; None where it is under no suspicion.
-
-        Those that ended well are among them: only a record, or its absence, tells.
-        """
-        tries = self.headers.get(UNFINISHED) if self.is_returned else None
-        return tries if isinstance(tries, int) and tries >= 0 else None
-
-    @property
-    def replay(self) -> Replay | None:
-        """A person's order to try it again, None where it is no replay."""
-        text = self.headers.get(REPLAY) if self.is_returned else None
-        try:
-            failed_at = None if text is None else datetime.fromisoformat(str(text))
-        except ValueError:
-            return None
-        return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, self.doubt)
-
-    @property
-    def consumes_attempt(self) -> bool:
-        """Whether the attempt that is in doubt is used up; the platform being down for all uses up none."""
-        return not (self.is_returned and self.headers.get(UNCOUNTED) is True)
-
-    @property
-    def first_arrived_at(self) -> float:
-        """When the command first came to a worker, in seconds of the epoch; noted on each copy of its message."""
-        noted = self.headers.get(FIRST_ARRIVED) if self.is_returned else None
+    def _first_arrived_at(self, own: Mapping[str, Any]) -> float:
+        noted = own.get(FIRST_ARRIVED)
         return noted / 1000 if isinstance(noted, int) and 0 < noted / 1000 < self.arrived_at else self.arrived_at
 
-    @property
-    def began_at(self) -> float:
-        """When the command was published, as far as its property tells, else when it first came to a worker."""
-        published_at = self.properties.timestamp
-        # Whole seconds: of less than one it says nothing.
-        if isinstance(published_at, int) and 0 < published_at <= self.first_arrived_at - 1:
-            return published_at
-        return self.first_arrived_at
+    def _published_at(self, first_arrived_at: float) -> float:
+        noted = self.properties.timestamp
+        # The property has whole seconds: of less than one it says nothing.
+        return noted if isinstance(noted, int) and 0 < noted <= first_arrived_at - 1 else first_arrived_at
 
-    @property
-    def times_returned(self) -> int:
-        """How often the broker took the message back, from a worker that had begun with it or had not."""
-        count = self.headers.get(_DELIVERY_COUNT)
-        return count if isinstance(count, int) else 0
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
+    try:
+        failed_at = None if text is None else datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, doubt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +162,10 @@ class Publication:
 
 
 class MessageBuilder:
-    """Writes everything that the worker publishes.
+    """Builds everything that the worker publishes: what a resolution means in exchanges, routing keys and headers.
 
     Args:
-        topology: where to.
+        topology: where to publish.
         worker: the name under which this process signs dead letters.
     """
 
@@ -181,7 +173,51 @@ class MessageBuilder:
         self._topology = topology
         self._worker = worker
 
-    def reply(self, delivery: Delivery, reply: Reply) -> Publication:
+    def publications(self, delivery: Delivery, resolution: Resolution) -> list[Publication]:
+        """Return what must be confirmed before a delivery is acknowledged."""
+        match resolution:
+            case Conclude(_, reply):
+                return self._outcome(delivery, reply, is_dead_lettered=reply.status == "failed")
+            case Duplicate(reply, repeats_dead_letter):
+                return self._outcome(delivery, reply, is_dead_lettered=repeats_dead_letter)
+            case Retry(delay_s, attempt, _, doubt, honours_retry_after):
+                properties = _copied(delivery, attempt, doubt)
+                return [self._delayed(delivery, delay_s, properties, has_jitter=not honours_retry_after)]
+            case AwaitReconciliation(delay_s, attempt, _, doubt, is_free, crash_count):
+                properties = _copied(delivery, attempt, doubt, crash_count, is_free=is_free)
+                return [self._delayed(delivery, delay_s, properties, has_jitter=False)]
+            case Postpone():
+                return [self.postpone(delivery, resolution)]
+            case Replaced():
+                return []
+            case _:
+                assert_never(resolution)
+
+    def postpone(self, delivery: Delivery, postpone: Postpone) -> Publication:
+        """Return the copy of a message that is processed later."""
+        properties = _copied(delivery, postpone.attempt, postpone.doubt, postpone.crash_count, is_free=postpone.is_free)
+        return self._delayed(delivery, postpone.delay_s, properties, has_jitter=postpone.has_jitter)
+
+    def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
+        """Return a message that was not started to the queue; unlike a requeued message it looks new."""
+        envelope = delivery.envelope
+        properties = _copied(delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt)
+        return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
+
+    def replay(self, delivery: Delivery, replay: Replay) -> Publication:
+        """Return a dead letter to the queue, to be tried from the beginning."""
+        own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), FREE_ATTEMPT: True}
+        if replay.doubt is not None:
+            own[IN_DOUBT] = str(replay.doubt)
+        return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
+
+    def _outcome(self, delivery: Delivery, reply: Reply, *, is_dead_lettered: bool) -> list[Publication]:
+        publications = [self._reply(delivery, reply)]
+        if is_dead_lettered and reply.error is not None:
+            publications.append(self._dead_letter(delivery, reply, reply.error))
+        return publications
+
+    def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to whoever sent the command."""
         asked = delivery.properties
         if isinstance(asked.reply_to, str) and asked.reply_to:
@@ -189,11 +225,8 @@ class MessageBuilder:
         else:
             source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
             routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
-        traced = {name: delivery.headers.get(name) for name in ("traceparent", "tracestate")}
         trace: dict[str, Any] = {
-            name: value
-            for name, value in traced.items()
-            if isinstance(value, str) and len(value.encode()) <= _MAX_TEXT_BYTES
+            name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
         }
         properties = BasicProperties(
             content_type="application/json",
@@ -205,15 +238,8 @@ class MessageBuilder:
         body = reply.model_dump_json().encode()
         return Publication(self._topology.replies_exchange, routing_key, properties, body, reply.status)
 
-    def dead_letter(self, delivery: Delivery, reply: Reply) -> Publication:
-        """Set a message aside as it came, with the reason that its reply has.
-
-        Raises:
-            ValueError: the reply is not one of a failure.
-        """
-        failed = reply.error
-        if reply.status != "failed" or failed is None:
-            raise ValueError("only what failed is dead-lettered")
+    def _dead_letter(self, delivery: Delivery, reply: Reply, failed: ReplyError) -> Publication:
+        """Set a message aside unchanged, with the reason that its reply gives."""
         headers: dict[str, Any] = {
             REASON: failed.code,
             ERROR: _cut(failed.message, _MAX_TEXT_BYTES),
@@ -226,42 +252,11 @@ class MessageBuilder:
         exchange = self._topology.dead_letters_exchange
         return Publication(exchange, f"{EXECUTE}.{failed.code}", properties, delivery.body)
 
-    def retry(self, delivery: Delivery, again: Retry, doubt: DoubtWindow | None) -> Publication:
-        """Send a message to rest until its next attempt."""
-        properties = _copied(delivery, again.attempt, doubt)
-        spread = None if again.honours_retry_after else spread_ms(again.delay_s)
+    def _delayed(
+        self, delivery: Delivery, delay_s: int, properties: BasicProperties, *, has_jitter: bool
+    ) -> Publication:
+        spread = spread_ms(delay_s) if has_jitter else None
         properties.expiration = None if spread is None else str(spread)
-        return self._to_rest(delivery, again.delay_s, properties)
-
-    def settle(
-        self, delivery: Delivery, settle: AwaitReconciliation, delay_s: int, doubt: DoubtWindow, unfinished: int | None
-    ) -> Publication:
-        """Send a message to rest until its device's history can tell what became of its attempt."""
-        properties = _copied(delivery, settle.attempt, doubt, unfinished, consumes_attempt=settle.consumes_attempt)
-        return self._to_rest(delivery, delay_s, properties)
-
-    def postpone(
-        self, delivery: Delivery, delay_s: int, doubt: DoubtWindow | None, unfinished: int | None
-    ) -> Publication:
-        """Send a message to rest because it cannot be handled now; no attempt is used up."""
-        properties = _copied(delivery, delivery.attempt, doubt, unfinished, consumes_attempt=delivery.consumes_attempt)
-        return self._to_rest(delivery, delay_s, properties)
-
-    def hand_back(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
-        """Put a message that was not started back into the queue; unlike a requeued one it looks new."""
-        properties = _copied(
-            delivery, delivery.attempt, doubt, delivery.unfinished, consumes_attempt=delivery.consumes_attempt
-        )
-        return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
-
-    def replay(self, delivery: Delivery, replay: Replay) -> Publication:
-        """Bring a dead letter back to be tried from the beginning."""
-        own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), UNCOUNTED: True}
-        if replay.doubt is not None:
-            own[IN_DOUBT] = str(replay.doubt)
-        return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
-
-    def _to_rest(self, delivery: Delivery, delay_s: int, properties: BasicProperties) -> Publication:
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
@@ -270,18 +265,19 @@ def _copied(
     delivery: Delivery,
     attempt: int,
     doubt: DoubtWindow | None,
-    unfinished: int | None = None,
+    crash_count: int | None = None,
     *,
-    consumes_attempt: bool = True,
+    is_free: bool = False,
 ) -> BasicProperties:
-    own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(delivery.first_arrived_at * 1000)}
-    if not consumes_attempt:
-        own[UNCOUNTED] = True
+    envelope = delivery.envelope
+    own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(envelope.first_arrived_at * 1000)}
+    if is_free:
+        own[FREE_ATTEMPT] = True
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)
-    if unfinished is not None:
-        own[UNFINISHED] = unfinished
-    if delivery.replay is not None:  # it may not have been claimed yet, or its record may go
+    if crash_count is not None:
+        own[CRASH_COUNT] = crash_count
+    if envelope.replay is not None:  # it may not have been claimed yet, or its record may go
         own[REPLAY] = delivery.headers[REPLAY]
     return _carried_along(delivery, own)
 

@@ -1,4 +1,4 @@
-"""Publishes with pipelined confirms, over a link of its own."""
+"""Publishes with pipelined publisher confirms, over a channel of its own."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pika import URLParameters
 from pika.channel import Channel
 from pika.spec import Basic
 
-from worker.amqp.channel import Link
+from worker.amqp.channel import BrokerChannel
 from worker.amqp.messages import Delivery, Publication, fitted
 from worker.core.backoff import backoff_s
 
@@ -20,15 +20,15 @@ _RETRY_CAP_S = 30.0
 
 @dataclass(slots=True)
 class Settlement:
-    """A delivery that is acknowledged when the broker has confirmed all that was published for it.
+    """A delivery that is acknowledged once all of its publications are confirmed.
 
-    ``is_rejected``: it is rejected instead, so that the broker itself dead-letters it.
+    ``is_delivery_rejected``: it is rejected instead, so that the broker dead-letters it.
     """
 
     delivery: Delivery
     unconfirmed: int
     on_confirmed: Callable[[], object] | None
-    is_rejected: bool = False
+    is_delivery_rejected: bool = False
 
 
 @dataclass(slots=True)
@@ -37,39 +37,39 @@ class InFlight:
 
     publication: Publication
     settlement: Settlement
-    refusals: int = 0
-    refused_at: float | None = None  # the first time, on the loop's clock
+    rejections: int = 0
+    first_rejected_at: float | None = None  # on the loop's clock
     published_at: float = 0.0
     was_returned: bool = False
 
 
 class Publisher:
-    """One link that publishes.
+    """Publishes over one channel in confirm mode.
 
     Args:
-        on_confirmed: is told of each publication that the broker has taken over.
-        on_refused: is told of each that it has not; it is published again by ``publish_later``.
-        on_blocked: is told when the broker stops taking publications, and when it takes them again.
+        on_confirmed: called with each publication that the broker confirmed.
+        on_rejected: called with each publication that the broker nacked or returned; ``publish_later`` retries it.
+        on_blocked: called when the broker blocks the connection, and when it unblocks it.
     """
 
     def __init__(
         self,
         on_confirmed: Callable[[InFlight], object],
-        on_refused: Callable[[InFlight], object],
+        on_rejected: Callable[[InFlight], object],
         on_blocked: Callable[[], object],
     ) -> None:
-        self.link = Link()
+        self.channel = BrokerChannel()
         self.is_blocked = False
-        self.in_flight: dict[int, InFlight] = {}
+        self.in_flight: dict[int, InFlight] = {}  # by delivery tag, in order of publication
         self._is_open = False
-        self._unpublished: list[InFlight] = []  # before it is open, or after its link is lost
-        self._waiting: dict[int, tuple[InFlight, asyncio.TimerHandle]] = {}  # to be published again
+        self._unpublished: list[InFlight] = []  # passed to publish() before open(), or after the channel was lost
+        self._retries: dict[int, tuple[InFlight, asyncio.TimerHandle]] = {}
         self._on_confirmed = on_confirmed
-        self._on_refused = on_refused
+        self._on_rejected = on_rejected
         self._on_blocked = on_blocked
         self._loop = asyncio.get_running_loop()
-        self._answered = asyncio.Event()
-        self._published = 0
+        self._confirm_arrived = asyncio.Event()
+        self._last_tag = 0
 
     async def connect(self, parameters: URLParameters, name: str) -> None:
         """Connect; nothing is published before ``open``.
@@ -77,19 +77,19 @@ class Publisher:
         Raises:
             BrokerUnavailable: the broker cannot be reached.
         """
-        await self.link.open(parameters, name)
-        connection, channel = self.link.connection, self.link.channel
+        await self.channel.open(parameters, name)
+        connection = self.channel.pika_connection
         connection.add_on_connection_blocked_callback(lambda *_: self._set_blocked(is_blocked=True))
         connection.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(is_blocked=False))
-        channel.add_on_return_callback(self._on_return)
+        self.channel.pika_channel.add_on_return_callback(self._on_return)
 
     async def open(self) -> None:
-        """Begin to publish, with confirms.
+        """Turn publisher confirms on and begin to publish.
 
         Raises:
-            WorkerError: the link is lost.
+            WorkerError: the channel is lost.
         """
-        await self.link.call(self.link.channel.confirm_delivery, self._on_confirm)
+        await self.channel.call(self.channel.pika_channel.confirm_delivery, self._on_confirm)
         self._is_open = True
         unpublished, self._unpublished = self._unpublished, []
         for item in unpublished:
@@ -97,76 +97,76 @@ class Publisher:
 
     @property
     def is_impaired(self) -> bool:
-        """Whether the broker takes no publications, refuses some, or is slow to confirm them."""
+        """Whether the broker blocks the connection, rejects publications, or is slow to confirm them."""
         oldest = next(iter(self.in_flight.values()), None)
         is_slow = oldest is not None and self._loop.time() - oldest.published_at > SLOW_CONFIRM_S
-        return self.is_blocked or bool(self._waiting) or is_slow
+        return self.is_blocked or bool(self._retries) or is_slow
 
     def publish(self, item: InFlight) -> None:
-        """Publish at once; what cannot be published is kept for ``withdraw_unconfirmed``."""
-        if not self._is_open or self.link.lost.done():
+        """Publish at once; without an open channel the publication is kept for ``withdraw_unconfirmed``."""
+        if not self._is_open or self.channel.lost.done():
             self._unpublished.append(item)
             return
-        wanted = fitted(item.publication, self.link.frame_max)
-        self._published += 1
+        publication = fitted(item.publication, self.channel.frame_max)
+        self._last_tag += 1
         item.published_at = self._loop.time()
         item.was_returned = False
-        self.in_flight[self._published] = item
-        self.link.do(
-            self.link.channel.basic_publish,
-            wanted.exchange,
-            wanted.routing_key,
-            wanted.body,
-            wanted.properties,
+        self.in_flight[self._last_tag] = item
+        self.channel.invoke(
+            self.channel.pika_channel.basic_publish,
+            publication.exchange,
+            publication.routing_key,
+            publication.body,
+            publication.properties,
             mandatory=True,
         )
 
     def publish_later(self, item: InFlight) -> float:
-        """Publish again what was refused; returns the wait before that, in seconds."""
-        wait_s = backoff_s(item.refusals, _RETRY_BASE_S, _RETRY_CAP_S)
-        self._waiting[id(item)] = item, self._loop.call_later(wait_s, self._publish_again, item)
+        """Publish a rejected publication again after a backoff; returns the wait, in seconds."""
+        wait_s = backoff_s(item.rejections, _RETRY_BASE_S, _RETRY_CAP_S)
+        self._retries[id(item)] = item, self._loop.call_later(wait_s, self._retry, item)
         return wait_s
 
-    def withdraw_waiting(self) -> list[InFlight]:
-        """Take out what waits to be published again."""
-        waiting = list(self._waiting.values())
-        self._waiting.clear()
+    def withdraw_retries(self) -> list[InFlight]:
+        """Remove and return the publications that wait for ``publish_later``."""
+        waiting = list(self._retries.values())
+        self._retries.clear()
         for _, timer in waiting:
             timer.cancel()
         return [item for item, _ in waiting]
 
     def withdraw_unconfirmed(self) -> list[InFlight]:
-        """Take out what is not confirmed: it may be stored, or not."""
+        """Remove and return the unconfirmed publications: the broker may have stored them, or not."""
         unconfirmed = [*self.in_flight.values(), *self._unpublished]
         self.in_flight.clear()
         self._unpublished.clear()
         return unconfirmed
 
     async def wait_until_confirmed(self) -> None:
-        """Wait until everything that was published is confirmed or refused.
+        """Wait until every publication is confirmed or rejected.
 
         Raises:
-            WorkerError: the link is lost.
+            WorkerError: the channel is lost.
         """
         while self.in_flight:
-            self._answered.clear()
-            await self.link.or_lost(asyncio.ensure_future(self._answered.wait()))
+            self._confirm_arrived.clear()
+            await self.channel.until_lost(asyncio.ensure_future(self._confirm_arrived.wait()))
 
     async def close(self) -> None:
         """Close the connection."""
-        self.withdraw_waiting()
-        await self.link.close()
+        self.withdraw_retries()
+        await self.channel.close()
 
-    def _publish_again(self, item: InFlight) -> None:
-        del self._waiting[id(item)]
+    def _retry(self, item: InFlight) -> None:
+        del self._retries[id(item)]
         self.publish(item)
 
     def _on_return(self, _channel: Channel, method: Basic.Return, _properties: object, _body: bytes) -> None:
-        """Note that a route leads nowhere.
+        """Mark every unconfirmed publication with this exchange and routing key as returned.
 
-        A return has no number of its own, but what is on its way by the same route leads there too, and its confirm
-        has not come yet. Should one of those have found a queue that was bound meanwhile, it is published twice, which
-        readers of replies and the records of commands bear.
+        basic.return carries no delivery tag and comes before its confirm, so the returned publication is among them. A
+        queue that was bound meanwhile may get one of the others twice, which readers of replies and the idempotency
+        records tolerate.
         """
         for item in self.in_flight.values():
             route = (item.publication.exchange, item.publication.routing_key)
@@ -176,21 +176,21 @@ class Publisher:
     def _on_confirm(self, frame: Any) -> None:
         method: Basic.Ack | Basic.Nack = frame.method
         if method.multiple:
-            numbers = [number for number in self.in_flight if number <= method.delivery_tag]
+            tags = [tag for tag in self.in_flight if tag <= method.delivery_tag]
         else:
-            numbers = [method.delivery_tag]
-        for number in numbers:
-            item = self.in_flight.pop(number, None)
+            tags = [method.delivery_tag]
+        for tag in tags:
+            item = self.in_flight.pop(tag, None)
             if item is None:  # it has been withdrawn
                 continue
             if item.was_returned or isinstance(method, Basic.Nack):
-                item.refusals += 1
-                if item.refused_at is None:
-                    item.refused_at = self._loop.time()
-                self._on_refused(item)
+                item.rejections += 1
+                if item.first_rejected_at is None:
+                    item.first_rejected_at = self._loop.time()
+                self._on_rejected(item)
             else:
                 self._on_confirmed(item)
-        self._answered.set()
+        self._confirm_arrived.set()
 
     def _set_blocked(self, *, is_blocked: bool) -> None:
         self.is_blocked = is_blocked

@@ -1,14 +1,14 @@
-"""The exchanges, queues and bindings: said once, declared, checked and exported from here."""
+"""The exchanges, queues and bindings, defined once: they are declared, checked and exported from here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-DELIVERY_LIMIT = 20  # a last net, never logic; explicit, because its default differs between 3.10 and 4.x
-
-# For queues that people look into, since each look counts: by itself 4.x forgets a message on the 21st (measured). A
-# number, because -1 is no limit on 4.x, and on 3.10 the first look (measured).
-NO_LIMIT = 2**31 - 1
+EXECUTE = "execute"  # routing key of commands, and the first word of the routing keys of replies and dead letters
+DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default differs between 3.10 and 4.x
+# For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
+# (measured). Not -1, which means unlimited on 4.x, but dead-letters at the first return on 3.10 (measured).
+UNLIMITED_DELIVERIES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From an exchange to a queue."""
+    """A binding of a queue to an exchange."""
 
     exchange: str
     queue: str
@@ -39,15 +39,15 @@ class Binding:
 
 @dataclass(frozen=True)
 class Topology:
-    """Everything below one namespace.
+    """The exchanges, queues and bindings of one namespace.
 
     Args:
-        namespace: begins every name.
-        retry_delays_s: one delay queue for each.
+        namespace: prefix of every name.
+        delay_queues_s: the delay of each delay queue, in seconds.
     """
 
     namespace: str
-    retry_delays_s: tuple[int, ...]
+    delay_queues_s: tuple[int, ...]
 
     @property
     def commands_exchange(self) -> str:
@@ -78,10 +78,10 @@ class Topology:
         return f"{self.namespace}.dead-letters"
 
     @cached_property
-    def exchanges_upstream_never_uses(self) -> frozenset[str]:
-        """The worker's other exchanges, and the default one: what comes by one of them was moved by other means."""
-        returned = {self.commands_exchange, self.returns_exchange}
-        return frozenset({"", *(exchange.name for exchange in self.exchanges())} - returned)
+    def exchanges_closed_to_upstream(self) -> frozenset[str]:
+        """All exchanges but commands and returns: a delivery by one of them was moved by an operator or a shovel."""
+        open_exchanges = {self.commands_exchange, self.returns_exchange}
+        return frozenset({"", *(exchange.name for exchange in self.exchanges())} - open_exchanges)
 
     def retry_queue(self, delay_s: int) -> str:
         """Return the name of the delay queue; it is also the routing key on the retry exchange."""
@@ -102,11 +102,11 @@ class Topology:
                 "x-queue-type": "quorum",
                 "x-dead-letter-exchange": self.dead_letters_exchange,
                 "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",  # at-least-once needs it
+                "x-overflow": "reject-publish",  # at-least-once requires it
                 "x-delivery-limit": DELIVERY_LIMIT,
             },
         )
-        for delay_s in sorted(set(self.retry_delays_s)):
+        for delay_s in sorted(set(self.delay_queues_s)):
             yield Queue(
                 self.retry_queue(delay_s),
                 {
@@ -119,18 +119,18 @@ class Topology:
                 },
             )
         for name in (self.unrouted_exchange, self.dead_letters_exchange):
-            yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT})
+            yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
 
     def bindings(self) -> Iterable[Binding]:
         yield Binding(self.commands_exchange, self.execute_queue, EXECUTE)
         yield Binding(self.returns_exchange, self.execute_queue, EXECUTE)
-        for delay_s in sorted(set(self.retry_delays_s)):
+        for delay_s in sorted(set(self.delay_queues_s)):
             yield Binding(self.retry_exchange, self.retry_queue(delay_s), self.retry_queue(delay_s))
         yield Binding(self.unrouted_exchange, self.unrouted_exchange, "")
         yield Binding(self.dead_letters_exchange, self.dead_letters_exchange, "#")
 
     def definitions(self, vhost: str) -> dict[str, list[dict[str, object]]]:
-        """Return the topology in the format of the broker's definitions files.
+        """Return the topology in the broker's definitions format.
 
         Source: https://www.rabbitmq.com/docs/definitions
         """
@@ -169,6 +169,3 @@ class Topology:
                 for binding in self.bindings()
             ],
         }
-
-
-EXECUTE = "execute"

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
-from worker.amqp.connection import address
-from worker.amqp.topology import Topology
+from worker.amqp.connection import printable_address
 from worker.app import client_of, store_of
+from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
-from worker.idempotency.memory import MemoryStore
 from worker.onenet.transport import Watch
-from worker.settings import Credentials, Settings, load_products, load_settings
+from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
 _PARALLEL_REQUESTS = 8
@@ -42,7 +41,8 @@ def check_all(imei: str) -> Iterator[CheckResult]:
         for line in lines:
             yield CheckResult("settings", ok=False, detail=line)
         return
-    warning = "" if settings.readable_at is None else f"; no https: the key is sent in clear to {settings.readable_at}"
+    host = settings.plaintext_host
+    warning = "" if host is None else f"; no https: the key is sent in clear to {host}"
     yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)
@@ -51,18 +51,16 @@ def check_all(imei: str) -> Iterator[CheckResult]:
 
 def _broker(settings: Settings) -> Iterator[CheckResult]:
     try:
-        connection, parameters = connect_blocking(settings)
+        connection, parameters = connect_blocking(settings.broker_address)
     except SettingsError as exc:
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
     except WorkerError as exc:
         yield CheckResult("broker", ok=False, detail=str(exc))
         return
-    yield CheckResult("broker", ok=True, detail=address(parameters))
+    yield CheckResult("broker", ok=True, detail=printable_address(parameters))
     try:
-        faults = check_topology(
-            connection, Topology(settings.worker_namespace, settings.delay_queues_s), may_declare=settings.amqp_declare
-        )
+        faults = check_topology(connection, settings.topology, may_declare=settings.amqp_declare)
     except WorkerError as exc:
         faults = [str(exc)]
     finally:
@@ -79,7 +77,7 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
     except SettingsError as exc:
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
-    if isinstance(store, MemoryStore):
+    if not store.is_shared:
         yield CheckResult("idempotency", ok=True, detail="in memory: for a single worker")
         return
     try:

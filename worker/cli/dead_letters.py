@@ -56,7 +56,7 @@ def _duration(text: str) -> timedelta:
 
 def _interval_s(text: str) -> float:
     """Return the interval of a rate in seconds."""
-    from worker.settings import Rate
+    from worker.core.rate import Rate
 
     try:
         rate = Rate.parse(text)
@@ -272,15 +272,11 @@ def _refuse_too_many(found: Sequence["DeadLetter"], interval_s: float | None) ->
 
 
 def _open() -> "DeadLetterReader":
-    from worker.amqp.blocking import connect_blocking
-    from worker.amqp.topology import Topology
     from worker.dead_letters.reader import DeadLetterReader
     from worker.settings import load_settings
 
     settings = load_settings()
-    connection, _ = connect_blocking(settings)
-    topology = Topology(settings.worker_namespace, settings.delay_queues_s)
-    return DeadLetterReader(connection, topology, settings.platform_zone)
+    return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)
 
 
 def _fetch(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:

@@ -53,7 +53,6 @@ def send(
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
     from worker.amqp.blocking import CommandClient
-    from worker.amqp.topology import Topology
     from worker.settings import load_settings
 
     given = {
@@ -75,8 +74,7 @@ def send(
         raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
     settings = load_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
-    topology = Topology(settings.worker_namespace, settings.delay_queues_s)
-    with CommandClient(settings, topology, app_id=app_id, wants_replies=wait) as client:
+    with CommandClient(settings.broker_address, settings.topology, app_id=app_id, wants_replies=wait) as client:
         sent = 0
         try:
             with progress("sending", len(commands), is_shown=file is not None) as advance:
@@ -130,7 +128,7 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
     Raises:
         WorkerError: a command is invalid; none is sent then, since a partly sent file is hard to repeat.
     """
-    from worker.core.command import read_command
+    from worker.core.parsing import read_command
 
     commands: dict[str, bytes] = {}
     errors = []

@@ -17,18 +17,17 @@ def topology(
 
         onenet-worker topology --json > definitions.json
     """
-    from worker.amqp.blocking import declare, first_parameters
-    from worker.amqp.connection import address
-    from worker.amqp.topology import Topology
+    from worker.amqp.blocking import declare
+    from worker.amqp.connection import connection_parameters, printable_address
     from worker.settings import load_settings
 
     settings = load_settings()
-    wanted = Topology(settings.worker_namespace, settings.delay_queues_s)
+    wanted = settings.topology
     if as_json:
-        vhost = first_parameters(settings).virtual_host
+        vhost = connection_parameters(settings.broker_address)[0].virtual_host
         typer.echo(json.dumps(wanted.definitions(vhost), indent=2))
         return
-    parameters = declare(settings, wanted)
+    parameters = declare(settings.broker_address, wanted)
     lines = [f"exchange  {exchange.name}" for exchange in wanted.exchanges()]
     lines += [f"queue     {queue.name}" for queue in wanted.queues()]
-    typer.echo(f"declared on {address(parameters)}:\n  " + "\n  ".join(lines))
+    typer.echo(f"declared on {printable_address(parameters)}:\n  " + "\n  ".join(lines))

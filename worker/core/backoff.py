@@ -26,9 +26,9 @@ def retry_delay_s(attempt: int, delays_s: Sequence[int], at_least_s: float = 0) 
     return next((delay_s for delay_s in delays_s if delay_s >= max(due, at_least_s)), delays_s[-1])
 
 
-def rest_delay_s(delays_s: Sequence[int], rest_s: float) -> int:
-    """Return the delay queue for a command that rests for about ``rest_s`` seconds: the longest that is no longer."""
-    return next((delay_s for delay_s in reversed(delays_s) if delay_s <= rest_s), delays_s[0])
+def postponement_s(delays_s: Sequence[int], suggested_s: float) -> int:
+    """Return the delay queue for a command that is postponed by about ``suggested_s`` seconds: the longest within."""
+    return next((delay_s for delay_s in reversed(delays_s) if delay_s <= suggested_s), delays_s[0])
 
 
 def spread_ms(delay_s: int, draw: Draw = random.uniform) -> int | None:

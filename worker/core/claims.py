@@ -1,7 +1,7 @@
-"""What is remembered of a command, so that one id is one command and one request.
+"""What a store records about commands, so that one command id is one command and one request.
 
-A claim is one atomic step. Whoever is granted it holds the command for the time of a lease, and nothing may be sent
-after that. Every grant has a token of its own (a fencing token), so that what a former holder writes late is refused.
+A claim is atomic. It grants a lease: the exclusive right to process the command until the lease ends. Nothing may be
+sent after that. Every lease has its own fencing token, so that a late write of a former holder is refused.
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
@@ -11,17 +11,19 @@ from datetime import datetime
 from typing import Protocol
 
 from schemas.reply import Reply
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.ownership import OwnershipFacts
 from worker.core.times import milliseconds
 from worker.errors import StoreError
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a record is found by.
+    """Identifies a command's record.
 
-    ``digest`` is the same for the same content, ``likeness`` for whatever the platform's history cannot tell apart.
+    ``content_hash``: equal for equal content. ``match_key``: equal for commands that the platform's history cannot tell
+    apart; two commands with different ids and the same match key are lookalikes.
     """
 
     command_id: str
@@ -31,7 +33,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to handle a command. ``ends_at``: when the lease ends, on this process's monotonic clock."""
+    """The exclusive right to process a command. ``ends_at``: its end on this process's monotonic clock."""
 
     key: Key
     token: int
@@ -40,37 +42,39 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Nothing is known of this command.
+    """The store has no record of the command.
 
-    ``unrecorded_until``: a try of which no record is left may have been under way until then. ``forgotten_before``: of
-    commands that first arrived before this time the record may be gone; None: records outlive the workers.
+    ``unrecorded_until``: an attempt whose record is lost may have been in progress until then. ``forgotten_before``:
+    records of commands that first arrived before this time may be gone; None: records outlive the workers.
     """
 
-    hold: Lease
+    lease: Lease
     unrecorded_until: datetime
     forgotten_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNotSent:
-    """Every former try is known not to have been sent.
+    """Every recorded attempt is known not to have been sent.
 
-    ``unrecorded_until``: a later try, whose record was lost, may have been under way until then; None: there was none.
+    ``unrecorded_until``: a later attempt whose record is lost may have been in progress until then; None: there was
+    none.
     """
 
-    hold: Lease
+    lease: Lease
     unrecorded_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """A former try ended without an outcome.
+    """An earlier attempt ended without an outcome.
 
-    ``has_crashed``: its holder did not even say so, and may have been killed by it. ``unrecorded_until``: a later try,
-    whose record was lost, may have been under way until then; None: there was none.
+    ``holder_crashed``: the holder of its lease did not release it, so the command may have crashed its worker.
+    ``unrecorded_until``: a later attempt whose record is lost may have been in progress until then; None: there was
+    none.
     """
 
-    hold: Lease
+    lease: Lease
     doubt: DoubtWindow
     holder_crashed: bool
     unrecorded_until: datetime | None = None
@@ -78,116 +82,101 @@ class Unresolved:
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """Somebody holds the command; ``since``: the earliest time at which it may have been sent."""
+    """Another delivery holds the lease. ``since``: the earliest time at which the command may have been sent."""
 
     since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The command has had its outcome: this was the reply."""
+    """The command's outcome is recorded, with this reply."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class KeyReused:
-    """The id belongs to a command with another content."""
+    """The command id belongs to a command with other content."""
 
 
 Claim = Unseen | KnownNotSent | Unresolved | InProgress | Completed | KeyReused
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """This uuid is the command's own, and from now on no other's."""
-
-    uuid: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoCandidate:
-    """Every uuid belongs to another command."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookalikeInProgress:
-    """A command just like this one is being handled, and one of the uuids may be about to become its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ambiguous:
-    """There are more uuids than commands like this one that may have caused them."""
-
-
-Assignment = Assigned | NoCandidate | LookalikeInProgress | Ambiguous
-
-
 OnRecorded = Callable[[StoreError | None], object]
-"""Learns that an outcome is recorded, or why not."""
+"""Called with None once an outcome is recorded, or with the error that prevented it."""
+
+
+class LocalRecords(Protocol):
+    """Records that end with this process, so that no other worker can have written since."""
+
+    def mark_not_sent(self, key: Key) -> None:
+        """Record that a command without a record was delivered and not sent; does not block."""
+
+    def was_claimed(self, key: Key, /) -> bool:
+        """Return whether the command was claimed in this process and is not known to be unsent."""
 
 
 class IdempotencyStore(Protocol):
-    """Remembers commands. Every call is atomic and may come from any thread.
+    """Records commands. Every call is atomic and may come from any thread.
 
-    All raise ``StoreUnavailable``; what takes a hold raises ``LeaseLost``.
+    Raises:
+        StoreUnavailable: from any call.
+        LeaseLost: from the calls that take a lease.
     """
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers share the records."""
+
+    @property
+    def local(self) -> LocalRecords | None:
+        """The records of this process; None where they outlive it.
+
+        A shared store has none: if it lost the later claim of another delivery, a record that the command was not sent
+        would deny that delivery's request.
+        """
+
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        """Take hold of a command, or learn why not.
+        """Claim a command.
 
         Args:
             key: the command.
-            now: on the clock that times of history are compared with.
-            replay: takes back the failure that it means, if that is the recorded outcome; never any other outcome.
+            now: the time of the claim, on the clock that history times are compared with.
+            replay: discards the recorded failure that it names; never any other outcome.
         """
 
-    def mark_not_sent(self, key: Key) -> None:
-        """Record that a command which nobody has claimed was taken from the queue and not sent; does not wait."""
-
-    def is_claimed_here(self, key: Key, /) -> bool:
-        """Tell whether a command may have been sent, by a record that goes with this process."""
-
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        """Let go of a command: without a doubt it is known not to have been sent."""
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        """Release a command without an outcome. ``doubt``: None where the command is known not to have been sent."""
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        """Return those uuids that are known, and not only guessed, to belong to other commands."""
+        """Return the uuids that belong to other commands for certain."""
 
-    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
-        """Give a command in doubt one of the uuids that its device's history has for it.
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        """Return who owns each of the uuids, and which lookalikes compete for them; records nothing."""
 
-        Where a command just like it may as well have caused the one that it is given, that is a guess; a command for
-        which nothing but guessed ones are left is not known to be absent, and gets none.
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
+        """Record a command's outcome and, if its reply has a uuid, that the command owns the uuid; raises nothing.
 
-        Args:
-            hold: the command.
-            uuids: those that fit in every respect, the best first.
-            unlikely: those that fit but for their time; the command is given none of them, but each that nobody owns
-                must be explained by another command.
-        """
-
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
-        """Record the outcome of a command, and whose its uuid is; raises nothing.
-
-        Where the uuid belongs to another command nothing is recorded, the command is released with its doubt in the
-        same step, and ``on_end`` is told ``UuidTaken``.
+        If the uuid belongs to another command, nothing is recorded: the same atomic step releases the command with its
+        doubt, and ``on_recorded`` receives ``UuidTaken``.
 
         Args:
-            hold: the command.
-            reply: its outcome.
-            doubt: when it may have been sent; not None where the reply has a uuid.
-            on_end: is told once how that ended, by any thread, perhaps after this has returned; it must not call the
-                store itself.
+            lease: of the command.
+            reply: the outcome.
+            doubt: when the command may have been sent; not None if the reply has a uuid.
+            on_recorded: called once, from any thread, perhaps after this call has returned; must not call the store.
+            is_guess: a lookalike could equally own the uuid. A recorded owner stays as certain as it is.
         """
 
     def ping(self) -> None:
-        """Have the store answer."""
+        """Check that the store answers and accepts writes."""
 
     def close(self) -> None:
-        """Let go of what the store itself holds."""
+        """Close the store's connections."""
 
 
 def failed_ms(reply: Reply) -> int | None:
-    """Return what a replay knows a failure by, None for an outcome that is none."""
+    """Return the time by which a replay names a failure, in milliseconds; None if the reply is not a failure."""
     return milliseconds(reply.completed_at) if reply.status == "failed" else None

@@ -1,29 +1,77 @@
-"""From an answer, or from what the history says, to an outcome. Pure: no I/O, no clock, no randomness."""
+"""What to do next with a command, and what an answer or an unreadable history means for it.
+
+Pure: no I/O, no clock, no randomness.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import Literal, assert_never
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.backoff import retry_delay_s
-from worker.core.outcome import Accepted, AwaitReconciliation, Failed, Outcome, Rejected, Retry
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope
+from worker.core.outcome import Accepted, Failed, Outcome, Rejected, outcome_unknown
+from worker.core.poison import crash_count, crash_count_of_copy, is_poison, may_read_history, poisoned
+from worker.core.resolution import AwaitReconciliation, Postpone, Retry
 
 InDoubtMode = Literal["reconcile", "dead-letter", "resend"]
+NO_RECORD = "no record tells what became of it"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When to try again.
 
-    ``delays_s``: seconds before each next attempt, ascending, the last repeats. ``settle_s``: seconds that a command in
-    doubt rests before its device's history is read. ``in_doubt``: what becomes of a command that may have been cached;
-    with ``resend`` a device may act twice.
+    ``delays_s``: seconds before each next attempt, ascending, the last repeats. ``reconcile_delay_s``: seconds that a
+    command in doubt waits before its device's history is read. ``in_doubt``: what becomes of a command that may have
+    been cached; with ``resend`` a device may act twice.
     """
 
     delays_s: tuple[int, ...]
     max_attempts: int
-    settle_s: int = 60
+    reconcile_delay_s: int = 60
     in_doubt: InDoubtMode = "reconcile"
+
+    def mode(self, envelope: Envelope) -> InDoubtMode:
+        """Return what becomes of a command in doubt; whoever orders a replay wants its history read."""
+        return self.in_doubt if envelope.replay is None else "reconcile"
+
+
+class Step(Enum):
+    """What to do with a command whose lease is held."""
+
+    WAIT = auto()  # the history cannot tell yet
+    RECONCILE = auto()
+    TRY_WITH_CARE = auto()  # it may have crashed a worker
+    SEND = auto()
+
+
+def next_step(
+    doubt: DoubtWindow | None, envelope: Envelope, policy: RetryPolicy, now: datetime, *, holder_crashed: bool
+) -> Step | Failed:
+    """Choose what to do with a command whose lease is held; ``Failed``: give it up with this outcome.
+
+    Args:
+        doubt: when it may have been sent.
+        envelope: what its delivery says.
+        policy: when to try again.
+        now: the time, aware.
+        holder_crashed: an earlier attempt may have crashed its worker.
+    """
+    mode = policy.mode(envelope)
+    is_last = is_poison(envelope, holder_crashed=holder_crashed)
+    if is_last and not (mode == "reconcile" and may_read_history(envelope, doubt)):
+        return poisoned(envelope)
+    if doubt is not None and mode == "dead-letter":
+        return outcome_unknown(NO_RECORD)
+    if doubt is not None and mode == "reconcile":
+        if now < doubt.until + timedelta(seconds=policy.reconcile_delay_s):
+            return Step.WAIT
+        if not holder_crashed or is_last:  # a poisonous one is not announced: the broker counts how often it returns
+            return Step.RECONCILE
+    return Step.TRY_WITH_CARE if holder_crashed else Step.SEND
 
 
 def decide(
@@ -33,10 +81,10 @@ def decide(
     *,
     now: datetime,
     expires_at: datetime,
-    was_in_doubt: bool = False,
+    doubt: DoubtWindow | None = None,
     is_paused: bool = False,
-) -> Outcome:
-    """Choose what becomes of one delivery.
+) -> Outcome | Retry | Postpone | AwaitReconciliation:
+    """Choose what becomes of a command after a request.
 
     Args:
         answer: what became of the request.
@@ -44,26 +92,28 @@ def decide(
         policy: when to try again.
         now: the time of the answer, aware.
         expires_at: when the command expires, aware; no attempt begins then or later.
-        was_in_doubt: a former attempt may have been taken, so that nothing may be said any more that denies it.
-        is_paused: the platform is down for all, so that what failed with it uses up no attempt. One that the platform
-            throttled uses up none either.
+        doubt: when the command may have been sent without a known result, this request included; unless it is None,
+            nothing may be said that denies it.
+        is_paused: the platform is down for all devices, so this attempt uses up none; nor does one that the platform
+            throttled.
     """
     match answer:
         case Cached(uuid):
             return Accepted(uuid)
         case Refused(may_concern_all_devices=True) if is_paused:
-            reason, asked_s, is_in_doubt = answer.cause, None, was_in_doubt
+            reason, asked_s = answer.cause, None
         case Refused(code, message, errno):
             return Rejected(code, message, errno)
         case InDoubt(reason) if policy.in_doubt == "reconcile":
             # Whatever the time and the attempt: the history may still know its uuid.
-            return AwaitReconciliation(attempt, reason, consumes_attempt=not is_paused)
+            assert doubt is not None  # it covers this request
+            return AwaitReconciliation(policy.reconcile_delay_s, attempt, reason, doubt, is_free=is_paused)
         case InDoubt(reason) if policy.in_doubt == "dead-letter":
-            return unknown(reason)
+            return outcome_unknown(reason)
         case InDoubt(reason):
-            asked_s, is_in_doubt = None, True
+            asked_s = None
         case NotSent(reason, asked_s):
-            is_in_doubt = was_in_doubt
+            pass
         case _:
             assert_never(answer)
     is_free = is_paused or (isinstance(answer, NotSent) and answer.is_throttled)
@@ -73,30 +123,80 @@ def decide(
         failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
     elif now + timedelta(seconds=delay_s) >= expires_at:
         failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
+    elif is_free:
+        return Postpone(delay_s, attempt, reason, doubt, has_jitter=asked_s is None)
     else:
-        return Retry(delay_s, next_attempt, reason, honours_retry_after=asked_s is not None)
-    return unknown(failed.message) if is_in_doubt else failed
+        return Retry(delay_s, next_attempt, reason, doubt, honours_retry_after=asked_s is not None)
+    return failed if doubt is None else outcome_unknown(failed.message)
 
 
 def decide_unreadable(
-    reason: str, settled: AwaitReconciliation, policy: RetryPolicy, *, is_paused: bool = False
-) -> Outcome:
+    reason: str, waiting: AwaitReconciliation, policy: RetryPolicy, *, is_paused: bool = False
+) -> Failed | AwaitReconciliation:
     """Choose what becomes of a command in doubt whose device's history could not be read.
 
     Args:
-        reason: why it could not.
-        settled: how the command was put to rest.
+        reason: why it could not be read.
+        waiting: how the command waited for its history.
         policy: when to try again.
-        is_paused: histories cannot be read for now, of whatever device; otherwise this uses up an attempt.
+        is_paused: no history can be read for now, of whatever device; otherwise this uses up an attempt.
     """
     reason = f"the device's command history could not be read: {reason}"
     if is_paused:
-        return replace(settled, reason=reason)
-    if settled.used >= policy.max_attempts:
-        return unknown(reason)
-    return AwaitReconciliation(settled.used + 1, reason)
+        return replace(waiting, reason=reason)
+    if waiting.attempts_used >= policy.max_attempts:
+        return outcome_unknown(reason)
+    return replace(waiting, attempt=waiting.attempts_used + 1, reason=reason, is_free=False)
 
 
-def unknown(reason: str) -> Failed:
-    """Return the outcome of a command of which nobody can tell."""
-    return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")
+def postponed(
+    envelope: Envelope, policy: RetryPolicy, reason: str, doubt: DoubtWindow | None, *, holder_crashed: bool = False
+) -> Postpone:
+    """Return a short postponement of a command that cannot be processed now.
+
+    Args:
+        envelope: what its delivery says.
+        policy: when to try again.
+        reason: why it cannot be processed now.
+        doubt: when it may have been sent.
+        holder_crashed: an earlier attempt may have crashed its worker.
+    """
+    # The attempt announced last may be the one that is in progress elsewhere.
+    is_suspected = holder_crashed or envelope.crash_count is not None
+    return Postpone(
+        policy.delays_s[0],
+        envelope.attempt,
+        reason,
+        doubt,
+        is_free=envelope.is_free_attempt,
+        crash_count=crash_count(envelope) if is_suspected else None,
+    )
+
+
+def awaiting(
+    envelope: Envelope,
+    policy: RetryPolicy,
+    reason: str,
+    doubt: DoubtWindow,
+    *,
+    attempt: int,
+    holder_crashed: bool = False,
+) -> AwaitReconciliation:
+    """Return the wait of a command in doubt for its device's history.
+
+    Args:
+        envelope: what its delivery says.
+        policy: when to try again.
+        reason: why it is in doubt.
+        doubt: when it may have been sent.
+        attempt: the attempt that is in doubt.
+        holder_crashed: an earlier attempt may have crashed its worker.
+    """
+    return AwaitReconciliation(
+        policy.reconcile_delay_s,
+        attempt,
+        reason,
+        doubt,
+        is_free=envelope.is_free_attempt,
+        crash_count=crash_count_of_copy(envelope, holder_crashed=holder_crashed),
+    )

@@ -1,50 +1,97 @@
-"""The time within which a command may have been sent although nobody knows what became of it."""
+"""The rules of doubt: when the window begins within which a command may have been sent, when it grows and when it ends.
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Self
+Pure functions: each returns the new window, or None where the command is known not to have been sent.
+"""
 
-_OPEN = ".."  # an open end as in ISO 8601-2
+from datetime import datetime
+
+from worker.core.answer import Answer, NotSent, Refused
+from worker.core.claims import KnownNotSent, Unresolved, Unseen
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope
 
 
-@dataclass(frozen=True, slots=True)
-class DoubtWindow:
-    """Between these two moments a request may have been under way; outside of them none was that is in doubt.
+def extended(doubt: DoubtWindow | None, until: datetime) -> DoubtWindow:
+    """Return a window that also covers unrecorded attempts until then; none began before a recorded window does."""
+    return DoubtWindow(None, until) if doubt is None else DoubtWindow(doubt.since, max(doubt.until, until))
 
-    ``since``: not before this, aware; None where nothing tells. ``until``: not after this, aware.
+
+def doubt_after_claim(
+    claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope, now: datetime
+) -> DoubtWindow | None:
+    """Return what is in doubt of a command that has just been claimed.
+
+    Args:
+        claim: what the store knows of earlier attempts.
+        envelope: what the delivery says of them.
+        now: the time of the claim, aware.
     """
-
-    since: datetime | None
-    until: datetime
-
-    def union(self, other: "DoubtWindow | None") -> "DoubtWindow":
-        """Return the shortest doubt that covers both."""
-        if other is None:
-            return self
-        since = None if self.since is None or other.since is None else min(self.since, other.since)
-        return DoubtWindow(since, max(self.until, other.until))
-
-    def __str__(self) -> str:
-        """Write it as it travels: an ISO 8601 interval, ``..`` for an open beginning."""
-        return f"{_OPEN if self.since is None else _text(self.since)}/{_text(self.until)}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote.
-
-        Raises:
-            ValueError: it is not such a text.
-        """
-        since, _, until = text.partition("/")
-        return cls(None if since == _OPEN else _moment(since), _moment(until))
+    doubt = envelope.doubt
+    match claim:
+        case Unseen() if envelope.replay is not None:  # it may have been processed before, and its record be lost
+            return DoubtWindow(min(envelope.replay.failed_at, now), now).union(doubt)
+        case Unseen() if envelope.is_redelivered:
+            return extended(doubt, now)
+        case Unseen(_, unrecorded_until) if envelope.attempt > 1 or doubt is not None or is_forgotten(claim, envelope):
+            return extended(doubt, unrecorded_until)
+        case Unseen():
+            return None
+        case KnownNotSent():
+            known = doubt
+        case Unresolved(_, recorded):
+            known = recorded.union(doubt)
+    if envelope.is_redelivered and claim.unrecorded_until is not None:
+        return extended(known, claim.unrecorded_until)
+    return known
 
 
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+def is_forgotten(claim: Unseen, envelope: Envelope) -> bool:
+    """Tell whether a copy's command may have been sent before the store's records begin.
+
+    The message that it was copied from may have been delivered again, and sent, if its worker crashed in between.
+    """
+    if claim.forgotten_before is None or not envelope.is_copy:
+        return False
+    return envelope.first_arrived_at < claim.forgotten_before.timestamp()
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("must have an offset")
-    return moment
+def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:
+    """Tell whether an earlier attempt may have crashed its worker, for all that store and delivery know."""
+    match claim:
+        case Unseen():
+            return envelope.is_redelivered or envelope.crash_count is not None
+        case KnownNotSent(_, unrecorded_until):
+            return envelope.is_redelivered and unrecorded_until is not None
+        case Unresolved(_, _, holder_crashed, unrecorded_until):
+            return holder_crashed or (envelope.is_redelivered and unrecorded_until is not None)
+
+
+def doubt_while_in_progress(since: datetime | None, envelope: Envelope, now: datetime) -> DoubtWindow:
+    """Return what is in doubt of a command that another delivery holds: all there is, should its record be lost."""
+    return DoubtWindow(since, now).union(envelope.doubt)
+
+
+def doubt_while_sending(doubt: DoubtWindow | None, began_at: datetime) -> DoubtWindow:
+    """Return what is in doubt from the moment at which a request begins."""
+    return DoubtWindow(began_at, began_at).union(doubt)
+
+
+def doubt_after_answer(
+    doubt: DoubtWindow | None, answer: Answer, began_at: datetime, now: datetime
+) -> DoubtWindow | None:
+    """Return what is in doubt once a request has had its answer.
+
+    Args:
+        doubt: what was in doubt before the request.
+        answer: what became of the request.
+        began_at: when the request began, aware.
+        now: the time of the answer, aware.
+    """
+    if isinstance(answer, NotSent | Refused):
+        return doubt
+    return DoubtWindow(began_at, now).union(doubt)
+
+
+def doubt_of_copy(doubt: DoubtWindow | None, envelope: Envelope, now: datetime) -> DoubtWindow | None:
+    """Return the window to note on a copy of a delivery: unlike a redelivered message, a copy does not look it."""
+    return DoubtWindow(None, now).union(doubt) if envelope.is_redelivered else doubt

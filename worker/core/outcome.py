@@ -1,14 +1,15 @@
-"""What becomes of one delivery: the closed set that is carried out."""
+"""How a command ends: the closed set of outcomes that an upstream system can be told."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ClassVar
 
-from schemas.reply import Detail, FailureCode, RejectionCode, Status
+from schemas.reply import Detail, FailureCode, RejectionCode, Reply, ReplyError, Status
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A reply with the uuid. ``recovered``: it was found in the device's command history."""
+    """OneNET cached the command. ``recovered``: the uuid was found in the device's command history."""
 
     status: ClassVar[Status] = "accepted"
     uuid: str
@@ -17,7 +18,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A reply with OneNET's no."""
+    """OneNET refused the command."""
 
     status: ClassVar[Status] = "rejected"
     code: RejectionCode
@@ -27,7 +28,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A reply with the reason, and a dead letter."""
+    """The command could not be sent, or nobody can tell whether it was; it is dead-lettered as well."""
 
     status: ClassVar[Status] = "failed"
     code: FailureCode
@@ -35,35 +36,47 @@ class Failed:
     details: tuple[Detail, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Back through the delay queue of ``delay_s`` seconds, to be attempt number ``attempt``.
+Outcome = Accepted | Rejected | Failed
 
-    ``is_least``: the platform asked for the wait, so that jitter must not shorten it.
+
+def reply_to(
+    outcome: Outcome,
+    attempts: int,
+    command_id: str | None,
+    imei: str | None,
+    now: datetime,
+    *,
+    valid_time_omitted: bool = False,
+) -> Reply:
+    """Return the reply that tells an outcome.
+
+    Args:
+        outcome: how the command ended.
+        attempts: how many attempts were made.
+        command_id: the command's id, None where none could be read.
+        imei: the device, None where none could be read.
+        now: when the command ended, aware.
+        valid_time_omitted: ``valid_time`` had passed and was left out of the request.
     """
-
-    delay_s: int
-    attempt: int
-    reason: str
-    honours_retry_after: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitReconciliation:
-    """To rest until the device's command history can tell whether attempt number ``attempt`` was taken.
-
-    ``is_counted``: False where that attempt uses up none, because the platform was down for all.
-    """
-
-    attempt: int
-    reason: str
-    consumes_attempt: bool = True
-
-    @property
-    def used(self) -> int:
-        """How many attempts are used up, should it not have been taken."""
-        return self.attempt if self.consumes_attempt else self.attempt - 1
+    error = None
+    match outcome:
+        case Rejected(code, message, errno):
+            error = ReplyError(code=code, message=message, errno=errno)
+        case Failed(failure, message, details):
+            error = ReplyError(code=failure, message=message, details=details or None)
+    return Reply(
+        command_id=command_id,
+        status=outcome.status,
+        uuid=outcome.uuid if isinstance(outcome, Accepted) else None,
+        imei=imei,
+        error=error,
+        attempts=attempts,
+        recovered=isinstance(outcome, Accepted) and outcome.recovered,
+        valid_time_omitted=valid_time_omitted,
+        completed_at=now,
+    )
 
 
-Final = Accepted | Rejected | Failed
-Outcome = Final | Retry | AwaitReconciliation
+def outcome_unknown(reason: str) -> Failed:
+    """Return the outcome of a command of which nobody can tell whether it was cached."""
+    return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")

@@ -1,8 +1,8 @@
-"""Whether two uuids are the same. Pure, and the only place that decides it.
+"""Whether two texts name the same uuid. Pure, and the only module that decides it.
 
-The answer to a command and its device's history may write one uuid in two ways. So uuids are compared by value: a
-standard uuid, of 32 hexadecimal digits, whatever its case, hyphens, blanks or braces. Any other text is the same only
-if it is written alike; where it differs in case or blanks alone, it may be the same, and nothing proves it.
+The answer to a command and the device's history may write one uuid in two ways. A standard uuid (32 hexadecimal digits)
+is compared by value, whatever its case, hyphens, blanks or braces. Any other text is certainly the same uuid only if it
+is identical; if it differs only in case or blanks it may be the same, and nothing proves it.
 """
 
 import re
@@ -13,11 +13,13 @@ _PUNCTUATION = re.compile(r"[\s{}()\[\]\"'-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
-    """One text under which the owner of a uuid may be recorded.
+class RecordedForm:
+    """One text under which a store may have recorded the owner of a uuid.
 
-    ``is_certain``: who is recorded under it owns the uuid for certain; otherwise it may be another uuid.
-    ``is_written``: a new owner is recorded under it; the others are spellings under which a former version may have.
+    Attributes:
+        text: the form.
+        is_certain: an owner recorded under it certainly owns the uuid; otherwise it may own another uuid.
+        is_written: new owners are recorded under it; the other forms may have been written by earlier versions.
     """
 
     text: str
@@ -25,33 +27,33 @@ class Spelling:
     is_written: bool
 
 
-def value_of(uuid: str) -> str:
-    """Return a text that is equal for equal uuids: of a standard one its usual form, of another the text itself."""
+def canonical_uuid(uuid: str) -> str:
+    """Return the form that equal uuids share: lower case with hyphens for a standard uuid, else the text itself."""
     return _standard(uuid) or uuid
 
 
-def likeness_of(uuid: str) -> str:
-    """Return a text that is equal for uuids that may be the same: of a standard one its usual form."""
+def folded_uuid(uuid: str) -> str:
+    """Return the form that uuids share if they may be equal: the canonical form, else without case and blanks."""
     return _standard(uuid) or "".join(uuid.split()).casefold()
 
 
-def spellings(uuid: str) -> list[Spelling]:
-    """Return where the owner of a uuid may be recorded, what is certain first."""
-    usual = _standard(uuid)
-    if usual is None:
-        alike = likeness_of(uuid)
-        unsure = [Spelling(alike, is_certain=False, is_written=True)]
-        unsure += [
-            Spelling(text, is_certain=False, is_written=False) for text in ("".join(uuid.split()), alike.upper())
+def recorded_forms(uuid: str) -> list[RecordedForm]:
+    """Return the texts under which the owner of a uuid may be recorded, the certain ones first."""
+    standard = _standard(uuid)
+    if standard is None:
+        folded = folded_uuid(uuid)
+        uncertain = [RecordedForm(folded, is_certain=False, is_written=True)]
+        uncertain += [
+            RecordedForm(text, is_certain=False, is_written=False) for text in ("".join(uuid.split()), folded.upper())
         ]
-        return _each_once([Spelling(uuid, is_certain=True, is_written=True), *unsure])
+        return _without_duplicates([RecordedForm(uuid, is_certain=True, is_written=True), *uncertain])
     former = [
         form.format(text)
-        for text in (usual, usual.upper(), usual.replace("-", ""), usual.replace("-", "").upper())
+        for text in (standard, standard.upper(), standard.replace("-", ""), standard.replace("-", "").upper())
         for form in ("{}", "{{{}}}")
     ]
-    written = [Spelling(text, is_certain=True, is_written=True) for text in (usual, uuid)]
-    return _each_once([*written, *(Spelling(text, is_certain=True, is_written=False) for text in former)])
+    written = [RecordedForm(text, is_certain=True, is_written=True) for text in (standard, uuid)]
+    return _without_duplicates([*written, *(RecordedForm(text, is_certain=True, is_written=False) for text in former)])
 
 
 def _standard(uuid: str) -> str | None:
@@ -62,8 +64,8 @@ def _standard(uuid: str) -> str | None:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _each_once(found: list[Spelling]) -> list[Spelling]:
-    texts: dict[str, Spelling] = {}
-    for spelling in found:
-        texts.setdefault(spelling.text, spelling)
-    return list(texts.values())
+def _without_duplicates(forms: list[RecordedForm]) -> list[RecordedForm]:
+    by_text: dict[str, RecordedForm] = {}
+    for form in forms:
+        by_text.setdefault(form.text, form)
+    return list(by_text.values())

@@ -13,9 +13,10 @@ from pika import BasicProperties
 from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import ERROR, FAILED_AT, REASON, Delivery
 from worker.amqp.topology import EXECUTE
-from worker.core.command import Command, read_command
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.command import Command
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.parsing import read_command
 from worker.errors import InvalidMessage, UnusableCommand
 
 BROKER = "broker"
@@ -127,7 +128,7 @@ class DeadLetter:
     def delivery(self) -> Delivery:
         """Return it as a delivery; headers that only a worker may set are trusted if a worker set them."""
         return Delivery(
-            0, self.tag, "", is_redelivered=False, properties=self.properties, body=self.body,
+            0, self.tag, is_redelivered=False, properties=self.properties, body=self.body,
             is_returned=self.is_from_worker,
         )  # fmt: skip
 

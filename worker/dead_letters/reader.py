@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from pika import BlockingConnection
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from worker.amqp.blocking import HINT, publish
+from worker.amqp.address import BrokerAddress
+from worker.amqp.blocking import HINT, connect_blocking, publish
 from worker.amqp.connection import CALL_S, reason_of, without_user
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
@@ -31,21 +31,21 @@ class DeadLetterReader:
     """Holds all dead letters while it is open; those not discarded or replayed then return to their places.
 
     Args:
-        connection: to the broker; closed with the reader.
+        broker: where to connect.
         topology: names the queue.
         zone: time zone of the commands' times without an offset.
 
     Raises:
         WorkerError: another reader is open.
-        BrokerUnavailable: the broker refused a channel, or the connection was lost.
+        BrokerUnavailable: no broker answers, or the connection was lost.
     """
 
-    def __init__(self, connection: BlockingConnection, topology: Topology, zone: ZoneInfo) -> None:
+    def __init__(self, broker: BrokerAddress, topology: Topology, zone: ZoneInfo) -> None:
         self._queue = topology.dead_letters_exchange  # named like the exchange
         self._outgoing = MessageBuilder(topology, "command line")
         self._zone = zone
         self.waiting = 0
-        self._connection = connection
+        self._connection, _ = connect_blocking(broker)
         try:
             self._lock()
             self._channel = self._connection.channel()

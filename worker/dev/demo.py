@@ -68,7 +68,7 @@ def run_demo(console: Console, count: int) -> bool:
             stack.callback(broker.stop)
             console.print(f"broker     {broker.origin}")
             settings = settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
-        connection, _ = connect_blocking(settings)
+        connection, _ = connect_blocking(settings.broker_address)
         stack.enter_context(connection)
         stack.callback(lambda: delete_on(connection.channel(), topology))
         channel = connection.channel()
@@ -196,10 +196,10 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
         "WORKER_NAMESPACE": settings.worker_namespace,
         "ONENET_CONNECT_TIMEOUT": str(_CONNECT_TIMEOUT_S),
         "ONENET_READ_TIMEOUT": str(_READ_TIMEOUT_S),
-        "WORKER_SETTLE": str(_SETTLE_S),
+        "WORKER_RECONCILE_DELAY": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
-        "WORKER_PAUSE_AFTER": "1000",  # many faults in a row, but each of a single device
+        "WORKER_PAUSE_AFTER_FAILURES": "1000",  # many faults in a row, but each of a single device
         "HTTP_PORT": "0",  # the default port may be in use
         "LOG_FORMAT": "json",
     }
@@ -214,7 +214,7 @@ def _exchange(
     deadline = time.monotonic() + _TIMEOUT_S
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        CommandClient(settings, topology, app_id="demo", wants_replies=True) as client,
+        CommandClient(settings.broker_address, topology, app_id="demo", wants_replies=True) as client,
         Progress(*columns, console=console) as progress,
     ):
         sending = progress.add_task("commands sent", total=len(messages))

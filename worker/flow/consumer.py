@@ -1,108 +1,128 @@
-"""Takes deliveries in, as many as may be sent, and hands back what has not been started when nothing may."""
+"""Takes deliveries from the broker, as many as may be sent, and settles each by its resolution."""
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from contextvars import copy_context
+from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
+from zoneinfo import ZoneInfo
 
 from worker.amqp.broker import Broker
-from worker.amqp.messages import Delivery, Publication
-from worker.core.task import Task
+from worker.amqp.messages import Delivery, MessageBuilder, Publication
+from worker.core.envelope import Task
+from worker.core.parsing import read_task
+from worker.core.resolution import Conclude, Postpone, Resolution
 from worker.errors import WorkerError
-from worker.flow.crew import Crew
+from worker.flow import prefetch
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.pace import Pacer
+from worker.flow.dispatcher import Dispatcher, NewPacer
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.processor import PASS_ON_S, Processor
+from worker.processing.crash_guard import ANNOUNCE_S
+from worker.processing.leases import Leases
+from worker.processing.processor import Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
 
-MAX_BEHIND = 2_000  # deliveries held behind a busy device; what comes beyond them rests in a delay queue
-OVERFLOW_REST_S = 60.0  # so long, since a backlog of thousands for one device takes minutes
-MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits for longer goes back to the queue
-_SWEEP_S = 30.0
-_NEVER = float("inf")
+OVERFLOW_DELAY_S = 60.0  # a backlog of thousands for one device takes minutes
+MAX_HELD_S = 600.0  # a third of the broker's consumer_timeout: what waits longer is returned to the queue
 
 log = get_logger()
 
 
 class Consumer:
-    """Between the broker and the handler: what waits for a thread, for its device or for its slot.
+    """Deliveries in, resolutions out.
 
     Args:
-        handler: handles one delivery.
-        broker: settles it.
-        gates: tell whether anything may be sent; while nothing may, single commands are taken as probes.
-        lanes: keep the order within a device.
-        new_pacer: makes what gives a product's tasks to ``let_go`` at its rate; None: there is no rate to keep.
-        metrics: are told how long commands take.
-        tracing: spans what is done with each.
+        processor: processes one task.
+        leases: record outcomes.
+        unstarted: says what becomes of deliveries that are not started.
+        reporter: logs and counts what becomes of each.
+        messages: builds the publications.
+        broker: settles deliveries.
+        breakers: tell whether anything may be sent; while nothing may, single commands are taken as probes.
+        queues: keep the order within a device.
+        new_pacer: makes what releases a product's tasks at its rate; None: there is no rate limit.
+        metrics: measure how long commands take.
+        tracing: makes the spans.
+        platform_zone: where times without an offset are read.
         concurrency: how many threads.
-        few_threads: so many of them are kept awake while there is work; the others only where they are needed.
-        prefetch: deliveries held at once, besides those that wait for their device.
-        probe_s: seconds between two looks for a command that may be the probe.
+        few_threads: how many of them are kept awake while there is work; the others only where they are needed.
+        usual_prefetch: deliveries held at once, besides those that wait for their device.
+        probe_interval_s: seconds between two looks for a command that may be the probe.
     """
 
     def __init__(
         self,
-        handler: Processor,
+        processor: Processor,
+        leases: Leases,
+        unstarted: Unstarted,
+        reporter: Reporter,
+        messages: MessageBuilder,
         broker: Broker,
-        gates: CircuitBreakers,
-        lanes: KeyedQueues,
-        new_pacer: Callable[[str | None, Callable[[Task], object]], Pacer] | None,
+        breakers: CircuitBreakers,
+        queues: KeyedQueues,
+        new_pacer: NewPacer | None,
         metrics: Metrics,
         tracing: Tracing,
+        platform_zone: ZoneInfo,
         *,
         concurrency: int,
         few_threads: int,
-        prefetch: int,
-        probe_s: float,
+        usual_prefetch: int,
+        probe_interval_s: float,
     ) -> None:
-        self._handler = handler
+        self._processor = processor
+        self._leases = leases
+        self._unstarted = unstarted
+        self._reporter = reporter
+        self._messages = messages
         self._broker = broker
-        self._gates = gates
-        self._lanes = lanes
-        self._new_pacer = new_pacer
-        self._concurrency = concurrency
-        self._usual_prefetch = prefetch
-        self._probe_s = probe_s
+        self._breakers = breakers
         self._metrics = metrics
         self._tracing = tracing
+        self._zone = platform_zone
+        self._concurrency = concurrency
+        self._usual_prefetch = usual_prefetch
+        self._probe_interval_s = probe_interval_s
         self._loop = asyncio.get_running_loop()
-        self.taken_at = self._loop.time()  # when a delivery last came
+        self.taken_at = self._loop.time()  # when a delivery last arrived
 
-        self._pacers: dict[str | None, Pacer] = {}
-        self._pacers_lock = threading.Lock()
-        self._crew = Crew(self._handle, concurrency, few_threads)
-        self._begun: dict[Task, float] = {}  # when each was that is being handled
+        self._dispatcher = Dispatcher(
+            self._process, queues, new_pacer, breakers.allows, concurrency=concurrency, few_threads=few_threads
+        )
+        self._deliveries: dict[Task, Delivery] = {}  # of all tasks that are not settled
+        self._started: dict[Task, float] = {}  # when each task started that is being processed
 
         self._is_blocked = False
         self._is_stopping = False
-        self._full_prefetch = prefetch
-        self._grown_at = 0.0  # when it last was
-        self._prefetch = prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
-        self._not_started: list[Task] = []  # what came while nothing was to come
-        self._resting: dict[Task, None] = {}  # what goes to rest unbegun, until that is confirmed
-        self._probe: Task | None = None  # under way
+        self._full_prefetch = usual_prefetch
+        self._grown_at = 0.0  # when it last grew
+        self._prefetch = usual_prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
+        self._not_submitted: list[Task] = []  # what arrived while nothing was wanted
+        self._unconfirmed: dict[Task, None] = {}  # postponed unclaimed, until the confirm of the copy
+        self._probe: Task | None = None  # in progress
         self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
-        self._handler.on_history_first = lambda delivery: self._loop.call_soon_threadsafe(self._on_no_probe, delivery)
-        self._gates.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
+        self._processor.on_history_first = lambda task: self._loop.call_soon_threadsafe(self._on_history_first, task)
+        self._breakers.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
         self._steering = asyncio.create_task(self._steer())
         self._steering.add_done_callback(self._on_steering_end)
 
     def on_delivery(self, delivery: Delivery) -> None:
+        """Take one delivery."""
         self.taken_at = self._loop.time()
-        task = self._handler.read(delivery, self.taken_at)
+        task = read_task(delivery.envelope, delivery.body, self._zone, self.taken_at)
+        self._deliveries[task] = delivery
         if self._prefetch > 1:
-            self._take(task)
+            self._submit(task)
         else:
-            self._not_started.append(task)
+            self._not_submitted.append(task)
             self._has_changed.set()
 
     def on_blocked(self, is_blocked: bool) -> None:
@@ -115,10 +135,12 @@ class Consumer:
             log.info("publishing_unblocked")
 
     def on_lost(self) -> None:
-        void = [*self._not_started, *self._withdraw(), *self._resting]
-        self._not_started, self._resting = [], {}
+        """Forget the deliveries that have not started: they are void, and are delivered again."""
+        void = [*self._not_submitted, *self._withdraw(), *self._unconfirmed]
+        self._not_submitted, self._unconfirmed = [], {}
         for task in void:
-            self._handler.mark_not_sent(task)
+            self._unstarted.mark_not_sent(task)
+            self._deliveries.pop(task, None)
 
     @property
     def is_consuming(self) -> bool:
@@ -127,240 +149,211 @@ class Consumer:
 
     @property
     def is_stopping(self) -> bool:
+        """Whether the worker takes nothing new because it stops."""
         return self._is_stopping
 
     @property
-    def waits_for_slots(self) -> bool:
+    def is_rate_limiting(self) -> bool:
         """Whether commands are held here because their product's rate is used up."""
-        return any(pacer.is_holding for pacer in list(self._pacers.values()))
+        return self._dispatcher.is_rate_limiting
 
     @property
     def in_flight(self) -> int:
-        """How many commands are being handled."""
-        return len(self._begun)
+        """How many commands are being processed."""
+        return len(self._started)
 
     @property
-    def longest_handling_s(self) -> float:
-        """For how long the longest handling that is under way has lasted."""
+    def longest_processing_s(self) -> float:
+        """For how long the longest processing that is in progress has lasted."""
         now = time.monotonic()
-        return max((now - began for began in list(self._begun.values())), default=0.0)
+        return max((now - started for started in list(self._started.values())), default=0.0)
 
     async def stop(self) -> None:
-        """Take nothing new, hand back what has not been started, finish the rest, and see it acknowledged."""
+        """Take nothing new, return what has not started, finish the rest, and see it acknowledged."""
         self._is_stopping = True
+        self._dispatcher.begin_stop()
         self._has_changed.set()
         await self._steering
-        await self._crew.end()
+        await self._dispatcher.stop()
         try:
             await self._broker.drain()
         except WorkerError as exc:
             log.warning("broker_connection_lost", reason=str(exc))
 
     async def _steer(self) -> None:
-        """Ask the broker for as much as may be taken, whenever that changes, until the worker stops."""
+        """Ask the broker for as many deliveries as may be sent, whenever that changes, until the worker stops."""
         while True:
             self._has_changed.clear()
-            wanted = self._wanted_prefetch()
+            wanted = prefetch.wanted(self._demand(), self._full_prefetch)
             if wanted != self._prefetch:
                 await self._ask_for(wanted)
             if self._is_stopping and not self._prefetch:  # it may have begun to stop while more was asked for
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._patience_s()):
+                patience_s = prefetch.patience_s(self._demand(), self._prefetch, is_blocked=self._is_blocked)
+                async with asyncio.timeout(patience_s):
                     await self._has_changed.wait()
-            self._hand_back(self._withdraw_old())
-            if self._loop.time() - self._grown_at > _SWEEP_S and not self._needs_more(self._usual_prefetch):
+            self._republish(self._withdraw_old())
+            is_calm = self._loop.time() - self._grown_at > prefetch.SWEEP_S
+            if is_calm and not self._is_too_small(self._usual_prefetch):
                 self._full_prefetch = self._usual_prefetch
 
-    def _wanted_prefetch(self) -> int:
-        if self._is_stopping or self._is_blocked:
-            return 0
-        if self._gates.is_any_open():
-            return self._full_prefetch
-        is_due = self._gates.due_in_s() == 0 and self._loop.time() >= self._look_at
-        return 1 if is_due and self._probe is None and not self._not_started else 0
+    def _demand(self) -> prefetch.Demand:
+        return prefetch.Demand(
+            is_idle=self._is_stopping or self._is_blocked,
+            allows_any=self._breakers.allows_any(),
+            retry_in_s=self._breakers.retry_in_s(),
+            look_in_s=self._look_at - self._loop.time(),
+            has_probe=self._probe is not None,
+            has_unstarted=bool(self._not_submitted),
+        )
 
-    def _patience_s(self) -> float:
-        """Return how long nothing needs to be done by itself."""
-        if self._prefetch or self._is_blocked or self._probe is not None:
-            return _SWEEP_S
-        return min(_SWEEP_S, max(self._gates.due_in_s(), self._look_at - self._loop.time()))
+    def _is_too_small(self, size: int) -> bool:
+        return prefetch.is_too_small(size, self._dispatcher.waiting, self._concurrency)
 
-    async def _ask_for(self, prefetch: int) -> None:
-        former, self._prefetch = self._prefetch, prefetch
+    async def _ask_for(self, wanted: int) -> None:
+        former, self._prefetch = self._prefetch, wanted
         is_idle = self._is_stopping or self._is_blocked
-        if prefetch <= 1 < former:
+        if wanted <= 1 < former:
             self._full_prefetch = self._usual_prefetch
-            self._not_started += self._withdraw()
+            self._not_submitted += self._withdraw()
             if not is_idle:
-                next_try_in_s = round(self._gates.due_in_s(), 1)
-                log.warning("consumption_paused", reason=self._gates.reason(), next_try_in_s=next_try_in_s)
+                next_try_in_s = round(self._breakers.retry_in_s(), 1)
+                log.warning("consumption_paused", reason=self._breakers.reason(), next_try_in_s=next_try_in_s)
         try:
-            await self._broker.consume(prefetch)
+            await self._broker.consume(wanted)
         except WorkerError:
             return  # the session is over, on_lost has taken what was here, and the next one begins with this
-        if prefetch == 1:
-            if self._not_started:  # the probe has come already; it begins in the next round, when no other can come
+        if wanted == 1:
+            if self._not_submitted:  # the probe has arrived; it starts in the next round, when no other can arrive
                 self._has_changed.set()
             return
-        came, self._not_started = self._not_started, []
-        if former == 1 and came and not is_idle:
-            self._begin_look(came.pop(0))  # only now that no other can come
-        self._hand_back(came)
+        arrived, self._not_submitted = self._not_submitted, []
+        if former == 1 and arrived and not is_idle:
+            self._look_at_first(arrived.pop(0))  # only now that no other can arrive
+        self._republish(arrived)
 
-    def _begin_look(self, task: Task) -> None:
-        """Begin the probe, or a command in doubt behind which the probe may be."""
+    def _look_at_first(self, task: Task) -> None:
+        """Start the probe, or a command in doubt, behind which the probe may be."""
         if not task.looks_in_doubt:
             self._probe = task
-            self._take(task)
+            self._submit(task)
             return
         self._has_changed.set()  # the next one may be the probe
         if len(self._in_doubt) < max(1, self._concurrency - 1):
             self._in_doubt.add(task)
-            self._take(task)
-        else:
-            self._rest(task)  # its history may take long, and the probe needs a thread
+            self._submit(task)
+        else:  # its history may take long, and the probe needs a thread
+            self._settle(task, self._unstarted.postpone(task, "other commands in doubt are being reconciled"))
 
-    def _take(self, task: Task) -> None:
-        """Let a task go as soon as its device is free."""
-        if self._lanes.waiting >= MAX_BEHIND and self._lanes.is_busy(task):
-            self._rest(task, OVERFLOW_REST_S)
-        elif self._lanes.enter(task):
-            self._let_go(task)
-        elif self._needs_more(self._full_prefetch):
-            self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + MAX_BEHIND)
+    def _submit(self, task: Task) -> None:
+        """Have a task run as soon as its device is free."""
+        if self._dispatcher.waiting >= prefetch.MAX_WAITING and self._dispatcher.must_wait(task):
+            reason = "too many commands wait for busy devices"
+            self._settle(task, self._unstarted.postpone(task, reason, OVERFLOW_DELAY_S))
+        elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
+            self._full_prefetch = prefetch.grown(self._full_prefetch, self._usual_prefetch)
             self._grown_at = self._loop.time()
             self._has_changed.set()
 
-    def _needs_more(self, prefetch: int) -> bool:
-        """Tell whether so many deliveries are too few: what waits for busy devices must not keep others from coming."""
-        return self._lanes.waiting + self._concurrency > prefetch
-
-    def _let_go(self, task: Task) -> None:
-        """Give a task to the threads, or first to its product's pacer. Called in any thread."""
-        command = task.command
-        if self._new_pacer is None or command is None or self._is_stopping or not self._gates.is_open(command.product):
-            self._crew.put(task)
-            return
-        with self._pacers_lock:
-            if command.product not in self._pacers:
-                self._pacers[command.product] = self._new_pacer(command.product, self._crew.put)
-        self._pacers[command.product].put(task)
-
-    def _withdraw(self) -> list[Task]:
-        """Take back all that has not been started, in order of arrival."""
-        behind = self._lanes.withdraw(_NEVER)
-        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(_NEVER)]
-        ahead += self._crew.withdraw()  # behind the pacers, which put there what they let go
-        for task in ahead:
-            self._lanes.leave(task)  # nothing is left behind it
-        return self._in_order([*behind, *ahead])
-
-    def _withdraw_old(self) -> list[Task]:
-        """Take back what has waited for its device or its slot for too long, in order of arrival."""
-        before = self._loop.time() - MAX_HELD_S
-        behind = self._lanes.withdraw(before)
-        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(before)]
-        for task in self._crew.withdraw():
-            if task.arrived_at < before:
-                ahead.append(task)
+    def _process(self, task: Task) -> None:
+        """Process one task: in one of the threads."""
+        self._started[task] = time.monotonic()
+        envelope = task.envelope
+        command_id = None if task.command is None else task.command.command_id
+        with self._tracing.consuming(envelope.trace, command_id, envelope.attempt):
+            context = copy_context()  # whichever thread ends the task, what it publishes belongs to the same span
+            resolution = self._processor.process(task, partial(self._replace_with, self._deliveries[task]))
+            if isinstance(resolution, Conclude):
+                self._leases.record(envelope, resolution, partial(self._on_resolved, task, context))
             else:
-                self._crew.put(task)
-        for task in ahead:
-            self._go_on_behind(task)
-        return self._in_order([*behind, *ahead])
+                self._finish(task, resolution)
 
-    def _go_on_behind(self, task: Task) -> None:
-        """Let the next of a lane go. Called in any thread."""
-        follower = self._lanes.leave(task)
-        if follower is not None:
-            self._let_go(follower)
+    def _on_resolved(self, task: Task, context: Context, resolution: Resolution) -> None:
+        context.run(self._finish, task, resolution)
 
-    def _in_order(self, tasks: list[Task]) -> list[Task]:
-        if self._probe in tasks:
-            self._probe = None
-        self._in_doubt.difference_update(tasks)
-        return sorted(tasks, key=lambda task: task.delivery.tag)
-
-    def _rest(self, task: Task, at_least_s: float = 0) -> None:
-        """Send a task that was not begun to rest; if that is not confirmed, it is known all the same."""
-        self._resting[task] = None
-        self._broker.settle(
-            task.delivery, [self._handler.rest(task, at_least_s)], partial(self._resting.pop, task, None)
-        )
-
-    def _hand_back(self, tasks: Sequence[Task]) -> None:
-        for task in tasks:
-            self._handler.mark_not_sent(task)  # it may come back redelivered all the same
-            if self._broker.can_publish:
-                self._broker.settle(task.delivery, [self._handler.hand_back(task)])
-            else:
-                self._broker.requeue(task.delivery)
-
-    def _pass_on(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
-        """Publish, acknowledge once that is confirmed, and tell whether it was in time."""
-        confirmed = threading.Event()
-        self._broker.settle(delivery, publications, confirmed.set)
-        return confirmed.wait(PASS_ON_S)
-
-    def _handle(self, task: Task) -> None:
-        """Handle one task in one of the threads."""
-        self._begun[task] = time.monotonic()
-        with self._consuming(task):
-            context = copy_context()  # whichever thread ends it, what is published then belongs to the same span
-
-            def end(publications: Sequence[Publication] | None) -> None:
-                context.run(self._end, task, publications)
-
-            self._handler.handle(task, partial(self._pass_on, task.delivery), end)
-
-    def _end(self, task: Task, publications: Sequence[Publication] | None) -> None:
-        """Pass on what has become of a task. Called in any thread."""
-        delivery = task.delivery
-        if publications is None:
-            self._rest(task)
-        else:
-            ends = [self._begin_publishing(publication) for publication in publications]
-            self._broker.settle(delivery, publications, partial(self._on_confirmed, delivery, publications, ends))
-        del self._begun[task]
-        self._go_on_behind(task)
+    def _finish(self, task: Task, resolution: Resolution) -> None:
+        """Settle a task that was processed, and go on with its device. May be called from any thread."""
+        self._settle(task, resolution, time.monotonic() - self._started[task])
+        del self._started[task]
+        self._dispatcher.finish(task)
         if task is self._probe or task in self._in_doubt:
             self._loop.call_soon_threadsafe(self._on_look_end, task)
 
-    def _consuming(self, task: Task) -> AbstractContextManager[object]:
-        command_id = None if task.command is None else task.command.command_id
-        return self._tracing.consuming(task.delivery.headers, command_id, task.delivery.attempt)
+    def _settle(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
+        """Report what becomes of a task, publish it, and acknowledge. May be called from any thread."""
+        delivery = self._deliveries.pop(task)
+        self._reporter.report(task, resolution, duration_s)
+        publications = self._messages.publications(delivery, resolution)
+        if not publications:
+            return  # a copy has taken the message's place, and the message is acknowledged when that is confirmed
+        if isinstance(resolution, Postpone) and resolution.is_unclaimed:
+            self._unconfirmed[task] = None  # should the copy not be confirmed, it is known that nothing was sent
+            self._broker.settle(delivery, publications, partial(self._unconfirmed.pop, task, None))
+            return
+        ends = [self._begin_publishing(publication) for publication in publications]
+        self._broker.settle(delivery, publications, partial(self._on_confirmed, task, publications, ends))
+
+    def _replace_with(self, delivery: Delivery, copy: Postpone) -> bool:
+        """Publish a copy, acknowledge once it is confirmed, and tell whether it was in time."""
+        confirmed = threading.Event()
+        self._broker.settle(delivery, [self._messages.postpone(delivery, copy)], confirmed.set)
+        return confirmed.wait(ANNOUNCE_S)
 
     def _begin_publishing(self, publication: Publication) -> Callable[[], object]:
-        """Begin the span of a publication; a reply names it, so that whoever reads it goes on from there."""
+        """Begin the span of a publication; a reply names it, so that its reader continues the trace."""
         headers, end = self._tracing.publishing(publication.exchange, publication.routing_key)
         if headers and publication.status is not None:
             publication.properties.headers = {**(publication.properties.headers or {}), **headers}
         return end
 
     def _on_confirmed(
-        self, delivery: Delivery, publications: Sequence[Publication], ends: Sequence[Callable[[], object]]
+        self, task: Task, publications: Sequence[Publication], ends: Sequence[Callable[[], object]]
     ) -> None:
         for end in ends:
             end()
         for publication in publications:
             if publication.status is not None:
-                self._metrics.time_command(publication.status, delivery.began_at)
+                self._metrics.time_command(publication.status, task.envelope.published_at)
+
+    def _withdraw(self) -> list[Task]:
+        """Take back all tasks that have not started, in order of arrival."""
+        return self._in_order(self._dispatcher.withdraw())
+
+    def _withdraw_old(self) -> list[Task]:
+        """Take back the tasks that have waited for too long, in order of arrival."""
+        return self._in_order(self._dispatcher.withdraw_older_than(self._loop.time() - MAX_HELD_S))
+
+    def _in_order(self, tasks: list[Task]) -> list[Task]:
+        if self._probe in tasks:
+            self._probe = None
+        self._in_doubt.difference_update(tasks)
+        return sorted(tasks, key=lambda task: self._deliveries[task].tag)
+
+    def _republish(self, tasks: Sequence[Task]) -> None:
+        """Return tasks that have not started to the queue."""
+        for task in tasks:
+            self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
+            delivery = self._deliveries.pop(task)
+            if self._broker.can_publish:
+                self._broker.settle(delivery, [self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))])
+            else:
+                self._broker.requeue(delivery)
 
     def _on_look_end(self, task: Task) -> None:
-        """Go on looking for a probe, behind one that has been handled or a command in doubt."""
+        """Continue to look for a probe, after one that was processed or a command in doubt."""
         if task is self._probe:
             self._probe = None
             # One that asked the platform nothing, or another product than the one that is due, is followed by the next
             # at once: else an hour's expired commands would keep the first good one waiting.
-            self._look_at = self._loop.time() + (0 if self._gates.due_in_s() == 0 else self._probe_s)
+            self._look_at = self._loop.time() + (0 if self._breakers.retry_in_s() == 0 else self._probe_interval_s)
         self._in_doubt.discard(task)
         self._has_changed.set()
 
-    def _on_no_probe(self, delivery: Delivery) -> None:
-        """Look for another probe at once: this one's history comes first, which may take long."""
-        if self._probe is not None and self._probe.delivery is delivery:
-            self._in_doubt.add(self._probe)
+    def _on_history_first(self, task: Task) -> None:
+        """Look for another probe at once: the history of this one comes first, which may take long."""
+        if self._probe is task:
+            self._in_doubt.add(task)
             self._probe = None
             self._has_changed.set()
 

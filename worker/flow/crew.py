@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from worker.core.task import Task
+from worker.core.envelope import Task
 
 _LOOK_S = 0.001
 _PATIENCE = 2  # looks in a row at which none has come back: once may be chance, when others use the processor

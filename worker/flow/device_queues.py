@@ -1,64 +1,66 @@
-"""Order within a device: one command at a time, in order of arrival, while the other devices go on."""
+"""Order within a device: its commands run one at a time, in order of arrival; devices do not wait for each other."""
 
 import threading
 from collections import deque
 
-from worker.core.task import Task
+from worker.core.envelope import Task
 
 
 class KeyedQueues:
-    """A lane for each device that is busy; thread-safe.
+    """Serial queues by key, the IMEI: a task waits while another one with its key is running. Thread-safe.
+
+    A task without a command has no key and never waits.
 
     Args:
-        by_device: False: nothing ever waits for anything else.
+        by_device: False: no task has a key.
     """
 
     def __init__(self, *, by_device: bool) -> None:
-        self.waiting = 0
+        self.waiting = 0  # tasks in all queues
         self._by_device = by_device
         self._lock = threading.Lock()
-        self._lanes: dict[str, deque[Task]] = {}  # by IMEI: what waits behind the one that is busy
+        self._queues: dict[str, deque[Task]] = {}  # by key, while a task with that key is running
 
     def is_busy(self, task: Task) -> bool:
-        """Tell whether a task would have to wait."""
-        return self._lane_of(task) in self._lanes
+        """Tell whether another task with this task's key is running."""
+        return self._key_of(task) in self._queues
 
-    def enter(self, task: Task) -> bool:
-        """Tell whether a task may go now; otherwise it waits in its lane."""
-        name = self._lane_of(task)
-        if name is None:
+    def try_start(self, task: Task) -> bool:
+        """Tell whether a task may run now; if not, it is queued and ``finish`` returns it later."""
+        key = self._key_of(task)
+        if key is None:
             return True
         with self._lock:
-            lane = self._lanes.get(name)
-            if lane is None:
-                self._lanes[name] = deque()
+            queue = self._queues.get(key)
+            if queue is None:
+                self._queues[key] = deque()
                 return True
-            lane.append(task)
+            queue.append(task)
             self.waiting += 1
             return False
 
-    def leave(self, task: Task) -> Task | None:
-        """Note that a task which was let go is over; returns the next of its lane, which may go now."""
-        name = self._lane_of(task)
-        if name is None:
+    def finish(self, task: Task) -> Task | None:
+        """Mark a running task as finished; returns the next task with its key, which runs from now on."""
+        key = self._key_of(task)
+        if key is None:
             return None
         with self._lock:
-            lane = self._lanes[name]
-            if not lane:
-                del self._lanes[name]
+            queue = self._queues[key]
+            if not queue:
+                del self._queues[key]
                 return None
             self.waiting -= 1
-            return lane.popleft()
+            return queue.popleft()
 
     def withdraw(self, arrived_before: float) -> list[Task]:
-        """Take out what waits and arrived before a monotonic time."""
+        """Remove and return the waiting tasks that arrived before a monotonic time; running tasks stay."""
         withdrawn: list[Task] = []
         with self._lock:
-            for lane in self._lanes.values():
-                while lane and lane[0].arrived_at < arrived_before:
-                    withdrawn.append(lane.popleft())
+            for queue in self._queues.values():
+                while queue and queue[0].arrived_at < arrived_before:
+                    withdrawn.append(queue.popleft())
             self.waiting -= len(withdrawn)
         return withdrawn
 
-    def _lane_of(self, task: Task) -> str | None:
+    def _key_of(self, task: Task) -> str | None:
         return task.command.imei if self._by_device and task.command is not None else None

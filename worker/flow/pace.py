@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from worker.core.task import Task
+from worker.core.envelope import Task
 
 _LOOK_AGAIN_S = 0.5  # how soon it is noticed that a product's commands are sent no longer
 

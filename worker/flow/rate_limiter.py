@@ -1,7 +1,7 @@
-"""The slots of a rate: evenly spaced, each product for itself, by one worker or by a fleet.
+"""Rate limit of each product, evenly spaced, for one worker or shared by all workers through Redis.
 
-The algorithm is GCRA, in the library ``throttled-py``: a slot comes due every so many seconds, and a tenth of a
-second's worth of them may be made up for, so that a late wake-up loses nothing and a burst stays small.
+The algorithm is GCRA, from the library ``throttled-py``. The burst is a tenth of a second's worth of requests: enough
+that a late wake-up costs no throughput, and small enough that requests stay evenly spaced.
 Source: https://brandur.org/rate-limiting
 """
 
@@ -12,41 +12,41 @@ from typing import Any
 from throttled import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
 from throttled.exceptions import StoreUnavailableError
 
-from worker.settings import Rate
+from worker.core.rate import Rate
 
-_MADE_UP_S = 0.1
+_BURST_S = 0.1
 _TIMEOUT_S = 2.0  # for one call to Redis
 
 
 class _SharedStore(RedisStore):
-    """Where the workers of a fleet share their slots."""
+    """The Redis store of throttled-py, with what it lacks for recovery."""
 
     def disconnect(self) -> None:
-        """Close the idle connections, so that the next call looks the server's name up again."""
+        """Close the idle connections, so that the next call resolves the server's name again."""
         client: Any = self._backend.get_client()
         client.connection_pool.disconnect(inuse_connections=False)
 
     def delete(self, key: str) -> None:
-        """Forget a key, so that its slots begin anew."""
+        """Delete a key, which resets its limit."""
         client: Any = self._backend.get_client()
         client.delete(key)
 
 
 class RateLimiter:
-    """Gives out the slots of a rate.
+    """Limits the requests of each product to a rate. Thread-safe.
 
     Args:
-        rate: so many, in so many seconds, for each product.
-        namespace: begins every key in Redis.
-        redis_url: where workers share their slots; None: this process has them for itself.
+        rate: the limit of each product.
+        namespace: prefix of every key in Redis.
+        redis_url: the Redis server through which workers share the limit; None: this process has the limit to itself.
     """
 
     def __init__(self, rate: Rate, namespace: str, redis_url: str | None) -> None:
         options = {"SOCKET_TIMEOUT": _TIMEOUT_S, "SOCKET_CONNECT_TIMEOUT": _TIMEOUT_S}
-        burst = max(1, round(_MADE_UP_S * rate.count / rate.period_s))
+        burst = max(1, round(_BURST_S * rate.count / rate.period_s))
         self._store = None if redis_url is None else _SharedStore(redis_url, options)
         self._prefix = f"{{{namespace}}}:rate"
-        self._longest_s = (burst + 1) * rate.period_s / rate.count
+        self._longest_reset_s = (burst + 1) * rate.period_s / rate.count
         self._throttled = Throttled(
             using=RateLimiterType.GCRA.value,
             quota=per_duration(timedelta(seconds=rate.period_s), rate.count, burst),
@@ -54,37 +54,42 @@ class RateLimiter:
             key_prefix=self._prefix,
         )
 
-    def take(self, product: str | None) -> float:
-        """Take a product's slot; returns 0, or the seconds until there may be one."""
+    def acquire(self, product: str | None) -> float:
+        """Try to take one request from a product's limit.
+
+        Returns:
+            0 if the request may be sent; otherwise the seconds until another try may succeed. Always 0 while Redis is
+            unavailable: nothing is sent without a claim in the idempotency store, which postpones the command.
+        """
         key = "default" if product is None else f"product:{product}"
         if self._store is None:
-            return self._take(key)[0]
+            return self._limit(key)[0]
         from redis import RedisError, ResponseError
 
-        from worker.idempotency.calls import code_of, is_other_server
+        from worker.idempotency.redis_errors import code_of, is_other_server
 
         for _ in range(2):
             try:
-                wait_s, is_usable = self._take(key)
-                if is_usable:
+                wait_s, is_plausible = self._limit(key)
+                if is_plausible:
                     return wait_s
                 self._store.delete(self._name(key))
             except StoreUnavailableError as exc:
                 if is_other_server(exc.__cause__):
                     self._store.disconnect()
                 elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:
-                    with suppress(RedisError):  # its value is none of ours
+                    with suppress(RedisError):  # the key holds a value that GCRA cannot read
                         self._store.delete(self._name(key))
                 else:
                     break
             except RedisError:
                 break
-        return 0  # nothing is sent without the store in any case: who goes on now is put off there
+        return 0
 
-    def _take(self, key: str) -> tuple[float, bool]:
-        """Return the seconds to wait, and whether a value that the slots of this rate may have explains them."""
+    def _limit(self, key: str) -> tuple[float, bool]:
+        """Return the seconds to wait, and whether the stored value is one that this rate can produce."""
         result = self._throttled.limit(key)
-        return result.state.retry_after if result.limited else 0, result.state.reset_after <= self._longest_s
+        return result.state.retry_after if result.limited else 0, result.state.reset_after <= self._longest_reset_s
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}:v1:{RateLimiterType.GCRA.value}:{key}"

@@ -1,1 +1,35 @@
-"""What is remembered of commands: in one process, or in Redis for a fleet."""
+"""Stores for the records of commands: the memory of one process, or Redis for a fleet."""
+
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from worker.core.claims import IdempotencyStore
+from worker.errors import SettingsError
+from worker.idempotency.memory import MemoryStore
+
+
+def open_store(
+    url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int, began_at: datetime
+) -> IdempotencyStore:
+    """Open the store that a URL names.
+
+    Args:
+        url: ``memory://``, ``redis://…`` or ``rediss://…``.
+        namespace: prefix of every key in a shared store.
+        ttl_s: lifetime of a record after its last write, in seconds.
+        lease_s: duration of a lease, in seconds.
+        connections: how many threads may look up owners of uuids at once in a shared store.
+        began_at: when this process started. Earlier attempts are not recorded in its memory.
+
+    Raises:
+        SettingsError: the URL names no store, or one of its options cannot be used.
+    """
+    match urlsplit(url).scheme:
+        case "memory":
+            return MemoryStore(ttl_s, lease_s, began_at=began_at)
+        case "redis" | "rediss":
+            from worker.idempotency.redis import RedisStore  # an optional dependency
+
+            return RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s, connections=connections)
+        case _:
+            raise SettingsError(["IDEMPOTENCY_URL: must begin with memory://, redis:// or rediss://"])

@@ -7,7 +7,6 @@ system, at each of which the interpreter changes hands.
 
 import hashlib
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,48 +14,9 @@ from typing import Any
 
 import redis
 
-# What Redis answers instead of doing what it was asked, and what that means.
-MEANINGS = {
-    "READONLY": "not a primary any more",
-    "MOVED": "another node of the cluster has the keys",
-    "ASK": "another node of the cluster is taking over the keys",
-    "TRYAGAIN": "the cluster is moving the keys",
-    "LOADING": "still reading its data",
-    "MASTERDOWN": "a replica without its primary",
-    "CLUSTERDOWN": "the cluster is down",
-    "NOREPLICAS": "too few replicas to accept writes",
-    "MISCONF": "it accepts no writes because it cannot save its data",
-    "OOM": "out of memory",
-    "NOAUTH": "it asks for a password",
-    "WRONGPASS": "the user name or the password is wrong",
-    "NOPERM": "the user may not do this",
-}
-_OTHER_SERVER = {"READONLY", "MOVED", "ASK", "LOADING", "MASTERDOWN", "CLUSTERDOWN"}
-_CLASSES: dict[type[redis.RedisError], str] = {
-    redis.exceptions.ReadOnlyError: "READONLY",
-    redis.exceptions.MovedError: "MOVED",
-    redis.exceptions.AskError: "ASK",
-    redis.exceptions.TryAgainError: "TRYAGAIN",
-    redis.exceptions.BusyLoadingError: "LOADING",
-    redis.exceptions.MasterDownError: "MASTERDOWN",
-    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
-    redis.exceptions.OutOfMemoryError: "OOM",
-    redis.exceptions.NoPermissionError: "NOPERM",
-}
-# Up to version 6 Redis puts an error of a script's call behind its own: "ERR Error running script (…): -READONLY …".
-_CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
+from worker.idempotency.redis_errors import is_other_server
+
 _IDLE_S = 1.0  # after which a connection may have been closed, so that it is looked at before it is used
-
-
-def code_of(error: redis.RedisError) -> str | None:
-    """Return which of the known codes Redis answered with, None where it was none of them."""
-    found = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
-    return _CLASSES.get(type(error), found and found[1])
-
-
-def is_other_server(error: object) -> bool:
-    """Tell whether Redis says that another server has to be asked, so that its name must be looked up again."""
-    return isinstance(error, redis.RedisError) and code_of(error) in _OTHER_SERVER
 
 
 class Script:

@@ -1,4 +1,4 @@
-"""What one process remembers: enough for one worker, and forgotten with it."""
+"""The records of one process: enough for one worker, and gone when it ends."""
 
 import threading
 import time
@@ -6,12 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Self
 
 from schemas.reply import Reply
 from worker.core.claims import (
-    Ambiguous,
-    Assigned,
-    Assignment,
     Claim,
     Completed,
     InProgress,
@@ -19,21 +17,20 @@ from worker.core.claims import (
     KeyReused,
     KnownNotSent,
     Lease,
-    LookalikeInProgress,
-    NoCandidate,
     OnRecorded,
     Unresolved,
     Unseen,
     failed_ms,
 )
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
-from worker.core.uuids import likeness_of, value_of
+from worker.core.uuids import canonical_uuid, folded_uuid
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.packed_replies import PackedReplies
 
-MAX_ACCEPTED = 8_000  # half of what is remembered at most
+MAX_ACCEPTED = 8_000  # at least this many accepted commands are kept, at most twice as many
 MAX_OTHERS = 10_000
 
 
@@ -42,25 +39,28 @@ class _Record:
     key: Key
     expires_at: float = 0
     token: int = 0
-    lease_ends_at: float | None = None  # while it is held
+    lease_ends_at: float | None = None  # None: no lease is held
     claimed_at: datetime | None = None
     doubt: DoubtWindow | None = None
     holder_crashed: bool = False
     uuid: str | None = None  # its value
-    reply: bytes | None = None  # as JSON, a third of the size of the object
+    reply: bytes | None = None  # as JSON: a third of the size of the object
 
 
 class MemoryStore:
-    """Remembers the latest 8,000 accepted commands or more, and 10,000 others, each for a time to live.
+    """Keeps at least the latest 8,000 accepted commands and 10,000 others, each until its time to live ends.
 
     Args:
-        ttl_s: seconds for which a record lasts after it was last written.
-        lease_s: seconds for which a claim is good.
+        ttl_s: lifetime of a record after its last write, in seconds.
+        lease_s: duration of a lease, in seconds.
         clock: monotonic time in seconds; replaced in tests.
-        began_at: when this process began, or later: until then others may have sent what is not recorded here.
-        max_accepted: so many of the latest that were accepted are remembered, and up to as many again.
-        max_others: of what is held, in doubt, rejected or failed; the oldest that nobody holds go first.
+        began_at: when this process started, or later. Commands that were sent before may be missing here.
+        max_accepted: at least this many accepted commands are kept, at most twice as many.
+        max_others: limit of the commands that are held, in doubt, rejected or failed. The oldest go first, but none
+            with a lease.
     """
+
+    is_shared = False
 
     def __init__(
         self,
@@ -78,13 +78,18 @@ class MemoryStore:
         self._max_others = max_others
         self._lock = threading.Lock()
         self._accepted = PackedReplies(ttl_s, max_accepted)
-        self._records: OrderedDict[str, _Record] = OrderedDict()  # of all others
+        self._records: OrderedDict[str, _Record] = OrderedDict()  # of all commands that are not in _accepted
         self._owners: dict[str, str] = {}  # value of a uuid -> command id
-        self._guessed: set[str] = set()  # of those that may as well belong to another command just like their owner
-        self._values: dict[str, str] = {}  # likeness of a uuid -> value of the first that has an owner
+        self._guesses: set[str] = set()  # values of the uuids whose owner is a guess
+        self._values: dict[str, str] = {}  # likeness of a uuid -> value of the first such uuid with an owner
         self._now = began_at
-        self._unrecorded_until = began_at  # by processes before this one
-        self._alike: dict[bytes, set[str]] = {}  # likeness -> ids of commands that are held or in doubt
+        self._unrecorded_until = began_at  # attempts before may have been recorded by another process
+        self._lookalikes: dict[bytes, set[str]] = {}  # match key -> ids of the commands that are held or in doubt
+
+    @property
+    def local(self) -> Self:
+        """The records of this process."""
+        return self
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         with self._lock:
@@ -96,7 +101,7 @@ class MemoryStore:
             if record is None and (found := self._accepted.find(key, self._clock())) is not None:
                 return found
             if record is None:
-                self._remember_twin(key.match_key)
+                self._keep_owner_of_lookalike(key.match_key)
                 return Unseen(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
             if record.key.content_hash != key.content_hash:
                 return KeyReused()
@@ -109,141 +114,146 @@ class MemoryStore:
                 assert record.claimed_at is not None  # written with the lease
                 if self._clock() < record.lease_ends_at:
                     return InProgress(DoubtWindow(record.claimed_at, record.claimed_at).union(record.doubt).since)
-                lease = DoubtWindow(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
-                record.doubt, record.holder_crashed = lease.union(record.doubt), True
-            hold = self._grant(record, now)
-            return KnownNotSent(hold) if record.doubt is None else Unresolved(hold, record.doubt, record.holder_crashed)
+                lease_time = DoubtWindow(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
+                record.doubt, record.holder_crashed = lease_time.union(record.doubt), True
+            lease = self._grant(record, now)
+            if record.doubt is None:
+                return KnownNotSent(lease)
+            return Unresolved(lease, record.doubt, record.holder_crashed)
 
     def mark_not_sent(self, key: Key) -> None:
         with self._lock:
             if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
                 self._write(_Record(key))
 
-    def is_claimed_here(self, key: Key) -> bool:
+    def was_claimed(self, key: Key) -> bool:
         with self._lock:
             record = self._records.get(key.command_id)
             if record is None:
                 return self._accepted.find(key, self._clock()) is not None
             return any((record.reply, record.doubt, record.lease_ends_at))
 
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         with self._lock:
-            record = self._held(hold)
+            record = self._leased(lease)
             record.doubt, record.holder_crashed = doubt, holder_crashed
             if doubt is None:
-                self._forget_likeness(record)
-            self._let_go(record)
+                self._remove_lookalike(record)
+            self._end_lease(record)
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         with self._lock:
-            return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guessed(uuid)}
+            return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guess(uuid)}
 
-    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         with self._lock:
-            record = self._held(hold)
-            me = hold.key.command_id
-            others = self._others(me, [*uuids, *unlikely])
-            free = [uuid for uuid in uuids if uuid not in others]
-            free_unlikely = [uuid for uuid in unlikely if uuid not in others]
-            if not free and not free_unlikely:
-                return Ambiguous() if any(map(self._is_guessed, [*uuids, *unlikely])) else NoCandidate()
-            twins = self._alike[hold.key.match_key] - {me}
-            if any(self._is_held(self._records[twin]) for twin in twins):
-                return LookalikeInProgress()
-            if not free or len(free) + len(free_unlikely) > len(twins) + 1:
-                return Ambiguous()
-            uuid = next((uuid for uuid in free if self._owner(uuid) is not None), free[0])
-            if self._owner(uuid) is None and len(free) + len(free_unlikely) > 1:
-                self._guessed.add(value_of(uuid))
-            self._set_owner(record, uuid)
-            return Assigned(uuid)
+            self._leased(lease)
+            command_id = lease.key.command_id
+            others = self._others(command_id, uuids)
+            lookalikes = self._lookalikes[lease.key.match_key] - {command_id}
+            return OwnershipFacts(
+                {uuid: self._owner(uuid, is_other=uuid in others) for uuid in uuids},
+                len(lookalikes),
+                any(self._has_lease(self._records[lookalike]) for lookalike in lookalikes),
+            )
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
         try:
-            self._record(hold, reply, doubt)
+            self._record(lease, reply, doubt, is_guess=is_guess)
         except (LeaseLost, UuidTaken) as exc:
-            on_end(exc)
+            on_recorded(exc)
         else:
-            on_end(None)
+            on_recorded(None)
 
     def ping(self) -> None:
-        """Do nothing: it is always there."""
+        """Do nothing: memory is always available."""
 
     def close(self) -> None:
-        """Do nothing: what is here goes with the process."""
+        """Do nothing: there is no connection."""
 
-    def _record(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None) -> None:
+    def _record(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool) -> None:
         with self._lock:
-            record = self._held(hold)
-            if reply.uuid is not None and self._others(hold.key.command_id, [reply.uuid]):
+            record = self._leased(lease)
+            if reply.uuid is not None and self._others(lease.key.command_id, [reply.uuid]):
                 record.doubt, record.holder_crashed = doubt, False
-                self._let_go(record)
-                raise UuidTaken(hold.key.command_id)
-            has_twins = len(self._alike[hold.key.match_key]) > 1  # which may yet ask whose the uuid is
-            is_plain = not has_twins and (reply.uuid is None or value_of(reply.uuid) not in self._guessed)
+                self._end_lease(record)
+                raise UuidTaken(lease.key.command_id)
+            if reply.uuid is not None and is_guess and canonical_uuid(reply.uuid) not in self._owners:
+                self._guesses.add(canonical_uuid(reply.uuid))
+            has_lookalikes = len(self._lookalikes[lease.key.match_key]) > 1  # they may ask for the uuid's owner later
+            is_plain = not has_lookalikes and (reply.uuid is None or canonical_uuid(reply.uuid) not in self._guesses)
             if is_plain and self._accepted.add(record.key, reply, self._clock()):
-                self._forget(record)
+                self._delete(record)
                 return
             record.reply = reply.model_dump_json().encode()
             if reply.uuid is not None:
                 self._set_owner(record, reply.uuid)
-            self._forget_likeness(record)
-            self._let_go(record)
+            self._remove_lookalike(record)
+            self._end_lease(record)
 
     def _grant(self, record: _Record, now: datetime) -> Lease:
         record.token += 1
         record.claimed_at = now
         record.lease_ends_at = self._clock() + self._lease_s
-        self._alike.setdefault(record.key.match_key, set()).add(record.key.command_id)
+        self._lookalikes.setdefault(record.key.match_key, set()).add(record.key.command_id)
         self._write(record)
         return Lease(record.key, record.token, record.lease_ends_at)
 
-    def _held(self, hold: Lease) -> _Record:
-        record = self._records.get(hold.key.command_id)
-        if record is None or record.token != hold.token or record.lease_ends_at is None:
-            raise LeaseLost(hold.key.command_id)
+    def _leased(self, lease: Lease) -> _Record:
+        record = self._records.get(lease.key.command_id)
+        if record is None or record.token != lease.token or record.lease_ends_at is None:
+            raise LeaseLost(lease.key.command_id)
         return record
 
-    def _is_held(self, record: _Record) -> bool:
+    def _has_lease(self, record: _Record) -> bool:
         return record.lease_ends_at is not None and self._clock() < record.lease_ends_at
 
-    def _let_go(self, record: _Record) -> None:
+    def _end_lease(self, record: _Record) -> None:
         record.lease_ends_at = None
         self._write(record)
 
-    def _remember_twin(self, match_key: bytes) -> None:
-        """Keep the uuid of an accepted command while one just like it may come in doubt: the ledger may be short."""
-        uuid = self._accepted.alike(match_key)
+    def _keep_owner_of_lookalike(self, match_key: bytes) -> None:
+        """Keep the uuid of an accepted lookalike while this command may come in doubt.
+
+        The packed replies may be replaced before then.
+        """
+        uuid = self._accepted.uuid_of_lookalike(match_key)
         if uuid is not None and uuid not in self._owners:
-            twin = _Record(Key(f"#{uuid}", b"", match_key), reply=b"")  # no command's id has a #
-            self._set_owner(twin, uuid)
-            self._write(twin)
+            lookalike = _Record(Key(f"#{uuid}", b"", match_key), reply=b"")  # no command id contains a #
+            self._set_owner(lookalike, uuid)
+            self._write(lookalike)
 
     def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
         """Return which uuids belong to other commands, for certain or as a guess."""
-        others = {uuid for uuid in uuids if self._owner(uuid) not in {None, command_id}}
-        accepted = self._accepted.others(command_id, map(value_of, uuids))
-        return others | {uuid for uuid in uuids if value_of(uuid) in accepted}
+        others = {uuid for uuid in uuids if self._owner_id(uuid) not in {None, command_id}}
+        accepted = self._accepted.owned_by_others(command_id, map(canonical_uuid, uuids))
+        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted}
 
-    def _owner(self, uuid: str) -> str | None:
-        """Return which command owns a uuid, for certain or as a guess."""
-        return self._owners.get(value_of(uuid)) or self._owners.get(self._values.get(likeness_of(uuid), ""))
+    def _owner(self, uuid: str, *, is_other: bool) -> Owner | None:
+        """Return a uuid's owner. The packed replies do not have its id, only that it is another command."""
+        owner = self._owner_id(uuid)
+        return Owner(owner, not self._is_guess(uuid)) if is_other or owner is not None else None
 
-    def _is_guessed(self, uuid: str) -> bool:
-        """Tell whether the owner of a uuid is a guess; one that is merely written like an owned one may be another."""
-        value = value_of(uuid)
-        return value in self._guessed or (value not in self._owners and likeness_of(uuid) in self._values)
+    def _owner_id(self, uuid: str) -> str | None:
+        return self._owners.get(canonical_uuid(uuid)) or self._owners.get(self._values.get(folded_uuid(uuid), ""))
+
+    def _is_guess(self, uuid: str) -> bool:
+        """Return whether a uuid's owner is a guess; a uuid that only resembles one with an owner may be another."""
+        value = canonical_uuid(uuid)
+        return value in self._guesses or (value not in self._owners and folded_uuid(uuid) in self._values)
 
     def _set_owner(self, record: _Record, uuid: str) -> None:
-        record.uuid = value_of(uuid)
+        record.uuid = canonical_uuid(uuid)
         self._owners.setdefault(record.uuid, record.key.command_id)
-        self._values.setdefault(likeness_of(uuid), record.uuid)
+        self._values.setdefault(folded_uuid(uuid), record.uuid)
 
-    def _forget_likeness(self, record: _Record) -> None:
-        alike = self._alike.get(record.key.match_key, set())
-        alike.discard(record.key.command_id)
-        if not alike:
-            self._alike.pop(record.key.match_key, None)
+    def _remove_lookalike(self, record: _Record) -> None:
+        lookalikes = self._lookalikes.get(record.key.match_key, set())
+        lookalikes.discard(record.key.command_id)
+        if not lookalikes:
+            self._lookalikes.pop(record.key.match_key, None)
 
     def _write(self, record: _Record) -> None:
         record.expires_at = self._clock() + self._ttl_s
@@ -252,22 +262,22 @@ class MemoryStore:
         while len(self._records) > self._max_others or self._is_stale(next(iter(self._records.values()))):
             oldest = next(iter(self._records.values()))
             if oldest.lease_ends_at is not None:
-                break  # the few that are held are under way right now
+                break  # at most one per delivery that is being processed
             self._remove(oldest)
 
     def _remove(self, record: _Record) -> None:
         if record.reply is None:
             self._unrecorded_until = self._now
-        self._forget(record)
+        self._delete(record)
 
-    def _forget(self, record: _Record) -> None:
+    def _delete(self, record: _Record) -> None:
         del self._records[record.key.command_id]
-        self._forget_likeness(record)
+        self._remove_lookalike(record)
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)
-            self._guessed.discard(record.uuid)
-            if self._values.get(likeness_of(record.uuid)) == record.uuid:
-                del self._values[likeness_of(record.uuid)]
+            self._guesses.discard(record.uuid)
+            if self._values.get(folded_uuid(record.uuid)) == record.uuid:
+                del self._values[folded_uuid(record.uuid)]
 
     def _is_stale(self, record: _Record) -> bool:
         return record.lease_ends_at is None and record.expires_at <= self._clock()

@@ -1,4 +1,4 @@
-"""What accepted commands came to, packed: almost every command ends so, and objects would take six times the room."""
+"""Replies of accepted commands, packed: almost every command is accepted, and objects need six times the memory."""
 
 import re
 import struct
@@ -12,8 +12,8 @@ from worker.core.claims import Completed, Key, KeyReused
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# Of the digest as much as tells two contents apart, the uuid, the device, when it was completed, when it is forgotten,
-# the attempt, and the two flags in one byte: with one byte more the record would take 16 more.
+# The first bytes of the content hash, the uuid, the IMEI, the time of completion, the time of expiry, the attempts, and
+# the two flags in one byte. One more byte would make each record 16 bytes larger.
 _RECORD = struct.Struct("<8s16sqqIBB")
 _RECOVERED, _OMITTED = 1, 2
 _MAX_ATTEMPTS = 0xFF
@@ -21,37 +21,37 @@ _UUID_AT = slice(8, 24)
 
 
 class PackedReplies:
-    """The latest accepted commands. In two halves: when the newer one is full, the older one is forgotten.
+    """The latest accepted commands, in two generations: when the newer one is full, it replaces the older one.
 
     Args:
-        ttl_s: seconds for which a record lasts.
-        half: how many records make a half, so that as many are always there.
+        ttl_s: lifetime of a record, in seconds.
+        generation_size: records per generation: at least this many are kept, at most twice as many.
     """
 
-    def __init__(self, ttl_s: float, half: int) -> None:
+    def __init__(self, ttl_s: float, generation_size: int) -> None:
         self._ttl_s = ttl_s
-        self._half = half
+        self._generation_size = generation_size
         self._newer: dict[bytes, bytes] = {}
         self._older: dict[bytes, bytes] = {}
-        self._newer_uuids: set[int] = set()  # hashes, so that most questions of whose a uuid is need no search
+        self._newer_uuids: set[int] = set()  # hashes of the uuids: most look-ups of an owner need no search
         self._older_uuids: set[int] = set()
-        self._newer_alike: dict[bytes, bytes] = {}  # likeness -> whose record it is, of the latest
-        self._older_alike: dict[bytes, bytes] = {}
+        self._newer_matches: dict[bytes, bytes] = {}  # start of a match key -> hash of the latest such command's id
+        self._older_matches: dict[bytes, bytes] = {}
 
     def add(self, key: Key, reply: Reply, now: float) -> bool:
-        """Record a reply at a monotonic time; False: it is of another form than nearly all."""
+        """Record a reply at a monotonic time; returns False if its form cannot be packed."""
         is_usual = reply.status == "accepted" and reply.imei is not None and reply.attempts <= _MAX_ATTEMPTS
         if not is_usual or not _UUID.fullmatch(reply.uuid or ""):
             return False
-        if len(self._newer) >= self._half:
+        if len(self._newer) >= self._generation_size:
             self._older, self._newer = self._newer, {}
-            self._older_alike, self._newer_alike = self._newer_alike, {}
+            self._older_matches, self._newer_matches = self._newer_matches, {}
             self._older_uuids, self._newer_uuids = self._newer_uuids, set()
-        name = _hash(key.command_id)
-        self._newer_alike[key.match_key[:8]] = name
+        command_hash = _hash(key.command_id)
+        self._newer_matches[key.match_key[:8]] = command_hash
         uuid = _packed(str(reply.uuid))
         self._newer_uuids.add(hash(uuid))
-        self._newer[name] = _RECORD.pack(
+        self._newer[command_hash] = _RECORD.pack(
             key.content_hash[:8],
             uuid,
             int(str(reply.imei)),
@@ -63,9 +63,9 @@ class PackedReplies:
         return True
 
     def find(self, key: Key, now: float) -> Completed | KeyReused | None:
-        """Return what a command came to; None: nothing is known, or not any more."""
-        name = _hash(key.command_id)
-        record = self._newer.get(name) or self._older.get(name)
+        """Return the recorded reply to a command; None if there is none, or it has expired."""
+        command_hash = _hash(key.command_id)
+        record = self._newer.get(command_hash) or self._older.get(command_hash)
         if record is None:
             return None
         content_hash, uuid, imei, completed_us, expires_at, attempts, flags = _RECORD.unpack(record)
@@ -86,19 +86,21 @@ class PackedReplies:
             )
         )
 
-    def alike(self, match_key: bytes) -> str | None:
-        """Return the uuid of the latest command that the platform's history cannot tell from another one."""
-        name = self._newer_alike.get(match_key[:8]) or self._older_alike.get(match_key[:8])
-        record = None if name is None else self._newer.get(name) or self._older.get(name)
+    def uuid_of_lookalike(self, match_key: bytes) -> str | None:
+        """Return the uuid of the latest accepted command with a match key."""
+        command_hash = self._newer_matches.get(match_key[:8]) or self._older_matches.get(match_key[:8])
+        record = None if command_hash is None else self._newer.get(command_hash) or self._older.get(command_hash)
         return None if record is None else _unpacked(record[_UUID_AT])
 
-    def others(self, command_id: str, uuids: Iterable[str]) -> set[str]:
-        """Return those uuids that belong to other commands than this. Looks through all if one may be there."""
+    def owned_by_others(self, command_id: str, uuids: Iterable[str]) -> set[str]:
+        """Return the uuids that belong to other commands. Searches all records if one of them may be there."""
         packed = ((_packed(uuid), uuid) for uuid in uuids if _UUID.fullmatch(uuid))
         wanted = {each: uuid for each, uuid in packed if self._may_have(hash(each))}
-        name = _hash(command_id)
+        own_hash = _hash(command_id)
         records = (*self._older.items(), *self._newer.items()) if wanted else ()
-        return {wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != name}
+        return {
+            wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != own_hash
+        }
 
     def _may_have(self, uuid: int) -> bool:
         return uuid in self._newer_uuids or uuid in self._older_uuids

@@ -1,16 +1,16 @@
-"""What the whole fleet remembers, in Redis. Each call is one Lua script, hence one atomic step.
+"""The records of a fleet, in Redis. Each call that writes is one Lua script, hence one atomic step.
 
-Keys, all below the namespace: ``command:<id>`` is the record (a hash), ``uuid:<uuid>`` says whose a uuid is, under its
-usual form and under the one that the platform gave,
-``alike:<likeness>`` holds the ids of commands like each other that are held or in doubt, and ``ping`` is what a probe
-writes. Any of them may hold anything, written by another version or by hand: a record that cannot be read proves
-nothing, so that its command is in doubt.
+Keys, all with the namespace as prefix: ``command:<id>`` is a command's record (a hash). ``uuid:<uuid>`` has the owner
+of a uuid, under its usual form and under the one that the platform gave. ``alike:<match key>`` is the set of the ids of
+lookalikes that are held or in doubt. ``ping`` is written by probes. Another version or a person may have written
+anything into them: a record that cannot be read proves nothing, so its command is in doubt.
 """
 
 import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, get_args
 
 import redis
@@ -20,9 +20,6 @@ from redis.retry import Retry
 
 from schemas.reply import FailureCode, RejectionCode, Reply
 from worker.core.claims import (
-    Ambiguous,
-    Assigned,
-    Assignment,
     Claim,
     Completed,
     InProgress,
@@ -30,275 +27,65 @@ from worker.core.claims import (
     KeyReused,
     KnownNotSent,
     Lease,
-    LookalikeInProgress,
-    NoCandidate,
     OnRecorded,
     Unresolved,
     Unseen,
     failed_ms,
 )
-from worker.core.doubt import DoubtWindow
-from worker.core.replay import Replay
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Replay
+from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
-from worker.core.uuids import spellings
+from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency.calls import MEANINGS, Calls, Script, code_of, is_other_server
+from worker.idempotency.calls import Calls, Script
+from worker.idempotency.redis_errors import MEANINGS, code_of, is_other_server
 
-TIMEOUT_S = 2.0  # for one call
-PING_S = 0.5  # a probe itself has a second or two
+TIMEOUT_S = 2.0  # of one call
+PING_S = 0.5  # a probe's own timeout is a second or two
 _PING_LASTS_MS = 10_000
-_ERRORS = "surrogateescape"  # what is no UTF-8 is read all the same, and written back as it was
-_MAX_OWNER_BYTES = 200  # more than any id and a question mark
+_ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
+_MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SCRIPTS = files("worker.idempotency") / "scripts"
 
-# The leases are on the clock of Redis, which all workers share; the times of a doubt are the workers' own.
-_NOW = """
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-"""
 
-_TYPES = """
-local function is_type(key, wanted)
-    return redis.call('TYPE', key).ok == wanted
-end
-local function forget_twin(key, id)
-    if is_type(key, 'set') then redis.call('SREM', key, id) end
-end
-"""
-
-# A time is in milliseconds since 1970; one in the future would keep its command waiting, maybe for ever.
-_READ = """
-local function is_time(text, latest)
-    return string.find(text, '^%d+$') and #text <= 15 and tonumber(text) <= latest
-end
-local function is_readable(r, latest_doubt, latest_lease)
-    local digest, state, lease, claimed, since, till, crashed, reply, token = unpack(r, 1, 9)
-    if not digest or #digest ~= 32 or string.find(digest, '[^0-9a-f]') then return false end
-    if not token or not string.find(token, '^%d+$') or #token > 16 or tonumber(token) > 9e15 then return false end
-    if state == 'done' then return reply and reply ~= '' end
-    if state == 'held' then
-        if not lease or not is_time(lease, latest_lease) then return false end
-        if not claimed or not is_time(claimed, latest_doubt) then return false end
-        since, till, crashed = since or '', till or '', crashed or '0'
-    elseif state ~= 'free' then
-        return false
-    end
-    if not since or not till or (crashed ~= '0' and crashed ~= '1') then return false end
-    if till == '' then return since == '' end
-    if not is_time(till, latest_doubt) then return false end
-    return since == '' or (is_time(since, latest_doubt) and tonumber(since) <= tonumber(till))
-end
-"""
-
-# KEYS: record, alike. ARGV: command id, digest, time of the claim, lease, time to live; of a replay the time of the
-# failure, and its doubt's since and until; a recorded reply that cannot be read.
-_CLAIM = (
-    _NOW
-    + _TYPES
-    + _READ
-    + """
-local lease, ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
-local hour = 3600000
-local r, is_unreadable = {}, false
-if is_type(KEYS[1], 'hash') and redis.call('HSTRLEN', KEYS[1], 'reply') <= 65536 then
-    r = redis.call('HMGET', KEYS[1], 'digest', 'state', 'lease', 'claimed', 'since', 'until', 'crashed', 'reply',
-        'token', 'failed')
-    is_unreadable = not is_readable(r, tonumber(ARGV[3]) + lease + hour, now + lease + hour)
-        or (r[2] == 'done' and r[8] == ARGV[9])
-elseif not is_type(KEYS[1], 'none') then
-    is_unreadable = true
-end
-local digest, state, since, till, crashed = r[1], r[2], r[5] or '', r[6] or '', r[7] or '0'
-local answer, is_latest = 'first', state == 'held'
-if is_unreadable then
-    -- The token is higher than any that was counted, so that whatever a former holder writes is refused.
-    local token = string.format('%.0f', t[1] * 1000000 + t[2])
-    redis.call('DEL', KEYS[1])
-    redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'token', token)
-    digest, state, since, till, crashed = ARGV[2], 'free', '', ARGV[3], '0'
-end
-if digest then
-    if digest ~= ARGV[2] then return {'conflict'} end
-    if state == 'done' then
-        if ARGV[6] == '' or r[10] ~= ARGV[6] then return {'done', r[8]} end
-        since, till, crashed = ARGV[7], ARGV[8], '0'
-        redis.call('HDEL', KEYS[1], 'reply', 'failed')
-    end
-    if state == 'held' then
-        if till == '' or (since ~= '' and tonumber(r[4]) < tonumber(since)) then since = r[4] end
-        if now < tonumber(r[3]) then return {'busy', since} end
-        local ended = tonumber(r[4]) + lease
-        if till == '' or ended > tonumber(till) then till = string.format('%.0f', ended) end
-        crashed = '1'
-    end
-    answer = till == '' and 'again' or 'in-doubt'
-end
-local token = 1
-local ends = string.format('%.0f', now + lease)
-if digest then
-    token = redis.call('HINCRBY', KEYS[1], 'token', 1)
-    redis.call('HSET', KEYS[1], 'state', 'held', 'lease', ends, 'claimed', ARGV[3],
-        'since', since, 'until', till, 'crashed', crashed)
-else
-    redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'state', 'held', 'lease', ends, 'claimed', ARGV[3],
-        'token', token)
-end
-redis.call('PEXPIRE', KEYS[1], math.max(ttl, 2 * lease))
-if not is_type(KEYS[2], 'set') then redis.call('DEL', KEYS[2]) end
-redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[2], math.max(ttl, 2 * lease))
-return {answer, string.format('%.0f', token), since, till, crashed, is_latest and '1' or '0'}
-"""
-)
-
-# A record that cannot be read any more is as good as lost: its next claim replaces it.
-_HELD = (
-    _TYPES
-    + """
-local r = is_type(KEYS[1], 'hash') and redis.call('HMGET', KEYS[1], 'token', 'state') or {}
-if r[1] ~= ARGV[2] or r[2] ~= 'held' then return 'lost' end
-"""
-)
-
-# KEYS: record, alike. ARGV: command id, token, time to live, since, until, crashed.
-_RELEASE = (
-    _HELD
-    + """
-redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[4], 'until', ARGV[5], 'crashed', ARGV[6])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-if ARGV[5] == '' then forget_twin(KEYS[2], ARGV[1]) end
-return 'ok'
-"""
-)
-
-# An owner behind a question mark was guessed: the uuid may as well belong to another command just like it. So may one
-# whose owner cannot be read.
-_OWNER = """
-local function owner_of(key)
-    if is_type(key, 'none') then return false end
-    local owner = is_type(key, 'string') and redis.call('GETRANGE', key, 0, 199) or ''
-    return #owner <= 129 and string.find(owner, '^%??[%w._:-]+$') and owner or '?'
-end
--- A spelling is two digits, whether it is certain and whether it is written, and the key. A certain owner decides.
-local function owner_by(spellings)
-    local guess = false
-    for _, spelling in ipairs(spellings) do
-        local owner = owner_of(string.sub(spelling, 3))
-        if owner and string.sub(spelling, 1, 1) == '0' and string.sub(owner, 1, 1) ~= '?' then owner = '?' .. owner end
-        if owner and string.sub(owner, 1, 1) ~= '?' then return owner end
-        guess = guess or owner
-    end
-    return guess
-end
-local function set_owner(spellings, owner, ttl)
-    for _, spelling in ipairs(spellings) do
-        local key = string.sub(spelling, 3)
-        if string.sub(spelling, 2, 2) == '1' and is_type(key, 'none') then
-            local is_guess = string.sub(spelling, 1, 1) == '0' and string.sub(owner, 1, 1) ~= '?'
-            redis.call('SET', key, is_guess and '?' .. owner or owner, 'PX', ttl)
-        end
-    end
-end
-"""
-
-# KEYS: record, alike. ARGV: command id, token, time to live, reply, time of the failure; the doubt's since and until;
-# spellings of the uuid.
-_COMPLETE = (
-    _HELD
-    + _OWNER
-    + """
-if #ARGV > 7 then
-    local spellings = {unpack(ARGV, 8)}
-    local owner = owner_by(spellings)
-    if owner and owner ~= ARGV[1] and owner ~= '?' .. ARGV[1] then
-        redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[6], 'until', ARGV[7], 'crashed', '0')
-        redis.call('PEXPIRE', KEYS[1], ARGV[3])
-        return 'taken'
-    end
-    set_owner(spellings, owner or ARGV[1], ARGV[3])
-end
-redis.call('HSET', KEYS[1], 'state', 'done', 'reply', ARGV[4])
-redis.call('HDEL', KEYS[1], 'lease', 'claimed', 'since', 'until', 'crashed')
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-forget_twin(KEYS[2], ARGV[1])
-if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'failed', ARGV[5]) end
-return 'ok'
-"""
-)
-
-# KEYS: record, alike. ARGV: command id, token, time to live, what keys begin with, how many likely ones; of each uuid
-# how many spellings it has, and those. Returns the number of a uuid.
-_OWN = (
-    _NOW
-    + _HELD
-    + _OWNER
-    + """
-local prefix, likely = ARGV[4], tonumber(ARGV[5])
-local free, unlikely, guessed, mine = {}, 0, false, nil
-local uuids, at = {}, 6
-while at <= #ARGV do
-    local last = at + tonumber(ARGV[at])
-    uuids[#uuids + 1] = {unpack(ARGV, at + 1, last)}
-    at = last + 1
-end
-for i, spellings in ipairs(uuids) do
-    local owner = owner_by(spellings)
-    if not owner or owner == ARGV[1] or owner == '?' .. ARGV[1] then
-        if i <= likely then free[#free + 1] = i else unlikely = unlikely + 1 end
-        if owner and i <= likely then mine = mine or i end
-    elseif string.sub(owner, 1, 1) == '?' then
-        guessed = true
-    end
-end
-if #free == 0 and unlikely == 0 then return guessed and 'undecidable' or 'none' end
-local open = 1
-for _, twin in ipairs(is_type(KEYS[2], 'set') and redis.call('SMEMBERS', KEYS[2]) or {}) do
-    local record = prefix .. 'command:' .. twin
-    if twin ~= ARGV[1] and not is_type(record, 'none') then
-        local state = is_type(record, 'hash') and redis.call('HMGET', record, 'state', 'lease') or {}
-        local ends = tonumber(state[2] or '')
-        if state[1] == 'held' and ends and now < ends and ends < now + 3600000 then return 'twin' end
-        open = open + 1
-    end
-end
-if #free == 0 or #free + unlikely > open then return 'undecidable' end
-if not mine then
-    mine = free[1]
-    local owner = #free + unlikely > 1 and '?' .. ARGV[1] or ARGV[1]
-    set_owner(uuids[mine], owner, ARGV[3])
-end
-return {mine}
-"""
-)
+def load_script(name: str, *parts: str) -> Script:
+    """Read ``scripts/<name>.lua``, preceded by the shared ``scripts/parts/<part>.lua`` that it needs."""
+    paths = [*(_SCRIPTS / "parts" / f"{part}.lua" for part in parts), _SCRIPTS / f"{name}.lua"]
+    return Script("".join(path.read_text("utf-8") for path in paths))
 
 
 class RedisStore:
-    """Remembers commands for every worker that uses the same Redis and the same namespace.
+    """Records commands for every worker that uses the same Redis and the same namespace.
 
     Args:
         url: ``redis://…`` or ``rediss://…``.
-        namespace: begins every key.
-        ttl_s: seconds for which a record lasts after it was last written.
-        lease_s: seconds for which a claim is good.
-        connections: how many may look for owners of uuids at once; all other calls share one connection.
+        namespace: prefix of every key.
+        ttl_s: lifetime of a record after its last write, in seconds.
+        lease_s: duration of a lease, in seconds.
+        connections: how many threads may look up owners of uuids at once; all other calls share one connection.
 
     Raises:
         SettingsError: an option of the URL cannot be used.
     """
 
+    is_shared = True
+    local = None
+
     def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
         self._url = url
         self._max_connections = connections
-        self._prefix = f"{{{namespace}}}:"  # in braces: a cluster keeps what belongs together on one node
+        self._prefix = f"{{{namespace}}}:"  # a hash tag: a cluster keeps all of these keys on one node
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
-        self._claim = Script(_CLAIM)
-        self._release = Script(_RELEASE)
-        self._complete = Script(_COMPLETE)
-        self._own = Script(_OWN)
+        self._claim = load_script("claim", "clock", "types", "readable")
+        self._release = load_script("release", "types", "lease")
+        self._ownership = load_script("ownership", "clock", "types", "lease", "owners")
+        self._complete = load_script("complete", "types", "lease", "owners")
         try:
             self._redis, self._pinging = self._new_clients()
-            for client in (self._redis, self._pinging):  # which tells whether there are such options
+            for client in (self._redis, self._pinging):  # raises if there is no such option
                 client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
             self._calls = Calls(self._redis.connection_pool.make_connection(), self._renew_clients)
         except (ValueError, TypeError, redis.RedisError) as exc:
@@ -307,54 +94,49 @@ class RedisStore:
 
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         lease_ms = round(self._lease_s * 1000)
-        meant = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
+        discarded = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
         identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
         unreadable = b""
         while True:
             began = time.monotonic()
-            arguments = [*identity, lease_ms, self._ttl_ms, *meant, unreadable]
+            arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable]
             answer = self._call(self._claim, self._keys(key), arguments)
             match answer:
-                case ["conflict"]:
+                case ["key-reused"]:
                     return KeyReused()
-                case ["done", text]:
+                case ["completed", text]:
                     reply = _read_reply(text, key.command_id)
                     if reply is not None:
                         return Completed(reply)
-                    unreadable = text.encode(errors=_ERRORS)  # claimed again, it is replaced unless it has changed
-                case ["busy", since]:
+                    unreadable = text.encode(errors=_ERRORS)  # the next claim replaces it unless it has changed
+                case ["in-progress", since]:
                     return InProgress(_moment(since) if since else None)
                 case [granted, token, since, until, holder_crashed, is_latest]:
-                    hold = Lease(key, int(token), began + self._lease_s)
-                    # Redis may have lost its last writes, and never says so: then this is how it was before them.
+                    lease = Lease(key, int(token), began + self._lease_s)
+                    # Redis may have lost its last writes without a sign of it: then this is the record before them.
                     unrecorded_until = None if is_latest == "1" else now
-                    if granted == "first":
-                        return Unseen(hold, now)
-                    if granted == "again":
-                        return KnownNotSent(hold, unrecorded_until)
+                    if granted == "unseen":
+                        return Unseen(lease, now)
+                    if granted == "known-not-sent":
+                        return KnownNotSent(lease, unrecorded_until)
                     doubt = DoubtWindow(_moment(since) if since else None, _moment(until))
-                    return Unresolved(hold, doubt, holder_crashed == "1", unrecorded_until)
+                    return Unresolved(lease, doubt, holder_crashed == "1", unrecorded_until)
                 case _:
-                    raise AssertionError(answer)  # the script has no other
+                    raise AssertionError(answer)  # the script returns nothing else
 
-    def mark_not_sent(self, key: Key) -> None:
-        """Do nothing: should Redis lose the later claim of another delivery, the note would deny its request."""
-
-    def is_claimed_here(self, _key: Key, /) -> bool:
-        """Return False: the record stays when this process goes."""
-        return False
-
-    def release(self, hold: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        self._change(self._release, hold, [*_interval(doubt), int(holder_crashed)])
+    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        arguments = [*_identity(lease), self._ttl_ms, *_interval(doubt), int(holder_crashed)]
+        self._call_with_lease(self._release, lease, arguments)
 
     def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
             return set()
-        spelled = [(uuid, spelling) for uuid in uuids for spelling in spellings(uuid) if spelling.is_certain]
+        spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for _, spelling in spelled:
-                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)  # it may hold megabytes
+                    # Not GET: another program's value may be megabytes long.
+                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)
                 found = pipeline.execute(raise_on_error=False)
             for answer in found:
                 if isinstance(answer, redis.RedisError) and is_other_server(answer):
@@ -367,42 +149,36 @@ class RedisStore:
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
-    def own(self, hold: Lease, uuids: Sequence[str], unlikely: Sequence[str]) -> Assignment:
-        named = [*uuids, *unlikely]
-        arguments: list[object] = [self._prefix, len(uuids)]
-        for uuid in named:
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        arguments: list[object] = [*_identity(lease), self._prefix]
+        for uuid in uuids:
             spelled = self._spellings(uuid)
             arguments += [len(spelled), *spelled]
-        match self._change(self._own, hold, arguments):
-            case "none":
-                return NoCandidate()
-            case "twin":
-                return LookalikeInProgress()
-            case "undecidable":
-                return Ambiguous()
-            case [number]:
-                return Assigned(named[int(number) - 1])
-            case answer:
-                raise AssertionError(answer)  # the script has no other
+        lookalikes, is_held, *owners = self._call_with_lease(self._ownership, lease, arguments)
+        return OwnershipFacts(dict(zip(uuids, map(_owner, owners), strict=True)), int(lookalikes), is_held == 1)
 
-    def complete(self, hold: Lease, reply: Reply, doubt: DoubtWindow | None, on_end: OnRecorded) -> None:
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
+        command_id = lease.key.command_id
         failed = failed_ms(reply)
         outcome = [reply.model_dump_json(), "" if failed is None else failed]
+        owner = f"?{command_id}" if is_guess else command_id
         spelled = self._spellings(reply.uuid) if reply.uuid else []
-        arguments = [*self._identity(hold), *outcome, *_interval(doubt), *spelled]
+        arguments = [*_identity(lease), self._ttl_ms, *outcome, *_interval(doubt), owner, *spelled]
 
         def on_answer(answer: Any) -> None:
             if isinstance(answer, redis.RedisError):
-                on_end(unavailable(answer))
+                on_recorded(unavailable(answer))
             elif answer == "taken":
-                on_end(UuidTaken(hold.key.command_id))
+                on_recorded(UuidTaken(command_id))
             else:
-                on_end(LeaseLost(hold.key.command_id) if answer == "lost" else None)
+                on_recorded(LeaseLost(command_id) if answer == "lost" else None)
 
-        self._calls.leave(self._complete, self._keys(hold.key), arguments, on_answer)
+        self._calls.leave(self._complete, self._keys(lease.key), arguments, on_answer)
 
     def ping(self) -> None:
-        """Write, since a server that may not be written to any more answers everything else as ever."""
+        """Write a key: a server that no longer accepts writes still answers everything else."""
         try:
             self._pinging.set(f"{self._prefix}ping", "1", px=_PING_LASTS_MS)
         except redis.RedisError as exc:
@@ -415,7 +191,7 @@ class RedisStore:
         self._pinging.close()
 
     def _new_clients(self) -> tuple[redis.Redis, redis.Redis]:
-        """Return what looks for owners of uuids, and what pings; none has a connection yet."""
+        """Return the clients for owners of uuids and for pings; neither has a connection yet."""
         retry = Retry(NoBackoff(), 0)  # a claim whose answer was lost may have been granted
         pool = redis.BlockingConnectionPool.from_url(
             self._url,
@@ -427,21 +203,21 @@ class RedisStore:
             decode_responses=True,
             encoding_errors=_ERRORS,
         )
-        # A connection of its own: a probe neither waits for the handlers' nor takes one from them.
+        # A connection of its own: a probe does not wait for the processors' connections, nor take one from them.
         pinging = redis.Redis.from_url(
             self._url, socket_timeout=PING_S, socket_connect_timeout=PING_S, retry=retry, encoding_errors=_ERRORS
         )
         return redis.Redis(connection_pool=pool), pinging
 
     def _renew_clients(self) -> None:
-        """Leave the connections to what is no primary any more; whoever is using one of them finishes first."""
+        """Replace the connections to a former primary. A thread that is using one of them finishes first."""
         former = (self._redis, self._pinging)
         self._redis, self._pinging = self._new_clients()
         for client in former:
             client.connection_pool.disconnect(inuse_connections=False)
 
     def _unavailable(self, error: redis.RedisError) -> StoreUnavailable:
-        """Say why Redis cannot be used; if it is another server's turn, have all connections made anew."""
+        """Return why Redis cannot be used. If another server must be asked, replace all connections."""
         if is_other_server(error):
             self._calls.renew()
             self._renew_clients()
@@ -454,33 +230,30 @@ class RedisStore:
         return f"{self._prefix}uuid:{spelling}"
 
     def _spellings(self, uuid: str) -> list[str]:
-        """Return the spellings of a uuid as the scripts read them."""
-        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in spellings(uuid)]
+        """Return the spellings of a uuid in the form that ``scripts/parts/owners.lua`` reads."""
+        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in recorded_forms(uuid)]
 
-    def _identity(self, hold: Lease) -> list[object]:
-        return [hold.key.command_id, hold.token, self._ttl_ms]
-
-    def _change(self, script: Script, hold: Lease, arguments: Sequence[object]) -> Any:
-        answer = self._call(script, self._keys(hold.key), [*self._identity(hold), *arguments])
+    def _call_with_lease(self, script: Script, lease: Lease, arguments: Sequence[object]) -> Any:
+        answer = self._call(script, self._keys(lease.key), arguments)
         if answer == "lost":
-            raise LeaseLost(hold.key.command_id)
+            raise LeaseLost(lease.key.command_id)
         return answer
 
     def _call(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         try:
             return self._calls.run(script, keys, arguments)
         except redis.RedisError as exc:
-            raise unavailable(exc) from exc  # the calls have seen to the connections
+            raise unavailable(exc) from exc  # Calls has replaced the connections where that is needed
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
-    """Say that Redis cannot be used: its code or the type, and not its words, which may hold the URL."""
+    """Return why Redis cannot be used: its code or the error's type, not its text, which may contain the URL."""
     code = code_of(error)
     return StoreUnavailable(f"Redis: {type(error).__name__}" if code is None else f"Redis: {code}: {MEANINGS[code]}")
 
 
 def _read_reply(text: str, command_id: str) -> Reply | None:
-    """Return a recorded reply, None where it is none of this command's; fields of a newer version are ignored."""
+    """Parse a recorded reply; None if it is not a reply to this command. Fields of a newer version are ignored."""
     try:
         reply = Reply.model_validate_json(text.encode(errors=_ERRORS), extra="ignore")
     except ValidationError:
@@ -494,6 +267,16 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
         case "failed":
             is_whole = code in get_args(FailureCode) and reply.uuid is None
     return reply if is_whole and reply.command_id == command_id else None
+
+
+def _identity(lease: Lease) -> list[object]:
+    return [lease.key.command_id, lease.token]
+
+
+def _owner(text: str) -> Owner | None:
+    """Read an owner as ``scripts/parts/owners.lua`` writes it."""
+    command_id = text.removeprefix("?")
+    return Owner(command_id or None, is_certain=command_id == text) if text else None
 
 
 def _interval(doubt: DoubtWindow | None) -> tuple[int | str, int | str]:

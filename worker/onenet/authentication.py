@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import quote
 
-from worker.settings import AccessKey, ApiKey, Credentials
+from worker.core.credentials import AccessKey, ApiKey, Credentials
 
 _VERSION = "2018-10-31"
 _METHOD = "sha256"

@@ -1,156 +1,133 @@
-"""The client of OneNET's endpoint for cached Execute commands, and of the command history next to it."""
+"""The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
 import itertools
 import json
-import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPException
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
-
-import requests
-import urllib3
 
 from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.backoff import backoff_s
 from worker.core.command import Command
-from worker.core.doubt import DoubtWindow
+from worker.core.credentials import Credentials
+from worker.core.doubt_window import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
-from worker.core.uuids import likeness_of
-from worker.errors import HistoryUnreadable, PlatformUnusable
+from worker.core.uuids import folded_uuid
+from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
 from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
-from worker.onenet.history import (
-    MAX_SKEW,
-    PER_PAGE,
-    Candidate,
-    HistoryPages,
-    Window,
-    candidates,
-    match,
-    read_detail,
-    read_page,
-)
+from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
 from worker.onenet.transport import HTTPTransport, InFlightRequest, Request, Response
-from worker.settings import Credentials
 
 Model = TypeVar("Model")
-OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
 
 _EXECUTE = "/nbiot/execute/offline"
 _HISTORY = "/nbiot/offline/history"
-_TRIES = 3  # for one page, within the time that there is
+_MAX_TRIES = 3  # per page of a history, within the deadline
 _MAX_DETAILS = 5_000
-_MAX_ANSWERED = 5_000  # a second copy comes soon; the store knows the uuids of longer ago
-_START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, of which nothing is known yet
+_MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
+_START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset is not known yet
+_NO_CREDENTIALS = "the product has no credentials any more"
 _write_json = json.JSONEncoder(ensure_ascii=False).encode
-_TROUBLE = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """The answer to one request, and what was left out of the request."""
-
-    answer: Answer
-    valid_time_omitted: bool
-
-
-class _Answered:
-    """The latest uuids that commands were answered with, so that one which comes twice is noticed."""
+class _RecentUuids:
+    """The uuids of the latest responses, so that a response that arrives twice is noticed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._command_ids: OrderedDict[str, str] = OrderedDict()  # likeness -> the command it was the answer to
+        self._command_ids: OrderedDict[str, str] = OrderedDict()  # folded uuid -> the command that got it first
 
     def add(self, uuid: str, command_id: str) -> str | None:
-        """Note an answer; returns the command to which this uuid was the answer before, None if it is new."""
+        """Record the uuid that a command got; returns the command that got it before, None if it is new."""
         with self._lock:
-            match_key = likeness_of(uuid)  # a doubt is safe where two uuids differ in case alone
-            former = self._command_ids.get(match_key)
+            key = folded_uuid(uuid)  # two uuids that differ only in case: treating them as one is the safe side
+            former = self._command_ids.get(key)
             if former is None:
-                self._command_ids[match_key] = command_id
-                if len(self._command_ids) > _MAX_ANSWERED:
+                self._command_ids[key] = command_id
+                if len(self._command_ids) > _MAX_RECENT_UUIDS:
                     self._command_ids.popitem(last=False)
         return former
 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """One product: what lets it in, and connections of its own, so that it cannot use up another's."""
+    """One product's credentials, and its own connections, so that no product can use up those of another."""
 
     credentials: Credentials
     authentication: Authentication
-    http: HTTPTransport
+    transport: HTTPTransport
 
 
 class OneNETClient:
-    """Sends Execute commands, each request once, and finds out what became of one whose answer was lost.
+    """Sends each Execute command once, and reads the device's history for a command whose response was lost.
 
     Args:
-        base_url: the platform's URL, without a slash at the end.
+        base_url: the platform's URL, without a trailing slash.
         products: each product's credentials; those under None are for commands that name no product.
-        new_http: makes what sends the requests of one product.
-        request_s: the longest that one request may take, in seconds.
+        new_transport: makes the transport of one product.
         platform_zone: the zone of the platform's local time.
-        latest_caching_s: how long after its end the platform may still cache a request.
-        history_s: how long before its end a doubt begins where nothing tells, in seconds.
+        request_s: longest duration of one request, in seconds.
+        caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
+        history_window_s: how long before its end a doubt window begins if its beginning is unknown, in seconds.
     """
 
     def __init__(
         self,
         base_url: str,
         products: Mapping[str | None, Credentials],
-        new_http: Callable[[], HTTPTransport],
+        new_transport: Callable[[], HTTPTransport],
         platform_zone: ZoneInfo,
         *,
         request_s: float,
-        latest_caching_s: float,
-        history_s: float,
+        caching_delay_s: float,
+        history_window_s: float,
     ) -> None:
         self._base_url = base_url
-        self._new_http = new_http
+        self._new_transport = new_transport
         self._request_s = request_s
-        self._latest_caching = timedelta(seconds=latest_caching_s)
-        self._history = timedelta(seconds=history_s)
+        self._caching_delay = timedelta(seconds=caching_delay_s)
+        self._history_window = timedelta(seconds=history_window_s)
         self._products: dict[str | None, _Product] = {}
         self.replace_products(products)
-        self._answered = _Answered()
+        self._recent_uuids = _RecentUuids()
         self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
         self._zone = platform_zone
 
     def replace_products(self, products: Mapping[str | None, Credentials]) -> set[str | None]:
-        """Take over other products; returns those whose credentials are new. What is under way goes on as it began."""
+        """Use other products from now on; returns those with new credentials. Requests in flight are not affected."""
         former = self._products
-        new = {
+        changed = {
             name
             for name, credentials in products.items()
             if name not in former or former[name].credentials != credentials
         }
         self._products = {
-            name: _Product(credentials, authentication(credentials, time.time), self._new_http())
-            if name in new
+            name: _Product(credentials, authentication(credentials, time.time), self._new_transport())
+            if name in changed
             else former[name]
             for name, credentials in products.items()
         }
         for name, product in former.items():
             if self._products.get(name) is not product:
-                product.http.close()
-        return new
+                product.transport.close()
+        return changed
 
     def close(self) -> None:
         """Close the idle connections."""
         for product in self._products.values():
-            product.http.close()
+            product.transport.close()
 
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
@@ -165,98 +142,97 @@ class OneNETClient:
         """
         product = self._products.get(command.product)
         if product is None:
-            return Sent(NotSent("there are no credentials for its product any more"), valid_time_omitted=False)
+            return Sent(NotSent(_NO_CREDENTIALS), valid_time_omitted=False)
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
         request = self._request(command, product, omit_valid_time=omit_valid_time)
-        exchange = InFlightRequest(deadline=min(time.monotonic() + self._request_s, not_after))
+        in_flight = InFlightRequest(deadline=min(time.monotonic() + self._request_s, not_after))
         answers: list[Answer] = []
 
         def is_unique(response: Response) -> bool:
-            """Judge the answer while its connection is not free yet: the next request must not read its second copy."""
+            """Interpret the response before its connection is reused: the next request must not read a duplicate."""
             now = datetime.now(UTC)
             answer = interpret(response.status, response.body, response.header("retry-after"), now)
             is_new = False
             if isinstance(answer, Cached):
-                former = self._answered.add(answer.uuid, command.command_id)
+                former = self._recent_uuids.add(answer.uuid, command.command_id)
                 is_new = former is None
                 if former not in {None, command.command_id}:
-                    answer = InDoubt("its answer has the uuid of another command", is_outage=False)
+                    answer = InDoubt("the response has the uuid of another command", is_outage=False)
             answers.append(answer)
             return is_new
 
         try:
-            product.http.send(request, exchange, is_unique)
-        except _TROUBLE as exc:
-            # Not the kind of error decides but whether a byte of the request left: only if none did, none arrived.
-            late = time.monotonic() >= exchange.deadline
-            reason = f"no whole answer within {self._request_s:g} s" if late else _root_cause(exc)
-            return Sent(InDoubt(reason) if exchange.request_left else NotSent(reason), omit_valid_time)
+            product.transport.send(request, in_flight, is_unique)
+        except TransportError as exc:
+            is_late = time.monotonic() >= in_flight.deadline
+            reason = f"no complete response within {self._request_s:g} s" if is_late else exc.reason
+            return Sent(InDoubt(reason) if exc.may_have_been_sent else NotSent(reason), omit_valid_time)
         [answer] = answers
         return Sent(answer, omit_valid_time)
 
-    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
+    def find_candidates(self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers) -> list[Candidate]:
         """Return the entries of the device's command history that may be this command, the best first.
 
-        All of it together takes no longer than one request may.
+        The whole search has the deadline of one request.
 
         Args:
             command: what to look for.
             doubt: when it may have been sent.
-            others: returns which uuids are known to belong to other commands; those need not be looked at.
+            owned_by_others: returns the uuids that are known to belong to other commands; their entries are skipped.
 
         Raises:
-            HistoryUnreadable: not all of it could be read. What can be read and not be told from the command is an
-                entry with unclear fields.
+            HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
+                the command, is a candidate with unclear fields.
         """
         product = self._products.get(command.product)
         if product is None:
-            raise HistoryUnreadable("there are no credentials for its product any more")
+            raise HistoryUnreadable(_NO_CREDENTIALS)
         deadline = time.monotonic() + self._request_s
-        listing, skew_s = self._list(command, product, doubt.since or doubt.until - self._history, deadline)
-        window = Window(doubt.since, doubt.until + self._latest_caching, skew_s)
-        items = candidates(listing.items, command, window, self._zone)
-        known = others([item.cmd_uuid for item in items if item.cmd_uuid])
-        entries = []
+        pages, skew_s = self._list(command, product, doubt.since or doubt.until - self._history_window, deadline)
+        window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
+        items = candidates(pages.items, command, window, self._zone)
+        excluded = owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
+        found = []
         for item in items:
-            if item.cmd_uuid not in known:
+            if item.cmd_uuid not in excluded:
                 detail = self._detail(item.cmd_uuid, command, product, deadline)
-                entry = match(item, detail, command, doubt, window, self._zone)
-                if entry is not None:
-                    entries.append(entry)
-        return entries
+                candidate = match(item, detail, command, doubt, window, self._zone)
+                if candidate is not None:
+                    found.append(candidate)
+        return found
 
     def check(self, product_name: str | None, imei: str) -> str:
-        """Ask for a device's history, which changes nothing; returns the answer in words.
+        """Read a device's history, which changes nothing; returns a description of the success.
 
         Raises:
-            PlatformUnusable: it cannot be reached, or answers anything but errno 0.
+            PlatformUnusable: the platform cannot be reached, or answers anything but errno 0.
         """
         product = self._products[product_name]
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
         path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
-            response = product.http.send(_get(path, product), InFlightRequest(time.monotonic() + self._request_s))
-        except ssl.SSLError as exc:
-            raise PlatformUnusable(f"TLS failed: {_root_cause(exc)}") from exc
-        except _TROUBLE as exc:
-            raise PlatformUnusable(f"cannot be reached: {_root_cause(exc)}") from exc
+            response = product.transport.send(_get(path, product), InFlightRequest(time.monotonic() + self._request_s))
+        except TLSError as exc:
+            raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
+        except TransportError as exc:
+            raise PlatformUnusable(f"cannot be reached: {exc.reason}") from exc
         status, answer = response.status, read_answer(response.body)
         if answer is None:
             raise PlatformUnusable(_http_fault(status))
-        said = f"errno {answer.errno}: {' '.join(answer.error.split())[:200]}"
+        text = f"errno {answer.errno}: {' '.join(answer.error.split())[:200]}"
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise PlatformUnusable(f"{_http_fault(status)}, {said}")
+            raise PlatformUnusable(f"{_http_fault(status)}, {text}")
         if answer.errno != SUCCESS:
-            raise PlatformUnusable(f"{_fault(kind_of(answer.errno, answer.error), imei)}: {said}")
+            raise PlatformUnusable(f"{_fault(kind_of(answer.errno, answer.error), imei)}: {text}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with errno 0, and not as OneNET does")
         return f"{self._base_url}: credentials accepted"
 
     def _detail(self, uuid: str, command: Command, product: _Product, deadline: float) -> HistoryDetail:
-        """Return how a cached command was made, which never changes, so that each is asked for once."""
+        """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
-            return HistoryDetail(args={})  # nothing can be asked of an entry that is not named
+            return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
         known = self._details.get(uuid)
         if known is not None:
             return known
@@ -270,61 +246,61 @@ class OneNETClient:
     def _list(
         self, command: Command, product: _Product, since: datetime, deadline: float
     ) -> tuple[HistoryPages, float]:
-        """Return a device's history since then, and by how many seconds the platform's clock is ahead of ours."""
+        """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
         query = {
             "imei": command.imei,
             "start": platform_time(since - _START_MARGIN, self._zone),
-            "sort": "ASC",  # so that what is cached meanwhile comes last and moves nothing to another page
+            "sort": "ASC",  # commands cached during the read are appended, and move no entry to another page
             "per_page": PER_PAGE,
         }
-        listing = HistoryPages()
+        pages = HistoryPages()
         asked_at = datetime.now(UTC)
-        found, server_time = self._read_page(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
+        page, server_time = self._read_page(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
-        listing.add(found)
-        for page in itertools.count(2):
-            if listing.is_complete:
+        pages.add(page)
+        for number in itertools.count(2):
+            if pages.is_complete:
                 break
-            path = f"{_HISTORY}?{urlencode(query | {'page': page})}"
-            found, _ = self._read_page(path, product, deadline, read_page)
-            listing.add(found)
-        return listing, skew_s
+            path = f"{_HISTORY}?{urlencode(query | {'page': number})}"
+            page, _ = self._read_page(path, product, deadline, read_page)
+            pages.add(page)
+        return pages, skew_s
 
     def _read_page(
         self, path: str, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
-        """Read one page, and the time on the platform's clock at which it was given; what only reads may be repeated.
+        """Read one page, and the platform's time in its response; a read may be repeated.
 
         Raises:
-            HistoryUnreadable: it could not be had, however often it was tried.
+            HistoryUnreadable: every try failed.
         """
         request = _get(path, product)
         for tries in itertools.count(1):
             try:
-                return self._get_once(request, product, deadline, read)
+                return self._read_once(request, product, deadline, read)
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
-                if tries == _TRIES or exc.retry_after_s is not None or time.monotonic() + wait_s >= deadline:
+                if tries == _MAX_TRIES or exc.retry_after_s is not None or time.monotonic() + wait_s >= deadline:
                     raise
-                time.sleep(wait_s)  # in this command's own thread, which has nothing else to do
-        raise AssertionError  # it counts for ever
+                time.sleep(wait_s)  # blocks only the thread of this command
+        raise AssertionError  # itertools.count does not end
 
-    def _get_once(
+    def _read_once(
         self, request: Request, product: _Product, deadline: float, read: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         try:
-            response = product.http.send(request, InFlightRequest(deadline))
-        except _TROUBLE as exc:
-            raise HistoryUnreadable(_root_cause(exc), is_outage=True) from exc
+            response = product.transport.send(request, InFlightRequest(deadline))
+        except TransportError as exc:
+            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
         if response.status != HTTPStatus.OK:
-            asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
-            raise http_history_error(response.status, response.body, asked_s)
+            wait_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
+            raise http_history_error(response.status, response.body, wait_s)
         return read(response.body), _date(response.header("date"))
 
     def _request(self, command: Command, product: _Product, *, omit_valid_time: bool) -> Request:
-        # Nothing in it has to be quoted but the colons of the times, which makes urlencode dear.
+        # Cheaper than urlencode: only the colons of the times need quoting.
         numbers = f"obj_id={command.obj_id}&obj_inst_id={command.obj_inst_id}&res_id={command.res_id}"
         query = f"imei={command.imei}&{numbers}&expired_time={self._quoted(command.expires_at)}"
         if command.valid_at is not None and not omit_valid_time:
@@ -351,7 +327,7 @@ def _get(path: str, product: _Product) -> Request:
 
 
 def _fault(kind: Kind, imei: str) -> str:
-    """Say what an error of the platform means to a person who checks the settings."""
+    """Explain an error of the platform to a person who checks the settings."""
     match kind:
         case Kind.CREDENTIALS:
             return (
@@ -374,7 +350,7 @@ def _fault(kind: Kind, imei: str) -> str:
 
 
 def _http_fault(status: int) -> str:
-    """Say what an HTTP status without an answer of the platform means to a person who checks the settings."""
+    """Explain an HTTP status without OneNET's JSON to a person who checks the settings."""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
         return f"refuses the credentials: HTTP {status}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -390,14 +366,3 @@ def _date(value: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo is not None else None
-
-
-def _root_cause(error: BaseException) -> str:
-    """Name what happened, without the request's URL and headers that the outer errors carry."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "reason", None) or cause.__cause__ or cause.__context__) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return f"{type(cause).__name__}: {text}"[:200]

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPage
 from worker.core.command import PLATFORM_DEFAULTS, Command
-from worker.core.doubt import DoubtWindow
+from worker.core.doubt_window import DoubtWindow
+from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error
 from worker.onenet.comparison import (
@@ -45,22 +46,6 @@ _LONE_SURROGATE = re.compile(
 )
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A cached command that may be the one in doubt.
-
-    ``uuid``: empty if the history does not name it. ``is_likely``: it was cached when the one in doubt can have been;
-    otherwise only clocks that are far apart would explain it. ``valid_time_omitted``: the command has a ``valid_time``,
-    and this was cached without one. ``unclear``: the fields of which nobody can tell whether they are the command's,
-    because they are missing, merely written in another way, or of a form that is not known.
-    """
-
-    uuid: str
-    is_likely: bool
-    valid_time_omitted: bool
-    unclear: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +183,9 @@ def match(
     if overall(verdicts.values()) is Verdict.DIFFERENT:
         return None
     unclear = tuple(name for name, verdict in verdicts.items() if verdict is Verdict.UNCLEAR)
-    is_likely = not unclear and _compare_creation(created, window, USUAL_SKEW, zone) is Verdict.EQUAL
+    is_within_clock_skew = not unclear and _compare_creation(created, window, USUAL_SKEW, zone) is Verdict.EQUAL
     omitted = valid_at is not None and compare_time(valid_at, args.get("valid_time"), zone) is not Verdict.EQUAL
-    return Candidate(item.cmd_uuid, is_likely, omitted, unclear)
+    return Candidate(item.cmd_uuid, is_within_clock_skew, omitted, unclear)
 
 
 def _compare_creation(created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo) -> Verdict:

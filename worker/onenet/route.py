@@ -1,7 +1,6 @@
-"""How the platform is reached: directly, or by way of the proxy that the environment names.
+"""How the platform is reached: directly, or through the proxy that the environment names.
 
-requests says what the environment means and urllib3, its engine, makes the connections: names, TCP, TLS, a proxy's
-tunnel.
+requests interprets the environment; urllib3 makes the connections: name resolution, TCP, TLS, and a proxy's tunnel.
 """
 
 import ssl
@@ -14,20 +13,20 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url, parse_url
 
-from worker.core.proxies import environment_proxy
 from worker.errors import SettingsError
+from worker.onenet.proxies import environment_proxy
 
 
 class Route:
-    """The way to one platform, decided once.
+    """The route to one platform. The environment is read once, when the route is made.
 
     Args:
-        base_url: the platform's URL, without a slash at the end.
-        connect_timeout_s: longest wait for one connection, and for each step of its making.
-        ca_file: the authorities to trust instead of the usual ones.
+        base_url: the platform's URL, without a trailing slash.
+        connect_timeout_s: longest wait for each step of making a connection.
+        ca_file: the certificate authorities to trust instead of the default ones.
 
     Raises:
-        SettingsError: the environment names a proxy that is not spoken here, or authorities that cannot be read.
+        SettingsError: the environment names an unusable proxy, or certificate authorities that cannot be read.
     """
 
     def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
@@ -40,24 +39,25 @@ class Route:
         self._proxy = None if proxy is None else parse_url(proxy)
         self._proxy_headers = {} if self._proxy is None else _proxy_headers(self._proxy)
         needs_tls = "https" in {self._platform.scheme, self._proxy and self._proxy.scheme}
-        self._tls = _trusting(environment["verify"] or True) if needs_tls else None
+        self._tls = _tls_context(environment["verify"] or True) if needs_tls else None
 
     @property
-    def target(self) -> str:
-        """What stands before the path in a request: the whole URL where a proxy forwards it."""
+    def target_prefix(self) -> str:
+        """The part of a request's target before its path: the whole base URL if a proxy forwards the request."""
         path = (self._platform.path or "").rstrip("/")
         return f"{self._platform.scheme}://{self._platform.netloc}{path}" if self._is_forwarded else path
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that belong to the route."""
+        """The headers that every request over this route needs."""
         return {"Host": self._platform.netloc or "", **(self._proxy_headers if self._is_forwarded else {})}
 
     def open(self) -> HTTPConnection:
-        """Return a new connection, ready for a request; nothing of one has been sent.
+        """Return a new connection that is ready for a request; no byte of a request has been sent.
 
         Raises:
-            urllib3.exceptions.HTTPError, HTTPException, OSError: it cannot be made.
+            urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError: the connection cannot be made;
+                ``HTTPTransport`` translates them.
         """
         connection = self._new_connection()
         try:
@@ -77,7 +77,7 @@ class Route:
         if self._proxy is not None:
             arguments["proxy"] = self._proxy
             arguments["proxy_config"] = ProxyConfig(self._tls, False, None, None)
-        assert first.host is not None  # the settings and environment_proxy see to it
+        assert first.host is not None  # checked by the settings and by environment_proxy
         host = first.host.strip("[]")
         if "https" not in {first.scheme, self._platform.scheme}:
             return HTTPConnection(host, first.port or 80, **arguments)
@@ -97,14 +97,14 @@ def _proxy_headers(proxy: Url) -> dict[str, str]:
     try:
         return HTTPAdapter().proxy_headers(proxy.url)
     except UnicodeEncodeError:
-        line = "the user name and the password of the environment's proxy must be Latin-1: they travel in a header"
+        line = "user name and password of the environment's proxy must be Latin-1, since they travel in a header"
         raise SettingsError([line]) from None
 
 
-def _trusting(authorities: str | bool) -> ssl.SSLContext:
+def _tls_context(authorities: str | bool) -> ssl.SSLContext:
     path = DEFAULT_CA_BUNDLE_PATH if isinstance(authorities, bool) else authorities
     is_folder = Path(path).is_dir()
     try:
         return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     except (OSError, ssl.SSLError) as exc:
-        raise SettingsError([f"the authorities that the environment names cannot be read: {path}"]) from exc
+        raise SettingsError([f"the certificate authorities that the environment names cannot be read: {path}"]) from exc

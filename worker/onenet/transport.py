@@ -1,7 +1,8 @@
-"""HTTP for a request that must not be repeated: knows whether bytes left, and is over when its time is over.
+"""HTTP/1.1 for requests that must not be repeated: records whether any byte was sent, and enforces one deadline.
 
-A request leaves in one piece and its answer is read in as few as it comes, since what costs most here is what threads
-do to each other around every call to the system.
+One ``send`` per request and as few ``recv`` calls as possible: each system call releases the GIL, and getting it back
+under contention costs more than the rest of a request. Errors of the libraries below are translated here, and nowhere
+else, into ``TransportError``.
 """
 
 import contextlib
@@ -13,24 +14,27 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any
 
-import requests
+import urllib3
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from urllib3.connection import HTTPConnection
 
 from worker import __version__
+from worker.errors import TLSError, TransportError
 from worker.onenet.route import Route
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-MAX_ANSWER_BYTES = 1024 * 1024
+MAX_RESPONSE_BYTES = 1024 * 1024
 _CHUNK_BYTES = 4 * 1024
+_MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``path`` is below the platform's URL, and has its query."""
+    """One request; ``path`` is relative to the platform's URL and includes the query."""
 
     method: str
     path: str
@@ -40,35 +44,35 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole answer; the names of its headers are in lower case."""
+    """A complete response; header names are in lower case."""
 
     status: int
     headers: Mapping[bytes, bytes]
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Return a header's value; its name is in lower case."""
+        """Return the value of a header, named in lower case."""
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
 
 @dataclass(slots=True, eq=False)
 class InFlightRequest:
-    """One request and its answer. ``request_left``: bytes of it may have reached the platform."""
+    """The state of one request. ``may_have_been_sent``: bytes of it may have reached the platform."""
 
     deadline: float  # monotonic
-    request_left: bool = False
+    may_have_been_sent: bool = False
     sock: object = None
 
 
 class HTTPTransport:
-    """Sends requests, each once, and each within a time that bounds it as a whole, a dripping answer included.
+    """Sends each request once, within one deadline that also bounds a response that arrives byte by byte.
 
     Args:
         route: how the platform is reached.
         read_timeout_s: longest wait for the next bytes.
-        watch: cuts what takes too long.
-        tracing: spans each request.
+        watch: cuts connections at the deadlines of their requests.
+        tracing: makes a span for each request.
     """
 
     def __init__(self, route: Route, *, read_timeout_s: float, watch: "Watch", tracing: Tracing) -> None:
@@ -76,105 +80,126 @@ class HTTPTransport:
         self._read_timeout_s = read_timeout_s
         self._watch = watch
         self._tracing = tracing
-        usual = {
+        common_headers = {
             **self._route.headers,
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": f"onenet-execute-worker/{__version__}",
         }
-        self._head = _lines(usual)
-        self._target = self._route.target
-        self._idle: list[_Connection] = []  # the one that was used last comes first
+        self._common_headers = _lines(common_headers)
+        self._target_prefix = self._route.target_prefix
+        self._idle: list[_Connection] = []  # the most recently used one is last, and is reused first
         self._is_closed = False
 
     def send(
-        self, request: Request, exchange: InFlightRequest, is_unique: Callable[[Response], bool] = lambda _: False
+        self, request: Request, in_flight: InFlightRequest, is_unique: Callable[[Response], bool] = lambda _: False
     ) -> Response:
-        """Send one request and read the whole answer.
+        """Send one request and read the complete response.
 
-        A server or a gateway may send an answer twice, and the second copy may arrive after the next request has left.
-        A second 429, refusal or empty history could not be told from the answer to that request, so that only the
-        connections of POSTs are used again, and only those whose answers are unique.
+        A server or a gateway may send a response twice, and the duplicate may arrive after the next request was sent.
+        A duplicate 429, refusal or empty history could not be told from the response to that request. So only
+        connections of POSTs are reused, and only after responses that are unique.
 
         Args:
             request: what to send.
-            exchange: how long it may take.
-            is_unique: tells whether an answer can be told from every other one; otherwise its connection is closed.
+            in_flight: its deadline; is told whether any byte may have been sent.
+            is_unique: tells whether a response can be told from every other one; otherwise its connection is closed.
 
         Raises:
-            requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError: no whole answer, or none
-                that can be read; ``exchange.request_left`` tells what that means.
+            TransportError: no complete response, or none that can be read.
         """
-        url = self._route.base_url + request.path.partition("?")[0]  # without the device
-        with self._tracing.requesting(request.method, url) as answered:
-            response = self._send(request, exchange, is_unique)
-            answered(response.status)
+        url = self._route.base_url + request.path.partition("?")[0]  # without the query, which names the device
+        try:
+            with self._tracing.requesting(request.method, url) as answered:
+                response = self._send(request, in_flight, is_unique)
+                answered(response.status)
+        except TransportError:
+            raise
+        except (ssl.SSLError, urllib3.exceptions.SSLError) as exc:
+            raise TLSError(_root_cause(exc), may_have_been_sent=in_flight.may_have_been_sent) from exc
+        except (HttpParserError, HttpParserUpgrade) as exc:
+            reason = f"malformed response: {_root_cause(exc)}"
+            raise TransportError(reason, may_have_been_sent=in_flight.may_have_been_sent) from exc
+        # ValueError: what urllib3 and http.client raise for a host or a header that they cannot encode.
+        except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as exc:
+            raise TransportError(_root_cause(exc), may_have_been_sent=in_flight.may_have_been_sent) from exc
         return response
 
-    def _send(self, request: Request, exchange: InFlightRequest, is_unique: Callable[[Response], bool]) -> Response:
-        kept = self._idle_wire() if request.method == "POST" else None
-        wire = kept or _Connection(self._route.open(), self._read_timeout_s)
-        exchange.sock = wire.sock
-        self._watch.begin(exchange)
+    def _send(self, request: Request, in_flight: InFlightRequest, is_unique: Callable[[Response], bool]) -> Response:
+        reused = self._idle_connection() if request.method == "POST" else None
+        connection = reused or _Connection(self._route.open(), self._read_timeout_s)
+        in_flight.sock = connection.sock
+        self._watch.begin(in_flight)
         try:
-            response = wire.ask(self._written(request), exchange)
-            is_kept = is_unique(response) and wire.is_kept
+            response = connection.send(self._serialized(request), in_flight)
+            is_reusable = is_unique(response) and connection.is_reusable
         except BaseException:
-            self._watch.end(exchange)
-            wire.close()
+            self._watch.end(in_flight)
+            connection.close()
             raise
-        if self._watch.end(exchange) and is_kept and not self._is_closed:
-            self._idle.append(wire)
+        if self._watch.end(in_flight) and is_reusable and not self._is_closed:
+            self._idle.append(connection)
         else:
-            wire.close()
+            connection.close()
         return response
 
     def close(self) -> None:
-        """Close the idle connections; what is under way goes on."""
+        """Close the idle connections; requests in flight continue."""
         self._is_closed = True
         while self._idle:
             self._idle.pop().close()
 
-    def _idle_wire(self) -> "_Connection | None":
-        with contextlib.suppress(IndexError):  # there is none
+    def _idle_connection(self) -> "_Connection | None":
+        with contextlib.suppress(IndexError):  # no idle connection is left
             while True:
-                wire = self._idle.pop()
-                # What has arrived meanwhile belongs to no request: it would be taken for the next request's answer.
-                if time.monotonic() - wire.used_at < MAX_IDLE_S and wire.is_silent:
-                    return wire
-                wire.close()
+                connection = self._idle.pop()
+                # Bytes that arrived while it was idle would be taken for the next response.
+                if time.monotonic() - connection.used_at < MAX_IDLE_S and connection.is_silent:
+                    return connection
+                connection.close()
         return None
 
-    def _written(self, request: Request) -> bytes:
+    def _serialized(self, request: Request) -> bytes:
         body = request.body or b""
         length = f"Content-Length: {len(body)}\r\n" if request.method == "POST" else ""
-        first = f"{request.method} {self._target}{request.path} HTTP/1.1\r\n"
-        return f"{first}{self._head}{_lines(request.headers)}{length}\r\n".encode("latin-1") + body
+        first = f"{request.method} {self._target_prefix}{request.path} HTTP/1.1\r\n"
+        return f"{first}{self._common_headers}{_lines(request.headers)}{length}\r\n".encode("latin-1") + body
 
 
 def _lines(headers: Mapping[str, str]) -> str:
     return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
 
+def _root_cause(error: BaseException) -> str:
+    """Describe the innermost error: the outer ones quote the request's URL and headers."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "reason", None) or cause.__cause__ or cause.__context__) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
+
+
 class _Connection:
-    """One connection, on which requests and their answers follow each other; httptools tells what is in those."""
+    """One connection, for one request at a time; httptools parses the responses."""
 
     def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
         self.sock = connection.sock
         _limit(self.sock, read_timeout_s)
         self.used_at = 0.0  # monotonic
-        self.is_kept = False  # and not closed behind the last answer
+        self.is_reusable = False  # the last response was complete, nothing followed it, and the server keeps it open
         self._connection = connection
         self._parser = HttpResponseParser(self)
-        self._forget()
+        self._reset()
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing has come since the last answer, not even the connection's end."""
+        """Whether nothing has arrived since the last response, not even the end of the connection."""
         if type(self.sock) is not socket.socket:
             return not _decrypted_bytes(self.sock) and self._connection.is_connected
         try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # the cheapest look: one call to the system
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # the cheapest check: one system call
         except BlockingIOError:
             return True
         except OSError:
@@ -184,98 +209,100 @@ class _Connection:
     def close(self) -> None:
         self._connection.close()
 
-    def ask(self, request: bytes, exchange: InFlightRequest) -> Response:
-        """Send one request and read its whole answer.
+    def send(self, request: bytes, in_flight: InFlightRequest) -> Response:
+        """Send one request and read its complete response.
 
         Raises:
-            requests.ConnectionError: what comes is no HTTP, or it ends too early.
-            OSError: the connection is lost, or nothing came in time.
+            HttpParserError, HttpParserUpgrade: the bytes received are not an HTTP response.
+            TransportError: the response is too long.
+            OSError: the connection was lost, or nothing arrived in time.
         """
-        self._forget()
-        if time.monotonic() >= exchange.deadline:
-            raise TimeoutError("the connection took all the time that the request had")
-        exchange.request_left = True
+        self._reset()
+        if time.monotonic() >= in_flight.deadline:
+            raise TimeoutError("the deadline passed while the connection was made")
+        in_flight.may_have_been_sent = True
         self.sock.sendall(request)
         received = 0
         while self._response is None:
             data = self._receive()
             received += len(data)
-            if received > MAX_ANSWER_BYTES:
-                raise requests.ConnectionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            if received > MAX_RESPONSE_BYTES:
+                raise TransportError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", may_have_been_sent=True)
             if data:
-                self._read(data)
-            elif self._has_head and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
-                return Response(self._parser.get_status_code(), self._headers, self._body)  # which this is the end of
+                self._parse(data)
+            elif self._has_headers and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
+                # Without a length, the response ends with its connection.
+                return Response(self._parser.get_status_code(), self._headers, self._body)
             else:
-                raise ConnectionResetError("the connection was closed before the answer was whole")
+                raise ConnectionResetError("the connection was closed before the response was complete")
         self.used_at = time.monotonic()
         return self._response
 
     def _receive(self) -> bytes:
-        with contextlib.suppress(BlockingIOError):  # which is how the kernel's limit shows
-            return self.sock.recv(_CHUNK_BYTES) or b""  # TLS within TLS says 0 at the end
-        raise TimeoutError("nothing came in time")
+        with contextlib.suppress(BlockingIOError):  # raised when the kernel's receive timeout expires
+            return self.sock.recv(_CHUNK_BYTES) or b""  # TLS within TLS returns 0 at the end of the stream
+        raise TimeoutError("nothing arrived within the read timeout")
 
-    def _read(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-            self.is_kept &= self._ends_with_the_answer(data)
-        except (HttpParserError, HttpParserUpgrade) as exc:
-            self.is_kept = False
-            if self._response is None:  # otherwise it is only what follows the answer that cannot be read
-                raise requests.ConnectionError("what came is no answer") from exc
+            self.is_reusable &= self._ends_with_the_response(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self.is_reusable = False
+            if self._response is None:  # otherwise only what follows the response is malformed
+                raise
 
-    def _ends_with_the_answer(self, data: bytes) -> bool:
-        """Tell whether nothing of what has been read is left over behind the answer."""
-        return data.endswith(self._last if b"content-length" in self._headers else b"\r\n\r\n")
+    def _ends_with_the_response(self, data: bytes) -> bool:
+        """Tell whether no byte follows the response in what was read."""
+        return data.endswith(self._last_chunk if b"content-length" in self._headers else b"\r\n\r\n")
 
-    def _forget(self) -> None:
-        self.is_kept = False
+    def _reset(self) -> None:
+        self.is_reusable = False
         self._response: Response | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._body = self._last = b""
-        self._has_head = False
+        self._body = self._last_chunk = b""
+        self._has_headers = False
 
     def on_message_begin(self) -> None:
         if self._response is not None:
-            self.is_kept = False  # nobody has asked for this: it would be taken for the next request's answer
+            self.is_reusable = False  # an unsolicited message, which would be taken for the next response
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._response is None:
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        self._has_head = True
+        self._has_headers = True
 
     def on_body(self, body: bytes) -> None:
         self._body += body
-        self._last = body
+        self._last_chunk = body
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if self._response is not None:
-            return  # something else, behind the answer
+            return  # an unsolicited message after the response
         if status < HTTPStatus.OK:
-            self._forget()  # the answer itself is still to come
+            self._reset()  # an interim response: the final one follows
         else:
-            self.is_kept = self._parser.should_keep_alive()
+            self.is_reusable = self._parser.should_keep_alive()
             self._response = Response(status, self._headers, self._body)
 
 
 def _decrypted_bytes(sock: Any) -> int:
-    """Return how many bytes TLS has taken from the network that nobody has read yet."""
+    """Return how many bytes TLS has received and decrypted, or is about to, that have not been read."""
     if isinstance(sock, ssl.SSLSocket):
         return sock.pending()
-    # TLS within a proxy's TLS: what the outer one has, what the inner one has not decrypted yet, and what it has.
+    # TLS within a proxy's TLS: the outer layer's bytes, the inner layer's encrypted ones, and its decrypted ones.
     return _decrypted_bytes(sock.socket) + int(sock.incoming.pending) + int(sock.sslobj.pending())
 
 
 def _limit(sock: Any, timeout_s: float) -> None:
     """Bound each read and write of a connected socket."""
-    if type(sock) is not socket.socket:  # TLS, which needs Python's own limit
+    if type(sock) is not socket.socket:  # TLS, which needs Python's own timeout
         sock.settimeout(timeout_s)
         return
-    # In the kernel: for a limit of its own Python asks the system twice, before and for each read and write.
+    # In the kernel: Python's own timeout costs one more system call before each read and write.
     sock.settimeout(None)
     limit = struct.pack("ll", *divmod(round(timeout_s * 1_000_000), 1_000_000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -1,6 +1,9 @@
-"""Rest while the platform is down: a circuit breaker for each product, for executions and another for histories.
+"""Stop sending while the platform fails: one circuit breaker for each product, for requests and for history reads.
 
-Source: https://martinfowler.com/bliki/CircuitBreaker.html; "paused" is its open state, the probe its half-open one.
+The states are the pattern's: *closed* lets every request pass, *open* lets none pass, *half-open* lets one probe pass.
+A breaker is open after too many failures in a row (the product is *paused*), after a throttled request, or while a
+Retry-After of the platform lasts.
+Source: https://martinfowler.com/bliki/CircuitBreaker.html
 """
 
 import math
@@ -11,13 +14,13 @@ from typing import Literal
 
 from worker.telemetry.logs import get_logger
 
-PROBE_CAP_S = 60.0
-SLOW_DOWN_S = 1.0  # the first wait after the platform has throttled a request; doubled while it goes on
-SLOW_DOWN_CAP_S = 60.0
-_SEVERAL = 2  # so many devices whose requests are refused are no matter of one device
-MAX_HOLD_S = 24 * 3600.0  # a wait that the platform asks for is obeyed, but one of years is an error of its clock
+MAX_PROBE_INTERVAL_S = 60.0
+THROTTLE_BACKOFF_S = 1.0  # after the first throttled request; doubles while requests are throttled
+MAX_THROTTLE_BACKOFF_S = 60.0
+MAX_RETRY_AFTER_S = 24 * 3600.0  # longer waits are an error of the platform's clock
+_MIN_REFUSED_DEVICES = 2  # refusals of fewer devices may concern those devices only
 
-Admission = Literal["open", "probe", "closed"]
+Admission = Literal["granted", "probe", "denied"]
 Subject = Literal["product", "history"]
 
 _EVENTS: Mapping[Subject, tuple[str, str, str]] = {
@@ -29,349 +32,369 @@ log = get_logger()
 
 
 class CircuitBreaker:
-    """Whether requests of one product may be sent. Pure: the time is passed in, in monotonic seconds.
+    """The circuit breaker of one product. Pure: times are passed in, in monotonic seconds. Not thread-safe.
 
-    Refusals pause a product only where several devices get them: one that does not belong to the product gets nothing
-    else, and must not stop the others.
+    Refusals open it only if at least two devices get them: a device that does not belong to the product gets nothing
+    but refusals, and must not stop the other devices.
 
     Args:
-        product: its name.
-        pause_after: so many failures in a row pause it.
-        probe_s: seconds until the first probe; each that fails doubles the wait, up to a minute.
+        product: name of the product; None for the default one.
+        pause_after_failures: failures in a row that pause the product.
+        probe_interval_s: seconds until the first probe; doubles after each failed probe, up to a minute.
     """
 
-    def __init__(self, product: str | None, pause_after: int, probe_s: float) -> None:
+    def __init__(self, product: str | None, pause_after_failures: int, probe_interval_s: float) -> None:
         self.product = product
         self.is_paused = False
         self.failures = 0  # in a row, refusals included
-        self._refusals = 0  # among them
-        self._refused_devices: set[str] = set()  # up to two of them
-        self._latest = ""  # failure
-        self._probe_at = 0.0  # while paused: when one command may be tried
-        self._pause_after = pause_after
-        self._probe_s = probe_s
-        self._wait_s = probe_s
-        self._held_until = 0.0  # the platform asked for this wait, or throttled a request
-        self._slow_down_s = 0.0  # the latest wait after a throttled request
-        self._slowed_down_at = -math.inf  # when it began
-        self._closed_at = 0.0
+        self._refusals = 0  # of these failures
+        self._refused_devices: set[str] = set()  # at most _MIN_REFUSED_DEVICES of them
+        self._last_failure = ""
+        self._probe_at = 0.0  # while paused: when the next probe may be sent
+        self._pause_after_failures = pause_after_failures
+        self._first_interval_s = probe_interval_s
+        self._interval_s = probe_interval_s
+        self._retry_after_until = 0.0  # end of the platform's Retry-After, or of the backoff after throttling
+        self._throttle_backoff_s = 0.0  # the last backoff after a throttled request
+        self._throttled_at = -math.inf  # when that backoff began
+        self._opened_at = 0.0
         self._is_probing = False
 
     @property
     def reason(self) -> str:
-        """Why nothing is sent, while nothing is."""
-        return f"{self.failures} failures in a row, the latest: {self._latest}" if self.is_paused else self._latest
+        """Why nothing passes; only meaningful while nothing does."""
+        if self.is_paused:
+            return f"{self.failures} failures in a row, the latest: {self._last_failure}"
+        return self._last_failure
 
-    def admit(self, now: float) -> Admission:
-        """Let a command pass, or not; who passes as the probe must end it."""
-        if now < self._held_until:
-            return "closed"
+    @property
+    def needs_success(self) -> bool:
+        """Whether ``record_success`` would change anything."""
+        return self.failures > 0 or self._throttle_backoff_s > 0
+
+    def allows(self, now: float) -> bool:
+        """Tell whether the breaker is closed: requests pass, not only a probe."""
+        return not self.is_paused and now >= self._retry_after_until
+
+    def try_acquire(self, now: float) -> Admission:
+        """Decide whether a request passes, and whether it is the probe; a probe must be released."""
+        if now < self._retry_after_until:
+            return "denied"
         if not self.is_paused:
-            return "open"
+            return "granted"
         if self._is_probing or now < self._probe_at:
-            return "closed"
+            return "denied"
         self._is_probing = True
         return "probe"
 
-    def end_probe(self) -> None:
-        """Let the next probe come, once it is due: at once if this one told nothing."""
+    def release_probe(self) -> None:
+        """Allow the next probe when it is due: at once if this one recorded neither success nor failure."""
         self._is_probing = False
 
-    def due_in_s(self, now: float) -> float:
-        """Return the seconds until something may be tried; while a probe is under way, that is not yet."""
-        return max(0.0, self.due_at() - now, self._probe_s if self._is_probing else 0.0)
+    def record_success(self) -> None:
+        """Close the breaker after a clear answer of the platform, accepted or rejected.
 
-    def failed(
-        self, reason: str, now: float, *, is_probe: bool = False, asked_s: float = 0, refused_device: str | None = None
+        A Retry-After that the platform asked for still runs to its end.
+        """
+        self.failures = self._refusals = 0
+        self._refused_devices.clear()
+        self._throttle_backoff_s = 0.0
+        self.is_paused = False
+
+    def record_failure(
+        self,
+        reason: str,
+        now: float,
+        *,
+        is_probe: bool = False,
+        retry_after_s: float = 0,
+        refused_device: str | None = None,
     ) -> None:
-        """Note a failure of the platform.
+        """Count a failure of the platform.
 
         Args:
             reason: what happened.
             now: the time.
-            is_probe: it happened to the probe.
-            asked_s: the wait in seconds that the platform asked for.
-            refused_device: the device whose request was refused; None: it was no refusal.
+            is_probe: the probe failed.
+            retry_after_s: the wait in seconds that the platform asked for; 0: none.
+            refused_device: the device whose request was refused; None: the failure is no refusal.
         """
-        was_closed = not self.is_open(now)
+        was_open = not self.allows(now)
         self.failures += 1
-        self._latest = reason
+        self._last_failure = reason
         if refused_device is not None:
             self._refusals += 1
-            if len(self._refused_devices) < _SEVERAL:
+            if len(self._refused_devices) < _MIN_REFUSED_DEVICES:
                 self._refused_devices.add(refused_device)
-        if asked_s:
-            self._hold(asked_s, now)
+        if retry_after_s:
+            self._wait(retry_after_s, now)
         if self.is_paused and is_probe:
-            self._wait_s = min(2 * self._wait_s, max(PROBE_CAP_S, self._probe_s))
-            self._probe_at = now + self._wait_s
-        elif not self.is_paused and self._counted >= self._pause_after:
+            self._interval_s = min(2 * self._interval_s, max(MAX_PROBE_INTERVAL_S, self._first_interval_s))
+            self._probe_at = now + self._interval_s
+        elif not self.is_paused and self._counted_failures >= self._pause_after_failures:
             self.is_paused = True
-            self._wait_s = self._probe_s
-            self._probe_at = now + self._wait_s
-        if not was_closed:
-            self._closed_at = now
+            self._interval_s = self._first_interval_s
+            self._probe_at = now + self._interval_s
+        if not was_open:
+            self._opened_at = now
+
+    def record_throttling(self, reason: str, now: float, *, since: float, retry_after_s: float = 0) -> None:
+        """Open the breaker after a throttled request, for longer each time until a request succeeds.
+
+        Args:
+            reason: the platform's words.
+            now: the time.
+            since: when the request began. Requests that were in flight together count once: one that began before the
+                current backoff does not prolong it.
+            retry_after_s: the wait in seconds that the platform asked for; 0: none.
+        """
+        was_open = not self.allows(now)
+        self._last_failure = reason
+        if since > self._throttled_at:
+            self._throttle_backoff_s = min(2 * self._throttle_backoff_s, MAX_THROTTLE_BACKOFF_S) or THROTTLE_BACKOFF_S
+            self._throttled_at = now
+            self._retry_after_until = max(self._retry_after_until, now + self._throttle_backoff_s)
+        if retry_after_s:
+            self._wait(retry_after_s, now)
+        if not was_open:
+            self._opened_at = now
+
+    def reset(self, now: float) -> None:
+        """Allow the next probe at once, because something changed that may end the failures."""
+        self._retry_after_until = now
+        self._throttle_backoff_s = 0.0
+        self._probe_at = now
+
+    def retry_at(self) -> float:
+        """Return when the next request, or the next probe, may be sent."""
+        return max(self._retry_after_until, self._probe_at if self.is_paused else 0.0)
+
+    def retry_in_s(self, now: float) -> float:
+        """Return the seconds until the next request may be sent; at least one interval while a probe is in flight."""
+        return max(0.0, self.retry_at() - now, self._first_interval_s if self._is_probing else 0.0)
+
+    def suggested_delay_s(self, now: float) -> float:
+        """Suggest a delay: until the next probe, or the length of the outage so far, whichever is longer."""
+        return 0.0 if self.allows(now) else max(self.retry_at() - now, now - self._opened_at)
 
     @property
-    def _counted(self) -> int:
-        """How many failures count towards a pause.
+    def _counted_failures(self) -> int:
+        """The failures that count towards a pause.
 
-        The refusals of one device count as one beside other failures, and by themselves not at all.
+        While only one device is refused, its refusals count as one, and only if there are other failures too.
         """
-        if len(self._refused_devices) >= _SEVERAL:
+        if len(self._refused_devices) >= _MIN_REFUSED_DEVICES:
             return self.failures
         others = self.failures - self._refusals
         return others + min(self._refusals, 1) if others else 0
 
-    def throttled(self, reason: str, now: float, *, since: float, asked_s: float = 0) -> None:
-        """Note that the platform throttled a request: nothing is sent for a while, which grows while that goes on.
-
-        Args:
-            reason: the platform's words.
-            now: the time.
-            since: when the request began; of those that began before the latest wait did, only the first counts.
-            asked_s: the wait in seconds that the platform asked for.
-        """
-        was_closed = not self.is_open(now)
-        self._latest = reason
-        if since > self._slowed_down_at:
-            self._slow_down_s = min(2 * self._slow_down_s, SLOW_DOWN_CAP_S) or SLOW_DOWN_S
-            self._slowed_down_at = now
-            self._held_until = max(self._held_until, now + self._slow_down_s)
-        if asked_s:
-            self._hold(asked_s, now)
-        if not was_closed:
-            self._closed_at = now
-
-    def _hold(self, asked_s: float, now: float) -> None:
-        self._held_until = max(self._held_until, now + min(asked_s, MAX_HOLD_S))
-        self._latest += f", which asked for a wait of {asked_s:g} s"
-
-    def answered(self) -> None:
-        """Note that the platform gave a clear answer, yes or no."""
-        self.failures = self._refusals = 0
-        self._refused_devices.clear()
-        self._slow_down_s = 0.0
-        self.is_paused = False
-
-    @property
-    def has_trouble(self) -> bool:
-        """Whether a clear answer would change anything."""
-        return self.failures > 0 or self._slow_down_s > 0
-
-    def hasten(self, now: float) -> None:
-        """Let the next probe come at once, since something has changed that may end the trouble."""
-        self._held_until = now
-        self._slow_down_s = 0.0
-        self._probe_at = now
-
-    def is_open(self, now: float) -> bool:
-        """Tell whether commands may be sent, more than one probe at a time."""
-        return not self.is_paused and now >= self._held_until
-
-    def due_at(self) -> float:
-        """Return when something may be sent again."""
-        return max(self._held_until, self._probe_at if self.is_paused else 0.0)
-
-    def rest_s(self, now: float) -> float:
-        """Return how long a command may well rest: until something may be sent, or as long as this has lasted."""
-        return 0.0 if self.is_open(now) else max(self.due_at() - now, now - self._closed_at)
+    def _wait(self, retry_after_s: float, now: float) -> None:
+        self._retry_after_until = max(self._retry_after_until, now + min(retry_after_s, MAX_RETRY_AFTER_S))
+        self._last_failure += f", which asked for a wait of {retry_after_s:g} s"
 
 
 class Permit:
-    """One command's way through its product's gate; what becomes of its requests is told here, in any thread."""
+    """The permission to send one command's requests, and the place to record what became of them; thread-safe."""
 
-    def __init__(self, gates: "CircuitBreakers", gate: CircuitBreaker, *, is_probe: bool, entered_at: float) -> None:
-        self.entered_at = entered_at
-        self._gates = gates
-        self._gate = gate
+    def __init__(
+        self, breakers: "CircuitBreakers", breaker: CircuitBreaker, *, is_probe: bool, acquired_at: float
+    ) -> None:
+        self._breakers = breakers
+        self._breaker = breaker
         self._is_probe = is_probe
+        self._acquired_at = acquired_at
 
     @property
     def is_paused(self) -> bool:
-        """Whether the product is paused by now, so that no attempt is used up."""
-        return self._gate.is_paused
+        """Whether the product is paused now, so that a failed request uses up no attempt."""
+        return self._breaker.is_paused
 
-    def failed(self, reason: str, asked_s: float | None = None) -> None:
-        """Tell that the platform was not there, did not answer or had trouble of its own.
+    def record_success(self) -> None:
+        """Record that the platform gave a clear answer, accepted or rejected."""
+        if self._breaker.needs_success:
+            self._breakers.record_success(self._breaker)
+
+    def record_failure(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Record that the platform was unreachable, did not answer or reported an error of its own.
 
         Args:
             reason: what happened.
-            asked_s: the wait in seconds that the platform asked for, if it did.
+            retry_after_s: the wait in seconds that the platform asked for, if any.
         """
-        self._gates.note_failure(self._gate, reason, asked_s or 0.0, is_probe=self._is_probe)
+        self._breakers.record_failure(self._breaker, reason, retry_after_s or 0.0, is_probe=self._is_probe)
 
-    def refused(self, reason: str, device: str) -> None:
-        """Tell that a request was refused in a way that may concern all devices.
+    def record_refusal(self, reason: str, device: str) -> None:
+        """Record that a request was refused for a reason that may concern all devices.
 
         Args:
             reason: what was refused.
-            device: whose request it was.
+            device: the IMEI of the request.
         """
-        self._gates.note_failure(self._gate, reason, 0.0, is_probe=self._is_probe, refused_device=device)
+        self._breakers.record_failure(self._breaker, reason, 0.0, is_probe=self._is_probe, refused_device=device)
 
-    def throttled(self, reason: str, asked_s: float | None) -> None:
-        """Tell that the platform throttled the request.
+    def record_throttling(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Record that the platform throttled the request.
 
         Args:
             reason: the platform's words.
-            asked_s: the wait in seconds that it asked for, if it did.
+            retry_after_s: the wait in seconds that the platform asked for, if any.
         """
-        self._gates.throttle(self._gate.product, reason, self.entered_at, asked_s)
+        self._breakers.record_throttling(self._breaker.product, reason, self._acquired_at, retry_after_s or 0.0)
 
-    def answered(self) -> None:
-        """Tell that the platform gave a clear answer."""
-        if self._gate.has_trouble:
-            self._gates.note_answer(self._gate)
-
-    def end(self) -> None:
-        """Tell that the command has been handled, or needs the passage no more."""
+    def release(self) -> None:
+        """Give the permit back, once the command is processed or will send nothing more. May be called repeatedly."""
         if self._is_probe:
             self._is_probe = False
-            self._gates.end_probe(self._gate)
+            self._breakers.release_probe(self._breaker)
 
 
 class CircuitBreakers:
-    """The gates of all products, for executions or for histories; thread-safe.
+    """The circuit breakers of all products, either for requests or for history reads; thread-safe.
 
     Args:
-        products: the names; None for commands that name none.
-        pause_after: so many failures in a row pause a product.
-        probe_s: seconds until the first probe.
+        products: their names; None for commands that name no product.
+        pause_after_failures: failures in a row that pause a product.
+        probe_interval_s: seconds until the first probe.
         clock: monotonic time in seconds; replaced in tests.
-        subject: what is paused, as the log says it: sending the product's commands, or reading its histories.
+        subject: what a pause stops: sending the product's commands, or reading its command histories. Chooses the log
+            events.
     """
 
     def __init__(
         self,
         products: Iterable[str | None],
-        pause_after: int,
-        probe_s: float,
+        pause_after_failures: int,
+        probe_interval_s: float,
         clock: Callable[[], float] = time.monotonic,
         *,
         subject: Subject = "product",
     ) -> None:
-        self.on_change: Callable[[], object] = lambda: None  # is called, in any thread, when a gate opens or closes
-        self._pause_after = pause_after
-        self._probe_s = probe_s
+        self.on_change: Callable[[], object] = lambda: None
+        """Called, in any thread, when a breaker opens or closes and when a probe is released."""
+        self._pause_after_failures = pause_after_failures
+        self._probe_interval_s = probe_interval_s
         self._clock = clock
         self._paused_event, self._probe_failed_event, self._resumed_event = _EVENTS[subject]
         self._lock = threading.Lock()
-        self._gates = {product: self._new_gate(product) for product in products}
+        self._breakers = {product: self._new_breaker(product) for product in products}
 
     def replace(self, products: Collection[str | None], changed: Collection[str | None]) -> None:
-        """Take over other products; those that ``changed`` are probed at once if they are paused."""
+        """Replace the set of products; paused products among ``changed`` are probed at once."""
         with self._lock:
-            self._gates = {product: self._gates.get(product) or self._new_gate(product) for product in products}
+            self._breakers = {
+                product: self._breakers.get(product) or self._new_breaker(product) for product in products
+            }
             for product in changed:
-                self._gates[product].hasten(self._clock())
+                self._breakers[product].reset(self._clock())
         self.on_change()
 
-    def enter(self, product: str | None) -> Permit | None:
-        """Let a command of a product pass, or not; whoever passes ends its passage."""
+    def try_acquire(self, product: str | None) -> Permit | None:
+        """Return a permit to send a product's command, which must be released, or None while nothing may be sent."""
         with self._lock:
-            gate = self._gates.get(product) or self._new_gate(product)  # one that has just been taken away
+            breaker = self._breakers.get(product) or self._new_breaker(product)  # the product was removed meanwhile
             now = self._clock()
-            admission = gate.admit(now)
-        return None if admission == "closed" else Permit(self, gate, is_probe=admission == "probe", entered_at=now)
+            admission = breaker.try_acquire(now)
+        return None if admission == "denied" else Permit(self, breaker, is_probe=admission == "probe", acquired_at=now)
 
-    def is_open(self, product: str | None) -> bool:
-        """Tell whether commands of a product may be sent; those of one that is not configured never are."""
-        gate = self._gates.get(product)
-        return gate is not None and gate.is_open(self._clock())
+    def allows(self, product: str | None) -> bool:
+        """Tell whether a product's commands may be sent, not only a probe; False for an unknown product."""
+        breaker = self._breakers.get(product)
+        return breaker is not None and breaker.allows(self._clock())
+
+    def allows_any(self) -> bool:
+        """Tell whether the commands of at least one product may be sent."""
+        now = self._clock()
+        return any(breaker.allows(now) for breaker in self._breakers.values())
 
     def paused(self) -> dict[str | None, bool]:
-        """Return of each product whether nothing of it is sent."""
+        """Return for each product whether its commands are held back."""
         now = self._clock()
-        return {product: not gate.is_open(now) for product, gate in self._gates.items()}
+        return {product: not breaker.allows(now) for product, breaker in self._breakers.items()}
 
-    def is_any_open(self) -> bool:
-        """Tell whether there is a product whose commands may be sent."""
+    def retry_in_s(self) -> float:
+        """Return the seconds until a request of any product may be sent; 0: one may be sent now."""
         now = self._clock()
-        return any(gate.is_open(now) for gate in self._gates.values())
+        return min(breaker.retry_in_s(now) for breaker in self._breakers.values())
 
-    def due_in_s(self) -> float:
-        """Return the seconds until something may be sent again; 0 if it may be now."""
-        now = self._clock()
-        return min(gate.due_in_s(now) for gate in self._gates.values())
-
-    def rest_s(self, product: str | None) -> float:
-        """Return how long a command of a closed product may well rest, in seconds."""
-        gate = self._gates.get(product)
-        return 0.0 if gate is None else gate.rest_s(self._clock())
+    def suggested_delay_s(self, product: str | None) -> float:
+        """Suggest how long to delay a product's command, in seconds; 0 if it may be sent now."""
+        breaker = self._breakers.get(product)
+        return 0.0 if breaker is None else breaker.suggested_delay_s(self._clock())
 
     def reason(self) -> str:
-        """Say why nothing may be sent."""
-        return "; ".join(dict.fromkeys(gate.reason for gate in self._gates.values()))
+        """Return why no product's commands may be sent."""
+        return "; ".join(dict.fromkeys(breaker.reason for breaker in self._breakers.values()))
 
     def reason_of(self, product: str | None) -> str:
-        """Say why nothing of one product may be sent."""
-        gate = self._gates.get(product)
-        return "" if gate is None else gate.reason
+        """Return why a product's commands may not be sent."""
+        breaker = self._breakers.get(product)
+        return "" if breaker is None else breaker.reason
 
-    def throttle(self, product: str | None, reason: str, since: float, asked_s: float | None = None) -> None:
-        """Slow down a product, of which the platform throttled a request.
+    def hold(self, product: str | None, reason: str, retry_after_s: float | None) -> None:
+        """Send nothing of a product until a Retry-After ends that the platform gave to another kind of request."""
+        if retry_after_s:
+            self.record_throttling(product, reason, -math.inf, retry_after_s)
 
-        Args:
-            product: its name.
-            reason: the platform's words.
-            since: when the request began, on the gates' clock.
-            asked_s: the wait in seconds that the platform asked for, if it did.
-        """
-        self._slow_down(product, reason, since, asked_s or 0.0)
+    def record_success(self, breaker: CircuitBreaker) -> None:
+        """Record a clear answer; see ``Permit.record_success``."""
+        with self._lock:
+            was_paused = breaker.is_paused
+            breaker.record_success()
+        if was_paused:
+            log.info(self._resumed_event, product=breaker.product)
+            self.on_change()
 
-    def hold(self, product: str | None, reason: str, asked_s: float | None) -> None:
-        """Send nothing of a product for as many seconds as the platform asked for in answer to another request."""
-        if asked_s:
-            self._slow_down(product, reason, -math.inf, asked_s)
+    def record_failure(
+        self,
+        breaker: CircuitBreaker,
+        reason: str,
+        retry_after_s: float,
+        *,
+        is_probe: bool,
+        refused_device: str | None = None,
+    ) -> None:
+        """Record a failure; see ``Permit.record_failure`` and ``Permit.record_refusal``."""
+        with self._lock:
+            now = self._clock()
+            allowed, was_paused = breaker.allows(now), breaker.is_paused
+            breaker.record_failure(
+                reason, now, is_probe=is_probe, retry_after_s=retry_after_s, refused_device=refused_device
+            )
+            has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
+        if is_probe and was_paused:
+            log.warning(self._probe_failed_event, **fields)
+        if has_opened:
+            log.warning(self._paused_event, **fields)
+            self.on_change()
 
-    def _slow_down(self, product: str | None, reason: str, since: float, asked_s: float) -> None:
-        gate = self._gates.get(product)
-        if gate is None:  # it was taken away meanwhile
+    def record_throttling(self, product: str | None, reason: str, since: float, retry_after_s: float) -> None:
+        """Record a throttled request that began at ``since``; see ``Permit.record_throttling``."""
+        breaker = self._breakers.get(product)
+        if breaker is None:  # the product was removed meanwhile
             return
         with self._lock:
             now = self._clock()
-            was_open = gate.is_open(now)
-            gate.throttled(reason, now, since=since, asked_s=asked_s)
-            facts, is_open = _facts(gate, now), gate.is_open(now)
-        if was_open and not is_open:
-            log.warning(self._paused_event, **facts)
+            allowed = breaker.allows(now)
+            breaker.record_throttling(reason, now, since=since, retry_after_s=retry_after_s)
+            has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
+        if has_opened:
+            log.warning(self._paused_event, **fields)
             self.on_change()
 
-    def note_failure(
-        self, gate: CircuitBreaker, reason: str, asked_s: float, *, is_probe: bool, refused_device: str | None = None
-    ) -> None:
-        """Tell a gate of a failure; see ``Passage.failed`` and ``Passage.refused``."""
+    def release_probe(self, breaker: CircuitBreaker) -> None:
+        """Release a breaker's probe; see ``Permit.release``."""
         with self._lock:
-            now = self._clock()
-            was_open, was_paused = gate.is_open(now), gate.is_paused
-            gate.failed(reason, now, is_probe=is_probe, asked_s=asked_s, refused_device=refused_device)
-            facts, is_open = _facts(gate, now), gate.is_open(now)
-        if is_probe and was_paused:
-            log.warning(self._probe_failed_event, **facts)
-        if was_open and not is_open:
-            log.warning(self._paused_event, **facts)
-            self.on_change()
-
-    def note_answer(self, gate: CircuitBreaker) -> None:
-        """Tell a gate of a clear answer; see ``Passage.answered``."""
-        with self._lock:
-            was_paused = gate.is_paused
-            gate.answered()
-        if was_paused:
-            log.info(self._resumed_event, product=gate.product)
-            self.on_change()
-
-    def end_probe(self, gate: CircuitBreaker) -> None:
-        """Tell a gate that its probe has been handled."""
-        with self._lock:
-            gate.end_probe()
+            breaker.release_probe()
         self.on_change()
 
-    def _new_gate(self, product: str | None) -> CircuitBreaker:
-        return CircuitBreaker(product, self._pause_after, self._probe_s)
+    def _new_breaker(self, product: str | None) -> CircuitBreaker:
+        return CircuitBreaker(product, self._pause_after_failures, self._probe_interval_s)
 
 
-def _facts(gate: CircuitBreaker, now: float) -> dict[str, object]:
-    """Return what the log says of a gate that has closed, or stays closed."""
-    return {"product": gate.product, "reason": gate.reason, "next_try_in_s": round(gate.due_at() - now, 1)}
+def _log_fields(breaker: CircuitBreaker, now: float) -> dict[str, object]:
+    """Return the fields of a log line about a breaker that is open."""
+    return {
+        "product": breaker.product,
+        "reason": breaker.reason,
+        "next_try_in_s": round(breaker.retry_at() - now, 1),
+    }

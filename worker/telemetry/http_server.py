@@ -16,7 +16,7 @@ from prometheus_client.exposition import MetricsHandler
 from typing_extensions import override
 
 from worker.errors import SettingsError
-from worker.telemetry.health import Health, Verdict
+from worker.telemetry.health import Health, ProbeResult
 from worker.telemetry.metrics import Metrics
 
 _SHUTDOWN_POLL_S = 0.1  # upper bound of the time that closing takes
@@ -60,9 +60,9 @@ class HealthServer:
         self._server.server_close()
 
 
-def _probe(verdict: Verdict) -> tuple[HTTPStatus, bytes]:
-    status = HTTPStatus.OK if verdict.is_good else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, json.dumps(verdict.facts).encode() + b"\n"
+def _probe(result: ProbeResult) -> tuple[HTTPStatus, bytes]:
+    status = HTTPStatus.OK if result.ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return status, json.dumps(result.details).encode() + b"\n"
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object per line on stdout, or colours on a terminal, for our events and the libraries'."""
+"""Structured logs of the worker and its libraries on stdout: one JSON object per line, or coloured text."""
 
 import json
 import logging
@@ -15,38 +15,38 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-_MAX_WAITING_LINES = 50_000
+_MAX_BUFFERED_LINES = 50_000
 _CHUNK_BYTES = 64 * 1024
-_GATHER_S = 0.02
-_FIRST_PAUSE_S = 0.02  # before a write that failed is tried again; doubled each time, up to the longest
-_LONGEST_PAUSE_S = 1.0
+_BATCH_DELAY_S = 0.02
+_FIRST_BACKOFF_S = 0.02  # before a failed write is repeated; doubles up to the maximum
+_MAX_BACKOFF_S = 1.0
 _USER_INFO = re.compile(r"(?<=://)\S+@")
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
 
 class BufferedLineWriter:
-    """Writes lines from a thread of its own, so that a reader which stalls holds up nobody else.
+    """Writes lines from a background thread, so that a slow reader of the log never blocks the caller.
 
-    What is logged within a few hundredths of a second is written at once: waking a thread for each line would cost
-    more than the line. Whatever error the stream raises, writing is tried again after a pause of a second at most, and
-    goes on behind the last byte that was taken, so that no line is cut. Meanwhile lines wait. Beyond 50,000 of them new
-    ones are dropped; how many is logged once lines are written again.
+    Lines logged within 20 ms are written together: waking the thread for each line would cost more than writing it. A
+    write that fails, with whatever error, is repeated after a backoff of at most a second, and continues after the last
+    byte written, so that no line is cut. Meanwhile lines are buffered. When 50,000 lines are buffered, new ones are
+    dropped; their number is logged once there is room again.
 
     Args:
-        stream: where the lines go. A file is written to directly, since Python's own buffer repeats what it could not
-            write, and with it the error.
-        on_dropped: logs how many.
+        stream: where the lines go. A file is written through its descriptor: Python's own buffer would keep the data
+            of a failed write, and raise its error again.
+        on_dropped: logs the number of dropped lines.
     """
 
     def __init__(self, stream: TextIO, on_dropped: Callable[[int], None]) -> None:
         self._stream = stream
-        self._write_some = _writing_to(stream)
+        self._write_once = _writer_to(stream)
         self._encoding = stream.encoding or "utf-8"
         self._on_dropped = on_dropped
         self._lines: deque[str] = deque()
         self._dropped = 0
-        self._dropping = threading.Lock()
-        self._unwritten = 0  # lines that have been taken from those that wait
+        self._dropped_lock = threading.Lock()
+        self._unwritten = 0  # lines taken from the buffer and not written yet
         self._has_lines = threading.Event()
         self._is_closing = threading.Event()
         self._has_given_up = threading.Event()
@@ -54,9 +54,9 @@ class BufferedLineWriter:
         self._thread.start()
 
     def write_line(self, line: str) -> None:
-        """Take one line, without its line break; never waits."""
-        if len(self._lines) > _MAX_WAITING_LINES:
-            with self._dropping:
+        """Buffer one line, without its line break; never blocks."""
+        if len(self._lines) > _MAX_BUFFERED_LINES:
+            with self._dropped_lock:
                 self._dropped += 1
             return
         self._lines.append(line)
@@ -64,7 +64,7 @@ class BufferedLineWriter:
             self._has_lines.set()
 
     def close(self, timeout_s: float = 2) -> int:
-        """Write what is waiting, for so many seconds at most; returns how many lines were lost."""
+        """Write the buffered lines, for at most this many seconds; returns how many lines were lost."""
         self._is_closing.set()
         self._has_lines.set()
         self._thread.join(timeout_s)
@@ -74,8 +74,8 @@ class BufferedLineWriter:
     def _run(self) -> None:
         while self._lines or not self._is_closing.is_set():
             self._has_lines.wait()
-            self._is_closing.wait(_GATHER_S)
-            self._has_lines.clear()  # before the lines are taken, so that whatever comes from here on sets it again
+            self._is_closing.wait(_BATCH_DELAY_S)
+            self._has_lines.clear()  # before the lines are taken, so that a line added from here on sets it again
             while self._lines and not self._has_given_up.is_set():
                 self._write(self._take())
                 self._report_dropped()
@@ -85,43 +85,43 @@ class BufferedLineWriter:
                 self._stream.flush()
 
     def _take(self) -> bytes:
-        """Take as many lines as are written at once."""
+        """Take the lines of one write from the buffer."""
         taken = bytearray()
         while self._lines and len(taken) < _CHUNK_BYTES:
-            # No character that the stream's encoding lacks, nor a lone surrogate, may cost a line.
+            # A character that the stream's encoding lacks, or a lone surrogate, must not lose the line.
             taken += f"{self._lines.popleft()}\n".encode(self._encoding, "backslashreplace")
             self._unwritten += 1
         return bytes(taken)
 
     def _write(self, data: bytes) -> None:
-        """Write all of it, however often that must be tried."""
-        written, pause_s = 0, _FIRST_PAUSE_S
+        """Write all of the data, with as many retries as it takes, unless the writer is closed meanwhile."""
+        written, backoff_s = 0, _FIRST_BACKOFF_S
         while written < len(data):
             try:
-                count = self._write_some(data[written:])
+                count = self._write_once(data[written:])
             except BlockingIOError:
-                count, pause_s = 0, _FIRST_PAUSE_S  # the reader is there, and slow
+                count, backoff_s = 0, _FIRST_BACKOFF_S  # the pipe is full: its reader is slow
             except (OSError, ValueError):
                 count = 0
             if count:
-                written, pause_s = written + count, _FIRST_PAUSE_S
-            elif self._has_given_up.wait(pause_s):
+                written, backoff_s = written + count, _FIRST_BACKOFF_S
+            elif self._has_given_up.wait(backoff_s):
                 self._unwritten = data.count(b"\n", written)
                 return
             else:
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
         self._unwritten = 0
 
     def _report_dropped(self) -> None:
-        if self._dropped and len(self._lines) < _MAX_WAITING_LINES // 2:  # so that there is room for this line too
-            with self._dropping:
+        if self._dropped and len(self._lines) < _MAX_BUFFERED_LINES // 2:  # so that the report has room too
+            with self._dropped_lock:
                 dropped, self._dropped = self._dropped, 0
             self._on_dropped(dropped)
 
 
-def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
-    """Return what writes to a stream, and returns how many bytes it took."""
-    with suppress(OSError, ValueError):  # raised by what is not a file, such as a StringIO
+def _writer_to(stream: TextIO) -> Callable[[bytes], int]:
+    """Return a function that writes to a stream and returns the number of bytes written."""
+    with suppress(OSError, ValueError):  # raised by a stream without a file, such as a StringIO
         descriptor = stream.fileno()
         return lambda data: os.write(descriptor, data)
 
@@ -133,7 +133,7 @@ def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
 
 
 class _LineLogger:
-    """What structlog calls at the end of its chain, whatever the level."""
+    """The logger that structlog calls at the end of its chain, whatever the level."""
 
     def __init__(self, writer: BufferedLineWriter) -> None:
         self._write = writer.write_line
@@ -145,7 +145,7 @@ class _LineLogger:
 
 
 class _LineHandler(logging.Handler):
-    """The standard library's way to the same writer."""
+    """Sends the standard library's log records to the same writer."""
 
     def __init__(self, writer: BufferedLineWriter) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception as exc:  # noqa: BLE001 - of any kind: what a library logs wrongly costs that line only
+        except Exception as exc:  # noqa: BLE001 - of any kind: a record that cannot be formatted costs its own line only
             get_logger().error(_name_of(record.msg), logger=record.name, rendering_failed=type(exc).__name__)
         else:
             self._write(line)
@@ -163,15 +163,15 @@ class _LineHandler(logging.Handler):
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"], log_format: Literal["json", "console"] | None
 ) -> BufferedLineWriter:
-    """Set up structlog and the standard library's logging; returns the writer, to be closed at the end.
+    """Configure structlog and the standard library's logging; returns the writer, which must be closed at the end.
 
     Args:
-        level: the least that is logged. The libraries log every step of each reconnection as an error; what matters of
-            it is in our own events, so they speak only at ``debug``.
+        level: the lowest level that is logged. pika, urllib3, asyncio and uvicorn log only at ``debug``: they report
+            every step of a reconnection as an error, and the worker's own events say the same once.
         log_format: None chooses ``console`` on a terminal and ``json`` elsewhere.
     """
-    # A process may be started without stdout; its number then belongs to whatever is opened next.
-    stream = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+    # A process may be started without stdout; file descriptor 1 then belongs to whatever is opened next.
+    stream = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     writer = BufferedLineWriter(stream, lambda count: get_logger().error("log_lines_dropped", count=count))
     as_console = log_format == "console" or (log_format is None and stream.isatty())
     shared: list[Processor] = [
@@ -180,7 +180,7 @@ def configure_logging(
     ]
     last: list[Processor]
     if as_console:
-        # Not the default traceback: it shows local variables, and so secrets.
+        # Not the default traceback: it shows local variables, which may hold secrets.
         plain = structlog.dev.plain_traceback
         last = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     else:
@@ -209,7 +209,7 @@ def configure_logging(
 
 
 class _Rendering:
-    """The last processors as one, of which an event that cannot be rendered costs its own line only."""
+    """Runs the last processors as one, so that an event that cannot be rendered costs its own line only."""
 
     def __init__(self, processors: Sequence[Processor]) -> None:
         self._processors = processors
@@ -219,19 +219,19 @@ class _Rendering:
         try:
             for process in self._processors:
                 rendered = process(logger, method, rendered)
-        except Exception as exc:  # noqa: BLE001 - of any kind: it comes from whatever object was logged
+        except Exception as exc:  # noqa: BLE001 - of any kind: any logged object may raise it
             named = {name: _name_of(event.get(name)) for name in ("timestamp", "level", "event")}
             return json.dumps({**named, "rendering_failed": type(exc).__name__})
         return str(rendered)
 
 
 def _name_of(event: object) -> str:
-    """Return what is surely a text, where the conversion to one may be what failed."""
+    """Return an event that is a string, else its type's name: converting it may be what failed."""
     return event if isinstance(event, str) else type(event).__name__
 
 
 def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Hide user and password of each URL that a library quotes, in its own words or in those of its errors."""
+    """Remove user and password from every URL in the message or the traceback; libraries quote URLs in both."""
     for name in ("event", "exception"):
         text = event.get(name)
         if isinstance(text, str) and "://" in text:
@@ -240,10 +240,10 @@ def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> E
 
 
 def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Begin each line with what every line has."""
+    """Put the fields that every line has first."""
     return {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
 def get_logger() -> Any:
-    """Return a logger for events; bound late, so that it may be made at import."""
+    """Return a logger for events; it binds at its first use, so that modules can create it at import."""
     return structlog.get_logger()

@@ -1,4 +1,4 @@
-"""What is counted and measured, under the names that dashboards and alerts use."""
+"""The Prometheus metrics, under the names that dashboards and alerts use."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,18 +19,18 @@ from prometheus_client.registry import Collector
 
 from schemas.reply import FailureCode, RejectionCode, Status
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.outcome import Accepted, Failed, Final, Rejected
+from worker.core.outcome import Accepted, Failed, Outcome, Rejected
 
 _PREFIX = "onenet_worker"
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COMMAND_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600)
-_ANSWERS: Mapping[type[Answer], str] = {
+_RESULTS: Mapping[type[Answer], str] = {
     Cached: "cached",
     Refused: "refused",
     NotSent: "not_sent",
     InDoubt: "in_doubt",
 }
-_ACCEPTED = {False: "answered", True: "recovered"}  # by whether the uuid was found in the history
+_ACCEPTED = {False: "answered", True: "recovered"}  # True: the uuid was found in the command history
 _OUTCOMES: tuple[Status, ...] = get_args(Status)
 _REJECTIONS: tuple[RejectionCode, ...] = get_args(RejectionCode)
 _FAILURES: tuple[FailureCode, ...] = get_args(FailureCode)
@@ -38,7 +38,7 @@ _FAILURES: tuple[FailureCode, ...] = get_args(FailureCode)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a worker is like at one moment; ``paused`` is by product, the default one being ``None``."""
+    """The state of a worker at one moment; ``paused`` is keyed by product, with ``None`` for the default one."""
 
     is_connected: bool = False
     is_blocked: bool = False
@@ -51,11 +51,11 @@ class State:
 
 
 class Metrics:
-    """Counts and measures; every method may be called from any thread.
+    """Counters, histograms and gauges; every method may be called from any thread.
 
     Args:
         version: of the worker.
-        concurrency: how many commands may be handled at once.
+        concurrency: most commands processed at once.
     """
 
     def __init__(self, version: str, concurrency: int) -> None:
@@ -72,39 +72,40 @@ class Metrics:
         def histogram(name: str, text: str, label: str, buckets_s: tuple[float, ...]) -> Histogram:
             return Histogram(f"{_PREFIX}_{name}", text, (label,), buckets=buckets_s, registry=self.registry)
 
-        gauge("info", "Which version this is.", "version").labels(version).set(1)
-        gauge("concurrency", "Commands that may be handled at once.").set(concurrency)
-        # Every series is there from the start: what appears with its first event shows no increase.
-        commands = counter("commands", "Commands that came to their outcome.", "outcome", "reason")
+        gauge("build_info", "Version of the worker; always 1.", "version").labels(version).set(1)
+        gauge("concurrency", "Most commands processed at once.").set(concurrency)
+        # Every series is created at the start: one that appears with its first event shows no increase.
+        commands = counter("commands", "Commands with a final outcome, by outcome and reason.", "outcome", "reason")
         self._accepted = {found: commands.labels("accepted", _ACCEPTED[found]) for found in _ACCEPTED}
         self._rejected = {code: commands.labels("rejected", code) for code in _REJECTIONS}
         self._failed = {code: commands.labels("failed", code) for code in _FAILURES}
-        dead_letters = counter("dead_letters", "Messages that were set aside.", "reason")
+        dead_letters = counter("dead_letters", "Messages that were dead-lettered, by reason.", "reason")
         self._dead_letters: dict[FailureCode | RejectionCode, Counter] = {
             code: dead_letters.labels(code) for code in _FAILURES
         }
-        self._duplicates = counter("duplicates", "Deliveries that got a recorded reply again, and no request.")
-        self._retries = counter("retries", "Deliveries that were sent to rest before they are handled again.")
-        self._in_doubt = counter("in_doubt", "Times that a command may or may not have been cached.")
+        self._duplicates = counter("duplicates", "Deliveries answered with a recorded reply, without a request.")
+        self._retries = counter("retries", "Failed attempts after which another attempt was scheduled.")
+        self._postponements = counter("postponements", "Deliveries sent to a delay queue without using up an attempt.")
+        self._in_doubt = counter("in_doubt", "Times that a command was in doubt: it may or may not have been cached.")
         requests = histogram(
-            "request_duration_seconds", "Requests to OneNET, by their answer.", "answer", _REQUEST_BUCKETS_S
+            "request_duration_seconds", "Duration of the requests to OneNET, by result.", "result", _REQUEST_BUCKETS_S
         )
-        self._requests = {answer: requests.labels(name) for answer, name in _ANSWERS.items()}
+        self._requests = {answer: requests.labels(result) for answer, result in _RESULTS.items()}
         durations = histogram(
             "command_duration_seconds",
-            "From the publishing of a command, or else its first arrival, to the confirm of its reply.",
+            "Time from the publication of a command (or its first arrival) to the confirm of its reply, by outcome.",
             "outcome",
             _COMMAND_BUCKETS_S,
         )
         self._durations = {outcome: durations.labels(outcome) for outcome in _OUTCOMES}
-        self._last_success = gauge("last_success_timestamp_seconds", "When OneNET last cached a command; 0: not yet.")
+        self._last_success = gauge("last_success_timestamp_seconds", "Unix time of the last cached command; 0 if none.")
 
     def observe(self, state: Callable[[], State]) -> None:
-        """Show a worker's state, asked for whenever the metrics are read."""
+        """Export a worker's state as gauges; ``state`` is called at every scrape."""
         self.registry.register(_StateMetrics(state))
 
-    def count_outcome(self, outcome: Final) -> None:
-        """Count a command that came to its outcome."""
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count a command's final outcome."""
         match outcome:
             case Accepted():
                 self._accepted[outcome.recovered].inc()
@@ -115,32 +116,36 @@ class Metrics:
                 self._failed[code].inc()
 
     def count_dead_letter(self, reason: FailureCode | RejectionCode) -> None:
-        """Count a message that was set aside."""
+        """Count a message that was dead-lettered."""
         self._dead_letters[reason].inc()
 
     def count_duplicate(self) -> None:
-        """Count a delivery that got a recorded reply again."""
+        """Count a delivery that was answered with a recorded reply."""
         self._duplicates.inc()
 
     def count_retry(self) -> None:
-        """Count a delivery that goes to rest."""
+        """Count a failed attempt after which another attempt was scheduled."""
         self._retries.inc()
 
+    def count_postponement(self) -> None:
+        """Count a delivery that was sent to a delay queue without using up an attempt."""
+        self._postponements.inc()
+
     def count_doubt(self) -> None:
-        """Count a command that is in doubt."""
+        """Count that a command was in doubt."""
         self._in_doubt.inc()
 
     def time_request(self, answer: Answer, began: float) -> None:
-        """Measure a request from a monotonic time to now."""
+        """Observe the duration of a request that began at a monotonic time."""
         self._requests[type(answer)].observe(time.monotonic() - began)
 
     def time_command(self, outcome: Status, began_at: float) -> None:
-        """Measure a command from a time in seconds of the epoch to now."""
+        """Observe the duration of a command that began at a time in seconds of the epoch."""
         self._durations[outcome].observe(max(0.0, time.time() - began_at))
 
 
 class _StateMetrics(Collector):
-    """Gauges that are read when they are asked for, so that keeping them costs nothing."""
+    """Gauges that are computed at each scrape, so that they cost nothing between scrapes."""
 
     def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
@@ -148,16 +153,16 @@ class _StateMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         state = self._state()
         for name, text, value in (
-            ("broker_connected", "Whether there is a connection to the broker.", state.is_connected),
-            ("broker_blocked", "Whether the broker takes no publications for now.", state.is_blocked),
-            ("consuming", "Whether commands are taken from the queue.", state.is_consuming),
-            ("in_flight", "Commands that are being handled.", state.in_flight),
-            ("unacknowledged", "Deliveries that are held.", state.unacknowledged),
-            ("queue_ready_messages", "Commands that wait in the queue, as last seen.", state.ready_messages),
-            ("queue_consumers", "Consumers of the queue, as last seen.", state.consumers),
+            ("broker_connected", "1 while connected to the broker.", state.is_connected),
+            ("broker_blocked", "1 while the broker blocks publications (connection.blocked).", state.is_blocked),
+            ("consuming", "1 while commands are consumed from the queue, not only a probe.", state.is_consuming),
+            ("in_flight", "Commands that are being processed.", state.in_flight),
+            ("unacknowledged", "Deliveries that are not acknowledged yet.", state.unacknowledged),
+            ("queue_ready_messages", "Messages ready in the queue, at the last poll.", state.ready_messages),
+            ("queue_consumers", "Consumers of the queue, at the last poll.", state.consumers),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
-        text = "Whether nothing of a product is sent; the default one has no name."
+        text = "1 while no commands of a product are sent; the default product has an empty name."
         paused = GaugeMetricFamily(f"{_PREFIX}_paused", text, labels=["product"])
         for product, is_paused in state.paused.items():
             paused.add_metric([product or ""], is_paused)

@@ -1,4 +1,4 @@
-"""Tracing with OpenTelemetry's own SDK, sent over OTLP; the SDK's other variables (``OTEL_*``) are obeyed too."""
+"""Tracing with the OpenTelemetry SDK, exported over OTLP; the SDK reads its other ``OTEL_*`` variables itself."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,30 +13,23 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.core.proxies import environment_proxy
 from worker.telemetry.tracing import Answered
-
-_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class OpenTelemetry:
-    """Makes spans and sends them to a collector, from a thread of the SDK.
+    """Creates spans; a thread of the SDK exports them to a collector.
 
     Args:
         endpoint: the collector's base URL, OTLP over HTTP.
         version: of the worker.
-        worker: the name of this process.
-        queue: where the commands come from.
-
-    Raises:
-        SettingsError: the environment names a proxy for the collector that cannot be used.
+        worker: name of this process.
+        queue: name of the queue that commands are consumed from.
     """
 
     def __init__(self, endpoint: str, version: str, worker: str, queue: str) -> None:
-        environment_proxy(endpoint)  # the exporter would log one that is unusable, with its password
         self._queue = queue
         resource = Resource.create({SERVICE_VERSION: version, SERVICE_INSTANCE_ID: worker})
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # OTEL_SERVICE_NAME says nothing
+        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # OTEL_SERVICE_NAME is not set
             resource = resource.merge(Resource({SERVICE_NAME: "onenet-execute-worker"}))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces")
@@ -45,8 +38,7 @@ class OpenTelemetry:
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def consuming(self, headers: Mapping[str, object], command_id: str | None, attempt: int) -> Iterator[None]:
-        carrier = {name: value for name in _TRACE_HEADERS if isinstance(value := headers.get(name), str)}
+    def consuming(self, headers: Mapping[str, str], command_id: str | None, attempt: int) -> Iterator[None]:
         attributes: dict[str, str | int] = {
             "messaging.system": "rabbitmq",
             "messaging.operation.type": "process",
@@ -55,14 +47,14 @@ class OpenTelemetry:
         }
         if command_id is not None:
             attributes["messaging.message.id"] = command_id
-        parent = self._propagator.extract(carrier, Context())
+        parent = self._propagator.extract(headers, Context())
         with self._tracer.start_as_current_span(f"process {self._queue}", parent, SpanKind.CONSUMER, attributes):
             yield
 
     @contextmanager
     def requesting(self, method: str, url: str) -> Iterator[Answered]:
         attributes = {"http.request.method": method, "url.full": url}
-        # An exception's words hold the whole URL, and with it the device.
+        # The exception is not recorded: its message holds the whole URL, and with it the device's IMEI.
         with self._tracer.start_as_current_span(
             method,
             kind=SpanKind.CLIENT,
@@ -78,7 +70,7 @@ class OpenTelemetry:
 
             try:
                 yield answered
-            except Exception as exc:  # of any kind: it is named in the span, and goes on
+            except Exception as exc:  # of any kind: the span names its type, and it is raised again
                 span.set_attribute("error.type", type(exc).__name__)
                 span.set_status(Status(StatusCode.ERROR))
                 raise
@@ -96,7 +88,7 @@ class OpenTelemetry:
         return carrier, span.end
 
     def close(self, timeout_s: float) -> None:
-        # A collector that is away must not hold up the end: the SDK's own limits are longer than a stop may take.
+        # An unreachable collector must not delay the stop: the SDK's own timeouts exceed the shutdown grace.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(timeout_s)

@@ -1,6 +1,6 @@
-"""Spans of what is done with a command, for those who follow it across systems; without the extra ``otel``, none.
+"""Tracing of commands across systems. Spans need the extra ``otel``; without it there are none.
 
-Names and attributes follow OpenTelemetry's conventions.
+Names and attributes follow the semantic conventions of OpenTelemetry.
 Source: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
 """
 
@@ -9,38 +9,44 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Answered = Callable[[int], object]
-"""Is told an answer's HTTP status."""
+"""Called with the HTTP status of the response."""
 Consuming = AbstractContextManager[object]
 Requesting = AbstractContextManager[Answered]
 Publishing = tuple[Mapping[str, str], Callable[[], object]]
 
 
 class Tracing(Protocol):
-    """Makes spans; what is made within ``consuming`` belongs to the command that is handled there."""
+    """Creates spans; spans created within ``consuming`` are its children."""
 
-    def consuming(self, headers: Mapping[str, object], command_id: str | None, attempt: int, /) -> Consuming:
-        """Span the handling of one delivery, as a part of the trace that its headers name."""
+    def consuming(self, headers: Mapping[str, str], command_id: str | None, attempt: int, /) -> Consuming:
+        """Create the span of one delivery's processing, as a child of the span that the trace headers name.
+
+        Args:
+            headers: the delivery's W3C trace headers, ``traceparent`` and ``tracestate``.
+            command_id: the command's id, if the delivery has one.
+            attempt: the number of this attempt; the first is 1.
+        """
 
     def requesting(self, method: str, url: str, /) -> Requesting:
-        """Span one request over HTTP."""
+        """Create the span of one HTTP request."""
 
     def publishing(self, exchange: str, routing_key: str, /) -> Publishing:
-        """Begin the span of one publication; returns the headers that name it, and what ends it."""
+        """Start the span of one publication; returns its trace headers and the function that ends it."""
 
     def close(self, timeout_s: float) -> None:
-        """Hand on what has been collected, for so many seconds at most."""
+        """Export the spans that are still buffered, waiting at most this many seconds."""
 
 
 class NoTracing:
-    """Makes none."""
+    """Creates no spans."""
 
-    def consuming(self, *_about: object) -> Consuming:
+    def consuming(self, *_: object) -> Consuming:
         return nullcontext()
 
-    def requesting(self, *_about: object) -> Requesting:
+    def requesting(self, *_: object) -> Requesting:
         return nullcontext(_ignore)
 
-    def publishing(self, *_about: object) -> Publishing:
+    def publishing(self, *_: object) -> Publishing:
         return {}, _do_nothing
 
     def close(self, timeout_s: float) -> None:

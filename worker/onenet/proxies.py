@@ -1,4 +1,4 @@
-"""The proxies of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and, for hosts without one, NO_PROXY."""
+"""The proxies of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, and NO_PROXY for hosts that need none."""
 
 import re
 
@@ -13,12 +13,13 @@ _SOCKS = re.compile(r"(socks4a?|socks5h?)://", re.IGNORECASE)
 
 
 def environment_proxy(url: str) -> str | None:
-    """Return the URL of the proxy by which the environment wants a URL to be reached; None: it is reached directly.
+    """Return the URL of the proxy that the environment names for a URL; None: no proxy.
 
-    What is unusable must not get to a library: their errors quote it, and with it the proxy's password.
+    An unusable proxy URL is refused here, before a library sees it: libraries quote it in their errors, with the
+    proxy's password.
 
     Raises:
-        SettingsError: it is not the whole URL of an HTTP proxy.
+        SettingsError: the value is not the whole URL of an HTTP proxy.
     """
     found = select_proxy(url, get_environ_proxies(url))
     if found is None:
@@ -28,6 +29,6 @@ def environment_proxy(url: str) -> str | None:
     except ValueError:
         names = f"{url.partition(':')[0].upper()}_PROXY or ALL_PROXY"
         socks = _SOCKS.match(found)
-        other = "" if socks is None else f", not {socks[1]}"
-        wanted = f"http://user:password@host:port or https://…{other}; within user and password {HOW_TO_WRITE}"
+        unsupported = "" if socks is None else f", not {socks[1]}"
+        wanted = f"http://user:password@host:port or https://…{unsupported}; within user and password {HOW_TO_WRITE}"
         raise SettingsError([f"{names}: the environment's proxy must be {wanted}"]) from None

@@ -1,0 +1,109 @@
+"""A deployment under test: workers, an upstream system and a simulator in one namespace of a broker."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.support.simulator import API_KEY
+from tests.support.upstream import Upstream
+from tests.support.waiting import PATIENCE_S
+from tests.support.worker_process import WorkerProcess
+from worker.amqp.topology import Topology
+from worker.dev.services.ports import wait_until
+from worker.dev.services.processes import LocalProcess
+from worker.simulator.server import Simulator
+
+RETRY_DELAYS_S = (1, 2)
+SETTLE_S = 2  # the sum of both request timeouts, which are 1 s each
+LONG_SETTLE_S = 60  # for tests with longer timeouts
+
+
+@dataclass
+class Deployment:
+    """One namespace on a broker, with all that a test needs to run workers in it."""
+
+    broker_url: str
+    folder: Path
+    topology: Topology
+    upstream: Upstream
+    simulator: Simulator
+
+    @classmethod
+    @contextmanager
+    def set_up(
+        cls, broker_url: str, folder: Path, simulator: Simulator, settle_s: int = LONG_SETTLE_S
+    ) -> Iterator["Deployment"]:
+        """Yield a deployment in a new namespace, and delete the namespace at the end."""
+        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, settle_s))
+        upstream = Upstream(broker_url, topology)
+        try:
+            yield cls(broker_url, folder, topology, upstream, simulator)
+        finally:
+            upstream.close()
+
+    def start_worker(self, **settings: str) -> WorkerProcess:
+        """Start a worker and return at once."""
+        environment = {
+            "AMQP_URL": self.broker_url,
+            "ONENET_URL": self.simulator.url,
+            "ONENET_API_KEY": API_KEY,
+            "ONENET_CONNECT_TIMEOUT": "1",
+            "ONENET_READ_TIMEOUT": "1",
+            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
+            "WORKER_NAMESPACE": self.topology.namespace,
+            "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
+            "LOG_FORMAT": "json",
+            "HTTP_PORT": "0",
+        } | settings
+        output = self.folder / f"worker-{uuid4().hex[:8]}"
+        return WorkerProcess(LocalProcess(["run"], environment, output))
+
+    def worker(self, **settings: str) -> WorkerProcess:
+        """Start a worker, wait until it consumes, and bind a queue for its replies."""
+        worker = self.start_worker(**settings)
+        try:
+            worker.wait_for("consumer_started")
+        except BaseException:
+            worker.process.stop()
+            raise
+        self.upstream.bind_replies()
+        return worker
+
+    def run_until_finished(self, **settings: str) -> list[dict[str, Any]]:
+        """Run workers until there is a reply and no command is left; returns all replies.
+
+        Empty queues are not enough: the broker may be about to move a command or to requeue one, so the queues are
+        counted again after the worker has stopped.
+        """
+        replies: list[dict[str, Any]] = []
+        is_finished = False
+        while not is_finished:
+            with self.worker(**settings) as worker:
+                if not replies:
+                    replies.append(self.upstream.reply(3 * PATIENCE_S).json)  # other deployments may be busy too
+                wait_until(self._has_no_ready_command, PATIENCE_S, "empty queues")
+                worker.process.signal(signal.SIGTERM)
+                worker.process.wait()
+            wait_until(lambda: self.upstream.consumers() == 0, PATIENCE_S, "the end of the consumer")
+            is_finished = self._has_no_ready_command()
+        while (message := self.upstream.try_reply()) is not None:
+            replies.append(message.json)
+        return replies
+
+    def _has_no_ready_command(self) -> bool:
+        """Tell whether no queue has a ready command; a running worker may still hold one unacknowledged."""
+        queues = [self.topology.execute_queue, *map(self.topology.retry_queue, RETRY_DELAYS_S)]
+        return not any(map(self.upstream.count, queues))
+
+    def wait_for_request(self, simulator: Simulator | None = None) -> None:
+        """Wait until the platform has received a request."""
+        receiver = simulator or self.simulator
+        wait_until(lambda: bool(receiver.requests), PATIENCE_S, "a request")
+
+    def cached(self, command_id: str) -> int:
+        """Return how often the platform cached a command whose args are its id."""
+        return sum(1 for command in self.simulator.platform.commands if command.args == command_id)

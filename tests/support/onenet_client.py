@@ -1,0 +1,144 @@
+"""A OneNET client for tests, and what servers on real sockets need to answer it."""
+
+import json
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+from zoneinfo import ZoneInfo
+
+import pytest
+import trustme
+from pydantic import SecretStr
+
+from tests.support.builders import a_command
+from tests.support.simulator import API_KEY
+from worker.core.answer import Answer
+from worker.core.command import Command
+from worker.core.credentials import ApiKey
+from worker.core.doubt_window import DoubtWindow
+from worker.core.parsing import read_command
+from worker.core.times import platform_time
+from worker.onenet.client import OneNETClient
+from worker.onenet.route import Route
+from worker.onenet.transport import HTTPTransport, Watch
+from worker.simulator.server import Simulator
+from worker.telemetry.tracing import NoTracing
+
+NEVER = float("inf")
+NEVER_S = 1_000.0  # so long that a test that waits for it fails
+CACHING_DELAY_S = 2
+HISTORY_WINDOW_S = 86_400
+CHINA = ZoneInfo("Asia/Shanghai")
+
+
+class Stream(Protocol):
+    """What the servers of the tests use of a socket."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def shutdown(self, how: int, /) -> None: ...
+
+
+def accepting_response(uuid: str = "u") -> bytes:
+    """Return the response that accepts a command under a uuid."""
+    body = json.dumps({"errno": 0, "data": {"uuid": uuid}, "error": "succ"}, separators=(",", ":")).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def read_request(sock: Stream) -> bytes:
+    """Read one request; raises ConnectionError at the end of the connection."""
+    data = b""
+    while True:
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+        if end and len(body) >= int(length or 0):
+            return data
+        received = sock.recv(4096)
+        if not received:
+            raise ConnectionResetError
+        data += received
+
+
+def server_tls_context(folder: Path, host: str) -> ssl.SSLContext:
+    """Return a server's TLS context for a host; the certificate authority is written to ``ca.pem``."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    return context
+
+
+def https(url: str) -> str:
+    """Return a URL with https for http."""
+    return url.replace("http:", "https:")
+
+
+def use_proxy(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
+    """Name a proxy in the environment for URLs of a scheme, without exceptions."""
+    monkeypatch.setenv(f"{scheme}_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+
+def command(**changes: Any) -> Command:
+    """Return a valid command with args "on"."""
+    return read_command(json.dumps(a_command(**{"args": "on", **changes})).encode(), None, CHINA)
+
+
+@contextmanager
+def onenet_client(
+    url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None
+) -> Iterator[OneNETClient]:
+    """Yield a client of the platform at a URL, and close it."""
+    watch = Watch(connect_s + read_s)
+    route = Route(url, connect_s, ca_file)
+    client = OneNETClient(
+        url,
+        {None: ApiKey(api_key=SecretStr(API_KEY))},
+        lambda: HTTPTransport(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
+        CHINA,
+        request_s=connect_s + read_s,
+        caching_delay_s=CACHING_DELAY_S,
+        history_window_s=HISTORY_WINDOW_S,
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+        watch.stop()
+
+
+def execute_once(url: str) -> Answer:
+    """Send one command to the platform at a URL; returns its answer."""
+    with onenet_client(url) as client:
+        return client.execute(command(), NEVER).answer
+
+
+def in_seconds(seconds: float) -> datetime:
+    """Return the instant so many seconds from now."""
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def current_doubt() -> DoubtWindow:
+    """Return a doubt window that covers everything the platform caches during a test."""
+    return DoubtWindow(in_seconds(-60), in_seconds(60))
+
+
+def none_owned(_uuids: object) -> set[str]:
+    """Say that no uuid belongs to another command."""
+    return set()
+
+
+def cache(simulator: Simulator, wanted: Command, args: str, **changes: str) -> str:
+    """Have the platform cache a command for the same device; returns its uuid."""
+    query = {
+        "imei": wanted.imei,
+        "obj_id": str(wanted.obj_id),
+        "obj_inst_id": str(wanted.obj_inst_id),
+        "res_id": str(wanted.res_id),
+        "expired_time": platform_time(wanted.expires_at, CHINA),
+    }
+    return simulator.platform.execute(query | changes, json.dumps({"args": args}).encode()).uuid

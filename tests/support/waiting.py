@@ -1,0 +1,17 @@
+"""Waiting for what must happen, in this process or in another."""
+
+import asyncio
+from collections.abc import Callable
+
+PATIENCE_S = 40  # how long a test waits for what must happen before it fails; never how long that takes
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop run until a condition holds.
+
+    Raises:
+        TimeoutError: it did not hold in time.
+    """
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - other threads change what it looks at
+            await asyncio.sleep(0.001)

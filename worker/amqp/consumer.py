@@ -1,0 +1,260 @@
+"""Consumes one queue over a channel of its own: prefetch, cancellation and acknowledgements."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pika import URLParameters
+from pika.channel import Channel
+from pika.spec import BasicProperties
+
+from schemas.command import MAX_BODY_BYTES
+from worker.amqp.channel import BrokerChannel
+from worker.amqp.connection import CALL_S
+from worker.amqp.messages import Delivery
+from worker.amqp.topology import Topology
+from worker.errors import BrokerUnavailable
+
+DRAIN_PREFETCH_S = 1.0
+LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
+MANY_RETURNS = 3  # a message that was returned this often may be one that crashes workers
+CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
+
+
+class QueueConsumer:
+    """Consumes the command queue and settles its deliveries. Belongs to the event loop's thread.
+
+    Args:
+        session: number of the session, which each delivery carries.
+        topology: what to consume from.
+        on_delivery: called with each delivery.
+        run_in_background: runs a coroutine until it ends or the session is closed.
+    """
+
+    def __init__(
+        self,
+        session: int,
+        topology: Topology,
+        on_delivery: Callable[[Delivery], None],
+        run_in_background: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self.channel = BrokerChannel()
+        self._session = session
+        self._topology = topology
+        self._on_delivery = on_delivery
+        self._run_in_background = run_in_background
+        self._loop = asyncio.get_running_loop()
+        self._consumers: dict[str, int] = {}  # prefetch by consumer tag
+        self._prefetch = 0
+        self._wanted_prefetch = 0
+        self._is_cautious = True  # one delivery at a time
+        self._cautious_deliveries_left = 1
+        self._unacknowledged: set[int] = set()
+        self._unacknowledged_of_consumers: set[int] = set()  # without those of cancelled consumers
+        self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
+        self._deferred_acks: list[int] | None = None  # None: acknowledge at once
+        self._consumer_change = asyncio.Lock()
+        self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
+
+    async def open(self, parameters: URLParameters, name: str) -> None:
+        """Connect; nothing is consumed before ``consume``.
+
+        Raises:
+            BrokerUnavailable: the broker cannot be reached.
+        """
+        await self.channel.open(parameters, name)
+        self.channel.pika_channel.add_on_cancel_callback(
+            lambda _frame: self.channel.fail(BrokerUnavailable("the broker cancelled the consumer"))
+        )
+
+    async def consume(self, prefetch: int) -> None:
+        """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
+
+        A session begins with a single delivery. Several are taken only after one that was not returned many times: a
+        message that crashes every worker would otherwise drive up the delivery count of all the others, until the
+        broker dead-letters them too.
+
+        The broker does not change the prefetch of a consumer that exists, so more prefetch is one more consumer.
+        Source: https://www.rabbitmq.com/docs/consumer-prefetch
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+        self._wanted_prefetch = prefetch
+        await self._apply_prefetch()
+
+    async def _apply_prefetch(self, *, force_new_consumer: bool = False) -> None:
+        """Start and cancel consumers until their prefetch is the wanted one, as it is by then."""
+        async with self._consumer_change:
+            prefetch = min(self._wanted_prefetch, 1) if self._is_cautious else self._wanted_prefetch
+            if prefetch == self._prefetch and not force_new_consumer:
+                return
+            more = prefetch
+            if prefetch > self._prefetch > 1:
+                more -= self._prefetch
+            elif self._consumers:
+                held = await self._cancel_consumers()
+                if prefetch > self._prefetch:  # the one delivery taken alone counts too, or there would be one too many
+                    more -= held
+            self._prefetch = prefetch
+            if more:
+                channel, queue = self.channel.pika_channel, self._topology.execute_queue
+                await self.channel.call(channel.basic_qos, prefetch_count=more)
+                frame = await self.channel.call(channel.basic_consume, queue, on_message_callback=self._on_message)
+                self._consumers[frame.method.consumer_tag] = more
+
+    async def _cancel_consumers(self) -> int:
+        """Cancel all consumers; returns how many unacknowledged deliveries they hold.
+
+        Pika requeues what arrives between basic.cancel and the broker's reply, which makes an innocent message look as
+        if it had been handled before. So acknowledgements are deferred first, until the prefetch is used up and the
+        broker sends nothing more; if that takes longer than DRAIN_PREFETCH_S, next to nothing arrives anyway.
+        """
+        self._deferred_acks = []
+        prefetch = sum(self._consumers.values())
+        end = self._loop.time() + DRAIN_PREFETCH_S
+        # While a large message is held nothing else is read, so that nothing can arrive.
+        while len(self._unacknowledged_of_consumers) < prefetch and (self._large or self._loop.time() < end):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_PREFETCH_S if self._large else end - self._loop.time()):
+                    await self._next_change()
+        consumers, self._consumers = self._consumers, {}
+        held = len(self._unacknowledged_of_consumers)
+        self._unacknowledged_of_consumers.clear()
+        self.resume_reading()  # or the broker's reply would not be read
+        for consumer_tag in consumers:
+            await self.channel.call(self.channel.pika_channel.basic_cancel, consumer_tag)
+        deferred, self._deferred_acks = self._deferred_acks, None
+        for tag in deferred:
+            self.acknowledge(tag)
+        return held
+
+    @property
+    def unacknowledged(self) -> int:
+        """The number of unacknowledged deliveries."""
+        return len(self._unacknowledged)
+
+    async def look_at_queue(self) -> tuple[int, int]:
+        """Return the queue's numbers of ready messages and of consumers.
+
+        Raises:
+            WorkerError: the channel is lost.
+            TimeoutError: the broker did not reply in time; the channel stays in use.
+        """
+        # Over this channel: during an alarm the broker does not read the publisher's connection.
+        channel, queue = self.channel.pika_channel, self._topology.execute_queue
+        async with asyncio.timeout(CALL_S):
+            frame = await self.channel.call_untimed(channel.queue_declare, queue, passive=True)
+        return frame.method.message_count, frame.method.consumer_count
+
+    def acknowledge(self, tag: int) -> None:
+        """Acknowledge a delivery, or defer that while consumers are being cancelled."""
+        if self._deferred_acks is not None and tag not in self._large:  # a large one keeps others from being read
+            self._deferred_acks.append(tag)
+            return
+        self._settle(self.channel.pika_channel.basic_ack, tag)
+
+    def reject(self, tag: int) -> None:
+        """Reject a delivery, so that the broker dead-letters it."""
+        self._settle(partial(self.channel.pika_channel.basic_reject, requeue=False), tag)
+
+    def requeue(self, tag: int) -> None:
+        """Return a delivery to the queue; it comes again with ``redelivered`` set."""
+        self._settle(self.channel.pika_channel.basic_nack, tag)  # which requeues
+
+    def take_next_beside(self, tag: int) -> None:
+        """Take the next delivery although this one, which was to be alone, stays unacknowledged.
+
+        It was handled without crashing the worker, but a publication for it may be rejected for long: the next delivery
+        must not wait for it.
+        """
+        if self._is_cautious and tag in self._unacknowledged_of_consumers:
+            has_room = len(self._unacknowledged) < self._wanted_prefetch
+            self._run_in_background(self._apply_prefetch(force_new_consumer=has_room))
+
+    def resume_reading(self) -> None:
+        """Read from the connection again, large deliveries or not."""
+        self._large.clear()
+        if not self.channel.lost.done():
+            self.channel.resume_reading()
+
+    async def drain(self) -> None:
+        """Wait until no delivery is unacknowledged.
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+        while self._unacknowledged:
+            await self._next_change()
+
+    def _on_message(self, _channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+        if self.channel.lost.done():
+            return  # the broker delivers it again, to the next session
+        tag: int = method.delivery_tag
+        self._unacknowledged.add(tag)
+        self._unacknowledged_of_consumers.add(tag)
+        self._notify()
+        exchange = method.exchange
+        delivery = Delivery(
+            self._session,
+            tag,
+            method.redelivered,
+            properties,
+            body,
+            is_returned=exchange == self._topology.returns_exchange,
+            is_moved=exchange in self._topology.exchanges_closed_to_upstream,
+        )
+        self._adapt_caution(delivery)
+        if len(body) > MAX_BODY_BYTES:
+            self._read_nothing_beside(tag)
+        self._on_delivery(delivery)
+
+    def _adapt_caution(self, delivery: Delivery) -> None:
+        """Take one delivery at a time after one with many returns, until enough with few returns have come."""
+        was_cautious = self._is_cautious
+        if (
+            delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS
+        ):  # a sender may have written the count
+            self._is_cautious, self._cautious_deliveries_left = True, CAUTIOUS_DELIVERIES
+        elif self._is_cautious and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
+            self._cautious_deliveries_left -= 1
+            self._is_cautious = self._cautious_deliveries_left > 0
+        if was_cautious != self._is_cautious:
+            self._run_in_background(self._apply_prefetch())
+
+    def _read_nothing_beside(self, tag: int) -> None:
+        """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
+        self._large.add(tag)
+        self.channel.pause_reading()
+        self._loop.call_later(min(LARGE_BODY_S, self.channel.heartbeat_s), self._forget_large, tag)
+
+    def _forget_large(self, tag: int) -> None:
+        self._large.discard(tag)
+        if not self._large:
+            self.resume_reading()
+
+    def _settle(self, method: Callable[[int], None], tag: int) -> None:
+        if self.channel.lost.done():
+            return
+        self.channel.invoke(method, tag)
+        self._unacknowledged.discard(tag)
+        self._unacknowledged_of_consumers.discard(tag)
+        if tag in self._large:
+            self._forget_large(tag)
+        self._notify()
+
+    async def _next_change(self) -> None:
+        """Wait for the next delivery or settlement."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            await self.channel.until_lost(waiter)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _notify(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)

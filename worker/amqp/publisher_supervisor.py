@@ -1,0 +1,251 @@
+"""Keeps one publisher in service, and replaces it where the consumer need not notice.
+
+Two faults end a publisher and not the session: the broker closed its channel over one publication, or it goes on
+rejecting publications. Every other fault of the present publisher is the session's.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pika import URLParameters
+
+from schemas.command import MAX_BODY_BYTES
+from worker.amqp.connection import printable_address
+from worker.amqp.messages import plain
+from worker.amqp.publisher import InFlight, Publisher
+from worker.amqp.suspects import Suspects, may_be_about_a_publication
+from worker.errors import WorkerError
+from worker.telemetry.logs import get_logger
+
+MAX_REJECTIONS = 3  # of one publication, or
+REJECTED_S = 5.0  # for this long: then the publisher is replaced
+CLOSE_S = 2.0
+_REPLACE_CAP_S = 60.0
+_RETIRE_S = 10.0  # time limit for the confirms that a replaced publisher still waits for
+
+log = get_logger()
+
+
+class PublisherSupervisor:
+    """Holds the present publisher, ``current``, which callers publish with. Belongs to the event loop's thread.
+
+    Args:
+        nodes: the brokers; the first publisher connects to the first, a replacement may connect to another.
+        suspects: counts the messages over whose publications the broker closed a channel.
+        dead_letters_exchange: a publication to this exchange can be left to the broker's own dead-lettering.
+        on_confirmed: called with each publication that the broker confirmed.
+        on_rejected: called with each publication that the broker rejected and that will be published again.
+        on_blocked: called with True when the broker blocks publishing, with False when it unblocks it.
+        on_fault: called with the error that ends the session.
+        run_in_background: runs a coroutine until it ends or the session is closed.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[URLParameters],
+        suspects: Suspects,
+        dead_letters_exchange: str,
+        *,
+        on_confirmed: Callable[[InFlight], object],
+        on_rejected: Callable[[InFlight], object],
+        on_blocked: Callable[[bool], object],
+        on_fault: Callable[[WorkerError], object],
+        run_in_background: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._nodes = nodes
+        self._suspects = suspects
+        self._dead_letters_exchange = dead_letters_exchange
+        self._on_confirmed = on_confirmed
+        self._on_rejected = on_rejected
+        self._on_blocked = on_blocked
+        self._on_fault = on_fault
+        self._run_in_background = run_in_background
+        self._loop = asyncio.get_running_loop()
+        self._name = ""
+        self._is_stopped = False
+        self._was_blocked = False  # as last reported
+        self._replacements = 0  # in the present series of rejections
+        self._replace_not_before = 0.0
+        self._last_rejected_at = 0.0
+        self.current = self._new_publisher()
+
+    async def connect(self, name: str) -> None:
+        """Connect the first publisher; nothing is published before ``open``.
+
+        Args:
+            name: of the connection, in the broker's list of connections.
+
+        Raises:
+            BrokerUnavailable: the broker cannot be reached.
+        """
+        self._name = name
+        await self.current.connect(self._nodes[0], name)
+
+    async def open(self) -> None:
+        """Begin to publish.
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+        await self.current.open()
+        self._watch(self.current)
+
+    def stop(self) -> None:
+        """Publish nothing again and replace nothing: the session is lost."""
+        self._is_stopped = True
+        self.current.withdraw_retries()
+
+    def leave_to_broker(self, item: InFlight) -> bool:
+        """Have the broker dead-letter the message itself instead of this publication, if that is a dead letter."""
+        if item.publication.exchange != self._dead_letters_exchange:
+            return False
+        item.settlement.is_delivery_rejected = True
+        self._on_confirmed(item)
+        return True
+
+    def _new_publisher(self) -> Publisher:
+        return Publisher(self._on_confirmed, self._retry_rejected, self._report_blocked)
+
+    def _watch(self, publisher: Publisher) -> None:
+        """Report the loss of the present publisher as the session's fault, unless one publication caused it."""
+
+        def on_lost(lost: "asyncio.Future[WorkerError]") -> None:
+            if self._is_stopped:
+                return
+            error = lost.result()
+            if publisher is not self.current:  # it was replaced: nobody knows what the broker stored of this
+                self._publish_all(publisher.withdraw_unconfirmed())
+            elif may_be_about_a_publication(error):
+                self.current = self._new_publisher()
+                self._run_in_background(self._find_rejected_publication(publisher, self.current, error))
+            else:
+                self._on_fault(error)
+
+        publisher.channel.lost.add_done_callback(on_lost)
+
+    async def _find_rejected_publication(self, closed: Publisher, new: Publisher, error: WorkerError) -> None:
+        """Publish one by one, each over a channel of its own, what was unconfirmed when the broker closed a publisher.
+
+        So the broker shows which publication it rejects, and the others are published unchanged. Everything else goes
+        on over a new publisher meanwhile.
+        """
+        unconfirmed = [*closed.withdraw_unconfirmed(), *closed.withdraw_retries()]
+        await _close(closed)
+        parameters = self._nodes[0]
+        try:
+            await new.connect(parameters, self._name)
+            await new.open()
+            self._watch(new)
+            self._report_blocked()
+            log.warning("publisher_replaced", broker=printable_address(parameters), reason=str(error))
+            for item in unconfirmed:
+                if plain(item.publication) == item.publication:  # nothing in it is a sender's: it is never rejected
+                    new.publish(item)
+                else:
+                    await self._publish_alone(item)
+        except WorkerError as exc:
+            self._on_fault(exc)
+
+    async def _publish_alone(self, item: InFlight) -> None:
+        """Publish one item over a channel of its own, and as ``plain`` if the broker closes that channel over it.
+
+        Raises:
+            WorkerError: the broker cannot be reached, or rejects the plain publication too.
+        """
+        while True:
+            alone = self._new_publisher()
+            try:
+                await alone.connect(self._nodes[0], f"{self._name} one")
+                await alone.open()
+                alone.publish(item)
+                await alone.wait_until_confirmed()
+            except WorkerError as exc:
+                if not alone.in_flight or not may_be_about_a_publication(exc):
+                    raise
+            else:
+                return
+            finally:
+                await _close(alone)
+            closures = self._suspects.note(item.settlement.delivery)
+            log.warning(
+                "publication_refused",
+                exchange=item.publication.exchange,
+                routing_key=item.publication.routing_key,
+                reason=str(alone.channel.lost.result()),
+            )
+            if closures > 1 or len(item.publication.body) > MAX_BODY_BYTES:  # perhaps too large for this broker
+                if self.leave_to_broker(item):
+                    return
+                if closures > 1:
+                    raise alone.channel.lost.result()
+            item = InFlight(plain(item.publication), item.settlement)
+
+    def _retry_rejected(self, item: InFlight) -> None:
+        """Publish again after a backoff: nothing is acknowledged before the broker has stored its publication."""
+        if self._is_stopped:
+            return
+        wait_s = self.current.publish_later(item)
+        log.error(
+            "publish_refused",
+            exchange=item.publication.exchange,
+            routing_key=item.publication.routing_key,
+            reason="unroutable" if item.was_returned else "refused by the broker",
+            retry_in_s=round(wait_s, 1),
+        )
+        self._on_rejected(item)
+        now = self._loop.time()
+        if now - self._last_rejected_at > _REPLACE_CAP_S:
+            self._replacements = 0
+        self._last_rejected_at = now
+        has_lasted = item.rejections >= MAX_REJECTIONS or (item.first_rejected_at or now) <= now - REJECTED_S
+        if has_lasted and now >= self._replace_not_before:
+            # Each time later: a queue that stays full rejects what is published over any connection.
+            self._replacements += 1
+            self._replace_not_before = now + min(_REPLACE_CAP_S, REJECTED_S * 2**self._replacements)
+            self._run_in_background(self._replace())
+
+    async def _replace(self) -> None:
+        """Publish over another connection, to another node if there is one, what the broker goes on rejecting.
+
+        A channel that was opened in the moment in which the leader of a queue died may have every publication to that
+        queue rejected for as long as that node is away, although another node leads the queue by then (measured on
+        3.10).
+        """
+        parameters = self._nodes[self._replacements % len(self._nodes)]
+        old = new = self._new_publisher()
+        try:
+            await new.connect(parameters, self._name)
+            await new.open()
+            if self.current.channel.lost.done():
+                return  # it is being replaced for another reason
+            old, self.current = self.current, new
+            self._watch(new)
+            self._report_blocked()
+            log.warning("publisher_replaced", broker=printable_address(parameters), reason="publications are refused")
+            self._publish_all(old.withdraw_retries())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETIRE_S):
+                    await old.wait_until_confirmed()
+            self._publish_all(old.withdraw_unconfirmed())
+        except WorkerError as exc:
+            if old is new:
+                log.warning("publisher_not_replaced", broker=printable_address(parameters), reason=str(exc))
+        finally:
+            await _close(old)
+
+    def _publish_all(self, items: Iterable[InFlight]) -> None:
+        for item in items:
+            self.current.publish(item)
+
+    def _report_blocked(self) -> None:
+        """Report whether the present publisher is blocked, when that has changed."""
+        if self.current.is_blocked != self._was_blocked:
+            self._was_blocked = self.current.is_blocked
+            self._on_blocked(self._was_blocked)
+
+
+async def _close(publisher: Publisher) -> None:
+    """Close a publisher; a blocked broker does not reply, so the wait is limited."""
+    await asyncio.wait((asyncio.ensure_future(publisher.close()),), timeout=CLOSE_S)

@@ -1,0 +1,87 @@
+"""What one delivery says of itself, in the worker's own terms: nothing here knows a broker."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from worker.core.command import Command
+from worker.core.doubt_window import DoubtWindow
+from worker.errors import UnusableCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """An operator's order to try a failed command again.
+
+    ``failed_at``: when the command failed, to the millisecond, so that each failure is replayed once, however often the
+    order arrives. ``doubt``: when the command may have been sent before; None: it is known not to have been cached.
+    """
+
+    failed_at: datetime
+    doubt: DoubtWindow | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One delivery without its body.
+
+    Attributes:
+        is_redelivered: the broker delivered this message before.
+        is_copy: a worker or a replay republished it through the worker's own exchange, so its headers are believed.
+        times_returned: how often the broker took the message back from a consumer.
+        attempt: the number of this attempt; the first is 1.
+        is_free_attempt: the attempt that is in doubt uses up none, because the platform was down for all devices.
+        crash_count: attempts announced on the message before they started; None unless the command is suspected of
+            crashing workers. Includes attempts that finished: only the store can tell them apart.
+        doubt: when the command may have been sent, as far as the message says.
+        replay: an operator's order to try it again.
+        arrived_at: when this delivery arrived, in seconds of the epoch.
+        first_arrived_at: when the command first arrived at a worker, in seconds of the epoch.
+        published_at: when the command was published as far as its property says, else ``first_arrived_at``.
+        message_id: the AMQP property; None where it is not set, bytes where it is not UTF-8.
+        trace: the W3C trace headers.
+    """
+
+    is_redelivered: bool = False
+    is_copy: bool = False
+    times_returned: int = 0
+    attempt: int = 1
+    is_free_attempt: bool = False
+    crash_count: int | None = None
+    doubt: DoubtWindow | None = None
+    replay: Replay | None = None
+    arrived_at: float = 0.0
+    first_arrived_at: float = 0.0
+    published_at: float = 0.0
+    message_id: object = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def may_have_been_sent(self) -> bool:
+        """Whether the command may have been sent before, as far as the message says."""
+        return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A delivery on its way through this process.
+
+    Attributes:
+        envelope: what the delivery says of itself.
+        parsed: its command, or why it carries none; None: parsing it may be what crashes workers.
+        arrived_at: monotonic time in seconds.
+    """
+
+    envelope: Envelope
+    parsed: Command | UnusableCommand | None
+    arrived_at: float
+
+    @property
+    def command(self) -> Command | None:
+        """The command, if the delivery carries one."""
+        return self.parsed if isinstance(self.parsed, Command) else None
+
+    @property
+    def looks_in_doubt(self) -> bool:
+        """Whether the command may have been sent, as far as the message says: its history comes before a request."""
+        return self.command is not None and (self.envelope.is_redelivered or self.envelope.doubt is not None)

@@ -1,0 +1,200 @@
+"""From the bytes of a message to a command that may be sent, or to an error that names the field."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NoReturn
+from zoneinfo import ZoneInfo
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_BODY_BYTES
+from schemas.reply import Detail
+from worker.core.command import Command
+from worker.core.envelope import Envelope, Task
+from worker.core.poison import is_quarantined
+from worker.core.times import parse_time
+from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
+
+_COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")
+_IMEI = re.compile(r"[0-9]{15}\Z")
+_TRIGGER_BITS = {"REGISTER": 1, "UPDATE": 2, "NOTIFY": 4}
+_FORMS = {
+    "command_id": "must be 1-128 of A-Za-z0-9._:-",
+    "imei": "must be 15 digits",
+    "expired_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
+    "valid_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
+}
+_MAX_DETAILS = 20
+_MAX_FIELD_CHARS = 100
+
+
+def read_task(envelope: Envelope, body: bytes, platform_zone: ZoneInfo, arrived_at: float) -> Task:
+    """Return what a delivery carries, unless parsing it may be what crashes workers.
+
+    Args:
+        envelope: what the delivery says of itself.
+        body: the message's body.
+        platform_zone: where times without an offset are read.
+        arrived_at: when it arrived, monotonic.
+    """
+    if is_quarantined(envelope):
+        return Task(envelope, None, arrived_at)
+    try:
+        return Task(envelope, read_command(body, envelope.message_id, platform_zone), arrived_at)
+    except UnusableCommand as exc:
+        # Its traceback would keep the body, which may be large, until the garbage collector runs.
+        exc.__traceback__ = exc.__cause__ = exc.__context__ = None
+        return Task(envelope, exc, arrived_at)
+
+
+def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Command:
+    """Return the command that a message carries.
+
+    Args:
+        body: the message's body.
+        message_id: the AMQP property of that name, None where it is not set.
+        platform_zone: where times without an offset are read.
+
+    Raises:
+        InvalidMessage: the body is no JSON object.
+        InvalidCommand: a field breaks its rule.
+    """
+    try:
+        fields = _parse(body)
+    except InvalidMessage as exc:
+        exc.command_id = as_command_id(message_id)
+        raise
+    command_id, details = _command_id(fields, message_id)
+    imei = fields.get("imei")
+    known_imei = imei if isinstance(imei, str) and _IMEI.match(imei) else None
+
+    def invalid(found: Sequence[Detail]) -> NoReturn:
+        text = "; ".join(f"{detail.field}: {detail.message}" if detail.field else detail.message for detail in found)
+        raise InvalidCommand(text, tuple(found), command_id=command_id, imei=known_imei)
+
+    try:
+        command = COMMAND.validate_python(fields)
+    except ValidationError as exc:
+        found = _details(exc)
+        invalid(found + [detail for detail in details if detail.field not in {item.field for item in found}])
+    times: dict[str, datetime] = {}
+    for name in ("expired_time", "valid_time"):
+        if name in command:
+            try:
+                times[name] = parse_time(str(command[name]), platform_zone)
+            except ValueError as exc:
+                details.append(Detail(field=name, message=str(exc)))
+    valid_at = times.get("valid_time")
+    if valid_at is not None and "expired_time" in times and times["expired_time"] <= valid_at:
+        details.append(Detail(field="expired_time", message="must be later than valid_time"))
+    if details or command_id is None:
+        invalid(details)
+    trigger = command.get("trigger_msg")
+    return Command(
+        command_id=command_id,
+        imei=command["imei"],
+        obj_id=command["obj_id"],
+        obj_inst_id=command["obj_inst_id"],
+        res_id=command["res_id"],
+        expires_at=times["expired_time"],
+        valid_at=valid_at,
+        retry=command.get("retry"),
+        timeout=command.get("timeout"),
+        trigger_msg=sum(_TRIGGER_BITS[name] for name in trigger) if isinstance(trigger, list) else trigger,
+        args=command.get("args"),
+        product=command.get("product"),
+    )
+
+
+def as_command_id(value: object) -> str | None:
+    """Return a value if it can be a command's id."""
+    return value if isinstance(value, str) and _COMMAND_ID.match(value) else None
+
+
+def _command_id(fields: dict[str, object], message_id: object) -> tuple[str | None, list[Detail]]:
+    """Return the id, from the body or else the property, and what is wrong with the two."""
+    from_property = as_command_id(message_id)
+    from_body = as_command_id(fields.get("command_id"))
+    if message_id is not None and from_property is None:
+        message = "the AMQP property message_id must be 1-128 of A-Za-z0-9._:-"
+    elif message_id is not None and "command_id" in fields and from_body != from_property:
+        message = "must be the same as the AMQP property message_id"
+    elif message_id is None and "command_id" not in fields:
+        message = "is required unless the AMQP property message_id is set"
+    else:
+        return from_body or from_property, []
+    return from_body or from_property, [Detail(field="command_id", message=message)]
+
+
+class _NoNumber:
+    """Stands for NaN and the infinities, which Python's parser reads and JSON does not have."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _invalid_message(name, "stands in the object twice")
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, _NoNumber):
+                raise _invalid_message(name, f"{item.text} is not JSON")
+        fields[name] = value
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_NoNumber)
+
+
+def _invalid_message(field: str, message: str) -> InvalidMessage:
+    field = _printable(field)
+    return InvalidMessage(f"{field}: {message}" if field else message, (Detail(field=field, message=message),))
+
+
+def _parse(body: bytes) -> dict[str, object]:
+    if len(body) > MAX_BODY_BYTES:
+        raise _invalid_message("", f"the body has {len(body)} bytes, more than {MAX_BODY_BYTES}")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise _invalid_message("", f"the body is not UTF-8: byte {exc.start}") from exc
+    try:
+        found = _DECODER.decode(text)
+    except json.JSONDecodeError as exc:
+        raise _invalid_message("", f"the body is not JSON: {exc}") from exc
+    except (RecursionError, ValueError) as exc:  # nested too deep; an integer of thousands of digits
+        raise _invalid_message("", "the body is not JSON that can be read: too deep, or a number too long") from exc
+    if not isinstance(found, dict):
+        raise _invalid_message("", "the body is not a JSON object")
+    return found
+
+
+def _details(error: ValidationError) -> list[Detail]:
+    """One detail per error, named by the top-level field, without the value that was given."""
+    details = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False)[:_MAX_DETAILS]:
+        field = _printable(str(item["loc"][0])) if item["loc"] else ""
+        details.append(Detail(field=field, message=_message(item, field)))
+    return details
+
+
+def _message(error: ErrorDetails, field: str) -> str:
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is not a field of a command"
+        case "string_pattern_mismatch":
+            return _FORMS[field]
+        case _:
+            return error["msg"].removeprefix("Value error, ")
+
+
+def _printable(field: str) -> str:
+    """Cut a field's name to what a header and a log line can carry; a lone surrogate fits neither."""
+    return field[:_MAX_FIELD_CHARS].encode("utf-8", "replace").decode()

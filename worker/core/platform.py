@@ -1,0 +1,56 @@
+"""What the worker needs of the platform: the port that ``worker/onenet`` implements, and the types that cross it."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.core.answer import Answer
+from worker.core.command import Command
+from worker.core.doubt_window import DoubtWindow
+
+OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
+"""Given the uuids of history entries, returns those that are known to belong to other commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The answer to one request. ``valid_time_omitted``: the command's ``valid_time`` was not part of the request."""
+
+    answer: Answer
+    valid_time_omitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An entry of the device's command history that may be the command in doubt.
+
+    Attributes:
+        uuid: empty if the history does not show one.
+        is_within_clock_skew: every field matches, and the entry's time lies in the doubt window if the two clocks
+            differ as little as synchronized clocks do; otherwise only a large clock difference could explain the entry.
+        valid_time_omitted: the command has a ``valid_time``, and the entry was cached without it.
+        unclear: the fields that neither match nor differ for certain, because they are missing, written in another
+            way, or of an unknown form.
+    """
+
+    uuid: str
+    is_within_clock_skew: bool
+    valid_time_omitted: bool
+    unclear: tuple[str, ...] = ()
+
+
+class PlatformClient(Protocol):
+    """Sends commands to OneNET and reads its command history."""
+
+    def knows(self, product: str | None) -> bool:
+        """Tell whether there are credentials for a product."""
+
+    def execute(self, command: Command, not_after: float) -> Sent:
+        """Ask the platform to cache one command; nothing is sent after ``not_after``, a monotonic time."""
+
+    def find_candidates(self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers) -> list[Candidate]:
+        """Return the entries of the device's history that may be the command, the best first.
+
+        Raises:
+            HistoryUnreadable: the history could not be read in full.
+        """

@@ -1,0 +1,33 @@
+-- Who owns a uuid. An owner is a command id; after a question mark it is a guess, because a lookalike could equally own
+-- the uuid. A question mark alone stands for an owner that cannot be read. Needs types.lua.
+--
+-- A spelling is one text under which the owner may be recorded. It consists of two digits (whether an owner recorded
+-- under it is certain, whether new owners are recorded under it) and the key.
+local function read_owner(key)
+    if is_type(key, 'none') then return false end
+    local owner = is_type(key, 'string') and redis.call('GETRANGE', key, 0, 199) or ''
+    return #owner <= 129 and string.find(owner, '^%??[%w._:-]+$') and owner or '?'
+end
+local function is_guess(owner)
+    return string.sub(owner, 1, 1) == '?'
+end
+-- Returns the first owner that is certain, else the first guess, else false.
+local function owner_by(spellings)
+    local guess = false
+    for _, spelling in ipairs(spellings) do
+        local owner = read_owner(string.sub(spelling, 3))
+        if owner and string.sub(spelling, 1, 1) == '0' and not is_guess(owner) then owner = '?' .. owner end
+        if owner and not is_guess(owner) then return owner end
+        guess = guess or owner
+    end
+    return guess
+end
+local function set_owner(spellings, owner, ttl)
+    for _, spelling in ipairs(spellings) do
+        local key = string.sub(spelling, 3)
+        if string.sub(spelling, 2, 2) == '1' and is_type(key, 'none') then
+            local is_uncertain = string.sub(spelling, 1, 1) == '0' and not is_guess(owner)
+            redis.call('SET', key, is_uncertain and '?' .. owner or owner, 'PX', ttl)
+        end
+    end
+end

@@ -1,0 +1,106 @@
+"""Ends leases: records an outcome, or releases the command. A store that fails postpones the command instead."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock
+from worker.core.decide import RetryPolicy, postponed
+from worker.core.doubt import doubt_of_copy, extended
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Envelope
+from worker.core.outcome import outcome_unknown, reply_to
+from worker.core.resolution import AwaitReconciliation, Conclude, Postpone, Unpublished
+from worker.errors import StoreError, UuidTaken
+from worker.processing.attempt import Attempt
+
+FOREIGN_UUID = "the uuid that it was answered with belongs to another command"
+
+
+Released = TypeVar("Released", bound=Unpublished)
+
+
+class Leases:
+    """Ends the leases that the engine holds.
+
+    Args:
+        store: granted them.
+        policy: when to try again.
+        now: the time, aware.
+    """
+
+    def __init__(self, store: IdempotencyStore, policy: RetryPolicy, now: Clock) -> None:
+        self._store = store
+        self._policy = policy
+        self._now = now
+
+    def release(self, attempt: Attempt, resolution: Released) -> Released | Postpone:
+        """Release a command with what is in doubt of it, and return its resolution."""
+        try:
+            self._store.release(
+                attempt.lease, attempt.doubt, holder_crashed=attempt.holder_crashed and not attempt.is_announced
+            )
+        except StoreError as exc:
+            return self.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
+        return resolution
+
+    def record(self, envelope: Envelope, conclude: Conclude, on_recorded: Callable[[Unpublished], object]) -> None:
+        """Record an outcome before anybody is told, so that whatever fails from there on repeats it.
+
+        Args:
+            envelope: what the command's delivery says.
+            conclude: the outcome.
+            on_recorded: is called once with what becomes of the delivery, by any thread, perhaps after this returned.
+        """
+        if conclude.lease is None:
+            on_recorded(conclude)
+            return
+
+        def on_end(error: StoreError | None) -> None:
+            match error:
+                case None:
+                    on_recorded(conclude)
+                case UuidTaken():
+                    on_recorded(self._await_own_uuid(envelope, conclude))
+                case StoreError():
+                    on_recorded(self.postpone(envelope, error, conclude.doubt, holder_crashed=conclude.holder_crashed))
+
+        doubt = _doubt_if_refused(conclude)
+        self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
+
+    def record_and_wait(self, envelope: Envelope, conclude: Conclude) -> Unpublished:
+        """Record an outcome, and return what becomes of the delivery."""
+        is_over = threading.Event()
+        results: list[Unpublished] = []
+
+        def on_recorded(result: Unpublished) -> None:
+            results.append(result)
+            is_over.set()
+
+        self.record(envelope, conclude, on_recorded)
+        is_over.wait()
+        return results[0]
+
+    def postpone(
+        self, envelope: Envelope, error: StoreError, doubt: DoubtWindow | None, *, holder_crashed: bool
+    ) -> Postpone:
+        """Postpone a command because the store failed: nothing is sent unguarded, and what was sent is in doubt."""
+        doubt = doubt_of_copy(doubt, envelope, self._now())
+        return postponed(envelope, self._policy, str(error), doubt, holder_crashed=holder_crashed)
+
+    def _await_own_uuid(self, envelope: Envelope, conclude: Conclude) -> AwaitReconciliation | Conclude:
+        """Treat an answer with the uuid of another command like a lost one; the store has released the command."""
+        reply, attempt = conclude.reply, conclude.reply.attempts
+        if self._policy.mode(envelope) == "resend":  # no history is read, so the next request uses an attempt
+            attempt += 1
+            if attempt > self._policy.max_attempts:
+                failed = outcome_unknown(FOREIGN_UUID)
+                return Conclude(failed, reply_to(failed, reply.attempts, reply.command_id, reply.imei, self._now()))
+        doubt = _doubt_if_refused(conclude)
+        return AwaitReconciliation(self._policy.reconcile_delay_s, attempt, FOREIGN_UUID, doubt)
+
+
+def _doubt_if_refused(conclude: Conclude) -> DoubtWindow:
+    """Return when a command may have been sent, should its uuid turn out to be another command's."""
+    return extended(conclude.doubt, conclude.reply.completed_at)

@@ -1,0 +1,167 @@
+"""Lets the device's command history decide what became of a command in doubt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock
+from worker.core.decide import RetryPolicy, awaiting, decide_unreadable, postponed
+from worker.core.outcome import Accepted, Failed, outcome_unknown
+from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
+from worker.core.platform import Candidate, PlatformClient
+from worker.core.poison import is_poison, poisoned
+from worker.core.resolution import AwaitReconciliation, Unpublished
+from worker.errors import HistoryUnreadable, StoreError
+from worker.processing.attempt import Attempt
+from worker.processing.circuit_breaker import CircuitBreakers, Permit
+from worker.processing.leases import Leases
+
+MAX_NAMED = 3  # candidates that one message to an operator names
+
+Send = Callable[[Attempt], Unpublished]
+
+
+class Reconciler:
+    """Finds out whether a command was cached.
+
+    Args:
+        client: reads the histories.
+        store: tells whose the uuids are.
+        leases: ends the leases.
+        breakers: of executions.
+        history_breakers: of histories.
+        policy: when to try again.
+        now: the time, aware.
+    """
+
+    def __init__(
+        self,
+        client: PlatformClient,
+        store: IdempotencyStore,
+        leases: Leases,
+        breakers: CircuitBreakers,
+        history_breakers: CircuitBreakers,
+        policy: RetryPolicy,
+        now: Clock,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._leases = leases
+        self._breakers = breakers
+        self._history_breakers = history_breakers
+        self._policy = policy
+        self._now = now
+
+    def run(self, attempt: Attempt, send: Send) -> Unpublished:
+        """Read the history of a command in doubt.
+
+        Args:
+            attempt: at the command.
+            send: sends it, once it is known not to have been cached.
+        """
+        try:
+            return self._reconcile(attempt, send)
+        except StoreError as exc:
+            return self._leases.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
+
+    def _reconcile(self, attempt: Attempt, send: Send) -> Unpublished:
+        product = attempt.command.product
+        permit = self._history_breakers.try_acquire(product)
+        if permit is None:
+            reason = f"command histories are not read for now: {self._history_breakers.reason_of(product)}"
+            return self._wait(attempt, replace(_waiting(attempt, self._policy), reason=reason))
+        try:
+            candidates = self._find(attempt)
+            permit.record_success()
+        except HistoryUnreadable as exc:
+            self._record_failure(attempt, permit, exc)
+            is_free = permit.is_paused or exc.is_throttled
+            result = decide_unreadable(str(exc), _waiting(attempt, self._policy), self._policy, is_paused=is_free)
+            if isinstance(result, Failed):
+                return attempt.conclude(result, self._now)
+            return self._wait(attempt, result)
+        finally:
+            permit.release()
+        return self._decide(attempt, candidates, send)
+
+    def _find(self, attempt: Attempt) -> Sequence[Candidate]:
+        assert attempt.doubt is not None  # otherwise there is nothing to reconcile
+        owned_by_others = partial(self._store.owned_by_others, attempt.lease.key)
+        return self._client.find_candidates(attempt.command, attempt.doubt, owned_by_others)
+
+    def _decide(self, attempt: Attempt, candidates: Sequence[Candidate], send: Send) -> Unpublished:
+        likely = [each.uuid for each in candidates if each.is_within_clock_skew and not each.unclear]
+        unlikely = [each.uuid for each in candidates if not each.is_within_clock_skew and not each.unclear]
+        unclear = [each for each in candidates if each.unclear]
+        unclear_uuids = [each.uuid for each in unclear]
+        facts = self._store.ownership(attempt.lease, [*likely, *unlikely, *unclear_uuids])
+        command_id = attempt.command.command_id
+        assignment = assign_uuid(command_id, likely, unlikely, facts)
+        reason = "the device's command history has several like it, and no record tells which is whose"
+        if isinstance(assignment, NoCandidate) and unclear:
+            # Only now: a platform writes one value in one way, so an equal entry leaves no doubt about the others.
+            assignment = assign_uuid(command_id, [], unclear_uuids, facts)
+            reason = _describe(unclear)
+        match assignment:
+            case Assigned(uuid, is_guess):
+                omitted = any(each.uuid == uuid and each.valid_time_omitted for each in candidates)
+                recovered = Accepted(uuid, recovered=True)
+                return attempt.conclude(recovered, self._now, valid_time_omitted=omitted, is_guess=is_guess)
+            case Ambiguous():
+                return attempt.conclude(outcome_unknown(reason), self._now)
+            case LookalikeInProgress():
+                reason = "a command just like it is being processed"
+                postpone = postponed(
+                    attempt.envelope, self._policy, reason, attempt.doubt, holder_crashed=attempt.holder_crashed
+                )
+                return self._leases.release(attempt, postpone)
+            case NoCandidate():
+                return self._send_absent(attempt, send)
+
+    def _send_absent(self, attempt: Attempt, send: Send) -> Unpublished:
+        """Send a command that is known now not to have been cached."""
+        waiting = _waiting(attempt, self._policy)
+        absent = replace(attempt, doubt=None)
+        if is_poison(attempt.envelope, holder_crashed=attempt.holder_crashed):
+            return absent.conclude(poisoned(attempt.envelope), self._now)
+        if not attempt.holder_crashed:  # otherwise nobody knows whether that attempt was made
+            if waiting.attempts_used >= self._policy.max_attempts:
+                message = f"given up after {attempt.number} attempts: the last one was not cached"
+                return absent.conclude(Failed("retries_exhausted", message), self._now)
+            absent = replace(absent, number=waiting.attempts_used + 1)
+        return send(absent)
+
+    def _wait(self, attempt: Attempt, waiting: AwaitReconciliation) -> Unpublished:
+        return self._leases.release(attempt, waiting)
+
+    def _record_failure(self, attempt: Attempt, permit: Permit, error: HistoryUnreadable) -> None:
+        """Tell the breakers what an unreadable history says of the platform."""
+        reason = f"the command history: {error}"
+        if error.is_throttled:
+            permit.record_throttling(reason, error.retry_after_s)
+            self._breakers.hold(attempt.command.product, reason, error.retry_after_s)
+        elif error.is_outage:
+            permit.record_failure(reason, error.retry_after_s)
+        elif error.is_refused:
+            permit.record_refusal(reason, attempt.command.imei)
+
+
+def _waiting(attempt: Attempt, policy: RetryPolicy) -> AwaitReconciliation:
+    """Return how the command has waited for its history so far."""
+    assert attempt.doubt is not None
+    return awaiting(
+        attempt.envelope,
+        policy,
+        "answer lost",
+        attempt.doubt,
+        attempt=attempt.number,
+        holder_crashed=attempt.holder_crashed,
+    )
+
+
+def _describe(unclear: Sequence[Candidate]) -> str:
+    """Name the candidates that cannot be told from the command, for an operator who looks at them."""
+    named = [f"{each.uuid or 'one without a cmd_uuid'} ({', '.join(each.unclear)})" for each in unclear[:MAX_NAMED]]
+    more = f" and {len(unclear) - MAX_NAMED} more" if len(unclear) > MAX_NAMED else ""
+    return f"entries of the device's command history cannot be told from it, in these fields: {'; '.join(named)}{more}"

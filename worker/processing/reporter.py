@@ -1,0 +1,94 @@
+"""Tells operators what becomes of each delivery: its log line and its metrics."""
+
+from worker.core.answer import Answer
+from worker.core.envelope import Task
+from worker.core.outcome import Accepted, Failed, Rejected
+from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
+from worker.errors import UnusableCommand
+from worker.telemetry.logs import get_logger
+from worker.telemetry.metrics import Metrics
+
+log = get_logger()
+
+
+class Reporter:
+    """Logs and counts.
+
+    Args:
+        metrics: where to count.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def report(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
+        """Report what becomes of a delivery.
+
+        Args:
+            task: the delivery.
+            resolution: what becomes of it, an outcome only once it is recorded.
+            duration_s: how long it was processed, in seconds.
+        """
+        match resolution:
+            case Conclude():
+                self._report_outcome(resolution, duration_s)
+            case Duplicate(reply, repeats_dead_letter):
+                self._metrics.count_duplicate()
+                if repeats_dead_letter and reply.error is not None:
+                    self._metrics.count_dead_letter(reply.error.code)
+                about = {"command_id": reply.command_id, "imei": reply.imei, "attempt": task.envelope.attempt}
+                log.info("duplicate_suppressed", **about, status=reply.status)
+            case Retry(delay_s, next_attempt, reason):
+                self._metrics.count_retry()
+                log.warning(
+                    "command_retry_scheduled",
+                    **_about(task, next_attempt - 1),
+                    next_attempt=next_attempt,
+                    delay_s=delay_s,
+                    reason=reason,
+                )
+            case Postpone(delay_s, attempt, reason):
+                self._metrics.count_postponement()
+                log.info("command_postponed", **_about(task, attempt), delay_s=delay_s, reason=reason)
+            case AwaitReconciliation(delay_s, attempt, reason):
+                self._metrics.count_doubt()
+                log.warning("command_in_doubt", **_about(task, attempt), reason=reason, reconcile_delay_s=delay_s)
+            case Replaced(result):
+                if result is not None:
+                    self.report(task, result, duration_s)
+
+    def report_doubt(self, task: Task, attempt: int, reason: str) -> None:
+        """Report that a command may have been cached, where its history is not read."""
+        self._metrics.count_doubt()
+        log.warning("command_in_doubt", **_about(task, attempt), reason=reason)
+
+    def time_request(self, answer: Answer, began: float) -> None:
+        """Record how long a request took that began at a monotonic time."""
+        self._metrics.time_request(answer, began)
+
+    def _report_outcome(self, conclude: Conclude, duration_s: float) -> None:
+        reply, outcome = conclude.reply, conclude.outcome
+        self._metrics.count_outcome(outcome)
+        about = {"command_id": reply.command_id, "imei": reply.imei, "attempt": reply.attempts}
+        duration_ms = round(duration_s * 1000, 1)
+        match outcome:
+            case Accepted(uuid, recovered):
+                if recovered:
+                    log.info("command_recovered", **about, uuid=uuid)
+                log.info("command_accepted", **about, duration_ms=duration_ms, uuid=uuid)
+            case Rejected(code, message, errno):
+                log.warning(
+                    "command_rejected", **about, duration_ms=duration_ms, code=code, errno=errno, reason=message
+                )
+            case Failed(code, message):
+                self._metrics.count_dead_letter(code)
+                log.warning("command_failed", **about, duration_ms=duration_ms, code=code, reason=message)
+
+
+def _about(task: Task, attempt: int) -> dict[str, object]:
+    """Return the fields of every line about a command, as far as they are known."""
+    match task.parsed:
+        case None:
+            return {"command_id": None, "imei": None, "attempt": attempt}
+        case UnusableCommand() | _ as known:
+            return {"command_id": known.command_id, "imei": known.imei, "attempt": attempt}

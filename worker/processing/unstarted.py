@@ -1,0 +1,73 @@
+"""What becomes of deliveries that this worker took and did not start: none of them may lose anything by it."""
+
+from worker.core.backoff import postponement_s
+from worker.core.claims import IdempotencyStore, Key
+from worker.core.clock import Clock
+from worker.core.command import Command
+from worker.core.decide import RetryPolicy
+from worker.core.doubt import doubt_of_copy
+from worker.core.doubt_window import DoubtWindow
+from worker.core.envelope import Task
+from worker.core.resolution import Postpone
+from worker.processing.circuit_breaker import CircuitBreakers
+
+
+class Unstarted:
+    """Postpones deliveries that were not started, or tells what to note on a copy that takes their place.
+
+    Args:
+        store: remembers commands.
+        breakers: tell how long nothing may be sent.
+        policy: when to try again.
+        now: the time, aware.
+    """
+
+    def __init__(self, store: IdempotencyStore, breakers: CircuitBreakers, policy: RetryPolicy, now: Clock) -> None:
+        self._store = store
+        self._breakers = breakers
+        self._policy = policy
+        self._now = now
+
+    def postpone(self, task: Task, reason: str, at_least_s: float = 0) -> Postpone:
+        """Have a delivery come again later: no attempt is used up, and nothing is put in doubt."""
+        envelope = task.envelope
+        product = None if task.command is None else task.command.product
+        suggested_s = max(at_least_s, self._breakers.suggested_delay_s(product))
+        return Postpone(
+            postponement_s(self._policy.delays_s, suggested_s),
+            envelope.attempt,
+            reason,
+            self.doubt_of_copy(task),
+            is_free=envelope.is_free_attempt,
+            crash_count=envelope.crash_count,
+            is_unclaimed=True,
+        )
+
+    def postpone_paused(self, task: Task, product: str | None) -> Postpone:
+        """Postpone a delivery because nothing of its product is sent for now."""
+        return self.postpone(task, f"nothing is sent for now: {self._breakers.reason_of(product)}")
+
+    def doubt_of_copy(self, task: Task) -> DoubtWindow | None:
+        """Return when the command may have been sent, as a copy of its message has to say.
+
+        A duplicate message counts as in doubt once its original was claimed here, because that record may be gone when
+        the copy returns.
+        """
+        now = self._now()
+        doubt = doubt_of_copy(task.envelope.doubt, task.envelope, now)
+        local = self._store.local
+        if doubt is None and task.command is not None and local is not None and local.was_claimed(key_of(task.command)):
+            return DoubtWindow(None, now)
+        return doubt
+
+    def mark_not_sent(self, task: Task) -> None:
+        """Remember that a delivery which is void now was not started, so that its next one raises no doubt."""
+        # What may have been sent before this process remains in doubt; what carries no command is never sent.
+        local = self._store.local
+        if local is not None and task.command is not None and not task.envelope.may_have_been_sent:
+            local.mark_not_sent(key_of(task.command))
+
+
+def key_of(command: Command) -> Key:
+    """Return what a command's record is found by."""
+    return Key(command.command_id, command.content_hash(), command.match_key())
