@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ask the worker in this container whether it lives: exit code 0 if so, else 1. The image's HEALTHCHECK."""
+"""The image's HEALTHCHECK: exits with 0 if the worker in this container is live, else with 1."""
 
 import http.client
 import sys
@@ -14,8 +14,8 @@ def main() -> int:
     """Return the exit code."""
     settings = load_settings()
     if settings.http_port == 0:
-        return 0  # turned off: that the process runs is all that can be known
-    # Where it listens on every address, 0.0.0.0 or ::, the same name leads Linux to this machine.
+        return 0  # the endpoint is turned off; only the running process shows that the worker is live
+    # If the worker listens on all addresses (0.0.0.0 or ::), Linux connects these names to the local machine.
     connection = http.client.HTTPConnection(settings.http_host, settings.http_port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/livez")

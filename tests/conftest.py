@@ -1,7 +1,6 @@
-"""Fixtures: a real broker for the whole run, a simulator and a namespace for each test.
+"""Fixtures: a real broker and a real Redis for the whole run, a simulator and a namespace for each test.
 
-Where several processes share the tests (pytest-xdist), each has a broker and a Redis of its own, so that it may kill
-them.
+With pytest-xdist each process has a broker and a Redis of its own, so that its tests may kill them.
 """
 
 import fcntl
@@ -14,29 +13,30 @@ from pathlib import Path
 import pytest
 from xdist.workermanage import NodeManager
 
+from scripts import services
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
-from worker.dev.services.broker import LocalBroker, start_own_broker
-from worker.dev.services.redis import LocalRedis, start_own_redis
+from worker.dev.services.broker import LocalBroker, start_local_broker
+from worker.dev.services.redis import LocalRedis, start_local_redis
 
-os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the servers of the tests are on this machine
-
-
-def _end(number: int, _frame: object) -> None:
-    pytest.exit(signal.Signals(number).name, 128 + number)  # with the fixtures' ends, which stop what was started
+os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the tests' servers run on this machine
 
 
-NodeManager.EXIT_TIMEOUT = 60  # for those ends in the processes of pytest-xdist, before they are killed
+def _exit(number: int, _frame: object) -> None:
+    pytest.exit(signal.Signals(number).name, 128 + number)  # runs the fixtures' teardown, which stops the servers
+
+
+NodeManager.EXIT_TIMEOUT = 60  # seconds for the teardown in the processes of pytest-xdist before they are killed
 for _number in (signal.SIGTERM, signal.SIGHUP):
-    signal.signal(_number, _end)
+    signal.signal(_number, _exit)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    signal.signal(signal.SIGINT, _end)  # the end of the run is said so here, even where ctrl-C is ignored
+    signal.signal(signal.SIGINT, _exit)  # pytest-xdist ends its processes so, even where ctrl-C is ignored
 
 
 @contextmanager
 def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let no other process start a server meanwhile: it would install the same package, or take our port."""
+    """Keep other processes from starting a server: they might install the same package or take the same port."""
     with (tmp_path_factory.getbasetemp().parent / "starting").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -44,23 +44,24 @@ def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def authority() -> Authority:
-    """Signed the certificate of our own broker, and those of whoever may connect to it with TLS."""
+    """The authority that signs the certificates of the private broker and of its clients."""
     return Authority()
 
 
 @pytest.fixture(scope="session")
 def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
-    """A broker that may be killed: never one that AMQP_URL names."""
+    """A private broker that tests may kill; never the one that AMQP_URL names."""
     certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
     with one_at_a_time(tmp_path_factory):
-        broker = start_own_broker(certificate.folder)
+        services.provide("rabbitmq")
+        broker = start_local_broker(certificate.folder)
     yield broker
     broker.stop()
 
 
 @pytest.fixture(scope="session")
 def broker_url(request: pytest.FixtureRequest) -> str:
-    """The broker that all tests share; on one that AMQP_URL names they leave nothing behind."""
+    """The URL of the broker that all tests share; they delete what they declare, also where AMQP_URL names it."""
     named = os.environ.get("AMQP_URL")
     if named:
         return named
@@ -70,16 +71,17 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
-    """A Redis that may be killed: never one that REDIS_URL names."""
+    """A private Redis that tests may kill; never the one that REDIS_URL names."""
     with one_at_a_time(tmp_path_factory):
-        server = start_own_redis()
+        services.provide("redis")
+        server = start_local_redis()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """The Redis that all tests share; what they leave behind on one that REDIS_URL names expires."""
+    """The URL of the Redis that all tests share; the keys they leave expire, also where REDIS_URL names it."""
     named = os.environ.get("REDIS_URL")
     if named:
         return named

@@ -13,7 +13,7 @@ ABLE_TO_CONSUME: dict[str, Any] = {
     "is_connected": True,
     "is_publishing_impaired": False,
     "allows_any": True,
-    "waits_for_slots": False,
+    "is_rate_limiting": False,
     "is_stopping": False,
 }
 
@@ -30,7 +30,7 @@ async def is_live(**changes: bool) -> bool:
         asyncio.get_running_loop().call_soon(polled.set)  # runs after the monitor has used the result
         return 1, 1
 
-    more = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_handling_s": 0.0}
+    more = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_processing_s": 0.0}
     parts = cast("Any", SimpleNamespace(**state | more | {"allows_any": lambda: state["allows_any"]}))
     running = asyncio.create_task(HealthMonitor(broker=parts, consumer=parts, breakers=parts, health=health).run())
     await polled.wait()

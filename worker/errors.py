@@ -14,6 +14,8 @@ Each is named for what happened. A library's exceptions are translated into thes
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
     ├── TopologyMismatch         an exchange or queue differs                  -> exit code 78
+    ├── TransportError           an HTTP request got no readable response      -> in doubt, or known not sent
+    │   └── TLSError             TLS failed
     ├── HistoryUnreadable        a device's history could not be read whole    -> reconcile again later
     ├── PlatformUnusable         OneNET failed the `check` command             -> exit code 1
     ├── StoreError               the idempotency store failed                  -> postpone the command

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Make what the broker imports when it starts: the worker's topology, and a user with a password of its own.
+"""Write the definitions that the broker imports: the worker's topology, and a user with a generated password.
 
-The password is made once, and lies in the worker's URL. The broker gets its hash, in another volume.
+The password is generated once and stored in the worker's URL. The definitions, on another volume, have its hash only.
 """
 
 import base64
@@ -20,7 +20,7 @@ DEFINITIONS = Path("/run/definitions/definitions.json")
 
 
 def access(password: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the one user, who may do everything in the one vhost.
+    """Return the vhost, and its only user with all permissions.
 
     Source: https://www.rabbitmq.com/docs/passwords#computing-password-hash
     """
@@ -29,14 +29,14 @@ def access(password: str) -> dict[str, list[dict[str, Any]]]:
         "name": NAME,
         "password_hash": base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode(),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": ["monitoring"],  # so that the management pages show everything
+        "tags": ["monitoring"],  # to see everything in the management UI
     }
     rights = {"user": NAME, "vhost": VHOST, "configure": ".*", "write": ".*", "read": ".*"}
     return {"vhosts": [{"name": VHOST}], "users": [user], "permissions": [rights]}
 
 
 def main() -> None:
-    """Write both files; a password that is there stays."""
+    """Write both files; an existing password is kept."""
     if not URL.exists():
         URL.write_text(f"amqp://{NAME}:{secrets.token_urlsafe(24)}@rabbitmq:5672/\n")
     password = urlsplit(URL.read_text().strip()).password or ""

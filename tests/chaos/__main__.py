@@ -1,4 +1,4 @@
-"""``make chaos``: storms on both stores, with the figures of each. A seed that failed can be replayed."""
+"""``make chaos``: chaos runs on both stores, with a report of each; a failed run is repeated with its seed."""
 
 import argparse
 import random
@@ -7,25 +7,27 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from scripts import services
 from tests.support.chaos import Plan, run
-from worker.dev.services.broker import start_own_broker
-from worker.dev.services.redis import start_own_redis
+from worker.dev.services.broker import start_local_broker
+from worker.dev.services.redis import start_local_redis
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--seconds", type=float, default=120, help="how long each storm lasts")
-    parser.add_argument("--commands", type=int, default=3000, help="published in each")
+    parser.add_argument("--seconds", type=float, default=120, help="seconds of faults in each run")
+    parser.add_argument("--commands", type=int, default=3000, help="commands published in each run")
     parser.add_argument(
-        "--fleets", default="1m,3r,4r", help="comma-separated: how many workers, on memory (m) or Redis (r)"
+        "--fleets", default="1m,3r,4r", help="comma-separated: number of workers, on memory (m) or Redis (r)"
     )
     chosen = parser.parse_args()
     has_failed = False
+    services.provide("rabbitmq", "redis")
     with ExitStack() as stack:
-        broker = start_own_broker()
+        broker = start_local_broker()
         stack.callback(broker.stop)
-        redis = start_own_redis()
+        redis = start_local_redis()
         stack.callback(redis.stop)
         for fleet in chosen.fleets.split(","):
             url = redis.url if fleet.endswith("r") else None
@@ -33,7 +35,7 @@ def main() -> int:
             folder = Path(tempfile.mkdtemp(prefix=f"onenet-chaos-{fleet}-"))
             report = run(plan, broker, folder)
             print(report, flush=True)
-            for name, found in report.faults.items():
+            for name, found in report.violations.items():
                 has_failed = True
                 print(f"  {name}: {'; '.join(found[:10])}\n  the workers' logs: {folder}", flush=True)
     return int(has_failed)

@@ -1,4 +1,4 @@
-"""A short storm on each store; ``make chaos`` has the long ones."""
+"""A short chaos run on each store; ``make chaos`` has the long ones."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ SEED = 20261122
 
 
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
-def test_nothing_is_lost_and_nothing_is_cached_twice(
+def test_random_faults_lose_no_command_and_cache_none_twice(
     store: str, workers: int, own_broker: LocalBroker, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = None if store == "memory" else request.getfixturevalue("redis_url")
     report = run(Plan(SEED, 12, 300, workers, url, broker_kills=1), own_broker, tmp_path)
     print(report)
-    assert not report.faults, str(report)
+    assert not report.violations, str(report)

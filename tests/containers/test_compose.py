@@ -1,4 +1,4 @@
-"""The compose file: everything at once, three workers, one of which is killed, and Prometheus looking on."""
+"""The compose file: three workers, one of which is killed, with broker, store, simulator and Prometheus."""
 
 import json
 import os
@@ -13,18 +13,19 @@ from uuid import uuid4
 import pytest
 import requests
 
+from scripts.documents import alerts
 from tests.support.builders import a_command
 from tests.support.docker_engine import docker, inspect
-from tests.support.monitoring import alerts, expressions, selectors
+from tests.support.monitoring import expressions, selectors
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
 WORKERS = 3
-A_DEVICE = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0", "--res-id", "5850")
+TARGET_OPTIONS = ("--imei", "865820030000001", "--obj-id", "3311", "--obj-inst-id", "0", "--res-id", "5850")
 
 
 class Stack:
-    """One project of docker/compose.yaml, on ports of its own."""
+    """One project of docker/compose.yaml on free ports."""
 
     def __init__(self, image: str) -> None:
         self._project = f"onenet-test-{uuid4().hex[:8]}"
@@ -36,11 +37,11 @@ class Stack:
         return ["compose", "--project-name", self._project, *files, *arguments]
 
     def compose(self, *arguments: str) -> str:
-        """Call ``docker compose``; returns what it says on stdout."""
+        """Run ``docker compose``; returns its stdout."""
         return docker(*self.command(*arguments), environment=self._environment)
 
     def popen(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Call ``docker compose`` and go on meanwhile."""
+        """Start ``docker compose`` and return at once."""
         return subprocess.Popen(
             ["docker", *self.command(*arguments)],
             env=os.environ | self._environment,
@@ -50,11 +51,11 @@ class Stack:
         )
 
     def ids(self, service: str, *options: str) -> list[str]:
-        """Return the containers of a service."""
+        """Return the ids of a service's containers."""
         return self.compose("ps", "--quiet", *options, service).split()
 
     def get(self, service: str, port: int, path: str, **query: str) -> Any:
-        """Ask a service, on the port that it publishes on this machine."""
+        """Send a GET request to the port that a service publishes on this machine; returns the JSON."""
         address = self.compose("port", service, str(port)).strip()
         assert address.startswith("127.0.0.1:")
         answer = requests.get(f"http://{address}{path}", params=query, timeout=PATIENCE_S)
@@ -62,7 +63,7 @@ class Stack:
         return answer.json()
 
     def cached(self) -> list[dict[str, Any]]:
-        """Return what the platform has cached."""
+        """Return the commands that the platform has cached."""
         found: list[dict[str, Any]] = self.get("simulator", 8580, "/control/commands")
         return found
 
@@ -79,24 +80,24 @@ def stack(image: str) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack) -> Stack:
-    """Return the stack with Prometheus in it, all of whose targets have been asked."""
+    """Return the stack with Prometheus, after all its targets have been scraped."""
     stack.compose("up", "--wait", "--no-deps", "prometheus")
 
-    def all_asked() -> bool:
+    def all_scraped() -> bool:
         targets = stack.get("prometheus", 9090, "/api/v1/targets")["data"]["activeTargets"]
         up = Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
         return up == {"onenet-worker": WORKERS, "rabbitmq": 1, "rabbitmq-queues": 1}
 
-    wait_until(all_asked, PATIENCE_S, "three workers and the broker as targets")
+    wait_until(all_scraped, PATIENCE_S, "three workers and the broker as targets")
     return stack
 
 
-def test_a_command_that_is_sent_gets_its_reply(stack: Stack) -> None:
-    said = stack.compose("run", "--rm", "-T", "worker", "send", *A_DEVICE, "--args", "on", "--wait")
-    assert json.loads(said)["status"] == "accepted"
+def test_send_in_the_composed_worker_gets_a_reply(stack: Stack) -> None:
+    output = stack.compose("run", "--rm", "-T", "worker", "send", *TARGET_OPTIONS, "--args", "on", "--wait")
+    assert json.loads(output)["status"] == "accepted"
 
 
-def test_the_password_is_in_no_environment_and_there_is_no_guest(stack: Stack) -> None:
+def test_the_broker_has_no_guest_and_its_password_is_in_no_environment(stack: Stack) -> None:
     url = stack.compose("exec", "-T", "worker", "cat", "/run/broker-access/amqp-url").strip()
     password = urlsplit(url).password
     assert password
@@ -107,24 +108,24 @@ def test_the_password_is_in_no_environment_and_there_is_no_guest(stack: Stack) -
     assert [user["user"] for user in json.loads(users)] == ["onenet"]
 
 
-def test_the_rules_are_loaded_and_none_fails(prometheus: Stack) -> None:
+def test_prometheus_loads_all_alert_rules_without_an_error(prometheus: Stack) -> None:
     groups = prometheus.get("prometheus", 9090, "/api/v1/rules")["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert [rule["name"] for rule in rules] == [rule["alert"] for rule in alerts()]
     assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
 
 
-def test_every_metric_that_is_asked_for_is_scraped(prometheus: Stack) -> None:
+def test_prometheus_scrapes_every_metric_that_dashboard_and_alerts_query(prometheus: Stack) -> None:
     shown = set(prometheus.get("prometheus", 9090, "/api/v1/label/__name__/values")["data"])
     assert {selector.name for selector in selectors()} <= shown
 
 
-def test_prometheus_understands_every_expression(prometheus: Stack) -> None:
+def test_prometheus_evaluates_every_expression_of_dashboard_and_alerts(prometheus: Stack) -> None:
     for expression in set(expressions()):
         assert prometheus.get("prometheus", 9090, "/api/v1/query", query=expression)["status"] == "success"
 
 
-def test_a_worker_that_is_killed_costs_nothing_and_doubles_nothing(stack: Stack, tmp_path: Path) -> None:
+def test_a_killed_worker_container_loses_no_command_and_sends_none_twice(stack: Stack, tmp_path: Path) -> None:
     ids = [f"killed-{number}" for number in range(300)]
     commands = tmp_path / "commands.jsonl"
     lines = [
@@ -143,16 +144,16 @@ def test_a_worker_that_is_killed_costs_nothing_and_doubles_nothing(stack: Stack,
 
     wait_until(lambda: cached().total() >= 60, PATIENCE_S, "the first commands")
     docker("kill", stack.ids("worker")[0])
-    assert cached().total() < len(ids)  # it came in mid-flow
-    said, _ = sending.communicate()
+    assert cached().total() < len(ids)  # the kill came before the last command
+    output, _ = sending.communicate()
     assert sending.returncode == 0
-    replies = [json.loads(line) for line in said.splitlines()]
+    replies = [json.loads(line) for line in output.splitlines()]
     assert {reply["command_id"]: reply["status"] for reply in replies} == dict.fromkeys(ids, "accepted")
     assert len(replies) == len(ids)
     assert cached() == Counter(ids)
 
 
-def test_the_workers_stop_in_good_order(stack: Stack) -> None:
+def test_the_worker_containers_stop_gracefully(stack: Stack) -> None:
     running = stack.ids("worker")
     stack.compose("stop", "worker")
     assert [inspect(identity)["State"]["ExitCode"] for identity in running] == [0] * (WORKERS - 1)

@@ -1,4 +1,4 @@
-"""The image: what it does, and what is not in it."""
+"""The image: how it runs, and what it contains."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from typing import IO
 
 import pytest
 
-from tests.support.docker_engine import LOCKED_UP, ROOT, container, docker, inspect
+from tests.support.docker_engine import ROOT, WITHOUT_RIGHTS, container, docker, inspect
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG
 
 BASE = "python:3.13-slim"
-NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # where there is no broker, it keeps trying
+NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # without a broker the worker keeps trying
 SET_ID = 0o6000
 PACKAGES = PurePosixPath("app/lib/python3.13/site-packages")
 
@@ -32,7 +32,7 @@ class File:
 
 
 def files_of(image: str) -> Mapping[str, File]:
-    """Return every file of an image by its path; the content of the worker's own."""
+    """Return every file of an image by its path, with the content of the worker's files."""
     identity = docker("create", image).strip()
     try:
         with subprocess.Popen(["docker", "export", identity], stdout=subprocess.PIPE) as export:
@@ -65,44 +65,44 @@ def base() -> Mapping[str, File]:
 
 @pytest.fixture(scope="module")
 def added(files: Mapping[str, File], base: Mapping[str, File]) -> set[str]:
-    """What is in it beyond the base, without what the engine puts into every container."""
+    """The files of the image that its base does not have, without those that the engine adds to every container."""
     return set(files) - set(base) - {".dockerenv"}
 
 
-def test_it_runs_any_command_with_no_rights_and_nothing_to_write_on(image: str) -> None:
-    schema = docker("run", "--rm", *LOCKED_UP, "--network", "none", image, "schema", "command")
+def test_the_image_runs_a_command_without_capabilities_on_a_read_only_file_system(image: str) -> None:
+    schema = docker("run", "--rm", *WITHOUT_RIGHTS, "--network", "none", image, "schema", "command")
     assert json.loads(schema)["$schema"].startswith("https://json-schema.org/")
-    assert re.fullmatch(
-        r"[1-9]\d*:[1-9]\d*", inspect(image)["Config"]["User"]
-    )  # by number: so it is seen not to be root
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", inspect(image)["Config"]["User"])  # a number shows that it is not root
 
 
-def test_without_credentials_it_ends_with_the_exit_code_of_the_worker(image: str) -> None:
-    said = subprocess.run(["docker", "run", "--rm", *LOCKED_UP, image], capture_output=True, text=True, check=False)
-    assert said.returncode == EXIT_CONFIG
-    assert "ONENET_API_KEY" in said.stderr
+def test_the_image_without_credentials_exits_with_the_workers_exit_code(image: str) -> None:
+    result = subprocess.run(
+        ["docker", "run", "--rm", *WITHOUT_RIGHTS, image], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == EXIT_CONFIG
+    assert "ONENET_API_KEY" in result.stderr
 
 
-def test_its_labels_say_what_the_package_says(image: str) -> None:
+def test_the_labels_of_the_image_equal_the_metadata_of_the_package(image: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     labels = inspect(image)["Config"]["Labels"]
     for label, field in (("title", "name"), ("description",) * 2, ("licenses", "license"), ("version",) * 2):
         assert labels[f"org.opencontainers.image.{label}"] == project[field]
 
 
-def test_it_is_as_large_as_the_documents_say(image: str) -> None:
+def test_the_image_has_the_size_that_the_readmes_name(image: str) -> None:
     added_mb = (inspect(image)["Size"] - inspect(BASE)["Size"]) / 1e6
     for document in ("README.md", "README.zh-CN.md"):
-        [said] = re.findall(r"(?:adds|增加) (\d+) MB", (ROOT / document).read_text())
-        assert added_mb == pytest.approx(float(said), rel=0.1)
+        [result] = re.findall(r"(?:adds|增加) (\d+) MB", (ROOT / document).read_text())
+        assert added_mb == pytest.approx(float(result), rel=0.1)
 
 
-def test_all_that_it_adds_to_the_base_is_the_worker(added: set[str]) -> None:
+def test_the_image_adds_only_the_worker_to_its_base(added: set[str]) -> None:
     """No cache, no home folder, no build tree."""
     assert not {name for name in added if not name.startswith("app/")}
 
 
-def test_the_code_in_it_is_the_code_here_compiled(files: Mapping[str, File]) -> None:
+def test_the_image_contains_the_compiled_code_of_this_repository(files: Mapping[str, File]) -> None:
     there = {
         path: path.read_bytes() for package in ("worker", "schemas") for path in ROOT.joinpath(package).rglob("*.py")
     }
@@ -114,7 +114,9 @@ def test_the_code_in_it_is_the_code_here_compiled(files: Mapping[str, File]) -> 
     assert len(ours) == len(there)
 
 
-def test_nothing_is_in_it_to_install_or_to_compile_or_to_read(files: Mapping[str, File], added: set[str]) -> None:
+def test_the_image_contains_no_installer_no_compiler_and_no_documents(
+    files: Mapping[str, File], added: set[str]
+) -> None:
     programs = re.compile(r"(^|/)s?bin/(pip[^/]*|gcc[^/]*|g\+\+[^/]*|cc|c\+\+|clang[^/]*|ld|as|make|cargo|git)$")
     packages = re.compile(r"(^|/)(pip|ensurepip)/|(^|/)pip-[^/]*$")
     assert not [name for name in files if programs.search(name) or packages.search(name)]
@@ -125,7 +127,7 @@ def test_nothing_is_in_it_to_install_or_to_compile_or_to_read(files: Mapping[str
     assert not [name for name in added if name.startswith(f"{PACKAGES}/tests/")]
 
 
-def test_nothing_in_it_gives_other_rights_but_what_does_so_in_the_base(
+def test_the_image_adds_no_setuid_or_setgid_file_to_its_base(
     files: Mapping[str, File], base: Mapping[str, File]
 ) -> None:
     def giving(image: Mapping[str, File]) -> set[str]:
@@ -134,18 +136,18 @@ def test_nothing_in_it_gives_other_rights_but_what_does_so_in_the_base(
     assert giving(files) <= giving(base)
 
 
-def test_it_knows_time_zones_that_the_system_does_not(image: str) -> None:
+def test_the_image_contains_time_zones_of_its_own(image: str) -> None:
     code = "import zoneinfo; zoneinfo.reset_tzpath([]); print(zoneinfo.ZoneInfo('Asia/Shanghai'))"
     assert docker("run", "--rm", "--entrypoint", "python", image, "-c", code).strip() == "Asia/Shanghai"
 
 
 @pytest.mark.parametrize("port", ["", "9200", "0"])
-def test_it_turns_healthy_on_any_port_and_on_none(image: str, port: str) -> None:
+def test_the_container_becomes_healthy_on_any_http_port_and_on_none(image: str, port: str) -> None:
     with container(image, *NOWHERE, "--env", f"HTTP_PORT={port}") as worker:
         wait_until(lambda: worker.health == "healthy", PATIENCE_S, "a healthy container")
 
 
-def test_a_worker_that_hangs_is_not_healthy(image: str) -> None:
+def test_a_container_with_a_hanging_worker_is_not_healthy(image: str) -> None:
     with container(image, *NOWHERE) as worker:
         worker.wait_for("worker_started")
         check = ["docker", "exec", worker.identity, "python", "/app/healthcheck.py"]
@@ -154,8 +156,8 @@ def test_a_worker_that_hangs_is_not_healthy(image: str) -> None:
         assert subprocess.run(check, check=False).returncode == 1
 
 
-def test_sigterm_stops_it_in_good_order(image: str) -> None:
-    """It is process 1 of its container, to which a signal without a handler would not even be delivered."""
+def test_sigterm_stops_the_container_gracefully(image: str) -> None:
+    """The worker is process 1 of its container, to which the kernel delivers no signal without a handler."""
     with container(image, *NOWHERE) as worker:
         worker.wait_for("worker_started")
         docker("stop", worker.identity)

@@ -1,4 +1,4 @@
-"""Prometheus's own tool on Prometheus's files."""
+"""The configuration and the alerts of Prometheus, checked by promtool."""
 
 import os
 
@@ -18,6 +18,6 @@ IMAGE = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:latest")
         "test rules alerts.test.yml",
     ],
 )
-def test_promtool_finds_nothing_wrong(arguments: str) -> None:
+def test_promtool_accepts_the_configuration_and_the_alerts(arguments: str) -> None:
     place = ("--volume", f"{PROMETHEUS}:/files:ro", "--workdir", "/files")
     docker("run", "--rm", "--network", "none", *place, "--entrypoint", "promtool", IMAGE, *arguments.split())

@@ -1,4 +1,4 @@
-"""What the README shows for Docker and for Java."""
+"""The README's commands for Docker and its code for Java."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from uuid import uuid4
 import pytest
 
 from scripts.documents import code_blocks
+from scripts.services import APT_INSTALL
 from tests.support.deployment import Deployment
 from tests.support.docker_engine import ROOT
 from tests.support.readme import COMPOSE
-from worker.dev.services import packages
 
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
 
 
-def test_the_commands_for_docker_lead_from_a_clone_to_a_reply_and_leave_nothing() -> None:
+def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -> None:
     up, send, down = COMPOSE
-    ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the usual ones may be taken
+    ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the default ports may be in use
     project = f"onenet-readme-{uuid4().hex[:8]}"
     environment = os.environ | ports | {"COMPOSE_PROJECT_NAME": project, "WORKER_IMAGE": project}
 
@@ -41,18 +41,17 @@ def test_the_commands_for_docker_lead_from_a_clone_to_a_reply_and_leave_nothing(
 
 @pytest.fixture(scope="session")
 def java() -> str:
-    """Return the class path of RabbitMQ's client for Java, of the system's packages."""
+    """Return the class path of RabbitMQ's Java client, which the system's packages install."""
     for package, is_there in (
         ("default-jdk-headless", shutil.which("javac") is not None),
         ("librabbitmq-client-java", JARS[0].exists()),
     ):
         if not is_there:
-            assert packages.may_install(), f"install {package} first"
-            assert packages.install(package)
+            subprocess.run([APT_INSTALL, package], check=True)
     return ":".join(map(str, JARS))
 
 
-def test_the_java_code_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
+def test_the_java_code_of_the_readme_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
     [code] = [code for language, code in code_blocks((ROOT / "README.md").read_text()) if language == "java"]
     own = code.replace('"onenet.commands"', f'"{deployment.topology.commands_exchange}"')
     assert own != code

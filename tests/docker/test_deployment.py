@@ -1,4 +1,4 @@
-"""What lies in docker/ agrees with the code, and keeps its own promises."""
+"""The files in docker/ agree with the code and with each other."""
 
 import base64
 import hashlib
@@ -29,18 +29,18 @@ POD = MANIFESTS["Deployment"]["spec"]["template"]
 (CONTAINER,) = POD["spec"]["containers"]
 
 
-def test_the_image_shows_the_port_that_is_the_default() -> None:
+def test_the_image_exposes_the_default_port() -> None:
     assert re.findall(r"^EXPOSE (\d+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE) == [str(PORT)]
 
 
-def test_the_worker_is_given_settings_that_there_are() -> None:
+def test_the_worker_gets_existing_settings_only() -> None:
     in_compose = set(SERVICES["worker"]["environment"])
     in_kubernetes = {variable["name"] for variable in CONTAINER["env"]}
     assert in_compose | in_kubernetes <= SETTINGS | SECRETS
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_service_may_do_more_than_it_has_to(name: str) -> None:
+def test_services_have_no_privileges_and_read_only_file_systems(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -48,41 +48,41 @@ def test_no_service_may_do_more_than_it_has_to(name: str) -> None:
     assert service.get("read_only") or name in {"rabbitmq", "grafana"}  # whose images are not known to do without
 
 
-def test_every_published_port_is_on_loopback_and_may_be_another() -> None:
+def test_published_ports_are_on_loopback_and_configurable() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports
     assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port) for port in ports)
 
 
-def test_the_cluster_is_given_the_image_of_this_version() -> None:
+def test_kubernetes_runs_the_image_of_this_version() -> None:
     [image] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
     assert (image["name"], image["newTag"]) == (CONTAINER["image"], __version__)
 
 
-def test_any_number_of_workers_may_run() -> None:
+def test_compose_can_scale_the_workers() -> None:
     assert not {"container_name", "ports", "hostname"} & set(SERVICES["worker"])
     assert SERVICES["worker"]["environment"]["IDEMPOTENCY_URL"].startswith("redis://")
 
 
-def test_the_worker_is_given_longer_to_stop_than_it_takes() -> None:
+def test_containers_have_more_time_to_stop_than_the_shutdown_grace() -> None:
     grace_s = SERVICES["worker"]["stop_grace_period"]
     assert int(grace_s.removesuffix("s")) > GRACE_S
     assert POD["spec"]["terminationGracePeriodSeconds"] > GRACE_S
 
 
-def test_what_the_worker_depends_on_is_there_first() -> None:
+def test_dependencies_of_the_worker_are_healthy_before_it_starts() -> None:
     for needed, how in SERVICES["worker"]["depends_on"].items():
         is_one_shot = SERVICES[needed]["restart"] == "no"
         assert how == {"condition": "service_completed_successfully" if is_one_shot else "service_healthy"}
         assert is_one_shot or "test" in SERVICES[needed]["healthcheck"]
 
 
-def test_redis_forgets_nothing() -> None:
+def test_redis_persists_its_data_and_evicts_nothing() -> None:
     assert "--appendonly yes" in SERVICES["redis"]["command"]
     assert "--maxmemory-policy noeviction" in SERVICES["redis"]["command"]
 
 
-def test_the_broker_is_told_the_hash_of_the_password_alone() -> None:
+def test_the_definitions_hold_only_the_hash_of_the_password() -> None:
     access = runpy.run_path(str(DOCKER / "rabbitmq" / "make_definitions.py"))["access"]
     made = access("a password")
     (user,) = made["users"]
@@ -92,12 +92,12 @@ def test_the_broker_is_told_the_hash_of_the_password_alone() -> None:
     assert made["users"] != access("a password")["users"]  # salted
 
 
-def test_kustomize_takes_every_file() -> None:
+def test_kustomize_includes_every_manifest() -> None:
     files = {path.name for path in KUBERNETES.iterdir()} - {"kustomization.yaml"}
     assert set(MANIFESTS["Kustomization"]["resources"]) == files
 
 
-def test_what_belongs_together_has_one_name() -> None:
+def test_manifests_refer_to_each_other_by_existing_names() -> None:
     labels = POD["metadata"]["labels"].items()
     selectors = [
         MANIFESTS["Deployment"]["spec"]["selector"],
@@ -115,7 +115,7 @@ def test_what_belongs_together_has_one_name() -> None:
     assert {one["configMapRef"]["name"] for one in CONTAINER["envFrom"]} == generated
 
 
-def test_the_secrets_come_from_one_place() -> None:
+def test_all_secrets_come_from_one_secret() -> None:
     (volume,) = POD["spec"]["volumes"]
     (mount,) = CONTAINER["volumeMounts"]
     secret = volume["secret"]["secretName"]
@@ -126,7 +126,7 @@ def test_the_secrets_come_from_one_place() -> None:
         assert reference["key"] in keys
 
 
-def test_the_probes_ask_what_the_worker_answers() -> None:
+def test_probes_request_the_endpoints_of_the_worker() -> None:
     (port,) = CONTAINER["ports"]
     assert port["containerPort"] == PORT == int(POD["metadata"]["annotations"]["prometheus.io/port"])
     probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -134,7 +134,7 @@ def test_the_probes_ask_what_the_worker_answers() -> None:
     assert [probe["path"] for probe in probes.values()] == ["/livez", "/livez", "/readyz"]
 
 
-def test_the_pod_may_do_nothing_but_its_work() -> None:
+def test_the_pod_is_unprivileged() -> None:
     assert POD["spec"]["securityContext"]["runAsNonRoot"]
     assert POD["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert CONTAINER["securityContext"] == {
@@ -146,7 +146,7 @@ def test_the_pod_may_do_nothing_but_its_work() -> None:
 
 
 def test_no_password_is_in_any_file() -> None:
-    """A URL with a password in it, that is; where one has to be shown, it stands in <>."""
+    """Checks URLs with passwords; placeholders in <> are allowed."""
     for path in (path for path in DOCKER.rglob("*") if path.is_file()):
         for password in re.findall(r"\w+://[^\s:/@]*:([^\s@]+)@", path.read_text()):
             assert password.startswith(("<", "{")), path

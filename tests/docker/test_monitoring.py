@@ -1,10 +1,11 @@
-"""The dashboard and the alerts, as files; that a worker shows what they ask for is in integration/test_endpoints.py."""
+"""The dashboard and the alerts as files. integration/test_monitoring.py checks that a worker has their metrics."""
 
 import re
 
 import yaml
 
-from tests.support.monitoring import DOCKER, PROMETHEUS, alerts, dashboards, selectors
+from scripts.documents import alerts
+from tests.support.monitoring import DOCKER, PROMETHEUS, dashboards, selectors
 from worker.amqp.topology import Topology
 from worker.settings import Settings
 
@@ -12,14 +13,14 @@ SETTINGS = Settings.model_fields
 QUEUES = {queue.name for queue in Topology(SETTINGS["worker_namespace"].default, (5,)).queues()}
 
 
-def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
+def test_each_alert_has_a_severity_a_meaning_and_an_action() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert set(rule["annotations"]) == {"summary", "meaning", "action"}
 
 
-def test_every_alert_is_shown_to_fire_and_not_to() -> None:
-    """Promtool plays the tests in containers/; here it is only seen that none has been left out."""
+def test_each_alert_has_a_rule_test_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    """promtool runs the rule tests in tests/containers; this test checks that none is missing."""
     tests = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text())["tests"]
     asked = [test["promql_expr_test"] for test in tests]
     fired = re.findall(r'alertname="(\w+)"', str(asked))
@@ -27,7 +28,7 @@ def test_every_alert_is_shown_to_fire_and_not_to() -> None:
     assert all(any(not ask["exp_samples"] for ask in asks) for asks in asked)
 
 
-def test_every_queue_that_is_asked_for_is_in_the_topology() -> None:
+def test_each_queue_in_an_expression_is_in_the_topology() -> None:
     for selector in selectors():
         for label, operator, text in selector.matchers:
             if label == "queue":
@@ -35,7 +36,7 @@ def test_every_queue_that_is_asked_for_is_in_the_topology() -> None:
                 assert any(re.fullmatch(wanted, queue) for queue in QUEUES), text
 
 
-def test_the_dashboard_asks_the_data_source_that_is_there() -> None:
+def test_the_dashboard_uses_the_provisioned_data_source() -> None:
     sources = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     known = {source["uid"] for source in sources}
     for dashboard in dashboards():
@@ -44,7 +45,7 @@ def test_the_dashboard_asks_the_data_source_that_is_there() -> None:
         assert len(asked) == str(dashboard).count("'datasource'")
 
 
-def test_no_two_panels_have_one_id_or_lie_on_each_other() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     for dashboard in dashboards():
         panels = dashboard["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
@@ -57,7 +58,7 @@ def test_no_two_panels_have_one_id_or_lie_on_each_other() -> None:
         assert len(covered) == len(set(covered))
 
 
-def test_prometheus_asks_the_workers_port() -> None:
+def test_prometheus_scrapes_the_port_of_the_worker() -> None:
     jobs = {
         job["job_name"]: job for job in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
     }

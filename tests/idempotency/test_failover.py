@@ -14,13 +14,13 @@ from redis.connection import DefaultParser
 from tests.support.proxies import Proxy, raw_server
 from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
+from worker.core.rate import Rate
 from worker.dev.services.ports import free_port
-from worker.dev.services.redis import LocalRedis, start_own_redis
+from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
-from worker.idempotency.calls import code_of, is_other_server
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
+from worker.idempotency.redis_errors import code_of, is_other_server
 from worker.telemetry.health import Health
 
 FEW = 3  # the store must work again within this many calls
@@ -64,7 +64,7 @@ class Failover:
 
 @pytest.fixture(scope="module")
 def second_redis() -> Iterator[LocalRedis]:
-    server = start_own_redis()
+    server = start_local_redis()
     yield server
     server.stop()
 
@@ -134,31 +134,31 @@ def test_a_refused_ping_replaces_the_connections_of_all_calls(failover: Failover
 def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover: Failover) -> None:
     """PING succeeds on a demoted primary, on a full one, and on one with too few replicas."""
     health = Health(60, failover.store.ping)
-    health.beat(is_connected=True, is_stopping=False)
-    assert health.readiness().is_good
+    health.heartbeat(is_connected=True, is_stopping=False)
+    assert health.readiness().ok
     failover.former.config_set("min-replicas-to-write", 1)
     try:
-        assert not health.readiness().is_good
+        assert not health.readiness().ok
         with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
             failover.store.ping()
     finally:
         failover.former.config_set("min-replicas-to-write", 0)
-    assert health.readiness().is_good
+    assert health.readiness().ok
     failover.former.replicaof("127.0.0.1", free_port())
     for _ in range(FEW):
-        assert not health.readiness().is_good  # until the name leads to the new primary
+        assert not health.readiness().ok  # until the name leads to the new primary
     failover.fail_over()
     until_it_works(failover.store.ping)
-    assert health.readiness().is_good
+    assert health.readiness().ok
 
 
 def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
-    slots = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
-    assert slots.take(None) == 0
-    assert slots.take("heating") == 0
+    limiter = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
+    assert limiter.acquire(None) == 0
+    assert limiter.acquire("heating") == 0
     failover.fail_over()
-    assert slots.take("cooling") == 0
-    assert slots.take("cooling") > 0
+    assert limiter.acquire("cooling") == 0
+    assert limiter.acquire("cooling") > 0
     assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
 
 

@@ -5,8 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.support.stores import DOUBT, NOW, U1, U2, U, complete, held, key, reply
-from worker.core.claims import Assigned, Completed, IdempotencyStore, Key, NoCandidate, Unresolved
+from tests.support.stores import DOUBT, NOW, U1, U2, U, assign, complete, held, key, reply
+from worker.core.claims import Completed, IdempotencyStore, Key, Unresolved
+from worker.core.ownership import Assigned, NoCandidate
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
@@ -27,13 +28,13 @@ def test_an_outcome_with_an_assigned_uuid_is_recorded_even_if_the_assignment_was
 ) -> None:
     """A worker may crash between the assignment and the record."""
     lease = held(store.claim(key("a"), NOW))
-    assert store.own(lease, [U], []) == Assigned(U)
+    assert assign(store, lease, [U]) == Assigned(U, is_guess=False)
     complete(store, lease, reply("a", U))
     assert store.claim(key("a"), NOW) == Completed(reply("a", U))
     store.release(held(store.claim(key("c"), NOW)), DOUBT)
     lease = held(store.claim(key("b"), NOW))
-    assert store.own(lease, [U1, U2], []) == Assigned(U1)  # a guess
-    complete(store, lease, reply("b", U1))
+    assert assign(store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
+    complete(store, lease, reply("b", U1), is_guess=True)
     assert store.claim(key("b"), NOW) == Completed(reply("b", U1))
 
 
@@ -48,7 +49,7 @@ def test_a_refused_outcome_records_the_doubt_and_ends_the_lease_in_one_step(stor
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
     assert store.owned_by_others(key("b"), [U]) == {U}
-    assert store.own(claim.hold, [U], []) == NoCandidate()
+    assert assign(store, claim.lease, [U]) == NoCandidate()
 
 
 def test_the_memory_store_knows_the_uuids_of_all_accepted_commands_that_it_has_not_forgotten() -> None:

@@ -16,11 +16,11 @@ from worker.core.claims import Completed, InProgress, KeyReused, KnownNotSent, U
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, Owner
+from worker.core.rate import Rate
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
-from worker.settings import Rate
 
 NOW_MS = milliseconds(NOW)
 DIGEST = key("a").content_hash.hex()
@@ -259,15 +259,15 @@ def test_unreadable_values_of_keys_that_are_never_read_are_ignored(rig: Rig) -> 
 @pytest.mark.parametrize("value", [b"garbage", b"\xff", b"1e300", b"inf", b"nan", None])
 def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, value: bytes | None) -> None:
     """Otherwise the rate would no longer be limited, or nothing would ever be sent again."""
-    slots = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
-    assert slots.take(None) == 0
+    limiter = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
+    assert limiter.acquire(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:
         write(rig, name.decode().partition("}:")[2], "list")
     else:
         rig.redis.set(name, value)
-    assert slots.take(None) == 0
-    assert 0 < slots.take(None) <= 600
+    assert limiter.acquire(None) == 0
+    assert 0 < limiter.acquire(None) <= 600
 
 
 FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]

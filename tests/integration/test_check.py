@@ -1,4 +1,4 @@
-"""``onenet-worker check``: what it says of a world that is well, and of each thing that is not."""
+"""``onenet-worker check``: the exit code, and the report of each part that cannot be used."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from worker.simulator.faults import Fault
 
 
 def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int, dict[str, list[str]]]:
-    """Return the exit code, and what it says of each thing that is not well; ``""`` is the raw output."""
+    """Return the exit code and the details of each failed check; under ``""`` is the raw output."""
     environment = {
         "AMQP_URL": deployment.broker_url,
         "ONENET_URL": deployment.simulator.url,
@@ -30,7 +30,7 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
         "PYTHONPATH": str(Path.cwd()),
         "NO_PROXY": "127.0.0.1",
     }
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "worker", "check", "--json", *arguments],
         cwd=deployment.folder,
         env=environment | changes,
@@ -39,13 +39,13 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
         timeout=3 * PATIENCE_S,
         check=False,
     )
-    assert said.stderr == ""
-    findings = [json.loads(line) for line in said.stdout.splitlines()]
-    faults: dict[str, list[str]] = {"": [said.stdout]}
+    assert result.stderr == ""
+    findings = [json.loads(line) for line in result.stdout.splitlines()]
+    faults: dict[str, list[str]] = {"": [result.stdout]}
     for finding in findings:
-        if not finding["is_well"]:
+        if not finding["ok"]:
             faults.setdefault(finding["check"], []).append(finding["detail"])
-    return said.returncode, faults
+    return result.returncode, faults
 
 
 def _swallow(sock: socket.socket) -> None:
@@ -53,14 +53,16 @@ def _swallow(sock: socket.socket) -> None:
         pass
 
 
-def test_when_all_is_well_it_exits_0_and_has_sent_nothing(deployment: Deployment, redis_url: str) -> None:
+def test_check_exits_with_0_and_sends_no_command_when_everything_is_reachable(
+    deployment: Deployment, redis_url: str
+) -> None:
     declare_on(deployment.upstream.channel, deployment.topology)
     code, faults = check(deployment, IDEMPOTENCY_URL=redis_url)
     assert code == 0, faults
     assert deployment.simulator.platform.commands == []
 
 
-def test_a_topology_that_is_not_there_is_not_made(deployment: Deployment) -> None:
+def test_check_does_not_declare_a_missing_topology(deployment: Deployment) -> None:
     for _ in range(2):
         code, faults = check(deployment)
         assert code == 1
@@ -69,7 +71,7 @@ def test_a_topology_that_is_not_there_is_not_made(deployment: Deployment) -> Non
         assert "onenet-worker topology" in fault
 
 
-def test_a_topology_that_differs_is_named(deployment: Deployment) -> None:
+def test_check_names_a_queue_with_other_arguments(deployment: Deployment) -> None:
     queue = deployment.topology.dead_letters_exchange
     deployment.upstream.channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
     for exchange in deployment.topology.exchanges():
@@ -83,17 +85,17 @@ def test_a_topology_that_differs_is_named(deployment: Deployment) -> None:
     assert code == 1
     [fault] = faults["topology"]
     assert "x-delivery-limit" in fault
-    assert check(deployment, AMQP_DECLARE="false")[0] == 0  # who may not declare cannot compare
+    assert check(deployment, AMQP_DECLARE="false")[0] == 0  # without declaring, arguments cannot be compared
 
 
-def test_wrong_settings_are_one_line_each(deployment: Deployment) -> None:
+def test_check_prints_one_line_for_each_wrong_setting(deployment: Deployment) -> None:
     code, faults = check(deployment, WORKER_CONCURRENCY="many", LOG_LEVEL="loud", ONENET_API_KEY="the key")
     assert code == 1
     assert [line.split(":")[0] for line in faults["settings"]] == ["ONENET_API_KEY", "WORKER_CONCURRENCY", "LOG_LEVEL"]
     assert "the key" not in faults[""][0]
 
 
-def test_each_thing_that_cannot_be_reached_is_named_without_its_secrets(deployment: Deployment) -> None:
+def test_check_names_each_unreachable_service_without_its_secrets(deployment: Deployment) -> None:
     port = free_port()
     code, faults = check(
         deployment,
@@ -107,7 +109,7 @@ def test_each_thing_that_cannot_be_reached_is_named_without_its_secrets(deployme
     assert "aSecret" not in faults[""][0]
 
 
-def test_what_never_answers_does_not_hold_it_up(deployment: Deployment) -> None:
+def test_check_ends_although_no_service_answers(deployment: Deployment) -> None:
     with raw_server(_swallow) as url:
         silent = url.removeprefix("http://")
         code, faults = check(
@@ -120,7 +122,7 @@ def test_what_never_answers_does_not_hold_it_up(deployment: Deployment) -> None:
     assert faults.keys() == {"", "broker", "idempotency", "OneNET"}
 
 
-def test_every_product_is_tried_with_its_own_credentials(deployment: Deployment) -> None:
+def test_check_tries_every_product_with_its_own_credentials(deployment: Deployment) -> None:
     declare_on(deployment.upstream.channel, deployment.topology)
     products = deployment.folder / "products.json"
     products.write_text(json.dumps({"good": {"api_key": API_KEY}, "bad": {"api_key": "another"}}))
@@ -131,8 +133,8 @@ def test_every_product_is_tried_with_its_own_credentials(deployment: Deployment)
     assert faults.keys() == {"", "OneNET, product bad"}
 
 
-def test_credentials_that_are_refused_in_the_words_of_the_live_platform_fail_the_check(deployment: Deployment) -> None:
-    """It answers errno 3, with HTTP 200."""
+def test_check_fails_when_the_platform_refuses_the_credentials_with_errno_3(deployment: Deployment) -> None:
+    """The live platform answers so with HTTP 200."""
     declare_on(deployment.upstream.channel, deployment.topology)
     deployment.simulator.faults.replace([Fault(kind="errno", errno=3, error="token鉴权失败", endpoint="history")])
     code, faults = check(deployment, "--imei", "865820030000001")

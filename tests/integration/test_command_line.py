@@ -1,4 +1,4 @@
-"""The commands as a user types them, right and wrong."""
+"""The commands of ``onenet-worker`` as a user runs them, with valid and with invalid arguments."""
 
 import json
 import re
@@ -37,16 +37,16 @@ def _paths(group: Any) -> Iterator[tuple[str, ...]]:
 PATHS = list(_paths(typer.main.get_command(app)))  # of every command and subcommand
 
 
-def test_without_a_command_it_says_what_there_is(tmp_path: Path) -> None:
-    said = run_cli(folder=tmp_path)
-    assert all(path[0] in said.stdout for path in PATHS)
+def test_without_arguments_the_program_lists_its_commands(tmp_path: Path) -> None:
+    result = run_cli(folder=tmp_path)
+    assert all(path[0] in result.stdout for path in PATHS)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path: Path) -> None:
-    said = run_cli(*path, "--help", folder=tmp_path)
-    assert said.returncode == 0
-    assert f"onenet-worker {' '.join(path)} " in said.stdout.partition("xample")[2].partition("Options")[0] + " "
+    result = run_cli(*path, "--help", folder=tmp_path)
+    assert result.returncode == 0
+    assert f"onenet-worker {' '.join(path)} " in result.stdout.partition("xample")[2].partition("Options")[0] + " "
 
 
 @pytest.mark.parametrize(
@@ -58,29 +58,29 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path:
         ("onenet-worker dead-letters list --reason pois", {"poison_message"}),
     ],
 )
-def test_the_shell_completes_commands_and_their_words(typed: str, expected: set[str], tmp_path: Path) -> None:
-    """As bash asks for it, once ``--install-completion`` was called."""
+def test_shell_completion_offers_commands_and_option_values(typed: str, expected: set[str], tmp_path: Path) -> None:
+    """Asked in the way of bash after ``--install-completion``."""
     words = typed.split(" ")
     asked = {"_ONENET_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
     program = str(Path(sys.executable).with_name("onenet-worker"))
-    said = subprocess.run([program], cwd=tmp_path, env=asked, capture_output=True, text=True, check=False)
-    assert set(said.stdout.split()) == expected, said.stderr
+    result = subprocess.run([program], cwd=tmp_path, env=asked, capture_output=True, text=True, check=False)
+    assert set(result.stdout.split()) == expected, result.stderr
 
 
-def test_a_wrong_setting_stops_the_start_with_78(tmp_path: Path) -> None:
-    said = run_cli("run", folder=tmp_path, WORKER_CONCURRENCY="many", ONENET_API_KEY="k", LOG_LEVEL="loud")
-    assert said.returncode == 78
-    assert [line.split(": ")[1] for line in said.stderr.splitlines()] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
-    assert said.stdout == ""
+def test_a_wrong_setting_stops_the_start_with_exit_code_78(tmp_path: Path) -> None:
+    result = run_cli("run", folder=tmp_path, WORKER_CONCURRENCY="many", ONENET_API_KEY="k", LOG_LEVEL="loud")
+    assert result.returncode == 78
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["WORKER_CONCURRENCY", "LOG_LEVEL"]
+    assert result.stdout == ""
 
 
-def test_without_credentials_run_says_which(tmp_path: Path) -> None:
-    said = run_cli("run", folder=tmp_path)
-    assert said.returncode == 78
-    assert "ONENET_API_KEY" in said.stderr
+def test_run_without_credentials_names_the_missing_setting(tmp_path: Path) -> None:
+    result = run_cli("run", folder=tmp_path)
+    assert result.returncode == 78
+    assert "ONENET_API_KEY" in result.stderr
 
 
-def test_a_schema_is_json_schema_2020_12(tmp_path: Path) -> None:
+def test_schema_prints_json_schema_2020_12(tmp_path: Path) -> None:
     command = json.loads(run_cli("schema", "command", folder=tmp_path).stdout)
     assert command["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(command["properties"]) == set(COMMAND.json_schema()["properties"])
@@ -91,15 +91,15 @@ def test_a_schema_is_json_schema_2020_12(tmp_path: Path) -> None:
     assert run_cli("schema", "nonsense", folder=tmp_path).returncode == 2
 
 
-def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(deployment: Deployment, tmp_path: Path) -> None:
+def test_topology_json_describes_the_declared_topology(deployment: Deployment, tmp_path: Path) -> None:
     environment = {
         "AMQP_URL": deployment.broker_url,
         "WORKER_NAMESPACE": deployment.topology.namespace,
         "WORKER_RETRY_DELAYS": "1,2",
     }
-    said = run_cli("topology", folder=tmp_path, **environment)
-    assert said.returncode == 0, said.stderr
-    assert deployment.topology.execute_queue in said.stdout
+    result = run_cli("topology", folder=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    assert deployment.topology.execute_queue in result.stdout
     definitions = json.loads(run_cli("topology", "--json", folder=tmp_path, **environment).stdout)
     for exchange in definitions["exchanges"]:
         deployment.upstream.channel.exchange_declare(
@@ -116,50 +116,52 @@ def test_the_topology_as_a_definitions_file_is_the_one_that_is_declared(deployme
     }
 
 
-def test_a_topology_that_differs_is_one_line(deployment: Deployment, tmp_path: Path) -> None:
+def test_topology_reports_a_queue_with_other_arguments_in_one_line(deployment: Deployment, tmp_path: Path) -> None:
     deployment.upstream.channel.queue_declare(deployment.topology.execute_queue, durable=True)
-    said = run_cli(
+    result = run_cli(
         "topology", folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE=deployment.topology.namespace
     )
-    assert said.returncode == 78
-    assert len(said.stderr.splitlines()) == 1
-    assert "inequivalent arg" in said.stderr
+    assert result.returncode == 78
+    assert len(result.stderr.splitlines()) == 1
+    assert "inequivalent arg" in result.stderr
 
 
-def test_no_broker_is_one_line_without_the_password(tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported_in_one_line_without_the_password(tmp_path: Path) -> None:
     url = f"amqp://me:aSecret@127.0.0.1:{free_port()}/"
     for command in (("topology",), ("send", *TARGET_OPTIONS)):
-        said = run_cli(*command, folder=tmp_path, AMQP_URL=url)
-        assert said.returncode == 1
-        assert len(said.stderr.splitlines()) == 1
-        assert "aSecret" not in said.stderr
+        result = run_cli(*command, folder=tmp_path, AMQP_URL=url)
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 1
+        assert "aSecret" not in result.stderr
 
 
-def test_send_waits_for_the_reply(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_wait_prints_the_reply(deployment: Deployment, tmp_path: Path) -> None:
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     with deployment.worker():
-        said = run_cli("send", *TARGET_OPTIONS, "--args", "on", "--wait", folder=tmp_path, **environment)
-        assert said.returncode == 0, said.stderr
-        assert json.loads(said.stdout)["status"] == "accepted"
+        result = run_cli("send", *TARGET_OPTIONS, "--args", "on", "--wait", folder=tmp_path, **environment)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["status"] == "accepted"
         refused = run_cli("send", *TARGET_OPTIONS, "--product", "none", "--wait", folder=tmp_path, **environment)
         assert refused.returncode == 1
         assert json.loads(refused.stdout)["error"]["code"] == "unknown_product"
 
 
-def test_send_says_what_is_wrong_before_anything_is_sent(tmp_path: Path) -> None:
-    said = run_cli("send", "--imei", "1", "--retry", "11", folder=tmp_path)
-    assert said.returncode == 1
-    assert all(field in said.stderr for field in ("imei", "retry", "obj_id"))
-    assert "nothing was sent" in said.stderr
+def test_send_reports_invalid_fields_and_sends_nothing(tmp_path: Path) -> None:
+    result = run_cli("send", "--imei", "1", "--retry", "11", folder=tmp_path)
+    assert result.returncode == 1
+    assert all(field in result.stderr for field in ("imei", "retry", "obj_id"))
+    assert "nothing was sent" in result.stderr
 
 
-def test_send_without_a_worker_or_topology_says_what_to_do(deployment: Deployment, tmp_path: Path) -> None:
-    said = run_cli("send", *TARGET_OPTIONS, folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE="nowhere")
-    assert said.returncode == 1
-    assert "onenet-worker topology" in said.stderr
+def test_send_without_a_topology_names_the_command_that_declares_it(deployment: Deployment, tmp_path: Path) -> None:
+    result = run_cli(
+        "send", *TARGET_OPTIONS, folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE="nowhere"
+    )
+    assert result.returncode == 1
+    assert "onenet-worker topology" in result.stderr
 
 
-def test_a_file_is_sent_whole_or_not_at_all(deployment: Deployment, tmp_path: Path) -> None:
+def test_send_file_sends_all_lines_or_none(deployment: Deployment, tmp_path: Path) -> None:
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     commands: list[dict[str, Any]] = [a_command(command_id=f"line-{number}", args="on") for number in range(50)]
     lines = [json.dumps(command) for command in commands]
@@ -167,13 +169,13 @@ def test_a_file_is_sent_whole_or_not_at_all(deployment: Deployment, tmp_path: Pa
     good.write_text("\n".join(lines) + "\n\n")
     bad.write_text("\n".join([*lines[:7], '{"imei": 1}', *lines[7:], lines[0]]))
     with deployment.worker():
-        said = run_cli("send", "--file", str(bad), "--wait", folder=tmp_path, **environment)
-        assert said.returncode == 1
-        assert "bad.jsonl:8: " in said.stderr
-        assert "bad.jsonl:52: command_id: line-0 stands here before" in said.stderr
-        said = run_cli("send", "--file", str(good), "--wait", folder=tmp_path, **environment)
-        assert said.returncode == 0, said.stderr
-        assert {json.loads(line)["command_id"] for line in said.stdout.splitlines()} == {
+        result = run_cli("send", "--file", str(bad), "--wait", folder=tmp_path, **environment)
+        assert result.returncode == 1
+        assert "bad.jsonl:8: " in result.stderr
+        assert "bad.jsonl:52: command_id: line-0 is a duplicate" in result.stderr
+        result = run_cli("send", "--file", str(good), "--wait", folder=tmp_path, **environment)
+        assert result.returncode == 0, result.stderr
+        assert {json.loads(line)["command_id"] for line in result.stdout.splitlines()} == {
             command["command_id"] for command in commands
         }
     assert len(deployment.simulator.platform.commands) == 50
@@ -186,35 +188,35 @@ def lines_of(count: int) -> list[bytes]:
     return [json.dumps(a_command(command_id=f"line-{number}")).encode() for number in range(count)]
 
 
-def test_thousands_of_lines_are_sent_however_they_were_written(deployment: Deployment, tmp_path: Path) -> None:
-    """With a byte order mark, blank lines, and lines that end as on Windows."""
+def test_send_file_accepts_a_byte_order_mark_blank_lines_and_crlf(deployment: Deployment, tmp_path: Path) -> None:
+    """Programs on Windows write files like this."""
     declare_on(deployment.upstream.channel, deployment.topology)
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n  \r\n".join(lines_of(2_000)))
-    said = run_cli("send", "--file", str(file), folder=tmp_path, **environment)
-    assert (said.returncode, said.stderr) == (0, "")
-    assert said.stdout.splitlines() == [f"line-{number}" for number in range(2_000)]
+    result = run_cli("send", "--file", str(file), folder=tmp_path, **environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [f"line-{number}" for number in range(2_000)]
     assert deployment.upstream.count(deployment.topology.execute_queue) == 2_000
 
 
-def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_send_file_names_the_first_invalid_lines_and_counts_the_others(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join([*lines_of(3), b'{"imei": "\xff"}', *[b"{}"] * 1_253]))
-    said = run_cli("send", "--file", str(file), folder=tmp_path)
-    errors = said.stderr.splitlines()
-    assert said.returncode == 1
+    result = run_cli("send", "--file", str(file), folder=tmp_path)
+    errors = result.stderr.splitlines()
+    assert result.returncode == 1
     assert "lines.jsonl:4: the body is not UTF-8" in errors[0]
     assert errors[-2:] == ["and 1,234 more", "nothing was sent"]
     assert len(errors) == 22
 
 
-def test_a_file_without_a_command_is_an_error(tmp_path: Path) -> None:
+def test_send_file_without_a_command_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n \n")
-    said = run_cli("send", "--file", str(file), folder=tmp_path)
-    assert said.returncode == 1
-    assert "no command" in said.stderr
+    result = run_cli("send", "--file", str(file), folder=tmp_path)
+    assert result.returncode == 1
+    assert "no command" in result.stderr
 
 
 def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
@@ -223,8 +225,8 @@ def _cut_and_interrupt(client: CommandClient, proxy: Proxy) -> None:
         raise KeyboardInterrupt
 
 
-def test_an_end_that_the_broker_does_not_answer_hides_nothing(deployment: Deployment) -> None:
-    """As after a ctrl-C between two frames of one message: the broker closes the connection itself."""
+def test_a_connection_lost_on_exit_does_not_hide_the_interrupt(deployment: Deployment) -> None:
+    """After a ctrl-C between two frames of a message, the broker closes the connection itself."""
     proxy = Proxy(deployment.broker_url)
     broker = BrokerAddress((SecretStr(proxy.url),))
     try:
@@ -234,7 +236,7 @@ def test_an_end_that_the_broker_does_not_answer_hides_nothing(deployment: Deploy
         proxy.close()
 
 
-def test_a_file_that_is_interrupted_says_how_far_it_came(deployment: Deployment, tmp_path: Path) -> None:
+def test_an_interrupted_send_file_reports_how_many_commands_were_sent(deployment: Deployment, tmp_path: Path) -> None:
     declare_on(deployment.upstream.channel, deployment.topology)
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join(lines_of(20_000)))
@@ -245,18 +247,18 @@ def test_a_file_that_is_interrupted_says_how_far_it_came(deployment: Deployment,
     )
     process.signal(signal.SIGINT)
     assert process.wait() == 130
-    said = process.output.read_text().splitlines()
-    found = re.match(r"onenet-worker: interrupted: ([0-9,]+) of 20,000 were sent; ", said[-1])
+    result = process.output.read_text().splitlines()
+    found = re.match(r"onenet-worker: interrupted: ([0-9,]+) of 20,000 were sent; ", result[-1])
     assert found is not None
     sent = int(found[1].replace(",", ""))
-    assert sent - (len(said) - 1) in {0, 1}  # the last one's line may not have been written yet
+    assert sent - (len(result) - 1) in {0, 1}  # the line of the last command may be missing
     assert deployment.upstream.count(deployment.topology.execute_queue) in {
         sent,
         sent + 1,
-    }  # one may have been on its way
+    }  # one more may have been in flight
 
 
-def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
+def test_the_simulator_stops_on_sigterm_and_sigint(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         port = free_port()
         simulator = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
@@ -267,16 +269,16 @@ def test_the_simulator_stops_on_both_signals(tmp_path: Path) -> None:
         assert "Traceback" not in simulator.output.read_text()
 
 
-def test_the_simulator_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_simulator_reports_invalid_options(tmp_path: Path) -> None:
     assert "--fault nonsense: kind" in run_cli("simulator", "--fault", "nonsense", folder=tmp_path).stderr
     assert "--fault hang=2: probability" in run_cli("simulator", "--fault", "hang=2", folder=tmp_path).stderr
     assert "cannot listen" in run_cli("simulator", "--host", "192.0.2.1", folder=tmp_path).stderr
 
 
-def test_the_demo_ends_as_it_should(broker_url: str, tmp_path: Path) -> None:
-    said = run_cli("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker_url)
-    assert said.returncode == 0, said.stdout + said.stderr
-    assert "0 of them twice" in said.stdout
+def test_the_demo_succeeds_and_caches_no_command_twice(broker_url: str, tmp_path: Path) -> None:
+    result = run_cli("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker_url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 of them twice" in result.stdout
     for code in ("outcome_unknown", "command_id_conflict", "retries_exhausted", "http_rejected"):
-        assert code in said.stdout
-    assert '"x-onenet-reason": "invalid_command"' in said.stdout
+        assert code in result.stdout
+    assert '"x-onenet-reason": "invalid_command"' in result.stdout

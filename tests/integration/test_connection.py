@@ -1,4 +1,4 @@
-"""What happens to the connections, and what the worker makes of it."""
+"""Faults of the broker and of the connections to it, and how the worker recovers."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ import pytest
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_SETTLE_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
-from tests.support.proxies import Proxy, by_way_of, raw_server
+from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
@@ -25,24 +25,30 @@ from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
+IMPATIENT = """
+import worker.amqp.broker, worker.amqp.connection
+replace(worker.amqp.connection, "CONNECT_S", 0.5)
+replace(worker.amqp.broker, "STABLE_S", 0.2)
+"""
+
 
 @pytest.fixture
 def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
-    """A deployment on a broker that may be killed, with a platform slow enough for things to happen in mid-request."""
+    """A deployment on a broker that may be killed, with a platform slow enough for a fault during a request."""
     with onenet(latency_s=0.05) as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def proxied(deployment: Deployment) -> Iterator[tuple[Deployment, Proxy]]:
-    """A deployment whose worker reaches the broker through a proxy that can be cut."""
+    """A deployment whose worker connects to the broker through a proxy."""
     proxy = Proxy(deployment.broker_url)
     yield deployment, proxy
     proxy.close()
 
 
-def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment, own_broker: LocalBroker) -> None:
-    """The worker knows which commands it had sent and which had only been waiting here, and goes on with those."""
+def test_a_killed_broker_costs_no_command(breakable: Deployment, own_broker: LocalBroker) -> None:
+    """The worker remembers which unacknowledged commands it had sent, and sends only the others."""
     with breakable.worker(WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(breakable, 300)
         worker.wait_for("command_accepted", count=20)
@@ -54,7 +60,7 @@ def test_a_broker_that_is_killed_in_mid_flow_costs_nothing(breakable: Deployment
         assert_each_accepted_once(breakable, ids)
 
 
-def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Deployment, Proxy]) -> None:
+def test_reset_broker_connections_cost_no_command(proxied: tuple[Deployment, Proxy]) -> None:
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY="4") as worker:
         ids = publish_many(deployment, 300)
@@ -65,8 +71,8 @@ def test_connections_that_are_cut_in_mid_flow_cost_nothing(proxied: tuple[Deploy
         assert_each_accepted_once(deployment, ids)
 
 
-def test_a_consumer_that_the_broker_cancels_consumes_again(deployment: Deployment) -> None:
-    """Connection and channel stay open then, and nothing would ever be consumed any more."""
+def test_the_worker_consumes_again_after_the_broker_cancels_its_consumer(deployment: Deployment) -> None:
+    """Connection and channel stay open after basic.cancel, but nothing is delivered any more."""
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.execute_queue)
         worker.wait_for("broker_connection_lost", reason="the broker cancelled the consumer")
@@ -75,7 +81,7 @@ def test_a_consumer_that_the_broker_cancels_consumes_again(deployment: Deploymen
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: tuple[Deployment, Proxy]) -> None:
+def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: tuple[Deployment, Proxy]) -> None:
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=f"{proxy.url}?heartbeat=1") as worker:
         proxy.silence()
@@ -85,8 +91,8 @@ def test_a_peer_that_fell_silent_is_noticed_by_its_missing_heartbeats(proxied: t
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[Deployment, Proxy]) -> None:
-    """What cannot be read ends the connection, and never the worker."""
+def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment, Proxy]) -> None:
+    """A frame that cannot be decoded ends the connection, not the worker."""
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=proxy.url) as worker:
         proxy.garble()
@@ -96,9 +102,9 @@ def test_a_broker_that_speaks_nonsense_is_left_and_found_again(proxied: tuple[De
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(deployment: Deployment) -> None:
+def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deployment) -> None:
     port = free_port()
-    with deployment.start_worker(AMQP_URL=by_way_of(port, deployment.broker_url)) as worker:
+    with deployment.start_worker(AMQP_URL=with_local_port(deployment.broker_url, port)) as worker:
         worker.wait_for("broker_unavailable", count=3)
         proxy = Proxy(deployment.broker_url, port)
         worker.wait_for("consumer_started")
@@ -112,16 +118,16 @@ def test_several_brokers_are_tried_in_turn(deployment: Deployment) -> None:
         assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(deployment.broker_url).port}/")
 
 
-def test_a_wrong_password_is_said_and_not_shown(deployment: Deployment) -> None:
+def test_a_wrong_broker_password_is_reported_and_not_logged(deployment: Deployment) -> None:
     target = urlsplit(deployment.broker_url)
     wrong = target._replace(netloc=f"guest:wrong-password@{target.hostname}:{target.port}").geturl()
     with deployment.start_worker(AMQP_URL=wrong) as worker:
-        said = worker.wait_for("broker_unavailable")
-        assert said["reason"] == "the broker refused the user name or the password"
+        event = worker.wait_for("broker_unavailable")
+        assert event["reason"] == "the broker refused the user name or the password"
         assert "wrong-password" not in json.dumps(worker.events)
 
 
-def test_a_topology_with_other_arguments_is_one_line_and_exit_78(deployment: Deployment) -> None:
+def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_code_78(deployment: Deployment) -> None:
     deployment.upstream.channel.queue_declare(
         deployment.topology.execute_queue, durable=True, arguments={"x-queue-type": "classic"}
     )
@@ -133,16 +139,16 @@ def test_a_topology_with_other_arguments_is_one_line_and_exit_78(deployment: Dep
         assert "inequivalent arg" in line["reason"]
 
 
-def test_without_the_right_to_declare_the_topology_is_only_checked(deployment: Deployment) -> None:
-    """It may come later than the worker: whoever has the right declares it, and the worker goes on."""
+def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:
+    """The worker waits until another client, which has the right, declares the topology."""
     with deployment.start_worker(AMQP_DECLARE="false") as worker:
         assert deployment.topology.commands_exchange in worker.wait_for("broker_unavailable")["reason"]
         with deployment.worker():
             worker.wait_for("consumer_started")
 
 
-def test_nothing_is_acknowledged_that_the_broker_did_not_keep(deployment: Deployment) -> None:
-    """A retry that no queue takes would be lost with an acknowledgement; it is published again until one does."""
+def test_a_command_is_not_acknowledged_before_its_retry_is_routed(deployment: Deployment) -> None:
+    """An acknowledgement would lose a retry that is bound to no queue; it is published again until it is routed."""
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
     with deployment.worker() as worker:
         deployment.upstream.channel.queue_delete(deployment.topology.retry_queue(1))
@@ -156,8 +162,8 @@ def test_nothing_is_acknowledged_that_the_broker_did_not_keep(deployment: Deploy
         assert deployment.upstream.reply().json["attempts"] == 2
 
 
-def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(deployment: Deployment) -> None:
-    """The broker refuses such a reply (a negative confirm), and takes it once there is room."""
+def test_a_reply_that_a_full_queue_refuses_is_published_again(deployment: Deployment) -> None:
+    """The broker sends basic.nack for the reply, and accepts it once the queue has room."""
     with deployment.worker() as worker:
         channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
         channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -170,10 +176,10 @@ def test_a_full_queue_of_replies_holds_the_command_and_loses_nothing(deployment:
         channel.queue_delete(name)
 
 
-def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxied: tuple[Deployment, Proxy]) -> None:
-    """A channel may have every publication refused while another one would not (seen after the death of a leader).
+def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: tuple[Deployment, Proxy]) -> None:
+    """A broker may refuse all publications of one channel and none of another (seen after a queue leader was lost).
 
-    The consumer stays, so that nothing is delivered again, and the other node of the list comes first.
+    The consumer stays, so that nothing is redelivered; the new publisher connects to the other node of the list.
     """
     deployment, proxy = proxied
     with deployment.worker(AMQP_URL=f"{deployment.broker_url},{proxy.url}") as worker:
@@ -186,20 +192,18 @@ def test_refusals_that_last_replace_the_publisher_and_hold_up_nothing_else(proxi
         assert replaced["broker"].endswith(f":{proxy.port}/")
         deployment.upstream.publish(a_command(command_id="other"))
         while deployment.upstream.reply().json["command_id"] != "other":
-            pass  # a reply that one queue refused and another took comes again
+            pass  # a reply that one queue refused and another accepted is published again
         assert {deployment.upstream.get(name).json["command_id"] for _ in range(2)} == {"full-0", "full-1"}
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
         channel.queue_delete(name)
 
 
-def test_a_node_that_never_answered_is_not_a_stable_one(deployment: Deployment) -> None:
-    """Its time limit may be longer than the time after which a connection counts as stable."""
-    quick = "import worker.amqp.connection, worker.amqp.broker\n"
-    quick += "worker.amqp.connection.CONNECT_S = 0.5\nworker.amqp.broker.STABLE_S = 0.2\n"
+def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
+    """The timeout of a connection may be longer than the time after which a session counts as stable."""
     with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
-        urls = [by_way_of(urlsplit(url).port or 0, deployment.broker_url) for url in (first, second)]
+        urls = [with_local_port(deployment.broker_url, urlsplit(url).port or 0) for url in (first, second)]
         with deployment.worker(
-            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, quick)
+            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, IMPATIENT)
         ) as worker:
             tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
             assert len(tried) == len(set(tried)) == 2
@@ -211,12 +215,12 @@ def _say_nothing(client: socket.socket) -> None:
 
 
 @contextmanager
-def short_of_memory(
+def publishing_blocked(
     broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
-    """Yield a worker in mid-flow whose broker takes no publications, and the ids of its commands.
+    """Yield a worker under load whose broker blocks publishing, and the ids of its commands.
 
-    Who publishes learns of it only then, so that the platform waits with all answers until it is so.
+    The broker blocks a connection when it publishes, so the platform delays all answers until the alarm is set.
     """
     may_answer, execute = threading.Event(), Platform.execute
 
@@ -234,14 +238,14 @@ def short_of_memory(
             may_answer.set()
             worker.wait_for("publishing_blocked")
             yield worker, ids
-        finally:  # or every other test would wait for it
+        finally:  # otherwise every other test would be blocked
             broker.control("set_vm_memory_high_watermark", "0.6")
 
 
-def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing_dropped(
+def test_a_broker_that_blocks_publishing_costs_no_command(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
@@ -249,11 +253,11 @@ def test_while_the_broker_takes_no_publications_nothing_new_is_taken_and_nothing
         assert_each_accepted_once(breakable, ids)
 
 
-def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
+def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publishing(
     breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody says then that it takes them again: the new connection has to find out for itself."""
-    with short_of_memory(own_broker, breakable, monkeypatch) as (worker, ids):
+    """A killed broker sends no connection.unblocked: the state of the old connection must not outlive it."""
+    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
         own_broker.kill()
         own_broker.start()
         breakable.upstream.connect()
@@ -261,14 +265,16 @@ def test_a_broker_that_is_killed_while_it_takes_no_publications_is_used_again(
         assert_each_accepted_once(breakable, ids)
 
 
-def test_two_workers_on_memory_are_warned_of_each_other(deployment: Deployment) -> None:
+def test_two_workers_with_memory_stores_log_a_warning(deployment: Deployment) -> None:
     with deployment.worker(), deployment.worker() as second:
         assert second.wait_for("idempotency_not_shared")["level"] == "warning"
 
 
 @pytest.mark.parametrize("kind", ["hang", "late_caching"])
-def test_a_redelivery_that_no_record_explains_is_looked_up_first(deployment: Deployment, kind: Any) -> None:
-    """The process that had it before is gone, and what it did with it went with it."""
+def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, kind: Any
+) -> None:
+    """The process that received it first was killed, and its memory store with it."""
     deployment.simulator.faults.replace([Fault(kind=kind, seconds=1, count=1)])
     with deployment.worker() as first:
         deployment.upstream.publish(a_command(command_id="orphan", args="orphan"))
@@ -279,8 +285,10 @@ def test_a_redelivery_that_no_record_explains_is_looked_up_first(deployment: Dep
     assert len(deployment.simulator.requests) == (2 if kind == "hang" else 1)
 
 
-def test_a_former_attempt_that_no_record_explains_is_looked_up_first(deployment: Deployment) -> None:
-    """A retry may be a doubled one, whose twin was sent by a process that is gone."""
+def test_a_second_attempt_without_a_record_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment,
+) -> None:
+    """The retry may be a duplicate of one that another process has sent already."""
     command = a_command(args="retried")
     with deployment.worker() as worker:
         deployment.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
@@ -293,8 +301,10 @@ _MOVED_TO = {"by the default exchange": "", "through the worker's own exchange, 
 
 
 @pytest.mark.parametrize("way", _MOVED_TO)
-def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(deployment: Deployment, way: str) -> None:
-    """A shovel makes a new message of it: neither ``redelivered`` nor a record of a former worker is left."""
+def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, way: str
+) -> None:
+    """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as first:
         resting = deployment.topology.retry_queue(LONG_SETTLE_S)
@@ -315,8 +325,8 @@ def test_a_command_that_was_moved_is_looked_up_before_it_is_sent(deployment: Dep
     assert len(deployment.simulator.requests) == 1
 
 
-def test_a_dead_letter_that_a_shovel_moved_back_is_looked_up_before_it_is_sent(deployment: Deployment) -> None:
-    """It has headers of a worker, but does not say what may have been sent: it was not written to be brought back."""
+def test_a_dead_letter_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_sent(deployment: Deployment) -> None:
+    """Its headers do not say what may have been sent: only ``dead-letters replay`` adds that."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))

@@ -1,4 +1,4 @@
-"""Each row of the contract, seen from outside: a message goes in, the platform is asked or not, messages come out."""
+"""Each rule of the contract from outside: the command, the request to the platform, the reply and the dead letter."""
 
 import json
 import struct
@@ -23,12 +23,12 @@ from worker.amqp.field_table import RawFieldValue
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
-pytestmark = pytest.mark.xdist_group("contract")  # one worker for them all
+pytestmark = pytest.mark.xdist_group("contract")  # all tests share one worker
 
 
 @dataclass
-class Running:
-    """A worker that all tests of this module use."""
+class SharedWorker:
+    """The worker that all tests of this module share."""
 
     deployment: Deployment
     worker: WorkerProcess
@@ -48,7 +48,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedWorker]:
     folder = tmp_path_factory.mktemp("contract")
     products = folder / "products.json"
     products.write_text(
@@ -64,18 +64,18 @@ def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
             "ONENET_PRODUCTS_FILE": str(products),
         }
         with deployment.worker(**settings) as worker:
-            yield Running(deployment, worker)
+            yield SharedWorker(deployment, worker)
 
 
 @pytest.fixture
-def running(module_worker: Running) -> Iterator[Running]:
+def running(module_worker: SharedWorker) -> Iterator[SharedWorker]:
     yield module_worker
     module_worker.simulator.faults.replace([])
     module_worker.simulator.requests.clear()
     module_worker.upstream.channel.queue_purge(module_worker.deployment.topology.dead_letters_exchange)
 
 
-def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None:
+def test_an_accepted_command_is_answered_with_its_uuid(running: SharedWorker) -> None:
     command = a_command(args="on", command_id="order-1")
     reply = running.ask(command, app_id="billing", correlation_id="call-7")
 
@@ -104,7 +104,7 @@ def test_an_accepted_command_is_answered_with_its_uuid(running: Running) -> None
     assert logged["uuid"] == cached.uuid
 
 
-def test_the_request_is_the_one_of_the_platforms_page(running: Running) -> None:
+def test_a_request_has_the_form_that_the_platform_documents(running: SharedWorker) -> None:
     running.ask(
         a_command(
             imei="865820030000002",
@@ -136,8 +136,8 @@ def test_the_request_is_the_one_of_the_platforms_page(running: Running) -> None:
     assert request["headers"]["content-type"] == "application/json"
 
 
-def test_what_is_absent_is_not_sent(running: Running) -> None:
-    """The platform's own defaults hold, and without args the request has no body."""
+def test_absent_optional_fields_are_left_out_of_the_request(running: SharedWorker) -> None:
+    """The platform uses its own defaults; without args the request has no body."""
     running.ask(a_command())
     [request] = running.simulator.requests
     assert set(request["query"]) == {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time"}
@@ -145,41 +145,41 @@ def test_what_is_absent_is_not_sent(running: Running) -> None:
     assert "content-type" not in request["headers"]
 
 
-def test_a_valid_time_that_has_passed_is_left_out_and_said(running: Running) -> None:
+def test_a_past_valid_time_is_left_out_and_the_reply_says_so(running: SharedWorker) -> None:
     reply = running.ask(a_command(valid_time=in_hours(-1)))
     assert reply.json["status"] == "accepted"
     assert reply.json["valid_time_omitted"] is True
     assert "valid_time" not in running.simulator.requests[0]["query"]
 
 
-def test_a_reply_goes_where_the_command_says(running: Running) -> None:
+def test_reply_to_is_the_routing_key_of_the_reply(running: SharedWorker) -> None:
     command = a_command()
     reply = running.ask(command, reply_to="my.own.key", app_id="billing")
     assert reply.routing_key == "my.own.key"
     assert reply.properties.correlation_id == command["command_id"]
 
 
-def test_a_reply_to_nobody_in_particular_is_for_unknown(running: Running) -> None:
+def test_without_app_id_the_routing_key_of_the_reply_ends_in_unknown(running: SharedWorker) -> None:
     assert running.ask(a_command()).routing_key == "execute.accepted.unknown"
 
 
-def test_a_name_too_long_for_a_routing_key_is_cut(running: Running) -> None:
-    """A routing key has 255 bytes; the command must not fail for a long app_id."""
+def test_an_app_id_too_long_for_a_routing_key_is_truncated(running: SharedWorker) -> None:
+    """A routing key has at most 255 bytes; a long app_id must not fail the command."""
     assert running.ask(a_command(), app_id="é" * 127).routing_key.startswith("execute.accepted.éé")
 
 
-def test_the_id_may_be_the_property_message_id(running: Running) -> None:
+def test_the_property_message_id_serves_as_command_id(running: SharedWorker) -> None:
     assert running.ask(a_command(command_id=None), message_id="from-the-property").json["command_id"] == (
         "from-the-property"
     )
 
 
-def test_trace_context_is_passed_on(running: Running) -> None:
+def test_the_reply_carries_the_trace_context_of_the_command(running: SharedWorker) -> None:
     trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
     assert running.ask(a_command(), headers={**trace, "other": "stays"}).headers == trace
 
 
-def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
+def test_a_command_that_onenet_refuses_is_rejected_with_its_errno(running: SharedWorker) -> None:
     reply = running.ask(a_command(imei=OFFLINE_IMEI), app_id="billing")
     assert reply.json["status"] == "rejected"
     assert reply.json["error"] == {
@@ -193,8 +193,8 @@ def test_onenets_no_is_rejected_with_its_errno(running: Running) -> None:
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
-def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind: Any) -> None:
-    """A redirect is never followed: what stands elsewhere has not been asked."""
+def test_a_refusal_without_onenets_json_is_http_rejected(running: SharedWorker, kind: Any) -> None:
+    """A redirect is never followed: the target is not the configured platform."""
     running.simulator.faults.replace([Fault(kind=kind)])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("rejected", "http_rejected")
@@ -221,8 +221,10 @@ def test_a_no_without_the_platforms_json_is_http_rejected(running: Running, kind
     ],
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
-def test_a_lost_answer_is_looked_up_and_the_command_is_cached_once(running: Running, fault: Fault) -> None:
-    """The platform may have cached the command: its history tells, and only what is not there is sent again."""
+def test_after_a_lost_answer_the_history_is_read_and_the_command_is_cached_once(
+    running: SharedWorker, fault: Fault
+) -> None:
+    """The platform may have cached the command; it is sent again only if the history does not contain it."""
     running.simulator.faults.replace([fault.model_copy(update={"count": 1})])
     command = a_command(args=str(uuid4()))
     reply = running.ask(command).json
@@ -235,7 +237,7 @@ def test_a_lost_answer_is_looked_up_and_the_command_is_cached_once(running: Runn
         running.worker.wait_for("command_recovered", command_id=command["command_id"], uuid=cached.uuid)
 
 
-def test_what_the_history_cannot_decide_is_unknown_and_never_sent_again(running: Running) -> None:
+def test_a_command_that_the_history_cannot_decide_is_outcome_unknown_and_not_sent_again(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching"), Fault(kind="error_500", endpoint="history")])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "outcome_unknown")
@@ -243,13 +245,13 @@ def test_what_the_history_cannot_decide_is_unknown_and_never_sent_again(running:
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "outcome_unknown"
 
 
-def test_a_command_in_doubt_that_expires_meanwhile_is_still_looked_up(running: Running) -> None:
+def test_a_command_that_expires_while_in_doubt_is_still_looked_up_in_the_history(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["status"] == "accepted"
 
 
-def test_one_that_was_not_cached_can_then_only_expire(running: Running) -> None:
+def test_a_command_in_doubt_that_was_not_cached_expires_without_a_second_request(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="drop", count=1)])
     soon = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert running.ask(a_command(expired_time=soon)).json["error"]["code"] == "expired"
@@ -259,26 +261,28 @@ def test_one_that_was_not_cached_can_then_only_expire(running: Running) -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "drop_after_caching"])
 @pytest.mark.parametrize("lost", ["first", "second"])
-def test_twins_are_two_commands(running: Running, kind: Any, lost: str) -> None:
-    """Alike in everything but the id: neither gets the uuid of the other, whichever answer was lost."""
-    twins = [a_command(command_id=f"{name}-{uuid4()}", args=f"twins of {kind} {lost}") for name in ("first", "second")]
-    for twin in twins:
-        struck = [Fault(kind=kind, count=1)] if twin["command_id"].startswith(lost) else []
+def test_lookalike_commands_get_a_uuid_each_when_an_answer_is_lost(running: SharedWorker, kind: Any, lost: str) -> None:
+    """They differ only in the id; neither gets the uuid of the other, whichever answer was lost."""
+    lookalikes = [
+        a_command(command_id=f"{name}-{uuid4()}", args=f"lookalikes of {kind} {lost}") for name in ("first", "second")
+    ]
+    for lookalike in lookalikes:
+        struck = [Fault(kind=kind, count=1)] if lookalike["command_id"].startswith(lost) else []
         running.simulator.faults.replace(struck)
-        running.upstream.publish(twin)
+        running.upstream.publish(lookalike)
         if struck:
-            running.worker.wait_for("command_in_doubt", command_id=twin["command_id"])
+            running.worker.wait_for("command_in_doubt", command_id=lookalike["command_id"])
         else:
-            running.worker.wait_for("command_accepted", command_id=twin["command_id"])
+            running.worker.wait_for("command_accepted", command_id=lookalike["command_id"])
     replies = {reply["command_id"]: reply["uuid"] for reply in running.upstream.replies(2)}
-    cached = {kept.uuid for kept in running.simulator.platform.commands if kept.args == twins[0]["args"]}
-    assert replies.keys() == {twin["command_id"] for twin in twins}
+    cached = {kept.uuid for kept in running.simulator.platform.commands if kept.args == lookalikes[0]["args"]}
+    assert replies.keys() == {lookalike["command_id"] for lookalike in lookalikes}
     assert set(replies.values()) == cached
     assert len(cached) == 2
 
 
-def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Running) -> None:
-    """Retry-After asks for 2 s, so the delay queue of 1 s is passed over."""
+def test_a_throttled_command_is_retried_after_retry_after(running: SharedWorker) -> None:
+    """Retry-After asks for 2 s, so the delay queue of 1 s is skipped."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=2, count=1)])
     command = a_command()
     reply = running.ask(command)
@@ -287,7 +291,7 @@ def test_too_many_requests_is_tried_again_after_the_platforms_wait(running: Runn
     assert (scheduled["attempt"], scheduled["next_attempt"], scheduled["delay_s"]) == (1, 2, 2)
 
 
-def test_attempts_run_out(running: Running) -> None:
+def test_a_command_whose_attempts_are_used_up_is_retries_exhausted(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     reply = running.ask(a_command())
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "retries_exhausted")
@@ -298,7 +302,7 @@ def test_attempts_run_out(running: Running) -> None:
     assert not [name for name in letter.headers if name.startswith(("x-death", "x-first-death", "x-last-death"))]
 
 
-def test_no_attempt_is_made_after_expired_time(running: Running) -> None:
+def test_a_command_is_not_retried_after_its_expired_time(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     reply = running.ask(a_command(expired_time=soon))
@@ -306,7 +310,7 @@ def test_no_attempt_is_made_after_expired_time(running: Running) -> None:
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "expired"
 
 
-def test_a_command_that_comes_too_late_is_not_sent(running: Running) -> None:
+def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: SharedWorker) -> None:
     reply = running.ask(a_command(expired_time=in_hours(-1)))
     assert reply.json["error"]["code"] == "expired"
     assert reply.json["error"]["details"] == [{"field": "expired_time", "message": "has passed"}]
@@ -314,7 +318,7 @@ def test_a_command_that_comes_too_late_is_not_sent(running: Running) -> None:
     running.upstream.dead_letter()
 
 
-def test_a_bad_command_is_set_aside_as_it_came_with_the_reason(running: Running) -> None:
+def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: SharedWorker) -> None:
     body = json.dumps(a_command(command_id="bad-1", retry="three"), indent=3).encode()
     timestamp = 1_700_000_000
     reply = running.ask(
@@ -371,7 +375,9 @@ def test_a_bad_command_is_set_aside_as_it_came_with_the_reason(running: Running)
     ],
     ids=["empty", "no-utf8", "array", "cut-off", "twice", "nan", "too-large", "missing", "unknown", "bool"],
 )
-def test_what_cannot_be_read_is_answered_too(running: Running, body: bytes, code: str, field: str) -> None:
+def test_an_unreadable_message_gets_a_reply_and_is_dead_lettered(
+    running: SharedWorker, body: bytes, code: str, field: str
+) -> None:
     reply = running.ask(body, message_id="the-id")
     assert reply.json["command_id"] == "the-id"
     assert reply.json["error"]["code"] == code
@@ -381,14 +387,14 @@ def test_what_cannot_be_read_is_answered_too(running: Running, body: bytes, code
     assert letter.headers["x-onenet-reason"] == code
 
 
-def test_a_message_without_any_id_has_none_in_its_reply(running: Running) -> None:
+def test_the_reply_to_a_message_without_an_id_has_no_command_id(running: SharedWorker) -> None:
     reply = running.ask(b"nothing")
     assert reply.json["command_id"] is None
     assert reply.properties.correlation_id is None
     running.upstream.dead_letter()
 
 
-def test_an_unknown_product_is_not_sent_with_another_ones_key(running: Running) -> None:
+def test_a_command_for_an_unknown_product_is_not_sent_with_another_products_key(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="cooling"))
     assert reply.json["error"]["code"] == "unknown_product"
     assert reply.json["error"]["details"][0]["field"] == "product"
@@ -396,13 +402,13 @@ def test_an_unknown_product_is_not_sent_with_another_ones_key(running: Running) 
     running.upstream.dead_letter()
 
 
-def test_a_products_own_key_is_used(running: Running) -> None:
+def test_commands_of_a_product_are_sent_with_its_own_key(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="heating"))
     assert running.simulator.requests[0]["headers"]["api-key"] == "no-such-key"
     assert reply.json["error"]["errno"] == 1  # auth failed
 
 
-def test_mode_safe_signs_a_token_that_the_platform_believes(running: Running) -> None:
+def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: SharedWorker) -> None:
     reply = running.ask(a_command(product="safe"))
     assert reply.json["status"] == "accepted"
     [request] = running.simulator.requests
@@ -411,7 +417,7 @@ def test_mode_safe_signs_a_token_that_the_platform_believes(running: Running) ->
     assert (token["version"], token["res"], token["method"]) == ("2018-10-31", "products/123123", "sha256")
 
 
-def test_an_id_that_comes_again_gets_its_reply_again_and_no_request(running: Running) -> None:
+def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: SharedWorker) -> None:
     command = a_command()
     first = running.ask(command, app_id="a")
     again = running.ask(json.dumps(command, indent=2).encode(), reply_to="elsewhere", correlation_id="call-9")
@@ -421,17 +427,17 @@ def test_an_id_that_comes_again_gets_its_reply_again_and_no_request(running: Run
     running.worker.wait_for("duplicate_suppressed", command_id=command["command_id"])
 
 
-def test_an_id_with_another_content_is_a_conflict(running: Running) -> None:
+def test_a_repeated_command_id_with_other_content_is_a_conflict(running: SharedWorker) -> None:
     command = a_command(args="open")
     running.ask(command)
     reply = running.ask(command | {"args": "shut"})
     assert (reply.json["status"], reply.json["error"]["code"]) == ("failed", "command_id_conflict")
     assert len(running.simulator.requests) == 1
     assert running.upstream.dead_letter().headers["x-onenet-reason"] == "command_id_conflict"
-    assert running.ask(command).json["status"] == "accepted"  # the first one's record is untouched
+    assert running.ask(command).json["status"] == "accepted"  # the record of the first command is unchanged
 
 
-def test_the_workers_own_headers_are_not_believed_from_anybody_else(running: Running) -> None:
+def test_the_workers_headers_are_ignored_on_a_message_from_upstream(running: SharedWorker) -> None:
     reply = running.ask(
         a_command(command_id="forged", retry=99), headers={"x-onenet-attempt": 9, "x-onenet-forged": "yes"}
     )
@@ -441,8 +447,8 @@ def test_the_workers_own_headers_are_not_believed_from_anybody_else(running: Run
     assert "x-onenet-forged" not in letter.headers
 
 
-def test_everything_else_is_carried_along_through_retries(running: Running) -> None:
-    """The broker would close the channel over a foreign user_id, and end a delay early for an expiration."""
+def test_other_properties_and_headers_are_kept_through_retries(running: SharedWorker) -> None:
+    """Republished as properties, a foreign user_id closes the channel and an expiration shortens the delay."""
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     command = a_command()
     running.ask(
@@ -463,7 +469,7 @@ def test_everything_else_is_carried_along_through_retries(running: Running) -> N
 
 
 def nested(levels: int) -> bytes:
-    """Return arrays within arrays as they stand in a frame."""
+    """Return ``levels`` nested arrays, encoded as in a frame."""
     value = b"V"
     for _ in range(levels):
         value = b"A" + len(value).to_bytes(4) + value
@@ -482,8 +488,8 @@ def encoded(value: Any) -> bytes:
      RawFieldValue(nested(2_000)), [{"a": [None]}], -1, b"\xff"],
     ids=["milliseconds", "double", "deep", "nested", "negative", "bytes"],
 )  # fmt: skip
-def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: object) -> None:
-    """A timestamp in milliseconds would cut the connection, each time that it came, and take others with it."""
+def test_headers_of_unusual_types_are_kept_and_cost_no_connection(running: SharedWorker, value: object) -> None:
+    """pika fails on a timestamp in milliseconds, which would end the connection at each redelivery."""
     odd = {"odd": value, b"\xff": "a name that is no text"}
     assert running.ask(a_command(), headers=odd, app_id=b"\xff", correlation_id=b"\xfe").json["status"] == "accepted"
     running.ask(a_command(retry=11), headers=odd)
@@ -492,13 +498,13 @@ def test_headers_of_odd_types_cost_nobody_anything(running: Running, value: obje
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_trace_context_that_leaves_no_room_is_dropped_from_the_reply(running: Running) -> None:
+def test_a_trace_context_too_large_for_a_frame_is_dropped_from_the_reply(running: SharedWorker) -> None:
     reply = running.ask(a_command(command_id="x" * 128), headers={"traceparent": "t" * 130_000, "tracestate": "a=b"})
     assert reply.headers == {"tracestate": "a=b"}
 
 
-def test_a_header_that_routes_copies_elsewhere_does_not_double_retries(running: Running) -> None:
-    """The broker routes by CC too, at each publication."""
+def test_a_cc_header_does_not_duplicate_retries(running: SharedWorker) -> None:
+    """The broker routes each publication by its CC header too."""
     topology = running.deployment.topology
     running.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     running.ask(a_command(), headers={"CC": [topology.retry_queue(1), topology.retry_queue(2)]})
@@ -508,15 +514,15 @@ def test_a_header_that_routes_copies_elsewhere_does_not_double_retries(running: 
     assert "CC" not in letter.headers
 
 
-def test_an_error_text_of_200_kb_is_cut(running: Running) -> None:
+def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: SharedWorker) -> None:
     running.simulator.faults.replace([Fault(kind="errno", errno=5006, error="错" * 70_000)])
     reply = running.ask(a_command())
     assert reply.json["error"]["errno"] == 5006
     assert len(reply.body) < 4096
 
 
-def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running) -> None:
-    """With ours they would not fit the frame, and the broker would close the connection, again and again."""
+def test_headers_too_large_for_a_frame_are_dropped_from_the_dead_letter(running: SharedWorker) -> None:
+    """Together with the worker's headers they exceed the frame, and the broker would close the connection."""
     running.ask(b"nothing", headers={"large": "x" * 125_000})
     letter = running.upstream.dead_letter()
     assert "large" not in letter.headers
@@ -524,7 +530,7 @@ def test_headers_that_leave_no_room_do_not_cost_the_connection(running: Running)
     assert not [event for event in running.worker.events if event["event"] == "broker_connection_lost"]
 
 
-def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None:
+def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: SharedWorker) -> None:
     upstream = running.upstream
     upstream.channel.queue_unbind(
         f"{upstream.topology.namespace}.test-replies", upstream.topology.replies_exchange, "#"
@@ -536,10 +542,10 @@ def test_a_reply_that_nobody_bound_a_queue_for_is_kept(running: Running) -> None
     assert kept.json["status"] == "accepted"
 
 
-def test_refused_connections_are_tried_again(deployment: Deployment) -> None:
-    """Nothing was sent, so repeating is safe."""
+def test_a_command_is_retried_after_a_refused_connection(deployment: Deployment) -> None:
+    """Nothing was sent, so a retry is safe."""
     with onenet() as other:
-        pass  # its port is free again now, so that nobody listens there
+        pass  # nothing listens on its port any more
     with deployment.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
         command = a_command()
         deployment.upstream.publish(command)
@@ -549,7 +555,7 @@ def test_refused_connections_are_tried_again(deployment: Deployment) -> None:
             assert len(back.platform.commands) == 1
 
 
-def test_resend_accepts_that_a_device_may_act_twice(deployment: Deployment) -> None:
+def test_in_doubt_resend_sends_a_command_a_second_time(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
     with deployment.worker(WORKER_IN_DOUBT="resend"):
         deployment.upstream.publish(a_command(args="twice", command_id="twice"))
@@ -567,6 +573,6 @@ def test_no_secret_reaches_a_log_or_a_process_listing(deployment: Deployment, tm
             deployment.upstream.reply()
         listing = Path(f"/proc/{worker.process.pid}/cmdline").read_text()
     output = worker.process.output.read_text()
-    assert len(deployment.simulator.platform.commands) == 2  # the key from the file was the right one
+    assert len(deployment.simulator.platform.commands) == 2  # so the key in the file was used
     assert "the-master-key" not in output + listing
-    assert "guest" not in output + listing  # the broker's password, in whatever form
+    assert "guest" not in output + listing  # the broker's password

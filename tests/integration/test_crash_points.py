@@ -1,7 +1,7 @@
-"""Every point between receive and acknowledge at which a worker can end, on both stores: what happens next.
+"""The crash-point table: a worker is killed at each point between receive and acknowledge, on both stores.
 
-Each row is one worker that ends by SIGKILL at its point, and another that comes after it. The rows wait for time to
-pass more than for anything else, so they run side by side, and the table is then read row by row.
+Each row runs one worker that is killed by SIGKILL at its point and another that takes over. The rows mostly wait, so
+they run concurrently, and each test reads the result of its row.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ LOST_BUT_CACHED = Fault(kind="drop_after_caching", count=1)
 LOST_NOT_CACHED = Fault(kind="error_500", count=1)
 TOO_MANY = Fault(kind="too_many_requests", count=1, seconds=0)
 
-# What the platform does with the first request, the point, and how often the worker has been there by then.
+# The case, the fault of the first request, the crash point, and at which visit of the point the worker is killed.
 ROWS: list[tuple[str, Fault | None, str, int]] = [
     ("first try", None, "before claim", 1),
     ("first try", None, "after claim", 1),
@@ -53,21 +53,20 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
 STORES = ["memory", "redis"]
 AT_ONCE = 6
 
-pytestmark = pytest.mark.xdist_group("crash points")  # one table for them all
+pytestmark = pytest.mark.xdist_group("crash points")  # all tests share one table
 
 
 @dataclass
-class Found:
-    """What one row came to."""
+class RowResult:
+    """The result of one row."""
 
     exit_code: int
     replies: list[dict[str, Any]]
     cached: list[str]
 
 
-def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None, str, int]) -> Found:
-    """Let a worker end at its point and another one finish what it left."""
-    broker_url, folder = rig_arguments
+def play(broker_url: str, folder: Path, url: str, row: tuple[str, Fault | None, str, int]) -> RowResult:
+    """Run one row: a worker that is killed at the crash point, and workers that finish its command."""
     _, fault, point, times = row
     folder.mkdir()
     with (
@@ -78,20 +77,20 @@ def play(rig_arguments: tuple[str, Path], url: str, row: tuple[str, Fault | None
         with deployment.worker(**store, **crash_at(folder, point, times)) as first:
             deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()
-        replies = deployment.finish(**store)
+        replies = deployment.run_until_finished(**store)
         cached = [command.uuid for command in simulator.platform.commands if command.args == "the-one"]
-        return Found(exit_code, replies, cached)
+        return RowResult(exit_code, replies, cached)
 
 
 @pytest.fixture(scope="module")
 def table(
     broker_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[tuple[str, int], "Future[Found]"]]:
+) -> Iterator[dict[tuple[str, int], "Future[RowResult]"]]:
     urls = {"memory": "memory://", "redis": redis_url}
     folder = tmp_path_factory.mktemp("crashes")
     with ThreadPoolExecutor(AT_ONCE) as threads:
         yield {
-            (store, number): threads.submit(play, (broker_url, folder / f"{store}-{number}"), urls[store], row)
+            (store, number): threads.submit(play, broker_url, folder / f"{store}-{number}", urls[store], row)
             for number, row in enumerate(ROWS)
             for store in STORES
         }
@@ -99,10 +98,10 @@ def table(
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[f"{case}: {point} {times}" for case, _, point, times in ROWS])
-def test_a_worker_that_ends_there_loses_nothing_and_nothing_is_sent_twice(
-    table: dict[tuple[str, int], "Future[Found]"], number: int, store: str
+def test_a_worker_killed_at_a_crash_point_loses_no_command_and_sends_none_twice(
+    table: dict[tuple[str, int], "Future[RowResult]"], number: int, store: str
 ) -> None:
-    found = table[store, number].result()
-    assert found.exit_code == -9
-    assert len(found.cached) == 1
-    assert {(reply["status"], reply["uuid"]) for reply in found.replies} == {("accepted", found.cached[0])}
+    result = table[store, number].result()
+    assert result.exit_code == -9
+    assert len(result.cached) == 1
+    assert {(reply["status"], reply["uuid"]) for reply in result.replies} == {("accepted", result.cached[0])}

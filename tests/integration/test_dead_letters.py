@@ -1,4 +1,4 @@
-"""The dead letters on a real broker: looked at without a trace, brought back, discarded."""
+"""Dead letters on a real broker: listed without side effects, replayed, discarded."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
-from worker.cli.dead_letters import list_letters
+from worker.cli.dead_letters import list_dead_letters
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
@@ -38,7 +38,7 @@ def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
         yield found
 
 
-def set_aside(
+def publish_dead_letters(
     deployment: Deployment,
     *ids: str,
     reason: str = "retries_exhausted",
@@ -46,7 +46,7 @@ def set_aside(
     app_id: str = "billing",
     **fields: Any,
 ) -> None:
-    """Put dead letters there as a worker does."""
+    """Publish dead letters as a worker does."""
     headers = {"x-onenet-reason": reason, "x-onenet-error": "as it is", "x-onenet-failed-at": failed_at.isoformat()}
     for command_id in ids:
         body = json.dumps(a_command(command_id=command_id, **fields)).encode()
@@ -56,24 +56,26 @@ def set_aside(
         )
 
 
-def look(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
+def open_reader(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
     settings = Settings(
         amqp_url=(SecretStr(url or deployment.broker_url),), worker_namespace=deployment.topology.namespace
     )
     return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
 
 
-def seen(deployment: Deployment, count: int) -> list[str | None]:
-    """Return the ids in order, once so many letters are there; what a connection held takes a moment to be back."""
+def read_ids(deployment: Deployment, count: int) -> list[str | None]:
+    """Return the ids in order, once the queue has ``count`` dead letters: a closed reader returns them with a delay."""
     wait_until(
-        lambda: deployment.upstream.count(deployment.topology.dead_letters_exchange) == count, PATIENCE_S, "the letters"
+        lambda: deployment.upstream.count(deployment.topology.dead_letters_exchange) == count,
+        PATIENCE_S,
+        "the dead letters",
     )
-    with look(deployment) as found:
-        return [letter.command_id for letter in found.take()]
+    with open_reader(deployment) as found:
+        return [letter.command_id for letter in found.fetch_all()]
 
 
-class Typed:
-    """The command line of one namespace."""
+class DeadLettersCommand:
+    """``onenet-worker dead-letters`` in one namespace."""
 
     def __init__(self, deployment: Deployment, folder: Path) -> None:
         self.folder = folder
@@ -97,97 +99,101 @@ class Typed:
         )
 
     def listed(self, *arguments: str) -> list[Any]:
-        """Return what a list has, as JSON."""
-        said = self("list", "--json", *arguments)
-        assert said.returncode == 0, said.stderr
-        return [json.loads(line) for line in said.stdout.splitlines()]
+        """Return the lines of ``list --json``."""
+        result = self("list", "--json", *arguments)
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
 
     def ids(self, *arguments: str) -> list[str]:
         return [line["command_id"] for line in self.listed(*arguments)]
 
 
 @pytest.fixture
-def typed(deployment: Deployment, tmp_path: Path) -> Typed:
-    return Typed(deployment, tmp_path)
+def dead_letters(deployment: Deployment, tmp_path: Path) -> DeadLettersCommand:
+    return DeadLettersCommand(deployment, tmp_path)
 
 
-NAMES = [f"letter-{number}" for number in range(12)]
+IDS = [f"command-{number}" for number in range(12)]
 
 
-def test_looking_again_and_again_loses_nothing_and_moves_nothing(deployment: Deployment) -> None:
-    """By itself RabbitMQ 4 forgets a message that was taken and given back for the 21st time."""
-    set_aside(deployment, *NAMES)
+def test_repeated_reads_keep_all_dead_letters_in_order(deployment: Deployment) -> None:
+    """By default RabbitMQ 4 drops a message that a consumer returns for the 21st time."""
+    publish_dead_letters(deployment, *IDS)
     for _ in range(30):
-        assert seen(deployment, len(NAMES)) == NAMES
+        assert read_ids(deployment, len(IDS)) == IDS
 
 
-def test_a_look_that_is_cut_off_gives_everything_back_in_its_order(deployment: Deployment) -> None:
-    set_aside(deployment, *NAMES)
+def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(deployment: Deployment) -> None:
+    publish_dead_letters(deployment, *IDS)
     proxy = Proxy(deployment.broker_url)
-    cut = look(deployment, proxy.url)
-    assert len(cut.take()) == len(NAMES)
+    cut = open_reader(deployment, proxy.url)
+    assert len(cut.fetch_all()) == len(IDS)
     proxy.cut()
-    assert seen(deployment, len(NAMES)) == NAMES
+    assert read_ids(deployment, len(IDS)) == IDS
     with pytest.raises(BrokerUnavailable):
-        cut.__exit__(None, None, None)  # what was acknowledged last may not have arrived
+        cut.__exit__(None, None, None)  # the last acknowledgements may have been lost
     proxy.close()
 
 
-def test_what_comes_while_somebody_looks_comes_behind(deployment: Deployment) -> None:
-    set_aside(deployment, *NAMES[:6])
-    with look(deployment) as found:
-        letters = found.take()
+def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Deployment) -> None:
+    publish_dead_letters(deployment, *IDS[:6])
+    with open_reader(deployment) as found:
+        letters = found.fetch_all()
         assert len(letters) == 6
-        set_aside(deployment, *NAMES[6:9])
+        publish_dead_letters(deployment, *IDS[6:9])
         for letter in letters[2:4]:
             found.discard(letter)
-        set_aside(deployment, *NAMES[9:])
-        found.wait(0.1)  # for what would be delivered in the place of those
-    assert seen(deployment, 10) == NAMES[:2] + NAMES[4:]
+        publish_dead_letters(deployment, *IDS[9:])
+        found.wait(0.1)  # for deliveries that replace the discarded ones
+    assert read_ids(deployment, 10) == IDS[:2] + IDS[4:]
 
 
-def test_only_one_looks_at_a_time(deployment: Deployment) -> None:
-    """What two hold at once would come back in the order in which they end."""
-    set_aside(deployment, *NAMES)
-    with look(deployment) as first:
-        first.take()
-        with pytest.raises(WorkerError, match="somebody else"):
-            look(deployment)
-    assert seen(deployment, len(NAMES)) == NAMES
+def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> None:
+    """Two readers would return their dead letters in the order in which they close."""
+    publish_dead_letters(deployment, *IDS)
+    with open_reader(deployment) as first:
+        first.fetch_all()
+        with pytest.raises(WorkerError, match="another command is reading"):
+            open_reader(deployment)
+    assert read_ids(deployment, len(IDS)) == IDS
 
 
-def test_what_is_discarded_is_gone_and_the_others_keep_their_places(deployment: Deployment, typed: Typed) -> None:
-    set_aside(deployment, *NAMES)
-    said = typed("discard", NAMES[2], NAMES[5], "--id", NAMES[6], "--yes")
-    assert (said.returncode, said.stdout) == (0, "discarded 3 dead letters\n")
-    left = [name for name in NAMES if name not in {NAMES[2], NAMES[5], NAMES[6]}]
-    assert seen(deployment, 9) == left
-    assert typed("discard", "--all", "--yes", "--limit", "4").returncode == 0
-    assert seen(deployment, 5) == left[4:]
+def test_discarding_dead_letters_keeps_the_order_of_the_others(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
+    publish_dead_letters(deployment, *IDS)
+    result = dead_letters("discard", IDS[2], IDS[5], "--id", IDS[6], "--yes")
+    assert (result.returncode, result.stdout) == (0, "discarded 3 dead letters\n")
+    left = [name for name in IDS if name not in {IDS[2], IDS[5], IDS[6]}]
+    assert read_ids(deployment, 9) == left
+    assert dead_letters("discard", "--all", "--yes", "--limit", "4").returncode == 0
+    assert read_ids(deployment, 5) == left[4:]
 
 
-def test_thousands_of_letters_are_looked_at_in_their_order(deployment: Deployment) -> None:
-    """More than the 2,000 that a consumer without a prefetch is given."""
+def test_thousands_of_dead_letters_are_read_in_order(deployment: Deployment) -> None:
+    """More than the 2,000 that RabbitMQ delivers to a consumer without a prefetch."""
     names = [str(number) for number in range(5_000)]
-    set_aside(deployment, *names)
+    publish_dead_letters(deployment, *names)
     for _ in range(2):
-        assert seen(deployment, len(names)) == names
+        assert read_ids(deployment, len(names)) == names
 
 
-def test_a_selection_takes_what_every_condition_fits(deployment: Deployment, typed: Typed) -> None:
-    set_aside(deployment, "old", reason="expired", failed_at=NOW - timedelta(days=2))
-    set_aside(deployment, "invalid", reason="invalid_command", imei="1")
-    set_aside(deployment, "theirs", app_id="metering")
-    set_aside(deployment, "other-device", imei="865820030000002")
-    assert typed.ids() == ["old", "invalid", "theirs", "other-device"]
-    assert typed.ids("--reason", "expired", "--reason", "invalid_command") == ["old", "invalid"]
-    assert typed.ids("--source", "metering") == ["theirs"]
-    assert typed.ids("--device", "865820030000002") == ["other-device"]
-    assert typed.ids("--older-than", "1d") == ["old"]
-    assert typed.ids("--newer-than", "1d", "--reason", "expired") == []
-    assert typed.ids("--id", "theirs", "--id", "old") == ["old", "theirs"]
-    assert typed.ids("--limit", "2") == ["old", "invalid"]
-    table = typed("list")
+def test_a_filter_selects_the_dead_letters_that_match_all_its_conditions(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
+    publish_dead_letters(deployment, "old", reason="expired", failed_at=NOW - timedelta(days=2))
+    publish_dead_letters(deployment, "invalid", reason="invalid_command", imei="1")
+    publish_dead_letters(deployment, "theirs", app_id="metering")
+    publish_dead_letters(deployment, "other-device", imei="865820030000002")
+    assert dead_letters.ids() == ["old", "invalid", "theirs", "other-device"]
+    assert dead_letters.ids("--reason", "expired", "--reason", "invalid_command") == ["old", "invalid"]
+    assert dead_letters.ids("--source", "metering") == ["theirs"]
+    assert dead_letters.ids("--device", "865820030000002") == ["other-device"]
+    assert dead_letters.ids("--older-than", "1d") == ["old"]
+    assert dead_letters.ids("--newer-than", "1d", "--reason", "expired") == []
+    assert dead_letters.ids("--id", "theirs", "--id", "old") == ["old", "theirs"]
+    assert dead_letters.ids("--limit", "2") == ["old", "invalid"]
+    table = dead_letters("list")
     assert "865820030000002" in table.stdout
     assert "4 dead letters" in table.stderr
 
@@ -202,115 +208,123 @@ def test_a_selection_takes_what_every_condition_fits(deployment: Deployment, typ
         (("discard", "--yes"), 1, "--all"),
         (("discard", "--all", "--reason", "expired", "--yes"), 1, "one or the other"),
         (("discard", "--all"), 1, "--yes"),
-        (("show", "nobody"), 1, "nobody"),
-        (("replay", "nobody"), 1, "nothing was replayed"),
-        (("discard", "nobody", "--yes"), 1, "nothing was discarded"),
+        (("show", "no-such-id"), 1, "no-such-id"),
+        (("replay", "no-such-id"), 1, "nothing was replayed"),
+        (("discard", "no-such-id", "--yes"), 1, "nothing was discarded"),
         (("list", "--reason", "expired"), 0, "0 dead letters"),
     ],
 )
-def test_what_cannot_be_done_is_said(
-    deployment: Deployment, typed: Typed, arguments: tuple[str, ...], code: int, words: str
+def test_an_impossible_request_is_reported_and_changes_no_dead_letter(
+    deployment: Deployment, dead_letters: DeadLettersCommand, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
-    set_aside(deployment, "somebody")
-    said = typed(*arguments)
-    assert said.returncode == code
-    assert words in said.stderr
-    assert seen(deployment, 1) == ["somebody"]
+    publish_dead_letters(deployment, "an-id")
+    result = dead_letters(*arguments)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert read_ids(deployment, 1) == ["an-id"]
 
 
-def test_without_a_broker_or_a_queue_it_says_so(typed: Typed) -> None:
-    said = typed("list", AMQP_URL=f"amqp://me:aSecret@127.0.0.1:{free_port()}/")
-    assert (said.returncode, len(said.stderr.splitlines())) == (1, 1)
-    assert "aSecret" not in said.stderr
-    said = typed("list", WORKER_NAMESPACE="nowhere")
-    assert said.returncode == 1
-    assert "onenet-worker topology" in said.stderr
+def test_list_without_a_broker_or_a_queue_reports_the_cause(dead_letters: DeadLettersCommand) -> None:
+    result = dead_letters("list", AMQP_URL=f"amqp://me:aSecret@127.0.0.1:{free_port()}/")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "aSecret" not in result.stderr
+    result = dead_letters("list", WORKER_NAMESPACE="nowhere")
+    assert result.returncode == 1
+    assert "onenet-worker topology" in result.stderr
 
 
-def test_show_shows_all_there_is_and_steers_no_terminal(deployment: Deployment, typed: Typed) -> None:
+def test_show_prints_the_whole_dead_letter_with_control_characters_escaped(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
     properties = pika.BasicProperties(
         message_id="odd", headers={"colour": "\x1b[31mred", "n": 7}, app_id="up\x07stream"
     )
     exchange = deployment.topology.dead_letters_exchange
     deployment.upstream.channel.basic_publish(exchange, "execute.x", b"\xff\x1b[2J\nend", properties)
-    set_aside(deployment, "tidy", args="on")
-    odd = typed("show", "odd")
+    publish_dead_letters(deployment, "tidy", args="on")
+    odd = dead_letters("show", "odd")
     assert odd.returncode == 0, odd.stderr
-    assert "\x1b" not in odd.stdout + typed("list").stdout
+    assert "\x1b" not in odd.stdout + dead_letters("list").stdout
     assert "\\x1b[31mred" in odd.stdout
     assert "\\xff\\x1b[2J" in odd.stdout
-    as_json = json.loads(typed("show", "odd", "--json").stdout)
+    as_json = json.loads(dead_letters("show", "odd", "--json").stdout)
     assert (as_json["body_base64"], as_json["headers"]["n"]) == ("/xtbMkoKZW5k", 7)
     assert as_json["reason"] == "broker: unknown"
-    tidy = typed("show", "tidy").stdout
+    tidy = dead_letters("show", "tidy").stdout
     assert '"args": "on"' in tidy
     assert "x-onenet-failed-at" in tidy
 
 
-def test_a_dry_run_changes_nothing(deployment: Deployment, typed: Typed) -> None:
-    set_aside(deployment, *NAMES)
+def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: DeadLettersCommand) -> None:
+    publish_dead_letters(deployment, *IDS)
     for command in ("replay", "discard"):
-        said = typed(command, "--all", "--dry-run", "--json", "--limit", "5")
-        assert [json.loads(line)["command_id"] for line in said.stdout.splitlines()] == NAMES[:5]
-        unknown = typed(command, "nobody", "--dry-run")
+        result = dead_letters(command, "--all", "--dry-run", "--json", "--limit", "5")
+        assert [json.loads(line)["command_id"] for line in result.stdout.splitlines()] == IDS[:5]
+        unknown = dead_letters(command, "no-such-id", "--dry-run")
         assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert "--json goes with --dry-run" in typed(command, "--all", "--json").stderr
-    assert "--limit 4" in typed("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
-    assert seen(deployment, len(NAMES)) == NAMES
+        assert "--json needs --dry-run" in dead_letters(command, "--all", "--json").stderr
+    assert "--limit 4" in dead_letters("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
+    assert read_ids(deployment, len(IDS)) == IDS
     assert deployment.upstream.count(deployment.topology.execute_queue) == 0
 
 
-def test_of_more_letters_than_one_reader_can_hold_it_is_said_that_the_order_goes(
+def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
-    set_aside(deployment, *NAMES)
+    monkeypatch.setattr("worker.dead_letters.reader.MAX_PREFETCH", 6)
+    publish_dead_letters(deployment, *IDS)
     monkeypatch.setenv("AMQP_URL", deployment.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)
     monkeypatch.setenv("WORKER_NAMESPACE", deployment.topology.namespace)
-    list_letters(as_json=True)
-    said = capsys.readouterr()
-    assert [json.loads(line)["command_id"] for line in said.out.splitlines()] == NAMES[:6]
-    assert "only 6 of 12 can be looked at, and of so many the order is not kept" in said.err
+    list_dead_letters(as_json=True)
+    result = capsys.readouterr()
+    assert [json.loads(line)["command_id"] for line in result.out.splitlines()] == IDS[:6]
+    assert "only 6 of 12 dead letters can be read at once; their order is lost" in result.err
     monkeypatch.undo()
-    assert set(seen(deployment, len(NAMES))) == set(NAMES)
+    assert set(read_ids(deployment, len(IDS))) == set(IDS)
 
 
-def test_what_was_not_sent_is_sent_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
-    """The worker has its failure on record, and would otherwise only repeat it."""
+def test_replaying_a_command_that_was_not_sent_sends_it(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
+    """Its failure is recorded in the store; without the replay header the worker would only repeat the reply."""
     command = a_command(args="on")
     with deployment.worker(
         ONENET_URL=f"http://127.0.0.1:{free_port()}", WORKER_MAX_ATTEMPTS="1", WORKER_PAUSE_AFTER_FAILURES="9"
     ) as worker:
         deployment.upstream.publish(command, app_id="billing", correlation_id="c", expiration="3600000")
         assert deployment.upstream.reply().json["error"]["code"] == "retries_exhausted"
-        assert typed("replay", "--reason", "retries_exhausted").stdout == "replayed 1 dead letter\n"
+        assert dead_letters("replay", "--reason", "retries_exhausted").stdout == "replayed 1 dead letter\n"
         worker.wait_for("command_failed", count=2)
     again = deployment.upstream.reply()
     assert (again.json["attempts"], again.properties.correlation_id) == (1, "c")
     with deployment.worker():
-        assert typed("replay", command["command_id"]).returncode == 0
+        assert dead_letters("replay", command["command_id"]).returncode == 0
         accepted = deployment.upstream.reply()
     assert (accepted.json["status"], accepted.json["command_id"]) == ("accepted", command["command_id"])
     assert accepted.routing_key == "execute.accepted.billing"
     assert len(deployment.simulator.platform.commands) == 1
-    assert typed.ids() == []
+    assert dead_letters.ids() == []
 
 
-def test_what_may_have_been_cached_is_looked_up_when_it_is_replayed(deployment: Deployment, typed: Typed) -> None:
+def test_replaying_a_command_that_may_have_been_cached_reads_its_history(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
     command = a_command(args="on")
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching")])
     with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
         deployment.upstream.publish(command)
         assert deployment.upstream.reply().json["error"]["code"] == "outcome_unknown"
         deployment.simulator.faults.replace([])
-        assert typed("replay", "--all").returncode == 0
+        assert dead_letters("replay", "--all").returncode == 0
         reply = deployment.upstream.reply().json
     assert (reply["status"], reply["recovered"]) == ("accepted", True)
     assert [kept.uuid for kept in deployment.simulator.platform.commands] == [reply["uuid"]]
 
 
-def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(deployment: Deployment, typed: Typed) -> None:
+def test_replaying_a_command_that_the_broker_dead_lettered_puts_it_in_doubt(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
     command = a_command(args="on")
     deployment.upstream.publish(command, headers={"x-onenet-reason": "retries_exhausted"})
     channel, queue = deployment.upstream.channel, deployment.topology.execute_queue
@@ -322,18 +336,20 @@ def test_what_the_broker_set_aside_is_shown_and_goes_back_in_doubt(deployment: D
         return deployment.upstream.count(deployment.topology.dead_letters_exchange) == 1
 
     wait_until(give_back, PATIENCE_S, "the broker's own dead letter")
-    [letter] = typed.listed("--reason", "broker")
+    [letter] = dead_letters.listed("--reason", "broker")
     assert letter["reason"] == "broker: delivery_limit"
     assert NOW - timedelta(minutes=1) < datetime.fromisoformat(letter["failed_at"]) < NOW + timedelta(minutes=10)
-    assert typed("replay", command["command_id"]).returncode == 0
+    assert dead_letters("replay", command["command_id"]).returncode == 0
     with deployment.worker() as worker:
         worker.wait_for("command_in_doubt")
         assert deployment.upstream.reply().json["status"] == "accepted"
     assert len(deployment.simulator.platform.commands) == 1
 
 
-def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(deployment: Deployment, tmp_path: Path) -> None:
-    set_aside(deployment, *NAMES)
+def test_an_interrupted_replay_reports_its_progress_and_loses_no_dead_letter(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    publish_dead_letters(deployment, *IDS)
     environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
     process = LocalProcess(["dead-letters", "replay", "--all", "--rate", "60/minute"], environment, tmp_path / "replay")
     wait_until(
@@ -343,12 +359,14 @@ def test_an_interrupted_replay_says_how_far_it_came_and_loses_nothing(deployment
     assert process.wait() == 130
     done = deployment.upstream.count(deployment.topology.execute_queue)
     assert f"replayed {done} of 12 dead letters" in process.output.read_text()
-    assert seen(deployment, len(NAMES) - done) == NAMES[done:]
+    assert read_ids(deployment, len(IDS) - done) == IDS[done:]
 
 
-def test_a_replay_that_would_hold_letters_too_long_is_refused(deployment: Deployment, typed: Typed) -> None:
-    set_aside(deployment, *NAMES)
-    said = typed("replay", "--all", "--rate", "10/hour")
-    assert said.returncode == 1
-    assert "--limit 4" in said.stderr
-    assert seen(deployment, len(NAMES)) == NAMES
+def test_a_replay_that_would_hold_dead_letters_unacknowledged_too_long_is_refused(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
+    publish_dead_letters(deployment, *IDS)
+    result = dead_letters("replay", "--all", "--rate", "10/hour")
+    assert result.returncode == 1
+    assert "--limit 4" in result.stderr
+    assert read_ids(deployment, len(IDS)) == IDS

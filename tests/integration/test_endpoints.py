@@ -1,4 +1,4 @@
-"""What a worker says of itself over HTTP: ``/livez``, ``/readyz`` and ``/metrics``."""
+"""The endpoints of a worker: ``/livez``, ``/readyz`` and ``/metrics``."""
 
 import json
 import time
@@ -22,32 +22,32 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.errors import EXIT_CONFIG
 from worker.simulator.faults import Fault
 
-# A minute is long for a test: what these change is how long a worker waits, not what it does.
-HASTY = """
+# Startup code of workers; the first shortens waits that are too long for a test.
+SHORT_WAITS = """
 import worker.monitor
 from worker.telemetry.health import Health
-worker.monitor._POLL_INTERVAL_S = 0.1
+replace(worker.monitor, "_POLL_INTERVAL_S", 0.1)
 begin = Health.__init__
-Health.__init__ = lambda health, stall_s, *rest: begin(health, 1, *rest)
+replace(Health, "__init__", lambda health, stall_s, *others: begin(health, 1, *others))
 """
-DEAF = """
+NO_DELIVERIES = """
 from worker.amqp.consumer import QueueConsumer
 async def consume(consumer, prefetch):
     consumer._prefetch = prefetch
-QueueConsumer.consume = consume
+replace(QueueConsumer, "consume", consume)
 """
-WEDGED = """
+BLOCKED_EVENT_LOOP = """
 import threading
 import worker.telemetry.health
 from worker.amqp.consumer import QueueConsumer
-worker.telemetry.health.MAX_SILENCE_S = 2
-QueueConsumer._on_message = lambda *_: threading.Event().wait()
+replace(worker.telemetry.health, "MAX_SILENCE_S", 2)
+replace(QueueConsumer, "_on_message", lambda *_: threading.Event().wait())
 """
 
 
 @dataclass
-class Page:
-    """An answer over HTTP."""
+class Response:
+    """The response of an endpoint."""
 
     status: int
     text: str
@@ -64,23 +64,25 @@ class Page:
         return found[0]
 
 
-class Watched:
-    """A worker's HTTP server, as a probe sees it."""
+class Endpoints:
+    """The endpoints of one worker, as a probe reads them."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.settings = {"HTTP_PORT": str(self.port)}
 
-    def get(self, path: str) -> Page:
-        answer = requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
-        return Page(answer.status_code, answer.text)
+    def get(self, path: str) -> Response:
+        response = requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
+        return Response(response.status_code, response.text)
 
     def wait_for_ready_messages(self) -> None:
-        """Wait until it has seen commands in its queue."""
-        wait_until(lambda: self.get("/metrics").value("queue_ready_messages") > 0, PATIENCE_S, "a look at the queue")
+        """Wait until the worker has observed ready messages in its queue."""
+        wait_until(
+            lambda: self.get("/metrics").value("queue_ready_messages") > 0, PATIENCE_S, "an observation of the queue"
+        )
 
     def stays_live(self, seconds: float) -> bool:
-        """Tell whether it is live, however often it is asked, for so long."""
+        """Tell whether every probe of ``/livez`` succeeds for ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.get("/livez").status != HTTPStatus.OK:
@@ -88,14 +90,14 @@ class Watched:
         return True
 
     def wait_for(self, path: str, status: int, **facts: object) -> dict[str, Any]:
-        """Wait until a probe has an answer with these facts; returns all that it says."""
+        """Wait until an endpoint answers with a status and with these facts; returns all facts."""
         found: dict[str, Any] = {}
 
         def is_there() -> bool:
-            page = self.get(path)
+            response = self.get(path)
             found.clear()
-            found.update(json.loads(page.text))
-            return page.status == status and facts.items() <= found.items()
+            found.update(json.loads(response.text))
+            return response.status == status and facts.items() <= found.items()
 
         wait_until(is_there, PATIENCE_S, f"{status} at {path}")
         return found
@@ -110,8 +112,8 @@ def listening(pid: int) -> list[str]:
 
 
 @pytest.fixture
-def watched() -> Watched:
-    return Watched()
+def endpoints() -> Endpoints:
+    return Endpoints()
 
 
 @pytest.fixture
@@ -120,9 +122,9 @@ def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watched: Watched) -> None:
-    with deployment.worker(**watched.settings) as worker:
-        assert watched.get("/metrics").value("last_success_timestamp_seconds") == 0
+def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, endpoints: Endpoints) -> None:
+    with deployment.worker(**endpoints.settings) as worker:
+        assert endpoints.get("/metrics").value("last_success_timestamp_seconds") == 0
         twice = a_command(command_id="a")
         deployment.upstream.publish(twice)
         assert deployment.upstream.reply().json["status"] == "accepted"
@@ -130,129 +132,135 @@ def test_a_worker_counts_what_becomes_of_commands(deployment: Deployment, watche
         deployment.upstream.publish(a_command(imei="865820039999999"))
         deployment.upstream.publish(a_command(imei="1"))
         assert {reply["status"] for reply in deployment.upstream.replies(3)} == {"accepted", "rejected", "failed"}
-        wait_until(lambda: watched.get("/metrics").value("unacknowledged") == 0, PATIENCE_S, "the acknowledgements")
-        page = watched.get("/metrics")
-        assert page.value("commands_total", outcome="accepted", reason="answered") == 1
-        assert page.value("commands_total", outcome="accepted", reason="recovered") == 0
-        assert page.value("commands_total", outcome="rejected", reason="onenet_rejected") == 1
-        assert page.value("commands_total", outcome="failed", reason="invalid_command") == 1
-        assert page.value("dead_letters_total", reason="invalid_command") == 1
-        assert page.value("duplicates_total") == 1
-        assert page.value("request_duration_seconds_count", result="cached") == 1
-        assert page.value("request_duration_seconds_count", result="refused") == 1
-        assert page.value("command_duration_seconds_count", outcome="accepted") == 2  # the repeated reply is one too
-        assert page.value("command_duration_seconds_count", outcome="failed") == 1
-        assert page.value("last_success_timestamp_seconds") > 1.7e9
-        assert page.value("in_flight") == 0
-        assert page.value("concurrency") == 32
-        assert page.value("paused", product="") == 0
-        assert page.value("broker_connected") == page.value("consumer_started") == 1
-        assert page.value("broker_blocked") == 0
-        assert worker.events[-1]["level"] == "warning"  # and the server has said nothing
+        wait_until(lambda: endpoints.get("/metrics").value("unacknowledged") == 0, PATIENCE_S, "the acknowledgements")
+        response = endpoints.get("/metrics")
+        assert response.value("commands_total", outcome="accepted", reason="answered") == 1
+        assert response.value("commands_total", outcome="accepted", reason="recovered") == 0
+        assert response.value("commands_total", outcome="rejected", reason="onenet_rejected") == 1
+        assert response.value("commands_total", outcome="failed", reason="invalid_command") == 1
+        assert response.value("dead_letters_total", reason="invalid_command") == 1
+        assert response.value("duplicates_total") == 1
+        assert response.value("request_duration_seconds_count", result="cached") == 1
+        assert response.value("request_duration_seconds_count", result="refused") == 1
+        # the repeated reply counts too
+        assert response.value("command_duration_seconds_count", outcome="accepted") == 2
+        assert response.value("command_duration_seconds_count", outcome="failed") == 1
+        assert response.value("last_success_timestamp_seconds") > 1.7e9
+        assert response.value("in_flight") == 0
+        assert response.value("concurrency") == 32
+        assert response.value("paused", product="") == 0
+        assert response.value("broker_connected") == response.value("consuming") == 1
+        assert response.value("broker_blocked") == 0
+        assert worker.events[-1]["level"] == "warning"  # the HTTP server has logged nothing
 
 
-def test_retries_and_doubts_are_counted_and_the_time_of_a_command_has_all_its_rests_in_it(
-    tmp_path: Path, broker_url: str, watched: Watched
+def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_delays(
+    tmp_path: Path, broker_url: str, endpoints: Endpoints
 ) -> None:
     busy = Fault(kind="too_many_requests", count=1, imei="865820030000001", seconds=0)
     lost = Fault(kind="drop_after_caching", count=1, imei="865820030000002")
     with (
         onenet(busy, lost) as simulator,
         Deployment.set_up(broker_url, tmp_path, simulator) as deployment,
-        deployment.worker(**watched.settings),
+        deployment.worker(**endpoints.settings),
     ):
         deployment.upstream.publish(a_command(imei="865820030000001"))
         deployment.upstream.reply()
         deployment.upstream.publish(a_command(imei="865820030000002"))
         assert deployment.upstream.reply().json["recovered"]
-        page = watched.get("/metrics")
-        assert page.value("retries_total") == 1
-        assert page.value("in_doubt_total") == 1
-        assert page.value("commands_total", outcome="accepted", reason="recovered") == 1
-        assert page.value("request_duration_seconds_count", result="not_sent") == 1
-        assert page.value("request_duration_seconds_count", result="in_doubt") == 1
-        assert page.value("command_duration_seconds_bucket", outcome="accepted", le="0.5") == 0  # both rested
+        response = endpoints.get("/metrics")
+        assert response.value("retries_total") == 1
+        assert response.value("in_doubt_total") == 1
+        assert response.value("commands_total", outcome="accepted", reason="recovered") == 1
+        assert response.value("request_duration_seconds_count", result="not_sent") == 1
+        assert response.value("request_duration_seconds_count", result="in_doubt") == 1
+        quick = response.value("command_duration_seconds_bucket", outcome="accepted", le="0.5")
+        assert quick == 0  # both waited in a delay queue
 
 
 def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
-    breakable: Deployment, own_broker: LocalBroker, watched: Watched
+    breakable: Deployment, own_broker: LocalBroker, endpoints: Endpoints
 ) -> None:
-    with breakable.worker(**watched.settings) as worker:
-        assert watched.wait_for("/readyz", 200)["ready"]
+    with breakable.worker(**endpoints.settings) as worker:
+        assert endpoints.wait_for("/readyz", 200)["ready"]
         own_broker.kill()
-        watched.wait_for("/readyz", 503, broker_connected=False, live=True)
-        assert watched.get("/livez").status == 200
-        assert watched.get("/metrics").value("broker_connected") == 0
+        endpoints.wait_for("/readyz", 503, broker_connected=False, live=True)
+        assert endpoints.get("/livez").status == 200
+        assert endpoints.get("/metrics").value("broker_connected") == 0
         own_broker.start()
         breakable.upstream.connect()
         worker.wait_for("consumer_started", count=2)
-        watched.wait_for("/readyz", 200)
+        endpoints.wait_for("/readyz", 200)
 
 
-def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, watched: Watched) -> None:
+def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, endpoints: Endpoints) -> None:
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
-    with deployment.worker(**watched.settings, IDEMPOTENCY_URL=nowhere):
-        watched.wait_for("/readyz", 503, store_reachable=False, broker_connected=True)
+    with deployment.worker(**endpoints.settings, IDEMPOTENCY_URL=nowhere):
+        endpoints.wait_for("/readyz", 503, store_reachable=False, broker_connected=True)
 
 
-def test_a_wedged_amqp_thread_is_not_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
-    with deployment.worker(**watched.settings, **run_at_startup(tmp_path, WEDGED)):
-        watched.wait_for("/livez", 200)
-        deployment.upstream.publish(a_command())
-        assert watched.wait_for("/livez", 503)["event_loop_silent_s"] >= 2
-        assert watched.get("/metrics").status == 200
-
-
-def test_a_worker_that_takes_nothing_from_its_queue_is_not_live(
-    deployment: Deployment, tmp_path: Path, watched: Watched
+def test_a_worker_with_a_blocked_event_loop_is_not_live(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
 ) -> None:
-    with deployment.worker(**watched.settings, **run_at_startup(tmp_path, HASTY + DEAF)):
-        watched.wait_for("/livez", 200)
+    with deployment.worker(**endpoints.settings, **run_at_startup(tmp_path, BLOCKED_EVENT_LOOP)):
+        endpoints.wait_for("/livez", 200)
         deployment.upstream.publish(a_command())
-        assert watched.wait_for("/livez", 503)["ready_messages"] == 1
-        assert watched.get("/metrics").value("queue_ready_messages") == 1
+        assert endpoints.wait_for("/livez", 503)["event_loop_silent_s"] >= 2
+        assert endpoints.get("/metrics").status == 200
 
 
-def test_a_worker_that_is_paused_stays_live_and_says_so(tmp_path: Path, broker_url: str, watched: Watched) -> None:
+def test_a_worker_that_receives_nothing_from_a_filled_queue_is_not_live(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    with deployment.worker(**endpoints.settings, **run_at_startup(tmp_path, SHORT_WAITS + NO_DELIVERIES)):
+        endpoints.wait_for("/livez", 200)
+        deployment.upstream.publish(a_command())
+        assert endpoints.wait_for("/livez", 503)["ready_messages"] == 1
+        assert endpoints.get("/metrics").value("queue_ready_messages") == 1
+
+
+def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, endpoints: Endpoints) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
-        settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
+        settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
         with deployment.worker(**settings, WORKER_PROBE_INTERVAL="3600") as worker:
             deployment.upstream.publish(a_command())
             worker.wait_for("consumption_paused")
             deployment.upstream.publish(a_command())
-            watched.wait_for_ready_messages()
-            page = watched.get("/metrics")
-            assert (page.value("paused", product=""), page.value("consumer_started")) == (1, 0)
-            assert watched.stays_live(3)
-            assert watched.get("/readyz").status == 200
+            endpoints.wait_for_ready_messages()
+            response = endpoints.get("/metrics")
+            assert (response.value("paused", product=""), response.value("consuming")) == (1, 0)
+            assert endpoints.stays_live(3)
+            assert endpoints.get("/readyz").status == 200
 
 
-def test_a_worker_whose_rate_is_used_up_stays_live(deployment: Deployment, tmp_path: Path, watched: Watched) -> None:
-    settings = watched.settings | run_at_startup(tmp_path, HASTY) | {"WORKER_CONCURRENCY": "1"}
+def test_a_worker_that_waits_for_its_rate_limit_stays_live(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS) | {"WORKER_CONCURRENCY": "1"}
     with deployment.worker(**settings, ONENET_RATE_LIMIT="1/hour"):
         for _ in range(20):
             deployment.upstream.publish(a_command())
         deployment.upstream.reply()
-        watched.wait_for_ready_messages()
-        assert watched.stays_live(3)
+        endpoints.wait_for_ready_messages()
+        assert endpoints.stays_live(3)
 
 
-def test_what_is_not_there_is_said(deployment: Deployment, watched: Watched) -> None:
-    with deployment.worker(**watched.settings):
-        page = watched.get("/")
-        assert (page.status, page.text) == (404, "there are /livez, /readyz, /metrics\n")
+def test_an_unknown_path_is_answered_with_404_and_the_known_paths(deployment: Deployment, endpoints: Endpoints) -> None:
+    with deployment.worker(**endpoints.settings):
+        response = endpoints.get("/")
+        assert (response.status, response.text) == (404, "there are /livez, /readyz, /metrics\n")
 
 
-def test_port_0_turns_it_off(deployment: Deployment) -> None:
+def test_http_port_0_turns_the_endpoints_off(deployment: Deployment) -> None:
     with deployment.worker(HTTP_PORT="0") as worker:
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
         assert not listening(worker.process.pid)
 
 
-def test_a_port_that_is_taken_stops_the_start(deployment: Deployment, watched: Watched) -> None:
-    with deployment.worker(**watched.settings):
-        second = deployment.start_worker(**watched.settings)
+def test_an_http_port_in_use_stops_the_start(deployment: Deployment, endpoints: Endpoints) -> None:
+    with deployment.worker(**endpoints.settings):
+        second = deployment.start_worker(**endpoints.settings)
         assert second.process.wait() == EXIT_CONFIG
         text = second.process.output.read_text()
-        assert f"HTTP_HOST, HTTP_PORT: cannot listen on 127.0.0.1:{watched.port}: Address already in use" in text
+        assert f"HTTP_HOST, HTTP_PORT: cannot listen on 127.0.0.1:{endpoints.port}: Address already in use" in text

@@ -1,4 +1,4 @@
-"""Several workers with one Redis, and commands that end a worker."""
+"""A fleet of workers with one Redis, and commands that crash a worker."""
 
 import threading
 from datetime import UTC, datetime
@@ -19,22 +19,22 @@ from worker.simulator.faults import Fault
 
 
 @pytest.fixture
-def shared(deployment: Deployment, redis_url: str) -> dict[str, str]:
-    """The settings of a fleet whose store has been in use for a while."""
+def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:
+    """The settings of a fleet whose store already has a record."""
     settings = {"IDEMPOTENCY_URL": redis_url}
     with deployment.worker(**settings) as worker:
         deployment.upstream.publish(a_command())
         deployment.upstream.reply()
-        worker.process.stop()  # killed, it might not have acknowledged the command yet, whose reply would come again
+        worker.process.stop()  # a kill could come before the acknowledgement and repeat the reply
     deployment.simulator.requests.clear()
     return settings
 
 
-def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(
-    deployment: Deployment, shared: dict[str, str]
+def test_a_redelivery_without_a_claim_is_looked_up_in_the_history_before_it_is_sent(
+    deployment: Deployment, redis_settings: dict[str, str]
 ) -> None:
-    """It had only been waiting in a worker that ended; but Redis may have lost the record of one that was sent."""
-    one_at_a_time = shared | {"WORKER_CONCURRENCY": "1"}
+    """It had only waited in the killed worker, but a sent command whose record Redis lost looks the same."""
+    one_at_a_time = redis_settings | {"WORKER_CONCURRENCY": "1"}
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
     with deployment.worker(**one_at_a_time) as first:
         deployment.upstream.publish(a_command(command_id="under-way"))
@@ -52,19 +52,18 @@ def test_a_redelivery_that_was_never_claimed_is_looked_up_before_it_is_sent(
     assert in_doubt >= set(ids)
 
 
-def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing_twice(
+def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_claim(
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
-    """A claim and a request, then SIGKILL, and a Redis that knows of neither, but of other commands since."""
+    """The new Redis has no record of the claim, but one of a later command, so it does not look empty."""
     settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_RECONCILE_DELAY": "6"}
-    deployment.simulator.faults.replace(
-        [Fault(kind="slow_drip", seconds=0.1, count=1)]
-    )  # is cached, and answers in 5 s
+    slow_answer = Fault(kind="slow_drip", seconds=0.1, count=1)  # of 5 s; the command is cached before it
+    deployment.simulator.faults.replace([slow_answer])
     with deployment.worker(**settings) as first:
         deployment.upstream.publish(a_command(command_id="lost", args="lost"))
         wait_until(lambda: deployment.cached("lost") == 1, PATIENCE_S, "the command's caching")
         first.process.kill()
-    own_redis.kill()  # nothing is kept on disk, so that all it knew is gone
+    own_redis.kill()  # it persists nothing, so all records are lost
     own_redis.start()
     other = RedisStore(own_redis.url, deployment.topology.namespace, ttl_s=60, lease_s=9, connections=1)
     other.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
@@ -75,10 +74,12 @@ def test_a_worker_that_is_killed_while_redis_loses_its_last_writes_sends_nothing
     assert deployment.cached("lost") == 1
 
 
-def test_a_command_that_another_worker_holds_waits_for_it(deployment: Deployment, shared: dict[str, str]) -> None:
+def test_a_command_leased_by_another_worker_waits_for_its_outcome(
+    deployment: Deployment, redis_settings: dict[str, str]
+) -> None:
     with onenet(latency_s=1.5) as slow:
         deployment.simulator = slow
-        settings = shared | {
+        settings = redis_settings | {
             "ONENET_READ_TIMEOUT": "5",
             "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
             "WORKER_CONCURRENCY": "1",
@@ -96,7 +97,7 @@ def test_a_command_that_another_worker_holds_waits_for_it(deployment: Deployment
         assert "idempotency_not_shared" not in events
 
 
-def test_while_the_store_is_away_commands_wait_and_none_is_sent(deployment: Deployment, own_redis: LocalRedis) -> None:
+def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deployment, own_redis: LocalRedis) -> None:
     with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(deployment, 5)
@@ -106,10 +107,10 @@ def test_while_the_store_is_away_commands_wait_and_none_is_sent(deployment: Depl
         assert_each_accepted_once(deployment, ids)
 
 
-def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(
+def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
-    """What it answered cannot be recorded, so the command is in doubt, and its history is read."""
+    """Redis is lost during the request: the answer cannot be recorded, so the command is in doubt."""
     with onenet(latency_s=0.5) as slow:
         deployment.simulator = slow
         with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
@@ -123,10 +124,10 @@ def test_a_store_that_goes_while_a_request_is_under_way_costs_nothing(
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
-def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_are_not(
+def test_only_the_command_that_crashes_every_worker_is_poison(
     deployment: Deployment, store: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whoever tries it is killed when its request, or its history's, comes to the platform."""
+    """Each worker that tries it is killed when its request, or the read of its history, reaches the platform."""
     poison = a_command(command_id="poison", imei="865820030000999", args="poison")
     settings = {"ONENET_CONNECT_TIMEOUT": "0.4", "ONENET_READ_TIMEOUT": "0.6", "WORKER_RECONCILE_DELAY": "1"}
     settings["IDEMPOTENCY_URL"] = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
@@ -150,7 +151,7 @@ def test_a_command_that_ends_the_worker_each_time_is_poison_and_its_neighbours_a
         ids = publish_many(deployment, 20)
         replies: dict[str, Any] = {}
         while len(replies) < 21:
-            reply = deployment.upstream.reply(5 * PATIENCE_S).json  # six leases have to end, one behind the other
+            reply = deployment.upstream.reply(5 * PATIENCE_S).json  # six leases have to expire one after the other
             replies[reply["command_id"]] = reply
     finally:
         over.set()

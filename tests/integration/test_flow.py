@@ -1,4 +1,4 @@
-"""Flow and order: calm while the platform is down, a rate that is kept, each device's commands in order."""
+"""Flow control: pauses while the platform is down, the rate limit, and the order of each device's commands."""
 
 import itertools
 import json
@@ -44,15 +44,15 @@ def assert_no_dead_letters(deployment: Deployment) -> None:
     ],
     ids=lambda fault: fault.kind,
 )
-def test_an_outage_in_mid_flow_costs_no_command_and_no_attempt(deployment: Deployment, fault: Fault) -> None:
-    """Two attempts are all there are, far more probes fail than that, and still nothing is given up."""
+def test_a_platform_outage_costs_no_command_and_no_attempt(deployment: Deployment, fault: Fault) -> None:
+    """More probes fail than there are attempts, and still no command is dead-lettered."""
     with onenet(latency_s=0.02) as simulator:
         deployment.simulator = simulator
         with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
             ids = publish_many(deployment, 20)
             worker.wait_for("command_accepted", count=10)
             simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
-            ids += publish_many(deployment, 130, first=20)  # now, so that the outage never comes when all is done
+            ids += publish_many(deployment, 130, first=20)  # in time for the outage
             paused = worker.wait_for("consumption_paused")
             assert "failures in a row" in paused["reason"]
             worker.wait_for("probe_failed", count=4)
@@ -63,8 +63,8 @@ def test_an_outage_in_mid_flow_costs_no_command_and_no_attempt(deployment: Deplo
     assert_no_dead_letters(deployment)
 
 
-def test_a_few_commands_outlast_any_number_of_probes(deployment: Deployment) -> None:
-    """Each of them is the probe again and again, in doubt each time."""
+def test_commands_sent_as_failing_probes_keep_their_attempts(deployment: Deployment) -> None:
+    """Each command is the probe several times, and in doubt after each."""
     deployment.simulator.faults.replace([Fault(kind="error_503")])
     settings = QUICK | {"WORKER_PAUSE_AFTER_FAILURES": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PROBE_INTERVAL": "0.01"}
     with deployment.worker(**settings) as worker:
@@ -75,8 +75,8 @@ def test_a_few_commands_outlast_any_number_of_probes(deployment: Deployment) -> 
     assert_no_dead_letters(deployment)
 
 
-def test_a_platform_that_cannot_be_reached_is_found_again(deployment: Deployment) -> None:
-    """Slow enough that it ends in mid-flow: connections that are open are served until it does."""
+def test_the_worker_resumes_when_an_unreachable_platform_is_back(deployment: Deployment) -> None:
+    """The latency makes the outage begin under load: the simulator still serves connections that are open."""
     with onenet(Fault(kind="refuse", seconds=3, count=1), latency_s=0.05) as simulator:
         deployment.simulator = simulator
         with deployment.worker(**QUICK) as worker:
@@ -87,7 +87,7 @@ def test_a_platform_that_cannot_be_reached_is_found_again(deployment: Deployment
     assert_no_dead_letters(deployment)
 
 
-def test_while_paused_the_queue_keeps_the_commands_and_the_worker_stops_in_good_order(deployment: Deployment) -> None:
+def test_a_paused_worker_leaves_commands_in_the_broker_and_stops_gracefully(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     with deployment.worker(**CALM) as worker:
         ids = publish_many(deployment, 60)
@@ -105,7 +105,7 @@ def test_while_paused_the_queue_keeps_the_commands_and_the_worker_stops_in_good_
         assert_each_accepted_once(deployment, ids)
 
 
-def test_a_pause_outlasts_a_lost_connection(deployment: Deployment) -> None:
+def test_a_pause_survives_a_lost_broker_connection(deployment: Deployment) -> None:
     proxy = Proxy(deployment.broker_url)
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     with deployment.worker(**QUICK, AMQP_URL=proxy.url) as worker:
@@ -120,8 +120,8 @@ def test_a_pause_outlasts_a_lost_connection(deployment: Deployment) -> None:
     proxy.close()
 
 
-def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(deployment: Deployment) -> None:
-    """Some are rejected, before a row of them shows that it is not one device's key."""
+def test_a_wrong_key_pauses_the_product_before_a_full_queue_is_rejected(deployment: Deployment) -> None:
+    """A few commands are rejected before consecutive refusals show that the whole product is affected."""
     products = deployment.folder / "products.json"
     products.write_text(json.dumps({"meters": {"api_key": "mistyped"}}))
     with deployment.worker(**CALM, ONENET_PRODUCTS_FILE=str(products), ONENET_API_KEY="") as worker:
@@ -147,9 +147,7 @@ def test_a_wrong_key_does_not_turn_a_full_queue_into_rejections(deployment: Depl
 
 
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
-def test_a_gateway_that_refuses_everything_does_not_turn_a_full_queue_into_rejections(
-    deployment: Deployment, kind: Any
-) -> None:
+def test_a_gateway_that_refuses_all_requests_pauses_the_product(deployment: Deployment, kind: Any) -> None:
     deployment.simulator.faults.replace([Fault(kind=kind)])
     with deployment.worker(**QUICK) as worker:
         ids = publish_many(deployment, 500)
@@ -161,7 +159,7 @@ def test_a_gateway_that_refuses_everything_does_not_turn_a_full_queue_into_rejec
     assert_no_dead_letters(deployment)
 
 
-def test_one_device_whose_requests_are_refused_does_not_stop_the_others(deployment: Deployment) -> None:
+def test_refused_requests_of_one_device_do_not_pause_the_product(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="errno", errno=1, error="auth failed", imei="865820039000000")])
     with deployment.worker(**CALM) as worker:
         refused = [f"refused-{number}" for number in range(50)]
@@ -172,8 +170,8 @@ def test_one_device_whose_requests_are_refused_does_not_stop_the_others(deployme
         assert not [event for event in worker.events if event["event"] == "product_paused"]
 
 
-def test_throttled_commands_lose_no_attempt_and_slow_down_the_worker(deployment: Deployment) -> None:
-    """Each of them is throttled more often than there are attempts."""
+def test_throttled_commands_use_up_no_attempt_and_slow_down_the_worker(deployment: Deployment) -> None:
+    """Each command is throttled more often than it has attempts."""
     struck: list[datetime] = []
     deployment.simulator.on_fault = lambda: struck.append(deployment.simulator.platform.now())
     deployment.simulator.faults.replace([Fault(kind="errno", errno=15, error="api freq out of limit", count=9)])
@@ -185,11 +183,11 @@ def test_throttled_commands_lose_no_attempt_and_slow_down_the_worker(deployment:
         assert "api freq out of limit" in worker.wait_for("product_paused", count=2)["reason"]
         assert not [event for event in worker.events if event["event"] == "probe_failed"]
     assert [deployment.cached(command_id) for command_id in ids] == [1, 1, 1]
-    assert struck[-1] - struck[0] >= timedelta(seconds=3)  # two waits at least, the second twice the first
+    assert struck[-1] - struck[0] >= timedelta(seconds=3)  # at least two waits, the second twice as long as the first
 
 
-def test_histories_that_fail_hold_up_no_new_command(deployment: Deployment) -> None:
-    """Executions fail too at first, and lose answers: from then on a probe of theirs is a new command."""
+def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> None:
+    """At first execute requests fail too, with lost answers, so that later only a new command can be their probe."""
     unreadable = Fault(kind="error_500", endpoint="history")
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
     with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
@@ -207,7 +205,7 @@ def test_histories_that_fail_hold_up_no_new_command(deployment: Deployment) -> N
     assert_no_dead_letters(deployment)
 
 
-def test_while_executions_are_paused_what_was_cached_is_found_in_the_histories(deployment: Deployment) -> None:
+def test_commands_in_doubt_are_recovered_while_executions_are_paused(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching")])
     with deployment.worker(**QUICK) as worker:
         ids = publish_many(deployment, PAUSE_AFTER + 3)
@@ -217,14 +215,14 @@ def test_while_executions_are_paused_what_was_cached_is_found_in_the_histories(d
         assert not [event for event in worker.events if event["event"] in {"product_resumed", "history_paused"}]
 
 
-def test_a_hangup_without_a_products_file_ends_the_worker_as_it_ends_any_program(deployment: Deployment) -> None:
-    """Whoever closes a terminal means that."""
+def test_sighup_without_a_products_file_terminates_the_worker(deployment: Deployment) -> None:
+    """Without a file to reload, SIGHUP keeps its default meaning."""
     with deployment.worker() as worker:
         worker.process.signal(signal.SIGHUP)
         assert worker.process.wait() == -signal.SIGHUP
 
 
-def test_a_wait_that_the_platform_asks_for_is_obeyed_by_the_whole_worker(deployment: Deployment) -> None:
+def test_retry_after_pauses_all_requests_of_the_worker(deployment: Deployment) -> None:
     struck: list[datetime] = []
     deployment.simulator.on_fault = lambda: struck.append(deployment.simulator.platform.now())
     with deployment.worker(WORKER_CONCURRENCY="4") as worker:
@@ -234,14 +232,14 @@ def test_a_wait_that_the_platform_asks_for_is_obeyed_by_the_whole_worker(deploym
         assert_each_accepted_once(deployment, ids)
     [began] = struck
     received = [datetime.fromisoformat(request["received_at"]) for request in deployment.simulator.requests]
-    under_way = timedelta(seconds=0.5)  # those that had left before the answer came
-    assert not [moment for moment in received if began + under_way < moment < began + timedelta(seconds=3)]
+    in_flight = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
+    assert not [moment for moment in received if began + in_flight < moment < began + timedelta(seconds=3)]
     assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
 
 
 @dataclass
 class Busy:
-    """What the platform saw of one request: when it came and when its answer left."""
+    """One request as the platform saw it: when it arrived and when its answer left."""
 
     imei: str
     args: str
@@ -250,7 +248,7 @@ class Busy:
 
 
 def seen_by(simulator: Simulator) -> list[Busy]:
-    """Return the requests in the order in which they came, each of which was cached just before its answer."""
+    """Return the requests in order of arrival; each command was cached just before its answer."""
     ended = {command.args: command.created_at for command in simulator.platform.commands}
     found = []
     for request in simulator.requests:
@@ -285,7 +283,7 @@ def publish_for_few_devices(deployment: Deployment, devices: int, each: int) -> 
     return ids
 
 
-def test_commands_of_a_device_are_sent_one_at_a_time_in_their_order_and_devices_side_by_side(
+def test_commands_of_one_device_are_sent_in_order_and_devices_concurrently(
     deployment: Deployment,
 ) -> None:
     with onenet(latency_s=0.01) as simulator:
@@ -299,7 +297,7 @@ def test_commands_of_a_device_are_sent_one_at_a_time_in_their_order_and_devices_
         assert are_side_by_side(seen_by(simulator))
 
 
-def test_without_an_order_a_device_gets_its_commands_side_by_side(deployment: Deployment) -> None:
+def test_ordering_none_sends_the_commands_of_one_device_concurrently(deployment: Deployment) -> None:
     with onenet(latency_s=0.05) as simulator:
         deployment.simulator = simulator
         with deployment.worker(WORKER_ORDERING="none"):
@@ -309,8 +307,8 @@ def test_without_an_order_a_device_gets_its_commands_side_by_side(deployment: De
         assert are_side_by_side(found)
 
 
-def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(deployment: Deployment) -> None:
-    """More than the worker takes by itself, and more than it holds behind a busy device."""
+def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deployment: Deployment) -> None:
+    """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
     deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
     patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": "60", "WORKER_CONCURRENCY": "4"}
@@ -322,12 +320,12 @@ def test_a_slow_device_holds_up_no_other_however_much_is_waiting_for_it(deployme
         while missing:
             missing.discard(deployment.upstream.reply().json["command_id"])
         sent_to_it = [request for request in deployment.simulator.requests if request["query"]["imei"] == slow]
-        assert len(sent_to_it) < 20  # 2 s each: the others had not to wait for many of them
+        assert len(sent_to_it) < 20  # each takes 2 s, so the other devices did not wait for many of them
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
 def in_spans(moments: list[datetime], seconds: float) -> list[int]:
-    """Return how many there are in every span that begins with one of them and is over before the last."""
+    """Return the number of moments in each span that begins at one of them and ends before the last."""
     span = timedelta(seconds=seconds)
     return [
         bisect_left(moments, moment + span) - number
@@ -338,18 +336,18 @@ def in_spans(moments: list[datetime], seconds: float) -> list[int]:
 
 @pytest.mark.alone
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
-def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
+def test_the_rate_limit_holds_over_ten_seconds_for_one_worker_and_for_a_fleet(
     deployment: Deployment, store: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
-    """200 a second: ten seconds never hold 5 % more, and no second is far from it.
+    """At 200 per second, no ten seconds have 5 % more requests, and no single second deviates far.
 
-    A machine that is busy with something else may cost slots, so that ten seconds with 5 % less at most have to be
-    found, rather than be the first ones.
+    Other load on the machine may cost requests, so it is enough that some ten seconds, not the first, have at most 5 %
+    fewer.
     """
     url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     declare_on(deployment.upstream.channel, deployment.topology)
     deployment.upstream.bind_replies()
-    ids = publish_many(deployment, 3_000)  # before there is a worker, whose time that would take
+    ids = publish_many(deployment, 3_000)  # before a worker competes for the processor
     with ExitStack() as stack:
         for _ in range(workers):
             stack.enter_context(deployment.start_worker(ONENET_RATE_LIMIT="200/second", IDEMPOTENCY_URL=url))
@@ -364,7 +362,7 @@ def test_a_rate_is_kept_over_ten_seconds_by_one_worker_and_by_a_fleet(
     assert [seconds[second] for second in range(10)] == pytest.approx([200] * 10, rel=0.25)
 
 
-def test_stopped_while_commands_wait_for_their_slots_they_go_back(deployment: Deployment) -> None:
+def test_commands_waiting_for_the_rate_limit_return_to_the_queue_on_shutdown(deployment: Deployment) -> None:
     with deployment.worker(ONENET_RATE_LIMIT="1/hour") as worker:
         ids = publish_many(deployment, 10)
         worker.wait_for("command_accepted")
@@ -381,16 +379,16 @@ def test_stopped_while_commands_wait_for_their_slots_they_go_back(deployment: De
 
 @pytest.fixture
 def two_products(deployment: Deployment, tmp_path: Path) -> dict[str, str]:
-    """The settings of a worker with the default product and another, which has credentials of its own kind."""
+    """The settings of a worker with the default product and another, which uses an access key."""
     products = tmp_path / "products.json"
     products.write_text(json.dumps({"heating": {"product_id": PRODUCT_ID, "access_key": ACCESS_KEY}}))
     return QUICK | {"ONENET_PRODUCTS_FILE": str(products), "WORKER_MAX_ATTEMPTS": "2"}
 
 
-def test_one_products_outage_does_not_stop_anothers_commands(
+def test_the_outage_of_one_product_does_not_stop_commands_of_another(
     deployment: Deployment, two_products: dict[str, str]
 ) -> None:
-    """Those of the product that is down rest in a delay queue, and lose no attempt by it."""
+    """Commands of the product that is down wait in a delay queue, which uses up no attempt."""
     devices = [str(865820035000000 + number) for number in range(10)]
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, imei=imei) for imei in devices])
     with deployment.worker(**two_products) as worker:
@@ -409,7 +407,7 @@ def test_one_products_outage_does_not_stop_anothers_commands(
     assert_no_dead_letters(deployment)
 
 
-def test_when_all_products_are_down_nothing_is_consumed(deployment: Deployment, two_products: dict[str, Any]) -> None:
+def test_consumption_pauses_when_all_products_are_down(deployment: Deployment, two_products: dict[str, Any]) -> None:
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     with deployment.worker(**two_products) as worker:
         ids = [f"command-{number}" for number in range(60)]

@@ -1,4 +1,4 @@
-"""Messages that no command can be: each costs its own sender a reply, and nothing else."""
+"""Messages made to do harm: each affects the reply to its own sender and nothing else."""
 
 import json
 import re
@@ -17,10 +17,10 @@ from worker.amqp.consumer import MANY_RETURNS
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 
-LARGE_BYTES = 15 * 1024 * 1024  # 4.x takes at most 16 MiB by default
+LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
 
-# Ends the process as the kernel does where memory is short: while it receives a large message.
+# Kills the process when it receives a large message, as the kernel does when memory is short.
 _ENDED_BY_LARGE_BODIES = """
 import os, signal
 from worker.amqp.consumer import QueueConsumer
@@ -29,12 +29,12 @@ def end(self, channel, method, properties, body):
     if len(body) > 100_000:
         os.kill(os.getpid(), signal.SIGKILL)
     on_message(self, channel, method, properties, body)
-QueueConsumer._on_message = end
+replace(QueueConsumer, "_on_message", end)
 """
 
 
 def memory_mib(worker: WorkerProcess, kind: str) -> float:
-    """Return what the kernel says of a process: ``VmRSS`` is resident now, ``VmHWM`` was at the most."""
+    """Return the resident memory of a process: ``VmRSS`` is the present one, ``VmHWM`` the peak."""
     status = Path(f"/proc/{worker.process.pid}/status").read_text()
     found = re.search(rf"^{kind}:\s+(\d+) kB", status, re.MULTILINE)
     assert found is not None
@@ -55,8 +55,8 @@ def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any
     assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
-def test_a_large_message_is_copied_once_and_held_alone(deployment: Deployment) -> None:
-    """Several of them are in the queue, ahead of commands, and the worker needs the room of two for all of it."""
+def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deployment) -> None:
+    """Six of them are queued ahead of commands, and the memory of the worker grows by less than two and a half."""
     with deployment.worker() as worker:
         deployment.upstream.publish(a_command(command_id="first"))
         deployment.upstream.reply()
@@ -73,8 +73,8 @@ def test_a_large_message_is_copied_once_and_held_alone(deployment: Deployment) -
     assert most < 2.5 * LARGE_BYTES / MIB
 
 
-def test_a_message_that_ends_every_worker_takes_no_other_with_it(deployment: Deployment, tmp_path: Path) -> None:
-    """Only it is returned so often that the broker sets it aside; no worker lives long enough to do anything."""
+def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(deployment: Deployment, tmp_path: Path) -> None:
+    """Only this message reaches the broker's delivery limit; no worker lives long enough to dead-letter it."""
     with deployment.worker():
         pass
     deployment.upstream.publish(b"x" * 200_000)
@@ -108,15 +108,15 @@ _ROUTING_HEADERS: list[dict[str, Any]] = [
     {"CC": ["nowhere"], "BCC": ["nowhere"]},
     {"cc": ["a"] * 9000, "Bcc": ["b"], " CC ": 1},
     {"CC": [], "bCC": {"no": "list"}},
-    {f"h{number}": "v" * 250 for number in range(500)},  # as large as a frame can be
+    {f"h{number}": "v" * 250 for number in range(500)},  # as large as a frame allows
     {"traceparent": "t" * 4_000, "tracestate": "t" * 4_000},
     {"x-onenet-cc": ["k" * 245] * 250, "x-onenet-user-id": "u" * 60_000},
 ]
 
 
 @pytest.mark.parametrize("frame_max", ["131072", "4096"])
-def test_headers_that_fill_a_frame_or_route_cost_no_connection(deployment: Deployment, frame_max: str) -> None:
-    """The broker ends a connection over a frame that is larger than agreed, and a channel over routing it refuses."""
+def test_headers_that_fill_a_frame_or_route_copies_cost_no_connection(deployment: Deployment, frame_max: str) -> None:
+    """The broker closes a connection for a frame above the negotiated size, and a channel for forbidden routing."""
     separator = "&" if "?" in deployment.broker_url else "?"
     with deployment.worker(AMQP_URL=f"{deployment.broker_url}{separator}frame_max={frame_max}") as worker:
         queue = f"{deployment.topology.namespace}.elsewhere"
@@ -126,7 +126,7 @@ def test_headers_that_fill_a_frame_or_route_cost_no_connection(deployment: Deplo
                 deployment.upstream.channel.queue_bind(queue, exchange, key)
         sent = 0
         for headers in _ROUTING_HEADERS:
-            # What is dead-lettered with the headers that it came with, and a command that is answered.
+            # Two that are dead-lettered with their original headers, and one that is accepted.
             for body in (b"{}", a_command(expired_time="2020-01-01T00:00:00Z"), a_command()):
                 deployment.upstream.publish(body, headers=headers)
                 sent += 1
@@ -139,8 +139,8 @@ def test_headers_that_fill_a_frame_or_route_cost_no_connection(deployment: Deplo
     assert not any({"cc", "bcc"} & {name.strip().lower() for name in letter.headers} for letter in letters)
 
 
-def test_a_second_bcc_routes_nothing(deployment: Deployment) -> None:
-    """The broker takes the first one away before it delivers a message, and leaves the second."""
+def test_a_second_bcc_header_routes_no_copy(deployment: Deployment) -> None:
+    """The broker removes the first BCC header before it delivers a message, but not the second."""
     with deployment.worker() as worker:
         queue = f"{deployment.topology.namespace}.elsewhere"
         deployment.upstream.channel.queue_declare(queue, exclusive=True)
@@ -158,7 +158,7 @@ def array(*texts: str) -> bytes:
 
 
 def publish_with_table(deployment: Deployment, body: bytes, table: bytes) -> None:
-    """Publish with a table of headers as it stands, which no client would write."""
+    """Publish with a header table that no client library would encode."""
 
     class Raw(pika.BasicProperties):
         def encode(self) -> list[bytes]:
@@ -170,10 +170,10 @@ def publish_with_table(deployment: Deployment, body: bytes, table: bytes) -> Non
     )
 
 
-def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_headers(
+def test_a_forbidden_reply_to_changes_the_routing_of_its_own_reply_only(
     deployment: Deployment, own_broker: LocalBroker
 ) -> None:
-    """A topic permission refuses one sender's reply_to: only that reply goes by the worker's own routing key."""
+    """A topic permission refuses one reply_to: that reply alone is published with the default routing key."""
     allowed = "^(execute|allowed)[.].*"
     own_broker.control("set_topic_permissions", "-p", "/", "guest", deployment.topology.replies_exchange, allowed, ".*")
     try:
@@ -196,8 +196,8 @@ def test_a_reply_that_the_worker_may_not_route_costs_no_other_its_reply_key_or_h
         own_broker.control("clear_topic_permissions", "-p", "/", "guest")
 
 
-def test_a_refused_reply_of_a_message_that_came_back_often_holds_up_no_other(deployment: Deployment) -> None:
-    """Such messages are taken one at a time, but not for as long as a full queue refuses their replies."""
+def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(deployment: Deployment) -> None:
+    """Such messages are processed one at a time, but not while a full queue refuses their replies."""
     channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
     with deployment.worker():
         pass

@@ -1,4 +1,4 @@
-"""A worker shows what the dashboard and the alerts ask for."""
+"""The metrics of a worker and the queries of dashboard and alerts agree."""
 
 import re
 
@@ -10,11 +10,11 @@ from tests.support.monitoring import selectors
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import free_port
 
-FREE = {"instance", "job"}  # these are Prometheus's own
+FREE = {"instance", "job"}  # labels that Prometheus adds
 
 
-def test_a_new_worker_shows_every_series_that_is_asked_for(deployment: Deployment) -> None:
-    """With the values of the labels too: of one that only comes with its first event, no increase would be seen."""
+def test_a_new_worker_exports_every_series_that_dashboard_and_alerts_query(deployment: Deployment) -> None:
+    """The label values too: if a series only appears with its first event, its first increase is not seen."""
     port = free_port()
     with deployment.worker(HTTP_PORT=str(port)):
         text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text

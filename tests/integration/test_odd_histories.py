@@ -1,4 +1,4 @@
-"""A command whose answer was lost, at a platform that writes its history in its own way: one request, or a proof."""
+"""Reconciliation with histories in unusual formats: a second request needs proof that the first was not cached."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from worker.simulator.platform import Platform
 UNKNOWN, RECOVERED, SENT_AGAIN = "outcome_unknown", "recovered", "sent again"
 ARGS = 'say "hi" \U0001f600\n'
 
-# What is shown otherwise in the list, in the detail, in the args of the detail, and what must become of the command.
+# What differs in the list, in the detail and in the args of the detail, and the expected outcome of the command.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "obj_id 3311.0": ({}, {}, {"obj_id": 3311.0, "res_id": " 5850 "}, RECOVERED),
     "type 2": ({"type": 2}, {}, {}, RECOVERED),
@@ -40,10 +40,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def test_a_history_written_in_another_way_never_causes_a_second_request(
+def test_only_a_history_entry_that_clearly_differs_allows_a_second_request(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each kind has a device of its own; each command was cached once, and its answer was lost."""
+    """Each kind has its own device; each command was cached once, and its answer was lost."""
     devices = {str(865820031000000 + number): kind for number, kind in enumerate(KINDS)}
     history, detail = Platform.history, Platform.detail
 

@@ -1,7 +1,7 @@
-"""The commands and the code that the README shows do what it says, in a folder with nothing but the project.
+"""The commands and the code of the README work as it says, in a folder with nothing but the project.
 
-Those that need Docker or Java are run in tests/containers; ``make demo`` is the command that
-tests/integration/test_command_line.py calls, ``make test`` is what calls this.
+What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_command_line.py, and
+``make test`` runs this module.
 """
 
 import json
@@ -35,7 +35,7 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def upstream(own_broker: LocalBroker) -> Iterator[Upstream]:
-    """An upstream system under the names that the README uses; never on a broker of the user's."""
+    """An upstream system in the README's namespace; never on a broker that AMQP_URL names."""
     defaults = Settings.model_construct()
     found = Upstream(own_broker.url, Topology(defaults.worker_namespace, defaults.delay_queues_s))
     yield found
@@ -52,7 +52,7 @@ def environment(own_broker: LocalBroker, simulator: Simulator) -> dict[str, str]
 
 
 def shell(line: str, folder: Path, settings: dict[str, str]) -> str:
-    """Type a line into a shell; returns what it says."""
+    """Run a line in a shell; returns its output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         line, shell=True, cwd=folder, env=kept | settings, capture_output=True, text=True, check=False
@@ -61,13 +61,13 @@ def shell(line: str, folder: Path, settings: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_every_block_of_code_is_run_somewhere() -> None:
+def test_every_code_block_of_the_readme_is_run_by_a_test() -> None:
     languages = [language for language, _ in BLOCKS]
     assert sorted(languages) == ["console"] * 4 + ["java"] + ["json"] * 2 + ["python"]
     assert TRY == ["make demo", "make test"]
 
 
-def test_installed_as_it_says_it_checks_runs_and_answers(
+def test_a_worker_installed_as_the_readme_shows_replies_to_a_command(
     own_broker: LocalBroker, simulator: Simulator, upstream: Upstream, tmp_path: Path
 ) -> None:
     place = tmp_path / "clone"
@@ -102,7 +102,7 @@ def worker(own_broker: LocalBroker, simulator: Simulator, tmp_path: Path) -> Ite
         yield found
 
 
-def test_the_python_code_sends_a_command(
+def test_the_python_code_of_the_readme_sends_a_command(
     own_broker: LocalBroker, upstream: Upstream, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     upstream.bind_replies("execute.*.billing")
@@ -113,7 +113,9 @@ def test_the_python_code_sends_a_command(
     assert worker.wait_for("command_accepted")
 
 
-def test_the_command_and_the_reply_that_it_shows_are_ones(upstream: Upstream, worker: WorkerProcess) -> None:
+def test_the_command_of_the_readme_gets_the_reply_that_the_readme_shows(
+    upstream: Upstream, worker: WorkerProcess
+) -> None:
     upstream.bind_replies("execute.*.billing")
     upstream.publish(COMMAND, app_id="billing")
     reply = upstream.reply().json

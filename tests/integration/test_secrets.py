@@ -1,4 +1,4 @@
-"""No user and no password of a URL is printed: not by a command, not in a log, not in a traceback."""
+"""No user and no password of a URL is printed by a command, in a log or in a traceback."""
 
 import socket
 from pathlib import Path
@@ -17,9 +17,9 @@ PARTS = ("S3", "cret", "svc")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
-def assert_silent(said: str) -> None:
-    """Check that nothing of a secret is there."""
-    assert not [part for part in PARTS if part in said], said
+def assert_no_secret(output: str) -> None:
+    """Check that the output contains no part of the secret URL."""
+    assert not [part for part in PARTS if part in output], output
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,19 @@ def assert_silent(said: str) -> None:
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://svc:12/S3cret@collector:4318"),
     ],
 )
-def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, url: str, tmp_path: Path) -> None:
+def test_every_command_refuses_a_malformed_url_in_one_line(name: str, url: str, tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", name: url}
     for command in (("run",), ("topology",), ("send", *TARGET_OPTIONS)):
-        said = run_cli(*command, folder=tmp_path, **settings)
-        assert (said.returncode, said.stdout) == (78, "")
-        [line] = said.stderr.splitlines()
+        result = run_cli(*command, folder=tmp_path, **settings)
+        assert (result.returncode, result.stdout) == (78, "")
+        [line] = result.stderr.splitlines()
         assert line.startswith(f"onenet-worker: {name}: must be ")
-        assert_silent(line)
-    checked = run_cli("check", folder=tmp_path, **settings)
-    assert (checked.returncode, checked.stderr) == (1, "")
-    [line] = checked.stdout.splitlines()
+        assert_no_secret(line)
+    check = run_cli("check", folder=tmp_path, **settings)
+    assert (check.returncode, check.stderr) == (1, "")
+    [line] = check.stdout.splitlines()
     assert line.startswith(f"FAIL  settings: {name}: must be ")
-    assert_silent(line)
+    assert_no_secret(line)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,22 @@ def test_every_command_refuses_a_url_that_is_not_whole_in_one_line(name: str, ur
         ("IDEMPOTENCY_URL", "redis://svc:S3cret@host/0?cret=S3cret"),
     ],
 )
-def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deployment: Deployment) -> None:
+def test_an_invalid_url_option_is_reported_in_one_line(name: str, url: str, deployment: Deployment) -> None:
     settings = {
         "AMQP_URL": deployment.broker_url,
         "ONENET_URL": deployment.simulator.url,
         "ONENET_API_KEY": "k",
         name: url,
     }
-    said = run_cli("run", folder=deployment.folder, **settings)
-    assert (said.returncode, said.stdout) == (78, "")
-    [line] = said.stderr.splitlines()
+    result = run_cli("run", folder=deployment.folder, **settings)
+    assert (result.returncode, result.stdout) == (78, "")
+    [line] = result.stderr.splitlines()
     assert line.startswith(f"onenet-worker: {name}: an option ")
-    assert_silent(line)
-    checked = run_cli("check", folder=deployment.folder, NO_PROXY="127.0.0.1", **settings)
-    assert (checked.returncode, checked.stderr) == (1, "")
-    assert f"FAIL  settings: {name}: an option " in checked.stdout
-    assert_silent(checked.stdout)
+    assert_no_secret(line)
+    check = run_cli("check", folder=deployment.folder, NO_PROXY="127.0.0.1", **settings)
+    assert (check.returncode, check.stderr) == (1, "")
+    assert f"FAIL  settings: {name}: an option " in check.stdout
+    assert_no_secret(check.stdout)
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_an_option_that_a_url_cannot_have_is_one_line(name: str, url: str, deplo
         "http://svc:S3cret\u5bc6@proxy",
     ],
 )
-def test_an_unusable_proxy_of_the_environment_is_one_line(proxy: str, deployment: Deployment) -> None:
+def test_an_unusable_proxy_of_the_environment_is_reported_in_one_line(proxy: str, deployment: Deployment) -> None:
     settings = {"AMQP_URL": deployment.broker_url, "ONENET_API_KEY": "k", "ONENET_URL": "https://onenet.invalid"}
-    said = run_cli("run", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
-    assert (said.returncode, said.stdout) == (78, "")
-    [line] = said.stderr.splitlines()
-    assert_silent(line)
-    checked = run_cli("check", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
-    assert (checked.returncode, checked.stderr) == (1, "")
-    assert "FAIL  settings: " in checked.stdout
-    assert_silent(checked.stdout)
+    result = run_cli("run", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
+    assert (result.returncode, result.stdout) == (78, "")
+    [line] = result.stderr.splitlines()
+    assert_no_secret(line)
+    check = run_cli("check", folder=deployment.folder, HTTPS_PROXY=proxy, **settings)
+    assert (check.returncode, check.stderr) == (1, "")
+    assert "FAIL  settings: " in check.stdout
+    assert_no_secret(check.stdout)
 
 
-def test_an_unusable_proxy_that_leads_to_the_collector_is_one_line(tmp_path: Path) -> None:
+def test_an_unusable_proxy_for_the_collector_is_reported_in_one_line(tmp_path: Path) -> None:
     settings = {"ONENET_API_KEY": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.invalid:4318"}
-    said = run_cli("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
-    assert (said.returncode, said.stdout) == (78, "")
-    [line] = said.stderr.splitlines()
-    assert_silent(line)
+    result = run_cli("run", folder=tmp_path, HTTP_PROXY="http://svc:S3/cret@proxy", **settings)
+    assert (result.returncode, result.stdout) == (78, "")
+    [line] = result.stderr.splitlines()
+    assert_no_secret(line)
 
 
 def _refuse(sock: socket.socket) -> None:
@@ -127,62 +127,60 @@ def test_a_proxy_that_refuses_is_logged_without_its_password(scheme: str, deploy
             deployment.upstream.publish(a_command())
             worker.wait_for("command_retry_scheduled" if scheme == "https" else "command_rejected")
             worker.process.stop()
-            assert_silent(worker.process.output.read_text())
+            assert_no_secret(worker.process.output.read_text())
         declare_on(deployment.upstream.channel, deployment.topology)
         del settings["LOG_LEVEL"]
-        checked = run_cli(
+        check = run_cli(
             "check", folder=deployment.folder, AMQP_URL=deployment.broker_url, ONENET_API_KEY="k", **settings
         )
-        assert checked.returncode == 1
-        assert_silent(checked.stdout + checked.stderr)
+        assert check.returncode == 1
+        assert_no_secret(check.stdout + check.stderr)
 
 
-def test_a_proxy_that_is_not_there_is_logged_without_its_password(deployment: Deployment) -> None:
+def test_an_unreachable_proxy_is_logged_without_its_password(deployment: Deployment) -> None:
     proxy = f"http://svc:S3cret@127.0.0.1:{free_port()}"
     settings = dict.fromkeys(PROXIES, proxy) | {"ONENET_URL": "https://onenet.invalid", "LOG_LEVEL": "debug"}
     with deployment.worker(**settings) as worker:
         deployment.upstream.publish(a_command())
         worker.wait_for("command_retry_scheduled")
         worker.process.stop()
-        assert_silent(worker.process.output.read_text())
+        assert_no_secret(worker.process.output.read_text())
 
 
-def test_a_broker_and_a_store_that_refuse_are_logged_without_user_and_password(
-    deployment: Deployment, redis_url: str
-) -> None:
+def test_credentials_that_broker_and_store_refuse_are_not_logged(deployment: Deployment, redis_url: str) -> None:
     wrong = deployment.broker_url.replace("guest:guest@", "svc:S3cret@")
     store = redis_url.replace("://", "://svc:S3cret@")
     with deployment.start_worker(AMQP_URL=wrong, IDEMPOTENCY_URL=store, LOG_LEVEL="debug") as worker:
-        said = worker.wait_for("broker_unavailable")
-        assert said["reason"] == "the broker refused the user name or the password"
+        result = worker.wait_for("broker_unavailable")
+        assert result["reason"] == "the broker refused the user name or the password"
         worker.process.stop()
-        assert_silent(worker.process.output.read_text())
-    checked = run_cli("check", folder=deployment.folder, AMQP_URL=wrong, IDEMPOTENCY_URL=store, ONENET_API_KEY="k")
-    assert checked.returncode == 1
-    assert_silent(checked.stdout + checked.stderr)
+        assert_no_secret(worker.process.output.read_text())
+    check = run_cli("check", folder=deployment.folder, AMQP_URL=wrong, IDEMPOTENCY_URL=store, ONENET_API_KEY="k")
+    assert check.returncode == 1
+    assert_no_secret(check.stdout + check.stderr)
 
 
-def test_a_vhost_that_is_not_there_is_said_without_the_user(deployment: Deployment) -> None:
+def test_a_missing_vhost_is_reported_without_the_user(deployment: Deployment) -> None:
     with deployment.start_worker(AMQP_URL=f"{deployment.broker_url}no%2Fvhost") as worker:
-        said = worker.wait_for("broker_unavailable")
-    assert said["broker"].endswith("/no%2Fvhost")
-    assert "no/vhost" in said["reason"]
-    assert "guest" not in str(said)
+        result = worker.wait_for("broker_unavailable")
+    assert result["broker"].endswith("/no%2Fvhost")
+    assert "no/vhost" in result["reason"]
+    assert "guest" not in str(result)
 
 
 RAISES = """
 from worker.monitor import HealthMonitor
 async def fail(monitor):
     raise RuntimeError("cannot use amqp://svc:S3cret@host:5672/prod")
-HealthMonitor.run = fail
+replace(HealthMonitor, "run", fail)
 """
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_the_traceback_of_a_crash_holds_no_user_and_no_password(log_format: str, deployment: Deployment) -> None:
+def test_the_traceback_of_a_crash_contains_no_user_and_no_password(log_format: str, deployment: Deployment) -> None:
     with deployment.start_worker(**run_at_startup(deployment.folder, RAISES), LOG_FORMAT=log_format) as worker:
         assert worker.process.wait() == 70
-        said = worker.process.output.read_text()
-    assert "worker_crashed" in said
-    assert "amqp://host:5672/prod" in said
-    assert_silent(said)
+        result = worker.process.output.read_text()
+    assert "worker_crashed" in result
+    assert "amqp://host:5672/prod" in result
+    assert_no_secret(result)

@@ -1,4 +1,4 @@
-"""Stopping: finish, confirm, acknowledge, exit 0; and what has not been started goes back as if never taken."""
+"""Shutdown: requests in flight are finished, confirmed and acknowledged; waiting commands return to the queue."""
 
 import signal
 import threading
@@ -14,10 +14,10 @@ from worker.simulator.faults import Fault
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(
+def test_a_restart_under_load_loses_no_command_and_sends_none_twice(
     deployment: Deployment, number: signal.Signals
 ) -> None:
-    """A message handed back does not look redelivered, so that the next worker sends it without any doubt."""
+    """Commands that were not sent are not redelivered but published anew, so the next worker need not doubt them."""
     ids = []
     with onenet(latency_s=0.05) as slow:
         deployment.simulator = slow
@@ -35,8 +35,8 @@ def test_stopped_and_started_under_load_nothing_is_lost_nor_sent_twice(
             assert_each_accepted_once(deployment, ids)
 
 
-def test_stopped_while_upstream_publishes_nothing_looks_redelivered(deployment: Deployment) -> None:
-    """What arrives between the cancel and the broker's answer would be requeued by pika, as if it had been handled."""
+def test_a_shutdown_while_upstream_publishes_loses_no_command_and_sends_none_twice(deployment: Deployment) -> None:
+    """pika would requeue deliveries between basic.cancel and its answer, and they would look redelivered."""
     with deployment.worker(WORKER_CONCURRENCY="32") as first:
         ids: list[str] = []
         thread = threading.Thread(target=lambda: ids.extend(publish_many(deployment, 600)))
@@ -49,7 +49,7 @@ def test_stopped_while_upstream_publishes_nothing_looks_redelivered(deployment: 
         assert_each_accepted_once(deployment, ids)
 
 
-def test_what_is_under_way_is_finished(deployment: Deployment) -> None:
+def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> None:
     with onenet(latency_s=1) as slow:
         deployment.simulator = slow
         with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
@@ -61,8 +61,8 @@ def test_what_is_under_way_is_finished(deployment: Deployment) -> None:
         assert deployment.upstream.count(deployment.topology.execute_queue) == 0
 
 
-def test_the_grace_period_ends_the_wait_and_nothing_is_lost(deployment: Deployment) -> None:
-    """The request that outlasts it is not acknowledged, so its command comes again."""
+def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(deployment: Deployment) -> None:
+    """Its command is not acknowledged, so the broker delivers it again."""
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with deployment.worker(
         WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)
@@ -75,8 +75,8 @@ def test_the_grace_period_ends_the_wait_and_nothing_is_lost(deployment: Deployme
     assert deployment.upstream.get(deployment.topology.execute_queue).json["command_id"] == "outlasting"
 
 
-def test_a_connection_lost_while_stopping_does_not_hold_it_up(deployment: Deployment) -> None:
-    """What is under way is finished all the same; nobody is left to acknowledge it to."""
+def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: Deployment) -> None:
+    """The request in flight is finished, although its command can no longer be acknowledged."""
     proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
         deployment.simulator = slow
@@ -92,7 +92,7 @@ def test_a_connection_lost_while_stopping_does_not_hold_it_up(deployment: Deploy
     proxy.close()
 
 
-def test_a_second_signal_ends_it_at_once(deployment: Deployment) -> None:
+def test_a_second_sigint_ends_the_worker_at_once(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
         deployment.upstream.publish(a_command())
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_it_at_once(deployment: Deployment) -> None:
         assert worker.process.wait() == 130
 
 
-def test_a_worker_without_a_broker_stops_too(deployment: Deployment) -> None:
+def test_a_worker_without_a_broker_stops_on_sigterm(deployment: Deployment) -> None:
     with deployment.start_worker(AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as worker:
         worker.wait_for("broker_unavailable")
         worker.process.signal(signal.SIGTERM)

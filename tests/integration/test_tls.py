@@ -1,4 +1,4 @@
-"""TLS to the broker and to the platform: with private authorities, and never around them."""
+"""TLS to the broker and to the platform with private certificate authorities; verification is never skipped."""
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ Trust = Callable[[Certificate, Path], dict[str, str]]
 
 
 class Certificates(NamedTuple):
-    """Those that a client may show or trust: of the broker's authority, and of another one."""
+    """The certificates that a client may use: of the broker's authority, and of a foreign one."""
 
     ours: Certificate
     foreign: Certificate
@@ -44,20 +44,20 @@ def amqp_settings(url: str, trusted: Certificate, shown: Certificate) -> dict[st
 
 @pytest.fixture
 def secured(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
-    """A deployment on a broker that speaks TLS too, and then wants a client certificate."""
+    """A deployment on a broker whose TLS port requires a client certificate."""
     with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def tls_url(own_broker: LocalBroker) -> Iterator[str]:
-    """The broker's TLS port, under the one address of this machine that its certificate names."""
+    """The URL of the broker's TLS port at 127.0.0.1, the address in its certificate."""
     proxy = Proxy(own_broker.tls_url)
     yield proxy.url
     proxy.close()
 
 
-def test_with_the_right_authority_and_a_client_certificate_everything_works(
+def test_worker_and_command_line_connect_with_a_trusted_authority_and_a_client_certificate(
     secured: Deployment, tls_url: str, certificates: Certificates, tmp_path: Path
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.ours)
@@ -71,28 +71,28 @@ def test_with_the_right_authority_and_a_client_certificate_everything_works(
 
 
 def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: str) -> None:
-    """The worker says why and goes on trying, the command line says why and ends; neither finds another way."""
+    """Check that worker and command line report the reason, and that neither connects; the worker keeps trying."""
     with deployment.start_worker(**settings) as worker:
         worker.wait_for("broker_unavailable", count=2)
-        said = [event for event in worker.events if event["event"] == "broker_unavailable"]
-        assert all(reason in event["reason"] for event in said), said
+        failures = [event for event in worker.events if event["event"] == "broker_unavailable"]
+        assert all(reason in event["reason"] for event in failures), failures
         assert not [event for event in worker.events if event["event"] == "broker_connected"]
         assert worker.process.is_running
-    typed = run_cli("topology", folder=deployment.folder, **settings)
-    assert typed.returncode == 1
-    [line] = typed.stderr.splitlines()
+    topology = run_cli("topology", folder=deployment.folder, **settings)
+    assert topology.returncode == 1
+    [line] = topology.stderr.splitlines()
     assert reason in line
     assert "Traceback" not in line
 
 
-def test_a_broker_whose_authority_is_another_is_refused(
+def test_a_broker_certificate_of_another_authority_is_refused(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url, certificates.foreign, certificates.ours)
     assert_refused(secured, settings, "certificate verify failed: self-signed certificate in certificate chain")
 
 
-def test_a_broker_under_another_name_than_its_certificates_is_refused(
+def test_a_broker_certificate_for_another_host_name_is_refused(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     url = tls_url.replace("127.0.0.1", "localhost")
@@ -100,10 +100,10 @@ def test_a_broker_under_another_name_than_its_certificates_is_refused(
     assert_refused(secured, settings, "certificate verify failed: Hostname mismatch")
 
 
-def test_a_broker_whose_certificate_has_expired_is_refused(
+def test_an_expired_broker_certificate_is_refused(
     secured: Deployment, authority: Authority, certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The handshake ends before AMQP begins, so that any server will do."""
+    """The handshake fails before AMQP begins, so any TLS server will do."""
     expired = authority.issue("127.0.0.1", tmp_path / "expired", is_expired=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(expired.cert, expired.key)
@@ -112,34 +112,34 @@ def test_a_broker_whose_certificate_has_expired_is_refused(
         assert_refused(secured, settings, "certificate verify failed: certificate has expired")
 
 
-def test_without_a_client_certificate_the_broker_lets_nobody_in(
+def test_a_missing_client_certificate_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
-    """Its own words for it may be lost with the connection."""
+    """The broker's TLS alert may be lost with the connection, so the worker adds a hint of its own."""
     settings = {"AMQP_URL": tls_url, "AMQP_CA_FILE": str(certificates.ours.ca)}
     assert_refused(secured, settings, "client certificate")
 
 
-def test_a_client_certificate_of_another_authority_is_said(
+def test_a_client_certificate_of_another_authority_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url, certificates.ours, certificates.foreign)
     assert_refused(secured, settings, "client certificate")
 
 
-def test_a_plain_connection_to_a_port_for_tls_is_said(
+def test_a_plain_connection_to_a_tls_port_is_reported(
     secured: Deployment, tls_url: str, certificates: Certificates
 ) -> None:
     settings = amqp_settings(tls_url.replace("amqps:", "amqp:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "is it a port for TLS, amqps://?")
 
 
-def test_tls_to_a_plain_port_is_said(secured: Deployment, certificates: Certificates) -> None:
+def test_a_tls_connection_to_a_plain_port_is_reported(secured: Deployment, certificates: Certificates) -> None:
     settings = amqp_settings(secured.broker_url.replace("amqp:", "amqps:"), certificates.ours, certificates.ours)
     assert_refused(secured, settings, "this port does not speak TLS")
 
 
-def test_a_platform_with_a_certificate_of_a_private_authority_is_used(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_platform_certificate_of_a_private_authority_is_accepted(deployment: Deployment, tmp_path: Path) -> None:
     certificate = Authority().issue("127.0.0.1", tmp_path / "platform")
     with onenet(certificate=certificate) as platform:
         with deployment.worker(ONENET_URL=platform.url, ONENET_CA_FILE=str(certificate.ca)):
@@ -153,7 +153,7 @@ def trusts_another(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
 
 
 def trusts_another_but_the_environment_does_not(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
-    """What requests and OpenSSL read by themselves adds nothing to the authority that is set."""
+    """The variables that requests and OpenSSL read add nothing to ONENET_CA_FILE."""
     environment = dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"), str(certificate.ca))
     return environment | trusts_another(certificate, tmp_path)
 
@@ -177,10 +177,10 @@ def trusts_it(certificate: Certificate, tmp_path: Path) -> dict[str, str]:
     ],
     ids=["another", "another-environment", "usual", "name", "expired"],
 )
-def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
+def test_no_request_is_sent_to_a_platform_with_an_untrusted_certificate(
     deployment: Deployment, tmp_path: Path, name: str, is_expired: bool, trust: Trust, reason: str
 ) -> None:
-    """The handshake comes before the request: it is known not to have been sent, so that nothing is in doubt."""
+    """The handshake precedes the request, so the command is known not to have been sent, and is not in doubt."""
     certificate = Authority().issue(name, tmp_path / "platform", is_expired=is_expired)
     with onenet(certificate=certificate) as platform:
         settings = trust(certificate, tmp_path)
@@ -196,13 +196,13 @@ def test_nothing_is_sent_to_a_platform_that_is_not_trusted(
         assert not platform.requests
 
 
-def test_a_key_that_travels_readable_is_warned_of_once_at_start(deployment: Deployment) -> None:
+def test_an_unencrypted_platform_url_logs_one_warning_at_start(deployment: Deployment) -> None:
     with deployment.worker(ONENET_URL="http://onenet.invalid:8080/base", ONENET_API_KEY="aSecret") as worker:
         [warning] = [event for event in worker.events if event["event"] == "onenet_url_not_encrypted"]
         assert (warning["level"], warning["host"]) == ("warning", "onenet.invalid")
         assert "aSecret" not in worker.process.output.read_text()
 
 
-def test_on_this_machine_there_is_no_way_to_be_read_on(deployment: Deployment) -> None:
+def test_an_unencrypted_platform_url_on_this_machine_logs_no_warning(deployment: Deployment) -> None:
     with deployment.worker() as worker:
         assert "onenet_url_not_encrypted" not in [event["event"] for event in worker.events]

@@ -1,4 +1,4 @@
-"""Who follows a command across systems finds it here too."""
+"""Traces: the spans of a command, and the trace headers of replies, retries and dead letters."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ TRACED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """Run a collector; yields its URL, and the spans that came."""
+    """Run a trace collector; yields its URL and the spans it received."""
     spans: list[Span] = []
 
     class Processor(BaseHTTPRequestHandler):
@@ -49,11 +49,11 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
         server.server_close()
 
 
-def test_a_trace_goes_on_through_consume_request_and_publish_to_the_reply(deployment: Deployment) -> None:
+def test_a_trace_continues_through_consume_request_and_publish_to_the_reply(deployment: Deployment) -> None:
     with collector() as (url, spans), deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
         deployment.upstream.publish(a_command(command_id="a"), headers=TRACED, app_id="billing")
         reply = deployment.upstream.reply()
-        worker.process.stop()  # which hands on what has been collected
+        worker.process.stop()  # exports the remaining spans
         assert {span.trace_id.hex() for span in spans} == {TRACE}
         queue, exchange = deployment.topology.execute_queue, deployment.topology.replies_exchange
         found = {span.name: span for span in spans}
@@ -77,7 +77,7 @@ def test_a_trace_goes_on_through_consume_request_and_publish_to_the_reply(deploy
         assert values["messaging.rabbitmq.destination.routing_key"].string_value == "execute.accepted.billing"
 
 
-def test_retries_and_dead_letters_keep_the_traces_headers_as_they_came(tmp_path: Path, broker_url: str) -> None:
+def test_retries_and_dead_letters_keep_the_trace_headers_unchanged(tmp_path: Path, broker_url: str) -> None:
     busy = Fault(kind="too_many_requests", seconds=0)
     with (
         collector() as (url, spans),
@@ -93,7 +93,7 @@ def test_retries_and_dead_letters_keep_the_traces_headers_as_they_came(tmp_path:
         assert [span.parent_span_id.hex() for span in consumed] == [PARENT, PARENT]
 
 
-def test_without_a_trace_a_command_begins_one(deployment: Deployment) -> None:
+def test_a_command_without_a_trace_starts_one(deployment: Deployment) -> None:
     with collector() as (url, spans), deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=url) as worker:
         deployment.upstream.publish(a_command(imei=OFFLINE_IMEI), headers={"traceparent": "nonsense"})
         reply = deployment.upstream.reply()
@@ -103,7 +103,7 @@ def test_without_a_trace_a_command_begins_one(deployment: Deployment) -> None:
         assert consume.trace_id.hex() in reply.headers["traceparent"]
 
 
-def test_a_collector_that_is_away_holds_up_nothing(deployment: Deployment) -> None:
+def test_an_unreachable_collector_delays_no_command_and_no_shutdown(deployment: Deployment) -> None:
     with deployment.worker(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}") as worker:
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"

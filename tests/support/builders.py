@@ -6,10 +6,7 @@ from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
-from pika import BasicProperties
-
-from worker.amqp.messages import Delivery
-from worker.core.envelope import Task
+from worker.core.envelope import Envelope, Task
 from worker.core.parsing import read_command
 
 AN_IMEI = "865820030000001"
@@ -29,10 +26,9 @@ def a_command(**changes: Any) -> dict[str, Any]:
 
 
 def a_task(number: int, imei: str = AN_IMEI) -> Task:
-    """Return a valid command for a device as a task; ``number`` is its delivery tag and its arrival in seconds."""
+    """Return a valid command for a device as a task; ``number`` is its arrival in seconds."""
     body = json.dumps(a_command(imei=imei)).encode()
-    delivery = Delivery(1, number, "", False, BasicProperties(), body, False)
-    return Task(delivery, read_command(body, None, ZoneInfo("Asia/Shanghai")), arrived_at=float(number))
+    return Task(Envelope(), read_command(body, None, ZoneInfo("Asia/Shanghai")), arrived_at=float(number))
 
 
 def in_hours(hours: float) -> str:

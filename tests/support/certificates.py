@@ -1,4 +1,4 @@
-"""Certificates of private authorities, made anew for each run."""
+"""Certificates of private authorities, issued for each run."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ import trustme
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate, its key and its authority, as files of one folder."""
+    """A folder with a certificate, its key and its authority."""
 
     folder: Path
 
@@ -27,13 +27,13 @@ class Certificate:
 
 
 class Authority:
-    """An authority of the tests' own."""
+    """A private certificate authority."""
 
     def __init__(self) -> None:
         self._authority = trustme.CA()
 
     def issue(self, name: str, folder: Path, *, is_expired: bool = False) -> Certificate:
-        """Issue a certificate for one name or address, into a folder of its own."""
+        """Issue a certificate for one host name or address into a new folder."""
         now = datetime.now(UTC)
         period = (now - timedelta(days=2), now - timedelta(days=1)) if is_expired else (None, None)
         issued = self._authority.issue_cert(name, not_before=period[0], not_after=period[1])

@@ -1,6 +1,6 @@
-"""Everything fails at once, again and again: kills, cuts, stops, broker restarts, and a tenth of all requests.
+"""A chaos run: workers and broker are killed, connections are reset, and a tenth of all requests fail, all at once.
 
-One seed decides what is published, what fails and when; the machine decides how far the worker has come by then.
+The seed decides what is published, what fails and when; the timing of the workers differs from run to run.
 """
 
 import random
@@ -26,9 +26,9 @@ from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
-SETTLE_S = 3  # longer than late caching needs, so that what is assumed of the platform holds
-DRAIN_S = 240  # how long after the storm the last reply may take to come
-_FAULTS = 0.1
+SETTLE_S = 3  # longer than late caching takes, as the delivery guarantees assume
+DRAIN_S = 240  # longest wait for the last reply after the last fault
+_FAULT_PROBABILITY = 0.1
 _KINDS: tuple[dict[str, Any], ...] = (
     {"kind": "hang", "seconds": 2},
     {"kind": "drop"},
@@ -44,7 +44,7 @@ _KINDS: tuple[dict[str, Any], ...] = (
     {"kind": "slow_drip", "seconds": 0.2},
     {"kind": "late_caching", "seconds": 2},
 )
-_OF_HISTORY: tuple[dict[str, Any], ...] = (
+_HISTORY_KINDS: tuple[dict[str, Any], ...] = (
     {"kind": "error_500"},
     {"kind": "drop"},
     {"kind": "garbage"},
@@ -54,7 +54,7 @@ _OF_HISTORY: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything."""
+    """The size of a chaos run."""
 
     seed: int
     seconds: float
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What came of it. Everything but the first line must be nothing."""
+    """The result of a chaos run; each of the lists must be empty."""
 
     plan: Plan
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -79,7 +79,7 @@ class Report:
     cached_but_failed: list[str] = field(default_factory=list)
 
     @property
-    def faults(self) -> dict[str, list[str]]:
+    def violations(self) -> dict[str, list[str]]:
         names = ("lost", "cached_twice", "contradictory", "wrong_uuid", "cached_but_failed")
         return {name: found for name in names if (found := getattr(self, name))}
 
@@ -94,15 +94,15 @@ class Report:
         )
         return (
             f"seed {plan.seed}: {plan.workers} worker(s) on {store}, {plan.commands} commands, {self.seconds:.0f} s\n"
-            f"  done to them: {done}\n  outcomes: {found}\n  {wrong}"
+            f"  faults: {done}\n  outcomes: {found}\n  {wrong}"
         )
 
 
 class _Fleet:
-    """Workers, each behind a proxy of its own to the broker."""
+    """Workers, each with its own proxy to the broker."""
 
     def __init__(self, deployment: Deployment, plan: Plan) -> None:
-        self._rig = deployment
+        self._deployment = deployment
         self._settings = {
             "WORKER_RECONCILE_DELAY": str(SETTLE_S),
             "WORKER_CONCURRENCY": "16",
@@ -112,10 +112,10 @@ class _Fleet:
         self.workers: list[WorkerProcess] = [self._start(proxy) for proxy in self.proxies]
 
     def _start(self, proxy: Proxy) -> WorkerProcess:
-        return self._rig.start_worker(**self._settings, AMQP_URL=f"{proxy.url}?heartbeat=5")
+        return self._deployment.start_worker(**self._settings, AMQP_URL=f"{proxy.url}?heartbeat=5")
 
     def kill(self, number: int) -> None:
-        """End a worker at once, and start another in its place."""
+        """Kill a worker and start another in its place."""
         self.workers[number].process.kill()
         self.workers[number] = self._start(self.proxies[number])
 
@@ -126,69 +126,78 @@ class _Fleet:
 
 
 def run(plan: Plan, broker: LocalBroker, folder: Path) -> Report:
-    """Let the storm rage, wait until it is calm again, and count."""
+    """Run commands through faults until every command has a reply, then compare replies and platform."""
     report = Report(plan)
-    chance = random.Random(plan.seed)
-    faults = [Fault(**kind, probability=_each(_KINDS)) for kind in _KINDS]
-    faults += [Fault(**kind, probability=_each(_OF_HISTORY), endpoint="history") for kind in _OF_HISTORY]
+    randomness = random.Random(plan.seed)
+    faults = [Fault(**kind, probability=_probability_of_each(_KINDS)) for kind in _KINDS]
+    faults += [
+        Fault(**kind, probability=_probability_of_each(_HISTORY_KINDS), endpoint="history") for kind in _HISTORY_KINDS
+    ]
     began = time.monotonic()
     with ExitStack() as stack:
         simulator = stack.enter_context(onenet(*faults, latency_s=0.01, seed=plan.seed))
         deployment = stack.enter_context(Deployment.set_up(broker.url, folder, simulator, SETTLE_S))
         stack.enter_context(_declared(deployment))
-        commands = list(_commands(chance, plan))
+        commands = list(_commands(randomness, plan))
         fleet = _Fleet(deployment, plan)
         stack.callback(fleet.close)
         over = threading.Event()
-        raging = threading.Thread(target=_rage, args=(chance, plan, fleet, broker, report.events, over))
-        raging.start()
-        replies, doubled = _exchange(deployment, commands, plan.seconds, raging)
-        raging.join()
-        _count(report, commands, replies, deployment, doubled if plan.redis_url is None else set())
+        faults_thread = threading.Thread(
+            target=_cause_faults, args=(randomness, plan, fleet, broker, report.events, over)
+        )
+        faults_thread.start()
+        replies, doubled = _publish_and_collect(deployment, commands, plan.seconds, faults_thread)
+        faults_thread.join()
+        _compare(report, commands, replies, deployment, doubled if plan.redis_url is None else set())
     report.seconds = time.monotonic() - began
     return report
 
 
-def _each(kinds: tuple[dict[str, Any], ...]) -> float:
-    return _FAULTS / len(kinds)
+def _probability_of_each(kinds: tuple[dict[str, Any], ...]) -> float:
+    return _FAULT_PROBABILITY / len(kinds)
 
 
-def _commands(chance: random.Random, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Yield commands whose args say which they are; with Redis some come twice, some have a twin with another id.
+def _commands(randomness: random.Random, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield commands with unique args; with Redis some are yielded twice, and some with a lookalike under another id.
 
-    Not on memory. When its records are gone with a worker, nobody can tell twins apart, and ``outcome_unknown`` is
-    right; and nobody knows of a command that its second message is not the first.
+    Not on memory stores: after a kill no record distinguishes lookalikes, so ``outcome_unknown`` is correct, nor a
+    duplicate from a redelivery.
     """
     for number in range(plan.commands):
         command = a_command(
-            command_id=f"storm-{number}", imei=str(865820030000000 + number % 50), args=f"storm-{number}"
+            command_id=f"chaos-{number}", imei=str(865820030000000 + number % 50), args=f"chaos-{number}"
         )
         yield command
-        what = chance.random()
+        draw = randomness.random()
         if plan.redis_url is None:
             continue
-        if what < 0.02:
-            yield command  # the same id again
-        elif what < 0.04:
-            yield command | {"command_id": f"twin-{number}"}
+        if draw < 0.02:
+            yield command  # a duplicate
+        elif draw < 0.04:
+            yield command | {"command_id": f"lookalike-{number}"}
 
 
 @contextmanager
 def _declared(deployment: Deployment) -> Iterator[None]:
     with deployment.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
-        pass  # so that the topology is there before the first command is published
+        pass  # declares the topology before the first command is published
     yield
 
 
-def _rage(
-    chance: random.Random, plan: Plan, fleet: _Fleet, broker: LocalBroker, events: Counter[str], over: threading.Event
+def _cause_faults(
+    randomness: random.Random,
+    plan: Plan,
+    fleet: _Fleet,
+    broker: LocalBroker,
+    events: Counter[str],
+    over: threading.Event,
 ) -> None:
-    """Do something bad each second."""
+    """Cause one fault each second."""
     stopped: list[WorkerProcess] = []
     kill_broker_at = {round(plan.seconds * (index + 1) / (plan.broker_kills + 1)) for index in range(plan.broker_kills)}
     for second in range(1, round(plan.seconds) + 1):
-        over.wait(1)  # the rhythm of the storm, which synchronises nothing
-        number = chance.randrange(plan.workers)
+        over.wait(1)  # the interval between faults; nothing is awaited here
+        number = randomness.randrange(plan.workers)
         for worker in stopped:
             worker.process.signal(signal.SIGCONT)
         stopped.clear()
@@ -197,11 +206,11 @@ def _rage(
             broker.kill()
             broker.start()
             continue
-        what = chance.random()
-        if what < 0.5:
+        draw = randomness.random()
+        if draw < 0.5:
             events["worker kills"] += 1
             fleet.kill(number)
-        elif what < 0.9:
+        elif draw < 0.9:
             events["cuts"] += 1
             fleet.proxies[number].cut()
         else:
@@ -212,12 +221,12 @@ def _rage(
         worker.process.signal(signal.SIGCONT)
 
 
-def _exchange(
-    deployment: Deployment, commands: list[dict[str, Any]], seconds: float, raging: threading.Thread
+def _publish_and_collect(
+    deployment: Deployment, commands: list[dict[str, Any]], seconds: float, faults_thread: threading.Thread
 ) -> tuple[dict[str, set[tuple[str, str | None, str | None]]], set[str]]:
-    """Publish at an even pace through all that happens, and collect replies until every command has one.
+    """Publish at a constant rate during the faults, and collect replies until every command has one.
 
-    Returns the replies, and the ids of those commands that were published again because nobody had confirmed them.
+    Returns the replies, and the ids of the commands that were published again because their confirm was lost.
     """
     wanted = {command["command_id"] for command in commands}
     replies: dict[str, set[tuple[str, str | None, str | None]]] = {}
@@ -240,7 +249,7 @@ def _exchange(
                 replies.setdefault(reply["command_id"], set()).add((reply["status"], reply["uuid"], code))
         except (pika.exceptions.AMQPError, OSError):
             wait_until(partial(_reconnects, deployment), DRAIN_S, "the broker")
-        if not raging.is_alive():
+        if not faults_thread.is_alive():
             quiet_since = quiet_since or time.monotonic()
             is_complete = published == len(commands) and wanted <= replies.keys()
             if is_complete or time.monotonic() - quiet_since > DRAIN_S:
@@ -255,14 +264,14 @@ def _reconnects(deployment: Deployment) -> bool:
     return True
 
 
-def _count(
+def _compare(
     report: Report,
     commands: list[dict[str, Any]],
     replies: dict[str, set[tuple[str, str | None, str | None]]],
     deployment: Deployment,
     unrecognised: set[str],
 ) -> None:
-    """Hold the replies against what the platform has; of ``unrecognised`` commands there may be two of each."""
+    """Compare the replies with the platform; commands in ``unrecognised`` may be cached twice."""
     kept: dict[str, set[str]] = {}
     for cached in deployment.simulator.platform.commands:
         kept.setdefault(str(cached.args), set()).add(cached.uuid)

@@ -1,4 +1,4 @@
-"""Ends a worker by SIGKILL at a named point, from outside of its code: by wrapping what stands at that point."""
+"""Crash points: a worker kills itself with SIGKILL before or after a named method is called."""
 
 import functools
 import os
@@ -10,42 +10,42 @@ from typing import Any
 from tests.support.startup_code import run_at_startup
 
 
-def crash_at(folder: Path, point: str, times: int) -> dict[str, str]:
-    """Return the environment in which a worker ends when it comes to a point for the so-manieth time."""
-    return run_at_startup(folder, f"from tests.support.crash_points import install\ninstall({point!r}, {times})\n")
+def crash_at(folder: Path, point: str, n: int) -> dict[str, str]:
+    """Return the environment of a worker that is killed when it reaches a crash point for the nth time."""
+    return run_at_startup(folder, f"from tests.support.crash_points import install\ninstall({point!r}, {n})\n")
 
 
-def install(point: str, times: int) -> None:
-    """Arm a point of this process."""
+def install(point: str, n: int) -> None:
+    """Kill this process when it reaches the crash point for the nth time."""
     from worker.amqp.consumer import QueueConsumer
     from worker.amqp.publisher import Publisher
     from worker.flow.consumer import Consumer
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
     from worker.onenet.client import OneNETClient
-    from worker.processing.processor import Processor
+    from worker.processing.reporter import Reporter
 
     stores: list[type] = [MemoryStore, RedisStore]
     places: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
         "history": ([OneNETClient], "find_candidates"),
         "ownership": (stores, "ownership"),
-        "mark": ([Consumer], "_pass_on"),
+        "mark": ([Consumer], "_replace_with"),
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
-        "recorded": ([Processor], "_recorded"),  # by whichever thread
+        "recorded": ([Reporter], "_report_outcome"),  # in any thread
         "publish": ([Publisher], "publish"),
         "acknowledge": ([QueueConsumer], "acknowledge"),
     }
     moment, _, name = point.partition(" ")
     owners, method = places[name]
-    left = [times]
+    left = [n]
     for owner in owners:
-        setattr(owner, method, _ending(getattr(owner, method), moment == "before", left))
+        setattr(owner, method, _killing(getattr(owner, method), moment == "before", left))
 
 
-def _ending(wrapped: Callable[..., Any], is_before: bool, left: list[int]) -> Callable[..., Any]:
+def _killing(wrapped: Callable[..., Any], is_before: bool, left: list[int]) -> Callable[..., Any]:
     @functools.wraps(wrapped)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if is_before:

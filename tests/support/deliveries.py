@@ -15,6 +15,4 @@ TOMORROW = in_hours(24)  # the same for every delivery: with another time it wou
 def a_delivery(*, redelivered: bool = False, headers: Mapping[str, Any] | None = None, **changes: Any) -> Delivery:
     """Return a delivery of command "a", with changes; one with headers came through the worker's own exchange."""
     body = json.dumps(a_command(**({"command_id": "a", "expired_time": TOMORROW} | changes))).encode()
-    return Delivery(
-        1, 1, "", redelivered, BasicProperties(headers=headers and dict(headers)), body, headers is not None
-    )
+    return Delivery(1, 1, redelivered, BasicProperties(headers=headers and dict(headers)), body, headers is not None)

@@ -18,13 +18,13 @@ from worker.dev.services.processes import LocalProcess
 from worker.simulator.server import Simulator
 
 RETRY_DELAYS_S = (1, 2)
-SETTLE_S = 2  # as long as the two timeouts together, which are 1 s each
-LONG_SETTLE_S = 60  # for tests with a longer timeout
+SETTLE_S = 2  # the sum of both request timeouts, which are 1 s each
+LONG_SETTLE_S = 60  # for tests with longer timeouts
 
 
 @dataclass
 class Deployment:
-    """One namespace on the broker, with everything that a test needs to drive a worker."""
+    """One namespace on a broker, with all that a test needs to run workers in it."""
 
     broker_url: str
     folder: Path
@@ -37,7 +37,7 @@ class Deployment:
     def set_up(
         cls, broker_url: str, folder: Path, simulator: Simulator, settle_s: int = LONG_SETTLE_S
     ) -> Iterator["Deployment"]:
-        """Yield a rig, and delete what it declared."""
+        """Yield a deployment in a new namespace, and delete the namespace at the end."""
         topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, settle_s))
         upstream = Upstream(broker_url, topology)
         try:
@@ -46,7 +46,7 @@ class Deployment:
             upstream.close()
 
     def start_worker(self, **settings: str) -> WorkerProcess:
-        """Start a worker without waiting for anything."""
+        """Start a worker and return at once."""
         environment = {
             "AMQP_URL": self.broker_url,
             "ONENET_URL": self.simulator.url,
@@ -63,7 +63,7 @@ class Deployment:
         return WorkerProcess(LocalProcess(["run"], environment, output))
 
     def worker(self, **settings: str) -> WorkerProcess:
-        """Start a worker and wait until it consumes."""
+        """Start a worker, wait until it consumes, and bind a queue for its replies."""
         worker = self.start_worker(**settings)
         try:
             worker.wait_for("consumer_started")
@@ -73,36 +73,37 @@ class Deployment:
         self.upstream.bind_replies()
         return worker
 
-    def finish(self, **settings: str) -> list[dict[str, Any]]:
-        """Let workers run until there is a reply and no command is left; returns all replies.
+    def run_until_finished(self, **settings: str) -> list[dict[str, Any]]:
+        """Run workers until there is a reply and no command is left; returns all replies.
 
-        Empty queues do not tell that by themselves: the broker may be about to move a command, or to take it back.
+        Empty queues are not enough: the broker may be about to move a command or to requeue one, so the queues are
+        counted again after the worker has stopped.
         """
         replies: list[dict[str, Any]] = []
-        is_over = False
-        while not is_over:
+        is_finished = False
+        while not is_finished:
             with self.worker(**settings) as worker:
                 if not replies:
-                    replies.append(self.upstream.reply(3 * PATIENCE_S).json)  # many rigs may be busy side by side
-                wait_until(self._holds_no_command, PATIENCE_S, "the end of all commands")
+                    replies.append(self.upstream.reply(3 * PATIENCE_S).json)  # other deployments may be busy too
+                wait_until(self._has_no_ready_command, PATIENCE_S, "empty queues")
                 worker.process.signal(signal.SIGTERM)
                 worker.process.wait()
-            wait_until(lambda: self.upstream.consumers() == 0, PATIENCE_S, "the return of what they held")
-            is_over = self._holds_no_command()
+            wait_until(lambda: self.upstream.consumers() == 0, PATIENCE_S, "the end of the consumer")
+            is_finished = self._has_no_ready_command()
         while (message := self.upstream.try_reply()) is not None:
             replies.append(message.json)
         return replies
 
-    def _holds_no_command(self) -> bool:
+    def _has_no_ready_command(self) -> bool:
         """Tell whether no queue has a ready command; a running worker may still hold one unacknowledged."""
         queues = [self.topology.execute_queue, *map(self.topology.retry_queue, RETRY_DELAYS_S)]
         return not any(map(self.upstream.count, queues))
 
     def wait_for_request(self, simulator: Simulator | None = None) -> None:
-        """Wait until the platform has been asked something."""
-        asked = simulator or self.simulator
-        wait_until(lambda: bool(asked.requests), PATIENCE_S, "a request")
+        """Wait until the platform has received a request."""
+        receiver = simulator or self.simulator
+        wait_until(lambda: bool(receiver.requests), PATIENCE_S, "a request")
 
     def cached(self, command_id: str) -> int:
-        """Return how often the platform has cached a command whose args are its id."""
+        """Return how often the platform cached a command whose args are its id."""
         return sum(1 for command in self.simulator.platform.commands if command.args == command_id)

@@ -1,4 +1,4 @@
-"""The Docker engine, by its command line: as whoever runs the worker uses it."""
+"""The Docker engine, through its command line."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 
 ROOT = Path(__file__).parents[2]
-LOCKED_UP = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+WITHOUT_RIGHTS = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 
 def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Call ``docker`` and return what it says on stdout; fails with all that it said."""
-    said = subprocess.run(
+    """Run ``docker`` and return its stdout; fails with all its output."""
+    result = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
         env=os.environ | (environment or {}),
@@ -25,18 +25,18 @@ def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str
         text=True,
         check=False,
     )
-    assert said.returncode == 0, f"docker {' '.join(arguments)}\n{said.stdout}{said.stderr}"
-    return said.stdout
+    assert result.returncode == 0, f"docker {' '.join(arguments)}\n{result.stdout}{result.stderr}"
+    return result.stdout
 
 
 def inspect(name: str) -> Any:
-    """Return what the engine knows of a container or an image."""
+    """Return the engine's description of a container or an image."""
     (found,) = json.loads(docker("inspect", name))
     return found
 
 
 class Container:
-    """One container that runs."""
+    """One container."""
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -47,7 +47,7 @@ class Container:
 
     @property
     def exit_code(self) -> int | None:
-        """The code that it ended with, or None while it runs."""
+        """Its exit code; None while it runs."""
         state = inspect(self.identity)["State"]
         return None if state["Running"] else int(state["ExitCode"])
 
@@ -63,8 +63,8 @@ class Container:
 
 @contextmanager
 def container(image: str, *options: str) -> Iterator[Container]:
-    """Run an image in the background, as locked up as it may be; removed at the end."""
-    identity = docker("run", "--detach", *LOCKED_UP, *options, image).strip()
+    """Run an image in the background without any rights; the container is removed at the end."""
+    identity = docker("run", "--detach", *WITHOUT_RIGHTS, *options, image).strip()
     try:
         yield Container(identity)
     finally:

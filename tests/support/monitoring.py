@@ -1,4 +1,4 @@
-"""What the dashboard and the alerts ask Prometheus."""
+"""The queries of the dashboard and of the alerts."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from scripts.documents import alerts
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PROMETHEUS = DOCKER / "prometheus"
@@ -18,7 +18,7 @@ _MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One metric in an expression, and what is asked of its labels: label, operator, text."""
+    """One metric in an expression, with its label matchers: label, operator, text."""
 
     name: str
     matchers: tuple[tuple[str, str, str], ...]
@@ -30,14 +30,8 @@ def dashboards() -> Iterator[dict[str, Any]]:
         yield json.loads(path.read_text())
 
 
-def alerts() -> list[dict[str, Any]]:
-    """Return every alert rule."""
-    found = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
-    return [rule for group in found["groups"] for rule in group["rules"]]
-
-
 def expressions() -> Iterator[str]:
-    """Yield every expression, with Grafana's variables replaced as it would."""
+    """Yield every expression, with Grafana's variables replaced."""
     for rule in alerts():
         yield rule["expr"]
     for dashboard in dashboards():
@@ -50,7 +44,7 @@ def expressions() -> Iterator[str]:
 
 
 def selectors() -> set[Selector]:
-    """Return every metric that is asked for, and how."""
+    """Return every metric that an expression queries, with its label matchers."""
     return {
         Selector(name, tuple(_MATCHER.findall(matchers)))
         for text in expressions()

@@ -1,4 +1,4 @@
-"""Servers that misbehave: a TCP proxy in front of a broker, and a server that answers as the test says."""
+"""TCP servers with faults: a proxy in front of a broker, and a server that the test scripts."""
 
 import socket
 import threading
@@ -7,21 +7,21 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 
-def by_way_of(port: int, url: str) -> str:
-    """Return a broker's URL with another port of this machine in it."""
+def with_local_port(url: str, port: int) -> str:
+    """Return a broker's URL with its host and port replaced by a port of this machine."""
     target = urlsplit(url)
     return target._replace(netloc=f"{target.username}:{target.password}@127.0.0.1:{port}").geturl()
 
 
 class Proxy:
-    """A TCP proxy in front of a broker, whose connections can be cut, silenced or garbled."""
+    """A TCP proxy in front of a broker that can reset, silence or corrupt its connections."""
 
     def __init__(self, url: str, port: int = 0) -> None:
         target = urlsplit(url)
         self._target = (str(target.hostname), target.port or 5672)
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
-        self.url = by_way_of(self.port, url)
+        self.url = with_local_port(url, self.port)
         self._pairs: list[socket.socket] = []
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -35,12 +35,12 @@ class Proxy:
             _close(sock)
 
     def silence(self) -> None:
-        """Let nothing through any more on the connections that are there, and say so to nobody."""
+        """Forward nothing more on the present connections, but keep them open."""
         with self._lock:
             self._silent |= set(self._pairs)
 
     def garble(self) -> None:
-        """Say to every client what no broker says: a frame that does not end as it should."""
+        """Send every client a malformed frame: one without its end octet."""
         with self._lock:
             for client in self._pairs[::2]:
                 client.sendall(b"\x01\x00\x01\x00\x00\x00\x04none\x00")
@@ -82,7 +82,7 @@ def _close(sock: socket.socket) -> None:
 
 @contextmanager
 def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Run a TCP server that does to each connection what the test says; yields its URL."""
+    """Run a TCP server that calls ``answer`` with each connection; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -101,6 +101,6 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def _answer(answer: Callable[[socket.socket], None], client: socket.socket) -> None:
-    with suppress(OSError):  # the other side went first
+    with suppress(OSError):  # the client closed the connection first
         answer(client)
     _close(client)

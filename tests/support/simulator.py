@@ -24,7 +24,7 @@ def onenet(
     seed: int | None = None,
     certificate: Certificate | None = None,
 ) -> Iterator[Simulator]:
-    """Run the simulator in a thread: a real HTTP server, or with a certificate HTTPS, with a memory to look into."""
+    """Run the simulator as an HTTP server, with a certificate as an HTTPS server; yields it for inspection."""
     platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
     tls = None if certificate is None else (certificate.cert, certificate.key)
     simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port, tls=tls)

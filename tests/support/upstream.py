@@ -22,7 +22,7 @@ _ALL = "#"
 
 @dataclass
 class Message:
-    """What the broker delivered."""
+    """A message that the broker delivered."""
 
     routing_key: str
     properties: pika.BasicProperties
@@ -34,12 +34,12 @@ class Message:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """Return the headers, without the one that the broker adds to whatever a quorum queue delivers."""
+        """Return the headers without x-delivery-count, which quorum queues add."""
         return {name: value for name, value in (self.properties.headers or {}).items() if name != "x-delivery-count"}
 
 
 class Upstream:
-    """An upstream system: publishes commands, reads the replies and the dead letters."""
+    """An upstream system on a connection of its own."""
 
     def __init__(self, url: str, topology: Topology) -> None:
         self.topology = topology
@@ -48,7 +48,7 @@ class Upstream:
         self.connect()
 
     def connect(self) -> None:
-        """Connect, again if need be; what was read before stays."""
+        """Connect, or connect again after the connection was lost."""
         preserve_raw_values()
         parameters = pika.URLParameters(self._url)
         parameters.blocked_connection_timeout = PATIENCE_S
@@ -57,7 +57,7 @@ class Upstream:
         self.channel.confirm_delivery()
 
     def close(self) -> None:
-        """Delete everything below the namespace and go."""
+        """Delete the topology of the namespace and close the connection."""
         if not self.connection.is_open:
             self.connect()
         delete_on(self.channel, self.topology)
@@ -69,37 +69,37 @@ class Upstream:
         return f"{self.topology.namespace}.test-replies"
 
     def bind_replies(self, routing_key: str = _ALL) -> None:
-        """Read replies from a durable queue of our own, so that none is missed while the broker is away."""
+        """Bind a durable queue for replies, so that none is lost while the broker is down."""
         self._wants_all = routing_key == _ALL
         self.channel.queue_declare(self._replies_queue, durable=True)
         self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
 
     def publish(self, body: bytes | dict[str, Any], **properties: Any) -> None:
-        """Publish one command; returns when the broker has it."""
+        """Publish one command; returns after the publisher confirm."""
         if isinstance(body, dict):
             body = json.dumps(body).encode()
         wanted = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent, **properties)
         self.channel.basic_publish(self.topology.commands_exchange, "execute", body, wanted, mandatory=True)
 
     def publish_as_returned(self, body: dict[str, Any], headers: dict[str, Any]) -> None:
-        """Publish through the exchange that only the worker writes to."""
+        """Publish through the exchange to which only workers write."""
         wanted = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent, headers=headers)
         exchange = self.topology.returns_exchange
         self.channel.basic_publish(exchange, "execute", json.dumps(body).encode(), wanted, mandatory=True)
 
     def get(self, queue: str, patience_s: float = PATIENCE_S) -> Message:
-        """Wait for the next message of a queue and take it."""
+        """Wait for the next message of a queue and acknowledge it."""
         return self._wait_for(partial(self.try_get, queue), queue, patience_s)
 
-    def _wait_for(self, try_it: Callable[[], Message | None], what: str, patience_s: float) -> Message:
+    def _wait_for(self, get: Callable[[], Message | None], what: str, patience_s: float) -> Message:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             try:
-                found = try_it()
+                found = get()
             except ConnectionClosedByBroker as exc:
                 if exc.reply_code != _INTERNAL_ERROR:
                     raise
-                self.connect()  # right behind the broker's start a quorum queue may have no leader to ask yet
+                self.connect()  # right after the broker's start a quorum queue may not have a leader yet
                 continue
             if found is not None:
                 return found
@@ -107,20 +107,19 @@ class Upstream:
         raise AssertionError(f"nothing came to {what} within {patience_s} s")
 
     def try_get(self, queue: str) -> Message | None:
-        """Take the next message of a queue if one is there."""
+        """Return the next message of a queue and acknowledge it; None if the queue is empty."""
         method, properties, body = self.channel.basic_get(queue)
         if method is None or properties is None or body is None:
             return None
-        # Not by auto_ack: a broker that is killed meanwhile would forget it. Where this fails it comes once more.
+        # Not by auto_ack, which loses the message if the broker is killed now. If this fails, it is delivered again.
         with suppress(AMQPError):
             self.channel.basic_ack(method.delivery_tag or 0)
         return Message(str(method.routing_key), properties, body)
 
     def try_reply(self) -> Message | None:
-        """Take the next reply if one is there.
+        """Return the next reply; None if there is none.
 
-        A broker that is killed may have forgotten a binding that was made a second before; what finds no queue then is
-        kept for whoever did not bind one.
+        A killed broker may lose a binding that was just made; replies without a bound queue go to the unrouted queue.
         """
         found = self.try_get(self._replies_queue)
         return self.try_get(self.topology.unrouted_exchange) if found is None and self._wants_all else found
@@ -130,11 +129,11 @@ class Upstream:
         return self._wait_for(self.try_reply, self._replies_queue, patience_s)
 
     def replies(self, count: int) -> list[dict[str, Any]]:
-        """Wait for so many replies."""
+        """Wait for ``count`` replies."""
         return [self.reply().json for _ in range(count)]
 
     def consumers(self) -> int:
-        """Return how many consume commands; who went counts until the broker has back what it held."""
+        """Return the number of consumers of commands; a closed one counts until its deliveries are requeued."""
         frame = self.channel.queue_declare(self.topology.execute_queue, passive=True)
         return int(frame.method.consumer_count)
 
@@ -143,5 +142,5 @@ class Upstream:
         return self.get(self.topology.dead_letters_exchange)
 
     def count(self, queue: str) -> int:
-        """Return how many messages a queue holds ready."""
+        """Return the number of ready messages in a queue."""
         return int(self.channel.queue_declare(queue, passive=True).method.message_count)

@@ -1,4 +1,4 @@
-"""A worker in a process of its own, and its log."""
+"""A worker process and its log."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from worker.dev.services.processes import LocalProcess
 
 @dataclass
 class WorkerProcess:
-    """``onenet-worker run`` as a process, and its log."""
+    """``onenet-worker run`` as a process; killed at the end of the ``with`` block."""
 
     process: LocalProcess
 
@@ -19,16 +19,16 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()  # how it stops in good order has tests of its own
+        self.process.kill()  # a graceful shutdown has tests of its own
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Return what it has logged; fails on a line that is not JSON, such as one of a traceback."""
+        """Return the log events so far; fails on a line that is not JSON, such as one of a traceback."""
         text = self.process.output.read_text()
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def wait_for(self, event: str, count: int = 1, **fields: Any) -> dict[str, Any]:
-        """Wait until it has logged such an event so many times; returns the last."""
+        """Wait until the worker has logged ``count`` such events; returns the last of them."""
         found: list[dict[str, Any]] = []
 
         def is_there() -> bool:

@@ -168,7 +168,7 @@ class _Stream(AbstractStreamTransport):
         self._protocol = protocol
         self._written: deque[bytes] = deque()
         self._written_bytes = 0
-        self._is_flushing = False
+        self._is_flush_scheduled = False
         self._is_paused = False
 
     def abort(self) -> None:
@@ -180,8 +180,8 @@ class _Stream(AbstractStreamTransport):
     def write(self, data: bytes) -> None:
         self._written.append(data)
         self._written_bytes += len(data)
-        if not self._is_flushing and not self._is_paused:
-            self._is_flushing = True
+        if not self._is_flush_scheduled and not self._is_paused:
+            self._is_flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def get_write_buffer_size(self) -> int:
@@ -195,7 +195,7 @@ class _Stream(AbstractStreamTransport):
         self._flush()
 
     def _flush(self) -> None:
-        self._is_flushing = False
+        self._is_flush_scheduled = False
         while self._written and not self._is_paused:
             piece: list[bytes] = []
             size = 0
