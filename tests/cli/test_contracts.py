@@ -20,8 +20,8 @@ from schemas.command import BEYOND_THE_SCHEMA
 from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode
-from tests.processing.test_processor import RESTED, Rig, likely
 from tests.support.builders import a_command
+from tests.support.engine import PAST_DOUBT, Engine, a_likely
 from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema
@@ -339,7 +339,12 @@ answers = (
     | st.builds(InDoubt, st.text())
 )
 headers = st.fixed_dictionaries(
-    {}, optional={"x-onenet-attempt": st.integers(1, 9), "x-onenet-in-doubt": st.just(RESTED), "traceparent": st.text()}
+    {},
+    optional={
+        "x-onenet-attempt": st.integers(1, 9),
+        "x-onenet-in-doubt": st.just(str(PAST_DOUBT)),
+        "traceparent": st.text(),
+    },
 )
 
 
@@ -348,17 +353,16 @@ headers = st.fixed_dictionaries(
     messages() | st.builds(lambda: Message(a_command())),
     answers,
     headers,
-    st.sampled_from([[], [likely("u")], [likely("u"), likely("v")]]),
+    st.sampled_from([[], [a_likely("u")], [a_likely("u"), a_likely("v")]]),
 )
 def test_every_published_message_conforms_to_its_schema_and_the_asyncapi_document(
     message: Message, answer: Cached | Refused | NotSent | InDoubt, headers: dict[str, Any], found: list[Any]
 ) -> None:
-    rig = Rig("reconcile" if found else "dead-letter")
-    rig.platform.answers, rig.platform.entries = [answer], found
+    engine = Engine("reconcile" if found else "dead-letter")
+    engine.platform.answers, engine.platform.candidates = [answer], found
     name = message.message_id if isinstance(message.message_id, str) else None
     properties = BasicProperties(message_id=name, app_id="billing", expiration="1", user_id="u", headers=headers)
-    rig.handle(Delivery(1, 1, False, properties, message.body, is_returned=True))
-    for publication in rig.last:
+    for publication in engine.deliver(Delivery(1, 1, False, properties, message.body, is_returned=True)):
         if publication.exchange == "onenet.replies":
             reply = json.loads(publication.body)
             event(reply["status"])
