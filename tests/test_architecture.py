@@ -28,12 +28,12 @@ def is_test_module(name: str) -> bool:
 
 def test_no_module_of_the_tests_imports_a_test_module() -> None:
     """A helper in a test module is hard to find, and breaks other tests when its own tests move."""
-    importing = [
+    importing = {
         str(path.relative_to(TESTS))
         for path in TESTS.rglob("*.py")
         if any(map(is_test_module, imported_modules(path.read_text())))
-    ]
-    assert importing == []
+    }
+    assert not importing
 
 
 def test_the_folders_of_the_tests_mirror_the_packages_of_the_worker() -> None:

@@ -44,12 +44,12 @@ from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
 
-# Shares of the grace period: for commands in progress, then for the connections to the broker, then for the spans; the
-# rest is for the last lines of the log.
+# Shares of the shutdown grace: for commands in progress, then for closing the broker's connections, then for exporting
+# spans; the remainder is for the last lines of the log.
 _FINISHING = 0.8
 _CLOSING = 0.08
-# Where the platform answers at once the fewest threads do most; those that ask Redis together wait for each other.
-# Measured with `make bench`.
+# While the platform answers at once, few threads are fastest; threads that share round trips to Redis wait for each
+# other, so they need more. Measured with `make bench`.
 _FEW_THREADS = 3
 _FEW_THREADS_WITH_REDIS = 8
 
@@ -59,15 +59,15 @@ log = get_logger()
 
 
 def run(settings: Settings) -> int:
-    """Run the worker until it is told to stop; returns the exit code.
+    """Run a worker until it is stopped, and return the exit code.
 
     Raises:
-        SettingsError: a setting cannot be used.
+        SettingsError: a setting is unusable.
     """
     worker = Worker(settings)
     writer = configure_logging(settings.log_level, settings.log_format)
     try:
-        # Not asyncio.run, which waits at its end for a name that is still being looked up.
+        # Not asyncio.run: on exit it waits for pending name look-ups.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(worker.serve())
@@ -75,18 +75,18 @@ def run(settings: Settings) -> int:
         worker.close()
         lost = writer.close()
         if lost and sys.stderr is not None:
-            with suppress(OSError):  # which may be as full as stdout
+            with suppress(OSError):  # the disk behind stderr may be full too
                 print(f"onenet-worker: {lost} lines of the log could not be written", file=sys.stderr)
 
 
 class Worker:
-    """One worker process: its parts, and their life from start to stop.
+    """One worker process: builds its parts, serves, and stops.
 
     Args:
-        settings: of the deployment.
+        settings: settings of the deployment.
 
     Raises:
-        SettingsError: a setting cannot be used.
+        SettingsError: a setting is unusable.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -101,18 +101,18 @@ class Worker:
         self._metrics = Metrics(__version__, settings.worker_concurrency)
         self._breakers = self._new_breakers(products, "product")
         self._history_breakers = self._new_breakers(products, "history")
-        # A request may take longer than a minute, and as many as may be at once.
+        # With long timeouts one command may take longer than a minute, and all threads may be busy with such commands.
         self._health = Health(max(STALL_S, lease_s(settings)), self._store.ping)
         self._http_server: HealthServer | None = None
 
     async def serve(self) -> int:
-        """Take commands until a signal or a fault ends the worker; returns the exit code."""
+        """Process commands until a signal or an error ends the worker, and return the exit code."""
         settings = self._settings
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, self._health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
         if settings.plaintext_host is not None:
-            hint = "the credentials can be read on their way"
+            hint = "the credentials are sent in plaintext"
             log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint=hint)
         ending = _Ending(asyncio.get_running_loop())
         if settings.onenet_products_file is not None:
@@ -132,7 +132,7 @@ class Worker:
         return exit_code
 
     def reload_products(self) -> None:
-        """Read the products' credentials again; where they cannot be used, the old ones stay in force."""
+        """Read the credentials of the products again; if the file is unusable, keep the old ones."""
         try:
             found = load_products(self._settings)
         except SettingsError as exc:
@@ -144,7 +144,7 @@ class Worker:
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
     def close(self) -> None:
-        """Close what the parts hold."""
+        """Close connections, stop threads, and export the last spans."""
         if self._http_server is not None:
             self._http_server.close()
         self._client.close()
@@ -153,7 +153,7 @@ class Worker:
         self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
 
     def _build(self) -> tuple[Broker, Consumer, HealthMonitor]:
-        """Build the parts that belong to the running event loop."""
+        """Build the parts that run on the event loop."""
         settings, store = self._settings, self._store
         policy = RetryPolicy(
             settings.worker_retry_delays,
@@ -203,7 +203,7 @@ class Worker:
             return _crashed(ending.crash.result())
         if not stopping.done():
             stopping.cancel()
-            log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # what is unacknowledged is delivered again
+            log.warning("shutdown_grace_exceeded", grace_s=grace_s)  # unacknowledged deliveries are redelivered
             return 0
         return 0 if stopping.exception() is None else _crashed(stopping.exception())
 
@@ -215,7 +215,7 @@ class Worker:
 
 
 class _Ending:
-    """Why the worker ends: a signal, or an error that nothing handled, on the loop or in a thread."""
+    """The reasons to end the worker: a signal, or an unhandled error on the loop or in a thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.stop: asyncio.Future[str] = loop.create_future()
@@ -228,7 +228,9 @@ class _Ending:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.stop.done():
-            os._exit(128 + number)  # the second one: at once, and everything unacknowledged is delivered again
+            os._exit(
+                128 + number
+            )  # the second signal ends the process at once; unacknowledged deliveries are redelivered
         self.stop.set_result(number.name)
 
     def _on_crash(self, error: BaseException) -> None:
@@ -246,7 +248,7 @@ class _Ending:
 def client_of(
     settings: Settings, products: Mapping[str | None, Credentials], watch: Watch, tracing: Tracing
 ) -> OneNETClient:
-    """Return the client of the platform that the settings name."""
+    """Return a client of the platform."""
     ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
     route = Route(settings.onenet_url, settings.onenet_connect_timeout, ca_file)
     return OneNETClient(
@@ -263,13 +265,13 @@ def client_of(
 def lease_s(settings: Settings) -> float:
     """Return the duration of a lease, in seconds.
 
-    Long enough for a history and a request, so that a lease only ends under a worker that has stopped.
+    Long enough to read a history and to send a request, so that a lease expires only if its worker has stopped.
     """
     return 2 * settings.request_s + PROCESSING_S
 
 
 def store_of(settings: Settings) -> IdempotencyStore:
-    """Return the store that the settings name."""
+    """Open the idempotency store."""
     return open_store(
         settings.idempotency_url.get_secret_value(),
         settings.worker_namespace,
@@ -287,7 +289,7 @@ def rate_limit_url(settings: Settings) -> str | None:
 
 
 def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | None:
-    """Return what makes the pacer of each product, or None if there is no rate limit."""
+    """Return a factory of the pacer of each product, or None if there is no rate limit."""
     if settings.rate is None:
         return None
     from worker.flow.rate_limiter import RateLimiter
@@ -297,7 +299,7 @@ def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | N
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
-    """Return the tracing that the settings ask for.
+    """Return the tracing: none, or OpenTelemetry if a collector is set.
 
     Raises:
         SettingsError: the environment names an unusable proxy for the collector.

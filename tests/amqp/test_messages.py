@@ -245,12 +245,19 @@ def test_a_doubt_window_is_believed_only_on_the_workers_own_copies() -> None:
 def test_a_republished_message_keeps_what_it_said() -> None:
     fresh = republished(delivery(), NOW)
     assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
-    assert headers(fresh) == {"x-onenet-attempt": 1}
+    assert headers(fresh) == {"x-onenet-attempt": 1, "x-onenet-unstarted": True}
     assert headers(republished(delivery(redelivered=True), NOW))["x-onenet-in-doubt"] == str(DoubtWindow(None, NOW))
     doubted = delivery({"x-onenet-in-doubt": str(DOUBT), "x-onenet-crash-count": 2}, returned=True)
     assert headers(republished(doubted, NOW)) == {
-        "x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT), "x-onenet-crash-count": 2,
+        "x-onenet-attempt": 1, "x-onenet-in-doubt": str(DOUBT), "x-onenet-crash-count": 2, "x-onenet-unstarted": True,
     }  # fmt: skip
+
+
+def test_only_a_republished_message_says_that_it_was_not_started() -> None:
+    again = delivery(headers(republished(delivery(), NOW)), returned=True)
+    assert again.envelope.is_unstarted
+    assert "x-onenet-unstarted" not in headers(postponed(again, None))
+    assert not delivery({"x-onenet-unstarted": True}).envelope.is_unstarted  # not believed
 
 
 def test_a_postponed_message_keeps_its_attempt() -> None:
@@ -344,8 +351,8 @@ def test_a_copy_has_the_present_doubt_and_crash_count_not_the_former() -> None:
 def test_forged_headers_are_not_copied() -> None:
     """On a copy that returns through the worker's own exchange they would be believed."""
     came = delivery({"x-onenet-attempt": 9, "x-onenet-in-doubt": str(DOUBT), "x-onenet-crash-count": 5})
-    for publication in (postponed(came, None), republished(came, NOW)):
-        assert headers(publication) == {"x-onenet-attempt": 1}
+    assert headers(postponed(came, None)) == {"x-onenet-attempt": 1}
+    assert headers(republished(came, NOW)) == {"x-onenet-attempt": 1, "x-onenet-unstarted": True}
 
 
 def test_a_doubt_window_without_beginning_travels_as_an_open_interval() -> None:

@@ -31,6 +31,7 @@ DOUBTED = Envelope(is_copy=True, doubt=NOTED)
 SECOND_ATTEMPT = Envelope(is_copy=True, attempt=2, first_arrived_at=NOW.timestamp())
 OLD_COPY = Envelope(is_copy=True, first_arrived_at=EARLIER.timestamp())
 NEW_COPY = Envelope(is_copy=True, first_arrived_at=NOW.timestamp())
+RETURNED = Envelope(is_copy=True, is_unstarted=True, first_arrived_at=EARLIER.timestamp())
 REPLAYED = Envelope(is_copy=True, replay=Replay(EARLIER, None))
 REPLAYED_FROM_THE_FUTURE = Envelope(is_copy=True, replay=Replay(LATER, None))
 SUSPECTED = Envelope(is_copy=True, crash_count=0)
@@ -57,6 +58,7 @@ DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
         # A copy of the first attempt: its original may have been sent by a process whose memory is gone.
         (IN_MEMORY, OLD_COPY, DoubtWindow(None, BEGAN)),
         (IN_MEMORY, NEW_COPY, None),
+        (IN_MEMORY, RETURNED, None),  # by a worker that stopped before it started the command
         (SHARED, OLD_COPY, None),
         (IN_MEMORY, Envelope(first_arrived_at=EARLIER.timestamp()), None),
         # An operator's replay may have been processed before.

@@ -23,18 +23,18 @@ def install(point: str, n: int) -> None:
     from worker.idempotency.memory import MemoryStore
     from worker.idempotency.redis import RedisStore
     from worker.onenet.client import OneNETClient
-    from worker.processing.processor import Processor
+    from worker.processing.reporter import Reporter
 
     stores: list[type] = [MemoryStore, RedisStore]
     places: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
         "history": ([OneNETClient], "find_candidates"),
         "ownership": (stores, "ownership"),
-        "mark": ([Consumer], "_pass_on"),
+        "mark": ([Consumer], "_replace_with"),
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
-        "recorded": ([Processor], "_recorded"),  # in any thread
+        "recorded": ([Reporter], "_report_outcome"),  # in any thread
         "publish": ([Publisher], "publish"),
         "acknowledge": ([QueueConsumer], "acknowledge"),
     }

@@ -24,6 +24,7 @@ IN_DOUBT = "x-onenet-in-doubt"
 CRASH_COUNT = "x-onenet-crash-count"
 FREE_ATTEMPT = "x-onenet-free-attempt"
 FIRST_ARRIVED = "x-onenet-first-arrived"
+UNSTARTED = "x-onenet-unstarted"
 REPLAY = "x-onenet-replay"
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
@@ -90,6 +91,7 @@ class Delivery:
             times_returned=_count(headers.get(_DELIVERY_COUNT)) or 0,
             attempt=_count(own.get(ATTEMPT)) or 1,
             is_free_attempt=own.get(FREE_ATTEMPT) is True,
+            is_unstarted=own.get(UNSTARTED) is True,
             crash_count=_count(own.get(CRASH_COUNT)),
             doubt=doubt,
             replay=_replay(own.get(REPLAY), doubt),
@@ -201,7 +203,9 @@ class MessageBuilder:
     def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""
         envelope = delivery.envelope
-        properties = _copied(delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt)
+        properties = _copied(
+            delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt, is_unstarted=True
+        )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
     def replay(self, delivery: Delivery, replay: Replay) -> Publication:
@@ -268,11 +272,14 @@ def _copied(
     crash_count: int | None = None,
     *,
     is_free: bool = False,
+    is_unstarted: bool = False,
 ) -> BasicProperties:
     envelope = delivery.envelope
     own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(envelope.first_arrived_at * 1000)}
     if is_free:
         own[FREE_ATTEMPT] = True
+    if is_unstarted:
+        own[UNSTARTED] = True
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)
     if crash_count is not None:

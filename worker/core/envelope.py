@@ -31,6 +31,7 @@ class Envelope:
         times_returned: how often the broker took the message back from a consumer.
         attempt: the number of this attempt; the first is 1.
         is_free_attempt: the attempt that is in doubt uses up none, because the platform was down for all devices.
+        is_unstarted: the message was returned to the queue by a worker that had not started it.
         crash_count: attempts announced on the message before they started; None unless the command is suspected of
             crashing workers. Includes attempts that finished: only the store can tell them apart.
         doubt: when the command may have been sent, as far as the message says.
@@ -47,6 +48,7 @@ class Envelope:
     times_returned: int = 0
     attempt: int = 1
     is_free_attempt: bool = False
+    is_unstarted: bool = False
     crash_count: int | None = None
     doubt: DoubtWindow | None = None
     replay: Replay | None = None

@@ -80,7 +80,7 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Co
     except ValidationError as exc:
         found = _details(exc)
         invalid(found + [detail for detail in details if detail.field not in {item.field for item in found}])
-    times: dict[str, datetime] = {}
+    times = dict[str, datetime]()
     for name in ("expired_time", "valid_time"):
         if name in command:
             try:

@@ -45,13 +45,21 @@ class Leases:
             return self.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
         return resolution
 
-    def record(self, envelope: Envelope, conclude: Conclude, on_recorded: Callable[[Unpublished], object]) -> None:
+    def record(
+        self,
+        envelope: Envelope,
+        conclude: Conclude,
+        on_recorded: Callable[[Unpublished], object],
+        *,
+        is_announced: bool = False,
+    ) -> None:
         """Record an outcome before anybody is told, so that whatever fails from there on repeats it.
 
         Args:
             envelope: what the command's delivery says.
             conclude: the outcome.
             on_recorded: is called once with what becomes of the delivery, by any thread, perhaps after this returned.
+            is_announced: a copy has taken the delivery's place, and decides what follows.
         """
         if conclude.lease is None:
             on_recorded(conclude)
@@ -62,7 +70,7 @@ class Leases:
                 case None:
                     on_recorded(conclude)
                 case UuidTaken():
-                    on_recorded(self._await_own_uuid(envelope, conclude))
+                    on_recorded(self._await_own_uuid(envelope, conclude, is_announced=is_announced))
                 case StoreError():
                     on_recorded(self.postpone(envelope, error, conclude.doubt, holder_crashed=conclude.holder_crashed))
 
@@ -70,7 +78,7 @@ class Leases:
         self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
 
     def record_and_wait(self, envelope: Envelope, conclude: Conclude) -> Unpublished:
-        """Record an outcome, and return what becomes of the delivery."""
+        """Record the outcome of an announced attempt, and return what became of the attempt."""
         is_over = threading.Event()
         results: list[Unpublished] = []
 
@@ -78,7 +86,7 @@ class Leases:
             results.append(result)
             is_over.set()
 
-        self.record(envelope, conclude, on_recorded)
+        self.record(envelope, conclude, on_recorded, is_announced=True)
         is_over.wait()
         return results[0]
 
@@ -89,10 +97,13 @@ class Leases:
         doubt = doubt_of_copy(doubt, envelope, self._now())
         return postponed(envelope, self._policy, str(error), doubt, holder_crashed=holder_crashed)
 
-    def _await_own_uuid(self, envelope: Envelope, conclude: Conclude) -> AwaitReconciliation | Conclude:
+    def _await_own_uuid(
+        self, envelope: Envelope, conclude: Conclude, *, is_announced: bool
+    ) -> AwaitReconciliation | Conclude:
         """Treat an answer with the uuid of another command like a lost one; the store has released the command."""
         reply, attempt = conclude.reply, conclude.reply.attempts
-        if self._policy.mode(envelope) == "resend":  # no history is read, so the next request uses an attempt
+        # In mode "resend" no history is read, so that the next request uses an attempt.
+        if self._policy.mode(envelope) == "resend" and not is_announced:
             attempt += 1
             if attempt > self._policy.max_attempts:
                 failed = outcome_unknown(FOREIGN_UUID)

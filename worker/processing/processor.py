@@ -31,6 +31,8 @@ from worker.processing.reconciler import Reconciler
 from worker.processing.reporter import Reporter
 from worker.processing.unstarted import Unstarted, key_of
 
+OnHistoryFirst = Callable[[Task], object]
+
 PROCESSING_S = SUSPECT_WAIT_S + ANNOUNCE_S + 2.0  # everything but the history and the request
 
 
@@ -63,7 +65,7 @@ class Processor:
         reporter: Reporter,
         now: Clock = utc_now,
     ) -> None:
-        self.on_history_first: Callable[[Task], object] = lambda _: None
+        self.on_history_first: OnHistoryFirst = lambda _: None
         """Is called, in any thread, with a task that held a permit to send and needs its history first after all."""
         self._client = client
         self._store = store
