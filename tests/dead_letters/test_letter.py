@@ -56,7 +56,7 @@ def test_of_what_no_worker_vouches_for_everything_is_in_doubt_until_now(found: D
 
 
 def test_a_replay_begins_anew_and_keeps_what_is_the_senders() -> None:
-    own = {"x-onenet-attempt": 7, "x-onenet-unfinished": 3, "x-onenet-user-id": "u"}
+    own = {"x-onenet-attempt": 7, "x-onenet-crash-count": 3, "x-onenet-user-id": "u"}
     found = letter(headers={**own, "colour": "red", "x-delivery-count": 4})
     outgoing = MessageBuilder(Topology("onenet", (5,)), "host:1")
     publication = outgoing.replay(found.delivery(), found.replay(NOW))
@@ -69,7 +69,7 @@ def test_a_replay_begins_anew_and_keeps_what_is_the_senders() -> None:
         "colour": "red",
         "x-onenet-user-id": "u",
         "x-onenet-replay": "2026-08-05T09:00:00.000+00:00",
-        "x-onenet-uncounted": True,
+        "x-onenet-free-attempt": True,
         "x-onenet-in-doubt": "../2026-08-05T09:00:00.000+00:00",
     }
     assert publication.properties.app_id == "billing"
