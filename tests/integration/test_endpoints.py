@@ -149,7 +149,7 @@ def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, endp
         assert response.value("in_flight") == 0
         assert response.value("concurrency") == 32
         assert response.value("paused", product="") == 0
-        assert response.value("broker_connected") == response.value("consumer_started") == 1
+        assert response.value("broker_connected") == response.value("consuming") == 1
         assert response.value("broker_blocked") == 0
         assert worker.events[-1]["level"] == "warning"  # the HTTP server has logged nothing
 
@@ -228,7 +228,7 @@ def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, e
             deployment.upstream.publish(a_command())
             endpoints.wait_for_ready_messages()
             response = endpoints.get("/metrics")
-            assert (response.value("paused", product=""), response.value("consumer_started")) == (1, 0)
+            assert (response.value("paused", product=""), response.value("consuming")) == (1, 0)
             assert endpoints.stays_live(3)
             assert endpoints.get("/readyz").status == 200
 
