@@ -15,6 +15,7 @@ help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
+	@[ -n "$$AMQP_URL" ] || $(BIN)/python -m scripts.services rabbitmq
 	@$(RUN) demo
 
 test: $(STAMP) ## every test, on a real broker that is found or started by itself
@@ -41,10 +42,11 @@ chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS=
 bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-lint: $(STAMP) ## ruff and mypy, over the tests too
+lint: $(STAMP) ## ruff, mypy and the import contracts, over the tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(STAMP) ## write docs/contracts, and the tables in the documents, anew from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
@@ -60,7 +62,7 @@ format: $(STAMP) ## let ruff put things right
 	$(BIN)/ruff format .
 
 # --require-hashes: an install today and one next year are the same, the build backend included.
-$(STAMP): $(LOCK) pyproject.toml scripts/venv
+$(STAMP): $(LOCK) pyproject.toml scripts/venv scripts/apt-install
 	@scripts/venv $(PYTHON) $(VENV)
 	@echo "installing the locked packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
@@ -82,4 +84,4 @@ lock: ## resolve the dependencies anew (needs uv)
 	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
 
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/asyncapi/node_modules
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* tests/asyncapi/node_modules

@@ -1,4 +1,4 @@
-"""``make bench``: the comparison and this worker in turn, and what that comes to."""
+"""``make bench``: measures the comparison and this worker in turn, and reports the figures."""
 
 import json
 import os
@@ -18,8 +18,9 @@ from bench import chart, measure, report
 from bench.measure import SATURATED, SHARE, SLOW, SLOW_S, Figures, Sizes
 from bench.platform import platform
 from bench.stage import Kind, Stage
-from worker.dev.services.broker import start_own_broker
-from worker.dev.services.redis import start_own_redis
+from scripts import services
+from worker.dev.services.broker import start_local_broker
+from worker.dev.services.redis import start_local_redis
 
 _KINDS: tuple[Kind, ...] = ("worker", "comparison")
 _FLEETS = (1, 2, 4)
@@ -28,7 +29,7 @@ _QUICK = Sizes(saturated=500, slow=320, latency=160, fleet=80, memory=1_000, que
 
 
 class Bench:
-    """Measures round by round, and keeps what was found."""
+    """Measures round by round, and collects the figures."""
 
     def __init__(self, fast: Stage, slow: Stage, redis_url: str, sizes: Sizes) -> None:
         self.rounds: defaultdict[str, list[float]] = defaultdict(list)
@@ -38,11 +39,11 @@ class Bench:
         self._sizes = sizes
 
     def round(self) -> None:
-        """Measure everything that is measured in each round, the two workers in turn."""
+        """Measure one round, the two workers in turn."""
         sizes = self._sizes
         found = measure.throughput(self._fast, "worker", sizes.saturated, SATURATED, redis=self._redis_url)
         self._note("worker.redis", found)
-        for kind in _KINDS:  # what is compared with both stands between them
+        for kind in _KINDS:  # next to each other, since they are compared
             self._note(f"{kind}.saturated", measure.throughput(self._fast, kind, sizes.saturated, SATURATED))
         for kind in _KINDS:
             self._note(f"{kind}.slow", measure.throughput(self._slow, kind, sizes.slow, SLOW))
@@ -55,7 +56,7 @@ class Bench:
         self._note("worker.start", measure.start(self._fast))
 
     def once(self) -> None:
-        """Measure what takes too long for every round."""
+        """Measure what takes too long to be repeated in each round."""
         self._note("worker.memory", measure.memory(self._fast, self._sizes.memory, self._sizes.queued))
 
     def _note(self, name: str, figures: Figures) -> None:
@@ -66,11 +67,12 @@ class Bench:
 
 @contextmanager
 def stages() -> Iterator[tuple[Stage, Stage, str, str]]:
-    """Start all that is needed; yields a stage whose platform answers at once, a slow one, a Redis, and what broker."""
+    """Start the servers; yields a stage with a fast and one with a slow platform, Redis' URL, the broker's origin."""
+    services.provide("rabbitmq", "redis")
     with ExitStack() as stack:
-        broker = start_own_broker()
+        broker = start_local_broker()
         stack.callback(broker.stop)
-        redis = start_own_redis()
+        redis = start_local_redis()
         stack.callback(redis.stop)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         made = []
@@ -81,13 +83,13 @@ def stages() -> Iterator[tuple[Stage, Stage, str, str]]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 5,
     quick: Annotated[
-        bool, typer.Option(help="One short round, to see that all of it works; its figures are none.")
+        bool, typer.Option(help="One short round to test the benchmark; its figures mean nothing.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="Where performance.json and performance.png go.")] = Path("docs"),
+    output: Annotated[Path, typer.Option(help="Folder for performance.json and performance.png.")] = Path("docs"),
 ) -> None:
-    """Measure this worker beside the comparison."""
+    """Measure this worker and the comparison."""
     sizes = _QUICK if quick else Sizes()
     with stages() as (fast, slow, redis_url, broker):
         bench = Bench(fast, slow, redis_url, sizes)

@@ -1,4 +1,4 @@
-"""The chart of what was measured."""
+"""The chart of the figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

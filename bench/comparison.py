@@ -1,4 +1,4 @@
-"""The comparison: the worker that a good developer writes by hand, on the fastest libraries that asyncio has.
+"""The comparison: a worker as a good developer writes it by hand, on the fastest asyncio libraries.
 
 It validates with the same pydantic model, publishes persistent replies, awaits their confirms and acknowledges behind
 them. It has none of the worker's guarantees: a lost answer is a failed command, a redelivery is a second request, there
@@ -23,7 +23,7 @@ _TRIGGERS = {"REGISTER": 1, "UPDATE": 2, "NOTIFY": 4}
 
 
 class Comparison:
-    """Takes commands, sends them, replies."""
+    """Receives commands, sends them and publishes replies."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, key: str, replies: aio_pika.abc.AbstractExchange) -> None:
         self._http = http
@@ -32,7 +32,7 @@ class Comparison:
         self._replies = replies
 
     async def handle(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        """Handle one message to its end."""
+        """Process one message."""
         reply: dict[str, object]
         try:
             command = COMMAND.validate_json(message.body)
@@ -87,7 +87,7 @@ def _local(text: str) -> str:
 
 
 async def main() -> None:
-    """Run until killed; settings as the worker's."""
+    """Run until killed, with the worker's settings."""
     concurrency = int(os.environ["WORKER_CONCURRENCY"])
     namespace = os.environ["WORKER_NAMESPACE"]
     connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])

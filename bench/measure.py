@@ -1,4 +1,4 @@
-"""What is measured, one function each: settings and counts in, figures out."""
+"""The measurements, one function each: from settings and counts to figures."""
 
 import statistics
 import threading
@@ -19,18 +19,18 @@ SLOW_S = 0.05
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many commands each measurement takes."""
+    """The number of commands of each measurement."""
 
     saturated: int = 20_000
     slow: int = 6_400
     latency: int = 3_200
-    fleet: int = 1_600  # for each worker
+    fleet: int = 1_600  # per worker
     memory: int = 200_000
     queued: int = 1_000_000
 
 
 def throughput(stage: Stage, kind: Kind, commands: int, concurrency: int, count: int = 1, redis: str = "") -> Figures:
-    """Let workers empty a queue; its first tenth and, where several share it, its last one do not count."""
+    """Measure workers that empty a queue, without its first tenth and, with several workers, its last tenth."""
     stage.fill(commands)
     before = stage.platform.answered
     end = commands if count == 1 else commands * 9 // 10
@@ -47,7 +47,7 @@ def throughput(stage: Stage, kind: Kind, commands: int, concurrency: int, count:
 
 
 def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: int) -> Figures:
-    """Publish at a steady rate; returns the time from a command to its reply, less the platform's own, in ms."""
+    """Publish at a steady rate; returns the time from command to reply in ms, minus the platform's latency."""
     stage.fill(0)
     published_at: dict[str, float] = {}
     replied_at: dict[str, float] = {}
@@ -80,14 +80,14 @@ def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: 
 
 
 def start(stage: Stage) -> Figures:
-    """Return how long a worker takes until it consumes, in seconds."""
+    """Return the time from start to consumption, in seconds."""
     with stage.workers("worker", SATURATED) as workers:
-        stage.wait(lambda: workers[0].has_said("consumer_started"), workers)
+        stage.wait(lambda: workers[0].has_logged("consumer_started"), workers)
         return {"s": time.monotonic() - workers[0].started_at}
 
 
 def memory(stage: Stage, commands: int, queued: int) -> Figures:
-    """Let a worker take commands from a much longer queue; returns its memory at a quarter, at the end and at most."""
+    """Measure the memory of a worker with a much longer queue: after a quarter, at the end, and its peak."""
     stage.fill(queued)
     before = stage.platform.answered
     with stage.workers("worker", SATURATED) as workers:

@@ -1,4 +1,4 @@
-"""A stand-in for OneNET, light enough not to be what limits: takes every request, at once or after a while."""
+"""A stand-in for OneNET that accepts every request after a fixed latency, and is fast enough not to be the limit."""
 
 import asyncio
 import multiprocessing
@@ -16,7 +16,7 @@ _BODY = b'{"errno":0,"data":{"uuid":"42742677-adc3-54ca-83a1-%012x"},"error":"su
 
 
 class _Protocol(asyncio.Protocol):
-    """One connection: knows as much of HTTP as a request of the two workers needs."""
+    """One connection: parses only as much HTTP as the two workers send."""
 
     def __init__(self, answered: Any, latency_s: float) -> None:
         self._answered = answered
@@ -24,7 +24,7 @@ class _Protocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._received = b""
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
+    def connection_made(self, transport: Any) -> None:  # uvloop's transports are not asyncio.Transport
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -42,14 +42,14 @@ class _Protocol(asyncio.Protocol):
             self._answer()
 
     def _answer(self) -> None:
-        self._answered.value += 1  # by this process alone
+        self._answered.value += 1  # only this process writes it
         body = _BODY % self._answered.value
         self._transport.write(_HEAD % len(body) + body)
 
 
 @dataclass(frozen=True)
 class Platform:
-    """The stand-in, and how many requests it has answered."""
+    """The stand-in and the number of requests that it has answered."""
 
     url: str
     _answered: Any
@@ -61,7 +61,7 @@ class Platform:
 
 @contextmanager
 def platform(latency_s: float) -> Iterator[Platform]:
-    """Run the stand-in in a process of its own."""
+    """Run the stand-in in its own process."""
     context = multiprocessing.get_context("spawn")
     answered = context.RawValue("L", 0)
     port = free_port()

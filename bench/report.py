@@ -1,4 +1,4 @@
-"""From figures to targets that are met or not, and to the table that shows them. Pure."""
+"""Compares figures with targets, and renders both as tables. Pure."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Rounds = Mapping[str, Sequence[float]]
-"""The figures of every round by their names."""
+"""The values of each figure, one per round."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to reach: what was found, and whether that is enough."""
+    """One target with its measured value, and whether it is met."""
 
     what: str
     wanted: str
@@ -25,10 +25,10 @@ def median(rounds: Rounds, name: str) -> float:
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """A target before it is measured: ``names`` are the figures, of which ``value`` makes the one to judge.
+class _Goal:
+    """A target without measurements: ``value`` computes one number from the figures in ``names``.
 
-    It is made for each round and judged by the median: only what was measured side by side can be compared.
+    It is computed for each round, since only figures of the same round are comparable, and the median is judged.
     """
 
     what: str
@@ -39,97 +39,97 @@ class _Wish:
     form: str
     is_least: bool = False
 
-    def hold_against(self, rounds: Rounds) -> Target:
+    def compare(self, rounds: Rounds) -> Target:
         values = [self.value(*round_) for round_ in zip(*(rounds[name] for name in self.names), strict=True)]
         value = statistics.median(values)
         is_met = value >= self.limit if self.is_least else value <= self.limit
         return Target(self.what, f"{'≥' if self.is_least else '≤'} {self.wanted}", _cell(values, self.form), is_met)
 
 
-def _per(one: float, other: float) -> float:
+def _ratio(one: float, other: float) -> float:
     return one / other
 
 
-def _beyond(one: float, other: float) -> float:
+def _difference(one: float, other: float) -> float:
     return one - other
 
 
-def _itself(one: float) -> float:
+def _identity(one: float) -> float:
     return one
 
 
-def _fleet(count: int) -> _Wish:
+def _fleet(count: int) -> _Goal:
     what = f"{count} workers, platform at 50 ms, 8 at a time each"
     names = (f"worker.fleet-{count}.per_s", "worker.fleet-1.per_s")
-    return _Wish(what, "0.95 × linear", 0.95, names, lambda all_, one: all_ / count / one, "{:.3f} ×", is_least=True)
+    return _Goal(what, "0.95 × linear", 0.95, names, lambda all_, one: all_ / count / one, "{:.3f} ×", is_least=True)
 
 
-_WISHES = (
-    _Wish(
+_GOALS = (
+    _Goal(
         "saturated throughput, 64 at a time",
         "1.5 × the comparison",
         1.5,
         ("worker.saturated.per_s", "comparison.saturated.per_s"),
-        _per,
+        _ratio,
         "{:.2f} ×",
         is_least=True,
     ),
-    _Wish(
+    _Goal(
         "processor time for a command, saturated",
         "0.8 × the comparison",
         0.8,
         ("worker.saturated.cpu_us", "comparison.saturated.cpu_us"),
-        _per,
+        _ratio,
         "{:.2f} ×",
     ),
-    _Wish(
+    _Goal(
         "platform at 50 ms, 32 at a time",
         "608/s, 95 % of what is possible",
         608,
         ("worker.slow.per_s",),
-        _itself,
+        _identity,
         "{:.0f}/s",
         is_least=True,
     ),
-    _Wish(
+    _Goal(
         "added latency at half load, p99",
         "the comparison's median + 15 ms",
         15,
         ("worker.latency.p99_ms", "comparison.latency.p50_ms"),
-        _beyond,
+        _difference,
         "{:+.1f} ms",
     ),
-    _Wish(
+    _Goal(
         "throughput with Redis",
         "0.7 × with memory",
         0.7,
         ("worker.redis.per_s", "worker.saturated.per_s"),
-        _per,
+        _ratio,
         "{:.2f} ×",
         is_least=True,
     ),
-    _Wish("memory, 64 at a time, a million queued", "64 MiB", 64, ("worker.memory.peak_mib",), _itself, "{:.1f} MiB"),
-    _Wish(
+    _Goal("memory, 64 at a time, a million queued", "64 MiB", 64, ("worker.memory.peak_mib",), _identity, "{:.1f} MiB"),
+    _Goal(
         "memory after 200,000 commands, beyond that after 50,000",
         "3 MiB",
         3,
         ("worker.memory.end_mib", "worker.memory.quarter_mib"),
-        _beyond,
+        _difference,
         "{:+.1f} MiB",
     ),
-    _Wish("start until it consumes", "1.5 s", 1.5, ("worker.start.s",), _itself, "{:.2f} s"),
+    _Goal("start until it consumes", "1.5 s", 1.5, ("worker.start.s",), _identity, "{:.2f} s"),
     _fleet(2),
     _fleet(4),
 )
 
 
 def targets(rounds: Rounds) -> list[Target]:
-    """Hold what was measured against what is to be reached."""
-    return [wish.hold_against(rounds) for wish in _WISHES]
+    """Compare the figures with all targets."""
+    return [goal.compare(rounds) for goal in _GOALS]
 
 
 def as_json(machine: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
-    """Return all that was measured, and what it comes to."""
+    """Return machine, figures, medians and targets for performance.json."""
     return {
         "machine": machine,
         "rounds": rounds,
@@ -166,7 +166,7 @@ _SHOWN = (
 
 
 def figure_table(result: Mapping[str, Any]) -> str:
-    """Return the medians, and between what they lay, as a table in Markdown."""
+    """Return the medians and ranges as a table in Markdown."""
     rows = ["| median (lowest to highest) | this worker | comparison |", "| --- | --- | --- |"]
     for what, name, form in _SHOWN:
         cells = [_cell(result["rounds"].get(f"{kind}.{name}"), form) for kind in ("worker", "comparison")]

@@ -1,4 +1,4 @@
-"""What a measurement stands on: a broker with commands in its queue, a platform, and workers as processes."""
+"""The environment of a measurement: a broker with queued commands, a platform, and worker processes."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from worker.settings import Settings
 
 Kind = Literal["worker", "comparison"]
 DEVICES = 5_000
-# What is best for it: a quarter more than its concurrency where the platform takes its time, so that none waits for
-# another's confirm; no more where it answers at once.
+# The best values: a quarter above its concurrency with a slow platform, so that no request waits for a publisher
+# confirm; equal to it with a fast one.
 COMPARISON_PREFETCH = {32: 40}
 _PATIENCE_S = 300
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -33,7 +33,7 @@ _MODULES: Mapping[Kind, list[str]] = {"worker": ["worker", "run"], "comparison":
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has used, and how much memory it has resident now and had at most, in MiB."""
+    """Processor time, and current and peak resident memory in MiB, of a process."""
 
     cpu_s: float
     mib: float
@@ -61,7 +61,7 @@ class Process:
         return self._process.pid
 
     def usage(self) -> Usage:
-        """Return what it has used so far."""
+        """Return its usage so far."""
         folder = Path(f"/proc/{self.pid}")
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])  # utime, stime
@@ -69,18 +69,18 @@ class Process:
         mib, peak_mib = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
         return Usage(ticks / _TICKS_PER_S, mib, peak_mib)
 
-    def has_said(self, event: str) -> bool:
-        """Tell whether an event is in its log."""
+    def has_logged(self, event: str) -> bool:
+        """Tell whether its log contains an event."""
         self.assert_is_running()
         return f'"event": "{event}"' in self._output.read_text()
 
     def stop(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self._process.kill()
         self._process.wait()
 
     def assert_is_running(self) -> None:
-        """Fail with its last words if it has ended."""
+        """Raise an error with the end of its log if it has ended."""
         if self._process.poll() is not None:
             raise RuntimeError(f"the {self.kind} ended:\n{self._output.read_text()[-2000:]}")
 
@@ -116,19 +116,19 @@ class Stage:
         self._connection.close()
 
     def fill(self, count: int) -> None:
-        """Put so many commands into the queue, and wait until they are there; older replies go."""
+        """Queue a number of commands, and wait until they are ready; purges older replies."""
         self.channel.queue_purge(self.topology.execute_queue)
         self.channel.queue_purge(self.replies)
         for number in range(count):
             self.channel.basic_publish(self.topology.commands_exchange, EXECUTE, command(number), PROPERTIES)
-        wait_until(lambda: self._ready(self.topology.execute_queue) >= count, _PATIENCE_S, "the commands in the queue")
+        wait_until(lambda: self._ready(self.topology.execute_queue) >= count, _PATIENCE_S, "queued commands")
 
     def wait_for_replies(self, count: int) -> None:
-        """Wait until so many replies are there, so that nothing was measured that got lost."""
+        """Wait for a number of replies, which proves that no command was lost."""
         wait_until(lambda: self._ready(self.replies) >= count, _PATIENCE_S, "the replies")
 
     def consumers(self) -> int:
-        """Return how many workers consume."""
+        """Return the number of consuming workers."""
         return int(self.channel.queue_declare(self.topology.execute_queue, passive=True).method.consumer_count)
 
     def _ready(self, queue: str) -> int:
@@ -136,7 +136,7 @@ class Stage:
 
     @contextmanager
     def workers(self, kind: Kind, concurrency: int, count: int = 1, **settings: str) -> Iterator[list[Process]]:
-        """Run so many workers."""
+        """Run a number of workers."""
         everything = {
             "AMQP_URL": self.amqp_url,
             "ONENET_URL": self.platform.url,
@@ -154,26 +154,26 @@ class Stage:
                 process.stop()
 
     def wait_for(self, answered: int, workers: list[Process]) -> None:
-        """Wait until the platform has answered so many requests."""
+        """Wait until the platform has answered a number of requests."""
         self.wait(lambda: self.platform.answered >= answered, workers)
 
     def wait(self, condition: Callable[[], bool], workers: list[Process]) -> None:
-        """Wait for something that workers bring about, and look often: 5 ms are little beside all that is measured."""
+        """Wait for a condition, polled every 5 ms, which is short compared to all measurements."""
 
         def holds() -> bool:
             for worker in workers:
                 worker.assert_is_running()
             return condition()
 
-        wait_until(holds, _PATIENCE_S, "what is measured", every_s=0.005)
+        wait_until(holds, _PATIENCE_S, "the end of the measurement", every_s=0.005)
 
 
 PROPERTIES = pika.BasicProperties(delivery_mode=2, app_id="bench", content_type="application/json")
 
 
 def command(number: int, command_id: str | None = None) -> bytes:
-    """Return a typical command, each for one device of many."""
-    valid_s = 24 * 3600 + number // DEVICES  # no device gets the same command twice
+    """Return a typical command for one of many devices."""
+    valid_s = 24 * 3600 + number // DEVICES  # unique per device
     expires_at = (datetime.now(UTC) + timedelta(seconds=valid_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""The documents: their code blocks, and the tables that ``python -m scripts.documents`` makes from the code."""
+"""Reads code blocks from the documents and writes the tables in them from the code: ``python -m scripts.documents``."""
 
 import json
 import re
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import SecretStr
 
 from bench.report import figure_table, target_table
 from schemas.reply import MEANINGS, FailureCode, RejectionCode
-from tests.support.monitoring import alerts
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics, State
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def settings_table() -> str:
-    """Return every setting, its default and what it is."""
+    """Return a row for each setting: name, default and description."""
     rows = ["| variable | default | |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -41,7 +41,7 @@ def _shown(value: object) -> str:
 
 
 def codes_table() -> str:
-    """Return what may become of a command."""
+    """Return a row for each status and error code of a reply."""
     rows = ["| `status` | `error.code` | means |", "| --- | --- | --- |"]
     rows.append("| `accepted` | | OneNET cached the command under `uuid` |")
     for status, codes in (("rejected", get_args(RejectionCode)), ("failed", get_args(FailureCode))):
@@ -50,7 +50,7 @@ def codes_table() -> str:
 
 
 def metrics_table() -> str:
-    """Return the worker's own metrics."""
+    """Return a row for each metric of the worker."""
     metrics = Metrics("0", 1)
     metrics.observe(lambda: State(paused={None: False}))
     rows = ["| `onenet_worker_…` | kind | labels | |", "| --- | --- | --- | --- |"]
@@ -63,8 +63,14 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
+def alerts() -> list[dict[str, Any]]:
+    """Return every alert rule."""
+    found = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yml").read_text())
+    return [rule for group in found["groups"] for rule in group["rules"]]
+
+
 def alerts_table() -> str:
-    """Return what each alert means and wants."""
+    """Return a row for each alert: severity, meaning and action."""
     rows = ["| alert | | means | do |", "| --- | --- | --- | --- |"]
     for rule in alerts():
         notes = {name: _escaped(text) for name, text in rule["annotations"].items()}
@@ -82,7 +88,7 @@ def _measured() -> dict[str, Any]:
 
 
 def machine_line() -> str:
-    """Return on what the figures were measured."""
+    """Return the machine and the number of rounds behind the figures."""
     about = _measured()["machine"]
     return (
         f"Medians of {len(_measured()['rounds']['worker.start.s'])} rounds on {about['processors']} processors, "
@@ -102,12 +108,12 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Return every block of code with its language; a picture is none."""
+    """Return each code block with its language; diagrams are left out."""
     return re.findall(r"^```(?!mermaid)(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def between(text: str, name: str) -> re.Match[str]:
-    """Find a table between its markers."""
+    """Return the match of the table between its markers."""
     found = re.search(rf"(?<=<!-- {name}: made by `make docs` -->\n).*?(?=<!-- end of {name} -->)", text, re.DOTALL)
     assert found is not None, name
     return found

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from xdist.workermanage import NodeManager
 
+from scripts import services
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
-from worker.dev.services.broker import LocalBroker, start_own_broker
-from worker.dev.services.redis import LocalRedis, start_own_redis
+from worker.dev.services.broker import LocalBroker, start_local_broker
+from worker.dev.services.redis import LocalRedis, start_local_redis
 
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the tests' servers run on this machine
 
@@ -52,7 +53,8 @@ def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -
     """A private broker that tests may kill; never the one that AMQP_URL names."""
     certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
     with one_at_a_time(tmp_path_factory):
-        broker = start_own_broker(certificate.folder)
+        services.provide("rabbitmq")
+        broker = start_local_broker(certificate.folder)
     yield broker
     broker.stop()
 
@@ -71,7 +73,8 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """A private Redis that tests may kill; never the one that REDIS_URL names."""
     with one_at_a_time(tmp_path_factory):
-        server = start_own_redis()
+        services.provide("redis")
+        server = start_local_redis()
     yield server
     server.stop()
 

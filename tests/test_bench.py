@@ -1,4 +1,4 @@
-"""What a benchmark's figures come to."""
+"""The report of the benchmark."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ MEASURED: Mapping[str, list[float]] = {
 }
 
 
-def test_what_is_just_enough_is_enough() -> None:
+def test_a_figure_equal_to_its_limit_meets_the_target() -> None:
     assert all(target.is_met for target in targets(MEASURED))
 
 
@@ -44,7 +44,7 @@ def test_what_is_just_enough_is_enough() -> None:
         ("worker.fleet-4.per_s", 379),
     ],
 )
-def test_what_is_not_enough_is_said(figure: str, value: float) -> None:
+def test_a_figure_beyond_its_limit_is_reported_as_not_met(figure: str, value: float) -> None:
     found: Rounds = {**MEASURED, figure: [value] * len(MEASURED[figure])}
     missed = [target for target in targets(found) if not target.is_met]
     assert len(missed) == 1
@@ -53,8 +53,8 @@ def test_what_is_not_enough_is_said(figure: str, value: float) -> None:
     assert f"| {missed[0].what} | {missed[0].wanted} | {missed[0].found} | **not met** |" in table
 
 
-def test_what_is_compared_was_measured_in_the_same_round() -> None:
-    """Between rounds a machine may become faster for both."""
+def test_ratios_are_computed_from_figures_of_the_same_round() -> None:
+    """The machine may become faster between rounds, for both workers."""
     found: Rounds = {
         **MEASURED,
         "worker.saturated.per_s": [1500, 3000, 6000],
@@ -64,6 +64,6 @@ def test_what_is_compared_was_measured_in_the_same_round() -> None:
     assert met["saturated throughput, 64 at a time"] == ("1.50 × (0.75 × to 1.50 ×)", True)
 
 
-def test_the_median_counts_and_what_it_lay_between_is_shown() -> None:
+def test_the_figure_table_shows_medians_with_their_ranges() -> None:
     shown = figure_table(as_json({}, MEASURED))
     assert "| saturated, 64 at a time, commands a second | 3,000 (1,400 to 9,000) | 2,000 (2,000 to 2,000) |" in shown

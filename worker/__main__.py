@@ -17,9 +17,9 @@ from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsE
 
 app = typer.Typer(
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # its traces show local variables, and so secrets
+    pretty_exceptions_enable=False,  # they show local variables, which may contain secrets
     rich_markup_mode="markdown",
-    help="Takes Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
+    help="Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
 )
 for command in (run, check, topology, send, simulator, demo, schema):
     app.command()(command)
@@ -36,11 +36,11 @@ def _print_version(value: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Takes Execute commands from RabbitMQ to OneNET."""
+    """Sends Execute commands from RabbitMQ to OneNET."""
 
 
 def main() -> None:
-    """Run the command line; what is wrong is said in lines, never in a traceback."""
+    """Run the command line; errors of this project are printed as lines, without a traceback."""
     try:
         app()
     except SettingsError as exc:

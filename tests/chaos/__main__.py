@@ -7,9 +7,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from scripts import services
 from tests.support.chaos import Plan, run
-from worker.dev.services.broker import start_own_broker
-from worker.dev.services.redis import start_own_redis
+from worker.dev.services.broker import start_local_broker
+from worker.dev.services.redis import start_local_redis
 
 
 def main() -> int:
@@ -22,10 +23,11 @@ def main() -> int:
     )
     chosen = parser.parse_args()
     has_failed = False
+    services.provide("rabbitmq", "redis")
     with ExitStack() as stack:
-        broker = start_own_broker()
+        broker = start_local_broker()
         stack.callback(broker.stop)
-        redis = start_own_redis()
+        redis = start_local_redis()
         stack.callback(redis.stop)
         for fleet in chosen.fleets.split(","):
             url = redis.url if fleet.endswith("r") else None

@@ -1,4 +1,4 @@
-"""The published contracts are true: they are what the program prints, and the worker keeps to them."""
+"""The published contracts: the files match the program's output, and the worker conforms to them."""
 
 import json
 import re
@@ -20,8 +20,8 @@ from schemas.command import BEYOND_THE_SCHEMA
 from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode
-from tests.processing.test_processor import RESTED, Rig, likely
 from tests.support.builders import a_command
+from tests.support.engine import PAST_DOUBT, Engine, a_likely
 from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema
@@ -39,26 +39,26 @@ ASYNCAPI = asyncapi()
     ("document", "file"),
     [("command", "command.schema.json"), ("reply", "reply.schema.json"), ("asyncapi", "asyncapi.json")],
 )
-def test_what_is_published_is_what_the_program_prints(document: str, file: str) -> None:
+def test_the_published_contracts_are_the_output_of_the_command_schema(document: str, file: str) -> None:
     printed = CliRunner().invoke(app, ["schema", document])
     assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make docs` writes it anew"
 
 
 @pytest.mark.parametrize("schema", [COMMAND, REPLY], ids=["command", "reply"])
 class TestASchema:
-    def test_is_valid_and_says_what_it_describes(self, schema: dict[str, Any]) -> None:
+    def test_a_schema_is_valid_and_has_a_description(self, schema: dict[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
         assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
         assert schema["$id"].startswith("urn:")
         assert schema["title"]
         assert all(field["description"] for field in schema["properties"].values())
 
-    def test_accepts_its_examples(self, schema: dict[str, Any]) -> None:
+    def test_a_schema_accepts_its_examples(self, schema: dict[str, Any]) -> None:
         assert schema["examples"]
         for example in schema["examples"]:
             Draft202012Validator(schema).validate(example)
 
-    def test_has_patterns_that_mean_the_same_to_every_validator(self, schema: dict[str, Any]) -> None:
+    def test_a_schema_has_only_patterns_that_every_validator_reads_alike(self, schema: dict[str, Any]) -> None:
         r"""No \d, which is more than ASCII to some, and no $ alone, before which some let a line break pass."""
         found = [inner for inner in _subschemas(schema) if isinstance(inner.get("pattern"), str)]
         patterns = [inner for inner in found if inner["pattern"] != "\\n"]
@@ -177,7 +177,7 @@ BREACHES: tuple[list[tuple[bytes, object, str]], ...] = (
         for number, breach in enumerate(breaches)
     ],
 )
-def test_what_is_named_as_beyond_the_schema_is(rule: str, breach: tuple[bytes, object, str]) -> None:
+def test_rules_beyond_the_schema_are_checked_by_the_worker(rule: str, breach: tuple[bytes, object, str]) -> None:
     body, message_id, field = breach
     assert COMMANDS.is_valid(json.loads(body)), "the schema can express it"
     with pytest.raises(UnusableCommand) as caught:
@@ -297,7 +297,7 @@ def _objections(message: Message) -> list[str]:
 
 @settings(max_examples=1000, deadline=None)
 @given(messages())
-def test_the_contract_and_the_worker_agree_on_whatever_may_come(message: Message) -> None:
+def test_schema_and_worker_agree_on_generated_commands(message: Message) -> None:
     objections = _objections(message)
     for objection in objections or ["none"]:
         event(objection)
@@ -305,7 +305,7 @@ def test_the_contract_and_the_worker_agree_on_whatever_may_come(message: Message
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contract_and_the_worker_agree_on_each_odd_value(name: str) -> None:
+def test_schema_and_worker_agree_on_edge_cases(name: str) -> None:
     whole = COMMAND_EXAMPLE | {"retry": 3, "timeout": 25, "product": "heating"}
     for value in [*ODD[name], *_twists(whole[name])]:
         message = Message(whole | {name: value})
@@ -339,7 +339,12 @@ answers = (
     | st.builds(InDoubt, st.text())
 )
 headers = st.fixed_dictionaries(
-    {}, optional={"x-onenet-attempt": st.integers(1, 9), "x-onenet-in-doubt": st.just(RESTED), "traceparent": st.text()}
+    {},
+    optional={
+        "x-onenet-attempt": st.integers(1, 9),
+        "x-onenet-in-doubt": st.just(str(PAST_DOUBT)),
+        "traceparent": st.text(),
+    },
 )
 
 
@@ -348,17 +353,16 @@ headers = st.fixed_dictionaries(
     messages() | st.builds(lambda: Message(a_command())),
     answers,
     headers,
-    st.sampled_from([[], [likely("u")], [likely("u"), likely("v")]]),
+    st.sampled_from([[], [a_likely("u")], [a_likely("u"), a_likely("v")]]),
 )
-def test_whatever_the_worker_publishes_keeps_to_the_schema_and_the_asyncapi_document(
+def test_every_published_message_conforms_to_its_schema_and_the_asyncapi_document(
     message: Message, answer: Cached | Refused | NotSent | InDoubt, headers: dict[str, Any], found: list[Any]
 ) -> None:
-    rig = Rig("reconcile" if found else "dead-letter")
-    rig.platform.answers, rig.platform.entries = [answer], found
+    engine = Engine("reconcile" if found else "dead-letter")
+    engine.platform.answers, engine.platform.candidates = [answer], found
     name = message.message_id if isinstance(message.message_id, str) else None
     properties = BasicProperties(message_id=name, app_id="billing", expiration="1", user_id="u", headers=headers)
-    rig.handle(Delivery(1, 1, "", False, properties, message.body, is_returned=True))
-    for publication in rig.last:
+    for publication in engine.deliver(Delivery(1, 1, False, properties, message.body, is_returned=True)):
         if publication.exchange == "onenet.replies":
             reply = json.loads(publication.body)
             event(reply["status"])
@@ -387,11 +391,11 @@ def test_whatever_the_worker_publishes_keeps_to_the_schema_and_the_asyncapi_docu
     ],
     ids=str,
 )
-def test_a_reply_that_contradicts_itself_is_none(changes: dict[str, Any]) -> None:
+def test_an_inconsistent_reply_is_invalid(changes: dict[str, Any]) -> None:
     assert not REPLIES.is_valid(REPLY_EXAMPLES["accepted"] | changes)
 
 
-def test_the_asyncapi_document_has_the_published_schemas_and_examples_that_keep_to_them() -> None:
+def test_the_asyncapi_document_contains_the_published_schemas_and_valid_examples() -> None:
     for name, schema in (("Command", COMMAND), ("Reply", REPLY)):
         text = json.dumps({key: value for key, value in schema.items() if key not in ("$schema", "$id", "$defs")})
         assert ASYNCAPI["components"]["schemas"][name] == json.loads(text.replace("#/$defs/", "#/components/schemas/"))

@@ -13,9 +13,10 @@ from uuid import uuid4
 import pytest
 import requests
 
+from scripts.documents import alerts
 from tests.support.builders import a_command
 from tests.support.docker_engine import docker, inspect
-from tests.support.monitoring import alerts, expressions, selectors
+from tests.support.monitoring import expressions, selectors
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 

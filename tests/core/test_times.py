@@ -1,4 +1,4 @@
-"""Times in every form, and as the platform takes them."""
+"""Times of commands in every form, and in the platform's form."""
 
 from datetime import timedelta
 from zoneinfo import ZoneInfo
@@ -24,11 +24,11 @@ CHINA = ZoneInfo("Asia/Shanghai")
         ("2028-02-29T00:00:00", "2028-02-29T00:00:00"),
     ],
 )
-def test_a_time_is_an_instant_and_goes_out_in_the_platforms_local_time(text: str, in_china: str) -> None:
+def test_a_time_is_sent_in_the_platforms_local_time(text: str, in_china: str) -> None:
     assert platform_time(parse_time(text, CHINA), CHINA) == in_china
 
 
-def test_without_an_offset_it_is_the_platforms_local_time_wherever_that_is() -> None:
+def test_a_time_without_an_offset_is_the_platforms_local_time() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     assert parse_time("2026-08-05T08:00:00", berlin) == parse_time("2026-08-05T06:00:00Z", CHINA)
 
@@ -42,7 +42,7 @@ def test_without_an_offset_it_is_the_platforms_local_time_wherever_that_is() -> 
         "٢٠٢٦-08-05T08:00:00", "2026-08-05T08:00:00+08:60", "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59",
     ],
 )  # fmt: skip
-def test_anything_else_is_no_time(text: str) -> None:
+def test_a_text_in_another_form_is_not_a_time(text: str) -> None:
     with pytest.raises(ValueError, match="time"):
         parse_time(text, CHINA)
 
@@ -53,6 +53,6 @@ def test_a_duration_is_a_number_and_a_unit(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "h", "-1h", "1.5h", "1 h", "2h\n", "1w", "9999999d", "\u0665s"])
-def test_anything_else_is_no_duration(text: str) -> None:
+def test_a_text_in_another_form_is_not_a_duration(text: str) -> None:
     with pytest.raises(ValueError, match="such as 90s"):
         parse_duration(text)

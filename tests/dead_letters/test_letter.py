@@ -1,4 +1,4 @@
-"""What a dead letter says, and which are meant."""
+"""One dead letter: its fields, its replay, and the filter."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -21,22 +21,22 @@ FAILED_AT = NOW - timedelta(hours=3)
 DEATH: dict[str, Any] = {"x-death": [], "x-first-death-reason": "delivery_limit"}
 
 
-def letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> DeadLetter:
+def a_dead_letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> DeadLetter:
     own = {"x-onenet-reason": reason, "x-onenet-failed-at": FAILED_AT.isoformat(timespec="milliseconds")}
     properties = BasicProperties(app_id="billing", headers=own | changes.pop("headers", {}))
     body = changes.pop("body", None) or json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
     key = routing_key or f"execute.{reason}"
-    return DeadLetter(1, "onenet.dead-letters", key, properties, body, ZoneInfo("Asia/Shanghai"))
+    return DeadLetter(1, key, properties, body, ZoneInfo("Asia/Shanghai"))
 
 
-def test_every_reason_can_be_selected() -> None:
+def test_the_option_reason_offers_every_failure_code_and_broker() -> None:
     assert {str(reason) for reason in Reason} == {*get_args(FailureCode), "broker"}
 
 
 @pytest.mark.parametrize("reason", get_args(FailureCode))
-def test_what_may_have_been_cached_goes_back_in_doubt(reason: str) -> None:
+def test_a_dead_letter_that_may_have_been_cached_is_replayed_in_doubt(reason: str) -> None:
     may_have_been = {"outcome_unknown", "poison_message", "unknown_product"}
-    replay = letter(reason).replay(NOW)
+    replay = a_dead_letter(reason).replay(NOW)
     assert replay.failed_at == FAILED_AT
     assert replay.doubt == (DoubtWindow(None, FAILED_AT) if reason in may_have_been else None)
 
@@ -44,20 +44,20 @@ def test_what_may_have_been_cached_goes_back_in_doubt(reason: str) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        letter("expired", routing_key="execute", headers=DEATH),  # an upstream system wrote the reason
-        letter("expired", headers=DEATH),
-        letter("expired", routing_key="execute"),
-        letter("a_reason_of_tomorrow", headers={"x-onenet-failed-at": "soon"}),
+        a_dead_letter("expired", routing_key="execute", headers=DEATH),  # the reason was written by an upstream system
+        a_dead_letter("expired", headers=DEATH),
+        a_dead_letter("expired", routing_key="execute"),
+        a_dead_letter("a_reason_of_tomorrow", headers={"x-onenet-failed-at": "soon"}),
     ],
 )
-def test_of_what_no_worker_vouches_for_everything_is_in_doubt_until_now(found: DeadLetter) -> None:
+def test_a_dead_letter_not_published_by_a_worker_is_replayed_in_doubt_until_now(found: DeadLetter) -> None:
     replay = found.replay(NOW)
     assert (replay.failed_at, replay.doubt) == (NOW, DoubtWindow(None, NOW))
 
 
-def test_a_replay_begins_anew_and_keeps_what_is_the_senders() -> None:
+def test_a_replay_resets_the_workers_headers_and_keeps_the_senders() -> None:
     own = {"x-onenet-attempt": 7, "x-onenet-crash-count": 3, "x-onenet-user-id": "u"}
-    found = letter(headers={**own, "colour": "red", "x-delivery-count": 4})
+    found = a_dead_letter(headers={**own, "colour": "red", "x-delivery-count": 4})
     outgoing = MessageBuilder(Topology("onenet", (5,)), "host:1")
     publication = outgoing.replay(found.delivery(), found.replay(NOW))
     assert (publication.exchange, publication.routing_key, publication.body) == (
@@ -75,15 +75,15 @@ def test_a_replay_begins_anew_and_keeps_what_is_the_senders() -> None:
     assert publication.properties.app_id == "billing"
 
 
-def test_a_selection_is_all_of_its_conditions() -> None:
-    found = letter(imei="865820030000001")
+def test_a_filter_matches_only_if_every_condition_does() -> None:
+    found = a_dead_letter(imei="865820030000001")
     hour = timedelta(hours=1)
     for fits in (
         Filter(),
         Filter(ids=frozenset({"a", "b"}), reasons=frozenset({"outcome_unknown"}), source="billing"),
         Filter(device="865820030000001", older_than=2 * hour, newer_than=4 * hour),
     ):
-        assert fits.takes(found, NOW)
+        assert fits.matches(found, NOW)
     for fails in (
         Filter(ids=frozenset({"b"})),
         Filter(reasons=frozenset({"broker"})),
@@ -93,24 +93,24 @@ def test_a_selection_is_all_of_its_conditions() -> None:
         Filter(newer_than=2 * hour),
         Filter(source="billing", newer_than=2 * hour),
     ):
-        assert not fails.takes(found, NOW)
+        assert not fails.matches(found, NOW)
 
 
-def test_a_letter_of_unknown_age_is_neither_older_nor_newer() -> None:
-    found = letter(headers={"x-onenet-failed-at": "soon"})
-    assert not Filter(older_than=timedelta(0)).takes(found, NOW)
-    assert not Filter(newer_than=timedelta(days=9999)).takes(found, NOW)
+def test_a_dead_letter_of_unknown_age_is_neither_older_nor_newer() -> None:
+    found = a_dead_letter(headers={"x-onenet-failed-at": "soon"})
+    assert not Filter(older_than=timedelta(0)).matches(found, NOW)
+    assert not Filter(newer_than=timedelta(days=9999)).matches(found, NOW)
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"[]", b"[" * 50_000, b'{"imei": 1}', b""])
-def test_a_body_that_is_no_command_is_a_letter_all_the_same(body: bytes) -> None:
-    found = letter(body=body or b" ")
+def test_a_dead_letter_with_an_invalid_body_has_no_command_fields(body: bytes) -> None:
+    found = a_dead_letter(body=body or b" ")
     assert (found.command_id, found.imei, found.expires_at) == (None, None, None)
 
 
-def test_a_letter_is_known_again_whichever_channel_it_comes_by() -> None:
-    body = letter().body
-    one, again = letter(body=body), letter(body=body, headers={"x-delivery-count": 3})
+def test_the_fingerprint_of_a_dead_letter_does_not_depend_on_the_channel() -> None:
+    body = a_dead_letter().body
+    one, again = a_dead_letter(body=body), a_dead_letter(body=body, headers={"x-delivery-count": 3})
     assert one.fingerprint == again.fingerprint
-    assert one.fingerprint != letter(body=body + b" ").fingerprint
-    assert one.fingerprint != letter("expired", body=body).fingerprint
+    assert one.fingerprint != a_dead_letter(body=body + b" ").fingerprint
+    assert one.fingerprint != a_dead_letter("expired", body=body).fingerprint

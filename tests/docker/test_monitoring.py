@@ -4,7 +4,8 @@ import re
 
 import yaml
 
-from tests.support.monitoring import DOCKER, PROMETHEUS, alerts, dashboards, selectors
+from scripts.documents import alerts
+from tests.support.monitoring import DOCKER, PROMETHEUS, dashboards, selectors
 from worker.amqp.topology import Topology
 from worker.settings import Settings
 

@@ -16,7 +16,7 @@ from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
 from worker.core.rate import Rate
 from worker.dev.services.ports import free_port
-from worker.dev.services.redis import LocalRedis, start_own_redis
+from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
@@ -64,7 +64,7 @@ class Failover:
 
 @pytest.fixture(scope="module")
 def second_redis() -> Iterator[LocalRedis]:
-    server = start_own_redis()
+    server = start_local_redis()
     yield server
     server.stop()
 

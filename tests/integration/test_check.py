@@ -43,7 +43,7 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
     findings = [json.loads(line) for line in result.stdout.splitlines()]
     faults: dict[str, list[str]] = {"": [result.stdout]}
     for finding in findings:
-        if not finding["is_well"]:
+        if not finding["ok"]:
             faults.setdefault(finding["check"], []).append(finding["detail"])
     return result.returncode, faults
 

@@ -172,7 +172,7 @@ def test_send_file_sends_all_lines_or_none(deployment: Deployment, tmp_path: Pat
         result = run_cli("send", "--file", str(bad), "--wait", folder=tmp_path, **environment)
         assert result.returncode == 1
         assert "bad.jsonl:8: " in result.stderr
-        assert "bad.jsonl:52: command_id: line-0 stands here before" in result.stderr
+        assert "bad.jsonl:52: command_id: line-0 is a duplicate" in result.stderr
         result = run_cli("send", "--file", str(good), "--wait", folder=tmp_path, **environment)
         assert result.returncode == 0, result.stderr
         assert {json.loads(line)["command_id"] for line in result.stdout.splitlines()} == {

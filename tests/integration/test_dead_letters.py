@@ -20,7 +20,7 @@ from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
-from worker.cli.dead_letters import list_letters
+from worker.cli.dead_letters import list_dead_letters
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
@@ -71,7 +71,7 @@ def read_ids(deployment: Deployment, count: int) -> list[str | None]:
         "the dead letters",
     )
     with open_reader(deployment) as found:
-        return [letter.command_id for letter in found.take()]
+        return [letter.command_id for letter in found.fetch_all()]
 
 
 class DeadLettersCommand:
@@ -127,7 +127,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
     publish_dead_letters(deployment, *IDS)
     proxy = Proxy(deployment.broker_url)
     cut = open_reader(deployment, proxy.url)
-    assert len(cut.take()) == len(IDS)
+    assert len(cut.fetch_all()) == len(IDS)
     proxy.cut()
     assert read_ids(deployment, len(IDS)) == IDS
     with pytest.raises(BrokerUnavailable):
@@ -138,7 +138,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
 def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Deployment) -> None:
     publish_dead_letters(deployment, *IDS[:6])
     with open_reader(deployment) as found:
-        letters = found.take()
+        letters = found.fetch_all()
         assert len(letters) == 6
         publish_dead_letters(deployment, *IDS[6:9])
         for letter in letters[2:4]:
@@ -152,8 +152,8 @@ def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> N
     """Two readers would return their dead letters in the order in which they close."""
     publish_dead_letters(deployment, *IDS)
     with open_reader(deployment) as first:
-        first.take()
-        with pytest.raises(WorkerError, match="somebody else"):
+        first.fetch_all()
+        with pytest.raises(WorkerError, match="another command is reading"):
             open_reader(deployment)
     assert read_ids(deployment, len(IDS)) == IDS
 
@@ -262,7 +262,7 @@ def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: 
         assert [json.loads(line)["command_id"] for line in result.stdout.splitlines()] == IDS[:5]
         unknown = dead_letters(command, "no-such-id", "--dry-run")
         assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert "--json goes with --dry-run" in dead_letters(command, "--all", "--json").stderr
+        assert "--json needs --dry-run" in dead_letters(command, "--all", "--json").stderr
     assert "--limit 4" in dead_letters("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
     assert read_ids(deployment, len(IDS)) == IDS
     assert deployment.upstream.count(deployment.topology.execute_queue) == 0
@@ -271,15 +271,15 @@ def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: 
 def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.dead_letters.reader.MOST", 6)
+    monkeypatch.setattr("worker.dead_letters.reader.MAX_PREFETCH", 6)
     publish_dead_letters(deployment, *IDS)
     monkeypatch.setenv("AMQP_URL", deployment.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)
     monkeypatch.setenv("WORKER_NAMESPACE", deployment.topology.namespace)
-    list_letters(as_json=True)
+    list_dead_letters(as_json=True)
     result = capsys.readouterr()
     assert [json.loads(line)["command_id"] for line in result.out.splitlines()] == IDS[:6]
-    assert "only 6 of 12 can be looked at, and of so many the order is not kept" in result.err
+    assert "only 6 of 12 dead letters can be read at once; their order is lost" in result.err
     monkeypatch.undo()
     assert set(read_ids(deployment, len(IDS))) == set(IDS)
 

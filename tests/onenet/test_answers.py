@@ -1,4 +1,4 @@
-"""The platform's words, one by one."""
+"""What each response of the platform means for the command."""
 
 import json
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ def answer(status: int, body: object, retry_after: str | None = None) -> Answer:
     return interpret(status, body if isinstance(body, bytes) else json.dumps(body).encode(), retry_after, NOW)
 
 
-def test_errno_0_with_a_uuid_is_cached() -> None:
+def test_errno_0_with_a_uuid_means_cached() -> None:
     assert answer(200, {"errno": 0, "data": {"uuid": "42742677 "}, "error": "succ"}) == Cached("42742677")
     assert answer(200, {"errno": 0, "error": "succ", "data": {"uuid": "u", "more": 1}, "other": []}) == Cached("u")
     assert answer(200, {"errno": 0, "error": None, "data": {"uuid": "u"}}) == Cached("u")
@@ -29,13 +29,13 @@ def test_errno_0_with_a_uuid_is_cached() -> None:
      (4242, "unheard of"), (-1, "")],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [200, 400, 401, 403])
-def test_a_permanent_no_is_refused_whatever_its_http_status(status: int, errno: int, error: str) -> None:
+def test_a_permanent_error_is_a_refusal_with_any_http_status_below_500(status: int, errno: int, error: str) -> None:
     assert answer(status, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
 
 
 @pytest.mark.parametrize("status", [200, 401, 403])
-def test_refused_credentials_are_told_from_every_other_no(status: int) -> None:
-    """One device's key or everybody's: a row of them shows which."""
+def test_refused_credentials_may_concern_all_devices(status: int) -> None:
+    """Refusals for several devices in a row show whether the key is wrong for all of them."""
     found = answer(status, {"errno": 1, "error": "auth failed"})
     assert found == Refused("onenet_rejected", "auth failed", 1, may_concern_all_devices=True)
 
@@ -45,11 +45,11 @@ def test_refused_credentials_are_told_from_every_other_no(status: int) -> None:
     ["", [], {}, {"uuid": 1}, None, 7],
     ids=str,
 )
-def test_a_no_is_a_no_whatever_else_is_odd(data: Any) -> None:
+def test_a_refusal_with_malformed_data_is_still_a_refusal(data: Any) -> None:
     assert answer(200, {"errno": 3, "error": "no", "data": data}) == Refused("onenet_rejected", "no", 3)
 
 
-def test_a_text_that_is_none_or_not_utf8_or_too_long_changes_nothing() -> None:
+def test_a_refusal_with_a_missing_non_utf8_or_too_long_text_is_still_a_refusal() -> None:
     assert answer(200, {"errno": 3}) == answer(200, {"errno": 3, "error": None}) == Refused("onenet_rejected", "", 3)
     assert isinstance(answer(200, '{"errno": 3, "error": "参数"}'.encode("gbk")), Refused)
     found = answer(200, {"errno": 3, "error": "x" * 200_000})
@@ -67,8 +67,8 @@ def test_a_text_that_is_none_or_not_utf8_or_too_long_changes_nothing() -> None:
         (5108, "invalid parameter / rpc response error", False),
     ],
 )
-def test_a_transient_no_leaves_a_doubt(errno: int, error: str, is_outage: bool) -> None:
-    """The platform may have cached the command before it failed to answer, by its own fault or the device's."""
+def test_a_transient_error_leaves_the_command_in_doubt(errno: int, error: str, is_outage: bool) -> None:
+    """The platform may have cached the command before it failed, by its own fault or the device's."""
     assert answer(200, {"errno": errno, "error": error}) == InDoubt(f"errno {errno}: {error}", is_outage)
 
 
@@ -79,19 +79,19 @@ def test_a_transient_no_leaves_a_doubt(errno: int, error: str, is_outage: bool) 
      {"errno": 0, "data": {"uuid": "  "}}, {"errno": 0, "data": {"uuid": 7}}, {"errno": 0, "data": "u"}],
     ids=str,
 )  # fmt: skip
-def test_a_200_that_cannot_be_read_leaves_a_doubt(body: Any) -> None:
+def test_an_unreadable_200_leaves_the_command_in_doubt(body: Any) -> None:
     assert isinstance(answer(200, body), InDoubt)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
-def test_5xx_leaves_a_doubt_whatever_it_says(status: int) -> None:
+def test_status_5xx_leaves_the_command_in_doubt_with_any_body(status: int) -> None:
     assert isinstance(answer(status, {"errno": 3, "error": "parameter required"}), InDoubt)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 403, 404, 407, 408, 413])
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"errno": "3"}', b'{"error": "no such page"}'], ids=str)
-def test_a_no_that_is_not_the_platforms_may_concern_all_devices(status: int, body: bytes) -> None:
-    """A gateway or a portal in front of it says so to every command."""
+def test_a_refusal_without_onenets_json_may_concern_all_devices(status: int, body: bytes) -> None:
+    """A gateway or a portal in front of the platform refuses every command alike."""
     assert answer(status, body) == Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
 
 
@@ -101,7 +101,9 @@ def test_a_no_that_is_not_the_platforms_may_concern_all_devices(status: int, bod
      ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, float("inf")),
      ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0)],
 )  # fmt: skip
-def test_429_was_not_taken_and_may_say_when_to_come_back(retry_after: str | None, wait_s: float | None) -> None:
+def test_status_429_means_not_sent_with_the_retry_after_of_its_header(
+    retry_after: str | None, wait_s: float | None
+) -> None:
     found = answer(429, b"", retry_after)
     assert found == NotSent("HTTP 429: too many requests", wait_s)
     assert answer(429, {"errno": 13, "error": "system limit"}, retry_after) == found
@@ -109,7 +111,7 @@ def test_429_was_not_taken_and_may_say_when_to_come_back(retry_after: str | None
 
 @pytest.mark.parametrize("status", [200, 400, 429])
 @pytest.mark.parametrize(("errno", "error"), [(15, "api freq out of limit"), (15, ""), (13, "调用频率超限\uff1a300/s")])
-def test_throttled_was_not_taken_and_is_no_failure_of_the_command(status: int, errno: int, error: str) -> None:
+def test_a_throttling_error_means_not_sent_and_throttled(status: int, errno: int, error: str) -> None:
     reason = f"errno {errno}: {error}"
     assert answer(status, {"errno": errno, "error": error}) == NotSent(reason, is_throttled=True)
     assert answer(status, {"errno": errno, "error": error}, "7") == NotSent(reason, 7.0, is_throttled=True)
@@ -118,7 +120,7 @@ def test_throttled_was_not_taken_and_is_no_failure_of_the_command(status: int, e
 @pytest.mark.parametrize(
     ("errno", "error"), [(3, "auth failed"), (3, "token鉴权失败"), (2, "api-key required"), (1, ""), (10403, "")]
 )
-def test_credentials_are_refused_under_every_number(errno: int, error: str) -> None:
+def test_a_credentials_error_is_recognized_under_every_errno(errno: int, error: str) -> None:
     found = answer(200, {"errno": errno, "error": error})
     assert found == Refused("onenet_rejected", error, errno, may_concern_all_devices=True)
 
@@ -133,7 +135,7 @@ def test_credentials_are_refused_under_every_number(errno: int, error: str) -> N
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 429])
-def test_an_error_behind_which_the_command_may_have_been_cached_leaves_a_doubt(
+def test_an_error_after_which_the_command_may_be_cached_leaves_it_in_doubt(
     errno: int, error: str, is_outage: bool, status: int
 ) -> None:
     assert answer(status, {"errno": errno, "error": error}) == InDoubt(f"errno {errno}: {error}", is_outage)
@@ -142,15 +144,15 @@ def test_an_error_behind_which_the_command_may_have_been_cached_leaves_a_doubt(
 @pytest.mark.parametrize(
     ("errno", "error"), [(7, "parameter required"), (13, "system limit"), (10, "device not online")]
 )
-def test_a_number_of_the_other_table_is_read_by_its_text(errno: int, error: str) -> None:
+def test_an_errno_with_two_meanings_is_interpreted_by_its_text(errno: int, error: str) -> None:
     assert answer(200, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
 
 
 @pytest.mark.parametrize(
     ("errno", "error"), [(0, "succ"), (15, "api freq out of limit"), (3, "auth failed"), (13, ""), (-1, "unheard of")]
 )
-def test_an_answer_with_a_uuid_is_never_a_no(errno: int, error: str) -> None:
-    """What has a uuid was cached, whatever the number says; with another HTTP status nobody can tell."""
+def test_a_response_with_a_uuid_is_never_a_refusal(errno: int, error: str) -> None:
+    """With status 2xx the command was cached, whatever errno says; with any other status it is in doubt."""
     body = {"errno": errno, "error": error, "data": {"uuid": "u"}}
     assert answer(200, body) == answer(201, body) == Cached("u")
     for status in (302, 400, 404, 429, 500):

@@ -1,4 +1,4 @@
-"""The signed token, against a signature that openssl made."""
+"""Signed tokens, compared with a signature made by openssl."""
 
 from urllib.parse import parse_qsl
 
@@ -11,7 +11,7 @@ from worker.onenet.authentication import SignedToken, sign
 CREDENTIALS = AccessKey(product_id=PRODUCT_ID, access_key=SecretStr(ACCESS_KEY))
 
 
-def test_a_token_is_signed_as_the_platform_documents_it() -> None:
+def test_a_token_is_signed_as_the_platform_documents() -> None:
     """printf '1893456000\\nsha256\\nproducts/123123\\n2018-10-31' | openssl dgst -sha256 -hmac KEY -binary | base64."""
     token = sign(CREDENTIALS, 1893456000)
     assert token.startswith("version=2018-10-31&res=products%2F123123&et=1893456000&method=sha256&sign=")
@@ -19,7 +19,7 @@ def test_a_token_is_signed_as_the_platform_documents_it() -> None:
     assert not set(token.partition("sign=")[2]) & set("+/=")  # they would mean something else in the header
 
 
-def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
+def test_a_token_is_reused_until_shortly_before_it_expires() -> None:
     now = [1_000_000.0]
     token = SignedToken(CREDENTIALS, lambda: now[0])
     first = token.header()
@@ -30,7 +30,7 @@ def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
     assert int(dict(parse_qsl(renewed[1]))["et"]) == 1_000_000 + 3001 + 3600
 
 
-def test_a_clock_that_was_set_back_makes_no_token_that_lasts_longer() -> None:
+def test_a_token_is_renewed_after_the_clock_was_set_back() -> None:
     now = [1_000_000.0]
     token = SignedToken(CREDENTIALS, lambda: now[0])
     token.header()

@@ -1,4 +1,4 @@
-"""Values are compared, not writing: what differs only in its writing, or has a form that is not known, is unclear."""
+"""Values are compared, not spellings: a value in another spelling or in an unknown form is unclear."""
 
 import base64
 import html
@@ -44,7 +44,7 @@ def in_order(verdicts: dict[Verdict, list[Any]]) -> list[tuple[Any, Verdict]]:
     return [(value, verdict) for verdict, values in verdicts.items() for value in values]
 
 
-def test_one_certain_difference_makes_another_command_and_nothing_else_does() -> None:
+def test_one_certain_difference_makes_an_entry_another_command() -> None:
     assert overall([EQUAL, EQUAL]) is EQUAL
     assert overall([EQUAL, UNCLEAR]) is UNCLEAR
     assert overall([UNCLEAR, DIFFERENT, EQUAL]) is DIFFERENT
@@ -75,10 +75,10 @@ PARAMETERS: dict[int | None, dict[Verdict, list[Any]]] = {
     [(sent, shown, verdict) for sent, rows in PARAMETERS.items() for shown, verdict in in_order(rows)],
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_a_parameter_that_was_not_sent_is_absent_or_what_the_platform_took(
+def test_a_parameter_that_was_not_sent_equals_absence_and_the_default(
     sent: int | None, shown: object, verdict: Verdict
 ) -> None:
-    """Which default the platform takes is its own affair, so that another one than documented proves nothing."""
+    """The platform's default may differ from the documented one, so another default proves nothing."""
     assert compare_parameter(sent, shown, range(11), 3) is verdict
 
 
@@ -91,7 +91,7 @@ def test_a_parameter_that_was_not_sent_is_absent_or_what_the_platform_took(
     }),
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_a_device_is_another_only_if_it_is_shown_in_full(shown: object, verdict: Verdict) -> None:
+def test_an_imei_is_different_only_if_it_is_complete(shown: object, verdict: Verdict) -> None:
     assert compare_imei(IMEI, shown) is verdict
 
 
@@ -104,7 +104,7 @@ def test_a_device_is_another_only_if_it_is_shown_in_full(shown: object, verdict:
     }),
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_a_type_is_a_word_or_its_number(shown: object, verdict: Verdict) -> None:
+def test_a_type_is_compared_as_a_word_or_a_number(shown: object, verdict: Verdict) -> None:
     assert compare_type(shown) is verdict
 
 
@@ -129,8 +129,8 @@ def test_a_type_is_a_word_or_its_number(shown: object, verdict: Verdict) -> None
     }),
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_a_time_is_compared_by_value_in_every_form_that_is_known(shown: object, verdict: Verdict) -> None:
-    """An offset may have been written behind local time, so neither reading of it proves a difference."""
+def test_a_time_is_compared_by_value_in_every_known_form(shown: object, verdict: Verdict) -> None:
+    """The platform may have added an offset to local time, so a time with an offset has two readings."""
     assert compare_time(datetime.fromisoformat("2026-08-06T08:00:00"), shown, CHINA) is verdict
 
 
@@ -149,17 +149,17 @@ def test_a_time_is_compared_by_value_in_every_form_that_is_known(shown: object, 
         ("11:00:00", True, "12:00:05", UNCLEAR), ("11:00:00", True, "20:00:00", DIFFERENT),
     ],
 )  # fmt: skip
-def test_a_valid_time_is_the_one_that_was_sent_or_the_platforms_own(
+def test_a_valid_time_is_the_one_that_was_sent_or_one_that_the_platform_filled_in(
     sent: str | None, may_be_omitted: bool, shown: object, verdict: Verdict
 ) -> None:
-    """One a few seconds behind the creation may be either; the worker leaves out one that has passed."""
+    """One a few seconds after the creation may be either; the worker omits one in the past."""
     own = None if sent is None else datetime.fromisoformat(f"2026-08-05T{sent}")
     written = f"2026-08-05 {shown}" if isinstance(shown, str) and shown[:1].isdigit() else shown
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_valid_time(own, written, created, CHINA, may_be_omitted=may_be_omitted) is verdict
 
 
-def test_without_a_creation_no_valid_time_is_known_to_be_filled_in() -> None:
+def test_a_valid_time_cannot_be_recognized_as_filled_in_without_a_creation_time() -> None:
     own = datetime.fromisoformat("2026-08-05T20:00:00")
     shown = "2026-08-05 12:00:01"
     assert compare_valid_time(None, shown, None, CHINA, may_be_omitted=False) is UNCLEAR
@@ -179,7 +179,7 @@ LONG = "command " + "x" * 50 + " tail"
     ],
     ids=repr,
 )  # fmt: skip
-def test_the_same_text_is_equal(sent: str | None, shown: object) -> None:
+def test_identical_args_are_equal(sent: str | None, shown: object) -> None:
     assert compare_args(sent, shown) is EQUAL
 
 
@@ -199,8 +199,8 @@ def test_the_same_text_is_equal(sent: str | None, shown: object) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_another_text_is_different_for_certain(sent: str | None, shown: object) -> None:
-    """Otherwise a device with several commands would have no history that decides anything."""
+def test_other_args_are_certainly_different(sent: str | None, shown: object) -> None:
+    """Otherwise the history of a device with several commands could never decide."""
     assert compare_args(sent, shown) is DIFFERENT
     assert compare_content(sent, {"args": shown}) is DIFFERENT
     assert compare_content(sent, json.dumps({"args": shown})) is DIFFERENT
@@ -214,7 +214,7 @@ def without(is_lost: Callable[[str], bool], instead: str = "") -> Callable[[str]
     return lambda text: "".join(instead if is_lost(character) else character for character in text)
 
 
-WRITINGS: dict[str, Callable[[str], Any]] = {
+SPELLINGS: dict[str, Callable[[str], Any]] = {
     "trimmed": str.strip,
     "trimmed at the end": str.rstrip,
     "blanks collapsed": lambda text: " ".join(text.split()),
@@ -239,29 +239,29 @@ WRITINGS: dict[str, Callable[[str], Any]] = {
     "decomposed": lambda text: unicodedata.normalize("NFD", text),
     "composed": lambda text: unicodedata.normalize("NFKC", text),
     "ASCII with ?": lambda text: text.encode("ascii", "replace").decode(),
-    "ASCII alone": lambda text: text.encode("ascii", "ignore").decode(),
+    "only ASCII": lambda text: text.encode("ascii", "ignore").decode(),
     "replacement characters": without(lambda character: not character.isascii(), "\ufffd"),
     "BMP with ????": without(lambda character: character > "\uffff", "????"),
-    "BMP alone": without(lambda character: character > "\uffff"),
-    "cut at the first beyond the BMP": lambda text: text.split("\U0001f600")[0],
-    "printable alone": without(lambda character: not character.isprintable()),
+    "only BMP": without(lambda character: character > "\uffff"),
+    "truncated at the first beyond the BMP": lambda text: text.split("\U0001f600")[0],
+    "only printable": without(lambda character: not character.isprintable()),
     "UTF-8 as Latin-1": garbled("utf-8", "latin-1"),
     "UTF-8 as Latin-1 twice": lambda text: garbled("utf-8", "latin-1")(garbled("utf-8", "latin-1")(text)),
     "UTF-8 as Windows": garbled("utf-8", "cp1252"),
     "UTF-8 as GBK": garbled("utf-8", "gbk"),
-    "UTF-8 as GBK, without the rest": garbled("utf-8", "gbk", "ignore"),
+    "UTF-8 as GBK, errors ignored": garbled("utf-8", "gbk", "ignore"),
     "GBK as UTF-8": garbled("gbk", "utf-8"),
     "GBK as Latin-1": garbled("gbk", "latin-1"),
     "UTF-8 as Big5": garbled("utf-8", "big5"),
-    "cut": lambda text: text[:40] if len(text) > 40 else text,
-    "cut with dots": lambda text: text[:20] + "..." if len(text) > 20 else text,
-    "cut with an ellipsis": lambda text: text[:5] + "\u2026",
-    "the end alone": lambda text: "..." + text[-5:],
+    "truncated": lambda text: text[:40] if len(text) > 40 else text,
+    "truncated with dots": lambda text: text[:20] + "..." if len(text) > 20 else text,
+    "truncated with an ellipsis": lambda text: text[:5] + "\u2026",
+    "only the end": lambda text: "..." + text[-5:],
     "base64": lambda text: base64.b64encode(text.encode()).decode(),
     "hexadecimal": lambda text: text.encode().hex().upper(),
-    "JSON written anew": lambda text: json.dumps(json.loads(text), separators=(",", ":")),
-    "JSON with its names sorted": lambda text: json.dumps(json.loads(text), sort_keys=True, indent=1),
-    "JSON as what it stands for": json.loads,
+    "JSON serialized again": lambda text: json.dumps(json.loads(text), separators=(",", ":")),
+    "JSON with sorted keys": lambda text: json.dumps(json.loads(text), sort_keys=True, indent=1),
+    "JSON as its value": json.loads,
     "as a Python object": lambda text: repr(json.loads(text)),
     "a number": float,
     "a number in full": lambda text: repr(float(text)),
@@ -286,12 +286,12 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("writing", WRITINGS)
-def test_no_writing_of_a_text_is_another_text(writing: str) -> None:
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_args_in_another_spelling_are_unclear(spelling: str) -> None:
     compared = 0
     for sent in TEXTS:
         try:
-            shown = WRITINGS[writing](sent)
+            shown = SPELLINGS[spelling](sent)
         except ValueError:
             continue  # not a number, or not JSON
         compared += 1
@@ -314,8 +314,8 @@ LOST_IN_PART = [
 
 
 @pytest.mark.parametrize(("sent", "shown"), LOST_IN_PART)
-def test_a_text_that_lost_some_of_its_characters_is_no_other_text(sent: str, shown: str) -> None:
-    """A store of another character set keeps those that it has."""
+def test_args_that_lost_some_characters_are_unclear(sent: str, shown: str) -> None:
+    """A store with another character set keeps only the characters that it has."""
     assert compare_args(sent, shown) is UNCLEAR
 
 
@@ -324,7 +324,7 @@ def test_a_text_that_lost_some_of_its_characters_is_no_other_text(sent: str, sho
 )
 @pytest.mark.parametrize("charset", ["gbk", "gb2312", "big5", "latin-1", "ascii", "cp1252", "shift_jis", "euc_kr"])
 @pytest.mark.parametrize("errors", ["replace", "ignore"])
-def test_no_store_of_another_character_set_makes_another_text(sent: str, charset: str, errors: str) -> None:
+def test_args_after_a_wrong_character_set_are_never_different(sent: str, charset: str, errors: str) -> None:
     assert compare_args(sent, garbled(charset, charset, errors)(sent)) is not DIFFERENT
     assert compare_args(sent, garbled("utf-8", charset, errors)(sent)) is not DIFFERENT
     assert compare_args(sent, garbled(charset, "utf-8", errors)(sent)) is not DIFFERENT
@@ -342,7 +342,7 @@ def test_no_store_of_another_character_set_makes_another_text(sent: str, charset
         ("\u958b\u71c8", "\u95dc\u71c8"), ("\u958b", "\u95dc"), ("\u6253\u5f00\uff0c1", "\u5173\u95ed\uff0c1"),
     ],
 )  # fmt: skip
-def test_a_chinese_text_in_good_order_that_differs_is_another_text(sent: str, shown: str) -> None:
+def test_other_undamaged_chinese_args_are_certainly_different(sent: str, shown: str) -> None:
     assert compare_args(sent, shown) is DIFFERENT
 
 
@@ -363,7 +363,7 @@ def test_a_chinese_text_in_good_order_that_differs_is_another_text(sent: str, sh
         ("\u6e29\u5ea6" * 10, "\u6e29\u5ea6" * 4), ("pw=secret123", "pw=******"), ("secret123", "s*******3"),
     ],
 )  # fmt: skip
-def test_what_a_filter_or_a_store_left_of_a_text_is_no_other_text(sent: str, shown: str) -> None:
+def test_args_that_a_filter_or_a_store_altered_are_unclear(sent: str, shown: str) -> None:
     assert compare_args(sent, shown) is UNCLEAR
 
 
@@ -379,7 +379,7 @@ def test_what_a_filter_or_a_store_left_of_a_text_is_no_other_text(sent: str, sho
         "yy"),
     ],
 )  # fmt: skip
-def test_what_no_filter_leaves_of_a_text_is_another_text(sent: str, shown: str) -> None:
+def test_args_that_no_filter_would_produce_are_certainly_different(sent: str, shown: str) -> None:
     assert compare_args(sent, shown) is DIFFERENT
 
 
@@ -391,7 +391,7 @@ NO_VALUES = [
 
 
 @pytest.mark.parametrize("shown", NO_VALUES)
-def test_a_time_that_stands_for_no_value_is_no_other_time(shown: object) -> None:
+def test_a_time_that_means_no_value_is_never_different(shown: object) -> None:
     own = datetime.fromisoformat("2026-08-06T08:00:05")
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_time(own, shown, CHINA) is UNCLEAR
@@ -416,7 +416,7 @@ def test_a_time_that_stands_for_no_value_is_no_other_time(shown: object) -> None
         ],
     }),
 )  # fmt: skip
-def test_a_time_that_lost_its_seconds_or_is_in_utc_is_no_other_time(shown: str, verdict: Verdict) -> None:
+def test_a_time_that_lost_its_seconds_or_is_in_utc_is_unclear(shown: str, verdict: Verdict) -> None:
     own = datetime.fromisoformat("2026-08-06T18:30:25")
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_time(own, shown, CHINA) is verdict
@@ -426,10 +426,10 @@ def test_a_time_that_lost_its_seconds_or_is_in_utc_is_no_other_time(shown: str, 
 @given(
     st.text(max_size=200), st.lists(st.sampled_from(["escaped for HTML", "escaped for JSON", "trimmed"]), max_size=3)
 )
-def test_no_escapes_one_in_the_other_make_another_text(sent: str, writings: list[str]) -> None:
+def test_args_with_nested_escapes_are_never_different(sent: str, spellings: list[str]) -> None:
     shown = sent
-    for writing in writings:
-        shown = WRITINGS[writing](shown)
+    for spelling in spellings:
+        shown = SPELLINGS[spelling](shown)
     assert compare_args(sent, shown) is not DIFFERENT
 
 
@@ -456,7 +456,7 @@ def test_no_escapes_one_in_the_other_make_another_text(sent: str, writings: list
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_body_is_known_in_the_documented_forms_alone(sent: str | None, content: object, verdict: Verdict) -> None:
+def test_a_body_is_compared_only_in_its_documented_forms(sent: str | None, content: object, verdict: Verdict) -> None:
     assert compare_content(sent, content) is verdict
 
 
@@ -470,7 +470,7 @@ JSON = st.recursive(
 
 @given(JSON, st.none() | st.text(max_size=30))
 @settings(max_examples=500)
-def test_whatever_json_a_history_holds_gets_a_verdict(shown: object, sent: str | None) -> None:
+def test_every_json_value_gets_a_verdict(shown: object, sent: str | None) -> None:
     created = read_time("2026-08-05 12:00:01", CHINA)
     local = datetime.fromisoformat("2026-08-05T12:00:00")
     verdicts = [
@@ -492,8 +492,8 @@ def test_whatever_json_a_history_holds_gets_a_verdict(shown: object, sent: str |
     "sent",
     ["on", "a\n" * 1_024, "\u5f00a" * 500, "<a" * 1_000, "<a>" * 600, '{"a":' * 400 + "1" + "}" * 400, "\\" * 2_048],
 )
-def test_nothing_that_a_history_holds_is_slow_to_compare(sent: str, shown: str) -> None:
-    """The bound is far above what it takes: it is there for what grows with the square of a length."""
+def test_comparing_any_value_is_fast(sent: str, shown: str) -> None:
+    """The bound is far above the usual time: it catches quadratic growth."""
     began = time.monotonic()
     assert compare_args(sent, shown) is not EQUAL
     assert compare_content(sent, shown) is UNCLEAR
@@ -501,7 +501,7 @@ def test_nothing_that_a_history_holds_is_slow_to_compare(sent: str, shown: str) 
     assert time.monotonic() - began < 10
 
 
-def test_an_object_nested_beyond_measure_is_unclear() -> None:
+def test_a_too_deeply_nested_object_is_unclear() -> None:
     shown: object = "on"
     for _ in range(5_000):
         shown = {"a": shown}

@@ -1,4 +1,4 @@
-"""Both official tables of errors, row by row, in English and Chinese, and what is known of the live platform."""
+"""Both official error tables row by row, in English and Chinese, and texts seen on the live platform."""
 
 import pytest
 
@@ -51,14 +51,16 @@ DETAILS = ["", ": ", "\uff1a", ":\u3000", ": imei 865820030000001", "\uff1aimei 
 
 @pytest.mark.parametrize("detail", DETAILS)
 @pytest.mark.parametrize(("errno", "english", "chinese", "kind"), ROWS)
-def test_every_row_of_the_tables_has_its_kind(errno: int, english: str, chinese: str, kind: Kind, detail: str) -> None:
+def test_every_row_of_the_error_tables_has_its_kind(
+    errno: int, english: str, chinese: str, kind: Kind, detail: str
+) -> None:
     for text in (english, chinese, english.upper(), f" {english} "):
         assert kind_of(errno, text + detail) is kind
 
 
 @pytest.mark.parametrize(("errno", "english", "chinese", "kind"), ROWS)
-def test_a_text_that_is_known_decides_whatever_the_number(errno: int, english: str, chinese: str, kind: Kind) -> None:
-    """Either table may answer, and a third may come."""
+def test_a_known_text_decides_the_kind_under_every_errno(errno: int, english: str, chinese: str, kind: Kind) -> None:
+    """An error may come from either table, or from a future one."""
     if english not in {"UNSUCESS", "unsuccess", "other service"}:  # of these rows only the number is known
         assert {kind_of(number, text) for number in (errno, 1, 7, 4242) for text in (english, chinese)} == {kind}
 
@@ -69,7 +71,7 @@ def test_a_text_that_is_known_decides_whatever_the_number(errno: int, english: s
     [("invalid parameter", Kind.PARAMETER), ("auth failed", Kind.CREDENTIALS), ("内部错误", Kind.OUTAGE),
      ("system logic limit", Kind.LIMIT), ("api freq out of limit", Kind.THROTTLED), ("设备不在线", Kind.DEVICE)],
 )  # fmt: skip
-def test_what_stands_before_the_colon_decides_first(head: str, kind: Kind, detail: str) -> None:
+def test_the_text_before_the_colon_decides_first(head: str, kind: Kind, detail: str) -> None:
     assert kind_of(4242, f"{head}: {detail}") is kind_of(4242, f"{head}\uff1a{detail}") is kind
 
 
@@ -87,11 +89,11 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("kind", "errno"), [(kind, errno) for kind, numbers in NUMBERS for errno in numbers])
 @pytest.mark.parametrize("text", ["", "whatever", "一二三", "\ufffd\ufffd", ":"])
-def test_a_text_that_is_not_known_leaves_it_to_the_number(kind: Kind, errno: int, text: str) -> None:
+def test_errno_decides_the_kind_of_an_unknown_text(kind: Kind, errno: int, text: str) -> None:
     assert kind_of(errno, text) is kind
 
 
-def test_the_number_of_both_a_wrong_parameter_and_a_lost_answer_leaves_a_doubt_where_there_is_no_text() -> None:
+def test_errno_5108_without_a_text_is_device_trouble() -> None:
     assert kind_of(5108, "whatever") is Kind.PARAMETER
     assert kind_of(5108, "") is Kind.DEVICE_TROUBLE
 
@@ -151,7 +153,7 @@ def test_the_number_of_both_a_wrong_parameter_and_a_lost_answer_leaves_a_doubt_w
         (4242, "格式不正确", Kind.PARAMETER),
     ],
 )
-def test_other_wordings_and_details(errno: int, text: str, kind: Kind) -> None:
+def test_other_wordings_and_details_have_their_kind(errno: int, text: str, kind: Kind) -> None:
     assert kind_of(errno, text) is kind
 
 
@@ -170,8 +172,8 @@ def test_other_wordings_and_details(errno: int, text: str, kind: Kind) -> None:
         ("无效的超时", Kind.PARAMETER), ("超时值超出范围", Kind.PARAMETER),
     ],
 )  # fmt: skip
-def test_the_name_of_a_time_or_of_the_timeout_is_no_time_out(text: str, kind: Kind) -> None:
-    """The request was refused; in doubt, it would wait for its history and never be told so."""
+def test_a_parameter_named_time_or_timeout_is_not_a_timeout(text: str, kind: Kind) -> None:
+    """The request was refused. If it were in doubt instead, its reply would not name the refusal."""
     assert kind_of(5106, text) is kind
 
 
@@ -181,7 +183,7 @@ def test_the_name_of_a_time_or_of_the_timeout_is_no_time_out(text: str, kind: Ki
      "timeout: 25 s", "request timed out of 25 s", "the time out of the device", "device response timeout",
      "time limit exceeded", "响应超时", "设备超时"],
 )  # fmt: skip
-def test_a_time_out_leaves_a_doubt(text: str) -> None:
+def test_a_timeout_is_device_trouble(text: str) -> None:
     assert kind_of(5106, text) is Kind.DEVICE_TROUBLE
 
 
@@ -189,17 +191,17 @@ def test_a_time_out_leaves_a_doubt(text: str) -> None:
     "text",
     ["the author", "authority", "identity", "jsonp", "internationalization", "frequencies", "unlimited", "parametric"],
 )
-def test_a_word_within_another_word_is_not_that_word(text: str) -> None:
+def test_a_keyword_within_a_longer_word_does_not_match(text: str) -> None:
     assert kind_of(4242, text) is Kind.UNKNOWN
 
 
 @pytest.mark.parametrize(
     "word", ["UNAUTHORIZED", "FORBIDDEN", "NOT_FOUND", "BAD_REQUEST", "OFFLINE", "REQ_PARAM_ERROR"]
 )
-def test_what_the_device_itself_answered_is_no_refusal_of_our_credentials(word: str) -> None:
+def test_an_error_of_the_device_itself_is_not_a_refusal_of_credentials(word: str) -> None:
     assert kind_of(5106, f"UNSUCESS: {word}") is Kind.PARAMETER
     assert kind_of(16, f"unsuccess: {word} null") is Kind.DEVICE_TROUBLE
 
 
-def test_a_very_long_text_is_not_looked_at_as_a_whole() -> None:
+def test_only_the_beginning_of_a_very_long_text_is_matched() -> None:
     assert kind_of(4242, "x" * 5_000_000 + "auth failed") is Kind.UNKNOWN

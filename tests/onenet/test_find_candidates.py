@@ -175,9 +175,7 @@ def test_the_details_of_an_entry_owned_by_another_command_are_not_read(details: 
     offered: list[str] = []
     with onenet() as simulator, onenet_client(simulator.url) as client:
         uuids = [cache(simulator, wanted, "on") for _ in range(3)]
-        cache(
-            simulator, command(expired_time=in_hours(30)), "on"
-        )  # excluded by the list, before its owner is asked for
+        cache(simulator, command(expired_time=in_hours(30)), "on")  # the list excludes it before owners are looked up
 
         def others(candidates: Sequence[str]) -> Collection[str]:
             offered.extend(candidates)

@@ -1,4 +1,4 @@
-"""What identifies a command in its device's history, and what does not."""
+"""Which entries of a device's history may be a command, and when a history is complete."""
 
 import json
 from datetime import datetime, timedelta
@@ -70,14 +70,14 @@ def find(
 
 
 def unclear(command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any], content: object) -> tuple[str, ...]:
-    """Return the fields of an entry of which nobody can tell whether they are the command's."""
+    """Return the unclear fields of an entry, which must be a candidate outside the usual clock skew."""
     found = find(command, listed, sent, content)
     assert found is not None
     assert not found.is_within_clock_skew
     return found.unclear
 
 
-def test_what_agrees_in_everything_is_the_command() -> None:
+def test_an_entry_that_matches_in_every_field_is_the_command() -> None:
     assert find(COMMAND, LISTED, SENT, {"args": "on"}) == Candidate(
         "u", is_within_clock_skew=True, valid_time_omitted=False
     )
@@ -106,7 +106,9 @@ def test_what_agrees_in_everything_is_the_command() -> None:
     ],
     ids=str,
 )
-def test_one_difference_makes_it_another_command(listed: dict[str, Any], sent: dict[str, Any], content: object) -> None:
+def test_an_entry_that_differs_in_one_field_is_another_command(
+    listed: dict[str, Any], sent: dict[str, Any], content: object
+) -> None:
     assert find(COMMAND, LISTED | listed, SENT | sent, content) is None
 
 
@@ -121,7 +123,7 @@ def test_one_difference_makes_it_another_command(listed: dict[str, Any], sent: d
     ],
     ids=str,
 )
-def test_the_platforms_oddities_make_no_difference(
+def test_an_entry_in_another_known_spelling_is_the_command(
     listed: dict[str, Any], sent: dict[str, Any], content: object
 ) -> None:
     found = find(COMMAND, LISTED | listed, SENT | sent, content)
@@ -130,20 +132,20 @@ def test_the_platforms_oddities_make_no_difference(
 
 
 @pytest.mark.parametrize("shown", [{}, {"retry": "3", "timeout": 25, "valid_time": "2026-08-05 12:00:01"}])
-def test_what_was_not_given_is_shown_as_absent_or_as_what_the_platform_took(shown: dict[str, Any]) -> None:
+def test_an_optional_field_that_was_not_sent_matches_absence_and_the_default(shown: dict[str, Any]) -> None:
     command = without(COMMAND, "retry", "timeout", "trigger_msg", "valid_time", "args")
     sent = without(SENT, "retry", "timeout", "valid_time") | shown
     assert find(command, LISTED | {"trigger_msg": 7}, sent, None) is not None
 
 
-def test_a_valid_time_is_left_out_only_if_it_had_passed() -> None:
+def test_a_valid_time_may_be_omitted_only_if_it_was_in_the_past() -> None:
     passed = COMMAND | {"valid_time": "2026-08-05T12:00:01"}
     found = find(passed, LISTED, without(SENT, "valid_time"), {"args": "on"})
     assert found is not None
     assert found.valid_time_omitted
     too_late = COMMAND | {"valid_time": "2026-08-05T12:00:03"}
     assert unclear(too_late, LISTED, without(SENT, "valid_time"), {"args": "on"}) == ("valid_time",)
-    listed = LISTED | {"valid_time": "2026-08-05 12:00:01"}  # filled in, so that it was made without one
+    listed = LISTED | {"valid_time": "2026-08-05 12:00:01"}  # filled in by the platform: the command had none
     assert find(too_late, listed, without(SENT, "valid_time"), {"args": "on"}) is None
 
 
@@ -173,10 +175,10 @@ def test_a_valid_time_is_left_out_only_if_it_had_passed() -> None:
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
-def test_an_entry_that_merely_looks_different_is_neither_the_command_nor_another(
+def test_an_entry_with_an_unclear_field_is_a_candidate_that_names_the_field(
     field: str, listed: dict[str, Any], sent: dict[str, Any], content: object
 ) -> None:
-    """To pass over it could be to send the command twice, and to take it, to say so of one that was never cached."""
+    """Skipping it could send the command twice; taking it could report a command as cached that never was."""
     found = find(COMMAND, LISTED | listed, SENT | sent, content)
     assert found == Candidate(
         "u", is_within_clock_skew=False, valid_time_omitted=field == "valid_time", unclear=(field,)
@@ -199,7 +201,7 @@ def test_an_entry_that_merely_looks_different_is_neither_the_command_nor_another
 @pytest.mark.parametrize(
     "command", [COMMAND, without(COMMAND, "valid_time")], ids=["with a valid time", "without a valid time"]
 )
-def test_a_creation_without_a_value_or_in_utc_or_of_the_day_alone_decides_nothing(
+def test_a_creation_time_without_a_value_or_in_utc_or_without_a_time_of_day_is_unclear(
     command: dict[str, Any], listed: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     shown = SENT if "valid_time" in command else SENT | {"valid_time": "2026-08-05T12:00:01"}
@@ -211,7 +213,7 @@ def test_a_creation_without_a_value_or_in_utc_or_of_the_day_alone_decides_nothin
     ["2026-08-05 03:00:00", "2026-08-05 20:00:01", "2026-08-06 00:00:00", "2026-08-04 00:00:00", "2026-08-05 11:30:00",
      "2026-08-05T04:00:01+08:00"],
 )  # fmt: skip
-def test_a_creation_at_another_time_is_another_command(created: str) -> None:
+def test_an_entry_created_outside_the_window_is_another_command(created: str) -> None:
     assert find(COMMAND, LISTED | {"create_time": created}, SENT, ON) is None
 
 
@@ -223,7 +225,7 @@ def test_a_creation_at_another_time_is_another_command(created: str) -> None:
         ("18:30:25", None),
     ],
 )  # fmt: skip
-def test_a_time_that_was_cut_or_is_in_utc_or_without_a_value_leaves_its_field_unclear(
+def test_a_time_that_was_truncated_or_is_in_utc_or_has_no_value_is_an_unclear_field(
     field: str, wanted: str, shown: str | None
 ) -> None:
     day = "2026-08-06" if field == "expired_time" else "2026-08-05"
@@ -240,25 +242,25 @@ def test_a_time_that_was_cut_or_is_in_utc_or_without_a_value_leaves_its_field_un
 @pytest.mark.parametrize(
     "shown", ["2026-08-06 18:30:00", "2026-08-06 00:00:00", "2026-08-06 10:30:25", "1970-01-01 08:00:00"]
 )
-def test_an_entry_whose_listed_time_was_cut_or_is_in_utc_is_not_passed_over(shown: str) -> None:
+def test_an_entry_whose_listed_time_was_truncated_or_is_in_utc_is_a_candidate(shown: str) -> None:
     command, sent = COMMAND | {"expired_time": "2026-08-06T18:30:25"}, SENT | {"expired_time": "2026-08-06T18:30:25"}
     assert find(command, LISTED | {"expired_time": shown}, sent, ON) is not None
 
 
-def test_a_certain_difference_makes_another_command_of_the_oddest_entry() -> None:
+def test_one_certain_difference_outweighs_every_unclear_field() -> None:
     assert find(COMMAND, {"type": "WRITE"}, {}, None) is None
     assert find(COMMAND, {"create_time": "2026-08-05 11:00:00"}, {}, None) is None
     assert find(COMMAND, {"expired_time": "2026-08-06 08:00:01"}, {}, None) is None
     assert find(COMMAND, {}, {"res_id": 1}, None) is None
 
 
-def test_a_time_with_an_offset_is_the_same_in_either_reading() -> None:
+def test_a_creation_time_with_an_offset_matches_in_either_reading() -> None:
     for created in ("2026-08-05 12:00:01+08:00", "2026-08-05T12:00:01Z", "2026-08-05T04:00:01Z"):
         found = find(COMMAND, LISTED | {"create_time": created}, SENT, ON)
         assert found == Candidate("u", is_within_clock_skew=True, valid_time_omitted=False)
 
 
-def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
+def test_a_match_that_needs_a_large_clock_skew_is_marked() -> None:
     second = timedelta(seconds=1)
     for bound, outwards in ((TRIED_AT, -1), (DOUBT.until, 1)):
         assert WINDOW.is_within(bound + outwards * USUAL_SKEW, USUAL_SKEW)
@@ -270,14 +272,14 @@ def test_clocks_may_differ_a_little_and_more_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize("skew_s", [-600, 600])
-def test_a_clock_that_is_known_to_be_wrong_is_allowed_for(skew_s: float) -> None:
+def test_a_known_clock_skew_widens_the_window(skew_s: float) -> None:
     window = Window(DOUBT.since, DOUBT.until, skew_s)
     assert window.is_within(TRIED_AT + timedelta(seconds=skew_s), USUAL_SKEW)
-    assert window.is_within(TRIED_AT, USUAL_SKEW)  # it may be the clock of another machine than wrote the entry
+    assert window.is_within(TRIED_AT, USUAL_SKEW)  # the entry may have been written by a machine with another clock
     assert not window.is_within(TRIED_AT - timedelta(seconds=skew_s), USUAL_SKEW)
 
 
-def test_where_nothing_tells_the_beginning_anything_before_may_be_it() -> None:
+def test_a_window_without_a_beginning_contains_any_earlier_time() -> None:
     assert find(
         COMMAND, LISTED | {"create_time": "2026-08-01 00:00:00"}, SENT, {"args": "on"}, DoubtWindow(None, TRIED_AT)
     )
@@ -287,23 +289,23 @@ def page(total: int, *uuids: str) -> HistoryPage:
     return HistoryPage.model_validate({"total_count": total, "items": [LISTED | {"cmd_uuid": uuid} for uuid in uuids]})
 
 
-def test_a_history_is_all_of_its_pages() -> None:
-    listing = HistoryPages()
-    listing.add(page(3, "a", "b"))
-    assert not listing.is_complete
-    listing.add(page(4, "b", "c"))  # one more has come meanwhile
-    assert not listing.is_complete
-    listing.add(page(4, "d"))
-    assert listing.is_complete
-    assert [item.cmd_uuid for item in listing.items] == ["a", "b", "c", "d"]
+def test_a_history_is_complete_when_all_pages_were_added() -> None:
+    pages = HistoryPages()
+    pages.add(page(3, "a", "b"))
+    assert not pages.is_complete
+    pages.add(page(4, "b", "c"))  # one more entry was cached meanwhile
+    assert not pages.is_complete
+    pages.add(page(4, "d"))
+    assert pages.is_complete
+    assert [item.cmd_uuid for item in pages.items] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("last", [(), ("a",)])
-def test_a_page_that_brings_nothing_new_while_something_is_missing_is_an_error(last: tuple[str, ...]) -> None:
-    listing = HistoryPages()
-    listing.add(page(2, "a"))
+def test_a_page_without_a_new_entry_while_some_are_missing_makes_the_history_unreadable(last: tuple[str, ...]) -> None:
+    pages = HistoryPages()
+    pages.add(page(2, "a"))
     with pytest.raises(HistoryUnreadable):
-        listing.add(page(2, *last))
+        pages.add(page(2, *last))
 
 
 @pytest.mark.parametrize(
@@ -311,13 +313,13 @@ def test_a_page_that_brings_nothing_new_while_something_is_missing_is_an_error(l
     ["", "[]", '{"errno": 7, "error": "busy"}', '{"errno": 0}', '{"errno": 0, "data": {"items": []}}',
      '{"errno": 0, "data": {"total_count": -1, "items": []}}'],
 )  # fmt: skip
-def test_an_answer_of_another_form_decides_nothing(text: str) -> None:
+def test_a_response_of_another_form_makes_the_history_unreadable(text: str) -> None:
     for read in (read_page, read_detail):
         with pytest.raises(HistoryUnreadable):
             read(text.encode())
 
 
-def test_numbers_may_be_text() -> None:
+def test_numbers_in_a_page_may_be_strings() -> None:
     assert read_page(b'{"errno": "0", "data": {"total_count": "0", "items": []}}').total_count == 0
 
 
@@ -341,13 +343,15 @@ PLAIN_SENT = without(SENT, "retry", "timeout", "valid_time")
     ],
     ids=str,
 )  # fmt: skip
-def test_what_was_not_given_has_many_ways_of_being_absent(listed: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_every_spelling_of_absence_matches_a_field_that_was_not_sent(
+    listed: dict[str, Any], sent: dict[str, Any]
+) -> None:
     found = find(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON)
     assert found == Candidate("u", is_within_clock_skew=True, valid_time_omitted=False)
 
 
 @pytest.mark.parametrize("valid_time", ["2026-08-05T20:00:00", "2026-08-05T12:00:07"])
-def test_what_was_given_to_another_command_is_told_from_what_was_not(valid_time: str) -> None:
+def test_a_valid_time_that_the_platform_cannot_have_filled_in_is_another_command(valid_time: str) -> None:
     assert find(PLAIN, PLAIN_LISTED, PLAIN_SENT | {"valid_time": valid_time}, ON) is None
 
 
@@ -359,14 +363,12 @@ def test_what_was_given_to_another_command_is_told_from_what_was_not(valid_time:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_was_not_given_may_be_another_default_than_documented(
-    field: str, listed: dict[str, Any], sent: dict[str, Any]
-) -> None:
+def test_an_undocumented_default_is_an_unclear_field(field: str, listed: dict[str, Any], sent: dict[str, Any]) -> None:
     assert unclear(PLAIN, PLAIN_LISTED | listed, PLAIN_SENT | sent, ON) == (field,)
 
 
 @pytest.mark.parametrize("sent", [{}, {"retry": "3", "timeout": "25"}])
-def test_a_default_that_was_given_is_the_same_as_one_that_was_not(sent: dict[str, Any]) -> None:
+def test_a_default_that_was_sent_matches_absence_and_the_default(sent: dict[str, Any]) -> None:
     command = PLAIN | {"retry": 3, "timeout": 25, "trigger_msg": 7}
     assert find(command, PLAIN_LISTED, PLAIN_SENT | sent, ON) is not None
 
@@ -383,9 +385,7 @@ def test_a_default_that_was_given_is_the_same_as_one_that_was_not(sent: dict[str
     ],
     ids=repr,
 )  # fmt: skip
-def test_the_body_may_be_text_or_an_object_and_the_args_are_compared_exactly(
-    args: str | None, content: object, is_it: bool
-) -> None:
+def test_the_args_in_the_content_are_compared_as_text_or_object(args: str | None, content: object, is_it: bool) -> None:
     command = without(PLAIN, "args") | ({} if args is None else {"args": args})
     assert (find(command, PLAIN_LISTED, PLAIN_SENT, content) is not None) == is_it
 
@@ -398,10 +398,10 @@ def test_the_body_may_be_text_or_an_object_and_the_args_are_compared_exactly(
         ("11:00:00", None, True), ("12:00:02", "12:00:01", True), ("11:00:00", "12:00:07", None),
     ],
 )  # fmt: skip
-def test_a_valid_time_is_absent_only_where_it_can_have_been_left_out(
+def test_a_valid_time_is_reported_as_omitted_only_if_it_can_have_been_in_the_past(
     valid_time: str, shown: str | None, is_omitted: bool | None
 ) -> None:
-    """The worker leaves out one that has passed, and the platform then takes the time at which it cached."""
+    """The worker omits a valid_time in the past, and the platform then fills in the time of caching."""
     sent = PLAIN_SENT | {"valid_time": shown and f"2026-08-05T{shown}"}
     found = find(PLAIN | {"valid_time": f"2026-08-05T{valid_time}"}, PLAIN_LISTED, sent, ON)
     assert (found and found.valid_time_omitted) == is_omitted
@@ -412,9 +412,7 @@ def test_a_valid_time_is_absent_only_where_it_can_have_been_left_out(
     [("11:58:59", None), ("11:59:00", False), ("11:59:54", False), ("11:59:55", True), ("12:00:02", True),
      ("12:00:07", True), ("12:00:08", False), ("12:01:02", False), ("12:01:03", None)],
 )  # fmt: skip
-def test_what_only_clocks_far_apart_would_explain_is_told_from_what_is_likely(
-    time: str, is_within_clock_skew: bool | None
-) -> None:
+def test_an_entry_is_within_clock_skew_only_close_to_the_window(time: str, is_within_clock_skew: bool | None) -> None:
     found = find(COMMAND, LISTED | {"create_time": f"2026-08-05 {time}"}, SENT, ON)
     assert (found and found.is_within_clock_skew) == is_within_clock_skew
 
@@ -422,8 +420,8 @@ def test_what_only_clocks_far_apart_would_explain_is_told_from_what_is_likely(
 @pytest.mark.parametrize(
     ("since", "order"), [(TRIED_AT, ["2", "1", "0"]), (None, ["0", "1", "2"])], ids=["beginning", "no-beginning"]
 )
-def test_the_best_come_first(since: datetime | None, order: list[str]) -> None:
-    """A request is cached soon after it was sent; without a beginning the end is all there is to go by."""
+def test_candidates_are_sorted_by_distance_from_the_window(since: datetime | None, order: list[str]) -> None:
+    """A request is cached soon after it was sent; without a beginning only the end of the window is known."""
     wanted = read_command(json.dumps(COMMAND).encode(), None, CHINA)
     times = ("12:00:12", "12:00:07", "12:00:02")
     items = [
@@ -434,27 +432,27 @@ def test_the_best_come_first(since: datetime | None, order: list[str]) -> None:
     assert [item.cmd_uuid for item in candidates(items, wanted, window, CHINA)] == order
 
 
-def test_another_kind_of_command_may_be_as_odd_as_it_likes() -> None:
+def test_an_entry_of_another_type_is_never_a_candidate() -> None:
     assert find(COMMAND, LISTED | {"type": "READ", "create_time": "yesterday"}, SENT, ON) is None
 
 
-def test_what_one_page_shows_twice_does_not_hide_that_another_is_missing() -> None:
-    listing = HistoryPages()
-    listing.add(page(2, "a", "a"))
-    assert not listing.is_complete
+def test_an_entry_that_is_twice_on_a_page_counts_once() -> None:
+    pages = HistoryPages()
+    pages.add(page(2, "a", "a"))
+    assert not pages.is_complete
 
 
-def test_a_total_that_shrinks_does_not_make_up_for_what_is_missing() -> None:
-    listing = HistoryPages()
-    listing.add(page(3, "a", "b"))
+def test_a_shrinking_total_does_not_hide_a_missing_entry() -> None:
+    pages = HistoryPages()
+    pages.add(page(3, "a", "b"))
     with pytest.raises(HistoryUnreadable, match="only 2 of 3"):
-        listing.add(page(2))
+        pages.add(page(2))
 
 
 def test_an_empty_history_is_complete() -> None:
-    listing = HistoryPages()
-    listing.add(page(0))
-    assert listing.is_complete
+    pages = HistoryPages()
+    pages.add(page(0))
+    assert pages.is_complete
 
 
 @pytest.mark.parametrize(
@@ -468,85 +466,85 @@ def test_an_empty_history_is_complete() -> None:
     ],
     ids=lambda value: str(value[:60]),
 )  # fmt: skip
-def test_no_bytes_are_taken_for_an_empty_history(body: bytes) -> None:
+def test_a_malformed_body_is_never_an_empty_history(body: bytes) -> None:
     for read in (read_page, read_detail):
         with pytest.raises(HistoryUnreadable):
             read(body)
 
 
-def answer(data: object) -> bytes:
+def response(data: object) -> bytes:
     return json.dumps({"errno": 0, "data": data}).encode()
 
 
-NO_NAMES: list[Any] = [None, "", " ", [], 1.5, "a\nb", "u" * 300]
+UNUSABLE_UUIDS: list[Any] = [None, "", " ", [], 1.5, "a\nb", "u" * 300]
 
 
-@pytest.mark.parametrize("nameless", [{}, None, "x", 5, [], *({"cmd_uuid": name} for name in NO_NAMES)])
-def test_an_entry_without_a_usable_name_is_kept_and_unclear(nameless: object) -> None:
-    """It may be the one that is looked for, and no record can tell whose it is."""
-    found = read_page(answer({"total_count": 3, "items": [nameless, nameless, LISTED]}))
-    listing = HistoryPages()
-    listing.add(found)
-    assert listing.is_complete
-    assert [item.cmd_uuid for item in listing.items] == ["", "", "u"]
+@pytest.mark.parametrize("entry", [{}, None, "x", 5, [], *({"cmd_uuid": uuid} for uuid in UNUSABLE_UUIDS)])
+def test_an_entry_without_a_usable_uuid_is_a_candidate(entry: object) -> None:
+    """It may be the command, and no record can tell its owner."""
+    found = read_page(response({"total_count": 3, "items": [entry, entry, LISTED]}))
+    pages = HistoryPages()
+    pages.add(found)
+    assert pages.is_complete
+    assert [item.cmd_uuid for item in pages.items] == ["", "", "u"]
     wanted = read_command(json.dumps(COMMAND).encode(), None, CHINA)
-    assert len(candidates(listing.items, wanted, WINDOW, CHINA)) == 3
+    assert len(candidates(pages.items, wanted, WINDOW, CHINA)) == 3
 
 
-def test_a_nameless_entry_that_is_another_command_for_certain_is_passed_over() -> None:
+def test_an_entry_without_a_uuid_that_certainly_differs_is_no_candidate() -> None:
     assert find(COMMAND, without(LISTED, "cmd_uuid") | {"type": "READ"}, {}, None) is None
     assert find(COMMAND, without(LISTED, "cmd_uuid") | {"create_time": "2026-08-04 12:00:00"}, {}, None) is None
 
 
-def test_a_page_of_nameless_entries_that_comes_twice_brings_nothing_new() -> None:
-    listing = HistoryPages()
-    listing.add(read_page(answer({"total_count": 4, "items": [None, None]})))
+def test_a_repeated_page_of_entries_without_uuids_has_no_new_entry() -> None:
+    pages = HistoryPages()
+    pages.add(read_page(response({"total_count": 4, "items": [None, None]})))
     with pytest.raises(HistoryUnreadable, match="only 2 of 4"):
-        listing.add(read_page(answer({"total_count": 4, "items": [None, None]})))
+        pages.add(read_page(response({"total_count": 4, "items": [None, None]})))
 
 
 @pytest.mark.parametrize(
     "total", [{"total_count": n} for n in (3, "3", 3.0, "3.0", " 3 ")] + [{"count": 3}, {"count": "3"}]
 )
-def test_the_total_may_be_written_in_several_ways(total: dict[str, Any]) -> None:
-    assert read_page(answer(total | {"items": []})).total_count == 3
+def test_the_total_is_read_in_several_spellings(total: dict[str, Any]) -> None:
+    assert read_page(response(total | {"items": []})).total_count == 3
 
 
 @pytest.mark.parametrize("items", [{}, {"items": None}, {"items": []}])
-def test_a_history_of_nothing_may_have_no_items(items: dict[str, Any]) -> None:
-    listing = HistoryPages()
-    listing.add(read_page(answer({"total_count": 0} | items)))
-    assert listing.is_complete
+def test_an_empty_history_may_lack_the_field_items(items: dict[str, Any]) -> None:
+    pages = HistoryPages()
+    pages.add(read_page(response({"total_count": 0} | items)))
+    assert pages.is_complete
     with pytest.raises(HistoryUnreadable, match="only 0 of 1"):
-        HistoryPages().add(read_page(answer({"total_count": 1} | items)))
+        HistoryPages().add(read_page(response({"total_count": 1} | items)))
 
 
 @pytest.mark.parametrize("total", [None, True, -1, "x", 1.5, [], {}, "NaN"], ids=repr)
-def test_a_total_that_is_no_number_decides_nothing(total: object) -> None:
+def test_a_total_that_is_not_a_number_makes_the_history_unreadable(total: object) -> None:
     with pytest.raises(HistoryUnreadable):
-        read_page(answer({"total_count": total, "items": []}))
+        read_page(response({"total_count": total, "items": []}))
 
 
 @pytest.mark.parametrize("args", [None, [], "imei=1", 5], ids=repr)
-def test_a_detail_whose_args_are_no_object_shows_none(args: object) -> None:
-    assert read_detail(answer({"args": args, "content": ON})).args == {}
+def test_details_whose_args_are_not_an_object_have_no_args(args: object) -> None:
+    assert read_detail(response({"args": args, "content": ON})).args == {}
 
 
-def test_half_a_character_does_not_make_an_answer_unreadable() -> None:
-    """A serializer that cuts a text in the middle of an emoji leaves one."""
+def test_a_lone_surrogate_does_not_make_a_response_unreadable() -> None:
+    """A serializer leaves one when it truncates a text within an emoji."""
     body = rb'{"errno":0,"data":{"args":{},"content":{"args":"on \ud83d","pair":"\ud83d\ude00","text":"\\ud83d"}}}'
     assert read_detail(body).content == {"args": "on \ufffd", "pair": "\U0001f600", "text": "\\ud83d"}
 
 
-def test_one_that_was_cached_late_after_its_valid_time_is_still_the_command() -> None:
-    """The platform may take its time: what it shows is what was sent, not what it filled in."""
+def test_an_entry_cached_after_its_valid_time_is_still_the_command() -> None:
+    """The platform may be slow: the valid_time in the history is the one that was sent."""
     late = COMMAND | {"valid_time": "2026-08-05T12:00:03"}
     listed = LISTED | {"create_time": "2026-08-05 12:00:04"}
     assert find(late, listed, SENT | {"valid_time": "2026-08-05T12:00:03"}, {"args": "on"}) is not None
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_a_trigger_that_the_detail_leaves_empty_is_the_lists(nothing: str | None) -> None:
+def test_a_trigger_msg_missing_in_the_details_is_taken_from_the_list(nothing: str | None) -> None:
     assert find(COMMAND, LISTED, SENT | {"trigger_msg": nothing}, {"args": "on"}) is not None
     assert find(COMMAND, LISTED | {"trigger_msg": 7}, SENT | {"trigger_msg": nothing}, {"args": "on"}) is None
 
@@ -557,25 +555,25 @@ def a_page(first: int, count: int, total: int) -> HistoryPage:
 
 
 @pytest.mark.parametrize("total", [0, 1, 29])
-def test_a_total_below_what_is_shown_makes_a_history_unreadable(total: int) -> None:
-    """What contradicts itself may lack entries, and would prove a command absent that was cached."""
+def test_a_page_with_more_entries_than_the_total_makes_the_history_unreadable(total: int) -> None:
+    """An inconsistent page may lack entries, and would prove a cached command absent."""
     with pytest.raises(HistoryUnreadable, match=f"30 of {total}"):
         HistoryPages().add(a_page(0, 30, total))
 
 
-def test_behind_a_full_page_another_is_asked_for_whatever_the_total_says() -> None:
-    """A platform may give the number of entries on the page for the total."""
-    listing = HistoryPages()
-    listing.add(a_page(0, PER_PAGE, PER_PAGE))
-    assert not listing.is_complete
-    listing.add(a_page(PER_PAGE, 50, 50))
-    assert listing.is_complete
-    assert len(listing.items) == PER_PAGE + 50
+def test_a_history_is_not_complete_after_a_full_page_whatever_the_total() -> None:
+    """A platform may report the number of entries on the page as the total."""
+    pages = HistoryPages()
+    pages.add(a_page(0, PER_PAGE, PER_PAGE))
+    assert not pages.is_complete
+    pages.add(a_page(PER_PAGE, 50, 50))
+    assert pages.is_complete
+    assert len(pages.items) == PER_PAGE + 50
 
 
 @pytest.mark.parametrize("second", [a_page(0, 0, PER_PAGE), a_page(0, PER_PAGE, PER_PAGE)], ids=["empty", "the same"])
-def test_a_page_that_brings_nothing_new_is_the_end(second: HistoryPage) -> None:
-    listing = HistoryPages()
-    listing.add(a_page(0, PER_PAGE, PER_PAGE))
-    listing.add(second)
-    assert listing.is_complete
+def test_a_page_without_a_new_entry_completes_the_history(second: HistoryPage) -> None:
+    pages = HistoryPages()
+    pages.add(a_page(0, PER_PAGE, PER_PAGE))
+    pages.add(second)
+    assert pages.is_complete

@@ -333,17 +333,17 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "behind",
+    "extra",
     [ACCEPTED.replace(b'"u"', b'"v"'), b"and more", b"H", INTERIM, INTERIM + ACCEPTED.replace(b'"u"', b'"v"')],
     ids=["a response", "noise", "one byte", "an interim response", "both"],
 )
-def test_bytes_after_a_response_are_never_taken_for_the_next_response(behind: bytes) -> None:
+def test_bytes_after_a_response_are_never_taken_for_the_next_response(extra: bytes) -> None:
     """The next command would be accepted under the uuid of another."""
     asked: list[bytes] = []
 
     def answer_twice(sock: socket.socket) -> None:
         asked.append(read_request(sock))
-        sock.sendall(accepting_response(f"u{len(asked)}") + behind)
+        sock.sendall(accepting_response(f"u{len(asked)}") + extra)
         sock.recv(1)  # returns when the client closes the connection
 
     with raw_server(answer_twice) as url, onenet_client(url) as client:

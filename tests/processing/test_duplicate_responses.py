@@ -1,39 +1,27 @@
 """Commands whose response has the uuid of another command: what their replies say, on both stores."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.support.deliveries import a_delivery
 from tests.support.duplicating_server import DuplicatingServer
+from tests.support.engine import Engine, a_copy, a_task, expect, expect_reconciliation, failure_of, reply_of
 from tests.support.onenet_client import onenet_client
 from tests.support.proxies import raw_server
 from tests.support.stores import NOW
-from worker.amqp.messages import Delivery, MessageBuilder, Publication
-from worker.amqp.topology import Topology
 from worker.core.answer import Cached
-from worker.core.claims import IdempotencyStore, Key, Unseen
-from worker.core.clock import utc_now
+from worker.core.claims import IdempotencyStore, Unseen
 from worker.core.command import Command
-from worker.core.decide import InDoubtMode, RetryPolicy
+from worker.core.decide import InDoubtMode
 from worker.core.doubt_window import DoubtWindow
-from worker.core.parsing import read_command, read_task
-from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
-from worker.core.resolution import Conclude
+from worker.core.platform import Candidate, OwnedByOthers, Sent
+from worker.core.resolution import AwaitReconciliation, Conclude, Replaced, Resolution
 from worker.idempotency.memory import MemoryStore
 from worker.idempotency.redis import RedisStore
-from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.leases import Leases
-from worker.processing.processor import Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
-from worker.telemetry.metrics import Metrics
+from worker.processing.unstarted import key_of
 
 COMMANDS = 200
 UUID_FORMS = ["00000000-0000-4000-8000-000000000000", "42742677"]
@@ -50,54 +38,33 @@ def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
     shared.close()
 
 
-class Engine:
-    """A processor with a given client and store; returns the publications for a delivery."""
-
-    def __init__(self, client: PlatformClient, store: IdempotencyStore, in_doubt: InDoubtMode = "reconcile") -> None:
-        breakers = CircuitBreakers([None], 3, 5, clock=lambda: 0.0)
-        policy = RetryPolicy((5, 30), 3, 60, in_doubt)
-        unstarted = Unstarted(store, breakers, policy, utc_now)
-        reporter = Reporter(Metrics("0", 1))
-        self._messages = MessageBuilder(Topology("onenet", (5, 30, 60)), "host:1")
-        self._leases = Leases(store, policy, utc_now)
-        self._processor = Processor(client, store, self._leases, unstarted, breakers, breakers, policy, reporter)
-
-    def handle(self, delivery: Delivery) -> list[Publication]:
-        task = read_task(delivery.envelope, delivery.body, ZoneInfo("Asia/Shanghai"), 0)
-        resolution = self._processor.process(task, lambda _: True)
-        if isinstance(resolution, Conclude):
-            return self._messages.publications(delivery, self._leases.record_and_wait(delivery.envelope, resolution))
-        return self._messages.publications(delivery, resolution)
-
-    def delay_queue(self, delivery: Delivery) -> str:
-        """Handle a delivery that gets no reply; returns its delay queue, and checks that it is in doubt."""
-        [copy] = self.handle(delivery)
-        doubt = DoubtWindow.parse(str((copy.properties.headers or {})["x-onenet-in-doubt"]))
-        assert doubt.since is not None
-        assert doubt.since <= doubt.until <= datetime.now(UTC)
-        return copy.routing_key
+def expect_doubt(resolution: Resolution | None) -> AwaitReconciliation:
+    """Return the resolution of a command that gets no reply and is in doubt."""
+    waiting = expect_reconciliation(resolution)
+    assert waiting.doubt.since is not None
+    assert waiting.doubt.since <= waiting.doubt.until <= datetime.now(UTC)
+    return waiting
 
 
 def test_every_reply_is_correct_when_the_platform_sends_each_response_twice(store: IdempotencyStore) -> None:
     server = DuplicatingServer()
-    replies: dict[int, Any] = {}
+    replies: dict[int, tuple[str, str | None]] = {}
     with raw_server(server.serve) as url, onenet_client(url) as client:
-        engine = Engine(client, store)
+        engine = Engine(platform=client, store=store)
         for number in range(COMMANDS):
-            delivery = a_delivery(command_id=f"command-{number}", args=str(number))
-            [publication] = engine.handle(delivery)
-            if publication.exchange == "onenet.replies":
-                replies[number] = json.loads(publication.body)
+            resolution = engine.process(a_task(command_id=f"command-{number}", args=str(number)))
+            if isinstance(resolution, Conclude):
+                replies[number] = (resolution.reply.status, resolution.reply.uuid)
             else:
-                assert publication.routing_key == "onenet.execute.retry.60s"
+                expect_reconciliation(resolution)
     assert len(server.received) == len(set(server.received))
     assert replies
     for number, reply in replies.items():
-        assert (reply["status"], reply["uuid"]) == ("accepted", server.uuid(number))
+        assert reply == ("accepted", server.uuid(number))
 
 
 @dataclass
-class ScriptedPlatform:
+class PlatformWithUuids:
     """A platform that accepts every command, under the uuids of a script, and has an empty history."""
 
     uuids: list[str]
@@ -118,58 +85,50 @@ def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
     store: IdempotencyStore, uuid: str, is_lookalike: bool
 ) -> None:
     """The command is in doubt, as if its response had been lost."""
-    engine = Engine(ScriptedPlatform([uuid, uuid, "its own"]), store)
-    [reply] = engine.handle(a_delivery(command_id="a"))
-    assert json.loads(reply.body)["uuid"] == uuid
-    other = a_delivery(command_id="b", args="the same" if is_lookalike else "another")
-    assert engine.delay_queue(other) == "onenet.execute.retry.60s"
-    assert engine.delay_queue(other) == "onenet.execute.retry.60s"  # by its record this time
-    [reply] = engine.handle(a_delivery(command_id="a"))
-    assert json.loads(reply.body)["uuid"] == uuid
+    engine = Engine(platform=PlatformWithUuids([uuid, uuid, "its own"]), store=store)
+    assert reply_of(engine.process(a_task())).uuid == uuid
+    other = a_task(command_id="b", args="the same" if is_lookalike else "another")
+    expect_doubt(engine.process(other))
+    expect_doubt(engine.process(other))  # by its record this time
+    assert engine.recorded(a_task()).uuid == uuid
 
 
 @pytest.mark.parametrize("in_doubt", ["dead-letter", "resend"])
 def test_with_in_doubt_mode_dead_letter_or_resend_a_uuid_that_another_command_owns_is_never_in_a_reply(
     store: IdempotencyStore, in_doubt: InDoubtMode
 ) -> None:
-    engine = Engine(ScriptedPlatform([UUID, UUID, "its own"]), store, in_doubt)
-    engine.handle(a_delivery(command_id="a"))
-    [copy] = engine.handle(a_delivery(command_id="b"))
-    publication, *_ = engine.handle(a_delivery(command_id="b", headers=copy.properties.headers))
-    reply = json.loads(publication.body)
+    engine = Engine(in_doubt, platform=PlatformWithUuids([UUID, UUID, "its own"]), store=store)
+    engine.process(a_task())
+    copy = engine.copy_of(engine.process(a_task(command_id="b")))
+    resolution = engine.process(a_task(copy, command_id="b"))
     if in_doubt == "resend":
-        assert (reply["status"], reply["uuid"]) == ("accepted", "its own")
+        assert (reply_of(resolution).status, reply_of(resolution).uuid) == ("accepted", "its own")
     else:
-        assert (reply["status"], reply["error"]["code"]) == ("failed", "outcome_unknown")
+        assert failure_of(resolution).code == "outcome_unknown"
 
 
 def test_resend_stops_at_max_attempts_when_every_response_has_the_uuid_of_another_command(
     store: IdempotencyStore,
 ) -> None:
-    engine = Engine(platform := ScriptedPlatform([UUID] * 9), store, "resend")
-    engine.handle(a_delivery(command_id="a"))
-    published = engine.handle(a_delivery(command_id="b"))
-    while published[0].exchange == "onenet.retry":
-        published = engine.handle(a_delivery(command_id="b", headers=published[0].properties.headers))
-    reply = json.loads(published[0].body)
-    assert (reply["status"], reply["error"]["code"], reply["attempts"]) == ("failed", "outcome_unknown", 3)
+    engine = Engine("resend", platform=(platform := PlatformWithUuids([UUID] * 9)), store=store)
+    engine.process(a_task())
+    resolution = engine.process(a_task(command_id="b"))
+    while isinstance(resolution, AwaitReconciliation):
+        resolution = engine.process(a_task(engine.copy_of(resolution), command_id="b"))
+    assert failure_of(resolution).code == "outcome_unknown"
+    assert reply_of(resolution).attempts == 3
     assert len(platform.uuids) == 9 - 1 - 3
 
 
 def test_a_crash_suspect_that_gets_the_uuid_of_another_command_stays_in_doubt(store: IdempotencyStore) -> None:
     """Its copy, which was published before the attempt, carries the doubt on."""
-    engine = Engine(ScriptedPlatform([UUID, UUID]), store)
-    engine.handle(a_delivery(command_id="a"))
-    long_ago = str(DoubtWindow(NOW, NOW))
-    suspect = {"x-onenet-attempt": 1, "x-onenet-in-doubt": long_ago, "x-onenet-crash-count": 0}
+    engine = Engine(platform=PlatformWithUuids([UUID, UUID]), store=store)
+    engine.process(a_task())
+    suspect = a_task(a_copy(doubt=DoubtWindow(NOW, NOW), crash_count=0), command_id="b")
     # The record that a crash leaves behind: in doubt, with the delay before the reconciliation over.
-    claim = store.claim(_key(a_delivery(command_id="b")), NOW)
+    assert suspect.command is not None
+    claim = store.claim(key_of(suspect.command), NOW)
     assert isinstance(claim, Unseen)
     store.release(claim.lease, DoubtWindow(NOW, NOW), holder_crashed=True)
-    assert engine.handle(a_delivery(command_id="b", headers=suspect)) == []
-    assert engine.delay_queue(a_delivery(command_id="b")) == "onenet.execute.retry.60s"
-
-
-def _key(delivery: Delivery) -> Key:
-    read = read_command(delivery.body, None, ZoneInfo("Asia/Shanghai"))
-    return Key(read.command_id, read.content_hash(), read.match_key())
+    expect_doubt(expect(Replaced, engine.process(suspect)).result)
+    expect_doubt(engine.process(a_task(command_id="b")))

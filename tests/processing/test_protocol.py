@@ -382,7 +382,7 @@ class Replayed(Protocol):
         world = self.world
         world.pass_time(0.001)  # a person takes at least that long
         letter = world.letters[which % len(world.letters)]
-        found = DeadLetter(1, letter.exchange, letter.routing_key, letter.properties, letter.body, CHINA)
+        found = DeadLetter(1, letter.routing_key, letter.properties, letter.body, CHINA)
         world.take([MESSAGES.replay(found.delivery(), found.replay(world.now))])
         if is_acknowledged:
             world.letters.remove(letter)

@@ -1,4 +1,4 @@
-"""The simulator keeps the rules of the platform's page, and fails as it is told; asked over HTTP by plain requests."""
+"""The simulator over HTTP: it follows the platform's documented rules, and fails as configured."""
 
 import re
 from collections.abc import Iterator
@@ -68,17 +68,17 @@ def test_a_command_is_cached_under_a_new_uuid(platform: Simulator) -> None:
     ],
     ids=fields_of,
 )  # fmt: skip
-def test_each_rule_has_its_errno(platform: Simulator, changes: dict[str, Any], errno: int) -> None:
+def test_each_invalid_parameter_has_its_errno(platform: Simulator, changes: dict[str, Any], errno: int) -> None:
     assert execute(platform, **changes).json()["errno"] == errno
     assert not platform.platform.commands
 
 
 @pytest.mark.parametrize("body", [{"args": 1}, [], {"args": "x" * 2049}])
-def test_a_body_has_its_rules_too(platform: Simulator, body: Any) -> None:
+def test_a_body_that_breaks_a_rule_is_refused(platform: Simulator, body: Any) -> None:
     assert execute(platform, body).json()["errno"] in {3, 5006}
 
 
-def test_only_the_key_or_a_token_that_it_signed_gets_in(platform: Simulator) -> None:
+def test_only_the_api_key_or_a_token_signed_with_the_access_key_is_accepted(platform: Simulator) -> None:
     good = AccessKey.model_validate({"product_id": PRODUCT_ID, "access_key": ACCESS_KEY})
     other = AccessKey.model_validate({"product_id": PRODUCT_ID, "access_key": "b3RoZXI="})
     later, earlier = int(datetime.now(UTC).timestamp()) + 60, int(datetime.now(UTC).timestamp()) - 60
@@ -110,21 +110,23 @@ def test_only_the_key_or_a_token_that_it_signed_gets_in(platform: Simulator) -> 
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
-def test_it_fails_as_it_is_told(platform: Simulator, fault: Fault, status: int, text: str, cached: int) -> None:
+def test_each_fault_has_its_documented_effect(
+    platform: Simulator, fault: Fault, status: int, text: str, cached: int
+) -> None:
     platform.faults.replace([fault])
     answer = execute(platform)
     assert (answer.status_code, answer.text, len(platform.platform.commands)) == (status, text, cached)
 
 
 @pytest.mark.parametrize(("kind", "cached"), [("drop", 0), ("drop_after_caching", 1)])
-def test_an_answer_may_never_come(platform: Simulator, kind: Any, cached: int) -> None:
+def test_a_request_can_be_dropped_before_or_after_caching(platform: Simulator, kind: Any, cached: int) -> None:
     platform.faults.replace([Fault(kind=kind)])
     with pytest.raises(requests.ConnectionError):
         execute(platform)
     assert len(platform.platform.commands) == cached
 
 
-def test_it_may_refuse_connections_for_a_while() -> None:
+def test_the_simulator_can_refuse_connections_for_some_time() -> None:
     with onenet(Fault(kind="refuse", seconds=0.2, count=1)) as platform:
         assert execute(platform).json()["errno"] == 0
         refused = 0
@@ -139,7 +141,7 @@ def test_it_may_refuse_connections_for_a_while() -> None:
         assert refused
 
 
-def test_faults_are_set_while_it_runs(platform: Simulator) -> None:
+def test_faults_can_be_replaced_while_the_simulator_runs(platform: Simulator) -> None:
     control = f"{platform.url}/control/faults"
     wanted = [{"kind": "error_500", "imei": "865820030000002", "count": 1}]
     assert requests.put(control, json=wanted, timeout=10).json()[0]["kind"] == "error_500"
@@ -150,7 +152,7 @@ def test_faults_are_set_while_it_runs(platform: Simulator) -> None:
     assert requests.put(control, json=[{"kind": "nonsense"}], timeout=10).status_code == 422
 
 
-def test_it_shows_what_it_cached_and_what_it_was_asked(platform: Simulator) -> None:
+def test_the_control_endpoints_list_cached_commands_and_requests(platform: Simulator) -> None:
     execute(platform, {"args": "on"})
     [command] = requests.get(f"{platform.url}/control/commands", timeout=10).json()
     assert (command["args"], command["query"]["obj_inst_id"]) == ("on", "2")
@@ -161,7 +163,7 @@ def test_it_shows_what_it_cached_and_what_it_was_asked(platform: Simulator) -> N
 @pytest.mark.parametrize(
     ("text", "probability", "seconds"), [("hang", 1, 1), ("hang=0.5", 0.5, 1), ("hang=0.5,30", 0.5, 30)]
 )
-def test_a_fault_as_the_command_line_writes_it(text: str, probability: float, seconds: float) -> None:
+def test_a_fault_is_parsed_from_the_syntax_of_the_command_line(text: str, probability: float, seconds: float) -> None:
     fault = Fault.model_validate(text)
     assert (fault.kind, fault.probability, fault.seconds) == ("hang", probability, seconds)
 
@@ -171,7 +173,7 @@ def history(platform: Simulator, **query: Any) -> Any:
     return requests.get(f"{platform.url}/nbiot/offline/history", params=wanted, headers=KEY, timeout=10).json()
 
 
-def test_the_history_has_the_devices_commands_page_by_page(platform: Simulator) -> None:
+def test_the_history_lists_the_commands_of_a_device_page_by_page(platform: Simulator) -> None:
     uuids = [execute(platform).json()["data"]["uuid"] for _ in range(5)]
     execute(platform, imei="865820030000002")
     pages = [history(platform, sort="ASC", per_page=2, page=page)["data"] for page in (1, 2, 3, 4)]
@@ -183,7 +185,7 @@ def test_the_history_has_the_devices_commands_page_by_page(platform: Simulator) 
     assert history(platform, start=None)["errno"] == 3
 
 
-def test_the_history_has_the_documented_oddities(platform: Simulator) -> None:
+def test_the_history_has_the_documented_deviations(platform: Simulator) -> None:
     for _ in range(4):
         execute(platform)
     items = history(platform)["data"]["items"]
@@ -193,7 +195,7 @@ def test_the_history_has_the_documented_oddities(platform: Simulator) -> None:
     assert {item["cmd_uuid"].endswith(" ") for item in items} == {True, False}
 
 
-def test_the_detail_shows_how_a_command_was_made(platform: Simulator) -> None:
+def test_the_detail_of_a_command_contains_its_original_fields(platform: Simulator) -> None:
     uuid = execute(platform, {"args": "ping"}, retry=0).json()["data"]["uuid"]
     url = f"{platform.url}/nbiot/offline/history/{uuid}"
     found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
@@ -203,7 +205,7 @@ def test_the_detail_shows_how_a_command_was_made(platform: Simulator) -> None:
     assert requests.get(url, params={"imei": "865820030000002"}, headers=KEY, timeout=10).json()["errno"] != 0
 
 
-def test_a_command_that_waits_can_be_cancelled_until_it_is_valid(platform: Simulator) -> None:
+def test_a_waiting_command_can_be_cancelled_until_its_valid_time(platform: Simulator) -> None:
     waiting = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
     valid = execute(platform).json()["data"]["uuid"]
     answers = [
@@ -219,13 +221,13 @@ def test_a_command_that_waits_can_be_cancelled_until_it_is_valid(platform: Simul
     assert [item["send_status"] for item in history(platform)["data"]["items"]] == [1, 2]
 
 
-def test_faults_strike_the_endpoint_that_they_are_for(platform: Simulator) -> None:
+def test_a_fault_affects_only_its_endpoint(platform: Simulator) -> None:
     platform.faults.replace([Fault(kind="errno", errno=7, endpoint="history")])
     assert execute(platform).json()["errno"] == 0
     assert history(platform)["errno"] == 7
 
 
-def test_a_page_of_the_history_has_its_bounds(platform: Simulator) -> None:
+def test_page_number_and_page_size_of_the_history_are_bounded(platform: Simulator) -> None:
     for _ in range(101):
         execute(platform)
     assert len(history(platform)["data"]["items"]) == 30
@@ -235,14 +237,14 @@ def test_a_page_of_the_history_has_its_bounds(platform: Simulator) -> None:
     assert history(platform, imei=None)["errno"] == 3
 
 
-def test_the_history_is_only_for_who_may_ask(platform: Simulator) -> None:
+def test_the_history_requires_credentials(platform: Simulator) -> None:
     url = f"{platform.url}/nbiot/offline/history"
     query = {"imei": "865820030000001", "start": at(-60)}
     for path in (url, f"{url}/{execute(platform).json()['data']['uuid']}"):
         assert requests.get(path, params=query, headers={"api-key": "other"}, timeout=10).json()["errno"] == 1
 
 
-def test_the_detail_of_a_command_without_a_body_has_none(platform: Simulator) -> None:
+def test_the_detail_of_a_command_without_a_body_has_no_body(platform: Simulator) -> None:
     uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
     url = f"{platform.url}/nbiot/offline/history/{uuid} "  # as some are listed
     found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
@@ -251,7 +253,7 @@ def test_the_detail_of_a_command_without_a_body_has_none(platform: Simulator) ->
     assert set(found["args"]) == given
 
 
-def test_a_command_may_be_cached_late_even_if_nobody_waits_for_it(platform: Simulator) -> None:
+def test_a_command_can_be_cached_late_after_the_client_disconnected(platform: Simulator) -> None:
     """What the platform took in before the connection broke may still become a command."""
     platform.faults.replace([Fault(kind="late_caching", seconds=1, count=1)])
     url = f"{platform.url}/nbiot/execute/offline"
@@ -262,7 +264,7 @@ def test_a_command_may_be_cached_late_even_if_nobody_waits_for_it(platform: Simu
     assert history(platform)["data"]["total_count"] == 1
 
 
-def test_a_fault_of_the_history_strikes_its_details_too_and_leaves_the_rest_alone(platform: Simulator) -> None:
+def test_a_fault_of_the_history_affects_details_but_no_other_endpoint(platform: Simulator) -> None:
     uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
     query = {"imei": "865820030000001"}
     platform.faults.replace([Fault(kind="error_500", endpoint="history")])
@@ -274,6 +276,6 @@ def test_a_fault_of_the_history_strikes_its_details_too_and_leaves_the_rest_alon
     assert history(platform)["errno"] == 0
 
 
-def test_its_help_names_every_kind_of_fault() -> None:
+def test_the_help_of_the_command_simulator_names_every_kind_of_fault() -> None:
     [named] = re.findall(r"Kinds: ([a-z0-9_, ]+)\.", str(simulator.__annotations__["fault"].__metadata__[0].help))
     assert tuple(named.split(", ")) == get_args(Kind)

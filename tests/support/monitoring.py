@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from scripts.documents import alerts
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PROMETHEUS = DOCKER / "prometheus"
@@ -28,12 +28,6 @@ def dashboards() -> Iterator[dict[str, Any]]:
     """Yield every dashboard."""
     for path in sorted(DASHBOARDS.glob("*.json")):
         yield json.loads(path.read_text())
-
-
-def alerts() -> list[dict[str, Any]]:
-    """Return every alert rule."""
-    found = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
-    return [rule for group in found["groups"] for rule in group["rules"]]
 
 
 def expressions() -> Iterator[str]:

@@ -118,7 +118,7 @@ def execute_once(url: str) -> Answer:
 
 
 def in_seconds(seconds: float) -> datetime:
-    """Return the instant so many seconds from now."""
+    """Return the instant in ``seconds`` from now."""
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 

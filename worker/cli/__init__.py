@@ -1,1 +1,1 @@
-"""One module for each command. What a command needs is imported when it is called, so that each starts fast."""
+"""One module for each command. Each imports what it needs when it is called, so that all start fast."""

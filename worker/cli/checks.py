@@ -1,6 +1,6 @@
-"""What ``onenet-worker check`` looks at: each thing that a worker needs. Nothing is sent.
+"""The checks of ``onenet-worker check``: everything that a worker needs. No command is sent.
 
-Nothing is changed but one key in Redis, which expires within seconds: only a write shows that writes are accepted.
+Nothing is changed except one Redis key, which expires within seconds: only a write proves that writes are accepted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,34 +17,33 @@ from worker.onenet.transport import Watch
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
-_AT_ONCE = 8
+_PARALLEL_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What was found of one thing."""
+    """The result of one check."""
 
     check: str
-    is_well: bool
+    ok: bool
     detail: str
 
 
 def check_all(imei: str) -> Iterator[CheckResult]:
-    """Look at one thing after the other, each within a time of its own. ``imei``: whose history OneNET is asked for."""
+    """Run all checks, each with its own timeout. ``imei``: the device whose command history is read at OneNET."""
     lines: list[str] = []
     try:
         settings = load_settings()
         products = load_products(settings)
     except SettingsError as exc:
         lines = exc.lines
-    if lines:  # nothing else can be looked at
+    if lines:  # nothing else can be checked
         for line in lines:
-            yield CheckResult("settings", is_well=False, detail=line)
+            yield CheckResult("settings", ok=False, detail=line)
         return
-    warning = (
-        "" if settings.plaintext_host is None else f"; the key travels readable to {settings.plaintext_host}: no https"
-    )
-    yield CheckResult("settings", is_well=True, detail=f"usable; products: {len(products)}{warning}")
+    host = settings.plaintext_host
+    warning = "" if host is None else f"; no https: the key is sent in clear to {host}"
+    yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)
     yield from _platform(settings, products, imei)
@@ -54,12 +53,12 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
     try:
         connection, parameters = connect_blocking(settings.broker_address)
     except SettingsError as exc:
-        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
     except WorkerError as exc:
-        yield CheckResult("broker", is_well=False, detail=str(exc))
+        yield CheckResult("broker", ok=False, detail=str(exc))
         return
-    yield CheckResult("broker", is_well=True, detail=printable_address(parameters))
+    yield CheckResult("broker", ok=True, detail=printable_address(parameters))
     try:
         faults = check_topology(connection, settings.topology, may_declare=settings.amqp_declare)
     except WorkerError as exc:
@@ -67,29 +66,29 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
     finally:
         if connection.is_open:
             connection.close()
-    yield from (CheckResult("topology", is_well=False, detail=fault) for fault in faults)
+    yield from (CheckResult("topology", ok=False, detail=fault) for fault in faults)
     if not faults:
-        yield CheckResult("topology", is_well=True, detail="exchanges and queues are there")
+        yield CheckResult("topology", ok=True, detail="all exchanges and queues exist")
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:
     try:
         store = store_of(settings)
     except SettingsError as exc:
-        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
     if not store.is_shared:
-        yield CheckResult("idempotency", is_well=True, detail="in memory: good for one worker")
+        yield CheckResult("idempotency", ok=True, detail="in memory: for a single worker")
         return
     try:
         store.ping()
     except WorkerError as exc:
-        yield CheckResult("idempotency", is_well=False, detail=str(exc))
+        yield CheckResult("idempotency", ok=False, detail=str(exc))
         return
     finally:
         store.close()
     url = urlsplit(settings.idempotency_url.get_secret_value())
-    yield CheckResult("idempotency", is_well=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
+    yield CheckResult("idempotency", ok=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
 
 
 def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[CheckResult]:
@@ -98,19 +97,19 @@ def _platform(settings: Settings, products: Mapping[str | None, Credentials], im
         client = client_of(settings, products, watch, NoTracing())
     except SettingsError as exc:
         watch.stop()
-        yield from (CheckResult("settings", is_well=False, detail=line) for line in exc.lines)
+        yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
 
-    def look(product: str | None) -> CheckResult:
+    def check(product: str | None) -> CheckResult:
         name = "OneNET" if product is None else f"OneNET, product {product}"
         try:
-            return CheckResult(name, is_well=True, detail=client.check(product, imei))
+            return CheckResult(name, ok=True, detail=client.check(product, imei))
         except PlatformUnusable as exc:
-            return CheckResult(name, is_well=False, detail=str(exc))
+            return CheckResult(name, ok=False, detail=str(exc))
 
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            yield from threads.map(look, products)
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as threads:
+            yield from threads.map(check, products)
     finally:
         client.close()
         watch.stop()

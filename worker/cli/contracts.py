@@ -1,6 +1,6 @@
-"""The contracts as files: the JSON Schema of each message, and an AsyncAPI document of where they travel.
+"""The contracts as documents: the JSON Schema of each message, and the AsyncAPI document of all channels.
 
-Everything is taken from the models and the topology that the worker itself uses, under the default namespace.
+Both are generated from the models and the topology that the worker itself uses, for the default namespace.
 """
 
 from typing import Any, get_args
@@ -26,19 +26,19 @@ _PUBLISHED = {"amqp": {"deliveryMode": 2, "mandatory": True, **_AMQP_BINDING}}
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes what the models say and nothing of its own."""
+    """Generates schemas without additions of its own."""
 
     @override
     def field_title_should_be_set(self, schema: Any) -> bool:
-        return False  # it would be the field's name once more
+        return False  # a title would only repeat the field's name
 
     @override
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        return self.generate_inner(schema["schema"])  # a default is for absent fields, and of a reply none is absent
+        return self.generate_inner(schema["schema"])  # defaults are for absent fields, and a reply has none
 
     @override
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
-        return value  # in the models' order, the examples too
+        return value  # keep the order of the models, also in examples
 
 
 def command_schema() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _schema(name: str, model: TypeAdapter[Any], mode: JsonSchemaMode) -> dict[st
 
 
 def asyncapi() -> dict[str, Any]:
-    """Return the AsyncAPI document: who sends what where, as the worker sees it.
+    """Return the AsyncAPI document: channels and operations from the worker's point of view.
 
     Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
     """
@@ -79,8 +79,8 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "onenet-execute-worker",
             "version": __version__,
-            "description": "Takes Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, "
-            f"none sent twice. Names are those of the default namespace, `{topology.namespace}`.",
+            "description": "Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, "
+            f"none sent twice. All names are in the default namespace, `{topology.namespace}`.",
             "license": {"name": "MIT"},
         },
         "channels": _channels(topology),
@@ -91,7 +91,7 @@ def asyncapi() -> dict[str, Any]:
             "correlationIds": {
                 "correlation": {
                     "location": "$message.header#/correlation_id",
-                    "description": "The AMQP property correlation_id; a reply has that of its command, else the "
+                    "description": "The AMQP property correlation_id; a reply has that of its command, or else the "
                     "command_id.",
                 }
             },
@@ -124,12 +124,12 @@ def _channels(topology: Topology) -> dict[str, Any]:
             topology.replies_exchange,
             "reply",
             f"{EXECUTE}.{{status}}.{{source}}",
-            f"Bind a queue of your own; `{EXECUTE}.*.billing` gets all replies to `billing`. What nobody has bound a "
-            f"queue for is kept in `{topology.unrouted_exchange}`.",
+            f"Bind a queue of your own; `{EXECUTE}.*.billing` receives all replies to `billing`. Replies without a "
+            f"bound queue are kept in `{topology.unrouted_exchange}`.",
             parameters={
                 "status": {"enum": list(get_args(Status)), "description": "The reply's status."},
                 "source": {
-                    "description": "The command's AMQP property app_id, the upstream system's name.",
+                    "description": "The AMQP property app_id of the command: the name of the upstream system.",
                     "default": "unknown",
                     "examples": ["billing"],
                 },
@@ -139,14 +139,14 @@ def _channels(topology: Topology) -> dict[str, Any]:
             topology.replies_exchange,
             "reply",
             None,
-            "The routing key is the command's AMQP property reply_to, never a queue on the default exchange.",
+            "The routing key is the AMQP property reply_to of the command, never a queue on the default exchange.",
         ),
         "deadLetters": channel(
             topology.dead_letters_exchange,
             "deadLetter",
             f"{EXECUTE}.{{code}}",
-            f"All are in queue `{topology.dead_letters_exchange}`. What the broker itself sets aside, as a last net, "
-            f"has routing key `{EXECUTE}` and none of the worker's headers.",
+            f"All are in queue `{topology.dead_letters_exchange}`. Messages that the broker itself dead-letters, as a "
+            f"last resort, have routing key `{EXECUTE}` and none of the worker's headers.",
             parameters={"code": {"enum": list(get_args(FailureCode)), "description": "The error code of the reply."}},
         ),
     }
@@ -161,12 +161,12 @@ def _operations() -> dict[str, Any]:
             "receive",
             "commands",
             "command",
-            "Take a command; it is acknowledged after the broker has confirmed its reply and its dead letter.",
+            "Receive a command; it is acknowledged after the broker has confirmed its reply and its dead letter.",
             bindings={"amqp": {"ack": True, **_AMQP_BINDING}},
             reply={
                 "address": {
                     "location": "$message.header#/reply_to",
-                    "description": "The AMQP property reply_to. Without it the reply goes to the channel replies.",
+                    "description": "The AMQP property reply_to. Without it the reply is sent to the channel replies.",
                 },
                 **_of("requestedReplies", "reply"),
             },
@@ -175,11 +175,11 @@ def _operations() -> dict[str, Any]:
             "send",
             "replies",
             "reply",
-            "Tell the one outcome of a command; maybe more than once, always the same.",
+            "Send the outcome of a command; may be repeated, always with the same content.",
             bindings=_PUBLISHED,
         ),
         "sendDeadLetter": operation(
-            "send", "deadLetters", "deadLetter", "Set a command aside that failed.", bindings=_PUBLISHED
+            "send", "deadLetters", "deadLetter", "Dead-letter a failed command.", bindings=_PUBLISHED
         ),
     }
 
@@ -195,8 +195,8 @@ def _messages(schemas: dict[str, JsonSchemaValue]) -> dict[str, Any]:
         "command": {
             "name": "execute.command",
             "title": "Execute command",
-            "description": "AMQP properties that are honoured: message_id (stands for the command_id), correlation_id, "
-            "reply_to, app_id, timestamp. Whatever else there is travels on into retries and dead letters.",
+            "description": "AMQP properties that are honoured: message_id (may replace the command_id), "
+            "correlation_id, reply_to, app_id, timestamp. All other properties are kept in retries and dead letters.",
             "contentType": "application/json",
             "headers": schemas["trace headers"],
             "payload": schemas["command"],
@@ -216,9 +216,9 @@ def _messages(schemas: dict[str, JsonSchemaValue]) -> dict[str, Any]:
         "deadLetter": {
             "name": "execute.dead-letter",
             "title": "Dead letter",
-            "description": "The command as it came, with its own AMQP properties.",
+            "description": "The command as received, with its own AMQP properties.",
             "headers": schemas["dead letter headers"],
-            "payload": {"description": "The command's body, byte for byte: not always valid, and not always JSON."},
+            "payload": {"description": "The body of the command, byte for byte: maybe invalid, maybe not JSON."},
             **correlation,
             "examples": [
                 {"name": "invalid", "headers": DEAD_LETTER_EXAMPLE, "payload": COMMAND_EXAMPLE | {"retry": 11}}

@@ -1,12 +1,14 @@
 """``onenet-worker dead-letters``."""
 
-import base64
+import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace as with_changes
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,18 +23,18 @@ if TYPE_CHECKING:
     from worker.dead_letters.letter import DeadLetter, Filter
     from worker.dead_letters.reader import DeadLetterReader
 
-MAX_HELD_S = 20 * 60  # the broker takes back after 30 minutes what is held unacknowledged
+MAX_HELD_S = 20 * 60  # the broker's consumer timeout is 30 minutes
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="List, show, replay or discard what was set aside.\n\nLooking at it loses nothing and keeps its order. "
+    help="List, show, replay or discard dead letters.\n\nListing keeps all of them, in their order. "
     "Example:\n\n    onenet-worker dead-letters list --reason outcome_unknown --newer-than 2h",
 )
 
 
 class Reason(StrEnum):
-    """The codes of failures, and what the broker set aside by itself."""
+    """The error codes of failed commands, and ``broker`` for messages that the broker dead-lettered."""
 
     INVALID_MESSAGE = "invalid_message"
     INVALID_COMMAND = "invalid_command"
@@ -52,8 +54,8 @@ def _duration(text: str) -> timedelta:
         raise typer.BadParameter(str(exc)) from exc
 
 
-def _gap_s(text: str) -> float:
-    """Return the seconds from one to the next."""
+def _interval_s(text: str) -> float:
+    """Return the interval of a rate in seconds."""
     from worker.core.rate import Rate
 
     try:
@@ -63,198 +65,210 @@ def _gap_s(text: str) -> float:
         raise typer.BadParameter(str(exc)) from exc
 
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND_ID]...", help="The commands that are meant.")]
-Id = Annotated[list[str] | None, typer.Option("--id", metavar="COMMAND_ID", help="A command; may be repeated.")]
-Reasons = Annotated[
-    list[Reason] | None, typer.Option("--reason", help="Why it was set aside; may be repeated.", metavar="REASON")
-]
-Device = Annotated[str | None, typer.Option(help="The IMEI of a device.")]
-Source = Annotated[str | None, typer.Option(help="The upstream system that sent it: the property app_id.")]
-_AGE = "such as 90s, 15m, 2h or 7d."
-Older = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Set aside before: {_AGE}")]
-Newer = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Set aside since: {_AGE}")]
-Limit = Annotated[int | None, typer.Option(help="So many of them at most, the oldest first.", min=1)]
+_AGE = "age, such as 90s, 15m, 2h or 7d."
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND_ID]...", help="Command ids.")]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters, the oldest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 DryRunAsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object per line.")]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list those that are meant.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the dead letters that would be affected.")]
+
+
+def _filter_of(
+    command_id: Annotated[
+        list[str] | None, typer.Option("--id", metavar="COMMAND_ID", help="A command id; may be repeated.")
+    ] = None,
+    reason: Annotated[
+        list[Reason] | None,
+        typer.Option("--reason", help="The reason for dead-lettering; may be repeated.", metavar="REASON"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="The IMEI of a device.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The upstream system that sent the command: the property app_id.")
+    ] = None,
+    older_than: Annotated[
+        timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Minimum {_AGE}")
+    ] = None,
+    newer_than: Annotated[
+        timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Maximum {_AGE}")
+    ] = None,
+) -> "Filter":
+    from worker.dead_letters.letter import Filter
+
+    return Filter(
+        frozenset(command_id or ()), frozenset(map(str, reason or ())), device, source, older_than, newer_than
+    )
+
+
+def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's first parameter, a filter, by the options that describe one."""
+    options = inspect.signature(_filter_of).parameters
+    _, *others = inspect.signature(command).parameters.values()
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        chosen = {name: values.pop(name) for name in options if name in values}
+        command(_filter_of(**chosen), **values)
+
+    called.__dict__["__signature__"] = inspect.Signature([*options.values(), *others])  # read by Typer
+    called.__annotations__ = {each.name: each.annotation for each in (*options.values(), *others)}
+    return called
 
 
 @dead_letters.command("list")
-def list_letters(
-    command_id: Id = None,
-    reason: Reasons = None,
-    device: Device = None,
-    source: Source = None,
-    older_than: Older = None,
-    newer_than: Newer = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> None:
+@_with_filter
+def list_dead_letters(chosen: "Filter", limit: Limit = None, as_json: AsJson = False) -> None:
     """List dead letters, the oldest first.
 
     For example:
 
         onenet-worker dead-letters list --reason retries_exhausted --older-than 1h
     """
-    selection = _selection(command_id, reason, device, source, older_than, newer_than)
-    _print(_look(selection, limit), as_json=as_json)
+    with _open() as reader:
+        found = _fetch(reader, chosen, limit)
+    _print(found, as_json=as_json)
 
 
 @dead_letters.command("show")
 def show(
-    command_id: Annotated[str, typer.Argument(help="The command.")],
+    command_id: Annotated[str, typer.Argument(help="The command id.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show all there is of a command's dead letters: properties, headers and body.
+    """Show the dead letters of a command in full: properties, headers and body.
 
     For example:
 
         onenet-worker dead-letters show 8f6c1d0e
     """
-    found = _look(_selection([command_id], None, None, None, None, None), None)
+    from worker.dead_letters.view import details
+
+    with _open() as reader:
+        found = _fetch(reader, _filter_of([command_id]), None)
     if not found:
         raise _missing([command_id])
-    for letter in found:
+    for dead_letter in found:
         if as_json:
-            typer.echo(json.dumps(_everything(letter), ensure_ascii=False))
+            typer.echo(json.dumps(details(dead_letter), ensure_ascii=False))
         else:
-            _show(letter)
+            _show(dead_letter)
 
 
 @dead_letters.command("replay")
+@_with_filter
 def replay(
+    chosen: "Filter",
     ids: Ids = None,
-    command_id: Id = None,
-    reason: Reasons = None,
-    device: Device = None,
-    source: Source = None,
-    older_than: Older = None,
-    newer_than: Newer = None,
     is_all: All = False,
     limit: Limit = None,
-    gap_s: Annotated[
+    interval_s: Annotated[
         float | None,
         typer.Option(
             "--rate",
-            parser=_gap_s,
+            parser=_interval_s,
             metavar="RATE",
-            help="How fast, such as 20/second; also /minute, /hour.",
+            help="Maximum rate, such as 20/second; also /minute, /hour.",
         ),
     ] = None,
     dry_run: DryRun = False,
     as_json: DryRunAsJson = False,
 ) -> None:
-    """Have the worker try again what was set aside, under the same id and from its first attempt.
+    """Send dead letters to the workers again, with the same command id and starting at attempt 1.
 
-    What may have been cached goes back in doubt: its device's history is read first, and it is sent only if it is not
-    there. What comes of it is told in a reply, like any outcome. Example:
+    A command that OneNET may have cached is replayed in doubt: the worker reads the device's command history first, and
+    sends the command only if the history does not contain it. The outcome is published as a reply, as always. Example:
 
         onenet-worker dead-letters replay --reason retries_exhausted --newer-than 2h --rate 20/second
     """
-    selection = _selection([*(ids or ()), *(command_id or ())], reason, device, source, older_than, newer_than)
-    _require(selection, is_all=is_all)
+    chosen = _required(chosen, ids, is_all=is_all)
     if dry_run:
-        letters = _meant("replayed", selection, limit)
-        _refuse_too_many(letters, gap_s)
-        _print(letters, as_json=as_json)
+        with _open() as reader:
+            found = _choose("replayed", reader, chosen, limit)
+        _refuse_too_many(found, interval_s)
+        _print(found, as_json=as_json)
         return
     _refuse_json(as_json)
 
-    def carry_out(look: "DeadLetterReader", letters: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
-        _refuse_too_many(letters, gap_s)
+    def replay_each(reader: "DeadLetterReader", found: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
+        _refuse_too_many(found, interval_s)
         due = 0.0
-        for letter in letters:
-            if gap_s is not None:
-                look.wait(max(0.0, due - time.monotonic()))
-                due = time.monotonic() + gap_s
-            look.replay(letter, datetime.now(UTC))
+        for dead_letter in found:
+            if interval_s is not None:
+                reader.wait(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + interval_s
+            reader.replay(dead_letter, datetime.now(UTC))
             done()
 
-    _carry_out("replayed", selection, limit, carry_out)
+    _apply("replayed", chosen, limit, replay_each)
 
 
 @dead_letters.command("discard")
+@_with_filter
 def discard(
+    chosen: "Filter",
     ids: Ids = None,
-    command_id: Id = None,
-    reason: Reasons = None,
-    device: Device = None,
-    source: Source = None,
-    older_than: Older = None,
-    newer_than: Newer = None,
     is_all: All = False,
     limit: Limit = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     dry_run: DryRun = False,
     as_json: DryRunAsJson = False,
 ) -> None:
-    """Delete dead letters for good; the others keep their places.
+    """Delete dead letters permanently; the others keep their order.
 
     For example:
 
         onenet-worker dead-letters discard --reason invalid_command --older-than 7d --yes
     """
-    selection = _selection([*(ids or ()), *(command_id or ())], reason, device, source, older_than, newer_than)
-    _require(selection, is_all=is_all)
+    chosen = _required(chosen, ids, is_all=is_all)
     if dry_run:
-        _print(_meant("discarded", selection, limit), as_json=as_json)
+        with _open() as reader:
+            found = _choose("discarded", reader, chosen, limit)
+        _print(found, as_json=as_json)
         return
     _refuse_json(as_json)
     confirmed: set[bytes] | None = None
     if not yes:
         if not sys.stdin.isatty():
-            raise WorkerError("--yes is required where nobody can be asked")
-        found = _look(selection, limit)  # not held while somebody thinks: the broker would take them back
+            raise WorkerError("without a terminal, --yes is required")
+        with _open() as reader:  # closed while the question is open: the broker's consumer timeout would end it
+            found = _fetch(reader, chosen, limit)
         if found:
-            typer.confirm(f"Delete {_counted(len(found))} for good?", abort=True, err=True)
-        confirmed = {letter.fingerprint for letter in found}
+            typer.confirm(f"Delete {_counted(len(found))} permanently?", abort=True, err=True)
+        confirmed = {dead_letter.fingerprint for dead_letter in found}
 
-    def carry_out(look: "DeadLetterReader", letters: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
-        for letter in letters:
-            if confirmed is None or letter.fingerprint in confirmed:
-                look.discard(letter)
+    def discard_each(reader: "DeadLetterReader", found: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
+        for dead_letter in found:
+            if confirmed is None or dead_letter.fingerprint in confirmed:
+                reader.discard(dead_letter)
                 done()
 
-    _carry_out("discarded", selection, limit, carry_out)
+    _apply("discarded", chosen, limit, discard_each)
 
 
-def _selection(
-    ids: Sequence[str] | None,
-    reasons: Sequence[Reason] | None,
-    device: str | None,
-    source: str | None,
-    older_than: timedelta | None,
-    newer_than: timedelta | None,
-) -> "Filter":
-    from worker.dead_letters.letter import Filter
-
-    return Filter(frozenset(ids or ()), frozenset(map(str, reasons or ())), device, source, older_than, newer_than)
-
-
-def _require(selection: "Filter", *, is_all: bool) -> None:
-    """Have it said which letters are meant.
+def _required(chosen: "Filter", ids: Sequence[str] | None, *, is_all: bool) -> "Filter":
+    """Add ids to a filter, and require either a filter or ``--all``.
 
     Raises:
-        WorkerError: nothing is selected, or both all and some.
+        WorkerError: neither is given, or both.
     """
-    if selection.is_everything and not is_all:
+    chosen = with_changes(chosen, ids=chosen.ids | frozenset(ids or ()))
+    if chosen.is_empty and not is_all:
         raise WorkerError(
-            "which ones? Name ids, or say --reason, --device, --source, --older-than, --newer-than or --all"
+            "no dead letters selected: give ids, --reason, --device, --source, --older-than, --newer-than or --all"
         )
-    if is_all and not selection.is_everything:
-        raise WorkerError("--all and a selection: use one or the other")
+    if is_all and not chosen.is_empty:
+        raise WorkerError("--all cannot be combined with ids or filters: use one or the other")
+    return chosen
 
 
 def _refuse_json(as_json: bool) -> None:
     if as_json:
-        raise WorkerError("--json goes with --dry-run")
+        raise WorkerError("--json needs --dry-run")
 
 
-def _refuse_too_many(letters: Sequence["DeadLetter"], gap_s: float | None) -> None:
-    if gap_s is not None and (len(letters) - 1) * gap_s > MAX_HELD_S:
-        most = int(MAX_HELD_S / gap_s) + 1
-        raise WorkerError(f"{len(letters):,} of them would take too long at that rate: --limit {most} is the most")
+def _refuse_too_many(found: Sequence["DeadLetter"], interval_s: float | None) -> None:
+    if interval_s is not None and (len(found) - 1) * interval_s > MAX_HELD_S:
+        largest = int(MAX_HELD_S / interval_s) + 1
+        raise WorkerError(f"{len(found):,} dead letters take too long at that rate: use --limit {largest} or less")
 
 
 def _open() -> "DeadLetterReader":
@@ -265,170 +279,113 @@ def _open() -> "DeadLetterReader":
     return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)
 
 
-def _select(look: "DeadLetterReader", selection: "Filter", limit: int | None) -> list["DeadLetter"]:
+def _fetch(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:
     now = datetime.now(UTC)
-    taken = look.take()
-    if look.waiting > len(taken):
-        held = f"{len(taken):,} of {look.waiting:,}"
-        typer.echo(f"onenet-worker: only {held} can be looked at, and of so many the order is not kept", err=True)
-    return [letter for letter in taken if selection.takes(letter, now)][:limit]
+    found = reader.fetch_all()
+    if reader.waiting > len(found):
+        share = f"{len(found):,} of {reader.waiting:,}"
+        typer.echo(f"onenet-worker: only {share} dead letters can be read at once; their order is lost", err=True)
+    return [dead_letter for dead_letter in found if chosen.matches(dead_letter, now)][:limit]
 
 
-def _look(selection: "Filter", limit: int | None) -> list["DeadLetter"]:
-    with _open() as look:
-        return _select(look, selection, limit)
-
-
-def _choose(past: str, look: "DeadLetterReader", selection: "Filter", limit: int | None) -> list["DeadLetter"]:
-    """Return the selected letters.
+def _choose(past: str, reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:
+    """Return the selected dead letters.
 
     Raises:
-        WorkerError: there is none of an id that is named.
+        WorkerError: a requested id has none.
     """
-    letters = _select(look, selection, limit)
-    missing = selection.ids - {letter.command_id for letter in letters}
+    found = _fetch(reader, chosen, limit)
+    missing = chosen.ids - {dead_letter.command_id for dead_letter in found}
     if missing and limit is None:
         raise _missing(sorted(missing), f"; nothing was {past}")
-    return letters
+    return found
 
 
-def _meant(past: str, selection: "Filter", limit: int | None) -> list["DeadLetter"]:
-    with _open() as look:
-        return _choose(past, look, selection, limit)
-
-
-def _carry_out(
+def _apply(
     past: str,
-    selection: "Filter",
+    chosen: "Filter",
     limit: int | None,
-    act: Callable[["DeadLetterReader", Sequence["DeadLetter"], Callable[[], None]], None],
+    action: Callable[["DeadLetterReader", Sequence["DeadLetter"], Callable[[], None]], None],
 ) -> None:
-    """Do something with each selected letter, and say with how many it was done, however it ends."""
+    """Apply an action to each selected dead letter, and report how many were processed, also after an error."""
     done = 0
-    with _open() as look:
-        letters = _choose(past, look, selection, limit)
+    with _open() as reader:
+        found = _choose(past, reader, chosen, limit)
         try:
-            with progress(past, len(letters)) as advance:
+            with progress(past, len(found)) as advance:
 
                 def count() -> None:
                     nonlocal done
                     done += 1
                     advance()
 
-                act(look, letters, count)
+                action(reader, found, count)
         except KeyboardInterrupt:
-            typer.echo(f"onenet-worker: interrupted: {past} {done:,} of {_counted(len(letters))}", err=True)
+            typer.echo(f"onenet-worker: interrupted: {past} {done:,} of {_counted(len(found))}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except WorkerError as exc:
-            raise WorkerError(f"{exc}; {past} {done:,} of {_counted(len(letters))}") from exc
+            raise WorkerError(f"{exc}; {past} {done:,} of {_counted(len(found))}") from exc
     typer.echo(f"{past} {_counted(done)}")
 
 
 def _missing(ids: Sequence[str], consequence: str = "") -> WorkerError:
-    return WorkerError(f"no dead letter of {', '.join(map(_printable, ids))}{consequence}")
+    from worker.dead_letters.view import printable
+
+    return WorkerError(f"no dead letter with id {', '.join(map(printable, ids))}{consequence}")
 
 
 def _counted(count: int) -> str:
     return f"{count:,} dead letter{'' if count == 1 else 's'}"
 
 
-def _summary(letter: "DeadLetter") -> dict[str, Any]:
-    """Return what a list says of a letter."""
-    return {
-        "command_id": letter.command_id,
-        "reason": letter.reason,
-        "error": letter.error,
-        "failed_at": _utc(letter.failed_at),
-        "device": letter.imei,
-        "source": letter.source,
-        "expires_at": _utc(letter.expires_at),
-    }
-
-
-def _everything(letter: "DeadLetter") -> dict[str, Any]:
-    """Return all there is of a letter; a body that is no UTF-8 in base64."""
-    properties = {name: _plain(value) for name, value in vars(letter.properties).items() if value is not None}
-    headers = properties.pop("headers", {})
-    try:
-        body = {"body": letter.body.decode()}
-    except UnicodeDecodeError:
-        body = {"body_base64": base64.b64encode(letter.body).decode()}
-    return _summary(letter) | {"routing_key": letter.routing_key, "properties": properties, "headers": headers} | body
-
-
-def _print(letters: Sequence["DeadLetter"], *, as_json: bool) -> None:
+def _print(found: Sequence["DeadLetter"], *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from worker.dead_letters.view import printable, summary, utc
 
     if as_json:
-        for letter in letters:
-            typer.echo(json.dumps(_summary(letter), ensure_ascii=False))
+        for dead_letter in found:
+            typer.echo(json.dumps(summary(dead_letter), ensure_ascii=False))
         return
-    table = Table("set aside", "reason", "command id", "device", "source", "expires", "error")
+    table = Table("dead-lettered", "reason", "command id", "device", "source", "expires", "error")
     now = datetime.now(UTC)
-    for letter in letters:
-        expires = _utc(letter.expires_at, timespec="seconds") or ""
-        if letter.expires_at is not None and letter.expires_at <= now:
+    for dead_letter in found:
+        expires = utc(dead_letter.expires_at, timespec="seconds") or ""
+        if dead_letter.expires_at is not None and dead_letter.expires_at <= now:
             expires = "has expired"
         cells = (
-            _utc(letter.failed_at, timespec="seconds"), letter.reason, letter.command_id, letter.imei, letter.source,
-            expires, letter.error,
+            utc(dead_letter.failed_at, timespec="seconds"), dead_letter.reason, dead_letter.command_id,
+            dead_letter.imei, dead_letter.source, expires, dead_letter.error,
         )  # fmt: skip
-        table.add_row(*(Text(_printable(cell or "").replace("\n", " ")) for cell in cells))
-    if letters:
+        table.add_row(*(Text(printable(cell or "").replace("\n", " ")) for cell in cells))
+    if found:
         _console().print(table)
-    typer.echo(_counted(len(letters)), err=True)
+    typer.echo(_counted(len(found)), err=True)
 
 
-def _show(letter: "DeadLetter") -> None:
+def _show(dead_letter: "DeadLetter") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found = _everything(letter)
-    headers, properties = found.pop("headers"), found.pop("properties")
-    body = json.dumps(json.loads(letter.body), indent=2, ensure_ascii=False) if letter.is_json else None
-    found.pop("body", None)
-    found.pop("body_base64", None)
+    from worker.dead_letters.view import details, printable
+
+    fields = details(dead_letter)
+    headers, properties = fields.pop("headers"), fields.pop("properties")
+    body = json.dumps(json.loads(dead_letter.body), indent=2, ensure_ascii=False) if dead_letter.is_json else None
+    fields.pop("body", None)
+    fields.pop("body_base64", None)
     table = Table(show_header=False)
-    for section, fields in (("", found), ("property ", properties), ("header ", headers)):
-        for name, value in fields.items():
+    for section, values in (("", fields), ("property ", properties), ("header ", headers)):
+        for name, value in values.items():
             if value is not None:
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                table.add_row(Text(_printable(section + name)), Text(_printable(text)))
-    table.add_row(Text("body"), Text(_printable(body or letter.body.decode(errors="backslashreplace"))))
+                table.add_row(Text(printable(section + name)), Text(printable(text)))
+    table.add_row(Text("body"), Text(printable(body or dead_letter.body.decode(errors="backslashreplace"))))
     _console().print(table)
 
 
 def _console() -> "Console":
     from rich.console import Console
 
-    # Where it is no terminal there is no width to keep to.
-    return Console(width=None if sys.stdout.isatty() else 10_000)
-
-
-def _utc(moment: datetime | None, timespec: str = "milliseconds") -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat(timespec=timespec)
-
-
-def _plain(value: Any) -> Any:
-    """Return a header's value as JSON has it."""
-    from worker.amqp.field_table import RawFieldValue
-
-    match value:
-        case bytes():
-            return value.decode(errors="backslashreplace")
-        case dict():
-            return {str(_plain(name)): _plain(item) for name, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case None | bool() | int() | float() | str():
-            return value
-        case RawFieldValue(moment=datetime() as moment):
-            return _utc(moment)
-        case _:
-            return str(value)
-
-
-def _printable(text: str) -> str:
-    """Show what could steer a terminal as what it is."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return Console(width=None if sys.stdout.isatty() else 10_000)  # a pipe has no width: do not wrap

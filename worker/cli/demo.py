@@ -8,12 +8,12 @@ import typer
 
 
 def demo(
-    commands: Annotated[int, typer.Option(help="How many commands to send.", min=150, max=5_000)] = 400,
+    commands: Annotated[int, typer.Option(help="Number of commands to send.", min=150, max=5_000)] = 400,
 ) -> None:
-    """Show all of it at once: a broker, a OneNET simulator, the real worker and commands of all kinds, good and bad.
+    """Run a broker, a OneNET simulator and the real worker, and send valid and faulty commands of every kind.
 
-    Nothing has to be configured. The broker is the one that AMQP_URL names, else one in Docker, else a private node of
-    the rabbitmq-server on this machine. Whatever is started is stopped, whatever is declared is deleted. Example:
+    No configuration is needed. The broker is the one in AMQP_URL, or else one in Docker, or else a private node of the
+    installed rabbitmq-server. Everything that was started or declared is removed at the end. Example:
 
         onenet-worker demo --commands 1000
     """
@@ -21,12 +21,12 @@ def demo(
 
     from worker.dev.demo import run_demo
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was started is stopped then too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the servers are stopped then too
         signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
     console = Console()
     try:
-        all_well = run_demo(console, commands)
+        all_ok = run_demo(console, commands)
     except KeyboardInterrupt:
-        console.print("\ninterrupted: everything that was started has been stopped")
+        console.print("\ninterrupted: all started processes have been stopped")
         raise
-    raise typer.Exit(0 if all_well else 1)
+    raise typer.Exit(0 if all_ok else 1)

@@ -1,4 +1,4 @@
-"""A progress bar for whoever sits at a terminal."""
+"""A progress bar for terminals."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, total: int, *, is_shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr, where that is a terminal; yields what advances it."""
+    """Show a progress bar on stderr if that is a terminal; yields a function that advances it by one."""
     from rich.console import Console
     from rich.progress import Progress
 

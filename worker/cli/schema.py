@@ -8,15 +8,15 @@ import typer
 
 
 class Document(StrEnum):
-    """What can be printed."""
+    """The documents that can be printed."""
 
     COMMAND = "command"
     REPLY = "reply"
     ASYNCAPI = "asyncapi"
 
 
-def schema(document: Annotated[Document, typer.Argument(help="Which contract.")]) -> None:
-    """Print a contract: the JSON Schema (2020-12) of a message, or the AsyncAPI (3.0) document of them all.
+def schema(document: Annotated[Document, typer.Argument(help="The document to print.")]) -> None:
+    """Print the JSON Schema (2020-12) of a message, or the AsyncAPI (3.0) document of all messages.
 
     For example:
 

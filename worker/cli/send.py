@@ -24,31 +24,31 @@ def send(
     obj_id: Annotated[int | None, typer.Option(help="LwM2M object id.")] = None,
     obj_inst_id: Annotated[int | None, typer.Option(help="LwM2M object instance id.")] = None,
     res_id: Annotated[int | None, typer.Option(help="LwM2M resource id.")] = None,
-    args: Annotated[str | None, typer.Option(help="The command's arguments.")] = None,
-    expired_time: Annotated[str | None, typer.Option(help="ISO 8601; by itself a day from now.")] = None,
-    valid_time: Annotated[str | None, typer.Option(help="ISO 8601; by itself at once.")] = None,
+    args: Annotated[str | None, typer.Option(help="The arguments of the command.")] = None,
+    expired_time: Annotated[str | None, typer.Option(help="ISO 8601; default: a day from now.")] = None,
+    valid_time: Annotated[str | None, typer.Option(help="ISO 8601; default: now.")] = None,
     retry: Annotated[int | None, typer.Option(help="0-10.")] = None,
     timeout: Annotated[int | None, typer.Option(help="5-40, seconds.")] = None,
     trigger_msg: Annotated[int | None, typer.Option(help="1-7: 1 REGISTER + 2 UPDATE + 4 NOTIFY.")] = None,
     product: Annotated[str | None, typer.Option(help="The configured product to use.")] = None,
-    command_id: Annotated[str | None, typer.Option(help="The idempotency key; by itself a new one.")] = None,
+    command_id: Annotated[str | None, typer.Option(help="The idempotency key; default: a new one.")] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines, one command each; none is sent unless all are valid.",
+            help="JSON lines, one command per line; nothing is sent unless all are valid.",
             exists=True,
             dir_okay=False,
             readable=True,
         ),
     ] = None,
     app_id: Annotated[str, typer.Option(help="The upstream system's name, for the reply's routing key.")] = "cli",
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the replies and print them, one line each.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the replies and print them, one per line.")] = False,
     wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for the replies.", min=0)] = 60.0,
 ) -> None:
-    """Send one command, or a file of them, to the worker.
+    """Send one command, or a file of commands, to the worker.
 
-    The ids go to stdout, or with --wait the replies. Exit code 1 if a command is invalid, a reply is missing or one
-    does not say "accepted". Example:
+    Prints the command ids, or with --wait the replies. Exit code 1 if a command is invalid, or a reply is missing or
+    its status is not "accepted". Example:
 
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
@@ -85,12 +85,12 @@ def send(
                     if not wait:
                         typer.echo(sent_id)
         except KeyboardInterrupt:
-            typer.echo(f"onenet-worker: interrupted: {_how_far(sent, len(commands))}", err=True)
+            typer.echo(f"onenet-worker: interrupted: {_progress_of(sent, len(commands))}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except WorkerError as exc:
             if len(commands) == 1:
                 raise
-            raise WorkerError(f"{exc}; {_how_far(sent, len(commands))}") from exc
+            raise WorkerError(f"{exc}; {_progress_of(sent, len(commands))}") from exc
         if not wait:
             return
         replies = 0
@@ -100,13 +100,13 @@ def send(
             replies += 1
             all_accepted = all_accepted and reply["status"] == "accepted"
     if replies < len(commands):
-        raise WorkerError(f"{len(commands) - replies} of {len(commands)} replies did not come in {wait_timeout:g} s")
+        raise WorkerError(f"{len(commands) - replies} of {len(commands)} replies did not arrive in {wait_timeout:g} s")
     if not all_accepted:
         raise typer.Exit(1)
 
 
-def _how_far(sent: int, total: int) -> str:
-    return f"{sent:,} of {total:,} were sent; send them all again: those that were sent are known by their ids"
+def _progress_of(sent: int, total: int) -> str:
+    return f"{sent:,} of {total:,} were sent; send all of them again: ids that were already sent have no second effect"
 
 
 def _from_flags(flags: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -123,10 +123,10 @@ def _from_file(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tuple[str, bytes]]:
-    """Return the ids and bodies of valid commands.
+    """Return the ids and bodies of the commands.
 
     Raises:
-        WorkerError: a command is invalid: then none is sent, since a file that was sent in part is hard to repeat.
+        WorkerError: a command is invalid; none is sent then, since a partly sent file is hard to repeat.
     """
     from worker.core.parsing import read_command
 
@@ -139,12 +139,12 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
             errors.append(f"{place}{exc.message}")
             continue
         if found in commands:
-            errors.append(f"{place}command_id: {found} stands here before")
+            errors.append(f"{place}command_id: {found} is a duplicate")
         commands[found] = body
     if len(errors) > _MAX_ERRORS:
         errors[_MAX_ERRORS:] = [f"and {len(errors) - _MAX_ERRORS:,} more"]
     if not commands and not errors:
-        errors.append("there is no command in it")
+        errors.append("the file contains no command")
     if errors:
         raise WorkerError("\n".join([*errors, "nothing was sent"]))
     return list(commands.items())

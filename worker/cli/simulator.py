@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def simulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8580,
-    api_key: Annotated[str, typer.Option(help="The MasterKey that it lets in.")] = "simulator-key",
-    product_id: Annotated[str | None, typer.Option(help='The product of mode "safe".')] = None,
+    api_key: Annotated[str, typer.Option(help="The MasterKey that it accepts.")] = "simulator-key",
+    product_id: Annotated[str | None, typer.Option(help='The product id in mode "safe".')] = None,
     latency: Annotated[float, typer.Option(help="Seconds before each answer.", min=0)] = 0.0,
-    offline: Annotated[list[str] | None, typer.Option(help="An IMEI that answers errno 2001; may be repeated.")] = None,
+    offline: Annotated[list[str] | None, typer.Option(help="An IMEI that is offline; may be repeated.")] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,13 +30,13 @@ def simulator(
             "late_caching."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the faults fall the same way again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random faults, to repeat a run.")] = None,
 ) -> None:
-    """Run a OneNET for development and tests, on this machine.
+    """Run a OneNET simulator for development and tests on this machine.
 
-    It keeps the rules of the platform's page and fails on request. `GET` and `PUT /control/faults` show and set its
-    faults while it runs, those of the command history too; `GET /control/commands` shows what it cached, `GET
-    /control/requests` what it was asked. The access key of mode "safe" is read from SIMULATOR_ACCESS_KEY. Example:
+    It follows the platform's documented rules and fails on request. `GET` and `PUT /control/faults` read and replace
+    its faults while it runs, also those of the command history; `GET /control/commands` lists the cached commands, `GET
+    /control/requests` the requests. The access key of mode "safe" is read from SIMULATOR_ACCESS_KEY. Example:
 
         onenet-worker simulator --latency 0.05 --fault hang=0.01,30 --fault error_500_after_caching=0.02
     """
@@ -59,7 +59,7 @@ def simulator(
     except OSError as exc:
         raise WorkerError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
     typer.echo(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again once it has ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again after its shutdown
     try:
         asyncio.run(server.serve())
     except KeyboardInterrupt:

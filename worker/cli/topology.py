@@ -8,12 +8,12 @@ import typer
 
 def topology(
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print it in the broker's definitions format and declare nothing.")
+        bool, typer.Option("--json", help="Print them in the broker's definitions format instead.")
     ] = False,
 ) -> None:
     """Declare the exchanges, queues and bindings on the broker, or print them.
 
-    Example, for a broker that is set up by files:
+    Example, for a broker that imports definitions at its start:
 
         onenet-worker topology --json > definitions.json
     """

@@ -48,8 +48,8 @@ def doubt_after_claim(
 def is_forgotten(claim: Unseen, envelope: Envelope) -> bool:
     """Tell whether a copy's command may have been sent before the store's records begin.
 
-    The message that it was copied from may have been delivered again, and sent, if its worker crashed in between. A copy
-    that a stopping worker returned to the queue is trusted: only two crashes, one of them during that stop, break that.
+    The message that it was copied from may have been delivered again, and sent, if its worker crashed in between. A
+    copy that a stopping worker returned to the queue is trusted: only two crashes, one during that stop, break this.
     """
     if claim.forgotten_before is None or not envelope.is_copy or envelope.is_unstarted:
         return False

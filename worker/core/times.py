@@ -1,4 +1,4 @@
-"""Times as they travel: ISO 8601 to the second in, the platform's local time without an offset out."""
+"""Times in messages (ISO 8601, to the second) and in requests (the platform's local time, without an offset)."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 from schemas.command import TIME_PATTERN
 
-_FORM = re.compile(TIME_PATTERN.removesuffix("$") + r"\Z")  # Python's $ would let a line break pass
+_FORM = re.compile(TIME_PATTERN.removesuffix("$") + r"\Z")  # Python's $ also matches before a trailing line break
 _DAY = timedelta(days=1)
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])\Z")
 _UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": _DAY}
@@ -14,14 +14,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_time(text: str, platform_zone: ZoneInfo) -> datetime:
-    """Return the instant that a command's time names.
+    """Return the instant of a time in a command.
 
     Args:
-        text: ``YYYY-MM-DDTHH:MM:SS``, with ``Z``, ``+HH``, ``+HHMM``, ``+HH:MM`` or nothing behind it.
-        platform_zone: where a time without an offset is read.
+        text: ``YYYY-MM-DDTHH:MM:SS``, followed by ``Z``, ``+HH``, ``+HHMM``, ``+HH:MM`` or nothing.
+        platform_zone: the zone of a time without an offset.
 
     Raises:
-        ValueError: not such a time, or no such day.
+        ValueError: the text has another form, or there is no such time.
     """
     if not _FORM.match(text):
         raise ValueError("must be a time as YYYY-MM-DDTHH:MM:SS, with or without an offset")
@@ -29,7 +29,7 @@ def parse_time(text: str, platform_zone: ZoneInfo) -> datetime:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=platform_zone)
-        # A day of room on both sides, so that no later conversion to another offset leaves the calendar.
+        # With a day of margin on both sides no later conversion to another offset can overflow.
         _ = moment.astimezone(UTC) - _DAY, moment.astimezone(UTC) + _DAY
     except (ValueError, OverflowError) as exc:
         raise ValueError("there is no such time") from exc
@@ -37,10 +37,10 @@ def parse_time(text: str, platform_zone: ZoneInfo) -> datetime:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read a whole number and a unit: ``90s``, ``15m``, ``2h`` or ``7d``.
+    """Read a duration, a whole number and a unit: ``90s``, ``15m``, ``2h`` or ``7d``.
 
     Raises:
-        ValueError: it is not such a text.
+        ValueError: the text has another form.
     """
     found = _DURATION.match(text)
     if found is None:
@@ -49,10 +49,10 @@ def parse_duration(text: str) -> timedelta:
 
 
 def milliseconds(moment: datetime) -> int:
-    """Return the milliseconds from 1970 to an instant, cut off as where a time is written with three digits."""
+    """Return the whole milliseconds from 1970 to an instant, rounded down."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def platform_time(moment: datetime, platform_zone: ZoneInfo) -> str:
-    """Return an instant as OneNET takes it: the platform's local time, without an offset."""
+    """Return an instant in OneNET's form: the platform's local time, without an offset."""
     return moment.astimezone(platform_zone).replace(tzinfo=None).isoformat(timespec="seconds")

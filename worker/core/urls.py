@@ -1,7 +1,7 @@
-"""URLs of settings and of the environment, read more strictly than any library does.
+"""Validation of the URLs in settings and environment, stricter than that of any library.
 
-The libraries disagree about a URL that is not whole. In ``amqp://user:12/secret@host`` some take ``user`` for the host
-and the password for a path, and print both. So a URL is read here first; what is accepted means the same to all.
+Libraries disagree about malformed URLs. In ``amqp://user:12/secret@host`` some take ``user`` for the host and the
+password for a path, and print both. So every URL is validated here first; all libraries read an accepted URL alike.
 Source: https://www.rfc-editor.org/rfc/rfc3986#appendix-A
 """
 
@@ -10,12 +10,12 @@ from ipaddress import IPv6Address
 from urllib.parse import unquote
 
 _MAX_PORT = 65535
-_ENCODED = r"%(?!00)[0-9A-Fa-f]{2}"  # %00 ends a text in some protocols
+_ENCODED = r"%(?!00)[0-9A-Fa-f]{2}"  # some protocols end a text at NUL
 _PLAIN = r"-A-Za-z0-9._~!$&'()*+,;="  # RFC 3986: unreserved and sub-delims
-_UNAMBIGUOUS = r"^{}|`\"<>"  # RFC 3986 wants them encoded, but pika and redis-py take them for themselves
+_UNAMBIGUOUS = r"^{}|`\"<>"  # RFC 3986 requires them to be encoded; pika and redis-py accept them literally
 _NAME = rf"(?:[{_PLAIN}{_UNAMBIGUOUS}]|{_ENCODED})*"
 _PASSWORD = rf"(?:[{_PLAIN}:{_UNAMBIGUOUS}]|{_ENCODED})*"
-# One byte of a path. An @ in a path, though RFC 3986 allows it, tells of a slash in a password before it.
+# One byte of a path. RFC 3986 allows @ in a path, but it is a sign of an unencoded slash in a password.
 _BYTE = rf"(?:[{_PLAIN}:]|{_ENCODED})"
 _HOST = r"(?![-.])(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]"
 _OPTION = rf"[A-Za-z_]+=(?:[!\"$'-?A-~]|{_ENCODED})+"  # neither & nor @ nor #
@@ -25,10 +25,10 @@ NO_USER = ""
 USER = rf"(?:{_NAME}(?::{_PASSWORD})?@)?"
 STRICT_USER = rf"(?:(?:[{_PLAIN}]|{_ENCODED})*(?::{_BYTE}*)?@)?"
 USER_WITH_PASSWORD = rf"(?:{_NAME}:{_PASSWORD}@)?"
-# Other programs accept more than RFC 3986 does in the proxy of an environment that they share with the worker, such as
-# an e-mail address for the user name. It ends at the last @, so that it has one meaning all the same.
+# Other programs share the environment's proxy with the worker and accept more than RFC 3986 does, such as an e-mail
+# address for the user name. The user info ends at the last @, so that the URL has one meaning all the same.
 SHARED_USER = r"(?:[^\s\x00-\x1f\x7f/?#\\]*@)?"
-# Names of 255 bytes are the longest that AMQP can carry; pika would end one at a semicolon.
+# AMQP limits names to 255 bytes; pika ends a name at a semicolon.
 ONE_SEGMENT = rf"(?:/(?:(?!;){_BYTE}){{0,255}})?"
 MANY_SEGMENTS = rf"(?:/{_BYTE}*)*"
 NUMBER = r"(?:/[0-9]{0,9})?"
@@ -44,7 +44,7 @@ class UrlForm:
     """One form of URLs.
 
     Args:
-        schemes: those that it may have, in lower case.
+        schemes: the allowed schemes, in lower case.
         user: ``NO_USER``, ``USER``, ``STRICT_USER``, ``USER_WITH_PASSWORD`` or ``SHARED_USER``.
         path: ``ONE_SEGMENT``, ``MANY_SEGMENTS``, ``NUMBER`` or ``SLASH``.
         has_options: whether there may be a query, ``name=value&name=value``.
@@ -57,10 +57,10 @@ class UrlForm:
         )
 
     def check(self, text: str) -> str:
-        """Return a whole URL of this form, with its scheme in lower case, as some libraries want it.
+        """Return the URL with its scheme in lower case, which some libraries require.
 
         Raises:
-            ValueError: it is not one; the error says nothing of it, since it may hold a password.
+            ValueError: the text is not a URL of this form. The error does not quote it, since it may hold a password.
         """
         scheme, separator, rest = text.partition("://")
         url = f"{scheme.lower()}{separator}{rest}"
@@ -70,7 +70,7 @@ class UrlForm:
         if found["port"] is not None and not 1 <= int(found["port"]) <= _MAX_PORT:
             raise ValueError("no port has this number")
         if found["host"].startswith("[") and not _is_ipv6(found["host"][1:-1]):
-            raise ValueError("not an address of IPv6")
+            raise ValueError("not an IPv6 address")
         return url
 
 

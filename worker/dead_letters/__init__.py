@@ -1,1 +1,1 @@
-"""Dead letters: reading, filtering and showing them."""
+"""Dead letters: how they are read from the broker, filtered, replayed and shown."""

@@ -1,4 +1,4 @@
-"""Dead letters as people handle them: what one says, which of them are meant, and how one goes back. Pure."""
+"""One dead letter: its fields, how it is filtered, and how it is replayed. Pure."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,19 +20,24 @@ from worker.core.parsing import read_command
 from worker.errors import InvalidMessage, UnusableCommand
 
 BROKER = "broker"
-# Of these it is known that OneNET has not cached the command. Not of unknown_product: it may have been known before.
+# With these reasons OneNET has certainly not cached the command. Not with unknown_product: an earlier attempt may have
+# been sent while the product was still configured.
 _NOT_CACHED = frozenset({"invalid_message", "invalid_command", "expired", "retries_exhausted", "command_id_conflict"})
 
 
 @dataclass(frozen=True, eq=False)
 class DeadLetter:
-    """One dead letter; its tag is valid on the channel that it was taken from only.
+    """One message of the dead-letter queue.
 
-    ``zone``: where a command's times without an offset are read.
+    Args:
+        tag: its delivery tag, valid only on the channel that received it.
+        routing_key: what it was dead-lettered with.
+        properties: its AMQP properties, headers included.
+        body: the original body of the command.
+        zone: time zone of the command's times without an offset.
     """
 
     tag: int
-    exchange: str
     routing_key: str
     properties: BasicProperties
     body: bytes
@@ -43,27 +48,27 @@ class DeadLetter:
         return self.properties.headers or {}
 
     @property
-    def is_workers(self) -> bool:
-        """Tell whether a worker set it aside, so that its headers are believed; otherwise the broker did by itself.
+    def is_from_worker(self) -> bool:
+        """Tell whether a worker dead-lettered it, so that its headers can be trusted; otherwise the broker did.
 
-        A worker's letter has none of the broker's record of deaths, and its reason for a routing key.
+        A worker publishes without the broker's ``x-death`` header, and with the reason in the routing key.
         """
         return "x-death" not in self.headers and self.routing_key == f"{EXECUTE}.{self.headers.get(REASON)}"
 
     @property
     def reason(self) -> str:
-        if self.is_workers:
+        if self.is_from_worker:
             return str(self.headers[REASON])
         return f"{BROKER}: {self.headers.get('x-first-death-reason') or 'unknown'}"
 
     @property
     def error(self) -> str | None:
-        return str(self.headers[ERROR]) if self.is_workers and ERROR in self.headers else None
+        return str(self.headers[ERROR]) if self.is_from_worker and ERROR in self.headers else None
 
     @cached_property
     def failed_at(self) -> datetime | None:
-        """When it was set aside, aware; None where nothing tells."""
-        if self.is_workers:
+        """When it was dead-lettered, with time zone; None if the message does not say."""
+        if self.is_from_worker:
             try:
                 moment = datetime.fromisoformat(str(self.headers.get(FAILED_AT)))
             except ValueError:
@@ -91,47 +96,48 @@ class DeadLetter:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When its command expires, None where that cannot be read."""
+        """When its command expires; None if the command is invalid."""
         return self._read.expires_at if isinstance(self._read, Command) else None
 
     @property
     def is_json(self) -> bool:
-        """Tell whether the body is a JSON object that means the same to everybody."""
+        """Tell whether the body is one unambiguous JSON object."""
         return not isinstance(self._read, InvalidMessage)
 
     @property
     def source(self) -> str | None:
-        """The upstream system that sent it."""
+        """The upstream system that sent the command."""
         return self.properties.app_id if isinstance(self.properties.app_id, str) else None
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Return the same bytes for the same letter, from whichever channel it is taken."""
+        """Return a hash that identifies the message across channels and deliveries."""
         lasting = {name: value for name, value in self.headers.items() if name != "x-delivery-count"}
-        rest = {**vars(self.properties), "headers": None}
-        return hashlib.blake2b(repr((self.routing_key, lasting, sorted(rest.items()), self.body)).encode()).digest()
+        properties = {**vars(self.properties), "headers": None}
+        identity = (self.routing_key, lasting, sorted(properties.items()), self.body)
+        return hashlib.blake2b(repr(identity).encode()).digest()
 
     def replay(self, now: datetime) -> Replay:
-        """Return what a replay has to say of it: what may have been sent goes back in doubt.
+        """Describe its replay: a command that may have been cached is replayed in doubt.
 
-        ``now``: covers every try of a letter that does not tell when it was set aside, or by whom.
+        ``now`` ends the window of doubt of a message that does not say when it failed, or that no worker published.
         """
-        failed_at = self.failed_at if self.is_workers and self.failed_at is not None else now
+        failed_at = self.failed_at if self.is_from_worker and self.failed_at is not None else now
         return Replay(failed_at, None if self.reason in _NOT_CACHED else DoubtWindow(None, failed_at))
 
     def delivery(self) -> Delivery:
-        """Return it as one that came in; what only the worker may write on a message is believed of its own."""
+        """Return it as a delivery; headers that only a worker may set are trusted if a worker set them."""
         return Delivery(
             0, self.tag, is_redelivered=False, properties=self.properties, body=self.body,
-            is_returned=self.is_workers,
+            is_returned=self.is_from_worker,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are meant: those that every given condition fits.
+    """Selects the dead letters that meet every given condition.
 
-    ``reasons``: codes, or ``broker`` for whatever the broker set aside by itself.
+    ``reasons``: error codes, or ``broker`` for messages that the broker dead-lettered.
     """
 
     ids: frozenset[str] = frozenset()
@@ -142,17 +148,17 @@ class Filter:
     newer_than: timedelta | None = None
 
     @property
-    def is_everything(self) -> bool:
+    def is_empty(self) -> bool:
         return self == Filter()
 
-    def takes(self, letter: DeadLetter, now: datetime) -> bool:
-        """Tell whether a letter is meant. One whose age nothing tells is neither older nor newer."""
-        age = None if letter.failed_at is None else now - letter.failed_at
+    def matches(self, dead_letter: DeadLetter, now: datetime) -> bool:
+        """Tell whether a dead letter is selected. One of unknown age is neither older nor newer."""
+        age = None if dead_letter.failed_at is None else now - dead_letter.failed_at
         return (
-            (not self.ids or letter.command_id in self.ids)
-            and (not self.reasons or letter.reason.partition(":")[0] in self.reasons)
-            and (self.device is None or letter.imei == self.device)
-            and (self.source is None or letter.source == self.source)
+            (not self.ids or dead_letter.command_id in self.ids)
+            and (not self.reasons or dead_letter.reason.partition(":")[0] in self.reasons)
+            and (self.device is None or dead_letter.imei == self.device)
+            and (self.source is None or dead_letter.source == self.source)
             and (self.older_than is None or (age is not None and age > self.older_than))
             and (self.newer_than is None or (age is not None and age < self.newer_than))
         )

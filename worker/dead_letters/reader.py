@@ -1,9 +1,9 @@
-"""The dead letters in the broker: read, brought back, discarded. Reading loses none and keeps their order.
+"""Reads, replays and discards dead letters. Reading loses none and keeps their order.
 
-A quorum queue takes back what a consumer held in the order in which it was delivered, behind what was given back
-before and in front of all else. So the order stays as long as each reader has one consumer, takes all that is there,
-and nothing besides. With several `basic.get`, with two readers at once, with a prefetch of less, or with one of more
-(pika gives back first what came last) it does not (measured on 3.10 and 4.0).
+A quorum queue requeues what a consumer held in delivery order, after earlier requeued messages and before all others.
+The order is therefore kept if each reader uses one consumer with a prefetch of exactly the number of messages in the
+queue. It is not kept with `basic.get`, with two readers at once, with a smaller prefetch, or with a larger one, since
+pika requeues surplus messages last first (measured on 3.10 and 4.0).
 """
 
 import time
@@ -22,22 +22,26 @@ from worker.amqp.topology import Topology
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import BrokerUnavailable, WorkerError
 
-MOST = 65_535  # the largest prefetch there is
+MAX_PREFETCH = 65_535  # of the protocol
 _RESOURCE_LOCKED = 405
 _ACCESS_REFUSED = 403
 
 
 class DeadLetterReader:
-    """One look at the dead letters. What was not discarded or replayed is back in its place when it ends, however.
+    """Holds all dead letters while it is open; those not discarded or replayed then return to their places.
 
     Args:
-        broker: to connect to.
+        broker: where to connect.
         topology: names the queue.
-        zone: the zone in which a command's times without an offset are read.
+        zone: time zone of the commands' times without an offset.
+
+    Raises:
+        WorkerError: another reader is open.
+        BrokerUnavailable: no broker answers, or the connection was lost.
     """
 
     def __init__(self, broker: BrokerAddress, topology: Topology, zone: ZoneInfo) -> None:
-        self._queue = topology.dead_letters_exchange  # it has the exchange's name
+        self._queue = topology.dead_letters_exchange  # named like the exchange
         self._outgoing = MessageBuilder(topology, "command line")
         self._zone = zone
         self.waiting = 0
@@ -60,77 +64,79 @@ class DeadLetterReader:
             if self._connection.is_open:
                 self._connection.close()
         except AMQPError as exc:
-            if error is None:  # what was acknowledged last may not have arrived
+            if error is None:  # the last acknowledgements may be lost
                 raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def _lock(self) -> None:
-        """Keep other readers of this kind away until this connection ends.
+        """Exclude other readers until this connection ends.
 
-        The consumer's own flag "exclusive" does nothing on a quorum queue.
+        A quorum queue ignores the consumer's flag "exclusive".
         """
         try:
             self._connection.channel().queue_declare(f"{self._queue}.reading", exclusive=True)
         except ChannelClosedByBroker as exc:
             if exc.reply_code == _RESOURCE_LOCKED:
                 self._connection.close()
-                raise WorkerError("somebody else is reading the dead letters: try again in a moment") from exc
-            if exc.reply_code != _ACCESS_REFUSED:  # who may not declare goes without: two at once lose nothing either
+                raise WorkerError("another command is reading the dead letters: try again in a moment") from exc
+            # Without the right to declare there is no lock; two readers then only change the order.
+            if exc.reply_code != _ACCESS_REFUSED:
                 raise
 
-    def take(self) -> list[DeadLetter]:
-        """Take all letters that are there now, the oldest first; of more than 65,535 so many, and their order is lost.
+    def fetch_all(self) -> list[DeadLetter]:
+        """Return all messages that are in the queue now, the oldest first.
+
+        Of more than ``MAX_PREFETCH`` messages only so many are returned, and the queue's order is lost.
 
         Raises:
-            WorkerError: there is no such queue, or it may not be read.
+            WorkerError: the queue is missing, or reading it is not permitted.
             BrokerUnavailable: the connection was lost.
         """
-        letters: list[DeadLetter] = []
+        found: list[DeadLetter] = []
 
-        def on_letter(_channel: object, method: Any, properties: Any, body: bytes) -> None:
-            exchange, routing_key = method.exchange, method.routing_key
-            letters.append(DeadLetter(method.delivery_tag, exchange, routing_key, properties, body, self._zone))
+        def on_message(_channel: object, method: Any, properties: Any, body: bytes) -> None:
+            found.append(DeadLetter(method.delivery_tag, method.routing_key, properties, body, self._zone))
 
         try:
             self.waiting = self._channel.queue_declare(self._queue, passive=True).method.message_count
-            wanted = min(self.waiting, MOST)
+            wanted = min(self.waiting, MAX_PREFETCH)
             if not wanted:
-                return letters
+                return found
             self._channel.basic_qos(prefetch_count=wanted)
-            consumer = self._channel.basic_consume(self._queue, on_letter)
+            consumer = self._channel.basic_consume(self._queue, on_message)
             deadline = time.monotonic() + CALL_S
-            while (taken := len(letters)) < wanted and time.monotonic() < deadline:
+            while (fetched := len(found)) < wanted and time.monotonic() < deadline:
                 self._connection.process_data_events(time_limit=1)
-                if len(letters) > taken:
+                if len(found) > fetched:
                     deadline = time.monotonic() + CALL_S
-            self._channel.basic_cancel(consumer)  # or each that is discarded would make room for a new one
+            self._channel.basic_cancel(consumer)  # otherwise each discarded message is replaced by a new one
         except ChannelClosedByBroker as exc:
             raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-        return letters
+        return found
 
-    def replay(self, letter: DeadLetter, now: datetime) -> None:
-        """Bring a letter back to the worker; it is gone from here only when the broker has confirmed that.
+    def replay(self, dead_letter: DeadLetter, now: datetime) -> None:
+        """Publish a dead letter to the workers again, and remove it from the queue after the broker's confirm.
 
         Raises:
-            WorkerError: the broker did not take it.
+            WorkerError: the broker did not accept it.
         """
-        publish(self._publishing, self._outgoing.replay(letter.delivery(), letter.replay(now)))
-        self.discard(letter)
+        publish(self._publishing, self._outgoing.replay(dead_letter.delivery(), dead_letter.replay(now)))
+        self.discard(dead_letter)
 
-    def discard(self, letter: DeadLetter) -> None:
-        """Have the broker forget a letter.
+    def discard(self, dead_letter: DeadLetter) -> None:
+        """Delete a dead letter.
 
         Raises:
             BrokerUnavailable: the connection was lost.
         """
         try:
-            self._channel.basic_ack(letter.tag)
+            self._channel.basic_ack(dead_letter.tag)
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def wait(self, seconds: float) -> None:
-        """Let time pass without losing the connection."""
+        """Sleep while heartbeats keep the connection alive."""
         try:
             self._connection.sleep(seconds)
         except AMQPError as exc:

@@ -1,1 +1,1 @@
-"""What a developer needs and production does not: the demo, and private RabbitMQ and Redis servers."""
+"""Tools for development: the demo, and private servers for demo, tests and benchmark."""

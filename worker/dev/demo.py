@@ -1,4 +1,4 @@
-"""The demo: commands of all kinds through the real worker, between a real broker and the simulator."""
+"""The demo: the real worker processes commands of all kinds, with a real broker and the simulator."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pika
 import requests
 from pydantic import SecretStr
 from rich.console import Console
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from worker.amqp.blocking import CommandClient, connect_blocking, declare_on, delete_on
 from worker.amqp.topology import Topology
-from worker.dev.services.broker import start_own_broker
+from worker.dev.services.broker import start_local_broker
 from worker.dev.services.ports import free_port
 from worker.dev.services.processes import LocalProcess
 from worker.errors import WorkerError
@@ -42,7 +41,7 @@ _UNKNOWN, _NOT_FOUND, _BUSY_ONCE, _BUSY, _SILENT, _DEAF, _DARK = (str(_FIRST_DEV
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """One message to send, and what should become of it: a status and an error code."""
+    """One message to send, and its expected outcome: a status and an error code."""
 
     kind: str
     body: bytes
@@ -50,10 +49,10 @@ class _Message:
 
 
 def run_demo(console: Console, count: int) -> bool:
-    """Run the demo; tells whether every command had the outcome that it should have.
+    """Run the demo; returns whether every command had its expected outcome.
 
     Raises:
-        WorkerError: something that the demo needs could not be had.
+        WorkerError: the broker, the simulator or the worker could not be started.
     """
     namespace = f"onenet-demo-{uuid4().hex[:6]}"
     topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S))
@@ -62,20 +61,21 @@ def run_demo(console: Console, count: int) -> bool:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         settings = load_settings().model_copy(update={"worker_namespace": namespace})
         if "amqp_url" in settings.model_fields_set:
-            console.print("broker     the one that AMQP_URL names")
+            console.print("broker     the one in AMQP_URL")
         else:
-            with console.status("looking for a broker; starting a private one takes some seconds"):
-                broker = start_own_broker()
+            with console.status("starting a private broker, which takes some seconds"):
+                broker = start_local_broker()
             stack.callback(broker.stop)
             console.print(f"broker     {broker.origin}")
             settings = settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
         connection, _ = connect_blocking(settings.broker_address)
-        stack.callback(_delete, connection, topology)
+        stack.enter_context(connection)
+        stack.callback(lambda: delete_on(connection.channel(), topology))
         channel = connection.channel()
         declare_on(channel, topology)
         port = free_port()
         control = stack.enter_context(requests.Session())
-        control.trust_env = False  # a proxy of the environment does not lead to this machine
+        control.trust_env = False  # a proxy of the environment cannot reach this machine
         _start_simulator(port, folder, stack, control)
         console.print(f"OneNET     the simulator, at http://127.0.0.1:{port}")
         worker = _start_worker(settings, port, folder)
@@ -84,12 +84,12 @@ def run_demo(console: Console, count: int) -> bool:
         messages = list(_messages(count))
         replies = _exchange(console, settings, topology, messages, worker)
         cached = control.get(f"http://127.0.0.1:{port}/control/commands", timeout=60).json()
-        letters = _letters(channel, topology)
-    return _report(console, messages, replies, cached, letters)
+        dead_letters = _dead_letters(channel, topology)
+    return _report(console, messages, replies, cached, dead_letters)
 
 
 def _messages(count: int) -> Iterator[_Message]:
-    """Yield messages of every kind, the more of a kind the more often it happens."""
+    """Yield messages of every kind, frequent kinds more often."""
     kinds = ["good"] * (count - 145) + [
         *["valid_time has passed"] * 15,
         *["platform too busy, once"] * 15,
@@ -116,7 +116,7 @@ def _messages(count: int) -> Iterator[_Message]:
             "obj_inst_id": 0,
             "res_id": 5850,
             "expired_time": tomorrow,
-            "args": f"demo-{number}",  # so that the platform's list can be held against ours
+            "args": f"demo-{number}",  # identifies the command in the platform's list
         }
         outcome = "accepted"
         match kind:
@@ -156,7 +156,7 @@ def _messages(count: int) -> Iterator[_Message]:
                 outcome = "failed outcome_unknown"
             case "id used twice":
                 yield _Message(kind, json.dumps(fields).encode(), outcome)
-                fields["args"] = f"demo-{number}, but another"  # whichever of the two comes first is the one
+                fields["args"] = f"demo-{number}, but another"  # the first of the two to be processed is accepted
                 outcome = "failed command_id_conflict"
         yield _Message(kind, json.dumps(fields).encode(), outcome)
 
@@ -164,7 +164,12 @@ def _messages(count: int) -> Iterator[_Message]:
 def _start_simulator(port: int, folder: Path, stack: ExitStack, control: requests.Session) -> None:
     faults = [
         {"kind": "not_found", "imei": _NOT_FOUND},
-        {"kind": "too_many_requests", "imei": _BUSY_ONCE, "count": 15, "seconds": 0},  # a wait would hold up all
+        {
+            "kind": "too_many_requests",
+            "imei": _BUSY_ONCE,
+            "count": 15,
+            "seconds": 0,
+        },  # a Retry-After would pause all
         {"kind": "too_many_requests", "imei": _BUSY, "seconds": 0},
         {"kind": "drop_after_caching", "imei": _SILENT},
         {"kind": "error_503", "imei": _DEAF, "count": 10},
@@ -194,8 +199,8 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
         "WORKER_RECONCILE_DELAY": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
-        "WORKER_PAUSE_AFTER_FAILURES": "1000",  # the faults here are those of single devices, though many in a row
-        "HTTP_PORT": "0",  # another worker of this machine may have the usual one
+        "WORKER_PAUSE_AFTER_FAILURES": "1000",  # many faults in a row, but each of a single device
+        "HTTP_PORT": "0",  # the default port may be in use
         "LOG_FORMAT": "json",
     }
     return LocalProcess(["run"], environment, folder / "worker")
@@ -204,7 +209,7 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
 def _exchange(
     console: Console, settings: Settings, topology: Topology, messages: list[_Message], worker: LocalProcess
 ) -> list[dict[str, Any]]:
-    """Send everything and collect one reply for each, while a bar shows how far it has come."""
+    """Send all messages and collect their replies, with a progress bar."""
     replies: list[dict[str, Any]] = []
     deadline = time.monotonic() + _TIMEOUT_S
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -213,7 +218,7 @@ def _exchange(
         Progress(*columns, console=console) as progress,
     ):
         sending = progress.add_task("commands sent", total=len(messages))
-        receiving = progress.add_task("replies here ", total=len(messages))
+        receiving = progress.add_task("replies       ", total=len(messages))
         for message in messages:
             client.send(None, message.body)
             progress.advance(sending)
@@ -223,23 +228,18 @@ def _exchange(
             replies += client.some_replies()
             progress.update(receiving, completed=len(replies))
             if not worker.is_running or time.monotonic() > deadline:
-                said = "".join(worker.output.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                raise WorkerError(f"{len(replies)} of {len(messages)} replies came. The worker's last words:\n{said}")
+                last_lines = "".join(worker.output.read_text(errors="replace").splitlines(keepends=True)[-5:])
+                raise WorkerError(f"{len(replies)} of {len(messages)} replies arrived; end of the log:\n{last_lines}")
     return replies
 
 
-def _letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:
-    letters: list[tuple[Any, bytes]] = []
+def _dead_letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:
+    found: list[tuple[Any, bytes]] = []
     while True:
         method, properties, body = channel.basic_get(topology.dead_letters_exchange, auto_ack=True)
         if method is None:
-            return letters
-        letters.append((properties, body))
-
-
-def _delete(connection: pika.BlockingConnection, topology: Topology) -> None:
-    with connection:
-        delete_on(connection.channel(), topology)
+            return found
+        found.append((properties, body))
 
 
 def _report(
@@ -247,7 +247,7 @@ def _report(
     messages: list[_Message],
     replies: list[dict[str, Any]],
     cached: list[dict[str, Any]],
-    letters: list[tuple[Any, bytes]],
+    dead_letters: list[tuple[Any, bytes]],
 ) -> bool:
     found = Counter(f"{reply['status']} {(reply['error'] or {}).get('code', '')}".strip() for reply in replies)
     wanted = Counter(message.outcome for message in messages)
@@ -263,7 +263,9 @@ def _report(
     console.print(table)
     times_cached = Counter(command["args"] for command in cached)
     twice = sum(1 for times in times_cached.values() if times > 1)
-    console.print(f"OneNET cached {len(times_cached)} commands, {twice} of them twice; {len(letters)} dead letters.\n")
+    console.print(
+        f"OneNET cached {len(times_cached)} commands, {twice} of them twice; {len(dead_letters)} dead letters.\n"
+    )
 
     accepted = next((reply for reply in replies if reply["status"] == "accepted"), None)
     if accepted is not None:
@@ -271,11 +273,11 @@ def _report(
             "[bold]an accepted reply[/bold], on exchange onenet.replies, routing key execute.accepted.<app_id>"
         )
         console.print_json(data=accepted)
-    if letters:
+    if dead_letters:
         properties, body = next(
-            (letter for letter in letters if letter[0].headers["x-onenet-reason"] == "invalid_command"), letters[0]
+            (each for each in dead_letters if each[0].headers["x-onenet-reason"] == "invalid_command"), dead_letters[0]
         )
-        console.print("\n[bold]a dead letter[/bold], in queue onenet.dead-letters: the original bytes, and the reason")
+        console.print("\n[bold]a dead letter[/bold], in queue onenet.dead-letters: the original body, and the reason")
         own = {name: value for name, value in properties.headers.items() if name.startswith("x-onenet-")}
         console.print_json(data=own | {"body": body.decode()})
     _print_next(console)
@@ -285,13 +287,11 @@ def _report(
 def _print_next(console: Console) -> None:
     called = Path(sys.argv[0])
     program = shlex.quote(os.path.relpath(called)) if called.name == "onenet-worker" else "onenet-worker"
-    console.print(
-        "\n[bold]next[/bold], each in a terminal of its own, with a RabbitMQ running on localhost, or AMQP_URL set:"
-    )
+    console.print("\n[bold]next[/bold], each in its own terminal, with a RabbitMQ on localhost, or with AMQP_URL set:")
     for command in (
         f"{program} simulator",
         f"ONENET_URL=http://127.0.0.1:8580 ONENET_API_KEY=simulator-key {program} run",
         f"{program} send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait",
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Everything that the demo started has been stopped. All commands: {program} --help")
+    console.print(f"All processes of the demo have been stopped. All commands: {program} --help")

@@ -1,1 +1,1 @@
-"""The HTTP edge to OneNET: turns its words, and requests', into ours, and chooses nothing."""
+"""The HTTP edge to OneNET: translates between its API and the core's types, and decides nothing."""

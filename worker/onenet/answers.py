@@ -1,6 +1,6 @@
-"""What the platform's answers mean, to a command and to a read of the history. Pure.
+"""What the platform's responses mean for a command and for a read of the history. Pure.
 
-Source: the platform's page of ``POST /nbiot/execute/offline``, and its tables of errors, which are in ``errno``.
+Source: the platform's page of ``POST /nbiot/execute/offline``; its error tables are in ``errno``.
 """
 
 from datetime import UTC, datetime
@@ -19,13 +19,13 @@ _MAX_REASON_CHARS = 200
 
 
 def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) -> Answer:
-    """Return what one HTTP answer means for the command.
+    """Return what one HTTP response means for the command.
 
     Args:
         status: the HTTP status.
-        body: the whole body.
-        retry_after: the header of that name.
-        now: when the answer came, aware.
+        body: the complete body.
+        retry_after: the Retry-After header.
+        now: when the response arrived, timezone-aware.
     """
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(f"HTTP {status}")
@@ -35,10 +35,10 @@ def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) 
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(retry_after, now)
         if is_success:
-            return InDoubt(f"HTTP {status} with an answer that cannot be read")
-        # A redirect too: it is never followed.
+            return InDoubt(f"HTTP {status} with an unreadable body")
+        # Includes redirects, which are never followed.
         return Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
-    if answer.data.uuid:  # it was cached, whatever the number says
+    if answer.data.uuid:  # the command was cached, whatever errno says
         return Cached(answer.data.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
     if answer.errno == SUCCESS:
         return InDoubt(f"HTTP {status} with errno 0, but without a uuid")
@@ -62,7 +62,7 @@ def _too_many_requests(retry_after: str | None, now: datetime) -> NotSent:
 
 
 def read_answer(body: bytes) -> ExecuteAnswer | None:
-    """Read an answer of the platform; None: the body is none."""
+    """Read the platform's JSON; None: the body is something else."""
     try:
         return ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
     except ValidationError:
@@ -73,9 +73,9 @@ def history_error(errno: int, text: str, asked_s: float | None = None) -> Histor
     """Return what an error of the platform means for a read of the history.
 
     Args:
-        errno: the number, not 0.
-        text: the platform's text.
-        asked_s: the wait in seconds that it asked for, if it did.
+        errno: the error number, not 0.
+        text: the platform's error text.
+        asked_s: the wait in seconds that the platform asked for, if any.
     """
     reason = f"errno {errno}: {text[:_MAX_REASON_CHARS]}"
     match kind_of(errno, text):
@@ -94,8 +94,8 @@ def http_history_error(status: int, body: bytes, asked_s: float | None) -> Histo
 
     Args:
         status: the HTTP status.
-        body: the whole body.
-        asked_s: the wait in seconds that the header Retry-After asks for, if it does.
+        body: the complete body.
+        asked_s: the wait in seconds that the Retry-After header asks for, if any.
     """
     reason = f"HTTP {status}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:

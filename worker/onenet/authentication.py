@@ -1,4 +1,4 @@
-"""The two ways in which OneNET lets a product in, each one header.
+"""The two authentication modes of OneNET, each one request header.
 
 Source: https://open.iot.10086.cn/doc/ ("安全鉴权"): version 2018-10-31.
 """
@@ -16,14 +16,14 @@ from worker.core.credentials import AccessKey, ApiKey, Credentials
 _VERSION = "2018-10-31"
 _METHOD = "sha256"
 _LIFETIME_S = 3600
-_RENEW_BEFORE_S = 600  # far more than two clocks differ and a request takes
+_RENEW_BEFORE_S = 600  # far more than the clocks' difference and the duration of a request
 
 
 class Authentication(Protocol):
-    """Gives the header that proves who is asking."""
+    """Provides the header that authenticates a request."""
 
     def header(self) -> tuple[str, str]:
-        """Return the header's name and value, valid for at least the next minutes."""
+        """Return the header's name and value, valid for at least some minutes."""
 
 
 class MasterKey:
@@ -37,7 +37,7 @@ class MasterKey:
 
 
 class SignedToken:
-    """Mode "safe": a token that is signed here, and signed anew before it expires.
+    """Mode "safe": a token that is signed here and renewed before it expires.
 
     Args:
         credentials: the product and its access key.
@@ -54,7 +54,7 @@ class SignedToken:
     def header(self) -> tuple[str, str]:
         with self._lock:
             now = self._clock()
-            # A clock that was set back would make the token valid for longer than the platform may allow.
+            # After the clock was set back, the token would be valid for longer than the platform may allow.
             if not _RENEW_BEFORE_S < self._expires_at - now <= _LIFETIME_S:
                 self._expires_at = now + _LIFETIME_S
                 self._token = sign(self._credentials, int(self._expires_at))
@@ -62,11 +62,11 @@ class SignedToken:
 
 
 def sign(credentials: AccessKey, expires_at: int) -> str:
-    """Return a token for one product.
+    """Return a signed token for one product.
 
     Args:
         credentials: the product and its access key.
-        expires_at: Unix time in seconds.
+        expires_at: when the token expires, Unix time in seconds.
     """
     resource = f"products/{credentials.product_id}"
     key = base64.b64decode(credentials.access_key.get_secret_value())
@@ -77,7 +77,7 @@ def sign(credentials: AccessKey, expires_at: int) -> str:
 
 
 def authentication(credentials: Credentials, clock: Callable[[], float]) -> Authentication:
-    """Return the way in that a product's credentials open."""
+    """Return the authentication for a product's credentials."""
     if isinstance(credentials, ApiKey):
         return MasterKey(credentials)
     return SignedToken(credentials, clock)

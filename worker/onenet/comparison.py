@@ -1,8 +1,8 @@
-"""Whether a value in a device's command history is the one that was sent. Pure.
+"""Whether a value in a device's command history is the value that was sent. Pure.
 
-How a field is written proves nothing: a serializer writes 3311 as 3311.0 or "3311", an empty string as null, an emoji
-as ????. So values are compared. What differs only in its writing, is missing, or has a form that is not known is
-unclear: it may be the value that was sent, and nobody can tell.
+The spelling of a field proves nothing: a serializer may write 3311 as 3311.0 or "3311", an empty string as null, an
+emoji as ????. So values are compared. A value that differs only in its spelling, is missing, or has an unknown form is
+unclear: it may be the value that was sent, and nothing proves either.
 """
 
 import base64
@@ -24,17 +24,18 @@ from schemas.onenet import whole_number
 
 
 class Verdict(Enum):
-    """What the comparison of one field, or of all fields of an entry, says."""
+    """The result of comparing one field, or all fields of an entry."""
 
     EQUAL = auto()
-    DIFFERENT = auto()  # for certain
+    DIFFERENT = auto()  # certainly
     UNCLEAR = auto()
 
 
 EQUAL, DIFFERENT, UNCLEAR = Verdict.EQUAL, Verdict.DIFFERENT, Verdict.UNCLEAR
 
 LWM2M_IDS = range(65536)
-FILLED_IN_WITHIN = timedelta(seconds=5)  # a valid_time so soon after create_time may be the platform's own
+# The platform may have filled in a valid_time that is this close to create_time.
+FILLED_IN_WITHIN = timedelta(seconds=5)
 
 _IMEIS = (range(1_000, 10_000), range(10**14, 10**15))
 _TIME = re.compile(
@@ -42,13 +43,13 @@ _TIME = re.compile(
 )
 _EXECUTE = "EXECUTE"
 _TYPES = ("READ", "WRITE", _EXECUTE)  # in the order of the platform's numbers for them
-_MINUTE = timedelta(seconds=59)  # what a time without seconds leaves open
-_DAY = timedelta(hours=23, minutes=59, seconds=59)  # what a date leaves open
-_YEARS = range(2001, 9000)  # another year stands for "no value": the zero of a clock or of a date, or its last day
+_MINUTE = timedelta(seconds=59)  # uncertainty of a time without seconds
+_DAY = timedelta(hours=23, minutes=59, seconds=59)  # uncertainty of a date without a time
+_YEARS = range(2001, 9000)  # other years mean "no value": an epoch, or the first or last day of a calendar
 
-_MAX_SHOWN_CHARS = 16_384  # args have 2 KB: a longer text is no known form of anything
-_MIN_CUT_WIDTH = 16  # where a shorter text is the beginning of another, both may well be commands
-_MAX_NUMBER_CHARS = 25  # more digits are no number that a serializer would round
+_MAX_SHOWN_CHARS = 16_384  # args have at most 2 KB: no known form of them is longer
+_MIN_CUT_WIDTH = 16  # a shorter text that is the prefix of another is rather a command of its own
+_MAX_NUMBER_CHARS = 25  # serializers do not round longer digit strings
 _MAX_DECODINGS = 4
 _ESCAPE = re.compile(r"\\(?:(?:U([0-9a-fA-F]{8})|[uU]([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|(.))", re.DOTALL)
 _HALF_ESCAPE = re.compile(r"(?:&#?\w{0,8}|\\(?:u[0-9a-fA-F]{0,3}|x[0-9a-fA-F]?)?|%[0-9a-fA-F]?)\Z")
@@ -56,14 +57,14 @@ _BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
 _WORD = re.compile(r"[^\W_]+")
 _TOKEN = re.compile(r"(?<!\w)-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,4})?(?!\w)|[^\W_]+")
 _CONSTANTS = {"true": "1.0", "false": "0.0", "null": "", "none": "", "undefined": ""}
-_MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # for a store that cannot keep them
+_MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # at which a store may truncate
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
 _MASK = re.compile(r"[*\u2022\u25cf]{2,}|[x\u00d7]{4,}", re.IGNORECASE)
-# What stores and decoders put in the place of a character that they cannot keep.
+# The replacements that stores and decoders use for characters that they cannot represent.
 _LOSS = re.compile("[?\x00-\x08\x0e-\x1f\x7f-\x9f\u00bf\u25a0\u25a1\u3013\ue000-\uf8ff\ufffc\ufffd]")
 _CHARSETS = ("utf-8", "gb18030", "gbk", "gb2312", "big5", "cp1252", "latin-1", "shift_jis", "euc_kr")
-_MAX_GARBLED_CHARS = 12  # that come of one, such as the digits of a pair of escapes without backslashes
+_MAX_GARBLED_CHARS = 12  # per character, such as the digits of a surrogate pair's escapes without backslashes
 _TAG = re.compile(r"<[^<>]*(?:>|\Z)")
 _ATTRIBUTES = re.compile(r"<(/?\w+)\s[^<>]*>")
 _ELEMENT = re.compile(r"<(\w+)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -71,7 +72,7 @@ _SCRIPT = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNO
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict on a whole entry: one certain difference makes it another command."""
+    """Return the verdict on an entry: one certain difference makes it another command."""
     found = set(verdicts)
     if DIFFERENT in found:
         return DIFFERENT
@@ -79,12 +80,12 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def is_absent(shown: object) -> bool:
-    """Tell whether a field is shown without a value."""
+    """Tell whether a field has no value."""
     return shown is None or (isinstance(shown, str) and not shown.strip())
 
 
 def compare_number(sent: int, shown: object, allowed: range) -> Verdict:
-    """Compare a number that every command has. ``allowed``: what the platform takes."""
+    """Compare a number that every command has. ``allowed``: the values that the platform accepts."""
     number = whole_number(shown)
     if number == sent:
         return EQUAL
@@ -92,29 +93,29 @@ def compare_number(sent: int, shown: object, allowed: range) -> Verdict:
 
 
 def compare_parameter(sent: int | None, shown: object, allowed: range, default: int) -> Verdict:
-    """Compare an optional number; one that was not sent is shown as absent, or as what the platform took for it."""
+    """Compare an optional number; if it was not sent, the history has nothing or the platform's default."""
     if is_absent(shown):
         return EQUAL if sent in {None, default} else UNCLEAR
     verdict = compare_number(default if sent is None else sent, shown, allowed)
-    # The platform may have another default than it documents.
+    # The platform's default may differ from the documented one.
     return UNCLEAR if sent is None and verdict is DIFFERENT else verdict
 
 
 def compare_imei(sent: str, shown: object) -> Verdict:
-    """Compare the device: absent is equal, because the history that was asked for is that of one device."""
+    """Compare the device. Absent is equal, because a history is read for one device."""
     if is_absent(shown):
         return EQUAL
     number = whole_number(shown)
     if number == int(sent):
         return EQUAL
-    # A float may have lost digits.
+    # A float may have lost digits, so it proves no difference.
     is_whole = isinstance(shown, int) or (isinstance(shown, str) and shown.strip().isdecimal())
     is_imei = number is not None and any(number in numbers for numbers in _IMEIS)
     return DIFFERENT if is_whole and is_imei else UNCLEAR
 
 
 def compare_type(shown: object) -> Verdict:
-    """Compare what kind of command it is: a word in the history, a number elsewhere on the platform."""
+    """Compare the type of command: a word in the history, a number elsewhere on the platform."""
     word = shown.strip().upper() if isinstance(shown, str) else None
     number = whole_number(shown)
     if word == _EXECUTE or number == _TYPES.index(_EXECUTE):
@@ -126,24 +127,26 @@ def compare_type(shown: object) -> Verdict:
 class ShownTime:
     """A time of the history, in the platform's local time without an offset.
 
-    ``readings``: what it may mean, two where it has an offset, which the platform may have written behind local time.
-    ``open_s``: how much later it may be, because it has no seconds. ``has_offset``: it says what time it is in UTC.
+    Attributes:
+        readings: the times that it may mean: two if it has an offset, which the platform may have added to local time.
+        uncertainty: how much later it may be, because it has no seconds.
+        has_offset: it was written with an offset.
     """
 
     readings: tuple[datetime, ...]
-    open_s: timedelta
+    uncertainty: timedelta
     has_offset: bool = False
 
     def padded(self) -> "ShownTime":
-        """Return the same time with as much left open as its zeros may stand for: the seconds, or all but the date."""
+        """Return the time with the uncertainty that its zeros suggest: of the seconds, or of all but the date."""
         padding = max((_padding(moment) for moment in self.readings), default=timedelta(0))
-        return ShownTime(self.readings, max(self.open_s, padding), self.has_offset)
+        return ShownTime(self.readings, max(self.uncertainty, padding), self.has_offset)
 
     def from_utc(self, zone: ZoneInfo) -> "ShownTime":
-        """Return the time if it was written in UTC without saying so."""
+        """Return the time, read as UTC written without an offset."""
         if self.has_offset:
             return self
-        return ShownTime(tuple(moment + _offset(moment, zone) for moment in self.readings), self.open_s)
+        return ShownTime(tuple(moment + _offset(moment, zone) for moment in self.readings), self.uncertainty)
 
 
 def _padding(moment: datetime) -> timedelta:
@@ -157,15 +160,15 @@ def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
 
 
 def read_time(shown: object, zone: ZoneInfo) -> ShownTime | None:
-    """Read a time: with a blank or a T, perhaps without seconds or with ``:mmm``, perhaps with an offset.
+    """Read a time: with a blank or a T, optionally with seconds, ``:mmm`` or ``.mmm``, and an offset.
 
-    None: it is of no known form, there is no such time, or it stands for "no value".
+    None: its form is unknown, there is no such time, or it means "no value".
     """
     found = _TIME.match(shown.strip()) if isinstance(shown, str) else None
     if found is None:
         return None
-    day, minute, rest, offset = found.groups()
-    second, fraction = (rest[1:3], rest[4:10]) if rest else ("00", "")
+    day, minute, seconds, offset = found.groups()
+    second, fraction = (seconds[1:3], seconds[4:10]) if seconds else ("00", "")
     try:
         local = datetime.fromisoformat(f"{day}T{minute}:{second}").replace(microsecond=int(fraction.ljust(6, "0")))
         readings = [local]
@@ -173,15 +176,15 @@ def read_time(shown: object, zone: ZoneInfo) -> ShownTime | None:
             readings.append(
                 datetime.fromisoformat(f"{local.isoformat()}{offset}").astimezone(zone).replace(tzinfo=None)
             )
-    except (ValueError, OverflowError):  # no such time
+    except (ValueError, OverflowError):  # there is no such time
         return None
     if any(moment.year not in _YEARS for moment in readings):
         return None
-    return ShownTime(tuple(readings), timedelta(0) if rest else _MINUTE, has_offset=bool(offset))
+    return ShownTime(tuple(readings), timedelta(0) if seconds else _MINUTE, has_offset=bool(offset))
 
 
 def is_no_value(shown: object) -> bool:
-    """Tell whether a time is shown that stands for "no value", such as 1970-01-01 or 0001-01-01."""
+    """Tell whether a time means "no value", such as 1970-01-01 or 0001-01-01."""
     found = _TIME.match(shown.strip()) if isinstance(shown, str) else None
     return found is not None and int(found[1][:4]) not in _YEARS
 
@@ -189,17 +192,17 @@ def is_no_value(shown: object) -> bool:
 def compare_time(sent: datetime, shown: object, zone: ZoneInfo) -> Verdict:
     """Compare a time that was sent, in the platform's local time without an offset, to the second.
 
-    One that is cut to the minute or the day, or is written in UTC without saying so, is unclear.
+    A time that is truncated to the minute or the day, or is in UTC without an offset, is unclear.
     """
     found = read_time(shown, zone)
     if found is None:
         return UNCLEAR
-    if any(moment.replace(microsecond=0) <= sent <= moment + found.open_s for moment in found.readings):
-        return UNCLEAR if found.open_s else EQUAL
+    if any(moment.replace(microsecond=0) <= sent <= moment + found.uncertainty for moment in found.readings):
+        return UNCLEAR if found.uncertainty else EQUAL
     padded = found.padded()
     in_utc = sent if found.has_offset else sent - _offset(sent, zone)
     for moment in padded.readings:
-        if any(moment.replace(microsecond=0) <= wanted <= moment + padded.open_s for wanted in (sent, in_utc)):
+        if any(moment.replace(microsecond=0) <= wanted <= moment + padded.uncertainty for wanted in (sent, in_utc)):
             return UNCLEAR
     return DIFFERENT
 
@@ -207,14 +210,14 @@ def compare_time(sent: datetime, shown: object, zone: ZoneInfo) -> Verdict:
 def compare_valid_time(
     sent: datetime | None, shown: object, created: ShownTime | None, zone: ZoneInfo, *, may_be_omitted: bool
 ) -> Verdict:
-    """Compare ``valid_time``, which the platform fills in where it was not sent.
+    """Compare ``valid_time``, which the platform fills in if it was not sent.
 
     Args:
-        sent: the command's own, local without an offset; None if it has none.
-        shown: what the history has.
-        created: when the entry was cached, None if that cannot be read.
-        zone: the platform's.
-        may_be_omitted: it may have passed when the command was sent, and then it was left out.
+        sent: the command's valid_time, local without an offset; None if it has none.
+        shown: the value in the history.
+        created: when the entry was cached; None if that cannot be read.
+        zone: the zone of the platform's local time.
+        may_be_omitted: it may have been in the past when the command was sent; the request then had none.
     """
     if is_absent(shown) or is_no_value(shown):
         return EQUAL if sent is None or may_be_omitted else UNCLEAR
@@ -225,22 +228,22 @@ def compare_valid_time(
     found = read_time(shown, zone)
     if found is None or created is None:
         return UNCLEAR
-    is_alike = len(found.readings) == len(created.readings)
-    pairs = list((zip if is_alike else product)(found.readings, created.readings))
+    have_same_form = len(found.readings) == len(created.readings)
+    pairs = list((zip if have_same_form else product)(found.readings, created.readings))
     if any(moment.replace(microsecond=0) <= cached for moment, cached in pairs):
-        # One that was sent must be later: the platform filled in the time at which it came.
-        return UNCLEAR if found.open_s or created.open_s else EQUAL
-    is_later = all(moment - cached > created.open_s + FILLED_IN_WITHIN for moment, cached in pairs)
+        # A valid_time that was sent must be later than this: the platform filled it in on arrival.
+        return UNCLEAR if found.uncertainty or created.uncertainty else EQUAL
+    is_later = all(moment - cached > created.uncertainty + FILLED_IN_WITHIN for moment, cached in pairs)
     return DIFFERENT if is_later else UNCLEAR
 
 
 def compare_content(sent: str | None, shown: object) -> Verdict:
-    """Compare the args with a body: an object, its JSON text, or the bare args; without args ``{}`` or nothing."""
+    """Compare the args with a body: an object, its JSON text, or the bare args; without args, ``{}`` or nothing."""
     if isinstance(shown, str):
         found = _json(shown)
         if isinstance(found, dict):
             if shown == sent:
-                return UNCLEAR  # the bare args, or a body with other args in it
+                return UNCLEAR  # either the bare args, or a body that contains other args
             shown = found
         elif found is None or is_absent(shown):
             shown = None
@@ -254,14 +257,14 @@ def compare_content(sent: str | None, shown: object) -> Verdict:
 
 
 def compare_args(sent: str | None, shown: object) -> Verdict:
-    """Compare the args; a text that no writing makes of the one that was sent is another."""
+    """Compare the args; a text is different if it is no known spelling of the text that was sent."""
     if shown == sent or _is_number_text(shown, sent):
         return EQUAL
     if isinstance(shown, str):
         return _compare_text(sent or "", shown)
     wanted = None if sent is None else _json(sent)
     if not any(isinstance(wanted, kind) and isinstance(shown, kind) for kind in (dict, list, int | float)):
-        return UNCLEAR  # not text, and not what the text stands for
+        return UNCLEAR  # neither text nor the JSON value of the text
     if sent is None or isinstance(shown, bool) or isinstance(wanted, bool):
         return UNCLEAR
     try:
@@ -274,17 +277,17 @@ def _compare_text(sent: str, shown: str) -> Verdict:
     if len(shown) > _MAX_SHOWN_CHARS:
         return UNCLEAR
     try:
-        is_writing = _is_writing(sent, shown)
-    except (RecursionError, ValueError):  # nested too deep; an escape with thousands of digits
+        is_spelling = _is_spelling(sent, shown)
+    except (RecursionError, ValueError):  # nested too deeply, or an escape with thousands of digits
         return UNCLEAR
-    return UNCLEAR if is_writing else DIFFERENT
+    return UNCLEAR if is_spelling else DIFFERENT
 
 
-def _is_writing(sent: str, shown: str) -> bool:
-    """Tell whether a text may be another writing of the one that was sent."""
+def _is_spelling(sent: str, shown: str) -> bool:
+    """Tell whether a text may be another spelling of the text that was sent."""
     mine, theirs = ([_Text.of(reading) for reading in _readings(text)] for text in (sent, shown))
     if not "".join(theirs[0].tokens):
-        return True  # nothing is left of it that could be compared
+        return True  # nothing is left to compare
     pairs = [*product(mine, theirs), *_sorted_objects(sent, shown), *_without_markup(mine[0], theirs[0])]
     return any(
         _is_rewritten(one, other) or _is_cut(one, other) or _is_garbled(one, other) or _is_masked(one, other)
@@ -293,12 +296,12 @@ def _is_writing(sent: str, shown: str) -> bool:
 
 
 def _readings(text: str) -> list[str]:
-    """Return a text as it is, and without backslashes, which may be escapes or have been dropped."""
+    """Return a text, and the text without its backslashes, which may be escapes or have been dropped."""
     return [text, text.replace("\\", "")] if "\\" in text else [text]
 
 
 def _sorted_objects(sent: str, shown: str) -> list[tuple["_Text", "_Text"]]:
-    """Return two JSON objects with their names in the same order."""
+    """Return two JSON objects with their keys in the same order."""
     found = [_json(sent), _json(shown)]
     if not all(isinstance(value, dict) for value in found):
         return []
@@ -307,7 +310,7 @@ def _sorted_objects(sent: str, shown: str) -> list[tuple["_Text", "_Text"]]:
 
 
 def _without_markup(sent: "_Text", shown: "_Text") -> list[tuple["_Text", "_Text"]]:
-    """Return what a filter may have left of a text with tags, or with a < that is none, and what is shown instead."""
+    """Return the texts that a filter of markup may have left, paired with the text in the history."""
     text = sent.unescaped
     stripped = {_TAG.sub("", text), _ELEMENT.sub("", text), _SCRIPT.sub("", text), _ATTRIBUTES.sub(r"<\1>", text)}
     found = [shown]
@@ -319,10 +322,14 @@ def _without_markup(sent: "_Text", shown: "_Text") -> list[tuple["_Text", "_Text
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text, and what is left of it without its writing.
+    """A text in the normalized forms that are compared.
 
-    ``unescaped``: without escapes. ``plain``: folded too. ``tokens``: its words and numbers. ``words``: its letters and
-    digits.
+    Attributes:
+        text: as given.
+        unescaped: without escapes.
+        plain: unescaped and folded.
+        tokens: its words and numbers.
+        words: its letters and digits.
     """
 
     text: str
@@ -339,7 +346,7 @@ class _Text:
 
 
 def _is_rewritten(sent: _Text, shown: _Text) -> bool:
-    """Tell whether two texts differ only in blanks, case, escapes, or in how JSON is written."""
+    """Tell whether two texts differ only in blanks, case, escapes, or the spelling of JSON."""
     wanted, found = _json(sent.text), _json(shown.text)
     if not isinstance(found, dict | list):
         found = _json(html.unescape(shown.text))
@@ -349,12 +356,12 @@ def _is_rewritten(sent: _Text, shown: _Text) -> bool:
         return _canonical(wanted) == _canonical(found)
     if "".join(sent.tokens) == "".join(shown.tokens) or _printed(sent.plain) == _printed(shown.plain):
         return True
-    # An object that is written as something else than JSON, in another order.
+    # An object in another format than JSON, with its keys in another order.
     return isinstance(wanted, dict) and sorted(sent.tokens) == sorted(shown.tokens)
 
 
 def _is_cut(sent: _Text, shown: _Text) -> bool:
-    """Tell whether a text may be the other, cut off."""
+    """Tell whether a text may be the other, truncated."""
     is_whole = any(isinstance(_json(text), dict | list) for text in (shown.text, html.unescape(shown.text)))
     width = sum(1 if letter.isascii() else 2 for letter in shown.text)
     if not is_whole and width >= _MIN_CUT_WIDTH and sent.words.startswith(_beginning(shown.text)):
@@ -369,10 +376,10 @@ def _is_cut(sent: _Text, shown: _Text) -> bool:
 
 
 def _is_garbled(sent: _Text, shown: _Text) -> bool:
-    """Tell whether a text may be the other after it went through another character set.
+    """Tell whether a text may be the other after a wrong character set.
 
-    Then each run of characters that are not ASCII may have been kept, lost, or become anything, and what it became may
-    have taken the characters next to it along; the ASCII between them stays.
+    Each run of characters beyond ASCII may then have been kept, lost, or replaced by anything, together with the
+    characters next to it; the ASCII between the runs stays.
     """
     if sent.unescaped.isascii():
         return False
@@ -384,7 +391,7 @@ def _is_garbled(sent: _Text, shown: _Text) -> bool:
         if len(theirs) >= len(ours) or not all(letter in kept for letter in theirs):
             return False  # nothing is lost
     if not is_replaced and all(map(_is_common, strange)) and not strange <= _garbled(sent.unescaped):
-        return False  # another text, in good order
+        return False  # another, undamaged text
     taken = 1 if is_replaced or strange else 0
     parts = _NOT_ASCII.split(sent.unescaped)
     lengths = [
@@ -398,22 +405,22 @@ def _is_garbled(sent: _Text, shown: _Text) -> bool:
 
 
 def _beyond_ascii(text: str) -> str:
-    """Return the characters that are not ASCII, without what stands for a lost one."""
+    """Return the characters beyond ASCII, without replacement characters."""
     plain = unicodedata.normalize("NFKD", text).casefold()
     return "".join(letter for letter in plain if not letter.isascii() and not _LOSS.match(letter))
 
 
 def _is_common(letter: str) -> bool:
-    """Tell whether a character is Chinese in everyday use: level 1 of GB 2312 or Big5, or punctuation.
+    """Tell whether a character is common Chinese: level 1 of GB 2312 or Big5, or punctuation.
 
-    What UTF-8 looks like in another character set nearly always has a rarer one.
+    UTF-8 that is decoded as another character set nearly always contains rarer ones.
     """
     simplified, traditional = letter.encode("gb2312", "ignore")[:1], letter.encode("big5", "ignore")[:1]
     return b"\xb0" <= simplified <= b"\xd7" or simplified == b"\xa1" or b"\xa4" <= traditional <= b"\xc6"
 
 
 def _garbled(text: str) -> set[str]:
-    """Return the characters that come of a text if it is written in one character set and read in another."""
+    """Return the characters beyond ASCII that result from encoding in one character set and decoding in another."""
     found: set[str] = set()
     for written, read in permutations(_CHARSETS, 2):
         found.update(_beyond_ascii(text.encode(written, "ignore").decode(read, "ignore")))
@@ -421,7 +428,7 @@ def _garbled(text: str) -> set[str]:
 
 
 def _is_masked(sent: _Text, shown: _Text) -> bool:
-    """Tell whether a text may be the other with a part of it hidden behind asterisks."""
+    """Tell whether a text may be the other with a part masked by asterisks."""
     parts = _MASK.split(shown.unescaped)
     if len(parts) <= len(_MASK.split(sent.unescaped)):
         return False
@@ -429,8 +436,8 @@ def _is_masked(sent: _Text, shown: _Text) -> bool:
 
 
 def _fits(words: list[str], lengths: list[int], text: str) -> bool:
-    """Tell whether a text is these words in order, with no more between each two than the length that is given."""
-    reached = 1  # a bit for each place in the text that the words so far may end at
+    """Tell whether a text consists of these words in order, with at most the given lengths between them."""
+    reached = 1  # one bit for each position at which the words so far may end
     known: dict[str, int] = {}
     for word, length in zip(words, [0, *lengths], strict=True):
         width = 1
@@ -447,7 +454,7 @@ def _fits(words: list[str], lengths: list[int], text: str) -> bool:
 
 
 def _places(word: str, text: str) -> int:
-    """Return a bit for each place at which a word is in a text."""
+    """Return one bit for each position at which a word occurs in a text."""
     bits = bytearray(len(text) // 8 + 1)
     at = text.find(word)
     while at >= 0:
@@ -457,14 +464,14 @@ def _places(word: str, text: str) -> int:
 
 
 def _is_encoded(sent: _Text, shown: _Text) -> bool:
-    """Tell whether a text is the other as base64 or hexadecimal digits."""
+    """Tell whether a text is the other in base64 or hexadecimal digits."""
     data = sent.text.encode("utf-8", "replace")
     encoded = {_words(writing.casefold()) for writing in (base64.b64encode(data).decode(), data.hex())}
     return bool(data) and _words(shown.text.casefold()) in encoded
 
 
 def _json(text: str) -> object:
-    """Return what a JSON text stands for, or the text itself if it is none."""
+    """Return the value of a JSON text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -472,18 +479,18 @@ def _json(text: str) -> object:
 
 
 def _is_number_text(shown: object, sent: str | None) -> bool:
-    """Tell whether a whole number is shown where its text was sent."""
+    """Tell whether a value is the whole number whose text was sent."""
     is_number = isinstance(shown, int) and not isinstance(shown, bool)
     return is_number and sent is not None and whole_number(sent) == shown and sent == str(shown)
 
 
 def _decoded(text: str) -> str:
-    """Take back escapes, and the form of letters."""
+    """Return a text without escapes, folded."""
     return _folded(_unescaped_text(text))
 
 
 def _unescaped_text(text: str) -> str:
-    """Take back escapes of HTML, JSON and URLs, also doubled ones."""
+    """Return a text without the escapes of HTML, JSON and URLs, nested ones included."""
     for _ in range(_MAX_DECODINGS):
         plain = unquote(_ESCAPE.sub(_unescaped, html.unescape(text)))
         if plain == text:
@@ -493,8 +500,8 @@ def _unescaped_text(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Return the letters of a text without case, width or accents, as far as every store keeps them."""
-    # MySQL's utf8, for one, has nothing beyond the Basic Multilingual Plane.
+    """Return a text without case, width and accents, and without characters that not every store keeps."""
+    # MySQL's utf8, for example, has no characters beyond the Basic Multilingual Plane.
     return unicodedata.normalize("NFKD", _BEYOND_BMP.sub("", text)).casefold()
 
 
@@ -506,22 +513,22 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def _beginning(text: str) -> str:
-    """Return the letters and digits of a text that may be cut off within an escape."""
+    """Return the letters and digits of a text that may be truncated within an escape."""
     return _words(_decoded(_HALF_ESCAPE.sub("", text)))
 
 
 def _words(plain: str) -> str:
-    """Return letters and digits alone."""
+    """Return only the letters and digits."""
     return "".join(_WORD.findall(plain))
 
 
 def _printed(plain: str) -> str:
-    """Return what is printed, without blanks."""
+    """Return only the printable characters, without blanks."""
     return "".join(character for character in plain if character.isprintable() and not character.isspace())
 
 
 def _tokens(plain: str) -> list[str]:
-    """Return words and numbers, each as it is written here."""
+    """Return the words and numbers, each in its normalized form."""
     return [_token(token) for token in _TOKEN.findall(plain)]
 
 
@@ -530,14 +537,14 @@ def _token(token: str) -> str:
         return token.lstrip("0")
     if token[-1].isdecimal() and (token[0] == "-" or token[0].isdecimal()):
         try:
-            return repr(float(token) + 0.0)  # which makes 0 of -0
+            return repr(float(token) + 0.0)  # -0 becomes 0
         except ValueError:
-            pass  # digits and letters
+            pass  # a mix of digits and letters
     return _CONSTANTS.get(token, token)
 
 
 def _canonical(value: object) -> str:
-    """Return what is left of a JSON value without its writing: no blanks, no order of names, no empty values."""
+    """Return a form of a JSON value that is independent of blanks, the order of keys, and empty values."""
     if isinstance(value, dict):
         pairs = ((_canonical(name), _canonical(item)) for name, item in value.items())
         return "".join(sorted(f"{name}{item}" for name, item in pairs if item))

@@ -1,7 +1,7 @@
-"""What kind of error the platform reports. Pure, and the only module that knows its error numbers and texts.
+"""The kind of an error that the platform reports. Pure, and the only module that knows its error numbers and texts.
 
 Two official tables give the same number two meanings (1 is a refused key in one and an internal error in the other),
-and either table may answer. So the text decides, and the number only where the text is unknown.
+and either may apply. So the text decides, and the number only if the text is unknown.
 Source: https://onenet.hk.chinamobile.com/suben/doc/nb-iot/book/application-develop/Error_codes.html for the NB-IoT
 service, and the error codes of the API in front of it.
 """
@@ -14,26 +14,25 @@ SUCCESS = 0
 
 
 class Kind(Enum):
-    """What an error means for the sender of a request."""
+    """What an error means for the request."""
 
-    CREDENTIALS = auto()  # the key or token is refused, for this device or for every one; nothing was cached
+    CREDENTIALS = auto()  # the key or token is refused, for this device or for all; nothing was cached
     THROTTLED = auto()  # too many requests; nothing was cached
     OUTAGE = auto()  # the platform failed; the command may have been cached
     DEVICE_TROUBLE = auto()  # the platform works, but has trouble with the device; the command may have been cached
     LIMIT = auto()  # a limit of the platform is reached; nothing was cached
-    DEVICE = (
-        auto()
-    )  # the platform does not know the device or its product, or has no connection to it; nothing was cached
+    DEVICE = auto()  # the device or its product is unknown, or the device is offline; nothing was cached
     PARAMETER = auto()  # the request breaks a rule; nothing was cached
     UNKNOWN = auto()  # neither the text nor the number is in a table
 
 
-_MAX_TEXT_CHARS = 1_000  # as much of a text as is looked at
+_MAX_TEXT_CHARS = 1_000  # the rest of a longer text is ignored
 
-# The first pattern that is found decides, so what leaves a doubt comes first: that is safe in every case. A pattern of
-# the other kinds claims that nothing was cached, and must not be found in a text that says something else.
+# The first pattern that matches decides. Kinds that leave the command in doubt come first, because doubt is always
+# safe. The other kinds claim that nothing was cached, so their patterns must not match a text with another meaning.
+# ASCII: there is a word boundary between a letter and a Chinese character.
 _TEXTS = [
-    (kind, re.compile(pattern, re.VERBOSE | re.ASCII))  # ASCII: between a letter and a Chinese character is a boundary
+    (kind, re.compile(pattern, re.VERBOSE | re.ASCII))
     for kind, pattern in [
         (
             Kind.DEVICE_TROUBLE,
@@ -46,7 +45,7 @@ _TEXTS = [
             | \b(?:server|service|system)\ (?:is\ )?(?:too\ |temporarily\ )?(?:busy|unavailable|down)\b
             | 内部 | (?:服务|服务器|服务端|系统|平台)(?:发生|处理|出现)?(?:错误|异常|故障|繁忙|忙|不可用) | 积压""",
         ),
-        # "timeout" is the name of a parameter too.
+        # "timeout" is also the name of a parameter.
         (
             Kind.PARAMETER,
             r"""(?:(?:invalid|illegal|missing|wrong|bad|required)\ parameters?
@@ -57,7 +56,7 @@ _TEXTS = [
             | (?:无效|非法|错误)的[ ('"]*(?:timeout|超时)
             | 参数(?:错误|无效|非法|缺失|不合法|不正确)?[ ,、('"]*timeout | timeout\ ?参数""",
         ),
-        # "valid_time out of limit" and "retry times out of range" are no time-outs.
+        # "valid_time out of limit" and "retry times out of range" are not timeouts.
         (
             Kind.DEVICE_TROUBLE,
             r"""(?<![a-z])(?<!valid[ _-])(?<!expired[ _-])(?<!expire[ _-])time[sd]?[ _-]out
@@ -111,22 +110,22 @@ _NUMBERS = {
     }.items()
     for number in numbers
 }
-_PARAMETER_OR_RPC = 5108  # "invalid parameter/rpc response error": where there is no text, it may be either
+_PARAMETER_OR_RPC = 5108  # "invalid parameter/rpc response error": without a text it may be either
 
-# Behind this word is the device's own answer (UNAUTHORIZED, NOT_FOUND, …): it says nothing of our credentials.
+# The device's own answer follows this word (UNAUTHORIZED, NOT_FOUND, …): it is not about our credentials.
 _UNSUCCESS = re.compile(r"unsuc+es+(?:ful)?\b")
-_LEAVES_A_DOUBT = frozenset({Kind.OUTAGE, Kind.DEVICE_TROUBLE})
+_IN_DOUBT = frozenset({Kind.OUTAGE, Kind.DEVICE_TROUBLE})
 
 
 def kind_of(errno: int, text: str) -> Kind:
     """Return the kind of an error.
 
-    Texts come as ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. What stands before
-    the colon decides; the whole text where that is unknown; the number where the whole text is unknown.
+    A text is ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. The part before the colon
+    decides; if it is unknown, the whole text; if that is unknown too, the number.
 
     Args:
-        errno: the number, not 0.
-        text: the platform's text.
+        errno: the error number, not 0.
+        text: the platform's error text.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text[:_MAX_TEXT_CHARS]).lower().split())
     head = plain.partition(":")[0]
@@ -134,7 +133,7 @@ def kind_of(errno: int, text: str) -> Kind:
     kind = kind or _kind_of_text(plain)
     if kind is None and errno == _PARAMETER_OR_RPC and not plain:
         return Kind.DEVICE_TROUBLE
-    if kind is None or (_UNSUCCESS.match(plain) and kind not in _LEAVES_A_DOUBT):
+    if kind is None or (_UNSUCCESS.match(plain) and kind not in _IN_DOUBT):
         return _NUMBERS.get(errno, Kind.UNKNOWN)
     return kind
 

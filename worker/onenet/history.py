@@ -1,4 +1,4 @@
-"""What a device's command history says of a command in doubt. Pure.
+"""What a device's command history says about a command in doubt. Pure.
 
 Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/history/{uuid}``.
 """
@@ -35,12 +35,12 @@ from worker.onenet.comparison import (
 )
 from worker.onenet.errno import SUCCESS
 
-PER_PAGE = 100  # as many as the platform shows on one page
-USUAL_SKEW = timedelta(seconds=5)  # how far two kept clocks may be apart, with times cut to the second
-MAX_SKEW = timedelta(seconds=60)  # how far unkept ones may be: what fits but for this decides nothing
+PER_PAGE = 100  # the platform's maximum
+USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
+MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it, and not USUAL_SKEW, decides nothing
 
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
-# Half of a character beyond the Basic Multilingual Plane, such as a serializer leaves where it cuts a text.
+# Half of a surrogate pair, which a serializer leaves where it truncates a text.
 _LONE_SURROGATE = re.compile(
     r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -50,9 +50,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """When the platform can have cached what is in doubt, on the platform's clock; ``since`` None: at any time before.
+    """When the platform can have cached the command in doubt.
 
-    ``skew_s``: by how much the platform's clock is ahead of ours, as far as its answers tell.
+    Attributes:
+        since: the beginning; None: unknown, so any earlier time is possible.
+        until: the end.
+        skew_s: the seconds by which the platform's clock is ahead of ours, by the Date header of its responses.
     """
 
     since: datetime | None
@@ -60,12 +63,12 @@ class Window:
     skew_s: float = 0.0
 
     def is_within(self, moment: datetime, allowed: timedelta, latest: datetime | None = None) -> bool:
-        """Tell whether a moment lies in the window, if the clocks differ by no more than is allowed.
+        """Tell whether a time lies in the window, if the clocks differ by at most ``allowed``.
 
         Args:
-            moment: a time, or the earliest that it can be.
-            allowed: how far the clocks may be apart.
-            latest: the latest that the time can be, if that is not known to the second.
+            moment: the time; of a time that is not known to the second, the earliest possible one.
+            allowed: the greatest difference of the clocks.
+            latest: of a time that is not known to the second, the latest possible one.
         """
         ahead = timedelta(seconds=max(0.0, self.skew_s))
         behind = timedelta(seconds=max(0.0, -self.skew_s))
@@ -73,12 +76,12 @@ class Window:
         return begins_in_time and moment <= self.until + ahead + allowed
 
     def distance(self, moment: datetime) -> timedelta:
-        """Return how far a moment is from the beginning, or from the end where the beginning is not known."""
+        """Return the distance of a time from the beginning of the window, or from its end if it has no beginning."""
         return abs(moment - (self.until if self.since is None else self.since))
 
 
 class HistoryPages:
-    """The pages of one history, put together."""
+    """Collects the pages of one history."""
 
     def __init__(self) -> None:
         self._items: dict[str, HistoryItem] = {}
@@ -87,53 +90,53 @@ class HistoryPages:
 
     @property
     def items(self) -> Collection[HistoryItem]:
-        """The commands of all pages, each once."""
+        """The entries of all pages, each once."""
         return self._items.values()
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether there is nothing left to ask for."""
-        # Behind a full page there may be another one, whatever total it gives: it may count only what it shows.
+        """Tell whether there is no further page."""
+        # A full page may be followed by another, whatever the total says: it may be the number of entries on the page.
         return len(self._items) >= self._total and not self._is_last_full
 
     def add(self, page: HistoryPage) -> None:
         """Add the next page.
 
         Raises:
-            HistoryUnreadable: it brings nothing new although something is missing, or shows more than the total.
+            HistoryUnreadable: the page has no new entry although some are missing, or has more entries than the total.
         """
         known = len(self._items)
         if len(page.items) > page.total_count:
-            raise HistoryUnreadable(f"{len(page.items)} of {page.total_count} commands are shown")
+            raise HistoryUnreadable(f"a page has {len(page.items)} of {page.total_count} entries")
         self._total = max(self._total, page.total_count)
-        # An entry without a name counts once for each place on a page, so that a page shown twice brings nothing new.
+        # An entry without a uuid is keyed by its position on the page, so that a repeated page has no new entry.
         self._items.update({item.cmd_uuid or f"{place} {item!r}": item for place, item in enumerate(page.items)})
         has_new = len(self._items) > known
         self._is_last_full = has_new and len(page.items) >= PER_PAGE
         if not has_new and not self.is_complete:
-            raise HistoryUnreadable(f"only {known} of {self._total} commands are shown")
+            raise HistoryUnreadable(f"only {known} of {self._total} entries can be read")
 
 
 def read_page(body: bytes) -> HistoryPage:
     """Read one page of a history.
 
     Raises:
-        HistoryUnreadable: it is none.
+        HistoryUnreadable: the body is not a page, or reports an error.
     """
     return _read(HistoryPage, body)
 
 
 def read_detail(body: bytes) -> HistoryDetail:
-    """Read one command of a history.
+    """Read the details of one entry.
 
     Raises:
-        HistoryUnreadable: it is none.
+        HistoryUnreadable: the body is not an entry's details, or reports an error.
     """
     return _read(HistoryDetail, body)
 
 
 def candidates(items: Iterable[HistoryItem], command: Command, window: Window, zone: ZoneInfo) -> list[HistoryItem]:
-    """Return what may be the command, as far as the list tells, the best first."""
+    """Return the entries that may be the command, by the fields of the list alone, the best first."""
     expires_at = _local(command.expires_at, zone)
     found = []
     for item in items:
@@ -150,7 +153,7 @@ def candidates(items: Iterable[HistoryItem], command: Command, window: Window, z
 def match(
     item: HistoryItem, detail: HistoryDetail, command: Command, doubt: DoubtWindow, window: Window, zone: ZoneInfo
 ) -> Candidate | None:
-    """Return the entry unless one of the fields that identify the command is different for certain."""
+    """Return the entry as a candidate; None: a field certainly differs from the command's."""
     args = detail.args
     expires_at = _local(command.expires_at, zone)
     valid_at = None if command.valid_at is None else _local(command.valid_at, zone)
@@ -165,7 +168,7 @@ def match(
 
     valid_time = compare_valid(args.get("valid_time"))
     if is_absent(args.get("valid_time")) and valid_time is Verdict.UNCLEAR:
-        valid_time = compare_valid(item.valid_time)  # filled in there where the command was made without one
+        valid_time = compare_valid(item.valid_time)  # which the platform fills in for a command without one
     verdicts = {
         "type": compare_type(item.type),
         "create_time": creation,
@@ -189,7 +192,7 @@ def match(
 
 
 def _compare_creation(created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo) -> Verdict:
-    """Compare the time of an entry with the time at which the command can have been cached."""
+    """Compare the creation time of an entry with the window."""
     verdict, _ = _place(created, window, allowed, zone)
     return verdict
 
@@ -197,16 +200,16 @@ def _compare_creation(created: ShownTime | None, window: Window, allowed: timede
 def _place(
     created: ShownTime | None, window: Window, allowed: timedelta, zone: ZoneInfo
 ) -> tuple[Verdict, ShownTime | None]:
-    """Compare the time of an entry, and return it as it must be read to be in the window.
+    """Compare the creation time of an entry with the window; returns it in the reading that lies in the window.
 
-    It may have lost its seconds, or all but its date, or be written in UTC without saying so.
+    The time may have lost its seconds, or all but its date, or be in UTC without an offset.
     """
     if created is None:
         return Verdict.UNCLEAR, None
     if _is_within(created, window, allowed, zone):
-        return (Verdict.UNCLEAR if created.open_s else Verdict.EQUAL), created
+        return (Verdict.UNCLEAR if created.uncertainty else Verdict.EQUAL), created
     padded, in_utc = created.padded(), created.from_utc(zone)
-    # Midnight of UTC is no midnight here: what is padded is found before it is converted.
+    # Padding must be found before the conversion: midnight in UTC is not midnight in the zone.
     padded_in_utc = padded.from_utc(zone)
     for reading in (padded, in_utc, padded_in_utc):
         if _is_within(reading, window, allowed, zone):
@@ -215,20 +218,22 @@ def _place(
 
 
 def _is_within(shown: ShownTime, window: Window, allowed: timedelta, zone: ZoneInfo) -> bool:
-    moments = [(moment.replace(tzinfo=zone), (moment + shown.open_s).replace(tzinfo=zone)) for moment in shown.readings]
+    moments = [
+        (moment.replace(tzinfo=zone), (moment + shown.uncertainty).replace(tzinfo=zone)) for moment in shown.readings
+    ]
     return any(window.is_within(first, allowed, last) for first, last in moments)
 
 
 def _moments(shown: ShownTime | None, zone: ZoneInfo) -> list[datetime]:
-    """Return the instants that a shown time may mean: the first and the last of each reading."""
+    """Return the instants that a shown time may mean: the earliest and the latest of each reading."""
     if shown is None:
         return []
-    moments = [moment + more for moment in shown.readings for more in {timedelta(0), shown.open_s}]
+    moments = [moment + more for moment in shown.readings for more in {timedelta(0), shown.uncertainty}]
     return [moment.replace(tzinfo=zone) for moment in moments]
 
 
 def _local(moment: datetime, zone: ZoneInfo) -> datetime:
-    """Return a time as it was sent: the platform's local time, without an offset."""
+    """Return a time in the form in which it was sent: the platform's local time, without an offset."""
     return moment.astimezone(zone).replace(tzinfo=None)
 
 
@@ -240,11 +245,11 @@ def _read(model: type[Model], body: bytes) -> Model:
     try:
         text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], body.decode("utf-8", "replace"))
         answer = HistoryAnswer.model_validate_json(text)
-    except ValidationError as exc:  # not OneNET's, so that other devices' histories cannot be read either
-        raise HistoryUnreadable("an answer that is not OneNET's", is_outage=True) from exc
+    except ValidationError as exc:  # not OneNET's JSON: other devices' histories cannot be read either
+        raise HistoryUnreadable("the response is not OneNET's JSON", is_outage=True) from exc
     if answer.errno != SUCCESS:
         raise history_error(answer.errno, answer.error)
     try:
         return model.model_validate(answer.data)
     except ValidationError as exc:
-        raise HistoryUnreadable("an answer that is not of the history's form") from exc
+        raise HistoryUnreadable("the response does not have the form of a history") from exc

@@ -1,8 +1,8 @@
 """HTTP/1.1 for requests that must not be repeated: records whether any byte was sent, and enforces one deadline.
 
 One ``send`` per request and as few ``recv`` calls as possible: each system call releases the GIL, and getting it back
-under contention costs more than the rest of a request. Errors of the libraries below are translated here, and nowhere
-else, into ``TransportError``.
+under contention costs more than everything else of a request. Errors of the libraries are translated into
+``TransportError`` here, and nowhere else.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ class HTTPTransport:
 
         Args:
             request: what to send.
-            in_flight: its deadline; is told whether any byte may have been sent.
+            in_flight: its deadline; ``may_have_been_sent`` is set on it.
             is_unique: tells whether a response can be told from every other one; otherwise its connection is closed.
 
         Raises:

@@ -1,16 +1,24 @@
-"""Logs, metrics, traces and health probes."""
+"""Logs, metrics, traces and health of a worker."""
 
 import importlib
 import sys
 from typing import Any
 
-# structlog imports rich where it is installed, for tracebacks with local variables, which may hold secrets and are not
-# used here. The import costs 4 MB and 50 ms. None in its place makes rich look uninstalled.
-# Source: https://docs.python.org/3/reference/import.html#the-module-cache
-_modules: dict[str, Any] = sys.modules
-_rich = _modules.get("rich")
-_modules["rich"] = None
-importlib.import_module("structlog")
-del _modules["rich"]
-if _rich is not None:
-    _modules["rich"] = _rich
+
+def import_structlog_without_rich() -> None:
+    """Import structlog as if rich were not installed; to be called before any other module imports structlog.
+
+    structlog imports rich, if present, for tracebacks with local variables. The worker does not use them, since they
+    could contain secrets, and saves 4 MB of memory and 50 ms of start-up (measured). A None in ``sys.modules`` makes
+    the import fail.
+    Source: https://docs.python.org/3/reference/import.html#the-module-cache
+    """
+    modules: dict[str, Any] = sys.modules
+    rich = modules.get("rich")
+    modules["rich"] = None
+    try:
+        importlib.import_module("structlog")
+    finally:
+        del modules["rich"]
+        if rich is not None:
+            modules["rich"] = rich

@@ -1,4 +1,4 @@
-"""``/livez``, ``/readyz`` and ``/metrics`` over HTTP, from threads of their own."""
+"""``/livez``, ``/readyz`` and ``/metrics`` over HTTP, served by threads: they answer even if the event loop hangs."""
 
 import json
 import socket
@@ -7,48 +7,51 @@ import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from prometheus_client.exposition import MetricsHandler
+from typing_extensions import override
 
 from worker.errors import SettingsError
 from worker.telemetry.health import Health, ProbeResult
 from worker.telemetry.metrics import Metrics
 
-_POLL_S = 0.1  # how long closing may take
-_PATIENCE_S = 10  # with a client that does not go on
+_SHUTDOWN_POLL_S = 0.1  # upper bound of the time that closing takes
+_REQUEST_TIMEOUT_S = 10  # for a client that does not finish its request
 
-Endpoint = Callable[[], tuple[HTTPStatus, str, bytes]]
+Endpoint = Callable[[], tuple[HTTPStatus, bytes]]
 
 
 class HealthServer:
-    """The HTTP server of one worker.
+    """The HTTP server for probes and metrics of one worker.
 
     Args:
         host: address to listen on.
         port: port to listen on.
         health: answers the probes.
-        metrics: are shown.
+        metrics: are exposed to Prometheus.
 
     Raises:
-        SettingsError: that address cannot be listened on.
+        SettingsError: the address is not available.
     """
 
     def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
-        pages: dict[str, Endpoint] = {
+        probes: dict[str, Endpoint] = {
             "/livez": lambda: _probe(health.liveness()),
             "/readyz": lambda: _probe(health.readiness()),
-            "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
         }
         try:
-            self._server = _Server(host, port, pages)
+            self._server = _Server(host, port, probes, metrics.registry)
         except OSError as exc:
             raise SettingsError(
                 [f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {exc.strerror or exc}; port 0 turns this off"]
             ) from exc
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_SHUTDOWN_POLL_S,), name="http", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -57,50 +60,60 @@ class HealthServer:
         self._server.server_close()
 
 
-def _probe(result: ProbeResult) -> tuple[HTTPStatus, str, bytes]:
+def _probe(result: ProbeResult) -> tuple[HTTPStatus, bytes]:
     status = HTTPStatus.OK if result.ok else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, "application/json", json.dumps(result.details).encode() + b"\n"
+    return status, json.dumps(result.details).encode() + b"\n"
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, pages: dict[str, Endpoint]) -> None:
-        self.pages = pages
+    def __init__(self, host: str, port: int, probes: dict[str, Endpoint], registry: CollectorRegistry) -> None:
+        self.probes = probes
+        self.registry = registry
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's own looks up this machine's name, which may take long
+        socketserver.TCPServer.server_bind(self)  # HTTPServer would look up the host name, which may take long
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # which is a client that went away
+        if not isinstance(sys.exception(), OSError):  # OSError: the client disconnected
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(MetricsHandler):
+    """Adds the probes to Prometheus' own handler, which negotiates OpenMetrics and gzip and filters by ``name[]``.
+
+    It speaks HTTP/1.0: Prometheus' handler sends no Content-Length, so the end of the connection ends the response.
+    """
+
     server: _Server
-    protocol_version = "HTTP/1.1"
-    timeout = _PATIENCE_S
+    timeout = _REQUEST_TIMEOUT_S
 
+    def setup(self) -> None:
+        super().setup()
+        self.registry = self.server.registry
+
+    @override
     def do_GET(self) -> None:
-        page = self.server.pages.get(urlsplit(self.path).path)
-        if page is None:
-            found = ", ".join(self.server.pages)
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", f"there are {found}\n".encode())
+        path = urlsplit(self.path).path
+        if path in self.server.probes:
+            status, body = self.server.probes[path]()
+            self._respond(status, "application/json", body)
+        elif path != "/metrics":
+            known = ", ".join((*self.server.probes, "/metrics"))
+            self._respond(HTTPStatus.NOT_FOUND, "text/plain", f"there are {known}\n".encode())
+        elif self.command == "HEAD":
+            self._respond(HTTPStatus.OK, CONTENT_TYPE_LATEST)
         else:
-            self._answer(*page())
+            super().do_GET()
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
+    do_HEAD = do_GET  # noqa: N815 - http.server calls it by this name
 
-    def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+    def _respond(self, status: HTTPStatus, content_type: str, body: bytes = b"") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: probes come every few seconds."""

@@ -1,1 +1,1 @@
-"""What the demo and the tests need around the worker, found on this machine or started by itself, and stopped again."""
+"""Private servers and worker processes, started and stopped by demo, tests and benchmark."""

@@ -1,4 +1,4 @@
-"""A RabbitMQ for the demo and the tests: named, in Docker, or a private node of the system's package."""
+"""A RabbitMQ for the demo and the tests: in Docker, or a private node of the installed server."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from typing import Protocol
 
 import requests
 
-from worker.dev.services import packages
+from worker.dev.services import engine
 from worker.dev.services.ports import free_port, is_listening, wait_until
 from worker.errors import LocalServiceError
 
-_NAMED_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE")  # this one and nothing else
+_NAMED_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE")  # if set, no other broker is started
 IMAGE = _NAMED_IMAGE or "rabbitmq:4.0-management"
 # Debian's wrapper in /usr/sbin insists on root or the user rabbitmq; the script that it calls does not.
 _SCRIPTS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path("/opt/rabbitmq/sbin/rabbitmq-server"))
@@ -31,34 +31,34 @@ ssl_options.fail_if_no_peer_cert = true
 _START_S = 90
 _STOP_S = 20
 
-CHOICES = """no RabbitMQ to be had. Any one of these will do:
-  - name a running one:     AMQP_URL=amqp://user:password@host:5672/
-  - let Docker bring one:   start the Docker engine (image {image})
-  - install the server:     sudo apt-get install rabbitmq-server   (it need not run)"""
+UNAVAILABLE = (
+    "no RabbitMQ found: set AMQP_URL to a running one, start a Docker engine "
+    f"(image {IMAGE}), or install the package rabbitmq-server (it need not run)"
+)
 
 
 class LocalBroker(Protocol):
-    """A broker that was started here, so that it may also fail here."""
+    """A broker that was started by this process, so that tests may kill it."""
 
     url: str
-    tls_url: str  # empty unless it was started with the files for TLS
+    tls_url: str  # empty without certificates
     origin: str
 
     def start(self) -> None:
-        """Start it, again on the same port and with the same data; returns when it takes connections."""
+        """Start the broker, or start it again on the same port with the same data; returns when it is ready."""
 
     def kill(self) -> None:
-        """End it at once; what it stored stays."""
+        """Kill the broker; its data stays."""
 
     def control(self, *arguments: str) -> None:
-        """Call ``rabbitmqctl``."""
+        """Run ``rabbitmqctl``."""
 
     def stop(self) -> None:
-        """Stop it, and remove what it stored."""
+        """Stop the broker and delete its data."""
 
 
 class PrivateNode:
-    """A node of its own: free ports, its own data folder, loopback only, beside any broker of the system.
+    """A node with free ports and a data folder of its own, on loopback only; independent of the system's broker.
 
     Source: https://www.rabbitmq.com/docs/configure#supported-environment-variables
     """
@@ -83,7 +83,7 @@ class PrivateNode:
     def start(self) -> None:
         environment = self._environment()
         epmd = shutil.which("epmd")
-        if epmd is not None and self._epmd is None:  # in the foreground, so that it ends with us
+        if epmd is not None and self._epmd is None:  # in the foreground, so that this process can stop it
             self._epmd = subprocess.Popen(
                 [epmd, "-address", "127.0.0.1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
@@ -100,20 +100,20 @@ class PrivateNode:
         try:
             wait_until(self._is_ready, _START_S, "the private RabbitMQ node")
         except TimeoutError as exc:
-            said = (self._folder / "output").read_text(errors="replace")[-1500:]
+            output_end = (self._folder / "output").read_text(errors="replace")[-1500:]
             self.stop()
-            raise LocalServiceError(f"{exc}; it said:\n{said}") from exc
-        except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
+            raise LocalServiceError(f"{exc}; the end of its output:\n{output_end}") from exc
+        except BaseException:  # ctrl-C above all: the caller has no object to stop yet
             self.stop()
             raise
 
     def kill(self) -> None:
         if self._server is None:
             return
-        group = self._server.pid  # it leads a session of its own: the Erlang machine may outlive its shell script
+        group = self._server.pid  # a session leader: the Erlang VM may outlive its shell script
         with suppress(ProcessLookupError, TimeoutError):
             os.killpg(group, signal.SIGKILL)
-            wait_until(lambda: not _exists(group), _STOP_S, "the Erlang machine's end")
+            wait_until(lambda: not _exists(group), _STOP_S, "the end of the Erlang VM")
         self._server.wait()
         self._server = None
 
@@ -122,7 +122,7 @@ class PrivateNode:
         subprocess.run(command, env=self._environment(), cwd=self._folder, check=True, capture_output=True)
 
     def stop(self) -> None:
-        self.kill()  # what it stored goes too, and whoever stops us may not wait for long
+        self.kill()  # not stopped: its data is deleted anyway, and the caller may have little time left
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait()
@@ -130,7 +130,7 @@ class PrivateNode:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_ready(self) -> bool:
-        assert self._server is not None  # started right before
+        assert self._server is not None  # set by start()
         if self._server.poll() is not None:
             raise TimeoutError(f"the private RabbitMQ node ended with exit code {self._server.returncode}")
         return is_listening("127.0.0.1", self._port)
@@ -140,7 +140,7 @@ class PrivateNode:
         loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
         return {
             "PATH": f"{self._script.parent}:{os.environ.get('PATH', os.defpath)}:/usr/sbin",
-            "HOME": folder,  # where the Erlang cookie lies
+            "HOME": folder,  # holds the Erlang cookie
             "LANG": "C.UTF-8",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
@@ -152,25 +152,25 @@ class PrivateNode:
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
-            "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",  # the system broker's settings are not ours
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",  # not the settings of the system's broker
             "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/none.config",
         }
 
 
 class DockerBroker:
-    """A container, through testcontainers."""
+    """A container, started by testcontainers."""
 
     def __init__(self, tls: Path | None = None) -> None:
         from testcontainers.community.rabbitmq import RabbitMqContainer
 
         self.origin = f"Docker ({IMAGE})"
-        # The ports are chosen here, since those that Docker chooses change with a restart.
+        # Fixed ports: those that Docker assigns change with a restart.
         self._container = RabbitMqContainer(IMAGE).with_bind_ports(5672, free_port())
         self._has_tls = tls is not None
         if tls is not None:
             self._container.with_bind_ports(5671, free_port())
             folder = "/etc/rabbitmq/tls"
-            for name in _TLS_FILES:  # copied, since an engine elsewhere cannot mount what is here
+            for name in _TLS_FILES:  # copied, because an engine on another host cannot mount local files
                 self._container.with_copy_into_container(tls / name, f"{folder}/{name}")
             configuration = _TLS.format(address="5671", folder=folder).encode()
             self._container.with_copy_into_container(configuration, "/etc/rabbitmq/conf.d/90-tls.conf")
@@ -184,13 +184,13 @@ class DockerBroker:
             else:
                 self._is_created = True
                 self._container.start()
-            # Both depend on where we are: on Docker's host, or ourselves in a container beside it.
+            # Host and port differ between Docker's host and a container beside this one.
             self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
             self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
             if self._has_tls:
                 self.tls_url = f"amqps://guest:guest@{self._address[0]}:{self._container.get_exposed_port(5671)}/"
             wait_until(self._answers, _START_S, "RabbitMQ in Docker")
-        except BaseException:  # a ctrl-C, most of all: nobody else knows yet that there is something to stop
+        except BaseException:  # ctrl-C above all: the caller has no object to stop yet
             self.stop()
             raise
 
@@ -207,20 +207,25 @@ class DockerBroker:
             self._container.stop()
 
     def _answers(self) -> bool:
-        # Docker's proxy takes connections before the broker does, so ask the broker itself.
+        # Docker's proxy accepts connections before the broker does, so ask the broker.
         code, _ = self._container.exec(["rabbitmq-diagnostics", "-q", "check_port_connectivity"])
         return int(code) == 0 and is_listening(*self._address)
 
 
-def start_own_broker(tls: Path | None = None) -> LocalBroker:
-    """Start a broker: in Docker, or a private node, of a package that is installed for it if need be.
+def is_available() -> bool:
+    """Tell whether a broker can be started; True where an image is named, since nothing else will do then."""
+    return bool(_NAMED_IMAGE) or _script() is not None or engine.has_image(IMAGE)
+
+
+def start_local_broker(tls: Path | None = None) -> LocalBroker:
+    """Start a broker: in Docker, or as a private node of the installed server.
 
     Args:
-        tls: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``: the broker listens with TLS as well then, and lets
-            in nobody there without a certificate of that authority.
+        tls: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``. With it the broker also listens with TLS, and
+            requires a client certificate of that authority there.
 
     Raises:
-        LocalServiceError: neither can be had, or not the image that is named; says what the choices are.
+        LocalServiceError: neither is possible, or the named image is missing; the message lists the alternatives.
     """
     broker = _start_in_docker(tls)
     if broker is not None:
@@ -228,30 +233,23 @@ def start_own_broker(tls: Path | None = None) -> LocalBroker:
     if _NAMED_IMAGE:
         raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
     script = _script()
-    if script is None and packages.may_install() and packages.install("rabbitmq-server"):
-        script = _script()
     if script is None:
-        raise LocalServiceError(CHOICES.format(image=IMAGE))
+        raise LocalServiceError(UNAVAILABLE)
     node = PrivateNode(script, tls)
     node.start()
     return node
 
 
 def _start_in_docker(tls: Path | None) -> LocalBroker | None:
-    try:
-        from docker.errors import DockerException
-        from testcontainers.core.docker_client import DockerClient
-    except ImportError:
+    if not engine.has_image(IMAGE):
         return None
-    try:
-        DockerClient().client.ping()
-    except DockerException:
-        return None  # no engine: the usual case, nothing to say about
+    from docker.errors import DockerException
+
     try:
         broker = DockerBroker(tls)
         broker.start()
     except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
-        print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)
+        print(f"Docker could not start {IMAGE}: {exc}", file=sys.stderr)
         return None
     return broker
 
@@ -261,9 +259,9 @@ def _script() -> Path | None:
 
 
 def _exists(group: int) -> bool:
-    """Tell whether a process of a group runs; one that has ended and only waits for its parent does not.
+    """Tell whether a process group has a running process; a zombie does not count.
 
-    A process whose first thread has ended looks like that too while its other threads still hold its sockets.
+    A process whose main thread has ended looks like a zombie while other threads still hold its sockets.
     """
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -1,16 +1,16 @@
-"""Free ports for services of our own."""
+"""Free ports for private servers, and waiting for them."""
 
 import secrets
 import socket
 import time
 from collections.abc import Callable
 
-# Below the range from which the kernel takes ports for clients: there, a connection could take a port found free here.
+# Below the kernel's range of ephemeral ports: from that range, a connection could take a port that was free here.
 _LOWEST, _HIGHEST = 15_000, 32_000
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port that is not in use."""
     while True:
         port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
         with socket.socket() as sock:
@@ -22,14 +22,14 @@ def free_port() -> int:
 
 
 def is_listening(host: str, port: int) -> bool:
-    """Tell whether a connection can be made."""
+    """Tell whether a port accepts connections."""
     with socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex((host, port)) == 0
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
-    """Look again and again until a condition holds.
+    """Poll until a condition holds.
 
     Raises:
         TimeoutError: it did not hold in time.
@@ -38,4 +38,4 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(every_s)  # between two looks at another process, which has no way to tell us
+        time.sleep(every_s)  # another process cannot notify this one

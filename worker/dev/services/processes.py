@@ -1,4 +1,4 @@
-"""Our own commands as processes: started, watched, stopped by their process id."""
+"""``onenet-worker`` commands as processes: started, observed and stopped by process id."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from worker.errors import LocalServiceError
 from worker.settings import Settings
 
 _STOP_S = 40
-_NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # no proxy of the environment leads to this machine
+_NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # a proxy of the environment cannot reach this machine
 _SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
 
 class LocalProcess:
-    """One ``onenet-worker`` command, its output in a file; of the settings it knows only those that are given.
+    """One ``onenet-worker`` command with its output in a file; it gets no settings but the given ones.
 
     Args:
-        arguments: behind ``onenet-worker``.
-        environment: its settings; the settings of this process, and its ``.env``, are kept from it.
-        output: where stdout and stderr go.
+        arguments: of ``onenet-worker``.
+        environment: its settings; it does not inherit the settings of this process, nor read its ``.env``.
+        output: file for stdout and stderr.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
@@ -36,7 +36,7 @@ class LocalProcess:
                 stdout=stream,
                 stderr=stream,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a ctrl-C is meant for us, who stop it in good order
+                start_new_session=True,  # ctrl-C is for this process, which then stops the command
             )
 
     @property
@@ -52,20 +52,20 @@ class LocalProcess:
         self._process.send_signal(number)
 
     def wait(self, timeout_s: float = _STOP_S) -> int:
-        """Wait for its end and return the exit code.
+        """Wait for the end of the process and return its exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it goes on.
+            subprocess.TimeoutExpired: it is still running.
         """
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """End it: in good order if it does, else at once."""
+        """Stop the process with SIGTERM, or kill it if it does not stop."""
         if self.is_running:
             self.signal(signal.SIGTERM)
             try:
@@ -74,15 +74,15 @@ class LocalProcess:
                 self.kill()
 
     def wait_for_port(self, port: int, timeout_s: float = 20) -> None:
-        """Wait until it listens.
+        """Wait until it listens on a port.
 
         Raises:
-            LocalServiceError: it ended, or does not listen in time.
+            LocalServiceError: it ended, or did not listen in time.
         """
 
         def is_ready() -> bool:
             if not self.is_running:
-                raise LocalServiceError(f"it ended: {self.output.read_text(errors='replace')[-1000:]}")
+                raise LocalServiceError(f"the process ended: {self.output.read_text(errors='replace')[-1000:]}")
             return is_listening("127.0.0.1", port)
 
         try:

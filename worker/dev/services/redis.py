@@ -1,4 +1,4 @@
-"""A Redis for the tests: named, in Docker, or a private server of the system's package."""
+"""A Redis for tests and benchmark: in Docker, or a private process of the installed server."""
 
 import os
 import shutil
@@ -12,39 +12,36 @@ from typing import Protocol
 
 import redis
 import requests
-from docker.errors import DockerException
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
 
-from worker.dev.services import packages
+from worker.dev.services import engine
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import LocalServiceError
 
 IMAGE = os.environ.get("TEST_REDIS_IMAGE", "redis:7")
-START_S = 60
-CHOICES = f"""no Redis to be had. Any one of these will do:
-  - name a running one:     REDIS_URL=redis://host:6379/0
-  - let Docker bring one:   start the Docker engine (image {IMAGE})
-  - install the server:     sudo apt-get install redis-server   (it need not run)"""
+_START_S = 60
+UNAVAILABLE = (
+    "no Redis found: set REDIS_URL to a running one, start a Docker engine "
+    f"(image {IMAGE}), or install the package redis-server (it need not run)"
+)
 
 
 class LocalRedis(Protocol):
-    """A Redis that was started here, so that it may also fail here."""
+    """A Redis that was started by this process, so that tests may kill it."""
 
     url: str
 
     def start(self) -> None:
-        """Start it, again on the same port; returns when it answers."""
+        """Start the server, or start it again on the same port; returns when it answers."""
 
     def kill(self) -> None:
-        """End it at once, with all that it held."""
+        """Kill the server; its data is lost."""
 
     def stop(self) -> None:
-        """Stop it, and remove what it stored."""
+        """Stop the server and delete its data."""
 
 
 class PrivateServer:
-    """A server of its own: a free port, its own data folder, loopback only, nothing kept on disk."""
+    """A server with a free port and a data folder of its own, on loopback only, without persistence."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -59,7 +56,7 @@ class PrivateServer:
             self._server = subprocess.Popen(
                 [self._program, *arguments], cwd=self._folder, stdout=output, stderr=output, start_new_session=True
             )
-        wait_until(lambda: answers(self.url), START_S, "the private Redis")
+        wait_until(lambda: answers(self.url), _START_S, "the private Redis")
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -76,10 +73,12 @@ class PrivateServer:
 
 
 class DockerRedis:
-    """A container, through testcontainers."""
+    """A container, started by testcontainers."""
 
     def __init__(self) -> None:
-        # The port is chosen here, since one that Docker chooses changes with a restart.
+        from testcontainers.core.container import DockerContainer
+
+        # A fixed port: one that Docker assigns changes with a restart.
         self._container = DockerContainer(IMAGE).with_bind_ports(6379, free_port())
         self._stack = ExitStack()
         self.url = ""
@@ -92,7 +91,7 @@ class DockerRedis:
             self._container.start()
             host, port = self._container.get_container_host_ip(), self._container.get_exposed_port(6379)
             self.url = f"redis://{host}:{port}/0"
-        wait_until(lambda: answers(self.url), START_S, "Redis in Docker")
+        wait_until(lambda: answers(self.url), _START_S, "Redis in Docker")
 
     def kill(self) -> None:
         self._container.get_wrapped_container().kill()
@@ -110,35 +109,38 @@ def answers(url: str) -> bool:
         return False
 
 
-def start_own_redis() -> LocalRedis:
-    """Start a Redis: in Docker, or a private server, of a package that is installed for it if need be.
+def is_available() -> bool:
+    """Tell whether a Redis can be started."""
+    return shutil.which("redis-server") is not None or engine.has_image(IMAGE)
+
+
+def start_local_redis() -> LocalRedis:
+    """Start a Redis: in Docker, or a private process of the installed server.
 
     Raises:
-        LocalServiceError: neither can be had; says what the choices are.
+        LocalServiceError: neither is possible; the message lists the alternatives.
     """
     in_docker = _start_in_docker()
     if in_docker is not None:
         return in_docker
     program = shutil.which("redis-server")
-    if program is None and packages.may_install() and packages.install("redis-server"):
-        program = shutil.which("redis-server")
     if program is None:
-        raise LocalServiceError(CHOICES)
+        raise LocalServiceError(UNAVAILABLE)
     server = PrivateServer(program)
     server.start()
     return server
 
 
 def _start_in_docker() -> LocalRedis | None:
-    try:
-        DockerClient().client.ping()
-    except DockerException:
-        return None  # no engine: the usual case, nothing to say about
-    own = DockerRedis()
-    try:
-        own.start()
-    except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
-        own.stop()
-        print(f"Docker is here, but {IMAGE} is not to be had: {exc}", file=sys.stderr)
+    if not engine.has_image(IMAGE):
         return None
-    return own
+    from docker.errors import DockerException
+
+    container = DockerRedis()
+    try:
+        container.start()
+    except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
+        container.stop()
+        print(f"Docker could not start {IMAGE}: {exc}", file=sys.stderr)
+        return None
+    return container
