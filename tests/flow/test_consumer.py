@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from pika import BasicProperties
 
 from tests.support.builders import a_command
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
@@ -137,13 +137,6 @@ class FakeBroker:
 
     async def drain(self) -> None:
         await until(lambda: not self.unacknowledged)
-
-
-async def until(is_so: Callable[[], object]) -> None:
-    """Let the loop go on until something is so."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_so():  # noqa: ASYNC110 - much of it is changed by threads
-            await asyncio.sleep(0.001)
 
 
 def can_be_sent(breakers: CircuitBreakers, product: str) -> bool:
