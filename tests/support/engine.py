@@ -23,6 +23,7 @@ from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay, Task
 from worker.core.outcome import Failed
+from worker.core.ownership import OwnershipFacts
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.core.resolution import (
@@ -176,8 +177,11 @@ class ScriptedPlatform:
         usual = Cached("u" if number == 1 else f"u{number}")
         return Sent(self.answers.pop(0) if self.answers else usual, valid_time_omitted=False)
 
-    def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
+    def find_candidates(
+        self, _command: Command, _doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
         self.steps.append("history")
+        owned_by_others([candidate.uuid for candidate in self.candidates or () if candidate.uuid])
         self.on_history()
         if self.history_error is not None:
             raise self.history_error
@@ -218,6 +222,14 @@ class RecordingStore(MemoryStore):
     def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         self._check("release")
         super().release(lease, doubt, holder_crashed=holder_crashed)
+
+    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        self._check("owned_by_others")
+        return super().owned_by_others(key, uuids)
+
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        self._check("ownership")
+        return super().ownership(lease, uuids)
 
     def _check(self, call: str) -> None:
         if call in self.failing:
