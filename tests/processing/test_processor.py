@@ -42,6 +42,12 @@ def test_an_outcome_is_recorded_before_anything_is_published(engine: Engine) -> 
     assert engine.steps == ["claim", "request", "complete"]
 
 
+@pytest.mark.parametrize("is_omitted", [True, False])
+def test_a_reply_tells_whether_valid_time_was_part_of_the_request(engine: Engine, is_omitted: bool) -> None:
+    engine.platform.valid_time_omitted = is_omitted
+    assert reply_of(engine.process(a_task())).valid_time_omitted is is_omitted
+
+
 def test_a_redelivered_command_with_an_outcome_gets_the_recorded_reply(engine: Engine) -> None:
     first = reply_of(engine.process(a_task()))
     again = expect(Duplicate, engine.process(a_task(redelivered())))

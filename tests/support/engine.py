@@ -156,6 +156,7 @@ class ScriptedPlatform:
         answers: to the next requests; after them each command is cached.
         candidates: what the device's history has; None: it cannot be read.
         history_error: why the history cannot be read.
+        valid_time_omitted: whether the requests are without the commands' ``valid_time``.
         on_request: called during each request.
         on_history: called during each reading of a history.
     """
@@ -164,6 +165,7 @@ class ScriptedPlatform:
     answers: list[Answer] = field(default_factory=list)
     candidates: list[Candidate] | None = field(default_factory=list)
     history_error: HistoryUnreadable | None = None
+    valid_time_omitted: bool = False
     on_request: Callable[[], object] = lambda: None
     on_history: Callable[[], object] = lambda: None
 
@@ -175,7 +177,7 @@ class ScriptedPlatform:
         self.on_request()
         number = self.steps.count("request")
         usual = Cached("u" if number == 1 else f"u{number}")
-        return Sent(self.answers.pop(0) if self.answers else usual, valid_time_omitted=False)
+        return Sent(self.answers.pop(0) if self.answers else usual, self.valid_time_omitted)
 
     def find_candidates(
         self, _command: Command, _doubt: DoubtWindow, owned_by_others: OwnedByOthers
