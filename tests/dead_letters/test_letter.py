@@ -56,7 +56,7 @@ def test_a_dead_letter_not_published_by_a_worker_is_replayed_in_doubt_until_now(
 
 
 def test_a_replay_resets_the_workers_headers_and_keeps_the_senders() -> None:
-    own = {"x-onenet-attempt": 7, "x-onenet-unfinished": 3, "x-onenet-user-id": "u"}
+    own = {"x-onenet-attempt": 7, "x-onenet-crash-count": 3, "x-onenet-user-id": "u"}
     found = a_dead_letter(headers={**own, "colour": "red", "x-delivery-count": 4})
     outgoing = MessageBuilder(Topology("onenet", (5,)), "host:1")
     publication = outgoing.replay(found.delivery(), found.replay(NOW))
@@ -69,7 +69,7 @@ def test_a_replay_resets_the_workers_headers_and_keeps_the_senders() -> None:
         "colour": "red",
         "x-onenet-user-id": "u",
         "x-onenet-replay": "2026-08-05T09:00:00.000+00:00",
-        "x-onenet-uncounted": True,
+        "x-onenet-free-attempt": True,
         "x-onenet-in-doubt": "../2026-08-05T09:00:00.000+00:00",
     }
     assert publication.properties.app_id == "billing"

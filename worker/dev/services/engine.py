@@ -7,6 +7,7 @@ def has_image(image: str) -> bool:
     """Tell whether a Docker engine answers and has an image or can pull it."""
     try:
         from docker.errors import DockerException, ImageNotFound
+        from testcontainers.core.config import testcontainers_config
         from testcontainers.core.docker_client import DockerClient
     except ImportError:
         return False
@@ -15,12 +16,15 @@ def has_image(image: str) -> bool:
         client.ping()
     except DockerException:
         return False  # no engine: the usual case, not worth a message
-    try:
-        client.images.get(image)
-    except ImageNotFound:
+    # testcontainers also starts a container that removes the others.
+    needed = [image] if testcontainers_config.ryuk_disabled else [image, testcontainers_config.ryuk_image]
+    for each in needed:
         try:
-            client.images.pull(image)
-        except (DockerException, OSError) as exc:
-            print(f"Docker is running, but cannot pull {image}: {exc}", file=sys.stderr)
-            return False
+            client.images.get(each)
+        except ImageNotFound:
+            try:
+                client.images.pull(each)
+            except (DockerException, OSError) as exc:
+                print(f"Docker is running, but cannot pull {each}: {exc}", file=sys.stderr)
+                return False
     return True
