@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.engine import (
     PAST_DOUBT,
+    RECONCILE_DELAY_S,
     Engine,
     a_copy,
     a_likely,
@@ -56,6 +57,31 @@ def test_an_announcement_that_is_delivered_during_its_attempt_is_postponed_with_
     engine.process(a_task(in_doubt(crash_count=2)))
     [resolution] = resolutions
     assert engine.copy_of(expect_postpone(resolution)).crash_count == 3
+
+
+def test_a_redelivered_command_that_awaits_reconciliation_stays_a_suspect_by_its_record(engine: Engine) -> None:
+    """Another message with its id must not try it unannounced."""
+    expect_reconciliation(engine.process(a_task(redelivered())))
+    engine.ahead_s += RECONCILE_DELAY_S + 1
+    engine.steps.clear()
+    expect(Replaced, engine.process(a_task()))
+    assert engine.steps == ["claim", "announce", "history", "request", "complete"]
+
+
+def test_a_suspect_is_postponed_with_its_crash_count_while_another_suspect_is_tried(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time would not tell which of them crashed the worker."""
+    monkeypatch.setattr("worker.processing.crash_guard.SUSPECT_WAIT_S", 0.01)
+    resolutions = engine.process_during_request(lambda: a_task(in_doubt(crash_count=2), command_id="b", args="b"))
+    expect(Replaced, engine.process(a_task(in_doubt(crash_count=0))))
+    [resolution] = resolutions
+    copy = engine.copy_of(expect_postpone(resolution))
+    assert notes(copy) == {"attempt": 1, "crash_count": 2, "doubt": PAST_DOUBT}
+    assert len(engine.announced) == 1
+    engine.platform.on_request = lambda: None
+    # Its record says the same, should another message with its id be delivered.
+    expect(Replaced, engine.process(a_task(command_id="b", args="b")))
 
 
 def test_a_suspect_is_not_tried_if_its_announcement_is_not_confirmed(engine: Engine) -> None:

@@ -46,8 +46,14 @@ def test_a_command_that_was_claimed_before_its_product_was_paused_is_not_postpon
     """Its record tells that it was not sent: nothing has to be noted should the copy not be confirmed."""
     engine.pause()
     postpone = expect_postpone(engine.process(a_task(in_doubt())))
-    assert not postpone.is_unclaimed
+    assert (postpone.is_unclaimed, postpone.has_jitter) == (False, True)
     assert engine.steps == ["claim", "history"]
+
+
+def test_a_delivery_that_is_postponed_unclaimed_keeps_every_note_on_it(engine: Engine) -> None:
+    suspect = in_doubt(2, crash_count=3, is_free_attempt=True)
+    assert notes(engine.postponed(a_task(suspect))) == notes(suspect)
+    assert notes(engine.republished(a_task(suspect))) == notes(suspect)
 
 
 def test_a_redelivered_command_in_doubt_stays_in_doubt_while_its_product_is_paused(engine: Engine) -> None:
@@ -201,6 +207,13 @@ def test_a_throttled_history_uses_up_no_attempt_and_delays_histories(engine: Eng
     assert expect(Conclude, engine.process(a_task(in_doubt(3)))).outcome == Accepted("found", recovered=True)
 
 
+def test_a_throttled_request_with_a_retry_after_delays_histories_as_well(engine: Engine) -> None:
+    engine.platform.answers = [NotSent("errno 15", 20, is_throttled=True)]
+    postpone = expect_postpone(engine.process(a_task()), 30)
+    assert not postpone.has_jitter
+    assert engine.breakers.retry_in_s() == engine.history_breakers.retry_in_s() == 20
+
+
 def test_histories_that_fail_pause_histories_and_no_requests(engine: Engine) -> None:
     engine.platform.candidates = None
     for number in range(3 * PAUSE_AFTER):
@@ -327,5 +340,6 @@ def test_a_retry_after_delays_all_commands_of_the_product_and_uses_up_one_attemp
     assert notes(engine.copy_of(retry)) == {"attempt": 2}
     postpone = expect_postpone(engine.process(a_task(command_id="b")))
     assert notes(engine.copy_of(postpone)) == {"attempt": 1}
+    assert engine.history_breakers.retry_in_s() == 20
     engine.seconds += 20
     assert reply_of(engine.process(a_task(command_id="b"))).status == "accepted"

@@ -42,6 +42,12 @@ def test_an_outcome_is_recorded_before_anything_is_published(engine: Engine) -> 
     assert engine.steps == ["claim", "request", "complete"]
 
 
+@pytest.mark.parametrize("is_omitted", [True, False])
+def test_a_reply_tells_whether_valid_time_was_part_of_the_request(engine: Engine, is_omitted: bool) -> None:
+    engine.platform.valid_time_omitted = is_omitted
+    assert reply_of(engine.process(a_task())).valid_time_omitted is is_omitted
+
+
 def test_a_redelivered_command_with_an_outcome_gets_the_recorded_reply(engine: Engine) -> None:
     first = reply_of(engine.process(a_task()))
     again = expect(Duplicate, engine.process(a_task(redelivered())))
@@ -271,6 +277,14 @@ def test_in_mode_dead_letter_the_outcome_of_a_redelivery_without_a_record_is_rec
     assert engine.steps == ["claim", "complete", "claim"]
 
 
+def test_a_suspect_whose_outcome_cannot_be_recorded_stays_a_suspect_when_its_copy_is_delivered() -> None:
+    engine = Engine("dead-letter")
+    engine.store.failing = {"complete"}
+    copy = engine.copy_of(expect_postpone(engine.process(a_task(redelivered()))))
+    assert copy.crash_count == 0
+    assert copy.doubt is not None
+
+
 def test_in_mode_resend_a_command_in_doubt_is_sent_again_without_a_history_read() -> None:
     engine = Engine("resend")
     engine.platform.answers = [InDoubt("read timeout")]
@@ -339,6 +353,7 @@ class TestForgottenCopies:
     def test_a_first_delivery_is_sent_at_once_however_long_ago_it_claims_to_have_arrived(self, engine: Engine) -> None:
         old = an_envelope(first_arrived_at=LONG_AGO.timestamp() - 1)
         assert reply_of(engine.process(a_task(old))).status == "accepted"
+        assert "history" not in engine.steps
 
 
 class TestReplays:

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from tests.support.builders import in_hours
 from tests.support.engine import (
     PAST_DOUBT,
@@ -123,6 +125,17 @@ def test_the_only_entry_of_a_command_without_lookalikes_is_recorded_as_certain(e
     engine.platform.candidates = [a_likely("one")]
     assert not expect(Conclude, engine.process(a_task(in_doubt()))).is_guess
     assert engine.store.guesses == [False]
+
+
+@pytest.mark.parametrize("call", ["owned_by_others", "ownership", "complete"])
+def test_a_command_in_doubt_stays_so_with_its_attempt_when_the_store_fails_during_its_reconciliation(
+    engine: Engine, call: str
+) -> None:
+    engine.store.failing = {call}
+    engine.platform.candidates = [a_likely("found")]
+    copy = engine.copy_of(expect_postpone(engine.process(a_task(in_doubt(2)))))
+    assert notes(copy) == {"attempt": 2, "doubt": PAST_DOUBT}
+    assert "request" not in engine.steps
 
 
 def test_a_command_that_waits_for_reconciliation_waits_on_without_a_history_read(engine: Engine) -> None:

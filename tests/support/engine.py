@@ -23,6 +23,7 @@ from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay, Task
 from worker.core.outcome import Failed
+from worker.core.ownership import OwnershipFacts
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, PlatformClient, Sent
 from worker.core.resolution import (
@@ -155,6 +156,7 @@ class ScriptedPlatform:
         answers: to the next requests; after them each command is cached.
         candidates: what the device's history has; None: it cannot be read.
         history_error: why the history cannot be read.
+        valid_time_omitted: whether the requests are without the commands' ``valid_time``.
         on_request: called during each request.
         on_history: called during each reading of a history.
     """
@@ -163,6 +165,7 @@ class ScriptedPlatform:
     answers: list[Answer] = field(default_factory=list)
     candidates: list[Candidate] | None = field(default_factory=list)
     history_error: HistoryUnreadable | None = None
+    valid_time_omitted: bool = False
     on_request: Callable[[], object] = lambda: None
     on_history: Callable[[], object] = lambda: None
 
@@ -174,10 +177,13 @@ class ScriptedPlatform:
         self.on_request()
         number = self.steps.count("request")
         usual = Cached("u" if number == 1 else f"u{number}")
-        return Sent(self.answers.pop(0) if self.answers else usual, valid_time_omitted=False)
+        return Sent(self.answers.pop(0) if self.answers else usual, self.valid_time_omitted)
 
-    def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
+    def find_candidates(
+        self, _command: Command, _doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
         self.steps.append("history")
+        owned_by_others([candidate.uuid for candidate in self.candidates or () if candidate.uuid])
         self.on_history()
         if self.history_error is not None:
             raise self.history_error
@@ -218,6 +224,14 @@ class RecordingStore(MemoryStore):
     def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         self._check("release")
         super().release(lease, doubt, holder_crashed=holder_crashed)
+
+    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        self._check("owned_by_others")
+        return super().owned_by_others(key, uuids)
+
+    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        self._check("ownership")
+        return super().ownership(lease, uuids)
 
     def _check(self, call: str) -> None:
         if call in self.failing:
