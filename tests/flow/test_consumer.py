@@ -256,12 +256,13 @@ def test_the_prefetch_shrinks_when_commands_no_longer_wait_for_a_busy_device(mon
 def test_a_command_that_waits_too_long_for_a_thread_is_returned_to_the_queue(monkeypatch: Any) -> None:
     """The broker's consumer_timeout does not depend on what a delivery waits for."""
     monkeypatch.setattr("worker.flow.prefetch.SWEEP_S", 0.01)
-    monkeypatch.setattr("worker.flow.consumer.MAX_HELD_S", 0.05)
 
     async def play() -> None:
         async with harness() as found:
             for number in range(PREFETCH):
                 found.queue.put(f"command-{number}", DEVICES[number])
+            await until(lambda: len(found.platform.asked) == CONCURRENCY)
+            monkeypatch.setattr("worker.flow.consumer.MAX_HELD_S", 0.0)
             await until(lambda: len(found.published_to("returns")) == PREFETCH - CONCURRENCY)
             assert found.published_to("returns") == [f"command-{number}" for number in range(CONCURRENCY, PREFETCH)]
 

@@ -229,7 +229,7 @@ def publishing_blocked(
         return execute(*about)
 
     monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": str(PATIENCE_S), "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
+    long_s = {"ONENET_READ_TIMEOUT": "40", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
     with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
         ids = publish_many(deployment, 40)
         deployment.wait_for_request()

@@ -151,7 +151,7 @@ def test_only_the_command_that_crashes_every_worker_is_poison(
         ids = publish_many(deployment, 20)
         replies: dict[str, Any] = {}
         while len(replies) < 21:
-            reply = deployment.upstream.reply(5 * PATIENCE_S).json  # six leases have to expire one after the other
+            reply = deployment.upstream.reply(2 * PATIENCE_S).json  # six leases have to expire one after the other
             replies[reply["command_id"]] = reply
     finally:
         over.set()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-PATIENCE_S = 40  # how long a test waits for what must happen before it fails; never how long that takes
+PATIENCE_S = 90  # how long a test waits for an expected event: longer than the longest wait between two probes
 
 
 async def until(condition: Callable[[], object]) -> None:
