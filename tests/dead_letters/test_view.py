@@ -3,6 +3,7 @@
 import json
 import struct
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
@@ -14,7 +15,7 @@ from worker.dead_letters.view import details, printable, summary, utc
 MOMENT = RawFieldValue(b"T" + struct.pack(">Q", int(datetime(2026, 8, 5, tzinfo=UTC).timestamp())))
 
 
-def a_dead_letter(body: bytes, **headers: object) -> DeadLetter:
+def a_dead_letter(body: bytes, **headers: Any) -> DeadLetter:
     properties = BasicProperties(app_id="billing", headers=headers)
     return DeadLetter(1, "execute.invalid_message", properties, body, ZoneInfo("Asia/Shanghai"))
 
