@@ -93,7 +93,7 @@ def test_a_command_leased_by_another_worker_waits_for_its_outcome(
             events = [event["event"] for worker in (one, other) for event in worker.events]
         assert replies[0] == replies[1]
         assert deployment.cached("once") == 1
-        assert "command_retry_scheduled" in events
+        assert "command_postponed" in events
         assert "idempotency_not_shared" not in events
 
 
@@ -101,7 +101,7 @@ def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deploymen
     with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(deployment, 5)
-        worker.wait_for("command_retry_scheduled", count=5)
+        worker.wait_for("command_postponed", count=5)
         assert not deployment.simulator.requests
         own_redis.start()
         assert_each_accepted_once(deployment, ids)
@@ -117,7 +117,7 @@ def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
             deployment.upstream.publish(a_command(command_id="unrecorded", args="unrecorded"))
             deployment.wait_for_request(slow)
             own_redis.kill()
-            worker.wait_for("command_retry_scheduled", command_id="unrecorded")
+            worker.wait_for("command_postponed", command_id="unrecorded")
             own_redis.start()
             assert_each_accepted_once(deployment, ["unrecorded"])
         assert len(slow.requests) == 1
