@@ -18,7 +18,6 @@ from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.core.claims import IdempotencyStore
-from worker.core.clock import utc_now
 from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
@@ -33,10 +32,8 @@ from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport, Watch
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
-from worker.processing.leases import Leases
-from worker.processing.processor import PROCESSING_S, Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.engine import Engine
+from worker.processing.processor import PROCESSING_S
 from worker.settings import Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
@@ -161,9 +158,7 @@ class Worker:
             settings.worker_reconcile_delay,
             settings.worker_in_doubt,
         )
-        leases = Leases(store, policy, utc_now)
-        unstarted = Unstarted(store, self._breakers, policy, utc_now)
-        reporter = Reporter(self._metrics)
+        engine = Engine(self._client, store, self._breakers, self._history_breakers, policy, self._metrics)
         broker = Broker(
             self._broker_parameters,
             settings.topology,
@@ -173,10 +168,7 @@ class Worker:
             on_other_consumers=None if store.is_shared else _warn_of_others,
         )
         consumer = Consumer(
-            Processor(self._client, store, leases, unstarted, self._breakers, self._history_breakers, policy, reporter),
-            leases,
-            unstarted,
-            reporter,
+            engine,
             MessageBuilder(settings.topology, self._name),
             broker,
             self._breakers,

@@ -16,24 +16,24 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
+from schemas.reply import Reply
 from tests.support.builders import a_command
 from tests.support.waiting import PATIENCE_S, until
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.claims import IdempotencyStore, Lease, OnRecorded
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
+from worker.errors import StoreUnavailable
 from worker.flow import pace
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.leases import Leases
-from worker.processing.processor import Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.engine import Engine
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing
 
@@ -166,26 +166,35 @@ class Harness:
     breakers: CircuitBreakers
     consumer: Consumer
     clock: Clock
+    metrics: Metrics
 
     def published_to(self, exchange: str) -> list[str]:
         return [command_id for target, command_id in self.queue.published if target == f"onenet.{exchange}"]
 
 
 @asynccontextmanager
-async def harness(products: Sequence[str | None] = (None,), new_pacer: Any = None, look_s: float = PROBE_S) -> Any:
+async def harness(
+    products: Sequence[str | None] = (None,),
+    new_pacer: Any = None,
+    look_s: float = PROBE_S,
+    store: IdempotencyStore | None = None,
+) -> Any:
     platform, queue, clock = BlockingPlatform(), FakeBroker(), Clock()
     breakers = CircuitBreakers(products, 1, PROBE_S)
     history_breakers = CircuitBreakers(products, 1, PROBE_S, subject="history")
-    store = MemoryStore(3600, 60, began_at=LONG_AGO)
     metrics = Metrics("0", CONCURRENCY)
     policy = RetryPolicy((5, 60), max_attempts=9, reconcile_delay_s=60)
-    leases, unstarted = Leases(store, policy, clock), Unstarted(store, breakers, policy, clock)
-    reporter = Reporter(metrics)
+    used = store or MemoryStore(3600, 60, began_at=LONG_AGO)
     queue.consumer = Consumer(
-        Processor(platform, store, leases, unstarted, breakers, history_breakers, policy, reporter, clock),
-        leases,
-        unstarted,
-        reporter,
+        Engine(
+            platform,
+            used,
+            breakers,
+            history_breakers,
+            policy,
+            metrics,
+            clock,
+        ),
         MessageBuilder(Topology("onenet", (5, 60)), "host:1"),
         cast("Any", queue),
         breakers,
@@ -200,12 +209,45 @@ async def harness(products: Sequence[str | None] = (None,), new_pacer: Any = Non
         probe_interval_s=look_s,
     )
     try:
-        yield Harness(queue, platform, breakers, queue.consumer, clock)
+        yield Harness(queue, platform, breakers, queue.consumer, clock, metrics)
     finally:
         platform.may_answer.set()
         platform.may_show_history.set()
         async with asyncio.timeout(PATIENCE_S):
             await queue.consumer.stop()
+
+
+class UnwritableStore(MemoryStore):
+    """A store that grants leases and records no outcome."""
+
+    def complete(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
+    ) -> None:
+        on_recorded(StoreUnavailable("Redis: ConnectionError"))
+
+
+def test_no_reply_is_published_before_its_outcome_is_recorded() -> None:
+    async def play() -> None:
+        async with harness(store=UnwritableStore(3600, 60, began_at=LONG_AGO)) as found:
+            found.platform.may_answer.set()
+            found.queue.put("unrecorded", DEVICES[0])
+            await until(lambda: found.published_to("retry") == ["unrecorded"])
+            assert found.published_to("replies") == []
+
+    asyncio.run(play())
+
+
+def test_each_settled_command_is_reported_once() -> None:
+    async def play() -> None:
+        async with harness() as found:
+            found.platform.may_answer.set()
+            for number in range(3):
+                found.queue.put(f"command-{number}", DEVICES[number])
+            await until(lambda: len(found.published_to("replies")) == 3)
+            labels = {"outcome": "accepted", "reason": "answered"}
+            assert found.metrics.registry.get_sample_value("onenet_worker_commands_total", labels) == 3
+
+    asyncio.run(play())
 
 
 def test_a_stop_during_a_prefetch_change_still_cancels_the_consumers() -> None:

@@ -288,8 +288,6 @@ def test_a_command_in_doubt_is_no_probe_so_that_the_next_new_command_is(engine: 
     engine.seconds += engine.breakers.retry_in_s()
     engine.platform.answers = []
     new: list[Resolution] = []
-    history_first: list[object] = []
-    engine.processor.on_history_first = history_first.append
     engine.platform.on_history = lambda: new.append(engine.process(a_task(command_id="new")))
     engine.platform.candidates = None
     envelope = {"its envelope": in_doubt(), "its redelivery": redelivered()}.get(known_by)
@@ -299,7 +297,7 @@ def test_a_command_in_doubt_is_no_probe_so_that_the_next_new_command_is(engine: 
         new.append(engine.process(a_task(command_id="new")))
     assert [reply_of(each).status for each in new] == ["accepted"]
     assert engine.breakers.allows(None)
-    assert history_first == ([task] if known_by == "its record" else [])
+    assert engine.history_first == ([task] if known_by == "its record" else [])
 
 
 @pytest.mark.parametrize(

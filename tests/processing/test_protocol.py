@@ -30,17 +30,14 @@ from worker.core.envelope import Replay
 from worker.core.ownership import OwnershipFacts
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.resolution import Conclude, Postpone, Resolution
+from worker.core.resolution import Postpone, Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.crash_guard import ReplaceWith
-from worker.processing.leases import Leases
-from worker.processing.processor import Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.engine import Engine
 from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
@@ -282,23 +279,13 @@ class Protocol(RuleBasedStateMachine):
         def now() -> datetime:
             return self.world.now
 
-        leases = Leases(self.store, self.policy, now)
-        unstarted = Unstarted(self.store, self.breakers, self.policy, now)
-        processor = Processor(
-            ModelPlatform(self.world),
-            self.store,
-            leases,
-            unstarted,
-            self.breakers,
-            self.history_breakers,
-            self.policy,
-            Reporter(METRICS),
-            now,
+        engine = Engine(
+            ModelPlatform(self.world), self.store, self.breakers, self.history_breakers, self.policy, METRICS, now
         )
         task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
-        resolution = processor.process(task, replace_with)
-        if isinstance(resolution, Conclude):
-            return leases.record_and_wait(delivery.envelope, resolution)
+        resolutions: list[Resolution] = []
+        engine.run(task, replace_with, lambda _: None, resolutions.append)
+        [resolution] = resolutions
         return resolution
 
     def new_breakers(self) -> CircuitBreakers:

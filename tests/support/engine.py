@@ -39,10 +39,7 @@ from worker.core.resolution import (
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.leases import Leases
-from worker.processing.processor import Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.engine import Engine as WorkerEngine
 from worker.telemetry.metrics import Metrics
 
 CHINA = ZoneInfo("Asia/Shanghai")
@@ -261,6 +258,7 @@ class Engine:
         self.policy = RetryPolicy(DELAYS_S, MAX_ATTEMPTS, RECONCILE_DELAY_S, in_doubt)
         self.messages = MessageBuilder(Topology("onenet", (*DELAYS_S, RECONCILE_DELAY_S)), "host:1")
         self.announced: list[Postpone] = []
+        self.history_first: list[Task] = []  # had the permit to send, and needed their history first
         self.is_confirmed = True
         self.seconds = 0.0  # on the breakers' clock
         self.ahead_s = 0.0  # by how much the engine's clock is ahead
@@ -274,20 +272,10 @@ class Engine:
         self.breakers = CircuitBreakers([None], PAUSE_AFTER, PROBE_S, lambda: self.seconds)
         self.history_breakers = CircuitBreakers([None], PAUSE_AFTER, PROBE_S, lambda: self.seconds, subject="history")
         self.metrics = Metrics("0", 1)
-        self.leases = Leases(used, self.policy, self.now)
-        self.unstarted = Unstarted(used, self.breakers, self.policy, self.now)
-        self.reporter = Reporter(self.metrics)
-        self.processor = Processor(
-            self._client,
-            used,
-            self.leases,
-            self.unstarted,
-            self.breakers,
-            self.history_breakers,
-            self.policy,
-            self.reporter,
-            self.now,
+        self._engine = WorkerEngine(
+            self._client, used, self.breakers, self.history_breakers, self.policy, self.metrics, self.now
         )
+        self.unstarted = self._engine.unstarted
 
     def now(self) -> datetime:
         """Return the engine's time."""
@@ -295,12 +283,15 @@ class Engine:
 
     def process(self, task: Task) -> Resolution:
         """Process one delivery as the consumer does: record its outcome, then report what becomes of it."""
-        resolution = self.processor.process(task, lambda copy: self._replace_with(task, copy))
-        if isinstance(resolution, Conclude):
-            recorded: queue.SimpleQueue[Unpublished] = queue.SimpleQueue()
-            self.leases.record(task.envelope, resolution, recorded.put)
-            resolution = recorded.get(timeout=10)
-        self.reporter.report(task, resolution)
+        resolved: queue.SimpleQueue[Resolution] = queue.SimpleQueue()
+        self._engine.run(
+            task,
+            lambda copy: self._replace_with(task, copy),
+            self.history_first.append,
+            resolved.put,
+        )
+        resolution = resolved.get(timeout=10)
+        self._engine.reporter.report(task, resolution)
         self._processed.append((resolution, task.envelope))
         return resolution
 

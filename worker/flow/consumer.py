@@ -13,17 +13,14 @@ from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.envelope import Task
 from worker.core.parsing import read_task
-from worker.core.resolution import Conclude, Postpone, Resolution
+from worker.core.resolution import Postpone, Resolution
 from worker.errors import WorkerError
 from worker.flow import prefetch
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher, NewPacer
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.crash_guard import ANNOUNCE_S
-from worker.processing.leases import Leases
-from worker.processing.processor import Processor
-from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.engine import Engine
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
@@ -38,10 +35,7 @@ class Consumer:
     """Deliveries in, resolutions out.
 
     Args:
-        processor: processes one task.
-        leases: record outcomes.
-        unstarted: says what becomes of deliveries that are not started.
-        reporter: logs and counts what becomes of each.
+        engine: runs one task.
         messages: builds the publications.
         broker: settles deliveries.
         breakers: tell whether anything may be sent; while nothing may, single commands are taken as probes.
@@ -58,10 +52,7 @@ class Consumer:
 
     def __init__(
         self,
-        processor: Processor,
-        leases: Leases,
-        unstarted: Unstarted,
-        reporter: Reporter,
+        engine: Engine,
         messages: MessageBuilder,
         broker: Broker,
         breakers: CircuitBreakers,
@@ -76,10 +67,8 @@ class Consumer:
         usual_prefetch: int,
         probe_interval_s: float,
     ) -> None:
-        self._processor = processor
-        self._leases = leases
-        self._unstarted = unstarted
-        self._reporter = reporter
+        self._engine = engine
+        self._unstarted = engine.unstarted
         self._messages = messages
         self._broker = broker
         self._breakers = breakers
@@ -109,7 +98,6 @@ class Consumer:
         self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
-        self._processor.on_history_first = lambda task: self._loop.call_soon_threadsafe(self._on_history_first, task)
         self._breakers.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
         self._steering = asyncio.create_task(self._steer())
         self._steering.add_done_callback(self._on_steering_end)
@@ -263,11 +251,12 @@ class Consumer:
         command_id = None if task.command is None else task.command.command_id
         with self._tracing.consuming(envelope.trace, command_id, envelope.attempt):
             context = copy_context()  # whichever thread ends the task, what it publishes belongs to the same span
-            resolution = self._processor.process(task, partial(self._replace_with, self._deliveries[task]))
-            if isinstance(resolution, Conclude):
-                self._leases.record(envelope, resolution, partial(self._on_resolved, task, context))
-            else:
-                self._finish(task, resolution)
+            self._engine.run(
+                task,
+                partial(self._replace_with, self._deliveries[task]),
+                lambda task: self._loop.call_soon_threadsafe(self._on_history_first, task),
+                partial(self._on_resolved, task, context),
+            )
 
     def _on_resolved(self, task: Task, context: Context, resolution: Resolution) -> None:
         context.run(self._finish, task, resolution)
@@ -283,7 +272,7 @@ class Consumer:
     def _settle(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
         """Report what becomes of a task, publish it, and acknowledge. May be called from any thread."""
         delivery = self._deliveries.pop(task)
-        self._reporter.report(task, resolution, duration_s)
+        self._engine.reporter.report(task, resolution, duration_s)
         publications = self._messages.publications(delivery, resolution)
         if not publications:
             return  # a copy has taken the message's place, and the message is acknowledged when that is confirmed

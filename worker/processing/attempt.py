@@ -1,23 +1,32 @@
 """One attempt at one command: what the parts of the engine hand to each other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.core.claims import Lease
 from worker.core.clock import Clock
 from worker.core.command import Command
+from worker.core.decide import RetryPolicy, awaiting
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Task
 from worker.core.outcome import Outcome, reply_to
-from worker.core.resolution import Conclude
+from worker.core.resolution import AwaitReconciliation, Conclude
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 
 
 class SendPermit:
-    """The permit of a product's circuit breaker for one command: acquired when needed, held at most once."""
+    """The permit of a product's circuit breaker for one command: acquired when needed, held at most once.
 
-    def __init__(self, breakers: CircuitBreakers, product: str | None) -> None:
+    Args:
+        breakers: give the permit.
+        product: of the command.
+        on_history_first: is called if the permit is given back because the command's history comes first.
+    """
+
+    def __init__(self, breakers: CircuitBreakers, product: str | None, on_history_first: Callable[[], object]) -> None:
         self._breakers = breakers
         self._product = product
+        self._on_history_first = on_history_first
         self._permit: Permit | None = None
 
     def acquire(self) -> Permit | None:
@@ -26,13 +35,17 @@ class SendPermit:
             self._permit = self._breakers.try_acquire(self._product)
         return self._permit
 
-    def release(self) -> bool:
-        """Give the permit back; returns whether it was held."""
-        if self._permit is None:
-            return False
-        self._permit.release()
-        self._permit = None
-        return True
+    def give_way(self) -> None:
+        """Give the permit back while the command's history is read, so that the next command may be the probe."""
+        if self._permit is not None:
+            self.release()
+            self._on_history_first()
+
+    def release(self) -> None:
+        """Give the permit back, if it is held."""
+        if self._permit is not None:
+            self._permit.release()
+            self._permit = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,13 @@ class Attempt:
     def envelope(self) -> Envelope:
         """What the delivery says of itself."""
         return self.task.envelope
+
+    def awaiting(self, policy: RetryPolicy, reason: str) -> AwaitReconciliation:
+        """Return the resolution by which the command, which is in doubt, waits for its device's history."""
+        assert self.doubt is not None  # otherwise there is nothing to wait for
+        return awaiting(
+            self.envelope, policy, reason, self.doubt, attempt=self.number, holder_crashed=self.holder_crashed
+        )
 
     def conclude(
         self, outcome: Outcome, now: Clock, *, valid_time_omitted: bool = False, is_guess: bool = False

@@ -4,14 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from schemas.reply import Detail
 from worker.core.answer import Answer, InDoubt, NotSent, Refused
 from worker.core.backoff import postponement_s
 from worker.core.claims import Completed, IdempotencyStore, InProgress, KeyReused
-from worker.core.clock import Clock, utc_now
+from worker.core.clock import Clock
 from worker.core.command import Command
-from worker.core.decide import NO_RECORD, RetryPolicy, Step, awaiting, decide, next_step, postponed
+from worker.core.decide import NO_RECORD, RetryPolicy, Step, decide, next_step, postponed
 from worker.core.doubt import (
     doubt_after_answer,
     doubt_after_claim,
@@ -32,6 +33,7 @@ from worker.processing.reporter import Reporter
 from worker.processing.unstarted import Unstarted, key_of
 
 OnHistoryFirst = Callable[[Task], object]
+"""Is called, in any thread, with a task that is no probe any more."""
 
 PROCESSING_S = SUSPECT_WAIT_S + ANNOUNCE_S + 2.0  # everything but the history and the request
 
@@ -63,10 +65,8 @@ class Processor:
         history_breakers: CircuitBreakers,
         policy: RetryPolicy,
         reporter: Reporter,
-        now: Clock = utc_now,
+        now: Clock,
     ) -> None:
-        self.on_history_first: OnHistoryFirst = lambda _: None
-        """Is called, in any thread, with a task that held a permit to send and needs its history first after all."""
         self._client = client
         self._store = store
         self._leases = leases
@@ -79,12 +79,13 @@ class Processor:
         self._guard = CrashGuard(store, leases, policy, now)
         self._reconciler = Reconciler(client, store, leases, breakers, history_breakers, policy, now)
 
-    def process(self, task: Task, replace_with: ReplaceWith) -> Resolution:
-        """Process one delivery.
+    def process(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
+        """Process one delivery; an outcome is not recorded yet.
 
         Args:
             task: the delivery.
             replace_with: publishes a copy that takes the delivery's place before it ends.
+            on_history_first: is called if a task that held the permit to send needs its history first after all.
         """
         match task.parsed:
             case None:
@@ -96,7 +97,7 @@ class Processor:
                 pass
         if not self._client.knows(command.product) and task.envelope.doubt is None:
             return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
-        permit = SendPermit(self._breakers, command.product)
+        permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))
         # A command in doubt needs its history first, which an open breaker of executions does not hinder.
         if not task.looks_in_doubt and permit.acquire() is None:
             return self._unstarted.postpone_paused(task, command.product)
@@ -139,7 +140,7 @@ class Processor:
             case Failed() as failed:
                 return attempt.conclude(failed, self._now)
             case Step.WAIT:
-                return self._await_history(attempt)
+                return self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
             case Step.RECONCILE:
                 return self._reconcile(attempt)
             case Step.TRY_WITH_CARE:
@@ -147,26 +148,13 @@ class Processor:
             case Step.SEND:
                 return self._send(attempt)
 
-    def _await_history(self, attempt: Attempt) -> Unpublished:
-        assert attempt.doubt is not None  # otherwise there is nothing to wait for
-        waiting = awaiting(
-            attempt.envelope,
-            self._policy,
-            NO_RECORD,
-            attempt.doubt,
-            attempt=attempt.number,
-            holder_crashed=attempt.holder_crashed,
-        )
-        return self._leases.release(attempt, waiting)
-
     def _try_suspect(self, attempt: Attempt) -> Unpublished:
         if attempt.doubt is not None and self._policy.mode(attempt.envelope) == "reconcile":
             return self._reconcile(attempt)
         return self._send(attempt)
 
     def _reconcile(self, attempt: Attempt) -> Unpublished:
-        if attempt.permit.release():  # nothing is sent yet: the next command may be the probe of executions
-            self.on_history_first(attempt.task)
+        attempt.permit.give_way()
         return self._reconciler.run(attempt, self._send)
 
     def _send(self, attempt: Attempt) -> Unpublished:

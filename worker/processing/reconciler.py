@@ -6,7 +6,7 @@ from functools import partial
 
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock
-from worker.core.decide import RetryPolicy, awaiting, decide_unreadable, postponed
+from worker.core.decide import RetryPolicy, decide_unreadable, postponed
 from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
 from worker.core.platform import Candidate, PlatformClient
@@ -70,14 +70,16 @@ class Reconciler:
         permit = self._history_breakers.try_acquire(product)
         if permit is None:
             reason = f"command histories are not read for now: {self._history_breakers.reason_of(product)}"
-            return self._wait(attempt, replace(_waiting(attempt, self._policy), reason=reason))
+            return self._wait(attempt, replace(attempt.awaiting(self._policy, "answer lost"), reason=reason))
         try:
             candidates = self._find(attempt)
             permit.record_success()
         except HistoryUnreadable as exc:
             self._record_failure(attempt, permit, exc)
             is_free = permit.is_paused or exc.is_throttled
-            result = decide_unreadable(str(exc), _waiting(attempt, self._policy), self._policy, is_paused=is_free)
+            result = decide_unreadable(
+                str(exc), attempt.awaiting(self._policy, "answer lost"), self._policy, is_paused=is_free
+            )
             if isinstance(result, Failed):
                 return attempt.conclude(result, self._now)
             return self._wait(attempt, result)
@@ -121,7 +123,7 @@ class Reconciler:
 
     def _send_absent(self, attempt: Attempt, send: Send) -> Unpublished:
         """Send a command that is known now not to have been cached."""
-        waiting = _waiting(attempt, self._policy)
+        waiting = attempt.awaiting(self._policy, "answer lost")
         absent = replace(attempt, doubt=None)
         if is_poison(attempt.envelope, holder_crashed=attempt.holder_crashed):
             return absent.conclude(poisoned(attempt.envelope), self._now)
@@ -145,19 +147,6 @@ class Reconciler:
             permit.record_failure(reason, error.retry_after_s)
         elif error.is_refused:
             permit.record_refusal(reason, attempt.command.imei)
-
-
-def _waiting(attempt: Attempt, policy: RetryPolicy) -> AwaitReconciliation:
-    """Return how the command has waited for its history so far."""
-    assert attempt.doubt is not None
-    return awaiting(
-        attempt.envelope,
-        policy,
-        "answer lost",
-        attempt.doubt,
-        attempt=attempt.number,
-        holder_crashed=attempt.holder_crashed,
-    )
 
 
 def _describe(unclear: Sequence[Candidate]) -> str:

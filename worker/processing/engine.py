@@ -1,0 +1,74 @@
+"""The engine as a whole: processes a task, records its outcome, and only then says what becomes of its delivery."""
+
+from collections.abc import Callable
+
+from worker.core.claims import IdempotencyStore
+from worker.core.clock import Clock, utc_now
+from worker.core.decide import RetryPolicy
+from worker.core.envelope import Task
+from worker.core.platform import PlatformClient
+from worker.core.resolution import Conclude, Resolution
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.crash_guard import ReplaceWith
+from worker.processing.leases import Leases
+from worker.processing.processor import OnHistoryFirst, Processor
+from worker.processing.reporter import Reporter
+from worker.processing.unstarted import Unstarted
+from worker.telemetry.metrics import Metrics
+
+
+class Engine:
+    """Runs tasks. Knows no broker.
+
+    Args:
+        client: asks OneNET.
+        store: remembers commands.
+        breakers: tell of which products commands may be sent.
+        history_breakers: tell of which products histories may be read.
+        policy: when to try again.
+        metrics: where to count.
+        now: the time, aware; replaced in tests.
+
+    Attributes:
+        unstarted: says what becomes of tasks that are not run.
+        reporter: logs and counts what becomes of deliveries.
+    """
+
+    def __init__(
+        self,
+        client: PlatformClient,
+        store: IdempotencyStore,
+        breakers: CircuitBreakers,
+        history_breakers: CircuitBreakers,
+        policy: RetryPolicy,
+        metrics: Metrics,
+        now: Clock = utc_now,
+    ) -> None:
+        self.unstarted = Unstarted(store, breakers, policy, now)
+        self.reporter = Reporter(metrics)
+        self._leases = Leases(store, policy, now)
+        self._processor = Processor(
+            client, store, self._leases, self.unstarted, breakers, history_breakers, policy, self.reporter, now
+        )
+
+    def run(
+        self,
+        task: Task,
+        replace_with: ReplaceWith,
+        on_history_first: OnHistoryFirst,
+        on_resolved: Callable[[Resolution], object],
+    ) -> None:
+        """Process a task in the calling thread, and record its outcome.
+
+        Args:
+            task: the delivery.
+            replace_with: publishes a copy that takes the delivery's place before it ends.
+            on_history_first: is called if a task that held the permit to send needs its history first after all.
+            on_resolved: is called once with what becomes of the delivery, an outcome only after it is recorded; by any
+                thread, perhaps after this returned.
+        """
+        resolution = self._processor.process(task, replace_with, on_history_first)
+        if isinstance(resolution, Conclude):
+            self._leases.record(task.envelope, resolution, on_resolved)
+        else:
+            on_resolved(resolution)
