@@ -59,7 +59,7 @@ class Bench:
         self.consumer.channel.pika_channel = cast("Any", self.channel)
 
     async def settled(self) -> None:
-        """Wait until the consumer has done what it began by itself."""
+        """Wait until the consumer has finished the operations that it started."""
         await asyncio.gather(*self._tasks)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

@@ -134,7 +134,7 @@ def test_a_command_that_was_in_doubt_is_never_said_not_to_have_been_cached(
 
 
 def test_reconciliation_is_the_default_mode() -> None:
-    """The other modes lose commands or send them twice: nobody gets them unasked."""
+    """The other modes lose commands or send them twice: they must be chosen explicitly."""
     assert RetryPolicy((5,), 1).in_doubt == "reconcile"
 
 
@@ -206,7 +206,7 @@ def test_an_unreadable_history_uses_up_a_free_attempt_first() -> None:
         ("reconcile", RIPE, Envelope(), False, Step.RECONCILE),
         ("dead-letter", RIPE, Envelope(), False, "outcome_unknown"),
         ("resend", RIPE, Envelope(), False, Step.SEND),
-        # Whoever orders a replay wants the history read.
+        # For a replay the history is always read.
         ("dead-letter", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
         ("resend", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
         # A command that may have crashed a worker.

@@ -40,7 +40,7 @@ _MAX_TEXT_BYTES = 4096
 _FRAME_OVERHEAD_BYTES = 20
 _BROKERS_SHARE = 16  # a sixteenth of the frame is left for what the broker adds later, such as its record of deaths
 _MAX_CUT_TEXT_BYTES = 200
-# The broker routes a publication to the queues that these name, whoever wrote them.
+# The broker routes a publication to the queues that these name, no matter which client set them.
 # Source: https://www.rabbitmq.com/docs/sender-selected
 _ROUTING_HEADERS = frozenset({"cc", "bcc"})
 # With its own record of former deaths a message looks like a cycle to the broker, which then drops it silently.
@@ -222,7 +222,7 @@ class MessageBuilder:
         return publications
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
-        """Address an outcome to whoever sent the command."""
+        """Address an outcome to the sender of the command."""
         asked = delivery.properties
         if isinstance(asked.reply_to, str) and asked.reply_to:
             routing_key = asked.reply_to

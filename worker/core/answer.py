@@ -47,7 +47,7 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class InDoubt:
-    """The platform may have cached the command, or may not: nobody on this side can tell.
+    """The platform may have cached the command, or may not: the worker cannot tell.
 
     ``is_outage``: the platform itself failed; otherwise it answered, but had trouble with this device.
     """
