@@ -82,7 +82,7 @@ class Kept:
 
 @dataclass
 class World:
-    """What is outside of the workers: the time, the broker and the platform; and what strikes next."""
+    """Everything outside of the workers: the time, the broker and the platform; and the next fault."""
 
     now: datetime = BEGIN
     messages: list[Message] = field(default_factory=list)
@@ -222,7 +222,7 @@ class Protocol(RuleBasedStateMachine):
         ids = sorted(self.bodies)
         command_id = ids[number % len(ids)]
         if command_id in self.published and not self.is_shared:
-            return  # an id that comes again after a restart on memory has no record any more
+            return  # after a restart on memory the record of an id is lost
         self.published.add(command_id)
         self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
 

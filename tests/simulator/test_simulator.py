@@ -190,7 +190,7 @@ def test_the_history_has_the_documented_deviations(platform: Simulator) -> None:
         execute(platform)
     items = history(platform)["data"]["items"]
     assert all(" " in item["create_time"] and " " in item["expired_time"] for item in items)
-    assert {item["create_time"].count(":") for item in items} == {2, 3}  # some with the milliseconds behind a third
+    assert {item["create_time"].count(":") for item in items} == {2, 3}  # milliseconds follow a third colon
     assert {type(item["remain"]) for item in items} == {int, str}
     assert {item["cmd_uuid"].endswith(" ") for item in items} == {True, False}
 

@@ -35,7 +35,7 @@ _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
-# All properties travel in one frame, behind 8 bytes around every frame and 12 of their own before them.
+# All properties are sent in one frame: 8 bytes of framing and 12 bytes of content header are added to them.
 # Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
 _FRAME_OVERHEAD_BYTES = 20
 _BROKERS_SHARE = 16  # a sixteenth of the frame is left for what the broker adds later, such as its record of deaths

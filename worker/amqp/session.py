@@ -151,7 +151,7 @@ class Session:
             self._publishers.current.publish(item)
 
     def requeue(self, delivery: Delivery) -> None:
-        """Return a delivery that was not started to the queue; it comes again with ``redelivered`` set."""
+        """Return a delivery that was not started to the queue; it is redelivered with ``redelivered`` set."""
         if delivery.session == self.number:
             self._consumer.requeue(delivery.tag)
 

@@ -234,7 +234,7 @@ class Consumer:
         self._republish(arrived)
 
     def _look_at_first(self, task: Task) -> None:
-        """Start the probe, or a command in doubt, behind which the probe may be."""
+        """Start the probe, or a command in doubt that may precede the probe."""
         if not task.looks_in_doubt:
             self._probe = task
             self._submit(task)

@@ -53,12 +53,12 @@ class Leases:
         *,
         is_announced: bool = False,
     ) -> None:
-        """Record an outcome before anybody is told, so that whatever fails from there on repeats it.
+        """Record an outcome before its reply is published, so that a later failure repeats the same outcome.
 
         Args:
-            envelope: what the command's delivery says.
+            envelope: the parsed properties and headers of the command's delivery.
             conclude: the outcome.
-            on_recorded: is called once with what becomes of the delivery, by any thread, perhaps after this returned.
+            on_recorded: called once with the resolution of the delivery, by any thread, perhaps after this returned.
             is_announced: a copy has taken the delivery's place, and decides what follows.
         """
         if conclude.lease is None:
