@@ -332,7 +332,7 @@ def fitted(publication: Publication, frame_max: int) -> Publication:
     A frame that is too large ends the connection, each time that the message comes.
 
     Args:
-        publication: what is to be published.
+        publication: the message to publish.
         frame_max: the largest frame that the broker takes on this connection, in bytes.
     """
     if not publication.properties.headers:

@@ -156,7 +156,7 @@ class Session:
             self._consumer.requeue(delivery.tag)
 
     async def close(self) -> None:
-        """Close the connections; the broker delivers what is unacknowledged again."""
+        """Close the connections; the broker redelivers all unacknowledged messages."""
         self._fail(BrokerUnavailable("closed"))
         for task in self._background:
             task.cancel()

@@ -102,7 +102,7 @@ class Consumer:
         self._is_stopping = False
         self._full_prefetch = usual_prefetch
         self._grown_at = 0.0  # when it last grew
-        self._prefetch = usual_prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
+        self._prefetch = usual_prefetch  # requested from the broker: 0 for no deliveries, 1 for a probe
         self._not_submitted: list[Task] = []  # what arrived while nothing was wanted
         self._unconfirmed: dict[Task, None] = {}  # postponed unclaimed, until the confirm of the copy
         self._probe: Task | None = None  # in progress

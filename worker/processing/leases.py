@@ -36,7 +36,7 @@ class Leases:
         self._now = now
 
     def release(self, attempt: Attempt, resolution: Released) -> Released | Postpone:
-        """Release a command with what is in doubt of it, and return its resolution."""
+        """Release a command with its doubt, and return its resolution."""
         try:
             self._store.release(
                 attempt.lease, attempt.doubt, holder_crashed=attempt.holder_crashed and not attempt.is_announced
