@@ -82,6 +82,14 @@ class Delivery:
     def envelope(self) -> Envelope:
         """What the delivery says of itself, without the broker's terms."""
         headers = self.headers
+        if not headers and not self.is_returned and not self.is_moved:  # as most commands arrive
+            return Envelope(
+                is_redelivered=self.is_redelivered,
+                arrived_at=self.arrived_at,
+                first_arrived_at=self.arrived_at,
+                published_at=self._published_at(self.arrived_at),
+                message_id=self.properties.message_id,
+            )
         own = headers if self.is_returned else {}
         doubt = self._doubt()
         first_arrived_at = self._first_arrived_at(own)
@@ -99,7 +107,7 @@ class Delivery:
             first_arrived_at=first_arrived_at,
             published_at=self._published_at(first_arrived_at),
             message_id=self.properties.message_id,
-            trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)} if headers else {},
+            trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)},
         )
 
     def _doubt(self) -> DoubtWindow | None:

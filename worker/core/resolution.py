@@ -92,8 +92,8 @@ Unpublished = Conclude | Duplicate | Retry | AwaitReconciliation | Postpone
 class Replaced:
     """A copy has already taken the message's place and will find what is recorded.
 
-    ``result``: the result of the attempt, to be reported and not published; None: no attempt was made, since the
-    confirm of the copy did not arrive in time.
+    ``result``: what the attempt came to, to be reported and not published; None: none was made, since the copy was not
+    confirmed in time.
     """
 
     result: Unpublished | None

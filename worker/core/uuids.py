@@ -7,6 +7,7 @@ is identical; if it differs only in case or blanks it may be the same, and nothi
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _STANDARD = re.compile(r"(?:urn:)?(?:uuid:)?([0-9a-f]{32})\Z")
 _PUNCTUATION = re.compile(r"[\s{}()\[\]\"'-]+")
@@ -56,6 +57,7 @@ def recorded_forms(uuid: str) -> list[RecordedForm]:
     return _without_duplicates([*written, *(RecordedForm(text, is_certain=True, is_written=False) for text in former)])
 
 
+@lru_cache(maxsize=128)  # recording an outcome asks several times for the same uuid
 def _standard(uuid: str) -> str | None:
     found = _STANDARD.match(_PUNCTUATION.sub("", uuid).lower())
     if found is None:
