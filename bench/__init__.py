@@ -1,1 +1,1 @@
-"""This worker beside one that a user would write by hand, on the same broker, commands and platform."""
+"""Compares this worker with one that a user would write by hand, on the same broker, commands and platform."""

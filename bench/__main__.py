@@ -43,7 +43,7 @@ class Bench:
         sizes = self._sizes
         found = measure.throughput(self._fast, "worker", sizes.saturated, SATURATED, redis=self._redis_url)
         self._note("worker.redis", found)
-        for kind in _KINDS:  # next to each other, since they are compared
+        for kind in _KINDS:  # in the same round, so that the figures are comparable
             self._note(f"{kind}.saturated", measure.throughput(self._fast, kind, sizes.saturated, SATURATED))
         for kind in _KINDS:
             self._note(f"{kind}.slow", measure.throughput(self._slow, kind, sizes.slow, SLOW))

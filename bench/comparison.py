@@ -1,8 +1,8 @@
-"""The comparison: a worker as a good developer writes it by hand, on the fastest asyncio libraries.
+"""The comparison: a worker that a good developer would write by hand with the fastest asyncio libraries.
 
-It validates with the same pydantic model, publishes persistent replies, awaits their confirms and acknowledges behind
-them. It has none of the worker's guarantees: a lost answer is a failed command, a redelivery is a second request, there
-are no retries, no order, no records, no metrics and no log.
+It validates with the same pydantic model, publishes persistent replies, awaits their confirms and then acknowledges.
+It has none of the worker's guarantees: a lost answer is a failed command, a redelivery is a second request, there are
+no retries, no order, no records, no metrics and no log.
 """
 
 import asyncio

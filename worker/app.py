@@ -72,7 +72,7 @@ def run(settings: Settings) -> int:
         worker.close()
         lost = writer.close()
         if lost and sys.stderr is not None:
-            with suppress(OSError):  # the disk behind stderr may be full too
+            with suppress(OSError):  # stderr may be redirected to a full disk
                 print(f"onenet-worker: {lost} lines of the log could not be written", file=sys.stderr)
 
 

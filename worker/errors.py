@@ -53,7 +53,7 @@ class UnusableCommand(WorkerError):
     """A poison message: it can never succeed, however often it is tried.
 
     Args:
-        message: what is wrong, as text for people.
+        message: the error, as text for people.
         details: the invalid fields.
         command_id: the id, if one could be read.
         imei: the device, if one could be read.

@@ -19,7 +19,7 @@ class HealthMonitor:
         broker: supplies the state of the connection and of the queue.
         consumer: supplies the state of the deliveries.
         breakers: supply which products are paused.
-        health: is told the state.
+        health: receives the state.
     """
 
     def __init__(self, broker: Broker, consumer: Consumer, breakers: CircuitBreakers, health: Health) -> None:

@@ -411,7 +411,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as exc:
-        raise SettingsError(_lines(exc)) from None  # it holds what was entered
+        raise SettingsError(_lines(exc)) from None  # its cause contains the input, which may be a secret
     except (OSError, UnicodeDecodeError) as exc:  # of python-dotenv; no other source lets one pass
         raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
 

@@ -59,7 +59,7 @@ class Bench:
         self.consumer.channel.pika_channel = cast("Any", self.channel)
 
     async def settled(self) -> None:
-        """Wait until the consumer has done what it began by itself."""
+        """Wait until the consumer has finished the operations that it started."""
         await asyncio.gather(*self._tasks)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -110,7 +110,7 @@ def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled() -> None
 
 
 def test_after_a_message_that_was_returned_many_times_one_delivery_is_taken_at_a_time() -> None:
-    """It may be one that crashes workers, and would raise the delivery counts of all that are held beside it."""
+    """It may be one that crashes workers, and would raise the delivery counts of all other held deliveries."""
 
     async def scene(bench: Bench) -> None:
         await bench.consumer.consume(2)

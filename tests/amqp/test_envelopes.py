@@ -57,7 +57,7 @@ def test_every_note_on_a_copy_is_read() -> None:
 
 
 def test_no_note_on_a_message_from_upstream_is_believed() -> None:
-    """Whoever publishes commands must not be able to order replays, or to deny a doubt."""
+    """Publishers of commands must not be able to request replays, or to remove a doubt."""
     delivery = a_delivery(NOTES, is_returned=False)
     envelope = delivery.envelope
     assert (envelope.is_copy, envelope.attempt, envelope.crash_count) == (False, 1, None)

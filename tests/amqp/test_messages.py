@@ -242,7 +242,7 @@ def test_a_doubt_window_is_believed_only_on_the_workers_own_copies() -> None:
     assert unreadable.since is None
 
 
-def test_a_republished_message_keeps_what_it_said() -> None:
+def test_a_republished_message_keeps_its_attempt_doubt_and_crash_count() -> None:
     fresh = republished(delivery(), NOW)
     assert (fresh.exchange, fresh.routing_key) == ("onenet.returns", "execute")
     assert headers(fresh) == {"x-onenet-attempt": 1, "x-onenet-unstarted": True}

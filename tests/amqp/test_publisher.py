@@ -138,7 +138,7 @@ def test_a_publication_that_waits_to_be_published_again_impairs_the_publisher_un
 
 
 def test_publications_without_an_open_channel_are_kept_as_unconfirmed() -> None:
-    """Whoever replaces the publisher publishes them, and those that were in flight, over another channel."""
+    """The supervisor publishes them, and those that were in flight, over another channel."""
 
     def scene(bench: Bench) -> None:
         bench.publish("in flight")

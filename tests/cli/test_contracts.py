@@ -41,7 +41,7 @@ ASYNCAPI = asyncapi()
 )
 def test_the_published_contracts_are_the_output_of_the_command_schema(document: str, file: str) -> None:
     printed = CliRunner().invoke(app, ["schema", document])
-    assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make docs` writes it anew"
+    assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make docs` regenerates it"
 
 
 @pytest.mark.parametrize("schema", [COMMAND, REPLY], ids=["command", "reply"])

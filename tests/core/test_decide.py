@@ -53,7 +53,7 @@ def code(found: Decision) -> str | None:
 
 
 @pytest.mark.parametrize("attempt", [1, 4, 9])
-def test_a_clear_answer_is_the_outcome_whatever_the_attempt(attempt: int) -> None:
+def test_a_clear_answer_is_the_outcome_at_every_attempt(attempt: int) -> None:
     assert decision(Cached("u"), attempt) == Accepted("u")
     assert decision(Refused("onenet_rejected", "no", 3), attempt, left_s=-1) == Rejected("onenet_rejected", "no", 3)
 
@@ -104,7 +104,7 @@ def test_no_attempt_begins_at_expired_time_or_later(left_s: float, expected: str
 
 @pytest.mark.parametrize("attempt", [1, 4, 9])
 @pytest.mark.parametrize("left_s", [3600, -1])
-def test_a_command_in_doubt_awaits_its_history_whatever_the_attempt_and_the_time(attempt: int, left_s: float) -> None:
+def test_a_command_in_doubt_awaits_its_history_at_every_attempt_and_time(attempt: int, left_s: float) -> None:
     """The history may still know its uuid, and only a command that was not cached can expire."""
     found = decision(InDoubt("read timeout"), attempt, left_s=left_s)
     assert found == AwaitReconciliation(60, attempt, "read timeout", DOUBT)
@@ -127,14 +127,14 @@ def test_a_command_in_doubt_is_sent_again_in_mode_resend() -> None:
 
 @pytest.mark.parametrize(("attempt", "left_s"), [(4, 3600), (1, 4)])
 @pytest.mark.parametrize("answer", [InDoubt("read timeout"), NotSent("refused")])
-def test_a_command_that_was_in_doubt_is_never_said_not_to_have_been_cached(
+def test_a_command_that_was_in_doubt_is_never_reported_as_not_cached(
     attempt: int, left_s: float, answer: Answer
 ) -> None:
     assert code(decision(answer, attempt, RESEND, left_s, doubt=RIPE)) == "outcome_unknown"
 
 
 def test_reconciliation_is_the_default_mode() -> None:
-    """The other modes lose commands or send them twice: nobody gets them unasked."""
+    """The other modes lose commands or send them twice: they must be chosen explicitly."""
     assert RetryPolicy((5,), 1).in_doubt == "reconcile"
 
 
@@ -176,7 +176,7 @@ def test_an_unreadable_history_uses_up_attempts() -> None:
 
 
 @pytest.mark.parametrize("attempt", [1, 4])
-def test_the_reason_for_an_unreadable_history_is_told(attempt: int) -> None:
+def test_the_reason_for_an_unreadable_history_is_reported(attempt: int) -> None:
     found = decide_unreadable("HTTP 500", waiting(attempt), POLICY)
     assert "HTTP 500" in (found.reason if isinstance(found, AwaitReconciliation) else found.message)
 
@@ -206,7 +206,7 @@ def test_an_unreadable_history_uses_up_a_free_attempt_first() -> None:
         ("reconcile", RIPE, Envelope(), False, Step.RECONCILE),
         ("dead-letter", RIPE, Envelope(), False, "outcome_unknown"),
         ("resend", RIPE, Envelope(), False, Step.SEND),
-        # Whoever orders a replay wants the history read.
+        # For a replay the history is always read.
         ("dead-letter", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
         ("resend", RIPE, Envelope(replay=Replay(NOW, None)), False, Step.RECONCILE),
         # A command that may have crashed a worker.

@@ -79,7 +79,7 @@ def test_a_doubt_window_is_written_in_utc_to_the_millisecond() -> None:
 def test_the_union_loses_no_moment_of_either_window(
     since: datetime | None, until: datetime, other_since: datetime | None, other_until: datetime
 ) -> None:
-    """A lost moment would be one at which a request was sent that nobody looks for."""
+    """A request that was sent in a lost moment would never be searched for."""
     one, other = DoubtWindow(since, until), DoubtWindow(other_since, other_until)
     both = one.union(other)
     assert both == other.union(one) == both.union(one) == both.union(other)

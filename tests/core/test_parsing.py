@@ -1,4 +1,4 @@
-"""The rules of a command: what is taken, and what each wrong thing is told."""
+"""Parsing of commands: which values are valid, and which error each invalid one causes."""
 
 import json
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ def read(message_id: object = None, **changes: Any) -> Any:
     ],
     ids=str,
 )
-def test_what_keeps_the_rules_is_taken(changes: dict[str, Any]) -> None:
+def test_valid_values_are_parsed_unchanged(changes: dict[str, Any]) -> None:
     command = read(**changes)
     assert {name: getattr(command, name) for name in changes} == changes
 
@@ -79,7 +79,7 @@ def test_trigger_names_are_summed(names: list[str], bits: int) -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )  # fmt: skip
-def test_what_breaks_a_rule_is_named(field: str, value: object) -> None:
+def test_an_invalid_value_is_reported_with_its_field(field: str, value: object) -> None:
     with pytest.raises(InvalidCommand) as caught:
         read(**{field: value})
     assert [detail.field for detail in caught.value.details] == [field]
@@ -89,13 +89,13 @@ def test_what_breaks_a_rule_is_named(field: str, value: object) -> None:
 @pytest.mark.parametrize(
     "field", sorted(a_command(args="", product="", retry=1, timeout=5, trigger_msg=1, valid_time="x"))
 )
-def test_null_is_not_the_same_as_absent(field: str) -> None:
+def test_null_is_invalid_in_every_field(field: str) -> None:
     with pytest.raises(InvalidCommand) as caught:
         read_command(json.dumps({**a_command(), field: None}).encode(), None, CHINA)
     assert field in [detail.field for detail in caught.value.details]
 
 
-def test_everything_that_is_wrong_is_said_at_once() -> None:
+def test_all_invalid_fields_are_reported_at_once() -> None:
     with pytest.raises(InvalidCommand) as caught:
         read_command(b'{"retry": 11, "colour": 1}', None, CHINA)
     assert {detail.field for detail in caught.value.details} == {
@@ -104,7 +104,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_expired_time_must_be_later_than_valid_time() -> None:
-    """They are compared as instants: 08:00 in China is midnight in Greenwich."""
+    """They are compared as instants: 08:00 in China is midnight UTC."""
     with pytest.raises(InvalidCommand) as caught:
         read(valid_time="2099-01-01T00:00:00Z", expired_time="2099-01-01T08:00:00")
     assert caught.value.details[0].field == "expired_time"
@@ -113,8 +113,8 @@ def test_expired_time_must_be_later_than_valid_time() -> None:
     )
 
 
-class TestTheId:
-    def test_may_be_in_the_body_in_the_property_or_the_same_in_both(self) -> None:
+class TestCommandId:
+    def test_command_id_is_read_from_the_body_or_the_message_id_property(self) -> None:
         assert read(command_id="a").command_id == "a"
         assert read("b", command_id=None).command_id == "b"
         assert read("c", command_id="c").command_id == "c"
@@ -123,13 +123,15 @@ class TestTheId:
         ("in_body", "in_property", "known"),
         [("a", "b", "a"), (None, None, None), (None, "not an id", None), ("a", "not an id", "a"), ("a", b"\xff", "a")],
     )
-    def test_is_wrong_otherwise(self, in_body: str | None, in_property: object, known: str | None) -> None:
+    def test_a_missing_invalid_or_contradictory_command_id_is_an_invalid_command(
+        self, in_body: str | None, in_property: object, known: str | None
+    ) -> None:
         with pytest.raises(InvalidCommand) as caught:
             read(in_property, command_id=in_body)
         assert [detail.field for detail in caught.value.details] == ["command_id"]
         assert caught.value.command_id == known
 
-    def test_is_told_with_whatever_else_is_wrong(self) -> None:
+    def test_every_parsing_error_carries_the_command_id_if_it_is_known(self) -> None:
         with pytest.raises(UnusableCommand) as caught:
             read(command_id="a", retry=11)
         assert caught.value.command_id == "a"
@@ -159,13 +161,13 @@ class TestTheId:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_is_no_json_object_is_an_invalid_message(body: bytes, field: str) -> None:
+def test_a_body_that_is_not_a_strict_json_object_is_an_invalid_message(body: bytes, field: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         read_command(body, None, CHINA)
     assert [detail.field for detail in caught.value.details] == [field]
 
 
-def test_a_body_of_64_kib_is_read() -> None:
+def test_a_body_of_up_to_64_kib_is_parsed() -> None:
     body = json.dumps(a_command()).encode()
     assert read_command(body + b" " * (65_536 - len(body)), None, CHINA)
     with pytest.raises(InvalidMessage):
@@ -173,7 +175,7 @@ def test_a_body_of_64_kib_is_read() -> None:
 
 
 @given(st.binary(max_size=200), st.none() | st.text() | st.binary() | st.integers())
-def test_no_bytes_raise_anything_but_our_own_error(body: bytes, message_id: object) -> None:
+def test_arbitrary_bytes_raise_only_unusable_command(body: bytes, message_id: object) -> None:
     with pytest.raises(UnusableCommand):
         read_command(body, message_id, CHINA)
 
@@ -189,8 +191,8 @@ names = st.sampled_from([*a_command(), "valid_time", "args", "retry", "trigger_m
 
 
 @given(st.dictionaries(names, anything))
-def test_no_fields_raise_anything_but_our_own_error(changes: dict[str, Any]) -> None:
-    """What is said of them fits a reply: it has a form in UTF-8, and not one that fills the frame."""
+def test_arbitrary_fields_raise_only_unusable_command(changes: dict[str, Any]) -> None:
+    """The error fits into a reply: it can be encoded as UTF-8, and its size is bounded."""
     try:
         read_command(json.dumps({**a_command(), **changes}).encode(), None, CHINA)
     except UnusableCommand as exc:
@@ -198,7 +200,7 @@ def test_no_fields_raise_anything_but_our_own_error(changes: dict[str, Any]) -> 
         assert len(said.encode()) < 20_000
 
 
-def test_the_digest_is_of_the_content_not_of_its_form() -> None:
+def test_the_content_hash_does_not_depend_on_the_notation_of_the_command() -> None:
     form = a_command(command_id="a", expired_time="2099-01-01T08:00:00", trigger_msg=["UPDATE", "REGISTER"])
     same = dict(reversed((form | {"expired_time": "2099-01-01T00:00:00Z", "trigger_msg": 3}).items()))
     content_hash = read_command(json.dumps(form).encode(), None, CHINA).content_hash()

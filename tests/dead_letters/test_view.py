@@ -34,7 +34,7 @@ def test_the_summary_of_an_unreadable_dead_letter_has_null_for_unknown_fields() 
     }
 
 
-def test_the_details_of_a_dead_letter_are_json_whatever_its_headers_are() -> None:
+def test_the_details_of_a_dead_letter_are_json_for_any_headers() -> None:
     headers = {
         "bytes": b"\xff",
         "list": [1, None, {"n": True}],

@@ -251,7 +251,7 @@ def test_each_settled_command_is_reported_once() -> None:
 
 
 def test_a_stop_during_a_prefetch_change_still_cancels_the_consumers() -> None:
-    """Nobody would take the deliveries that arrive after it, and the grace period would run out."""
+    """No thread would take the deliveries that arrive after it, and the grace period would run out."""
 
     async def play() -> None:
         async with harness() as found:

@@ -17,7 +17,7 @@ from worker.simulator.faults import Fault
 def test_a_restart_under_load_loses_no_command_and_sends_none_twice(
     deployment: Deployment, number: signal.Signals
 ) -> None:
-    """Commands that were not sent are not redelivered but published anew, so the next worker need not doubt them."""
+    """Commands that were not sent are not redelivered but published again, so the next worker need not doubt them."""
     ids = []
     with onenet(latency_s=0.05) as slow:
         deployment.simulator = slow

@@ -160,7 +160,7 @@ def test_a_suspect_whose_outcome_cannot_be_recorded_leaves_everything_to_its_ann
 
 
 def test_a_suspect_that_was_not_cached_uses_up_no_attempt(engine: Engine) -> None:
-    """Nobody knows whether that attempt was made; commands that crash workers are bounded by the crash count."""
+    """It is unknown whether that attempt was made; commands that crash workers are bounded by the crash count."""
     expect(Replaced, engine.process(a_task(in_doubt(3, crash_count=0))))  # the last attempt
     accepted = engine.recorded(a_task(engine.announcement()))
     assert (accepted.status, accepted.attempts) == ("accepted", 3)

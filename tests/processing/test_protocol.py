@@ -79,7 +79,7 @@ class Kept:
 
 @dataclass
 class World:
-    """What is outside of the workers: the time, the broker and the platform; and what strikes next."""
+    """Everything outside of the workers: the time, the broker and the platform; and the next fault."""
 
     now: datetime = BEGIN
     messages: list[Message] = field(default_factory=list)
@@ -198,7 +198,7 @@ class Protocol(RuleBasedStateMachine):
     """One worker on memory, or a fleet on a shared store."""
 
     is_shared = False
-    has_lookalikes = False  # when their records are gone, nobody can tell lookalikes apart
+    has_lookalikes = False  # when their records are gone, lookalikes cannot be told apart
     is_replayed = False
     policy = POLICY
     bodies: dict[str, bytes]
@@ -219,7 +219,7 @@ class Protocol(RuleBasedStateMachine):
         ids = sorted(self.bodies)
         command_id = ids[number % len(ids)]
         if command_id in self.published and not self.is_shared:
-            return  # an id that comes again after a restart on memory has no record any more
+            return  # after a restart on memory the record of an id is lost
         self.published.add(command_id)
         self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
 
@@ -293,7 +293,7 @@ class Protocol(RuleBasedStateMachine):
         return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self.world.seconds)
 
     def restart(self, message: Message) -> None:
-        """A worker has ended: what it held comes again, and what it remembered by itself is gone."""
+        """A worker has ended: its deliveries are redelivered, and its memory is lost."""
         message.times_returned += 1
         self.breakers, self.history_breakers = self.new_breakers(), self.new_breakers()
         if not self.is_shared:
@@ -333,7 +333,7 @@ class Protocol(RuleBasedStateMachine):
 
     @property
     def is_undecidable(self) -> bool:
-        """Whether lookalikes may both have been cached and both set aside: nobody can ever tell then which is whose."""
+        """Whether lookalikes may both have been cached and dead-lettered: nothing tells their uuids apart then."""
         return self.is_replayed and {"a", "a-lookalike"} <= self.published
 
     def calm_down(self) -> None:
@@ -350,14 +350,14 @@ class Protocol(RuleBasedStateMachine):
 
 
 class Fleet(Protocol):
-    """Several workers: whoever ends, the others know what it had recorded."""
+    """Several workers with a shared store: when one ends, the others read its records."""
 
     is_shared = True
     has_lookalikes = True
 
 
 class Replayed(Protocol):
-    """A worker that gives up soon, and a person who has replayed what it set aside, now and then twice."""
+    """A worker with few attempts, and an operator who replays its dead letters, sometimes twice."""
 
     policy = HASTY
     is_replayed = True
@@ -365,7 +365,7 @@ class Replayed(Protocol):
     @precondition(lambda self: self.world.letters)
     @rule(which=st.integers(0, 5), is_acknowledged=st.booleans())
     def replay(self, which: int, is_acknowledged: bool) -> None:
-        """Not acknowledged: the command line ended right after the confirm, and the letter is still there."""
+        """Not acknowledged: the command line ended right after the confirm, and the dead letter is still queued."""
         world = self.world
         world.pass_time(0.001)  # a person takes at least that long
         letter = world.letters[which % len(world.letters)]

@@ -1,4 +1,4 @@
-"""What operators are told of each delivery: its log line and its metrics."""
+"""What is reported for each delivery: its log event and its metrics."""
 
 from collections.abc import Mapping
 from typing import Any

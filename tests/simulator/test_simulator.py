@@ -35,7 +35,7 @@ def platform(shared: Simulator) -> Iterator[Simulator]:
 
 
 def at(seconds: float) -> str:
-    """Return a time in the platform's own zone, so many seconds from now."""
+    """Return the time in a number of seconds, in the platform's time zone."""
     return (datetime.now(UTC) + timedelta(seconds=CHINA_S + seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -190,7 +190,7 @@ def test_the_history_has_the_documented_deviations(platform: Simulator) -> None:
         execute(platform)
     items = history(platform)["data"]["items"]
     assert all(" " in item["create_time"] and " " in item["expired_time"] for item in items)
-    assert {item["create_time"].count(":") for item in items} == {2, 3}  # some with the milliseconds behind a third
+    assert {item["create_time"].count(":") for item in items} == {2, 3}  # milliseconds follow a third colon
     assert {type(item["remain"]) for item in items} == {int, str}
     assert {item["cmd_uuid"].endswith(" ") for item in items} == {True, False}
 
@@ -254,7 +254,7 @@ def test_the_detail_of_a_command_without_a_body_has_no_body(platform: Simulator)
 
 
 def test_a_command_can_be_cached_late_after_the_client_disconnected(platform: Simulator) -> None:
-    """What the platform took in before the connection broke may still become a command."""
+    """The platform may cache a request that it received completely before the connection was lost."""
     platform.faults.replace([Fault(kind="late_caching", seconds=1, count=1)])
     url = f"{platform.url}/nbiot/execute/offline"
     query = {"imei": "865820030000001", "obj_id": "1", "obj_inst_id": "2", "res_id": "3", "expired_time": at(3600)}

@@ -110,14 +110,14 @@ def failure_of(resolution: Resolution) -> Failed:
 
 
 def expect_retry(resolution: Resolution, delay_s: int = DELAYS_S[0]) -> Retry:
-    """Return a resolution that must be a retry after so many seconds."""
+    """Return a resolution that must be a retry after ``delay_s`` seconds."""
     retry = expect(Retry, resolution)
     assert retry.delay_s == delay_s
     return retry
 
 
 def expect_postpone(resolution: Resolution, delay_s: int = DELAYS_S[0]) -> Postpone:
-    """Return a resolution that must be a postponement by so many seconds."""
+    """Return a resolution that must be a postponement by ``delay_s`` seconds."""
     postpone = expect(Postpone, resolution)
     assert postpone.delay_s == delay_s
     return postpone
@@ -346,12 +346,12 @@ class Engine:
         self.platform.on_request = lambda: None
 
     def pause(self) -> None:
-        """Record so many failures that the platform counts as down."""
+        """Record enough failures to open the circuit breaker of the platform."""
         while (permit := self.breakers.try_acquire(None)) is not None:
             permit.record_failure("HTTP 503")
 
     def pause_histories(self) -> None:
-        """Record so many failed history reads that they count as down."""
+        """Record enough failed history reads to open their circuit breaker."""
         while (permit := self.history_breakers.try_acquire(None)) is not None:
             permit.record_failure("the command history: HTTP 503")
 

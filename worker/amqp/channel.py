@@ -79,7 +79,7 @@ class BrokerChannel:
                 return await self.call_untimed(method, *args, **kwargs)
         except TimeoutError as exc:
             error = BrokerUnavailable(f"no answer from the broker within {CALL_S} s")
-            self.fail(error)  # nobody knows whether the broker did it: only a new channel is in a known state
+            self.fail(error)  # it is unknown whether the broker did it: only a new channel is in a known state
             raise error from exc
 
     async def call_untimed(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:

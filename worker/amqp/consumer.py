@@ -161,7 +161,7 @@ class QueueConsumer:
         self._settle(partial(self.channel.pika_channel.basic_reject, requeue=False), tag)
 
     def requeue(self, tag: int) -> None:
-        """Return a delivery to the queue; it comes again with ``redelivered`` set."""
+        """Return a delivery to the queue; it is redelivered with ``redelivered`` set."""
         self._settle(self.channel.pika_channel.basic_nack, tag)  # which requeues
 
     def take_next_beside(self, tag: int) -> None:

@@ -14,7 +14,7 @@ import pika.data
 
 _PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
 _NESTED_KINDS = (b"A", b"F")  # array, table: a length of four bytes, then the payload
-_MAX_LEVELS = 20  # what is nested more deeply stays encoded
+_MAX_LEVELS = 20  # more deeply nested values stay encoded
 _decode_value = pika.data.decode_value
 _encode_value = pika.data.encode_value
 

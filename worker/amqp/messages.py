@@ -35,12 +35,12 @@ _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _MAX_TEXT_BYTES = 4096
-# All properties travel in one frame, behind 8 bytes around every frame and 12 of their own before them.
+# All properties are sent in one frame: 8 bytes of framing and 12 bytes of content header are added to them.
 # Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
 _FRAME_OVERHEAD_BYTES = 20
 _BROKERS_SHARE = 16  # a sixteenth of the frame is left for what the broker adds later, such as its record of deaths
 _MAX_CUT_TEXT_BYTES = 200
-# The broker routes a publication to the queues that these name, whoever wrote them.
+# The broker routes a publication to the queues that these name, no matter which client set them.
 # Source: https://www.rabbitmq.com/docs/sender-selected
 _ROUTING_HEADERS = frozenset({"cc", "bcc"})
 # With its own record of former deaths a message looks like a cycle to the broker, which then drops it silently.
@@ -230,7 +230,7 @@ class MessageBuilder:
         return publications
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
-        """Address an outcome to whoever sent the command."""
+        """Address an outcome to the sender of the command."""
         asked = delivery.properties
         if isinstance(asked.reply_to, str) and asked.reply_to:
             routing_key = asked.reply_to
@@ -340,7 +340,7 @@ def fitted(publication: Publication, frame_max: int) -> Publication:
     A frame that is too large ends the connection, each time that the message comes.
 
     Args:
-        publication: what is to be published.
+        publication: the message to publish.
         frame_max: the largest frame that the broker takes on this connection, in bytes.
     """
     if not publication.properties.headers:

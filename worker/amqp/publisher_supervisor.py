@@ -115,7 +115,7 @@ class PublisherSupervisor:
             if self._is_stopped:
                 return
             error = lost.result()
-            if publisher is not self.current:  # it was replaced: nobody knows what the broker stored of this
+            if publisher is not self.current:  # it was replaced: unknown whether the broker stored this
                 self._publish_all(publisher.withdraw_unconfirmed())
             elif may_be_about_a_publication(error):
                 self.current = self._new_publisher()

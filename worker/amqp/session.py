@@ -151,12 +151,12 @@ class Session:
             self._publishers.current.publish(item)
 
     def requeue(self, delivery: Delivery) -> None:
-        """Return a delivery that was not started to the queue; it comes again with ``redelivered`` set."""
+        """Return a delivery that was not started to the queue; it is redelivered with ``redelivered`` set."""
         if delivery.session == self.number:
             self._consumer.requeue(delivery.tag)
 
     async def close(self) -> None:
-        """Close the connections; the broker delivers what is unacknowledged again."""
+        """Close the connections; the broker redelivers all unacknowledged messages."""
         self._fail(BrokerUnavailable("closed"))
         for task in self._background:
             task.cancel()

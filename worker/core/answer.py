@@ -14,10 +14,10 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """OneNET, or something in front of it, said no: nothing was cached, and another try would hear the same.
+    """OneNET, or a proxy in front of it, refused the command: nothing was cached, and a retry would be refused too.
 
-    ``may_concern_all_devices``: the credentials were refused, or the answer is not OneNET's; where several devices in a
-    row get such an answer, it is no matter of one command.
+    ``may_concern_all_devices``: the credentials were refused, or the answer is not OneNET's; if several devices in a
+    row get such an answer, a single command is not the cause.
     """
 
     code: RejectionCode
@@ -47,7 +47,7 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class InDoubt:
-    """The platform may have cached the command, or may not: nobody on this side can tell.
+    """The platform may have cached the command, or may not: the worker cannot tell.
 
     ``is_outage``: the platform itself failed; otherwise it answered, but had trouble with this device.
     """

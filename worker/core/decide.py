@@ -35,7 +35,7 @@ class RetryPolicy:
     in_doubt: InDoubtMode = "reconcile"
 
     def mode(self, envelope: Envelope) -> InDoubtMode:
-        """Return what becomes of a command in doubt; whoever orders a replay wants its history read."""
+        """Return what becomes of a command in doubt; for a replay its history is read."""
         return self.in_doubt if envelope.replay is None else "reconcile"
 
 

@@ -9,7 +9,7 @@ _OPEN = ".."  # an open end as in ISO 8601-2
 
 @dataclass(frozen=True, slots=True)
 class DoubtWindow:
-    """A request may have been under way between these two times; outside of them no request is in doubt.
+    """A request may have been in flight between these two times; outside of them no request is in doubt.
 
     ``since``: not before this, aware; None: nothing tells. ``until``: not after this, aware.
     """

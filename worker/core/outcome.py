@@ -78,5 +78,5 @@ def reply_to(
 
 
 def outcome_unknown(reason: str) -> Failed:
-    """Return the outcome of a command of which nobody can tell whether it was cached."""
+    """Return the outcome of a command that may or may not have been cached."""
     return Failed("outcome_unknown", f"OneNET may or may not have cached the command: {reason}")

@@ -1,1 +1,1 @@
-"""What may be sent when: order within a device, a rate, and rest while the platform is down."""
+"""Flow control: consuming and prefetch, one command at a time per device, and the rate limit."""

@@ -91,7 +91,7 @@ class Consumer:
         self._is_stopping = False
         self._full_prefetch = usual_prefetch
         self._grown_at = 0.0  # when it last grew
-        self._prefetch = usual_prefetch  # what is asked of the broker: 0 for nothing, 1 for a probe
+        self._prefetch = usual_prefetch  # requested from the broker: 0 for no deliveries, 1 for a probe
         self._not_submitted: list[Task] = []  # what arrived while nothing was wanted
         self._unconfirmed: dict[Task, None] = {}  # postponed unclaimed, until the confirm of the copy
         self._probe: Task | None = None  # in progress
@@ -222,7 +222,7 @@ class Consumer:
         self._republish(arrived)
 
     def _look_at_first(self, task: Task) -> None:
-        """Start the probe, or a command in doubt, behind which the probe may be."""
+        """Start the probe, or a command in doubt that may precede the probe."""
         if not task.looks_in_doubt:
             self._probe = task
             self._submit(task)

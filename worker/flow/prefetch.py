@@ -16,7 +16,7 @@ class Demand:
         retry_in_s: seconds until something may be sent again.
         look_in_s: seconds until the next look for a probe.
         has_probe: a probe is in progress.
-        has_unstarted: deliveries that nobody has started yet are held.
+        has_unstarted: some held deliveries have not been started yet.
     """
 
     is_idle: bool

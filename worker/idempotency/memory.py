@@ -81,7 +81,7 @@ class MemoryStore:
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all commands that are not in _accepted
         self._owners: dict[str, str] = {}  # value of a uuid -> command id
         self._guesses: set[str] = set()  # values of the uuids whose owner is a guess
-        self._values: dict[str, str] = {}  # likeness of a uuid -> value of the first such uuid with an owner
+        self._values: dict[str, str] = {}  # folded uuid -> value of the first such uuid with an owner
         self._now = began_at
         self._unrecorded_until = began_at  # attempts before may have been recorded by another process
         self._lookalikes: dict[bytes, set[str]] = {}  # match key -> ids of the commands that are held or in doubt

@@ -36,7 +36,7 @@ class Leases:
         self._now = now
 
     def release(self, attempt: Attempt, resolution: Released) -> Released | Postpone:
-        """Release a command with what is in doubt of it, and return its resolution."""
+        """Release a command with its doubt, and return its resolution."""
         try:
             self._store.release(
                 attempt.lease, attempt.doubt, holder_crashed=attempt.holder_crashed and not attempt.is_announced
@@ -53,12 +53,12 @@ class Leases:
         *,
         is_announced: bool = False,
     ) -> None:
-        """Record an outcome before anybody is told, so that whatever fails from there on repeats it.
+        """Record an outcome before its reply is published, so that a later failure repeats the same outcome.
 
         Args:
-            envelope: what the command's delivery says.
+            envelope: the parsed properties and headers of the command's delivery.
             conclude: the outcome.
-            on_recorded: is called once with what becomes of the delivery, by any thread, perhaps after this returned.
+            on_recorded: called once with the resolution of the delivery, by any thread, perhaps after this returned.
             is_announced: a copy has taken the delivery's place, and decides what follows.
         """
         if conclude.lease is None:

@@ -127,7 +127,7 @@ class Reconciler:
         absent = replace(attempt, doubt=None)
         if is_poison(attempt.envelope, holder_crashed=attempt.holder_crashed):
             return absent.conclude(poisoned(attempt.envelope), self._now)
-        if not attempt.holder_crashed:  # otherwise nobody knows whether that attempt was made
+        if not attempt.holder_crashed:  # otherwise it is unknown whether that attempt was made
             if waiting.attempts_used >= self._policy.max_attempts:
                 message = f"given up after {attempt.number} attempts: the last one was not cached"
                 return absent.conclude(Failed("retries_exhausted", message), self._now)

@@ -29,7 +29,7 @@ class Unstarted:
         self._now = now
 
     def postpone(self, task: Task, reason: str, at_least_s: float = 0) -> Postpone:
-        """Have a delivery come again later: no attempt is used up, and nothing is put in doubt."""
+        """Postpone a delivery: no attempt is used up, and nothing is put in doubt."""
         envelope = task.envelope
         product = None if task.command is None else task.command.product
         suggested_s = max(at_least_s, self._breakers.suggested_delay_s(product))

@@ -1,4 +1,4 @@
-"""A OneNET for development and tests: a real HTTP server that behaves like the platform's page, faults included.
+"""A OneNET simulator for development and tests: an HTTP server that follows the documented API and injects faults.
 
-It shares no code with the worker, so that an error in one does not agree with an error in the other.
+It shares no code with the worker, so that one mistake cannot be in both and stay hidden.
 """

@@ -1,4 +1,4 @@
-"""The ways in which a platform fails, on request: which of them, how often, for which devices."""
+"""Fault injection: which faults affect a request, how often, and for which devices."""
 
 import random
 import threading
@@ -29,19 +29,21 @@ Endpoint = Literal["execute", "history"]
 
 
 class Fault(BaseModel):
-    """One kind of fault, and when it strikes."""
+    """One kind of fault, and the requests that it affects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
-    probability: float = Field(1.0, ge=0, le=1, description="For each request that it could strike.")
-    count: Annotated[int, Field(ge=1)] | None = Field(None, description="After so many it is over; without: never.")
-    imei: str | None = Field(None, description="Only for this device.")
-    endpoint: Endpoint = Field("execute", description="Which requests it could strike; history: its details too.")
-    seconds: float = Field(
-        1.0, ge=0, description="How long: refuse, hang, slow_drip, late_caching; for 429 its Retry-After."
+    probability: float = Field(1.0, ge=0, le=1, description="Probability for each request that it can affect.")
+    count: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Maximum number of requests; default: no limit."
     )
-    errno: int = Field(7, description="For errno and errno_after_caching.")
+    imei: str | None = Field(None, description="Affects only this device.")
+    endpoint: Endpoint = Field("execute", description="Affected endpoint; history includes details.")
+    seconds: float = Field(
+        1.0, ge=0, description="Duration of refuse, hang, slow_drip and late_caching; Retry-After of 429."
+    )
+    errno: int = Field(7, description="The errno of errno and errno_after_caching.")
     error: str = "service internal error"
 
     @model_validator(mode="before")
@@ -60,29 +62,30 @@ class Fault(BaseModel):
 
 
 class FaultPlan:
-    """The faults in force. May be changed while requests come in.
+    """The active faults. Thread-safe: they may be replaced while requests are answered.
 
     Args:
-        seed: of the draws, so that a run can be repeated.
+        faults: the initial faults.
+        seed: seed of the random draws, to repeat a run.
     """
 
     def __init__(self, faults: list[Fault], seed: int | None = None) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - not a matter of security
+        self._random = random.Random(seed)  # noqa: S311 - not used for security
         self._lock = threading.Lock()
         self.replace(faults)
 
     def replace(self, faults: list[Fault]) -> None:
-        """Forget the former faults."""
+        """Replace all faults."""
         with self._lock:
             self._left: list[tuple[Fault, int | None]] = [(fault, fault.count) for fault in faults]
 
     def current(self) -> list[Fault]:
-        """Return the faults that may still strike."""
+        """Return the faults that have not reached their count."""
         with self._lock:
             return [fault for fault, left in self._left if left is None or left > 0]
 
     def draw(self, imei: str | None, endpoint: Endpoint = "execute") -> Fault | None:
-        """Return the fault that strikes this request, if one does: the first that comes up."""
+        """Return the fault for this request, or None. Faults are tried in their order; the first one drawn is used."""
         with self._lock:
             for index, (fault, left) in enumerate(self._left):
                 if left == 0 or fault.imei not in {None, imei} or fault.endpoint != endpoint:

@@ -1,4 +1,4 @@
-"""The platform's rules: who may ask, which parameters it takes, what it answers and what it remembers."""
+"""The platform's rules: authentication, parameters, answers and the command history. No HTTP."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ _REQUIRED = ("imei", "obj_id", "obj_inst_id", "res_id", "expired_time")
 
 
 class PlatformError(Exception):
-    """The platform says no: ``errno`` and ``error`` are what it answers with."""
+    """The platform refuses a request and answers with ``errno`` and ``error``."""
 
     def __init__(self, errno: int, error: str) -> None:
         super().__init__(error)
@@ -46,7 +46,7 @@ class PlatformError(Exception):
 
 @dataclass(slots=True)
 class CachedCommand:
-    """One command as the platform keeps it. ``query`` holds the parameters that were given, as text."""
+    """One cached command. ``query`` holds the parameters of its request, as text."""
 
     uuid: str
     query: dict[str, str]
@@ -56,7 +56,7 @@ class CachedCommand:
     is_cancelled: bool = False
 
     def send_status(self, now: datetime) -> int:
-        """Return the state: the device never shows up here."""
+        """Return the send status. It is never "sent", since simulated devices never connect."""
         if self.is_cancelled:
             return _CANCELLED
         return _EXPIRED if _time(self.query, "expired_time") <= now else _WAIT
@@ -64,14 +64,15 @@ class CachedCommand:
 
 @dataclass(slots=True)
 class Platform:
-    """One product's share of OneNET.
+    """OneNET for one product.
 
     Args:
         api_key: the MasterKey of mode "common".
         product_id: the product of mode "safe".
-        access_key: its key, base64; without it nobody gets in by token.
-        offline: the IMEIs that the platform does not know.
-        now: the platform's clock, aware; replaced in tests.
+        access_key: the key of that product, base64; None: every token is refused.
+        offline: the IMEIs of devices that are not online (errno 2001).
+        now: the platform's clock, timezone-aware; replaced in tests.
+        commands: the cached commands, oldest first.
     """
 
     api_key: str
@@ -82,10 +83,10 @@ class Platform:
     commands: list[CachedCommand] = field(default_factory=list)
 
     def check_authentication(self, headers: Mapping[str, str]) -> None:
-        """Let in whoever has the key, or a token that it signed.
+        """Accept the API key, or a token that was signed with the access key.
 
         Raises:
-            PlatformError: errno 1.
+            PlatformError: the credentials are missing or wrong (errno 1).
         """
         key = headers.get("api-key")
         token = headers.get("authorization")
@@ -99,7 +100,7 @@ class Platform:
         """Cache one command.
 
         Raises:
-            PlatformError: a parameter breaks its rule, or the device is not there.
+            PlatformError: a parameter is missing or invalid, or the device is not online.
         """
         for name in _REQUIRED:
             if not query.get(name):
@@ -119,10 +120,10 @@ class Platform:
         return command
 
     def history(self, query: Mapping[str, str]) -> dict[str, object]:
-        """Return one page of a device's cached commands, with the oddities of the platform's own example.
+        """Return one page of a device's cached commands, with the deviations of the documented example.
 
         Raises:
-            PlatformError: a parameter is missing or breaks its rule.
+            PlatformError: a parameter is missing or invalid.
         """
         for name in ("imei", "start"):
             if not query.get(name):
@@ -143,10 +144,10 @@ class Platform:
         return {"total_count": len(found), "items": [self._item(command) for command in shown]}
 
     def detail(self, imei: str, command_uuid: str) -> dict[str, object]:
-        """Return one cached command of a device: how it was made, and what became of it.
+        """Return one cached command of a device with its parameters and its send status.
 
         Raises:
-            PlatformError: there is none.
+            PlatformError: the device has no such command.
         """
         command = self._find(imei, command_uuid)
         item = self._item(command)
@@ -156,10 +157,10 @@ class Platform:
         return item | {"args": args, "content": content, "feedback_msg": []}
 
     def cancel(self, imei: str, command_uuid: str) -> None:
-        """Cancel a command that waits, before its valid_time.
+        """Cancel a command that is waiting for its valid_time.
 
         Raises:
-            PlatformError: there is none, or it is too late.
+            PlatformError: the device has no such command, or it can no longer be cancelled.
         """
         command = self._find(imei, command_uuid)
         now = self.now()
@@ -181,7 +182,7 @@ class Platform:
         return {
             "cmd_uuid": command.uuid + (" " if command.number % 3 == 0 else ""),  # as in the documented example
             "type": "EXECUTE",
-            # With the milliseconds behind it or without, in one and the same answer.
+            # Only some have milliseconds, even within one answer, as in the documented example.
             "create_time": f"{created:%Y-%m-%d %H:%M:%S}" + (f":{created.microsecond // 1000:03}" if is_odd else ""),
             "valid_time": (shown["valid_time"] or f"{created:%Y-%m-%d %H:%M:%S}").replace("T", " "),
             "expired_time": str(shown["expired_time"]).replace("T", " "),
@@ -220,7 +221,7 @@ def _time(query: Mapping[str, str], name: str) -> datetime:
         if _TIME.fullmatch(query[name]):
             return datetime.fromisoformat(query[name]).replace(tzinfo=CHINA)
     except ValueError:
-        pass  # no such day
+        pass  # no such date or time
     raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
 
 

@@ -20,20 +20,20 @@ from worker.simulator.faults import Endpoint, Fault, FaultPlan
 from worker.simulator.platform import Platform, PlatformError
 
 _MAX_REQUESTS = 100_000
-_ACTING = {"slow_drip", "no_uuid", "refuse"}  # what goes wrong only behind the deed
+_ACTING = {"slow_drip", "no_uuid", "refuse"}  # faults that do not replace the execution of the request
 _FAULTS = TypeAdapter(list[Fault])
 
 
 class Simulator:
-    """A OneNET on a local port.
+    """A OneNET simulator that listens on a local port.
 
     Args:
-        platform: the rules and what is remembered.
-        faults: what goes wrong.
-        latency_s: how long each answer takes.
+        platform: the platform's rules and its cached commands.
+        faults: the faults to inject.
+        latency_s: delay before each answer, in seconds.
         host: the address to listen on.
-        port: 0 takes a free one, and keeps it.
-        tls: a certificate and its key: it speaks https then.
+        port: the port to listen on; 0 chooses a free one, which is kept across restarts of the server.
+        tls: files of a certificate and its private key, to serve HTTPS; None: HTTP.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Simulator:
     ) -> None:
         self.platform = platform
         self.faults = faults
-        self.on_fault: Callable[[], object] = lambda: None  # is told whenever one strikes
+        self.on_fault: Callable[[], object] = lambda: None  # called for each injected fault
         self.requests: deque[dict[str, Any]] = deque(maxlen=_MAX_REQUESTS)
         self._latency_s = latency_s
         self._tls = tls
@@ -89,7 +89,7 @@ class Simulator:
             )
             self._server = uvicorn.Server(config)
             if self._is_stopping:
-                self._server.should_exit = True  # it was told before there was a server to tell
+                self._server.should_exit = True  # ``stop`` was called before this server existed
             sock = self._socket or _listen(self.host, self.port)
             self._socket = None
             await self._server.serve(sockets=[sock])
@@ -99,7 +99,7 @@ class Simulator:
             self._refuse_s = None
 
     def stop(self) -> None:
-        """End ``serve``, hanging requests too; may be called from any thread."""
+        """End ``serve`` and abort its open requests. Thread-safe."""
         self._is_stopping = True
         if self._server is not None:
             self._server.should_exit = True
@@ -110,7 +110,7 @@ class Simulator:
         try:
             body = await request.body()
         except ClientDisconnect:
-            return Response()  # to nobody, and of half a request nothing is cached
+            return Response()  # the client is gone; an incomplete request is not cached
         self.requests.append(
             {
                 "client": request.scope["client"],
@@ -144,7 +144,7 @@ class Simulator:
         return JSONResponse({"errno": 0, "error": "succ"})
 
     async def _answer(self, request: Request, endpoint: Endpoint, act: Callable[[], dict[str, object]]) -> Response:
-        """Do what was asked for and answer, unless a fault strikes."""
+        """Execute a request and answer it, or inject a fault."""
         fault = self.faults.draw(request.query_params.get("imei"), endpoint)
         if fault is not None:
             self.on_fault()
@@ -162,7 +162,7 @@ class Simulator:
                 return _refusal(exc)
         if fault is not None:
             answer = await self._fail(request, fault, answer)
-        assert answer is not None  # every kind has its answer
+        assert answer is not None  # every kind of fault that skips the execution sets one
         return answer
 
     async def _fail(self, request: Request, fault: Fault, answer: Response | None) -> Response | None:
@@ -174,7 +174,7 @@ class Simulator:
                 answer = Response(status_code=504)
             case "drop":
                 self._drop(request)
-                answer = Response()  # goes nowhere
+                answer = Response()  # never sent: the connection is closed
             case "error_500" | "error_503" as kind:
                 answer = Response("upstream failed", status_code=int(kind[-3:]))
             case "too_many_requests":
@@ -194,16 +194,16 @@ class Simulator:
         return answer
 
     def _drop(self, request: Request) -> None:
-        """Reset a request's connection, unless its client went first."""
-        assert self._server is not None  # it is what called us
+        """Reset the connection of a request, unless the client has closed it."""
+        assert self._server is not None  # the request was received by it
         for connection in self._server.server_state.connections:
             if connection.transport.get_extra_info("peername")[:2] == request.scope["client"]:
                 connection.transport.abort()
 
     def _refuse_for(self, seconds: float) -> None:
-        """Refuse connections for a while, by ending the server: what is under way is answered first."""
+        """Refuse connections for a while by stopping the server. Requests in progress are answered first."""
         self._refuse_s = seconds
-        assert self._server is not None  # it is what called us
+        assert self._server is not None  # the request was received by it
         self._server.should_exit = True
 
     async def _control_faults(self, request: Request) -> Response:
@@ -227,7 +227,7 @@ def _listen(host: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host, port))
-    sock.listen(2048)  # from here on a client finds it
+    sock.listen(2048)  # connections are accepted into the backlog from here on
     return sock
 
 

@@ -184,7 +184,7 @@ class DockerBroker:
             else:
                 self._is_created = True
                 self._container.start()
-            # Host and port differ between Docker's host and a container beside this one.
+            # Host and port differ between Docker's host and a container next to this one.
             self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
             self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
             if self._has_tls:
