@@ -48,7 +48,7 @@ lint: $(STAMP) ## ruff, mypy and the import contracts, over the tests too
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(STAMP) ## write docs/contracts, and the tables in the documents, anew from the code
+docs: $(STAMP) ## write docs/contracts, and the tables in the documents, again from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
 	$(RUN) schema reply >docs/contracts/reply.schema.json
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
@@ -69,7 +69,7 @@ $(STAMP): $(LOCK) pyproject.toml scripts/venv scripts/apt-install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# What the comparison is made of comes on top of all the rest.
+# The packages of the benchmark are installed in addition.
 $(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
 	@echo "installing the comparison's packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(BENCH_LOCK)
@@ -78,7 +78,7 @@ $(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --all-extras --upgrade pyproject.toml
 
-lock: ## resolve the dependencies anew (needs uv)
+lock: ## resolve the dependencies again (needs uv)
 	$(UV_COMPILE) --output-file requirements/runtime.lock
 	$(UV_COMPILE) --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
 	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)

@@ -13,7 +13,7 @@ import pika
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
@@ -229,7 +229,7 @@ def publishing_blocked(
         return execute(*about)
 
     monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": "40", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
+    long_s = {"ONENET_READ_TIMEOUT": "40", "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S)}
     with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
         ids = publish_many(deployment, 40)
         deployment.wait_for_request()
@@ -306,8 +306,8 @@ def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_se
 ) -> None:
     """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as first:
-        resting = deployment.topology.retry_queue(LONG_SETTLE_S)
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as first:
+        resting = deployment.topology.retry_queue(LONG_RECONCILE_DELAY_S)
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))
         first.wait_for("command_in_doubt", command_id="moved")
         message = deployment.upstream.get(resting)

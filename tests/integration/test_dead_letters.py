@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.builders import a_command
-from tests.support.deployment import SETTLE_S, Deployment
+from tests.support.deployment import RECONCILE_DELAY_S, Deployment
 from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
@@ -33,7 +33,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, SETTLE_S) as found:
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, RECONCILE_DELAY_S) as found:
         declare_on(found.upstream.channel, found.topology)
         yield found
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.simulator import onenet
 from tests.support.waiting import PATIENCE_S
@@ -81,7 +81,7 @@ def test_a_command_leased_by_another_worker_waits_for_its_outcome(
         deployment.simulator = slow
         settings = redis_settings | {
             "ONENET_READ_TIMEOUT": "5",
-            "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S),
             "WORKER_CONCURRENCY": "1",
         }
         command = a_command(args="once", command_id="once")

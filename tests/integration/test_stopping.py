@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import LONG_SETTLE_S, Deployment
+from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
@@ -52,7 +52,7 @@ def test_a_shutdown_while_upstream_publishes_loses_no_command_and_sends_none_twi
 def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> None:
     with onenet(latency_s=1) as slow:
         deployment.simulator = slow
-        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
+        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
             deployment.upstream.publish(a_command(command_id="last", args="last"))
             deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(de
     """Its command is not acknowledged, so the broker delivers it again."""
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
     with deployment.worker(
-        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)
+        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)
     ) as worker:
         deployment.upstream.publish(a_command(command_id="outlasting"))
         deployment.wait_for_request()
@@ -80,7 +80,7 @@ def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: 
     proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
         deployment.simulator = slow
-        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_SETTLE_S)}
+        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S)}
         with deployment.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
             deployment.upstream.publish(a_command())
             deployment.wait_for_request(slow)
@@ -94,7 +94,7 @@ def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: 
 
 def test_a_second_sigint_ends_the_worker_at_once(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_SETTLE_S)) as worker:
+    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
         deployment.upstream.publish(a_command())
         deployment.wait_for_request()
         worker.process.signal(signal.SIGINT)

@@ -26,7 +26,7 @@ from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
-SETTLE_S = 3  # longer than late caching takes, as the delivery guarantees assume
+RECONCILE_DELAY_S = 3  # longer than late caching takes, as the delivery guarantees assume
 DRAIN_S = 240  # longest wait for the last reply after the last fault
 _FAULT_PROBABILITY = 0.1
 _KINDS: tuple[dict[str, Any], ...] = (
@@ -104,7 +104,7 @@ class _Fleet:
     def __init__(self, deployment: Deployment, plan: Plan) -> None:
         self._deployment = deployment
         self._settings = {
-            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_CONCURRENCY": "16",
             "IDEMPOTENCY_URL": plan.redis_url or "memory://",
         }
@@ -136,7 +136,7 @@ def run(plan: Plan, broker: LocalBroker, folder: Path) -> Report:
     began = time.monotonic()
     with ExitStack() as stack:
         simulator = stack.enter_context(onenet(*faults, latency_s=0.01, seed=plan.seed))
-        deployment = stack.enter_context(Deployment.set_up(broker.url, folder, simulator, SETTLE_S))
+        deployment = stack.enter_context(Deployment.set_up(broker.url, folder, simulator, RECONCILE_DELAY_S))
         stack.enter_context(_declared(deployment))
         commands = list(_commands(randomness, plan))
         fleet = _Fleet(deployment, plan)
@@ -179,7 +179,7 @@ def _commands(randomness: random.Random, plan: Plan) -> Iterator[dict[str, Any]]
 
 @contextmanager
 def _declared(deployment: Deployment) -> Iterator[None]:
-    with deployment.worker(WORKER_RECONCILE_DELAY=str(SETTLE_S)):
+    with deployment.worker(WORKER_RECONCILE_DELAY=str(RECONCILE_DELAY_S)):
         pass  # declares the topology before the first command is published
     yield
 

@@ -18,8 +18,8 @@ from worker.dev.services.processes import LocalProcess
 from worker.simulator.server import Simulator
 
 RETRY_DELAYS_S = (1, 2)
-SETTLE_S = 2  # the sum of both request timeouts, which are 1 s each
-LONG_SETTLE_S = 60  # for tests with longer timeouts
+RECONCILE_DELAY_S = 2  # the sum of both request timeouts, which are 1 s each
+LONG_RECONCILE_DELAY_S = 60  # for tests with longer timeouts
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Deployment:
     @classmethod
     @contextmanager
     def set_up(
-        cls, broker_url: str, folder: Path, simulator: Simulator, settle_s: int = LONG_SETTLE_S
+        cls, broker_url: str, folder: Path, simulator: Simulator, reconcile_delay_s: int = LONG_RECONCILE_DELAY_S
     ) -> Iterator["Deployment"]:
         """Yield a deployment in a new namespace, and delete the namespace at the end."""
-        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, settle_s))
+        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, reconcile_delay_s))
         upstream = Upstream(broker_url, topology)
         try:
             yield cls(broker_url, folder, topology, upstream, simulator)
@@ -53,7 +53,7 @@ class Deployment:
             "ONENET_API_KEY": API_KEY,
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
-            "WORKER_RECONCILE_DELAY": str(SETTLE_S),
+            "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "LOG_FORMAT": "json",

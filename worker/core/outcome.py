@@ -28,7 +28,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The command could not be sent, or nobody can tell whether it was; it is dead-lettered as well."""
+    """The command could not be sent, or it is unknown whether it was; it is dead-lettered as well."""
 
     status: ClassVar[Status] = "failed"
     code: FailureCode
