@@ -346,6 +346,20 @@ class TestForgottenCopies:
         assert (found.uuid, found.recovered) == ("its own", True)
         assert engine.steps.count("request") == sent
 
+    @pytest.mark.parametrize("way", ["republished by this process", "republished for the next", "connection lost"])
+    def test_a_copy_older_than_the_records_stays_in_doubt_when_it_is_not_started(
+        self, engine: Engine, way: str
+    ) -> None:
+        copy = a_copy()
+        engine.restart(began_at=engine.now() + timedelta(seconds=1))
+        task = a_task(copy)
+        engine.unstarted.mark_not_sent(task)
+        again = redelivered(copy) if way == "connection lost" else engine.republished(task)
+        if way == "republished for the next":
+            engine.restart(began_at=engine.now() + timedelta(seconds=2))
+        expect_reconciliation(engine.process(a_task(again)))
+        assert "request" not in engine.steps
+
     def test_a_copy_that_first_arrived_after_the_records_in_memory_begin_is_sent_at_once(self, engine: Engine) -> None:
         assert reply_of(engine.process(a_task(a_copy()))).status == "accepted"
         assert "history" not in engine.steps

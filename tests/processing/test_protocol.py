@@ -243,15 +243,27 @@ class Protocol(RuleBasedStateMachine):
         self.handle(message, end)
         world.fault, world.is_history_readable, world.ends_at = "none", True, None
 
+    @precondition(lambda self: any(message.ready_at <= self.world.now for message in self.world.messages))
+    @rule(which=st.integers(0, 5), is_connection_lost=st.booleans())
+    def leave_unstarted(self, which: int, is_connection_lost: bool) -> None:
+        """A worker takes a message and does not start it: it returns it to the queue, or loses its connection."""
+        ready = [message for message in self.world.messages if message.ready_at <= self.world.now]
+        message = ready[which % len(ready)]
+        delivery = self.delivery_of(message)
+        task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
+        unstarted = self.engine().unstarted
+        unstarted.mark_not_sent(task)
+        if is_connection_lost:
+            message.times_returned += 1
+        else:
+            self.world.take([MESSAGES.republish(delivery, unstarted.doubt_of_copy(task))])
+            self.world.messages.remove(message)
+
     def handle(self, message: Message, end: str = "acknowledged") -> None:
         """Give a message to a worker, which may end at its point, or when it has published, or before."""
         world = self.world
 
-        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
-        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
-        delivery = Delivery(
-            1, 1, message.times_returned > 0, properties, message.body, message.is_returned, world.now.timestamp()
-        )
+        delivery = self.delivery_of(message)
 
         def replace_with(copy: Postpone) -> bool:
             world.come_to("mark")
@@ -274,19 +286,31 @@ class Protocol(RuleBasedStateMachine):
             world.messages.remove(message)
 
     def process(self, delivery: Delivery, replace_with: ReplaceWith) -> Resolution:
-        """Process a delivery with a new engine, and record its outcome."""
-
-        def now() -> datetime:
-            return self.world.now
-
-        engine = Engine(
-            ModelPlatform(self.world), self.store, self.breakers, self.history_breakers, self.policy, METRICS, now
-        )
+        """Process a delivery with a new engine."""
         task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
         resolutions: list[Resolution] = []
-        engine.run(task, replace_with, lambda _: None, resolutions.append)
+        self.engine().run(task, replace_with, lambda _: None, resolutions.append)
         [resolution] = resolutions
         return resolution
+
+    def engine(self) -> Engine:
+        world = self.world
+        return Engine(
+            ModelPlatform(world),
+            self.store,
+            self.breakers,
+            self.history_breakers,
+            self.policy,
+            METRICS,
+            lambda: world.now,
+        )
+
+    def delivery_of(self, message: Message) -> Delivery:
+        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
+        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
+        return Delivery(
+            1, 1, message.times_returned > 0, properties, message.body, message.is_returned, self.world.now.timestamp()
+        )
 
     def new_breakers(self) -> CircuitBreakers:
         """Two failures in a row are an outage already, so that a run often is in one."""

@@ -109,6 +109,10 @@ OnRecorded = Callable[[StoreError | None], object]
 class LocalRecords(Protocol):
     """Records that end with this process, so that no other worker can have written since."""
 
+    @property
+    def forgotten_before(self) -> datetime:
+        """When the records begin: of commands that first arrived before this time the record may be gone."""
+
     def mark_not_sent(self, key: Key) -> None:
         """Record that a command without a record was delivered and not sent; does not block."""
 

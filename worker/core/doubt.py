@@ -32,7 +32,9 @@ def doubt_after_claim(
             return DoubtWindow(min(envelope.replay.failed_at, now), now).union(doubt)
         case Unseen() if envelope.is_redelivered:
             return extended(doubt, now)
-        case Unseen(_, unrecorded_until) if envelope.attempt > 1 or doubt is not None or is_forgotten(claim, envelope):
+        case Unseen(_, unrecorded_until, forgotten_before) if (
+            envelope.attempt > 1 or doubt is not None or is_forgotten(forgotten_before, envelope)
+        ):
             return extended(doubt, unrecorded_until)
         case Unseen():
             return None
@@ -45,15 +47,19 @@ def doubt_after_claim(
     return known
 
 
-def is_forgotten(claim: Unseen, envelope: Envelope) -> bool:
+def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
     """Tell whether a copy's command may have been sent before the store's records begin.
 
     The message that it was copied from may have been delivered again, and sent, if its worker crashed in between. A
     copy that a stopping worker returned to the queue is trusted: only two crashes, one during that stop, break this.
+
+    Args:
+        forgotten_before: when the store's records begin; None: they outlive the workers.
+        envelope: what the delivery says.
     """
-    if claim.forgotten_before is None or not envelope.is_copy or envelope.is_unstarted:
+    if forgotten_before is None or not envelope.is_copy or envelope.is_unstarted:
         return False
-    return envelope.first_arrived_at < claim.forgotten_before.timestamp()
+    return envelope.first_arrived_at < forgotten_before.timestamp()
 
 
 def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:

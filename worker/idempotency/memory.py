@@ -91,6 +91,11 @@ class MemoryStore:
         """The records of this process."""
         return self
 
+    @property
+    def forgotten_before(self) -> datetime:
+        """When the records begin."""
+        return self._unrecorded_until
+
     def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         with self._lock:
             self._now = now

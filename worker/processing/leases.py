@@ -6,16 +6,17 @@ from typing import TypeVar
 
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock
-from worker.core.decide import RetryPolicy, postponed
+from worker.core.decide import RetryPolicy, awaiting, postponed
 from worker.core.doubt import doubt_of_copy, extended
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope
-from worker.core.outcome import outcome_unknown, reply_to
+from worker.core.outcome import Accepted, outcome_unknown, reply_to
 from worker.core.resolution import AwaitReconciliation, Conclude, Postpone, Unpublished
 from worker.errors import StoreError, UuidTaken
 from worker.processing.attempt import Attempt
 
 FOREIGN_UUID = "the uuid that it was answered with belongs to another command"
+ENTRY_TAKEN = "the entry of the history that was assigned to it belongs to another command by now"
 
 
 Released = TypeVar("Released", bound=Unpublished)
@@ -100,18 +101,26 @@ class Leases:
     def _await_own_uuid(
         self, envelope: Envelope, conclude: Conclude, *, is_announced: bool
     ) -> AwaitReconciliation | Conclude:
-        """Treat an answer with the uuid of another command like a lost one; the store has released the command."""
-        reply, attempt = conclude.reply, conclude.reply.attempts
+        """Treat a uuid that another command owns like a lost answer; the store has released the command."""
+        reply, attempt, doubt = conclude.reply, conclude.reply.attempts, _doubt_if_refused(conclude)
+        if _is_recovered(conclude):  # another command was given this entry of the history first
+            crashed = conclude.holder_crashed
+            return awaiting(envelope, self._policy, ENTRY_TAKEN, doubt, attempt=attempt, holder_crashed=crashed)
         # In mode "resend" no history is read, so that the next request uses an attempt.
         if self._policy.mode(envelope) == "resend" and not is_announced:
             attempt += 1
             if attempt > self._policy.max_attempts:
                 failed = outcome_unknown(FOREIGN_UUID)
                 return Conclude(failed, reply_to(failed, reply.attempts, reply.command_id, reply.imei, self._now()))
-        doubt = _doubt_if_refused(conclude)
         return AwaitReconciliation(self._policy.reconcile_delay_s, attempt, FOREIGN_UUID, doubt)
+
+
+def _is_recovered(conclude: Conclude) -> bool:
+    return isinstance(conclude.outcome, Accepted) and conclude.outcome.recovered
 
 
 def _doubt_if_refused(conclude: Conclude) -> DoubtWindow:
     """Return when a command may have been sent, should its uuid turn out to be another command's."""
+    if _is_recovered(conclude) and conclude.doubt is not None:  # nothing was sent since
+        return conclude.doubt
     return extended(conclude.doubt, conclude.reply.completed_at)

@@ -5,7 +5,7 @@ from worker.core.claims import IdempotencyStore, Key
 from worker.core.clock import Clock
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
-from worker.core.doubt import doubt_of_copy
+from worker.core.doubt import doubt_of_copy, is_forgotten
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Task
 from worker.core.resolution import Postpone
@@ -51,20 +51,24 @@ class Unstarted:
         """Return when the command may have been sent, as a copy of its message has to say.
 
         A duplicate message counts as in doubt once its original was claimed here, because that record may be gone when
-        the copy returns.
+        the copy returns. So does a copy whose record may be gone already.
         """
         now = self._now()
         doubt = doubt_of_copy(task.envelope.doubt, task.envelope, now)
         local = self._store.local
-        if doubt is None and task.command is not None and local is not None and local.was_claimed(key_of(task.command)):
-            return DoubtWindow(None, now)
-        return doubt
+        if doubt is not None or task.command is None or local is None:
+            return doubt
+        if is_forgotten(local.forgotten_before, task.envelope):
+            return DoubtWindow(None, local.forgotten_before)
+        return DoubtWindow(None, now) if local.was_claimed(key_of(task.command)) else None
 
     def mark_not_sent(self, task: Task) -> None:
         """Remember that a delivery which is void now was not started, so that its next one raises no doubt."""
-        # What may have been sent before this process remains in doubt; what carries no command is never sent.
         local = self._store.local
-        if local is not None and task.command is not None and not task.envelope.may_have_been_sent:
+        if local is None or task.command is None:
+            return
+        # What may have been sent before this process remains in doubt.
+        if not task.envelope.may_have_been_sent and not is_forgotten(local.forgotten_before, task.envelope):
             local.mark_not_sent(key_of(task.command))
 
 
