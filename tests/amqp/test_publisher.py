@@ -123,7 +123,7 @@ def test_a_returned_publication_is_rejected_though_the_broker_confirms_it() -> N
     assert (bench.rejected, bench.confirmed) == (["nowhere"], ["somewhere"])
 
 
-def test_a_publication_that_waits_to_be_published_again_impairs_the_publisher_until_it_is_withdrawn() -> None:
+def test_a_rejected_publication_impairs_the_publisher_until_it_is_withdrawn() -> None:
     def scene(bench: Bench) -> None:
         item = an_item("full")
         bench.publisher.publish(item)

@@ -382,7 +382,7 @@ def test_a_uuid_with_url_characters_is_quoted_in_the_path() -> None:
     assert asked[1] == b"/nbiot/offline/history/..%2Fa%3Fb%3Dc%26d%23e?imei=865820030000001"
 
 
-def test_a_doubt_window_without_a_beginning_is_searched_from_the_history_window_before_its_end() -> None:
+def test_an_open_doubt_window_is_searched_from_the_history_window_before_its_end() -> None:
     """Not from before now: a replayed dead letter may have failed weeks ago."""
     wanted = command()
     asked: list[bytes] = []

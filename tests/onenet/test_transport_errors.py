@@ -140,7 +140,7 @@ AFTER_THE_REQUEST: dict[str, Callable[[socket.socket], None]] = {
 
 @pytest.mark.parametrize("serve", AFTER_THE_REQUEST.values(), ids=AFTER_THE_REQUEST)
 @pytest.mark.parametrize("request_", [POST, GET], ids=["POST", "GET"])
-def test_a_failed_or_malformed_response_is_a_transport_error_of_a_request_that_may_have_been_sent(
+def test_a_failed_or_malformed_response_may_follow_a_sent_request(
     serve: Callable[[socket.socket], None], request_: Request
 ) -> None:
     with raw_server(serve) as url:

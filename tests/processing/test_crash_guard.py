@@ -51,7 +51,7 @@ def test_the_announcement_of_a_suspect_covers_the_attempt_that_follows(engine: E
     assert doubt.until >= before - timedelta(milliseconds=1)
 
 
-def test_an_announcement_that_is_delivered_during_its_attempt_is_postponed_with_its_crash_count(engine: Engine) -> None:
+def test_an_announcement_delivered_during_its_attempt_is_postponed(engine: Engine) -> None:
     """While another delivery holds the lease the copy must not forget how often the command was tried."""
     resolutions = engine.process_during_request(lambda: a_task(engine.announcement()))
     engine.process(a_task(in_doubt(crash_count=2)))
@@ -183,7 +183,7 @@ def test_a_command_that_crashes_workers_even_when_its_history_is_read_is_poison_
     assert not {"request", "history"} & set(engine.steps)
 
 
-def test_a_copy_of_a_poison_message_counts_how_often_it_was_returned_while_its_history_was_read(
+def test_a_copy_of_a_poison_message_counts_crashes_during_its_history_read(
     engine: Engine,
 ) -> None:
     """The broker starts its own count again for each copy, so that the message would circulate for ever."""

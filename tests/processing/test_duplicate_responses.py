@@ -94,7 +94,7 @@ def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
 
 
 @pytest.mark.parametrize("in_doubt", ["dead-letter", "resend"])
-def test_with_in_doubt_mode_dead_letter_or_resend_a_uuid_that_another_command_owns_is_never_in_a_reply(
+def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_resend(
     store: IdempotencyStore, in_doubt: InDoubtMode
 ) -> None:
     engine = Engine(in_doubt, platform=PlatformWithUuids([UUID, UUID, "its own"]), store=store)

@@ -262,7 +262,7 @@ def test_while_its_product_is_paused_a_cached_command_is_found(engine: Engine) -
     assert not engine.breakers.allows(None)  # a history says nothing of requests
 
 
-def test_while_its_product_is_paused_a_command_that_was_not_cached_waits_without_doubt_as_the_next_attempt(
+def test_an_absent_command_of_a_paused_product_waits_as_the_next_attempt(
     engine: Engine,
 ) -> None:
     engine.pause()
@@ -329,7 +329,7 @@ def test_a_probe_that_sent_nothing_is_followed_by_another_at_once(engine: Engine
     assert engine.breakers.retry_in_s() == 0
 
 
-def test_a_retry_after_delays_all_commands_of_the_product_and_uses_up_one_attempt_of_the_command(
+def test_a_retry_after_delays_the_product_and_uses_one_attempt_of_the_command(
     engine: Engine,
 ) -> None:
     engine.platform.answers = [NotSent("HTTP 429", 20)]

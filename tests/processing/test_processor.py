@@ -74,7 +74,7 @@ def test_a_command_whose_answer_is_lost_awaits_reconciliation_with_the_window_of
     assert engine.copy_of(waiting).doubt == DoubtWindow.parse(str(waiting.doubt))
 
 
-def test_a_second_copy_of_a_command_in_doubt_waits_as_well_without_a_request_or_a_history_read(engine: Engine) -> None:
+def test_a_second_copy_of_a_command_in_doubt_waits_without_a_request(engine: Engine) -> None:
     """A retry that was known not sent and a copy in doubt may both be on their way: the later one must not send."""
     engine.platform.answers = [InDoubt("read timeout")]
     engine.process(a_task())
@@ -201,7 +201,7 @@ def test_an_accepted_command_that_was_not_recorded_is_found_in_the_history_and_n
     assert engine.steps.count("request") == 1
 
 
-def test_the_doubt_and_the_crash_count_of_a_message_stay_on_its_copy_while_the_store_is_unavailable(
+def test_a_copy_keeps_doubt_and_crash_count_while_the_store_is_unavailable(
     engine: Engine,
 ) -> None:
     engine.store.failing = {"claim"}
@@ -217,7 +217,7 @@ def test_a_command_of_an_unknown_product_fails_unless_it_may_have_been_sent(engi
     expect_reconciliation(engine.process(a_task(in_doubt(), product="gone")))
 
 
-def test_a_command_in_doubt_of_an_unknown_product_ends_as_outcome_unknown_if_its_history_stays_unreadable(
+def test_a_command_in_doubt_of_an_unknown_product_ends_as_outcome_unknown(
     engine: Engine,
 ) -> None:
     """The code unknown_product would say that it was not sent."""
@@ -260,7 +260,7 @@ def test_a_command_id_with_other_content_is_a_conflict_and_leaves_the_first_comm
     assert engine.process(a_task()) == Duplicate(first, False)
 
 
-def test_in_mode_dead_letter_a_lost_answer_is_the_outcome_unknown_and_so_is_a_redelivery_without_a_record() -> None:
+def test_dead_letter_mode_makes_a_lost_answer_and_an_unrecorded_redelivery_unknown() -> None:
     engine = Engine("dead-letter")
     engine.platform.answers = [InDoubt("read timeout")]
     assert failure_of(engine.process(a_task())).code == "outcome_unknown"
@@ -277,7 +277,7 @@ def test_in_mode_dead_letter_the_outcome_of_a_redelivery_without_a_record_is_rec
     assert engine.steps == ["claim", "complete", "claim"]
 
 
-def test_a_suspect_whose_outcome_cannot_be_recorded_stays_a_suspect_when_its_copy_is_delivered() -> None:
+def test_a_suspect_without_a_recorded_outcome_stays_a_suspect() -> None:
     engine = Engine("dead-letter")
     engine.store.failing = {"complete"}
     copy = engine.copy_of(expect_postpone(engine.process(a_task(redelivered()))))

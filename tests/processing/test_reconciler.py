@@ -128,9 +128,7 @@ def test_the_only_entry_of_a_command_without_lookalikes_is_recorded_as_certain(e
 
 
 @pytest.mark.parametrize("call", ["owned_by_others", "ownership", "complete"])
-def test_a_command_in_doubt_stays_so_with_its_attempt_when_the_store_fails_during_its_reconciliation(
-    engine: Engine, call: str
-) -> None:
+def test_a_store_failure_during_reconciliation_keeps_doubt_and_attempt(engine: Engine, call: str) -> None:
     engine.store.failing = {call}
     engine.platform.candidates = [a_likely("found")]
     copy = engine.copy_of(expect_postpone(engine.process(a_task(in_doubt(2)))))
@@ -160,7 +158,7 @@ def test_the_reply_of_a_recovered_command_is_recorded_and_repeated_unchanged(eng
     assert engine.steps.count("history") == 1
 
 
-def test_an_entry_that_matches_except_for_its_time_is_neither_assigned_nor_a_reason_to_send_again(
+def test_an_entry_with_another_time_is_neither_assigned_nor_proof_of_absence(
     engine: Engine,
 ) -> None:
     """Either would be a guess about two clocks."""

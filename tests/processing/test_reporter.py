@@ -104,7 +104,7 @@ def test_an_outcome_that_was_not_recorded_is_not_logged_as_an_outcome(engine: En
     assert counted(engine) == {"postponements": 1}
 
 
-def test_a_duplicate_is_logged_with_the_status_of_the_recorded_reply_and_counted_as_a_duplicate(
+def test_a_duplicate_is_logged_with_its_recorded_status_and_counted(
     engine: Engine,
 ) -> None:
     engine.process(a_task())
@@ -213,7 +213,7 @@ def test_the_outcome_of_an_announced_attempt_is_logged_and_counted_when_it_is_re
     assert counted(engine) == {"commands(accepted,answered)": 1, "duplicates": 1}
 
 
-def test_an_attempt_that_was_not_made_because_its_announcement_was_not_confirmed_is_neither_logged_nor_counted(
+def test_an_unconfirmed_announcement_is_neither_logged_nor_counted(
     engine: Engine,
 ) -> None:
     engine.is_confirmed = False
@@ -222,7 +222,7 @@ def test_an_attempt_that_was_not_made_because_its_announcement_was_not_confirmed
 
 
 @pytest.mark.parametrize("mode", ["reconcile", "resend"])
-def test_an_announced_attempt_whose_uuid_belongs_to_another_command_is_logged_as_in_doubt_only(mode: Any) -> None:
+def test_an_announced_attempt_with_a_foreign_uuid_is_logged_as_in_doubt_only(mode: Any) -> None:
     """No outcome is published, since the copy returns: one that was logged would be false."""
     engine = Engine(mode)
     engine.process(a_task(command_id="other", args="ON"))
