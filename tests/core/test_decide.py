@@ -217,7 +217,7 @@ def test_an_unreadable_history_uses_up_a_free_attempt_first() -> None:
         ("dead-letter", RIPE, Envelope(), True, "outcome_unknown"),
         # A poison message: its history may be read a few times, because an earlier attempt may have succeeded.
         ("reconcile", DOUBT, POISON, True, Step.WAIT),
-        ("reconcile", RIPE, POISON, True, Step.RECONCILE),
+        ("reconcile", RIPE, POISON, True, Step.RECONCILE_WITH_CARE),
         ("reconcile", RIPE, UNREADABLE_POISON, True, "poison_message"),
         ("reconcile", None, POISON, True, "poison_message"),
         ("resend", RIPE, POISON, True, "poison_message"),

@@ -30,7 +30,7 @@ from worker.core.envelope import Replay
 from worker.core.ownership import OwnershipFacts
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.resolution import Postpone, Resolution
+from worker.core.resolution import Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable
 from worker.idempotency.memory import MemoryStore
@@ -265,9 +265,9 @@ class Protocol(RuleBasedStateMachine):
 
         delivery = self.delivery_of(message)
 
-        def replace_with(copy: Postpone) -> bool:
+        def replace_with(resolution: Resolution) -> bool:
             world.come_to("mark")
-            world.take([MESSAGES.postpone(delivery, copy)])
+            world.take(MESSAGES.publications(delivery, resolution))
             world.messages.remove(message)
             world.come_to("marked")
             return True

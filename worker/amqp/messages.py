@@ -196,17 +196,13 @@ class MessageBuilder:
             case AwaitReconciliation(delay_s, attempt, _, doubt, is_free, crash_count):
                 properties = _copied(delivery, attempt, doubt, crash_count, is_free=is_free)
                 return [self._delayed(delivery, delay_s, properties, has_jitter=False)]
-            case Postpone():
-                return [self.postpone(delivery, resolution)]
+            case Postpone(delay_s, attempt, _, doubt, is_free, crash_count, _, has_jitter):
+                properties = _copied(delivery, attempt, doubt, crash_count, is_free=is_free)
+                return [self._delayed(delivery, delay_s, properties, has_jitter=has_jitter)]
             case Replaced():
                 return []
             case _:
                 assert_never(resolution)
-
-    def postpone(self, delivery: Delivery, postpone: Postpone) -> Publication:
-        """Return the copy of a message that is processed later."""
-        properties = _copied(delivery, postpone.attempt, postpone.doubt, postpone.crash_count, is_free=postpone.is_free)
-        return self._delayed(delivery, postpone.delay_s, properties, has_jitter=postpone.has_jitter)
 
     def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""

@@ -45,6 +45,7 @@ class Step(Enum):
     WAIT = auto()  # the history cannot tell yet
     RECONCILE = auto()
     TRY_WITH_CARE = auto()  # it may have crashed a worker
+    RECONCILE_WITH_CARE = auto()  # it has crashed too many to be sent once more
     SEND = auto()
 
 
@@ -69,7 +70,9 @@ def next_step(
     if doubt is not None and mode == "reconcile":
         if now < doubt.until + timedelta(seconds=policy.reconcile_delay_s):
             return Step.WAIT
-        if not holder_crashed or is_last:  # a poisonous one is not announced: the broker counts how often it returns
+        if is_last:  # not announced: the broker counts how often it returns
+            return Step.RECONCILE_WITH_CARE
+        if not holder_crashed:
             return Step.RECONCILE
     return Step.TRY_WITH_CARE if holder_crashed else Step.SEND
 

@@ -283,10 +283,10 @@ class Consumer:
         ends = [self._begin_publishing(publication) for publication in publications]
         self._broker.settle(delivery, publications, partial(self._on_confirmed, task, publications, ends))
 
-    def _replace_with(self, delivery: Delivery, copy: Postpone) -> bool:
-        """Publish a copy, acknowledge once it is confirmed, and tell whether it was in time."""
+    def _replace_with(self, delivery: Delivery, resolution: Resolution) -> bool:
+        """Publish what a resolution means, acknowledge once it is confirmed, and tell whether it was in time."""
         confirmed = threading.Event()
-        self._broker.settle(delivery, [self._messages.postpone(delivery, copy)], confirmed.set)
+        self._broker.settle(delivery, self._messages.publications(delivery, resolution), confirmed.set)
         return confirmed.wait(ANNOUNCE_S)
 
     def _begin_publishing(self, publication: Publication) -> Callable[[], object]:

@@ -21,8 +21,8 @@ from worker.processing.leases import Leases
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 ANNOUNCE_S = 2.0  # how long the confirm of an announcement may take
 
-ReplaceWith = Callable[[Postpone], bool]
-"""Publishes a copy in the message's place; tells whether that was confirmed within ``ANNOUNCE_S``."""
+ReplaceWith = Callable[[Unpublished], bool]
+"""Publishes what a resolution means, in the message's place; tells whether it was confirmed within ``ANNOUNCE_S``."""
 
 
 class CrashGuard:
@@ -56,10 +56,7 @@ class CrashGuard:
         """
         envelope, policy = attempt.envelope, self._policy
         if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
-            reason = "another suspected command is being tried"
-            return self._leases.release(
-                attempt, postponed(envelope, policy, reason, attempt.doubt, holder_crashed=True)
-            )
+            return self._postpone_second(attempt)
         try:
             copy = postponed(
                 envelope,
@@ -74,10 +71,40 @@ class CrashGuard:
                 return Replaced(None)
             result = go_on(replace(attempt, is_announced=True))
             if isinstance(result, Conclude):
-                result = self._leases.record_and_wait(envelope, result)
+                result = self._leases.record_and_wait(envelope, result, is_announced=True)
             return Replaced(result)
         finally:
             self._one_suspect.release()
+
+    def run_last(
+        self, attempt: Attempt, replace_with: ReplaceWith, reconcile: Callable[[Attempt], Unpublished]
+    ) -> Resolution:
+        """Reconcile a command that has crashed too many workers to be sent once more.
+
+        Its outcome is published before the next suspect is tried. Otherwise a suspect that crashes the worker would
+        have innocent ones, tried along with it, returned as often as itself and taken for poison too.
+
+        Args:
+            attempt: at the command.
+            replace_with: publishes what became of it.
+            reconcile: reads its history.
+        """
+        if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
+            return self._postpone_second(attempt)
+        try:
+            result = reconcile(attempt)
+            if isinstance(result, Conclude):
+                result = self._leases.record_and_wait(attempt.envelope, result, is_announced=False)
+            replace_with(result)
+            return Replaced(result)
+        finally:
+            self._one_suspect.release()
+
+    def _postpone_second(self, attempt: Attempt) -> Unpublished:
+        reason = "another suspected command is being tried"
+        return self._leases.release(
+            attempt, postponed(attempt.envelope, self._policy, reason, attempt.doubt, holder_crashed=True)
+        )
 
     def postpone_unparsed(self, task: Task) -> Postpone | Conclude:
         """Postpone a message that is returned again and again, before the broker dead-letters it without a reply.

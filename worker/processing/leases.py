@@ -78,8 +78,8 @@ class Leases:
         doubt = _doubt_if_refused(conclude)
         self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
 
-    def record_and_wait(self, envelope: Envelope, conclude: Conclude) -> Unpublished:
-        """Record the outcome of an announced attempt, and return what became of the attempt."""
+    def record_and_wait(self, envelope: Envelope, conclude: Conclude, *, is_announced: bool) -> Unpublished:
+        """Record an outcome as ``record`` does, and return what became of the attempt."""
         is_over = threading.Event()
         results: list[Unpublished] = []
 
@@ -87,7 +87,7 @@ class Leases:
             results.append(result)
             is_over.set()
 
-        self.record(envelope, conclude, on_recorded, is_announced=True)
+        self.record(envelope, conclude, on_recorded, is_announced=is_announced)
         is_over.wait()
         return results[0]
 

@@ -143,6 +143,8 @@ class Processor:
                 return self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
             case Step.RECONCILE:
                 return self._reconcile(attempt)
+            case Step.RECONCILE_WITH_CARE:
+                return self._guard.run_last(attempt, replace_with, self._reconcile)
             case Step.TRY_WITH_CARE:
                 return self._guard.run(attempt, replace_with, self._try_suspect)
             case Step.SEND:
