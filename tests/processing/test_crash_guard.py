@@ -272,3 +272,25 @@ def test_a_suspect_whose_uuid_belongs_to_another_command_ends_in_nothing_but_a_d
     waiting = expect_reconciliation(result)
     assert waiting.attempt == 3
     assert reply_of(engine.process(a_task(engine.announcement()))).uuid == "its own"
+
+
+def test_the_outcome_of_a_last_reconciliation_is_published_before_the_next_suspect_is_tried(engine: Engine) -> None:
+    """Otherwise commands tried along with a poison message are returned as often as it, and taken for poison too."""
+    engine.platform.candidates = [a_likely("u")]
+    result = engine.process(a_task(in_doubt(crash_count=MAX_CRASHES)))
+    assert reply_of(result).uuid == "u"
+    assert engine.published is result
+    assert engine.recorded(a_task()).uuid == "u"
+    assert "announce" not in engine.steps
+
+
+def test_a_last_reconciliation_waits_while_another_suspect_is_tried(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.processing.crash_guard.SUSPECT_WAIT_S", 0.0)
+    last = in_doubt(crash_count=MAX_CRASHES)
+    resolutions = engine.process_during_request(lambda: a_task(last, command_id="b"))
+    engine.process(a_task(in_doubt(crash_count=0)))
+    [resolution] = resolutions
+    assert engine.copy_of(expect_postpone(resolution)).crash_count == MAX_CRASHES
+    assert engine.steps.count("history") == 1

@@ -258,7 +258,7 @@ class Engine:
         self.policy = RetryPolicy(DELAYS_S, MAX_ATTEMPTS, RECONCILE_DELAY_S, in_doubt)
         self.messages = MessageBuilder(Topology("onenet", (*DELAYS_S, RECONCILE_DELAY_S)), "host:1")
         self.announced: list[Postpone] = []
-        self._published: Unpublished | None = None  # in a message's place, before it was settled
+        self.published: Unpublished | None = None  # in a message's place, before it was settled
         self.history_first: list[Task] = []  # had the permit to send, and needed their history first
         self.is_confirmed = True
         self.seconds = 0.0  # on the breakers' clock
@@ -293,7 +293,7 @@ class Engine:
         )
         resolution = resolved.get(timeout=10)
         self._engine.reporter.report(task, resolution)
-        if isinstance(resolution, Replaced) and resolution.result is self._published:
+        if isinstance(resolution, Replaced) and resolution.result is self.published:
             assert resolution.result is not None
             resolution = resolution.result  # was published before the next suspect
         self._processed.append((resolution, task.envelope))
@@ -380,7 +380,7 @@ class Engine:
             self.steps.append("announce")
             self.announced.append(resolution)
         self._processed.append((resolution, task.envelope))
-        self._published = resolution
+        self.published = resolution
         return self.is_confirmed
 
     def _returned(self, original: Envelope, publication: Publication) -> Envelope:
