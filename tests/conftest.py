@@ -8,7 +8,9 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from xdist.workermanage import NodeManager
@@ -17,8 +19,10 @@ from scripts import services
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
+from worker.core.claims import IdempotencyStore
 from worker.dev.services.broker import LocalBroker, start_local_broker
 from worker.dev.services.redis import LocalRedis, start_local_redis
+from worker.idempotency import open_store
 
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the tests' servers run on this machine
 
@@ -93,3 +97,12 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
     with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as found:
         yield found
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
+    """Each kind of store, empty."""
+    url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
+    opened = open_store(url, uuid4().hex, ttl_s=600, lease_s=600, connections=2, began_at=datetime.now(UTC))
+    yield opened
+    opened.close()

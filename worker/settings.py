@@ -7,10 +7,11 @@ variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (Ope
 import importlib.util
 import json
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -23,11 +24,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -100,44 +101,34 @@ class _Unusable:
     line: str
 
 
-class _FilesAndOldNames(PydanticBaseSettingsSource):
-    """Reads the secrets that lie in files, and rejects the names that settings no longer have.
+def _from_files(variables: Mapping[str, str | None]) -> dict[str, str | _Unusable]:
+    """Return the secrets that lie in files, and what is wrong with them and with names that settings no longer have.
 
     pydantic-settings' own ``secrets_dir`` takes a directory, not a ``NAME_FILE`` for each secret.
+
+    Args:
+        variables: the environment, by lower-case name.
     """
+    found: dict[str, str | _Unusable] = {}
+    for name in _SECRETS:
+        path = variables.get(f"{name}_file")
+        if path:
+            found[name] = _read_secret(name, path, is_set=bool(variables.get(name)))
+    for old, new in _RENAMED.items():
+        if variables.get(old):
+            found[new] = _Unusable(f"{old.upper()}: was renamed; set {new.upper()} instead")
+    return found
 
-    def __init__(self, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource) -> None:
-        super().__init__(settings_cls)
-        self._variables: dict[str, str | None] = {}  # by lower-case name; empty ones are left out
-        for source in reversed(sources):  # the first one wins
-            if isinstance(source, EnvSettingsSource):
-                self._variables |= source.env_vars
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return the value of one setting, its name, and that it is not JSON; None where this source has none."""
-        return self._value(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the value of every setting that this source has."""
-        found = {name: self._value(name) for name in self.settings_cls.model_fields}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _value(self, name: str) -> str | _Unusable | None:
-        for old, new in _RENAMED.items():
-            if new == name and self._variables.get(old):
-                return _Unusable(f"{old.upper()}: was renamed; set {new.upper()} instead")
-        path = self._variables.get(f"{name}_file") if name in _SECRETS else None
-        return None if path is None else self._read(name, path)
-
-    def _read(self, name: str, path: str) -> str | _Unusable:
-        variable = f"{name}_file".upper()
-        if self._variables.get(name):
-            return _Unusable(f"{variable}: set, and {name.upper()} too: leave one of them out")
-        try:
-            text = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as exc:
-            return _Unusable(f"{variable}: cannot be read: {type(exc).__name__}")
-        return text or _Unusable(f"{variable}: is empty")
+def _read_secret(name: str, path: str, *, is_set: bool) -> str | _Unusable:
+    variable = f"{name}_file".upper()
+    if is_set:
+        return _Unusable(f"{variable}: set, and {name.upper()} too: leave one of them out")
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as exc:
+        return _Unusable(f"{variable}: cannot be read: {type(exc).__name__}")
+    return text or _Unusable(f"{variable}: is empty")
 
 
 class Settings(BaseSettings):
@@ -241,7 +232,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Add the source that reads ``NAME_FILE``; pydantic-settings calls this."""
         del file_secret_settings  # of `secrets_dir`, which is not used
-        files = _FilesAndOldNames(settings_cls, env_settings, dotenv_settings)
+        variables: dict[str, str | None] = {}
+        for source in (dotenv_settings, env_settings):  # the environment wins
+            if isinstance(source, EnvSettingsSource):
+                variables |= source.env_vars
+        files = InitSettingsSource(settings_cls, dict(_from_files(variables)))
         return init_settings, files, env_settings, dotenv_settings
 
     @field_validator("*", mode="before")

@@ -168,6 +168,13 @@ class Harness:
     clock: Clock
     metrics: Metrics
 
+    async def pause(self) -> None:
+        """Let the platform refuse a command, which pauses its product, until nothing is consumed any more."""
+        self.platform.answer = lambda _: NotSent("refused")
+        self.platform.may_answer.set()
+        self.queue.put("last-straw", DEVICES[0])
+        await until(lambda: 0 in self.queue.asked_for)
+
     def published_to(self, exchange: str) -> list[str]:
         return [command_id for target, command_id in self.queue.published if target == f"onenet.{exchange}"]
 
@@ -309,11 +316,7 @@ def test_a_delivery_that_arrives_before_consume_is_confirmed_becomes_the_probe()
 
     async def play() -> None:
         async with harness() as found:
-            found.platform.answer = lambda _: NotSent("refused")
-            found.platform.may_answer.set()
-            found.queue.put("last-straw", DEVICES[0])
-            await until(lambda: not found.breakers.allows_any())
-            await until(lambda: 0 in found.queue.asked_for)
+            await found.pause()
             found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(3 * PREFETCH):
                 found.queue.put(f"command-{number:02}", DEVICES[1])
@@ -349,15 +352,11 @@ def test_a_product_is_not_due_while_its_probe_is_in_progress() -> None:
 
     async def play() -> None:
         async with harness() as found:
-            found.platform.answer = lambda _: NotSent("refused")
-            found.platform.may_answer.set()
-            found.queue.put("last-straw", DEVICES[0])
-            await until(lambda: 0 in found.queue.asked_for)
+            await found.pause()
             found.platform.may_answer.clear()
-            probe = None
-            while probe is None:
-                probe = found.breakers.try_acquire(None)
-                await asyncio.sleep(0.001)
+            await until(lambda: found.breakers.retry_in_s() == 0)
+            probe = found.breakers.try_acquire(None)
+            assert probe is not None
             assert found.breakers.retry_in_s() > 0
             probe.release()
             assert found.breakers.retry_in_s() == 0
@@ -430,10 +429,7 @@ def test_commands_in_doubt_do_not_keep_a_new_command_from_being_the_probe() -> N
 
     async def play() -> None:
         async with harness() as found:
-            found.platform.answer = lambda _: NotSent("refused")
-            found.platform.may_answer.set()
-            found.queue.put("last-straw", DEVICES[0])
-            await until(lambda: 0 in found.queue.asked_for)
+            await found.pause()
             found.platform.answer = lambda command: Cached(command.command_id)
             for number in range(10 * CONCURRENCY):
                 found.queue.put(f"in-doubt-{number}", DEVICES[number + 1], doubt=RIPE)

@@ -1,7 +1,6 @@
 """Outcomes with uuids: recorded again for the command that owns the uuid, refused for any other."""
 
-from collections.abc import Iterator
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -10,17 +9,6 @@ from worker.core.claims import Completed, IdempotencyStore, Key, Unresolved
 from worker.core.ownership import Assigned, NoCandidate
 from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
-from worker.idempotency.redis import RedisStore
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
-    if request.param == "memory":
-        yield MemoryStore(600, 600, began_at=NOW)
-        return
-    shared = RedisStore(request.getfixturevalue("redis_url"), uuid4().hex, ttl_s=600, lease_s=600, connections=2)
-    yield shared
-    shared.close()
 
 
 def test_an_outcome_with_an_assigned_uuid_is_recorded_even_if_the_assignment_was_a_guess(

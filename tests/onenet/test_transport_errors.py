@@ -6,6 +6,7 @@ After https://github.com/encode/httpx/blob/master/tests/test_exceptions.py, with
 import builtins
 import http.client
 import inspect
+import select
 import socket
 import ssl
 import time
@@ -80,9 +81,9 @@ def responding_silently(sock: socket.socket) -> None:
 
 def responding_slowly(sock: socket.socket) -> None:
     read_request(sock)
-    while True:
-        sock.sendall(b"HTTP/1.1 200 OK\r\n"[:1])
-        time.sleep(0.1)
+    sock.sendall(OK + b"X: ")
+    while not select.select([sock], [], [], 0.05)[0]:  # until the client closes the connection
+        sock.sendall(b"x")
 
 
 def responding_endlessly(sock: socket.socket) -> None:

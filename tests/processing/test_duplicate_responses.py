@@ -1,9 +1,7 @@
 """Commands whose response has the uuid of another command: what their replies say, on both stores."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import pytest
 
@@ -19,23 +17,11 @@ from worker.core.decide import InDoubtMode
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import AwaitReconciliation, Conclude, Replaced, Resolution
-from worker.idempotency.memory import MemoryStore
-from worker.idempotency.redis import RedisStore
 from worker.processing.unstarted import key_of
 
 COMMANDS = 200
 UUID_FORMS = ["00000000-0000-4000-8000-000000000000", "42742677"]
 UUID = UUID_FORMS[0]
-
-
-@pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
-    if request.param == "memory":
-        yield MemoryStore(600, 600, began_at=NOW)
-        return
-    shared = RedisStore(request.getfixturevalue("redis_url"), uuid4().hex, ttl_s=600, lease_s=600, connections=2)
-    yield shared
-    shared.close()
 
 
 def expect_doubt(resolution: Resolution | None) -> AwaitReconciliation:

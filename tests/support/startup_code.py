@@ -19,7 +19,7 @@ def run(code: str) -> None:
     """Run startup code; if it fails, end the process, since Python would go on without it."""
     try:
         exec(code, {"replace": replace})
-    except Exception:  # noqa: BLE001 - whatever it was, the fault under test is not there
+    except Exception:  # noqa: BLE001 - with any error the fault under test is missing
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -13,7 +13,7 @@ from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.envelope import Task
 from worker.core.parsing import read_task
-from worker.core.resolution import Postpone, Resolution
+from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.errors import WorkerError
 from worker.flow import prefetch
 from worker.flow.device_queues import KeyedQueues
@@ -253,7 +253,7 @@ class Consumer:
             context = copy_context()  # whichever thread ends the task, what it publishes belongs to the same span
             self._engine.run(
                 task,
-                partial(self._replace_with, self._deliveries[task]),
+                partial(self._replace_with, task),
                 lambda task: self._loop.call_soon_threadsafe(self._on_history_first, task),
                 partial(self._on_resolved, task, context),
             )
@@ -273,21 +273,30 @@ class Consumer:
         """Report what becomes of a task, publish it, and acknowledge. May be called from any thread."""
         delivery = self._deliveries.pop(task)
         self._engine.reporter.report(task, resolution, duration_s)
-        publications = self._messages.publications(delivery, resolution)
-        if not publications:
-            return  # a copy has taken the message's place, and the message is acknowledged when that is confirmed
+        if isinstance(resolution, Replaced):
+            return  # published already, and acknowledged when that is confirmed
         if isinstance(resolution, Postpone) and resolution.is_unclaimed:
             self._unconfirmed[task] = None  # should the copy not be confirmed, it is known that nothing was sent
+            publications = self._messages.publications(delivery, resolution)
             self._broker.settle(delivery, publications, partial(self._unconfirmed.pop, task, None))
             return
-        ends = [self._begin_publishing(publication) for publication in publications]
-        self._broker.settle(delivery, publications, partial(self._on_confirmed, task, publications, ends))
+        self._publish(task, delivery, resolution)
 
-    def _replace_with(self, delivery: Delivery, resolution: Resolution) -> bool:
-        """Publish what a resolution means, acknowledge once it is confirmed, and tell whether it was in time."""
+    def _replace_with(self, task: Task, resolution: Resolution) -> bool:
+        """Publish a resolution while its task is processed; tells whether that was confirmed in time."""
         confirmed = threading.Event()
-        self._broker.settle(delivery, self._messages.publications(delivery, resolution), confirmed.set)
+        self._publish(task, self._deliveries[task], resolution, confirmed.set)
         return confirmed.wait(ANNOUNCE_S)
+
+    def _publish(
+        self, task: Task, delivery: Delivery, resolution: Resolution, then: Callable[[], object] | None = None
+    ) -> None:
+        """Publish what a resolution means, and acknowledge its delivery once that is confirmed; then call ``then``."""
+        publications = self._messages.publications(delivery, resolution)
+        ends = [self._begin_publishing(publication) for publication in publications]
+        if then is not None:
+            ends.append(then)
+        self._broker.settle(delivery, publications, partial(self._on_confirmed, task, publications, ends))
 
     def _begin_publishing(self, publication: Publication) -> Callable[[], object]:
         """Begin the span of a publication; a reply names it, so that its reader continues the trace."""

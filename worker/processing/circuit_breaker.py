@@ -330,6 +330,10 @@ class CircuitBreakers:
         breaker = self._breakers.get(product)
         return "" if breaker is None else breaker.reason
 
+    def why_paused(self, product: str | None) -> str:
+        """Return why nothing of a product is sent, as the reason of a postponement."""
+        return f"nothing is sent for now: {self.reason_of(product)}"
+
     def hold(self, product: str | None, reason: str, retry_after_s: float | None) -> None:
         """Send nothing of a product until a Retry-After ends that the platform gave to another kind of request."""
         if retry_after_s:

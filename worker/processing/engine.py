@@ -62,7 +62,7 @@ class Engine:
 
         Args:
             task: the delivery.
-            replace_with: publishes a copy that takes the delivery's place before it ends.
+            replace_with: publishes a resolution in the delivery's place before processing ends.
             on_history_first: is called if a task that held the permit to send needs its history first after all.
             on_resolved: is called once with what becomes of the delivery, an outcome only after it is recorded; by any
                 thread, perhaps after this returned.

@@ -84,7 +84,7 @@ class Processor:
 
         Args:
             task: the delivery.
-            replace_with: publishes a copy that takes the delivery's place before it ends.
+            replace_with: publishes a resolution in the delivery's place before processing ends.
             on_history_first: is called if a task that held the permit to send needs its history first after all.
         """
         match task.parsed:
@@ -193,7 +193,7 @@ class Processor:
         """Have a command that is known not to have been cached wait until its product is sent again."""
         product = attempt.command.product
         delay_s = postponement_s(self._policy.delays_s, self._breakers.suggested_delay_s(product))
-        reason = f"nothing is sent for now: {self._breakers.reason_of(product)}"
+        reason = self._breakers.why_paused(product)
         return self._leases.release(attempt, Postpone(delay_s, attempt.number, reason, attempt.doubt, has_jitter=True))
 
     def _record(self, attempt: Attempt, permit: Permit, answer: Answer) -> None:

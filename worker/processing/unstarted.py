@@ -45,7 +45,7 @@ class Unstarted:
 
     def postpone_paused(self, task: Task, product: str | None) -> Postpone:
         """Postpone a delivery because nothing of its product is sent for now."""
-        return self.postpone(task, f"nothing is sent for now: {self._breakers.reason_of(product)}")
+        return self.postpone(task, self._breakers.why_paused(product))
 
     def doubt_of_copy(self, task: Task) -> DoubtWindow | None:
         """Return when the command may have been sent, as a copy of its message has to say.
