@@ -19,7 +19,7 @@ def extended(doubt: DoubtWindow | None, until: datetime) -> DoubtWindow:
 def doubt_after_claim(
     claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope, now: datetime
 ) -> DoubtWindow | None:
-    """Return what is in doubt of a command that has just been claimed.
+    """Return the doubt window of a command that has just been claimed.
 
     Args:
         claim: what the store knows of earlier attempts.
@@ -63,7 +63,7 @@ def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
 
 
 def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:
-    """Tell whether an earlier attempt may have crashed its worker, for all that store and delivery know."""
+    """Tell whether an earlier attempt may have crashed its worker, as far as store and delivery know."""
     match claim:
         case Unseen():
             return envelope.is_redelivered or envelope.crash_count is not None
@@ -74,22 +74,22 @@ def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope:
 
 
 def doubt_while_in_progress(since: datetime | None, envelope: Envelope, now: datetime) -> DoubtWindow:
-    """Return what is in doubt of a command that another delivery holds: all there is, should its record be lost."""
+    """Return the doubt window of a command that another delivery holds: its copy must not depend on the record."""
     return DoubtWindow(since, now).union(envelope.doubt)
 
 
 def doubt_while_sending(doubt: DoubtWindow | None, began_at: datetime) -> DoubtWindow:
-    """Return what is in doubt from the moment at which a request begins."""
+    """Return the doubt window from the beginning of a request on."""
     return DoubtWindow(began_at, began_at).union(doubt)
 
 
 def doubt_after_answer(
     doubt: DoubtWindow | None, answer: Answer, began_at: datetime, now: datetime
 ) -> DoubtWindow | None:
-    """Return what is in doubt once a request has had its answer.
+    """Return the doubt window after the answer to a request.
 
     Args:
-        doubt: what was in doubt before the request.
+        doubt: the doubt window before the request.
         answer: what became of the request.
         began_at: when the request began, aware.
         now: the time of the answer, aware.
@@ -100,5 +100,5 @@ def doubt_after_answer(
 
 
 def doubt_of_copy(doubt: DoubtWindow | None, envelope: Envelope, now: datetime) -> DoubtWindow | None:
-    """Return the window to note on a copy of a delivery: unlike a redelivered message, a copy does not look it."""
+    """Return the doubt window for a copy: the broker does not mark a copy as redelivered."""
     return DoubtWindow(None, now).union(doubt) if envelope.is_redelivered else doubt

@@ -1,4 +1,4 @@
-"""One attempt at one command: what the parts of the engine hand to each other."""
+"""One attempt at one command, as the parts of the engine pass it to each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class SendPermit:
     Args:
         breakers: give the permit.
         product: of the command.
-        on_history_first: is called if the permit is given back because the command's history comes first.
+        on_history_first: called if the permit is given back because the history has to be read first.
     """
 
     def __init__(self, breakers: CircuitBreakers, product: str | None, on_history_first: Callable[[], object]) -> None:
@@ -30,7 +30,7 @@ class SendPermit:
         self._permit: Permit | None = None
 
     def acquire(self) -> Permit | None:
-        """Return the permit, None where nothing of the product may be sent."""
+        """Return the permit, or None while the product is paused."""
         if self._permit is None:
             self._permit = self._breakers.try_acquire(self._product)
         return self._permit
@@ -54,7 +54,7 @@ class Attempt:
 
     Attributes:
         task: the delivery.
-        command: what it carries.
+        command: the command in it.
         lease: the right to process it.
         number: which attempt this is; the first is 1.
         doubt: when the command may have been sent.
@@ -74,7 +74,7 @@ class Attempt:
 
     @property
     def envelope(self) -> Envelope:
-        """What the delivery says of itself."""
+        """The envelope of the delivery."""
         return self.task.envelope
 
     def awaiting(self, policy: RetryPolicy, reason: str) -> AwaitReconciliation:

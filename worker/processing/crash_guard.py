@@ -1,4 +1,4 @@
-"""Tries commands that may have crashed a worker: one at a time, and each announced before it is tried."""
+"""Tries commands that may have crashed a worker: one at a time, each announced before it is tried."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 ANNOUNCE_S = 2.0  # how long the confirm of an announcement may take
 
 ReplaceWith = Callable[[Unpublished], bool]
-"""Publishes what a resolution means, in the message's place; tells whether it was confirmed within ``ANNOUNCE_S``."""
+"""Publishes a resolution and acknowledges the message; tells whether it was confirmed within ``ANNOUNCE_S``."""
 
 
 class CrashGuard:
@@ -45,9 +45,8 @@ class CrashGuard:
     def run(self, attempt: Attempt, replace_with: ReplaceWith, go_on: Callable[[Attempt], Unpublished]) -> Resolution:
         """Announce an attempt and make it.
 
-        The announcement must be there before the attempt, so a copy of the message that counts one more crash takes the
-        message's place. The copy returns later and picks up the recorded outcome. If there is none, the attempt crashed
-        its worker.
+        The announcement must be confirmed before the attempt: a copy with a higher crash count replaces the message.
+        The copy returns later and picks up the recorded outcome. If there is none, the attempt crashed its worker.
 
         Args:
             attempt: at a suspect.
@@ -86,7 +85,7 @@ class CrashGuard:
 
         Args:
             attempt: at the command.
-            replace_with: publishes what became of it.
+            replace_with: publishes the result.
             reconcile: reads its history.
         """
         if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
@@ -109,8 +108,8 @@ class CrashGuard:
     def postpone_unparsed(self, task: Task) -> Postpone | Conclude:
         """Postpone a message that is returned again and again, before the broker dead-letters it without a reply.
 
-        Most are innocent, and were merely held by workers that crashed. Nothing is done with the message here that
-        could be what crashed them: it is not even parsed.
+        Most were only held by workers that crashed for another reason. The message is not parsed, because parsing it
+        may be the reason.
         """
         envelope = task.envelope
         count = (envelope.crash_count or 0) + 1

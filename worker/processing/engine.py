@@ -1,4 +1,4 @@
-"""The engine as a whole: processes a task, records its outcome, and only then says what becomes of its delivery."""
+"""The engine: processes a task and records its outcome before it returns the resolution."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ class Engine:
     """Runs tasks. Knows no broker.
 
     Args:
-        client: asks OneNET.
+        client: sends requests to OneNET.
         store: remembers commands.
         breakers: tell of which products commands may be sent.
         history_breakers: tell of which products histories may be read.
@@ -30,8 +30,8 @@ class Engine:
         now: the time, aware; replaced in tests.
 
     Attributes:
-        unstarted: says what becomes of tasks that are not run.
-        reporter: logs and counts what becomes of deliveries.
+        unstarted: postpones tasks that are not run.
+        reporter: logs and counts resolutions.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Engine:
         Args:
             task: the delivery.
             replace_with: publishes a resolution in the delivery's place before processing ends.
-            on_history_first: is called if a task that held the permit to send needs its history first after all.
-            on_resolved: is called once with what becomes of the delivery, an outcome only after it is recorded; by any
-                thread, perhaps after this returned.
+            on_history_first: called if a task that held the permit to send needs its history first after all.
+            on_resolved: called once with the resolution, an outcome only after it is recorded; from any thread, perhaps
+                after this returned.
         """
         resolution = self._processor.process(task, replace_with, on_history_first)
         if isinstance(resolution, Conclude):

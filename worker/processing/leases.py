@@ -26,7 +26,7 @@ class Leases:
     """Ends the leases that the engine holds.
 
     Args:
-        store: granted them.
+        store: grants them.
         policy: when to try again.
         now: the time, aware.
     """
@@ -79,7 +79,7 @@ class Leases:
         self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
 
     def record_and_wait(self, envelope: Envelope, conclude: Conclude, *, is_announced: bool) -> Unpublished:
-        """Record an outcome as ``record`` does, and return what became of the attempt."""
+        """Record an outcome as ``record`` does, and return the resolution."""
         is_over = threading.Event()
         results: list[Unpublished] = []
 
@@ -94,7 +94,7 @@ class Leases:
     def postpone(
         self, envelope: Envelope, error: StoreError, doubt: DoubtWindow | None, *, holder_crashed: bool
     ) -> Postpone:
-        """Postpone a command because the store failed: nothing is sent unguarded, and what was sent is in doubt."""
+        """Postpone a command because the store failed: it is not sent without a lease, and in doubt if it was sent."""
         doubt = doubt_of_copy(doubt, envelope, self._now())
         return postponed(envelope, self._policy, str(error), doubt, holder_crashed=holder_crashed)
 

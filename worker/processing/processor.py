@@ -1,4 +1,4 @@
-"""The way of one command: claim it, reconcile or send it, and say what becomes of its delivery."""
+"""The way of one command: claim it, reconcile or send it, and return the resolution of its delivery."""
 
 import time
 from collections.abc import Callable
@@ -33,21 +33,21 @@ from worker.processing.reporter import Reporter
 from worker.processing.unstarted import Unstarted, key_of
 
 OnHistoryFirst = Callable[[Task], object]
-"""Is called, in any thread, with a task that is no probe any more."""
+"""Called, from any thread, with a task that gave its permit back: it is no longer a probe."""
 
 PROCESSING_S = SUSPECT_WAIT_S + ANNOUNCE_S + 2.0  # everything but the history and the request
 
 
 class Processor:
-    """Takes one command as far as it can go now. Knows no broker: task in, resolution out.
+    """Takes one command as far as possible now. Knows no broker: task in, resolution out.
 
     Each call runs in the thread of its caller.
 
     Args:
-        client: asks OneNET.
+        client: sends requests to OneNET.
         store: remembers commands.
         leases: ends the leases that the store grants.
-        unstarted: postpones what is not started.
+        unstarted: postpones tasks that are not started.
         breakers: tell of which products commands may be sent.
         history_breakers: tell of which products histories may be read.
         policy: when to try again.
@@ -85,7 +85,7 @@ class Processor:
         Args:
             task: the delivery.
             replace_with: publishes a resolution in the delivery's place before processing ends.
-            on_history_first: is called if a task that held the permit to send needs its history first after all.
+            on_history_first: called if a task that held the permit to send needs its history first after all.
         """
         match task.parsed:
             case None:
@@ -190,14 +190,14 @@ class Processor:
         return answered.conclude(result, self._now, valid_time_omitted=sent.valid_time_omitted)
 
     def _postpone_paused(self, attempt: Attempt) -> Unpublished:
-        """Have a command that is known not to have been cached wait until its product is sent again."""
+        """Postpone a command, known not to have been cached, until its product is no longer paused."""
         product = attempt.command.product
         delay_s = postponement_s(self._policy.delays_s, self._breakers.suggested_delay_s(product))
         reason = self._breakers.why_paused(product)
         return self._leases.release(attempt, Postpone(delay_s, attempt.number, reason, attempt.doubt, has_jitter=True))
 
     def _record(self, attempt: Attempt, permit: Permit, answer: Answer) -> None:
-        """Tell the breakers what the answer to a command says of the platform."""
+        """Report the answer to the circuit breakers."""
         match answer:
             case NotSent(reason, retry_after_s, is_throttled=True):
                 permit.record_throttling(reason, retry_after_s)
@@ -213,7 +213,7 @@ class Processor:
                 permit.record_success()
 
     def _conclude_unrecorded(self, task: Task, failed: Failed, command_id: str | None, imei: str | None) -> Conclude:
-        """End a message that no record is kept of: it fails the same way however often it arrives."""
+        """Conclude without a record: the message fails the same way each time it is delivered."""
         return Conclude(failed, reply_to(failed, task.envelope.attempt, command_id, imei, self._now()))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of deliveries that this worker took and did not start: none of them may lose anything by it."""
+"""Postpones or republishes deliveries that were not started, and keeps their attempts, doubt and crash counts."""
 
 from worker.core.backoff import postponement_s
 from worker.core.claims import IdempotencyStore, Key
@@ -13,7 +13,7 @@ from worker.processing.circuit_breaker import CircuitBreakers
 
 
 class Unstarted:
-    """Postpones deliveries that were not started, or tells what to note on a copy that takes their place.
+    """Postpones deliveries that were not started, and computes the doubt window of their copies.
 
     Args:
         store: remembers commands.
@@ -48,7 +48,7 @@ class Unstarted:
         return self.postpone(task, self._breakers.why_paused(product))
 
     def doubt_of_copy(self, task: Task) -> DoubtWindow | None:
-        """Return when the command may have been sent, as a copy of its message has to say.
+        """Return the doubt window for a copy of a delivery that was not started.
 
         A duplicate message counts as in doubt once its original was claimed here, because that record may be gone when
         the copy returns. So does a copy whose record may be gone already.
@@ -63,7 +63,7 @@ class Unstarted:
         return DoubtWindow(None, now) if local.was_claimed(key_of(task.command)) else None
 
     def mark_not_sent(self, task: Task) -> None:
-        """Remember that a delivery which is void now was not started, so that its next one raises no doubt."""
+        """Record that a delivery was not started, so that its redelivery is not in doubt."""
         local = self._store.local
         if local is None or task.command is None:
             return
