@@ -25,10 +25,6 @@ class Work:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     under_way: int = 0
 
-    def has_done(self, count: int) -> Callable[[], bool]:
-        """Return what tells whether so many have been handled."""
-        return lambda: len(self.done) == count
-
     def handle(self, each: Task) -> None:
         with self._lock:
             self.threads.add(threading.current_thread())
@@ -90,20 +86,6 @@ def test_more_are_woken_where_one_or_another_always_comes_back_but_all_have_time
         tickets.release(number)
 
     running(test)
-
-
-def test_no_more_begin_than_there_is_work_for() -> None:
-    async def test(crew: Crew, work: Work) -> None:
-        for number in range(FEW + 1):
-            crew.put(a_task(number))
-        await until(lambda: work.under_way == FEW + 1)
-        work.may_go_on.set()
-        await until(work.has_done(FEW + 1))
-        for number in range(20):  # one after the other: whoever rests is woken, and nobody begins
-            crew.put(a_task(number))
-            await until(work.has_done(FEW + 2 + number))
-
-    assert len(running(test).threads) <= FEW + 1
 
 
 def test_a_task_that_another_thread_puts_is_handled_while_all_that_are_awake_wait() -> None:
