@@ -5,7 +5,7 @@ sent after that. Every lease has its own fencing token, so that a late write of 
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -15,7 +15,6 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import OwnershipFacts
 from worker.core.times import milliseconds
-from worker.errors import StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +101,6 @@ class KeyReused:
 Claim = Unseen | KnownNotSent | Unresolved | InProgress | Completed | KeyReused
 
 
-OnRecorded = Callable[[StoreError | None], object]
-"""Called with None once an outcome is recorded, or with the error that prevented it."""
-
-
 class LocalRecords(Protocol):
     """Records that end with this process, so that no other worker can have written since."""
 
@@ -114,18 +109,19 @@ class LocalRecords(Protocol):
         """When the records begin: of commands that first arrived before this time the record may be gone."""
 
     def mark_not_sent(self, key: Key) -> None:
-        """Record that a command without a record was delivered and not sent; does not block."""
+        """Record that a command without a record was delivered and not sent."""
 
     def was_claimed(self, key: Key, /) -> bool:
         """Return whether the command was claimed in this process and is not known to be unsent."""
 
 
 class IdempotencyStore(Protocol):
-    """Records commands. Every call is atomic and may come from any thread.
+    """Records commands. Every call is atomic.
 
     Raises:
         StoreUnavailable: from any call.
         LeaseLost: from the calls that take a lease.
+        UuidTaken: from ``complete``.
     """
 
     @property
@@ -140,7 +136,7 @@ class IdempotencyStore(Protocol):
         would deny that delivery's request.
         """
 
-    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         """Claim a command.
 
         Args:
@@ -149,35 +145,33 @@ class IdempotencyStore(Protocol):
             replay: discards the recorded failure that it names; never any other outcome.
         """
 
-    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         """Release a command without an outcome. ``doubt``: None where the command is known not to have been sent."""
 
-    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         """Return the uuids that belong to other commands for certain."""
 
-    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+    async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         """Return who owns each of the uuids, and which lookalikes compete for them; records nothing."""
 
-    def complete(
-        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
-    ) -> None:
-        """Record a command's outcome and, if its reply has a uuid, that the command owns the uuid; raises nothing.
-
-        If the uuid belongs to another command, nothing is recorded: the same atomic step releases the command with its
-        doubt, and ``on_recorded`` receives ``UuidTaken``.
+    async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
+        """Record a command's outcome and, if its reply has a uuid, that the command owns the uuid.
 
         Args:
             lease: of the command.
             reply: the outcome.
             doubt: when the command may have been sent; not None if the reply has a uuid.
-            on_recorded: called once, from any thread, perhaps after this call has returned; must not call the store.
             is_guess: a lookalike could equally own the uuid. A recorded owner stays as certain as it is.
+
+        Raises:
+            UuidTaken: the uuid belongs to another command. Nothing is recorded: the same atomic step has released the
+                command with its doubt.
         """
 
-    def ping(self) -> None:
+    async def ping(self) -> None:
         """Check that the store answers and accepts writes."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the store's connections."""
 
 

@@ -1,6 +1,6 @@
 """What the worker needs of the platform: the port that ``worker/onenet`` implements, and the types that cross it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 
-OwnedByOthers = Callable[[Sequence[str]], Collection[str]]
+OwnedByOthers = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 """Given the uuids of history entries, returns those that are known to belong to other commands."""
 
 
@@ -45,10 +45,12 @@ class PlatformClient(Protocol):
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
 
-    def execute(self, command: Command, not_after: float) -> Sent:
+    async def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command; nothing is sent after ``not_after``, a monotonic time."""
 
-    def find_candidates(self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers) -> list[Candidate]:
+    async def find_candidates(
+        self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
         """Return the entries of the device's history that may be the command, the best first.
 
         Raises:
