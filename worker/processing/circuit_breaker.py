@@ -7,7 +7,6 @@ Source: https://martinfowler.com/bliki/CircuitBreaker.html
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
@@ -32,7 +31,7 @@ log = get_logger()
 
 
 class CircuitBreaker:
-    """The circuit breaker of one product. Pure: times are passed in, in monotonic seconds. Not thread-safe.
+    """The circuit breaker of one product. Pure: times are passed in, in monotonic seconds.
 
     Refusals open it only if at least two devices get them: a device that does not belong to the product gets nothing
     but refusals, and must not stop the other devices.
@@ -194,7 +193,7 @@ class CircuitBreaker:
 
 
 class Permit:
-    """The permission to send one command's requests, and the place to record what became of them; thread-safe."""
+    """The permission to send one command's requests, and the place to record what became of them."""
 
     def __init__(
         self, breakers: "CircuitBreakers", breaker: CircuitBreaker, *, is_probe: bool, acquired_at: float
@@ -249,7 +248,7 @@ class Permit:
 
 
 class CircuitBreakers:
-    """The circuit breakers of all products, either for requests or for history reads; thread-safe.
+    """The circuit breakers of all products, either for requests or for history reads.
 
     Args:
         products: their names; None for commands that name no product.
@@ -270,30 +269,25 @@ class CircuitBreakers:
         subject: Subject = "product",
     ) -> None:
         self.on_change: Callable[[], object] = lambda: None
-        """Called, in any thread, when a breaker opens or closes and when a probe is released."""
+        """Called when a breaker opens or closes and when a probe is released."""
         self._pause_after_failures = pause_after_failures
         self._probe_interval_s = probe_interval_s
         self._clock = clock
         self._paused_event, self._probe_failed_event, self._resumed_event = _EVENTS[subject]
-        self._lock = threading.Lock()
         self._breakers = {product: self._new_breaker(product) for product in products}
 
     def replace(self, products: Collection[str | None], changed: Collection[str | None]) -> None:
         """Replace the set of products; paused products among ``changed`` are probed at once."""
-        with self._lock:
-            self._breakers = {
-                product: self._breakers.get(product) or self._new_breaker(product) for product in products
-            }
-            for product in changed:
-                self._breakers[product].reset(self._clock())
+        self._breakers = {product: self._breakers.get(product) or self._new_breaker(product) for product in products}
+        for product in changed:
+            self._breakers[product].reset(self._clock())
         self.on_change()
 
     def try_acquire(self, product: str | None) -> Permit | None:
         """Return a permit to send a product's command, which must be released, or None while nothing may be sent."""
-        with self._lock:
-            breaker = self._breakers.get(product) or self._new_breaker(product)  # the product was removed meanwhile
-            now = self._clock()
-            admission = breaker.try_acquire(now)
+        breaker = self._breakers.get(product) or self._new_breaker(product)  # the product was removed meanwhile
+        now = self._clock()
+        admission = breaker.try_acquire(now)
         return None if admission == "denied" else Permit(self, breaker, is_probe=admission == "probe", acquired_at=now)
 
     def allows(self, product: str | None) -> bool:
@@ -341,9 +335,8 @@ class CircuitBreakers:
 
     def record_success(self, breaker: CircuitBreaker) -> None:
         """Record a clear answer; see ``Permit.record_success``."""
-        with self._lock:
-            was_paused = breaker.is_paused
-            breaker.record_success()
+        was_paused = breaker.is_paused
+        breaker.record_success()
         if was_paused:
             log.info(self._resumed_event, product=breaker.product)
             self.on_change()
@@ -358,13 +351,12 @@ class CircuitBreakers:
         refused_device: str | None = None,
     ) -> None:
         """Record a failure; see ``Permit.record_failure`` and ``Permit.record_refusal``."""
-        with self._lock:
-            now = self._clock()
-            allowed, was_paused = breaker.allows(now), breaker.is_paused
-            breaker.record_failure(
-                reason, now, is_probe=is_probe, retry_after_s=retry_after_s, refused_device=refused_device
-            )
-            has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
+        now = self._clock()
+        allowed, was_paused = breaker.allows(now), breaker.is_paused
+        breaker.record_failure(
+            reason, now, is_probe=is_probe, retry_after_s=retry_after_s, refused_device=refused_device
+        )
+        has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
         if is_probe and was_paused:
             log.warning(self._probe_failed_event, **fields)
         if has_opened:
@@ -376,19 +368,17 @@ class CircuitBreakers:
         breaker = self._breakers.get(product)
         if breaker is None:  # the product was removed meanwhile
             return
-        with self._lock:
-            now = self._clock()
-            allowed = breaker.allows(now)
-            breaker.record_throttling(reason, now, since=since, retry_after_s=retry_after_s)
-            has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
+        now = self._clock()
+        allowed = breaker.allows(now)
+        breaker.record_throttling(reason, now, since=since, retry_after_s=retry_after_s)
+        has_opened, fields = allowed and not breaker.allows(now), _log_fields(breaker, now)
         if has_opened:
             log.warning(self._paused_event, **fields)
             self.on_change()
 
     def release_probe(self, breaker: CircuitBreaker) -> None:
         """Release a breaker's probe; see ``Permit.release``."""
-        with self._lock:
-            breaker.release_probe()
+        breaker.release_probe()
         self.on_change()
 
     def _new_breaker(self, product: str | None) -> CircuitBreaker:

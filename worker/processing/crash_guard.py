@@ -1,7 +1,7 @@
 """Tries commands that may have crashed a worker: one at a time, each announced before it is tried."""
 
-import threading
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -21,8 +21,11 @@ from worker.processing.leases import Leases
 SUSPECT_WAIT_S = 1.0  # how long one suspect waits for another
 ANNOUNCE_S = 2.0  # how long the confirm of an announcement may take
 
-ReplaceWith = Callable[[Unpublished], bool]
+ReplaceWith = Callable[[Unpublished], Awaitable[bool]]
 """Publishes a resolution and acknowledges the message; tells whether it was confirmed within ``ANNOUNCE_S``."""
+
+GoOn = Callable[[Attempt], Awaitable[Unpublished]]
+"""Makes the attempt."""
 
 
 class CrashGuard:
@@ -40,9 +43,9 @@ class CrashGuard:
         self._leases = leases
         self._policy = policy
         self._now = now
-        self._one_suspect = threading.Lock()
+        self._one_suspect = asyncio.Lock()
 
-    def run(self, attempt: Attempt, replace_with: ReplaceWith, go_on: Callable[[Attempt], Unpublished]) -> Resolution:
+    async def run(self, attempt: Attempt, replace_with: ReplaceWith, go_on: GoOn) -> Resolution:
         """Announce an attempt and make it.
 
         The announcement must be confirmed before the attempt: a copy with a higher crash count replaces the message.
@@ -54,8 +57,8 @@ class CrashGuard:
             go_on: makes the attempt.
         """
         envelope, policy = attempt.envelope, self._policy
-        if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
-            return self._postpone_second(attempt)
+        if not await self._acquire():
+            return await self._postpone_second(attempt)
         try:
             copy = postponed(
                 envelope,
@@ -64,20 +67,18 @@ class CrashGuard:
                 doubt_while_sending(attempt.doubt, self._now()),
                 holder_crashed=True,
             )
-            if not replace_with(replace(copy, crash_count=crash_count(envelope) + 1)):
+            if not await replace_with(replace(copy, crash_count=crash_count(envelope) + 1)):
                 with suppress(StoreError):  # otherwise the end of the lease tells
-                    self._store.release(attempt.lease, attempt.doubt, holder_crashed=True)
+                    await self._store.release(attempt.lease, attempt.doubt, holder_crashed=True)
                 return Replaced(None)
-            result = go_on(replace(attempt, is_announced=True))
+            result = await go_on(replace(attempt, is_announced=True))
             if isinstance(result, Conclude):
-                result = self._leases.record_and_wait(envelope, result, is_announced=True)
+                result = await self._leases.record(envelope, result, is_announced=True)
             return Replaced(result)
         finally:
             self._one_suspect.release()
 
-    def run_last(
-        self, attempt: Attempt, replace_with: ReplaceWith, reconcile: Callable[[Attempt], Unpublished]
-    ) -> Resolution:
+    async def run_last(self, attempt: Attempt, replace_with: ReplaceWith, reconcile: GoOn) -> Resolution:
         """Reconcile a command that has crashed too many workers to be sent once more.
 
         Its outcome is published before the next suspect is tried. Otherwise a suspect that crashes the worker would
@@ -88,20 +89,28 @@ class CrashGuard:
             replace_with: publishes the result.
             reconcile: reads its history.
         """
-        if not self._one_suspect.acquire(timeout=SUSPECT_WAIT_S):
-            return self._postpone_second(attempt)
+        if not await self._acquire():
+            return await self._postpone_second(attempt)
         try:
-            result = reconcile(attempt)
+            result = await reconcile(attempt)
             if isinstance(result, Conclude):
-                result = self._leases.record_and_wait(attempt.envelope, result, is_announced=False)
-            replace_with(result)
+                result = await self._leases.record(attempt.envelope, result)
+            await replace_with(result)
             return Replaced(result)
         finally:
             self._one_suspect.release()
 
-    def _postpone_second(self, attempt: Attempt) -> Unpublished:
+    async def _acquire(self) -> bool:
+        """Wait for the suspect that is being tried, for a second at most."""
+        try:
+            async with asyncio.timeout(SUSPECT_WAIT_S):
+                return await self._one_suspect.acquire()
+        except TimeoutError:
+            return False
+
+    async def _postpone_second(self, attempt: Attempt) -> Unpublished:
         reason = "another suspected command is being tried"
-        return self._leases.release(
+        return await self._leases.release(
             attempt, postponed(attempt.envelope, self._policy, reason, attempt.doubt, holder_crashed=True)
         )
 

@@ -1,7 +1,5 @@
 """The engine: processes a task and records its outcome before it returns the resolution."""
 
-from collections.abc import Callable
-
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.decide import RetryPolicy
@@ -51,24 +49,15 @@ class Engine:
             client, store, self._leases, self.unstarted, breakers, history_breakers, policy, self.reporter, now
         )
 
-    def run(
-        self,
-        task: Task,
-        replace_with: ReplaceWith,
-        on_history_first: OnHistoryFirst,
-        on_resolved: Callable[[Resolution], object],
-    ) -> None:
-        """Process a task in the calling thread, and record its outcome.
+    async def run(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
+        """Process a task; returns its resolution, an outcome only after it is recorded.
 
         Args:
             task: the delivery.
             replace_with: publishes a resolution in the delivery's place before processing ends.
             on_history_first: called if a task that held the permit to send needs its history first after all.
-            on_resolved: called once with the resolution, an outcome only after it is recorded; from any thread, perhaps
-                after this returned.
         """
-        resolution = self._processor.process(task, replace_with, on_history_first)
+        resolution = await self._processor.process(task, replace_with, on_history_first)
         if isinstance(resolution, Conclude):
-            self._leases.record(task.envelope, resolution, on_resolved)
-        else:
-            on_resolved(resolution)
+            return await self._leases.record(task.envelope, resolution)
+        return resolution

@@ -1,7 +1,5 @@
 """Ends leases: records an outcome, or releases the command. A store that fails postpones the command instead."""
 
-import threading
-from collections.abc import Callable
 from typing import TypeVar
 
 from worker.core.claims import IdempotencyStore
@@ -36,60 +34,37 @@ class Leases:
         self._policy = policy
         self._now = now
 
-    def release(self, attempt: Attempt, resolution: Released) -> Released | Postpone:
+    async def release(self, attempt: Attempt, resolution: Released) -> Released | Postpone:
         """Release a command with its doubt, and return its resolution."""
         try:
-            self._store.release(
+            await self._store.release(
                 attempt.lease, attempt.doubt, holder_crashed=attempt.holder_crashed and not attempt.is_announced
             )
         except StoreError as exc:
             return self.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
         return resolution
 
-    def record(
-        self,
-        envelope: Envelope,
-        conclude: Conclude,
-        on_recorded: Callable[[Unpublished], object],
-        *,
-        is_announced: bool = False,
-    ) -> None:
+    async def record(self, envelope: Envelope, conclude: Conclude, *, is_announced: bool = False) -> Unpublished:
         """Record an outcome before its reply is published, so that a later failure repeats the same outcome.
 
         Args:
             envelope: the parsed properties and headers of the command's delivery.
             conclude: the outcome.
-            on_recorded: called once with the resolution of the delivery, by any thread, perhaps after this returned.
             is_announced: a copy has taken the delivery's place, and decides what follows.
+
+        Returns:
+            The resolution of the delivery: the outcome, once it is recorded.
         """
         if conclude.lease is None:
-            on_recorded(conclude)
-            return
-
-        def on_end(error: StoreError | None) -> None:
-            match error:
-                case None:
-                    on_recorded(conclude)
-                case UuidTaken():
-                    on_recorded(self._await_own_uuid(envelope, conclude, is_announced=is_announced))
-                case StoreError():
-                    on_recorded(self.postpone(envelope, error, conclude.doubt, holder_crashed=conclude.holder_crashed))
-
+            return conclude
         doubt = _doubt_if_refused(conclude)
-        self._store.complete(conclude.lease, conclude.reply, doubt, on_end, is_guess=conclude.is_guess)
-
-    def record_and_wait(self, envelope: Envelope, conclude: Conclude, *, is_announced: bool) -> Unpublished:
-        """Record an outcome as ``record`` does, and return the resolution."""
-        is_over = threading.Event()
-        results: list[Unpublished] = []
-
-        def on_recorded(result: Unpublished) -> None:
-            results.append(result)
-            is_over.set()
-
-        self.record(envelope, conclude, on_recorded, is_announced=is_announced)
-        is_over.wait()
-        return results[0]
+        try:
+            await self._store.complete(conclude.lease, conclude.reply, doubt, is_guess=conclude.is_guess)
+        except UuidTaken:
+            return self._await_own_uuid(envelope, conclude, is_announced=is_announced)
+        except StoreError as exc:
+            return self.postpone(envelope, exc, conclude.doubt, holder_crashed=conclude.holder_crashed)
+        return conclude
 
     def postpone(
         self, envelope: Envelope, error: StoreError, doubt: DoubtWindow | None, *, holder_crashed: bool

@@ -33,15 +33,13 @@ from worker.processing.reporter import Reporter
 from worker.processing.unstarted import Unstarted, key_of
 
 OnHistoryFirst = Callable[[Task], object]
-"""Called, from any thread, with a task that gave its permit back: it is no longer a probe."""
+"""Called with a task that gave its permit back: it is no longer a probe."""
 
 PROCESSING_S = SUSPECT_WAIT_S + ANNOUNCE_S + 2.0  # everything but the history and the request
 
 
 class Processor:
     """Takes one command as far as possible now. Knows no broker: task in, resolution out.
-
-    Each call runs in the thread of its caller.
 
     Args:
         client: sends requests to OneNET.
@@ -79,7 +77,7 @@ class Processor:
         self._guard = CrashGuard(store, leases, policy, now)
         self._reconciler = Reconciler(client, store, leases, breakers, history_breakers, policy, now)
 
-    def process(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
+    async def process(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
         """Process one delivery; an outcome is not recorded yet.
 
         Args:
@@ -102,14 +100,14 @@ class Processor:
         if not task.looks_in_doubt and permit.acquire() is None:
             return self._unstarted.postpone_paused(task, command.product)
         try:
-            return self._claim(task, command, permit, replace_with)
+            return await self._claim(task, command, permit, replace_with)
         finally:
             permit.release()
 
-    def _claim(self, task: Task, command: Command, permit: SendPermit, replace_with: ReplaceWith) -> Resolution:
+    async def _claim(self, task: Task, command: Command, permit: SendPermit, replace_with: ReplaceWith) -> Resolution:
         envelope, now = task.envelope, self._now()
         try:
-            claim = self._store.claim(key_of(command), now, envelope.replay)
+            claim = await self._store.claim(key_of(command), now, envelope.replay)
         except StoreError as exc:
             return self._leases.postpone(envelope, exc, envelope.doubt, holder_crashed=False)
         match claim:
@@ -131,35 +129,35 @@ class Processor:
             holder_may_have_crashed(claim, envelope),
             permit,
         )
-        return self._proceed(attempt, replace_with, claimed_at=now)
+        return await self._proceed(attempt, replace_with, claimed_at=now)
 
-    def _proceed(self, attempt: Attempt, replace_with: ReplaceWith, claimed_at: datetime) -> Resolution:
+    async def _proceed(self, attempt: Attempt, replace_with: ReplaceWith, claimed_at: datetime) -> Resolution:
         """Take the next step of a command that is claimed."""
         doubt, envelope = attempt.doubt, attempt.envelope
         match next_step(doubt, envelope, self._policy, claimed_at, holder_crashed=attempt.holder_crashed):
             case Failed() as failed:
                 return attempt.conclude(failed, self._now)
             case Step.WAIT:
-                return self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
+                return await self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
             case Step.RECONCILE:
-                return self._reconcile(attempt)
+                return await self._reconcile(attempt)
             case Step.RECONCILE_WITH_CARE:
-                return self._guard.run_last(attempt, replace_with, self._reconcile)
+                return await self._guard.run_last(attempt, replace_with, self._reconcile)
             case Step.TRY_WITH_CARE:
-                return self._guard.run(attempt, replace_with, self._try_suspect)
+                return await self._guard.run(attempt, replace_with, self._try_suspect)
             case Step.SEND:
-                return self._send(attempt)
+                return await self._send(attempt)
 
-    def _try_suspect(self, attempt: Attempt) -> Unpublished:
+    async def _try_suspect(self, attempt: Attempt) -> Unpublished:
         if attempt.doubt is not None and self._policy.mode(attempt.envelope) == "reconcile":
-            return self._reconcile(attempt)
-        return self._send(attempt)
+            return await self._reconcile(attempt)
+        return await self._send(attempt)
 
-    def _reconcile(self, attempt: Attempt) -> Unpublished:
+    async def _reconcile(self, attempt: Attempt) -> Unpublished:
         attempt.permit.give_way()
-        return self._reconciler.run(attempt, self._send)
+        return await self._reconciler.run(attempt, self._send)
 
-    def _send(self, attempt: Attempt) -> Unpublished:
+    async def _send(self, attempt: Attempt) -> Unpublished:
         """Make the one request, and decide what its answer means."""
         command, before = attempt.command, attempt.doubt
         began_at = self._now()
@@ -167,9 +165,9 @@ class Processor:
             return attempt.conclude(_expired(attempt), self._now)
         permit = attempt.permit.acquire()
         if permit is None:
-            return self._postpone_paused(attempt)
+            return await self._postpone_paused(attempt)
         began = time.monotonic()
-        sent = self._client.execute(command, attempt.lease.ends_at)
+        sent = await self._client.execute(command, attempt.lease.ends_at)
         now = self._now()
         self._reporter.time_request(sent.answer, began)
         self._record(attempt, permit, sent.answer)
@@ -186,15 +184,17 @@ class Processor:
         if isinstance(sent.answer, InDoubt) and not isinstance(result, AwaitReconciliation):
             self._reporter.report_doubt(attempt.task, attempt.number, sent.answer.reason)
         if isinstance(result, Retry | Postpone | AwaitReconciliation):
-            return self._leases.release(answered, result)
+            return await self._leases.release(answered, result)
         return answered.conclude(result, self._now, valid_time_omitted=sent.valid_time_omitted)
 
-    def _postpone_paused(self, attempt: Attempt) -> Unpublished:
+    async def _postpone_paused(self, attempt: Attempt) -> Unpublished:
         """Postpone a command, known not to have been cached, until its product is no longer paused."""
         product = attempt.command.product
         delay_s = postponement_s(self._policy.delays_s, self._breakers.suggested_delay_s(product))
         reason = self._breakers.why_paused(product)
-        return self._leases.release(attempt, Postpone(delay_s, attempt.number, reason, attempt.doubt, has_jitter=True))
+        return await self._leases.release(
+            attempt, Postpone(delay_s, attempt.number, reason, attempt.doubt, has_jitter=True)
+        )
 
     def _record(self, attempt: Attempt, permit: Permit, answer: Answer) -> None:
         """Report the answer to the circuit breakers."""

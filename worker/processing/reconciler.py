@@ -1,6 +1,6 @@
 """Lets the device's command history decide what became of a command in doubt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
 from worker.core.platform import Candidate, PlatformClient
 from worker.core.poison import is_poison, poisoned
-from worker.core.resolution import AwaitReconciliation, Unpublished
+from worker.core.resolution import Unpublished
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.attempt import Attempt
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
@@ -19,7 +19,7 @@ from worker.processing.leases import Leases
 
 MAX_NAMED = 3  # candidates that one message to an operator names
 
-Send = Callable[[Attempt], Unpublished]
+Send = Callable[[Attempt], Awaitable[Unpublished]]
 
 
 class Reconciler:
@@ -53,7 +53,7 @@ class Reconciler:
         self._policy = policy
         self._now = now
 
-    def run(self, attempt: Attempt, send: Send) -> Unpublished:
+    async def run(self, attempt: Attempt, send: Send) -> Unpublished:
         """Read the history of a command in doubt.
 
         Args:
@@ -61,18 +61,20 @@ class Reconciler:
             send: sends it, once it is known not to have been cached.
         """
         try:
-            return self._reconcile(attempt, send)
+            return await self._reconcile(attempt, send)
         except StoreError as exc:
             return self._leases.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
 
-    def _reconcile(self, attempt: Attempt, send: Send) -> Unpublished:
+    async def _reconcile(self, attempt: Attempt, send: Send) -> Unpublished:
         product = attempt.command.product
         permit = self._history_breakers.try_acquire(product)
         if permit is None:
             reason = f"command histories are not read for now: {self._history_breakers.reason_of(product)}"
-            return self._wait(attempt, replace(attempt.awaiting(self._policy, "answer lost"), reason=reason))
+            return await self._leases.release(
+                attempt, replace(attempt.awaiting(self._policy, "answer lost"), reason=reason)
+            )
         try:
-            candidates = self._find(attempt)
+            candidates = await self._find(attempt)
             permit.record_success()
         except HistoryUnreadable as exc:
             self._record_failure(attempt, permit, exc)
@@ -82,22 +84,22 @@ class Reconciler:
             )
             if isinstance(result, Failed):
                 return attempt.conclude(result, self._now)
-            return self._wait(attempt, result)
+            return await self._leases.release(attempt, result)
         finally:
             permit.release()
-        return self._decide(attempt, candidates, send)
+        return await self._decide(attempt, candidates, send)
 
-    def _find(self, attempt: Attempt) -> Sequence[Candidate]:
+    async def _find(self, attempt: Attempt) -> Sequence[Candidate]:
         assert attempt.doubt is not None  # otherwise there is nothing to reconcile
         owned_by_others = partial(self._store.owned_by_others, attempt.lease.key)
-        return self._client.find_candidates(attempt.command, attempt.doubt, owned_by_others)
+        return await self._client.find_candidates(attempt.command, attempt.doubt, owned_by_others)
 
-    def _decide(self, attempt: Attempt, candidates: Sequence[Candidate], send: Send) -> Unpublished:
+    async def _decide(self, attempt: Attempt, candidates: Sequence[Candidate], send: Send) -> Unpublished:
         likely = [each.uuid for each in candidates if each.is_within_clock_skew and not each.unclear]
         unlikely = [each.uuid for each in candidates if not each.is_within_clock_skew and not each.unclear]
         unclear = [each for each in candidates if each.unclear]
         unclear_uuids = [each.uuid for each in unclear]
-        facts = self._store.ownership(attempt.lease, [*likely, *unlikely, *unclear_uuids])
+        facts = await self._store.ownership(attempt.lease, [*likely, *unlikely, *unclear_uuids])
         command_id = attempt.command.command_id
         assignment = assign_uuid(command_id, likely, unlikely, facts)
         reason = "the device's command history has several like it, and no record tells which is whose"
@@ -117,11 +119,11 @@ class Reconciler:
                 postpone = postponed(
                     attempt.envelope, self._policy, reason, attempt.doubt, holder_crashed=attempt.holder_crashed
                 )
-                return self._leases.release(attempt, postpone)
+                return await self._leases.release(attempt, postpone)
             case NoCandidate():
-                return self._send_absent(attempt, send)
+                return await self._send_absent(attempt, send)
 
-    def _send_absent(self, attempt: Attempt, send: Send) -> Unpublished:
+    async def _send_absent(self, attempt: Attempt, send: Send) -> Unpublished:
         """Send a command that is known now not to have been cached."""
         waiting = attempt.awaiting(self._policy, "answer lost")
         absent = replace(attempt, doubt=None)
@@ -132,10 +134,7 @@ class Reconciler:
                 message = f"given up after {attempt.number} attempts: the last one was not cached"
                 return absent.conclude(Failed("retries_exhausted", message), self._now)
             absent = replace(absent, number=waiting.attempts_used + 1)
-        return send(absent)
-
-    def _wait(self, attempt: Attempt, waiting: AwaitReconciliation) -> Unpublished:
-        return self._leases.release(attempt, waiting)
+        return await send(absent)
 
     def _record_failure(self, attempt: Attempt, permit: Permit, error: HistoryUnreadable) -> None:
         """Tell the breakers what an unreadable history says of the platform."""
