@@ -9,8 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from worker import __version__
@@ -20,17 +19,15 @@ from worker.amqp.messages import MessageBuilder
 from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Credentials
 from worker.core.decide import RetryPolicy
-from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, TopologyMismatch
+from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, StoreUnavailable, TopologyMismatch
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.dispatcher import NewPacer
-from worker.flow.pace import Pacer
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
 from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
-from worker.onenet.transport import HTTPTransport, Watch
+from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import Engine
 from worker.processing.processor import PROCESSING_S
@@ -41,14 +38,14 @@ from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
 
+if TYPE_CHECKING:
+    from worker.flow.rate_limiter import RateLimiter
+
 # Shares of the shutdown grace: for commands in progress, then for closing the broker's connections, then for exporting
 # spans; the remainder is for the last lines of the log.
 _FINISHING = 0.8
 _CLOSING = 0.08
-# While the platform answers at once, few threads are fastest; threads that share round trips to Redis wait for each
-# other, so they need more. Measured with `make bench`.
-_FEW_THREADS = 3
-_FEW_THREADS_WITH_REDIS = 8
+_PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
 _REDIS_SCHEMES = ("redis", "rediss")
 
@@ -92,29 +89,29 @@ class Worker:
         products = load_products(settings)
         self._broker_parameters = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
-        self._watch = Watch(settings.request_s)
-        self._client = client_of(settings, products, self._watch, self._tracing)
+        self._client = client_of(settings, products, self._tracing)
         self._store = store_of(settings)
+        self._limiter = limiter_of(settings)
         self._metrics = Metrics(__version__, settings.worker_concurrency)
         self._breakers = self._new_breakers(products, "product")
         self._history_breakers = self._new_breakers(products, "history")
-        # With long timeouts one command may take longer than a minute, and all threads may be busy with such commands.
-        self._health = Health(max(STALL_S, lease_s(settings)), self._store.ping)
         self._http_server: HealthServer | None = None
 
     async def serve(self) -> int:
         """Process commands until a signal or an error ends the worker, and return the exit code."""
-        settings = self._settings
+        settings, loop = self._settings, asyncio.get_running_loop()
+        # With long timeouts one command may take longer than a minute, and all commands in flight may be such ones.
+        health = Health(max(STALL_S, lease_s(settings)), lambda: self._ping_store(loop))
         if settings.http_port:
-            self._http_server = HealthServer(settings.http_host, settings.http_port, self._health, self._metrics)
+            self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
         if settings.plaintext_host is not None:
             hint = "the credentials are sent in plaintext"
             log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint=hint)
-        ending = _Ending(asyncio.get_running_loop())
+        ending = _Ending(loop)
         if settings.onenet_products_file is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload_products)
-        broker, consumer, monitor = self._build()
+            loop.add_signal_handler(signal.SIGHUP, self.reload_products)
+        broker, consumer, monitor = self._build(health)
         running = asyncio.gather(broker.run(consumer), monitor.run())
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
         if ending.stop.done():
@@ -125,6 +122,9 @@ class Worker:
             exit_code = _explain(running)
         running.cancel()
         await asyncio.wait((running,), timeout=_CLOSING * settings.worker_shutdown_grace)
+        await self._store.close()
+        if self._limiter is not None:
+            await self._limiter.close()
         log.info("worker_stopped", exit_code=exit_code)
         return exit_code
 
@@ -141,15 +141,13 @@ class Worker:
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
     def close(self) -> None:
-        """Close connections, stop threads, and export the last spans."""
+        """Stop the HTTP server, close the connections to the platform, and export the last spans."""
         if self._http_server is not None:
             self._http_server.close()
         self._client.close()
-        self._watch.stop()
-        self._store.close()
         self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
 
-    def _build(self) -> tuple[Broker, Consumer, HealthMonitor]:
+    def _build(self, health: Health) -> tuple[Broker, Consumer, HealthMonitor]:
         """Build the parts that run on the event loop."""
         settings, store = self._settings, self._store
         policy = RetryPolicy(
@@ -173,18 +171,28 @@ class Worker:
             broker,
             self._breakers,
             KeyedQueues(by_device=settings.worker_ordering == "device"),
-            pacer_factory(settings, self._breakers),
+            None if self._limiter is None else self._limiter.acquire,
             self._metrics,
             self._tracing,
             settings.platform_zone,
             concurrency=settings.worker_concurrency,
-            few_threads=_FEW_THREADS_WITH_REDIS if store.is_shared else _FEW_THREADS,
             usual_prefetch=settings.prefetch,
             probe_interval_s=settings.worker_probe_interval,
         )
-        monitor = HealthMonitor(broker, consumer, self._breakers, self._health)
+        monitor = HealthMonitor(broker, consumer, self._breakers, health)
         self._metrics.observe(monitor.state)
         return broker, consumer, monitor
+
+    def _ping_store(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ping the store from another thread.
+
+        Raises:
+            StoreUnavailable: the store, or the event loop, does not answer.
+        """
+        try:
+            asyncio.run_coroutine_threadsafe(self._store.ping(), loop).result(_PING_S)
+        except TimeoutError as exc:
+            raise StoreUnavailable("no answer") from exc
 
     async def _stop(self, consumer: Consumer, ending: "_Ending") -> int:
         grace_s = self._settings.worker_shutdown_grace
@@ -207,7 +215,7 @@ class Worker:
 
 
 class _Ending:
-    """The reasons to end the worker: a signal, or an unhandled error on the loop or in a thread."""
+    """The reasons to end the worker: a signal, or an unhandled error on the event loop or in a thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.stop: asyncio.Future[str] = loop.create_future()
@@ -237,9 +245,7 @@ class _Ending:
         self._loop.call_soon_threadsafe(self._on_crash, error)
 
 
-def client_of(
-    settings: Settings, products: Mapping[str | None, Credentials], watch: Watch, tracing: Tracing
-) -> OneNETClient:
+def client_of(settings: Settings, products: Mapping[str | None, Credentials], tracing: Tracing) -> OneNETClient:
     """Return a client of the platform."""
     ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
     route = Route(settings.onenet_url, settings.onenet_connect_timeout, ca_file)
@@ -269,7 +275,6 @@ def store_of(settings: Settings) -> IdempotencyStore:
         settings.worker_namespace,
         ttl_s=settings.idempotency_ttl,
         lease_s=lease_s(settings),
-        connections=settings.worker_concurrency,
         began_at=datetime.now(UTC),
     )
 
@@ -280,14 +285,13 @@ def rate_limit_url(settings: Settings) -> str | None:
     return url if urlsplit(url).scheme in _REDIS_SCHEMES else None
 
 
-def pacer_factory(settings: Settings, breakers: CircuitBreakers) -> NewPacer | None:
-    """Return a factory of the pacer of each product, or None if there is no rate limit."""
+def limiter_of(settings: Settings) -> "RateLimiter | None":
+    """Return the rate limiter, or None if there is no rate limit."""
     if settings.rate is None:
         return None
-    from worker.flow.rate_limiter import RateLimiter
+    from worker.flow.rate_limiter import RateLimiter  # an optional dependency
 
-    limiter = RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
-    return lambda product, release: Pacer(partial(limiter.acquire, product), partial(breakers.allows, product), release)
+    return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:

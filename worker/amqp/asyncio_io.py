@@ -1,7 +1,7 @@
 """Pika's I/O services on asyncio's transports: the frames of one loop iteration leave in one system call.
 
-Pika's asyncio adapter makes one system call per frame, four per command, and each of them releases the GIL to another
-thread. ``AsyncioConnection`` accepts these services as its ``custom_ioloop``.
+Pika's asyncio adapter makes one system call per frame, four per command. ``AsyncioConnection`` accepts these services
+as its ``custom_ioloop``.
 """
 
 import asyncio

@@ -19,7 +19,6 @@ from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 15
-_BATCH_S = 0.001  # settlements are collected for this long, so that one loop iteration serves several
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
 
 log = get_logger()
@@ -39,7 +38,7 @@ class DeliveryListener(Protocol):
 
 
 class Broker:
-    """The connection to RabbitMQ, across sessions. All methods but ``settle`` belong to the event loop's thread.
+    """The connection to RabbitMQ, across sessions.
 
     Args:
         parameters: the brokers, tried in turn.
@@ -69,8 +68,6 @@ class Broker:
         self._on_other_consumers = on_other_consumers
         self._session: Session | None = None
         self._loop = asyncio.get_running_loop()
-        self._settlements: deque[tuple[Delivery, Sequence[Publication], Callable[[], object] | None]] = deque()
-        self._is_wake_up_scheduled = False
         self._connected_at: float | None = None  # of the present session, or of the last one
         self._suspects = Suspects()
 
@@ -141,30 +138,13 @@ class Broker:
         if self._prefetch > 1:  # a prefetch of 1 takes a probe only
             log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
-    def settle(
-        self,
-        delivery: Delivery,
-        publications: Sequence[Publication],
-        on_confirmed: Callable[[], object] | None = None,
-    ) -> None:
-        """Publish, and acknowledge once everything is confirmed. May be called from any thread, and returns at once.
+    async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
+        """Publish, and acknowledge once everything is confirmed.
 
-        Args:
-            delivery: acknowledged after the last confirm.
-            publications: without any, nothing is acknowledged either.
-            on_confirmed: called after the acknowledgement; never, if the session is lost before.
+        Returns:
+            True after the acknowledgement; False if the session was lost before.
         """
-        self._settlements.append((delivery, publications, on_confirmed))
-        if not self._is_wake_up_scheduled:  # one wake-up serves everything that is appended until it runs
-            self._is_wake_up_scheduled = True
-            self._loop.call_soon_threadsafe(self._loop.call_later, _BATCH_S, self._settle_all)
-
-    def _settle_all(self) -> None:
-        self._is_wake_up_scheduled = False  # first, so that whatever is appended from here on schedules another
-        while self._settlements:
-            settlement = self._settlements.popleft()
-            if self._session is not None:
-                self._session.settle(*settlement)
+        return self._session is not None and await self._session.settle(delivery, publications)
 
     @property
     def is_connected(self) -> bool:

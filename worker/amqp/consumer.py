@@ -24,7 +24,7 @@ CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: the
 
 
 class QueueConsumer:
-    """Consumes the command queue and settles its deliveries. Belongs to the event loop's thread.
+    """Consumes the command queue and settles its deliveries.
 
     Args:
         session: number of the session, which each delivery carries.

@@ -18,16 +18,17 @@ _RETRY_BASE_S = 1.0
 _RETRY_CAP_S = 30.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Settlement:
     """A delivery that is acknowledged once all of its publications are confirmed.
 
-    ``is_delivery_rejected``: it is rejected instead, so that the broker dead-letters it.
+    ``confirmed``: True after that, False if the session was lost before. ``is_delivery_rejected``: it is rejected
+    instead, so that the broker dead-letters it.
     """
 
     delivery: Delivery
     unconfirmed: int
-    on_confirmed: Callable[[], object] | None
+    confirmed: asyncio.Future[bool]
     is_delivery_rejected: bool = False
 
 

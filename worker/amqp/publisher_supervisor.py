@@ -29,7 +29,7 @@ log = get_logger()
 
 
 class PublisherSupervisor:
-    """Holds the present publisher, ``current``, which callers publish with. Belongs to the event loop's thread.
+    """Holds the present publisher, ``current``, which callers publish with.
 
     Args:
         nodes: the brokers; the first publisher connects to the first, a replacement may connect to another.

@@ -7,7 +7,7 @@ publications the broker goes on rejecting is replaced within the session.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ _ACCESS_REFUSED = 403
 
 
 class Session:
-    """Consumes, publishes with confirms and acknowledges, all on the event loop's thread.
+    """Consumes, publishes with confirms and acknowledges.
 
     ``lost`` is done as soon as the session can no longer be used, and holds the reason.
 
@@ -49,12 +49,14 @@ class Session:
         on_blocked: Callable[[bool], None],
     ) -> None:
         self.number = number
-        self.lost: asyncio.Future[WorkerError] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[WorkerError] = self._loop.create_future()
         self.other_consumers = 0  # on the command queue, when the session began
         self._topology = topology
         self._nodes = nodes
         self._suspects = suspects
         self._on_blocked = on_blocked
+        self._settlements: set[Settlement] = set()  # that are not confirmed yet
         self._background: set[asyncio.Task[None]] = set()
         self._consumer = QueueConsumer(number, topology, on_delivery, self._run_in_background)
         self._publishers = PublisherSupervisor(
@@ -132,23 +134,23 @@ class Session:
         """
         await self._consumer.drain()
 
-    def settle(
-        self,
-        delivery: Delivery,
-        publications: Iterable[Publication],
-        on_confirmed: Callable[[], object] | None = None,
-    ) -> None:
-        """Publish, and acknowledge once everything is confirmed. Deliveries of other sessions are ignored."""
+    async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
+        """Publish, and acknowledge once everything is confirmed.
+
+        Returns:
+            True after the acknowledgement; False if the session was lost before, or the delivery is another session's.
+        """
         if delivery.session != self.number or self.lost.done():
-            return
-        wanted = list(publications)
-        settlement = Settlement(delivery, len(wanted), on_confirmed)
+            return False
+        settlement = Settlement(delivery, len(publications), self._loop.create_future())
+        self._settlements.add(settlement)
         closures = self._suspects.closures(delivery)
-        for publication in wanted:
+        for publication in publications:
             item = InFlight(plain(publication) if closures else publication, settlement)
             if closures > 1 and self._publishers.leave_to_broker(item):
                 continue
             self._publishers.current.publish(item)
+        return await settlement.confirmed
 
     def requeue(self, delivery: Delivery) -> None:
         """Return a delivery that was not started to the queue; it is redelivered with ``redelivered`` set."""
@@ -198,8 +200,7 @@ class Session:
                 self._consumer.reject(settlement.delivery.tag)
             else:
                 self._consumer.acknowledge(settlement.delivery.tag)
-            if settlement.on_confirmed is not None:
-                settlement.on_confirmed()
+            self._end(settlement, is_confirmed=True)
 
     def _on_blocked_change(self, is_blocked: bool) -> None:
         if is_blocked:
@@ -220,3 +221,10 @@ class Session:
             self.lost.set_result(error)
             self._publishers.stop()
             self._consumer.channel.fail(error)
+            for settlement in list(self._settlements):
+                self._end(settlement, is_confirmed=False)
+
+    def _end(self, settlement: Settlement, *, is_confirmed: bool) -> None:
+        self._settlements.discard(settlement)
+        if not settlement.confirmed.done():  # otherwise nobody waits for it any more
+            settlement.confirmed.set_result(is_confirmed)

@@ -1,1 +1,1 @@
-"""What is decided: pure, no I/O, no threads, no clock."""
+"""What is decided: pure, no I/O, no clock."""

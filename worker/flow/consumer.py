@@ -1,11 +1,8 @@
 """Takes deliveries from the broker, as many as may be sent, and settles each by its resolution."""
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import Context, copy_context
 from functools import partial
 from zoneinfo import ZoneInfo
 
@@ -16,8 +13,10 @@ from worker.core.parsing import read_task
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.errors import WorkerError
 from worker.flow import prefetch
+from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.dispatcher import Dispatcher, NewPacer
+from worker.flow.dispatcher import Dispatcher
+from worker.flow.rate_limited_queue import Acquire
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.crash_guard import ANNOUNCE_S
 from worker.processing.engine import Engine
@@ -40,12 +39,11 @@ class Consumer:
         broker: settles deliveries.
         breakers: tell whether anything may be sent; while nothing may, single commands are taken as probes.
         queues: keep the order within a device.
-        new_pacer: makes what releases a product's tasks at its rate; None: there is no rate limit.
+        acquire: takes one request from a product's rate limit; None: there is no rate limit.
         metrics: measure how long commands take.
         tracing: makes the spans.
         platform_zone: where times without an offset are read.
-        concurrency: how many threads.
-        few_threads: how many of them are kept awake while there is work; the others only where they are needed.
+        concurrency: how many commands are processed at once.
         usual_prefetch: deliveries held at once, besides those that wait for their device.
         probe_interval_s: seconds between two looks for a command that may be the probe.
     """
@@ -57,13 +55,12 @@ class Consumer:
         broker: Broker,
         breakers: CircuitBreakers,
         queues: KeyedQueues,
-        new_pacer: NewPacer | None,
+        acquire: Acquire | None,
         metrics: Metrics,
         tracing: Tracing,
         platform_zone: ZoneInfo,
         *,
         concurrency: int,
-        few_threads: int,
         usual_prefetch: int,
         probe_interval_s: float,
     ) -> None:
@@ -81,8 +78,9 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self.taken_at = self._loop.time()  # when a delivery last arrived
 
+        self._background = Background()
         self._dispatcher = Dispatcher(
-            self._process, queues, new_pacer, breakers.allows, concurrency=concurrency, few_threads=few_threads
+            self._start, queues, acquire, breakers.allows, concurrency=concurrency, background=self._background
         )
         self._deliveries: dict[Task, Delivery] = {}  # of all tasks that are not settled
         self._started: dict[Task, float] = {}  # when each task started that is being processed
@@ -98,9 +96,8 @@ class Consumer:
         self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
-        self._breakers.on_change = lambda: self._loop.call_soon_threadsafe(self._has_changed.set)
-        self._steering = asyncio.create_task(self._steer())
-        self._steering.add_done_callback(self._on_steering_end)
+        self._breakers.on_change = self._has_changed.set
+        self._steering = self._background.start(self._steer())
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take one delivery."""
@@ -153,7 +150,7 @@ class Consumer:
     @property
     def longest_processing_s(self) -> float:
         """For how long the longest processing that is in progress has lasted."""
-        now = time.monotonic()
+        now = self._loop.time()
         return max((now - started for started in list(self._started.values())), default=0.0)
 
     async def stop(self) -> None:
@@ -231,88 +228,78 @@ class Consumer:
         if len(self._in_doubt) < max(1, self._concurrency - 1):
             self._in_doubt.add(task)
             self._submit(task)
-        else:  # its history may take long, and the probe needs a thread
-            self._settle(task, self._unstarted.postpone(task, "other commands in doubt are being reconciled"))
+        else:  # their histories may take long, and the probe needs its turn
+            self._postpone(task, "other commands in doubt are being reconciled")
 
     def _submit(self, task: Task) -> None:
         """Have a task run as soon as its device is free."""
         if self._dispatcher.waiting >= prefetch.MAX_WAITING and self._dispatcher.must_wait(task):
-            reason = "too many commands wait for busy devices"
-            self._settle(task, self._unstarted.postpone(task, reason, OVERFLOW_DELAY_S))
+            self._postpone(task, "too many commands wait for busy devices", OVERFLOW_DELAY_S)
         elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
             self._full_prefetch = prefetch.grown(self._full_prefetch, self._usual_prefetch)
             self._grown_at = self._loop.time()
             self._has_changed.set()
 
-    def _process(self, task: Task) -> None:
-        """Process one task: in one of the threads."""
-        self._started[task] = time.monotonic()
+    def _postpone(self, task: Task, reason: str, at_least_s: float = 0) -> None:
+        """Postpone a task that has not started."""
+        self._background.start(self._settle(task, self._unstarted.postpone(task, reason, at_least_s)))
+
+    def _start(self, task: Task) -> None:
+        self._started[task] = self._loop.time()
+        self._background.start(self._handle(task))
+
+    async def _handle(self, task: Task) -> None:
+        """Process one delivery, let the next one of its device start, and see this one settled."""
         envelope = task.envelope
         command_id = None if task.command is None else task.command.command_id
         with self._tracing.consuming(envelope.trace, command_id, envelope.attempt):
-            context = copy_context()  # whichever thread ends the task, what it publishes belongs to the same span
-            self._engine.run(
-                task,
-                partial(self._replace_with, task),
-                lambda task: self._loop.call_soon_threadsafe(self._on_history_first, task),
-                partial(self._on_resolved, task, context),
-            )
+            resolution = await self._engine.run(task, partial(self._replace_with, task), self._on_history_first)
+            duration_s = self._loop.time() - self._started.pop(task)
+            self._dispatcher.finish(task)  # the next of its device starts when this coroutine waits for the broker
+            if task is self._probe or task in self._in_doubt:
+                self._on_look_end(task)
+            await self._settle(task, resolution, duration_s)
 
-    def _on_resolved(self, task: Task, context: Context, resolution: Resolution) -> None:
-        context.run(self._finish, task, resolution)
-
-    def _finish(self, task: Task, resolution: Resolution) -> None:
-        """Settle a task that was processed, and go on with its device. May be called from any thread."""
-        self._settle(task, resolution, time.monotonic() - self._started[task])
-        del self._started[task]
-        self._dispatcher.finish(task)
-        if task is self._probe or task in self._in_doubt:
-            self._loop.call_soon_threadsafe(self._on_look_end, task)
-
-    def _settle(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
-        """Report what becomes of a task, publish it, and acknowledge. May be called from any thread."""
+    async def _settle(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
+        """Report what becomes of a task, publish it, and acknowledge its delivery once that is confirmed."""
         delivery = self._deliveries.pop(task)
         self._engine.reporter.report(task, resolution, duration_s)
         if isinstance(resolution, Replaced):
             return  # published already, and acknowledged when that is confirmed
         if isinstance(resolution, Postpone) and resolution.is_unclaimed:
             self._unconfirmed[task] = None  # should the copy not be confirmed, it is known that nothing was sent
-            publications = self._messages.publications(delivery, resolution)
-            self._broker.settle(delivery, publications, partial(self._unconfirmed.pop, task, None))
-            return
-        self._publish(task, delivery, resolution)
+        if await self._publish(task, delivery, resolution):
+            self._unconfirmed.pop(task, None)
 
-    def _replace_with(self, task: Task, resolution: Resolution) -> bool:
+    async def _replace_with(self, task: Task, resolution: Resolution) -> bool:
         """Publish a resolution while its task is processed; tells whether that was confirmed in time."""
-        confirmed = threading.Event()
-        self._publish(task, self._deliveries[task], resolution, confirmed.set)
-        return confirmed.wait(ANNOUNCE_S)
+        try:
+            async with asyncio.timeout(ANNOUNCE_S):
+                return await self._publish(task, self._deliveries[task], resolution)
+        except TimeoutError:
+            return False
 
-    def _publish(
-        self, task: Task, delivery: Delivery, resolution: Resolution, then: Callable[[], object] | None = None
-    ) -> None:
-        """Publish what a resolution means, and acknowledge its delivery once that is confirmed; then call ``then``."""
+    async def _publish(self, task: Task, delivery: Delivery, resolution: Resolution) -> bool:
+        """Publish what a resolution means, and acknowledge its delivery; tells whether all of that was confirmed."""
         publications = self._messages.publications(delivery, resolution)
-        ends = [self._begin_publishing(publication) for publication in publications]
-        if then is not None:
-            ends.append(then)
-        self._broker.settle(delivery, publications, partial(self._on_confirmed, task, publications, ends))
+        span_ends = [self._begin_span(publication) for publication in publications]
+        try:
+            is_confirmed = await self._broker.settle(delivery, publications)
+        finally:
+            for end in span_ends:
+                end()
+        if is_confirmed:
+            for publication in publications:
+                if publication.status is not None:
+                    self._metrics.time_command(publication.status, task.envelope.published_at)
+        return is_confirmed
 
-    def _begin_publishing(self, publication: Publication) -> Callable[[], object]:
+    def _begin_span(self, publication: Publication) -> Callable[[], object]:
         """Begin the span of a publication; a reply names it, so that its reader continues the trace."""
         headers, end = self._tracing.publishing(publication.exchange, publication.routing_key)
         if headers and publication.status is not None:
             publication.properties.headers = {**(publication.properties.headers or {}), **headers}
         return end
-
-    def _on_confirmed(
-        self, task: Task, publications: Sequence[Publication], ends: Sequence[Callable[[], object]]
-    ) -> None:
-        for end in ends:
-            end()
-        for publication in publications:
-            if publication.status is not None:
-                self._metrics.time_command(publication.status, task.envelope.published_at)
 
     def _withdraw(self) -> list[Task]:
         """Take back all tasks that have not started, in order of arrival."""
@@ -334,7 +321,8 @@ class Consumer:
             self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
             delivery = self._deliveries.pop(task)
             if self._broker.can_publish:
-                self._broker.settle(delivery, [self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))])
+                copy = self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))
+                self._background.start(self._broker.settle(delivery, [copy]))
             else:
                 self._broker.requeue(delivery)
 
@@ -354,7 +342,3 @@ class Consumer:
             self._in_doubt.add(task)
             self._probe = None
             self._has_changed.set()
-
-    def _on_steering_end(self, steering: "asyncio.Task[None]") -> None:
-        if not steering.cancelled() and (error := steering.exception()) is not None:
-            self._loop.call_exception_handler({"message": "steering", "exception": error})

@@ -1,46 +1,51 @@
 """Decides when a task runs: after the earlier ones of its device, at its product's rate. Knows no broker."""
 
-import threading
+import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from worker.core.envelope import Task
-from worker.flow.crew import Crew
+from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.pace import Pacer
+from worker.flow.rate_limited_queue import Acquire, RateLimitedQueue
 
-NewPacer = Callable[[str | None, Callable[[Task], object]], Pacer]
 _NEVER = float("inf")
 
 
 class Dispatcher:
-    """Holds tasks until they may run, and runs them.
+    """Holds tasks until they may run, and starts them.
 
     Args:
-        run: runs one task, in one of the threads.
+        start: starts a task; ``finish`` must be called at its end.
         queues: keep the order within a device.
-        new_pacer: makes what releases a product's tasks at its rate; None: there is no rate limit.
+        acquire: takes one request from a product's rate limit; None: there is no rate limit.
         allows: tells whether a product's commands are sent at all; while they are not, they need no rate.
-        concurrency: how many threads.
-        few_threads: how many of them are kept awake while there is work; the others only where they are needed.
+        concurrency: how many tasks run at once.
+        background: runs the waits for the rate limit.
     """
 
     def __init__(
         self,
-        run: Callable[[Task], object],
+        start: Callable[[Task], object],
         queues: KeyedQueues,
-        new_pacer: NewPacer | None,
+        acquire: Acquire | None,
         allows: Callable[[str | None], bool],
         *,
         concurrency: int,
-        few_threads: int,
+        background: Background,
     ) -> None:
+        self._start = start
         self._queues = queues
-        self._new_pacer = new_pacer
+        self._acquire = acquire
         self._allows = allows
-        self._pacers: dict[str | None, Pacer] = {}
-        self._pacers_lock = threading.Lock()
-        self._crew = Crew(run, concurrency, few_threads)
+        self._concurrency = concurrency
+        self._background = background
+        self._rate_limited: dict[str | None, RateLimitedQueue] = {}
+        self._ready: deque[Task] = deque()  # waiting only because enough tasks are running
+        self._running = 0
         self._is_stopping = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     @property
     def waiting(self) -> int:
@@ -50,7 +55,7 @@ class Dispatcher:
     @property
     def is_rate_limiting(self) -> bool:
         """Whether tasks are held because their product's rate is used up."""
-        return any(pacer.is_holding for pacer in list(self._pacers.values()))
+        return any(queue.is_holding for queue in self._rate_limited.values())
 
     def must_wait(self, task: Task) -> bool:
         """Tell whether a task would have to wait for its device."""
@@ -64,32 +69,23 @@ class Dispatcher:
         return True
 
     def finish(self, task: Task) -> None:
-        """Note that a task is over, and release the next of its device. May be called from any thread."""
-        follower = self._queues.finish(task)
-        if follower is not None:
-            self._release(follower)
+        """Note that a task which ran is over, and start the next."""
+        self._running -= 1
+        self._leave_device(task)
+        while self._ready and self._running < self._concurrency:
+            self._run(self._ready.popleft())
+        if not self._running:
+            self._is_idle.set()
 
     def withdraw(self) -> list[Task]:
         """Take back all tasks that have not started."""
         behind = self._queues.withdraw(_NEVER)
-        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(_NEVER)]
-        ahead += self._crew.withdraw()  # after the pacers, which put there what they release
-        for task in ahead:
-            self._queues.finish(task)  # nothing is left behind it
-        return [*behind, *ahead]
+        return [*behind, *self._withdraw_ahead(_NEVER)]
 
     def withdraw_older_than(self, arrived_before: float) -> list[Task]:
         """Take back tasks that arrived before a monotonic time and have not started."""
         behind = self._queues.withdraw(arrived_before)
-        ahead = [task for pacer in list(self._pacers.values()) for task in pacer.withdraw(arrived_before)]
-        for task in self._crew.withdraw():
-            if task.arrived_at < arrived_before:
-                ahead.append(task)
-            else:
-                self._crew.put(task)
-        for task in ahead:
-            self.finish(task)
-        return [*behind, *ahead]
+        return [*behind, *self._withdraw_ahead(arrived_before)]
 
     def begin_stop(self) -> None:
         """Let nothing wait for its product's rate any more."""
@@ -97,15 +93,44 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Wait for the tasks that have started."""
-        await self._crew.end()
+        await self._is_idle.wait()
 
     def _release(self, task: Task) -> None:
-        """Give a task to the threads, or first to its product's pacer. May be called from any thread."""
+        """Start a task, or first give it to its product's rate limit."""
         command = task.command
-        if self._new_pacer is None or command is None or self._is_stopping or not self._allows(command.product):
-            self._crew.put(task)
-            return
-        with self._pacers_lock:
-            if command.product not in self._pacers:
-                self._pacers[command.product] = self._new_pacer(command.product, self._crew.put)
-        self._pacers[command.product].put(task)
+        if self._acquire is None or command is None or self._is_stopping or not self._allows(command.product):
+            self._run_or_wait(task)
+        else:
+            self._queue_of(command.product, self._acquire).put(task)
+
+    def _queue_of(self, product: str | None, acquire: Acquire) -> RateLimitedQueue:
+        if product not in self._rate_limited:
+            self._rate_limited[product] = RateLimitedQueue(
+                lambda: acquire(product), lambda: self._allows(product), self._run_or_wait, self._background
+            )
+        return self._rate_limited[product]
+
+    def _run_or_wait(self, task: Task) -> None:
+        if self._running < self._concurrency and not self._ready:
+            self._run(task)
+        else:
+            self._ready.append(task)
+
+    def _run(self, task: Task) -> None:
+        self._running += 1
+        self._is_idle.clear()
+        self._start(task)
+
+    def _withdraw_ahead(self, arrived_before: float) -> list[Task]:
+        """Take back tasks whose device is free."""
+        withdrawn = [task for queue in self._rate_limited.values() for task in queue.withdraw(arrived_before)]
+        withdrawn += [task for task in self._ready if task.arrived_at < arrived_before]
+        self._ready = deque(task for task in self._ready if task.arrived_at >= arrived_before)
+        for task in withdrawn:
+            self._leave_device(task)
+        return withdrawn
+
+    def _leave_device(self, task: Task) -> None:
+        follower = self._queues.finish(task)
+        if follower is not None:
+            self._release(follower)
