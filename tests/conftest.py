@@ -6,7 +6,7 @@ With pytest-xdist each process has a broker and a Redis of its own, so that its 
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,9 +100,9 @@ def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[IdempotencyStore]:
     """Each kind of store, empty."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = open_store(url, uuid4().hex, ttl_s=600, lease_s=600, connections=2, began_at=datetime.now(UTC))
+    opened = open_store(url, uuid4().hex, ttl_s=600, lease_s=600, began_at=datetime.now(UTC))
     yield opened
-    opened.close()
+    await opened.close()

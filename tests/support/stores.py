@@ -1,10 +1,13 @@
 """Keys, replies and short calls for the tests of the idempotency stores."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from schemas.reply import Reply, ReplyError
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Claim, IdempotencyStore, Key, KnownNotSent, Lease, Unresolved, Unseen
 from worker.core.doubt_window import DoubtWindow
 from worker.core.ownership import Assigned, Assignment, assign_uuid
@@ -12,6 +15,7 @@ from worker.core.ownership import Assigned, Assignment, assign_uuid
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 DOUBT = DoubtWindow(NOW, NOW + timedelta(seconds=13))
 LONG_S, SHORT_S = 600, 0.2
+T = TypeVar("T")
 U, U1, U2, V = (str(UUID(int=number)) for number in range(4))
 
 
@@ -37,24 +41,33 @@ def held(claim: Claim) -> Lease:
     return claim.lease
 
 
-def assign(store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()) -> Assignment:
+async def until(is_wanted: Callable[[T], bool], call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call until its result is the wanted one; returns that."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            result = await call()
+            if is_wanted(result):
+                return result
+            await asyncio.sleep(0.01)  # only the clock of the store can end a lease or a record
+
+
+async def assign(
+    store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()
+) -> Assignment:
     """Assign one of the uuids to a command by the facts of its store, as the worker does."""
-    facts = store.ownership(lease, [*likely, *unlikely])
+    facts = await store.ownership(lease, [*likely, *unlikely])
     return assign_uuid(lease.key.command_id, likely, unlikely, facts)
 
 
-def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:
-    """Record an outcome; raises the error that prevented it."""
-    results: list[Exception | None] = []
-    store.complete(lease, outcome, DOUBT, results.append, is_guess=is_guess)
-    [error] = results  # no other thread calls the store, so this one has made the round trip
-    if error is not None:
-        raise error
+async def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:
+    await store.complete(lease, outcome, DOUBT, is_guess=is_guess)
 
 
-def recover(store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()) -> Assigned:
+async def recover(
+    store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()
+) -> Assigned:
     """Assign one of the uuids to a command and record it as the outcome."""
-    assignment = assign(store, lease, likely, unlikely)
+    assignment = await assign(store, lease, likely, unlikely)
     assert isinstance(assignment, Assigned)
-    complete(store, lease, reply(lease.key.command_id, assignment.uuid), is_guess=assignment.is_guess)
+    await complete(store, lease, reply(lease.key.command_id, assignment.uuid), is_guess=assignment.is_guess)
     return assignment
