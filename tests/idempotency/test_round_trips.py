@@ -44,9 +44,9 @@ class Gate:
         """Return the number of scripts in the requests that are held back."""
         return sum(data.count(b"EVAL") for _, data in self._requests)
 
-    def has_answers(self) -> bool:
-        """Tell whether answers are held back."""
-        return bool(self._answers)
+    def is_holding(self) -> bool:
+        """Tell whether requests or answers are held back."""
+        return bool(self._requests or self._answers)
 
     def let_pass(self) -> None:
         """Forward what is held back; what comes later is still held back."""
@@ -184,6 +184,17 @@ async def test_outcomes_and_claims_that_come_during_a_round_trip_are_recorded_wi
     assert isinstance(await store.claim(key("c"), NOW), KnownNotSent)
 
 
+async def test_a_ping_does_not_wait_for_a_round_trip_of_commands(store: RedisStore, gate: Gate) -> None:
+    gate.holds_requests = True
+    claim = start(store.claim(key("a"), NOW))
+    await until(gate.is_holding)
+    gate.holds_requests = False
+    await store.ping()
+    assert not claim.done()
+    gate.let_pass()
+    await claim
+
+
 async def test_each_of_many_calls_gets_its_own_answer(connect: Connect, redis_url: str) -> None:
     calls = connect(redis_url)
     texts = [str(number) * 100 for number in range(2000)]
@@ -225,7 +236,7 @@ async def test_calls_whose_connection_is_cut_fail_and_are_not_repeated(
     await calls.run(COUNT, [name], [])
     gate.holds_answers = True
     under_way = start(*(calls.run(COUNT, [name], []) for _ in range(3)))
-    await until(gate.has_answers)
+    await until(gate.is_holding)
     waiting = start(calls.run(COUNT, [name], []))
     await asyncio.sleep(0)
     gate.cut()
@@ -262,7 +273,7 @@ async def test_an_answer_that_comes_too_late_is_not_read_by_a_later_call(connect
     gate.holds_answers = True
     [late] = await echoes(calls, "late")
     assert isinstance(late, redis.TimeoutError)
-    await until(gate.has_answers)
+    await until(gate.is_holding)
     gate.holds_answers = False
     gate.let_pass()
     assert await answer_in_time("after") == "after"
