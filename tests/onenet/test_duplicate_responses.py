@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from urllib3.connection import HTTPConnection
 
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import (
@@ -32,7 +31,8 @@ from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.client import OneNETClient
-from worker.onenet.route import Route
+from worker.onenet.route import Server
+from worker.onenet.transport import HTTPTransport
 
 T = TypeVar("T")
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
@@ -190,17 +190,17 @@ class TLSLayers:
     """Runs servers behind zero, one or two layers of TLS, with clients for them; records the clients' connections."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened: list[HTTPConnection] = []
+        self.opened: list[socket.socket] = []
         self._context = server_tls_context(folder, "127.0.0.1")
         self._ca_file = str(folder / "ca.pem")
         self._monkeypatch = monkeypatch
-        open_connection = Route.open
+        connect = HTTPTransport._connected_socket
 
-        def record(route: Route) -> HTTPConnection:
-            self.opened.append(open_connection(route))
+        async def record(transport: HTTPTransport, server: Server) -> socket.socket:
+            self.opened.append(await connect(transport, server))
             return self.opened[-1]
 
-        monkeypatch.setattr(Route, "open", record)
+        monkeypatch.setattr(HTTPTransport, "_connected_socket", record)
 
     @contextmanager
     def client(self, serve: Callable[[Stream], None], layers: int) -> Iterator[OneNETClient]:
@@ -234,7 +234,8 @@ async def test_an_idle_connection_that_received_anything_is_not_reused(
     with tls_layers.client(server.serve, layers) as client:
         assert (await client.execute(command(), NEVER)).answer == Cached("u1")
         server.may_send.set()
-        assert select.select([tls_layers.opened[0].sock], [], [], PATIENCE_S)[0]  # it has arrived
+        # It has arrived, and the event loop has not looked: only a look at the socket finds it.
+        assert select.select([tls_layers.opened[0]], [], [], PATIENCE_S)[0]
         assert (await client.execute(command(), NEVER)).answer == Cached("u2")
 
 

@@ -4,6 +4,7 @@ Errors of the libraries are translated into ``TransportError`` here, and nowhere
 """
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -185,7 +186,8 @@ class HTTPTransport:
                     await loop.sock_connect(sock, address)
             except OSError as exc:
                 sock.close()
-                error = exc
+                # asyncio's text has the address in the place of the reason
+                error = exc if exc.errno is None else OSError(exc.errno, os.strerror(exc.errno))
             except BaseException:
                 sock.close()
                 raise
