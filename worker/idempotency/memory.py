@@ -1,6 +1,5 @@
 """The records of one process: enough for one worker, and gone when it ends."""
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from worker.core.claims import (
     KeyReused,
     KnownNotSent,
     Lease,
-    OnRecorded,
     Unresolved,
     Unseen,
     failed_ms,
@@ -76,7 +74,6 @@ class MemoryStore:
         self._lease_s = lease_s
         self._clock = clock
         self._max_others = max_others
-        self._lock = threading.Lock()
         self._accepted = PackedReplies(ttl_s, max_accepted)
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all commands that are not in _accepted
         self._owners: dict[str, str] = {}  # value of a uuid -> command id
@@ -96,107 +93,93 @@ class MemoryStore:
         """When the records begin."""
         return self._unrecorded_until
 
-    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        with self._lock:
-            self._now = now
-            record = self._records.get(key.command_id)
-            if record is not None and self._is_stale(record):
-                self._remove(record)
-                record = None
-            if record is None and (found := self._accepted.find(key, self._clock())) is not None:
-                return found
-            if record is None:
-                self._keep_owner_of_lookalike(key.match_key)
-                return Unseen(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
-            if record.key.content_hash != key.content_hash:
-                return KeyReused()
-            if record.reply is not None:
-                reply = Reply.model_validate_json(record.reply)
-                if replay is None or failed_ms(reply) != milliseconds(replay.failed_at):
-                    return Completed(reply)
-                record.reply, record.doubt, record.holder_crashed = None, replay.doubt, False
-            if record.lease_ends_at is not None:
-                assert record.claimed_at is not None  # written with the lease
-                if self._clock() < record.lease_ends_at:
-                    return InProgress(DoubtWindow(record.claimed_at, record.claimed_at).union(record.doubt).since)
-                lease_time = DoubtWindow(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
-                record.doubt, record.holder_crashed = lease_time.union(record.doubt), True
-            lease = self._grant(record, now)
-            if record.doubt is None:
-                return KnownNotSent(lease)
-            return Unresolved(lease, record.doubt, record.holder_crashed)
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        self._now = now
+        record = self._records.get(key.command_id)
+        if record is not None and self._is_stale(record):
+            self._remove(record)
+            record = None
+        if record is None and (found := self._accepted.find(key, self._clock())) is not None:
+            return found
+        if record is None:
+            self._keep_owner_of_lookalike(key.match_key)
+            return Unseen(self._grant(_Record(key), now), self._unrecorded_until, self._unrecorded_until)
+        if record.key.content_hash != key.content_hash:
+            return KeyReused()
+        if record.reply is not None:
+            reply = Reply.model_validate_json(record.reply)
+            if replay is None or failed_ms(reply) != milliseconds(replay.failed_at):
+                return Completed(reply)
+            record.reply, record.doubt, record.holder_crashed = None, replay.doubt, False
+        if record.lease_ends_at is not None:
+            assert record.claimed_at is not None  # written with the lease
+            if self._clock() < record.lease_ends_at:
+                return InProgress(DoubtWindow(record.claimed_at, record.claimed_at).union(record.doubt).since)
+            lease_time = DoubtWindow(record.claimed_at, record.claimed_at + timedelta(seconds=self._lease_s))
+            record.doubt, record.holder_crashed = lease_time.union(record.doubt), True
+        lease = self._grant(record, now)
+        if record.doubt is None:
+            return KnownNotSent(lease)
+        return Unresolved(lease, record.doubt, record.holder_crashed)
 
     def mark_not_sent(self, key: Key) -> None:
-        with self._lock:
-            if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
-                self._write(_Record(key))
+        if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
+            self._write(_Record(key))
 
     def was_claimed(self, key: Key) -> bool:
-        with self._lock:
-            record = self._records.get(key.command_id)
-            if record is None:
-                return self._accepted.find(key, self._clock()) is not None
-            return any((record.reply, record.doubt, record.lease_ends_at))
+        record = self._records.get(key.command_id)
+        if record is None:
+            return self._accepted.find(key, self._clock()) is not None
+        return any((record.reply, record.doubt, record.lease_ends_at))
 
-    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        with self._lock:
-            record = self._leased(lease)
-            record.doubt, record.holder_crashed = doubt, holder_crashed
-            if doubt is None:
-                self._remove_lookalike(record)
-            self._end_lease(record)
+    async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+        record = self._leased(lease)
+        record.doubt, record.holder_crashed = doubt, holder_crashed
+        if doubt is None:
+            self._remove_lookalike(record)
+        self._end_lease(record)
 
-    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        with self._lock:
-            return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guess(uuid)}
+    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+        return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guess(uuid)}
 
-    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
-        with self._lock:
-            self._leased(lease)
-            command_id = lease.key.command_id
-            others = self._others(command_id, uuids)
-            lookalikes = self._lookalikes[lease.key.match_key] - {command_id}
-            return OwnershipFacts(
-                {uuid: self._owner(uuid, is_other=uuid in others) for uuid in uuids},
-                len(lookalikes),
-                any(self._has_lease(self._records[lookalike]) for lookalike in lookalikes),
-            )
+    async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+        self._leased(lease)
+        command_id = lease.key.command_id
+        others = self._others(command_id, uuids)
+        lookalikes = self._lookalikes[lease.key.match_key] - {command_id}
+        return OwnershipFacts(
+            {uuid: self._owner(uuid, is_other=uuid in others) for uuid in uuids},
+            len(lookalikes),
+            any(self._has_lease(self._records[lookalike]) for lookalike in lookalikes),
+        )
 
-    def complete(
-        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
-    ) -> None:
-        try:
-            self._record(lease, reply, doubt, is_guess=is_guess)
-        except (LeaseLost, UuidTaken) as exc:
-            on_recorded(exc)
-        else:
-            on_recorded(None)
+    async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
+        self._record(lease, reply, doubt, is_guess=is_guess)
 
-    def ping(self) -> None:
+    async def ping(self) -> None:
         """Do nothing: memory is always available."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Do nothing: there is no connection."""
 
     def _record(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool) -> None:
-        with self._lock:
-            record = self._leased(lease)
-            if reply.uuid is not None and self._others(lease.key.command_id, [reply.uuid]):
-                record.doubt, record.holder_crashed = doubt, False
-                self._end_lease(record)
-                raise UuidTaken(lease.key.command_id)
-            if reply.uuid is not None and is_guess and canonical_uuid(reply.uuid) not in self._owners:
-                self._guesses.add(canonical_uuid(reply.uuid))
-            has_lookalikes = len(self._lookalikes[lease.key.match_key]) > 1  # they may ask for the uuid's owner later
-            is_plain = not has_lookalikes and (reply.uuid is None or canonical_uuid(reply.uuid) not in self._guesses)
-            if is_plain and self._accepted.add(record.key, reply, self._clock()):
-                self._delete(record)
-                return
-            record.reply = reply.model_dump_json().encode()
-            if reply.uuid is not None:
-                self._set_owner(record, reply.uuid)
-            self._remove_lookalike(record)
+        record = self._leased(lease)
+        if reply.uuid is not None and self._others(lease.key.command_id, [reply.uuid]):
+            record.doubt, record.holder_crashed = doubt, False
             self._end_lease(record)
+            raise UuidTaken(lease.key.command_id)
+        if reply.uuid is not None and is_guess and canonical_uuid(reply.uuid) not in self._owners:
+            self._guesses.add(canonical_uuid(reply.uuid))
+        has_lookalikes = len(self._lookalikes[lease.key.match_key]) > 1  # they may ask for the uuid's owner later
+        is_plain = not has_lookalikes and (reply.uuid is None or canonical_uuid(reply.uuid) not in self._guesses)
+        if is_plain and self._accepted.add(record.key, reply, self._clock()):
+            self._delete(record)
+            return
+        record.reply = reply.model_dump_json().encode()
+        if reply.uuid is not None:
+            self._set_owner(record, reply.uuid)
+        self._remove_lookalike(record)
+        self._end_lease(record)
 
     def _grant(self, record: _Record, now: datetime) -> Lease:
         record.token += 1
