@@ -37,24 +37,24 @@ def held(claim: Claim) -> Lease:
     return claim.lease
 
 
-def assign(store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()) -> Assignment:
+async def assign(
+    store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()
+) -> Assignment:
     """Assign one of the uuids to a command by the facts of its store, as the worker does."""
-    facts = store.ownership(lease, [*likely, *unlikely])
+    facts = await store.ownership(lease, [*likely, *unlikely])
     return assign_uuid(lease.key.command_id, likely, unlikely, facts)
 
 
-def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:
+async def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:
     """Record an outcome; raises the error that prevented it."""
-    results: list[Exception | None] = []
-    store.complete(lease, outcome, DOUBT, results.append, is_guess=is_guess)
-    [error] = results  # no other thread calls the store, so this one has made the round trip
-    if error is not None:
-        raise error
+    await store.complete(lease, outcome, DOUBT, is_guess=is_guess)
 
 
-def recover(store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()) -> Assigned:
+async def recover(
+    store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()
+) -> Assigned:
     """Assign one of the uuids to a command and record it as the outcome."""
-    assignment = assign(store, lease, likely, unlikely)
+    assignment = await assign(store, lease, likely, unlikely)
     assert isinstance(assignment, Assigned)
-    complete(store, lease, reply(lease.key.command_id, assignment.uuid), is_guess=assignment.is_guess)
+    await complete(store, lease, reply(lease.key.command_id, assignment.uuid), is_guess=assignment.is_guess)
     return assignment
