@@ -23,22 +23,21 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.support.builders import a_command
-from tests.support.model_loop import ModelLoop, suspend, suspended_around
+from tests.support.model_loop import ModelLoop, suspend
+from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Claim, Key, Lease, Unseen
+from worker.core.claims import Claim, Key, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay, Task
-from worker.core.ownership import OwnershipFacts
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable, StoreUnavailable
-from worker.idempotency.memory import MemoryStore
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
@@ -183,7 +182,7 @@ class ModelPlatform:
         return InDoubt("no answer")
 
 
-class SuspendingStore(MemoryStore):
+class FailingStore(SuspendingStore):
     """The real store behind a connection that may fail; it may stand for one that outlives its workers."""
 
     def __init__(self, world: World, *, outlives_workers: bool) -> None:
@@ -195,31 +194,17 @@ class SuspendingStore(MemoryStore):
         return None if self._outlives_workers else self
 
     async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        claim = await self._call(partial(super().claim, key, now, replay))
+        claim = await super().claim(key, now, replay)
         return Unseen(claim.lease, now) if self._outlives_workers and isinstance(claim, Unseen) else claim
 
-    async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        await self._call(partial(super().release, lease, doubt, holder_crashed=holder_crashed))
-
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        return await self._call(partial(super().owned_by_others, key, uuids))
-
-    async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
-        return await self._call(partial(super().ownership, lease, uuids))
-
-    async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
-        await self._call(partial(super().complete, lease, reply, doubt, is_guess=is_guess))
-
-    async def _call(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         faults = current_faults.get()
         faults.calls += 1
         number, fault = faults.failing_call or (0, "")
         if faults.calls != number:
-            return await suspended_around(call)
-        await suspend()
+            return await super().suspended(call, *args, **options)
         if fault == "answer lost":
-            await call()
-        await suspend()
+            await super().suspended(call, *args, **options)
         raise StoreUnavailable("no answer")
 
 
@@ -240,7 +225,7 @@ class Worker:
 
     processings: dict[Processing, asyncio.Task[None]]
 
-    def __init__(self, world: World, store: SuspendingStore, policy: RetryPolicy) -> None:
+    def __init__(self, world: World, store: FailingStore, policy: RetryPolicy) -> None:
         self._world = world
         self.store = store
         self.loop = ModelLoop(world.seconds)
@@ -334,7 +319,7 @@ class Protocol(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.world = World()
-        self.store = SuspendingStore(self.world, outlives_workers=self.is_shared)
+        self.store = FailingStore(self.world, outlives_workers=self.is_shared)
         self.workers = [self.new_worker() for _ in range(self.workers_count)]
         self.killed: list[Worker] = []  # their coroutines are kept, so that nothing of them runs
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
@@ -426,7 +411,7 @@ class Protocol(RuleBasedStateMachine):
         """End a worker where it is: its deliveries are redelivered, and its memory is lost."""
         worker.lose_connection()
         if not self.is_shared:
-            self.store = SuspendingStore(self.world, outlives_workers=False)
+            self.store = FailingStore(self.world, outlives_workers=False)
         self.killed.append(worker)
         self.workers[self.workers.index(worker)] = self.new_worker()
 

@@ -17,15 +17,6 @@ async def suspend() -> None:
     await loop.suspension()
 
 
-async def suspended_around(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Await a call that never suspends itself, with a suspension before and after its effect."""
-    await suspend()
-    try:
-        return await call()
-    finally:
-        await suspend()
-
-
 class ModelLoop(asyncio.BaseEventLoop):
     """Runs the tasks of one worker, each from one ``suspend`` to the next.
 
