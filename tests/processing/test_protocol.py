@@ -53,8 +53,9 @@ MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
 STORE_FAULTS = ["not reached", "answer lost"]
-ENDS = ["suspended", "killed", "disconnected"]
-MAX_STEPS = 24  # more than one delivery has suspensions
+ENDS = ["suspended", "suspended", "killed", "disconnected"]
+MAX_STEPS = 8  # at once
+ALL_STEPS = 100  # more than one delivery has suspensions
 
 T = TypeVar("T")
 
@@ -367,7 +368,7 @@ class Protocol(RuleBasedStateMachine):
         ready, worker = self.world.ready(), self.worker(number)
         faults = Faults(request, is_history_readable, failing_call if self.is_shared else None, is_confirm_late)
         processing = worker.start(ready[which % len(ready)], faults)
-        worker.go_on(processing, 10 * MAX_STEPS if steps is None else steps)
+        worker.go_on(processing, ALL_STEPS if steps is None else steps)
         if steps is not None and end == "killed":
             self.kill(worker)
         elif steps is not None and end == "disconnected":
@@ -463,7 +464,7 @@ class Protocol(RuleBasedStateMachine):
         for _ in range(1000):
             for worker in self.workers:
                 for processing in list(worker.processings):
-                    worker.go_on(processing, 10 * MAX_STEPS)
+                    worker.go_on(processing, ALL_STEPS)
             ready = self.world.ready()
             if ready:
                 self.worker(0).start(ready[0], Faults())
