@@ -51,7 +51,7 @@ HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S,
 TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
 MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
-FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
+FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command"]
 STORE_FAULTS = ["not reached", "answer lost"]
 ENDS = ["suspended", "suspended", "killed", "disconnected"]
 MAX_STEPS = 8  # at once
@@ -103,6 +103,10 @@ class World:
     def ready(self) -> list[Message]:
         """Return the messages that the broker may deliver."""
         return [each for each in self.messages if each.holder is None and each.ready_at <= self.now]
+
+    def accepted(self) -> set[str]:
+        """Return the uuids of all replies."""
+        return {uuid for outcomes in self.replies.values() for _, uuid, _ in outcomes if uuid}
 
     def take(self, publications: Sequence[Publication]) -> None:
         """Do with publications what the broker does with them."""
@@ -179,6 +183,8 @@ class ModelPlatform:
             world.kept.append(kept)
         if fault == "none":
             return Cached(kept.uuid)
+        if fault == "of another command":
+            return Cached(min(world.accepted(), default=kept.uuid))
         world.pass_time(REQUEST_S)
         return InDoubt("no answer")
 
@@ -219,6 +225,7 @@ class Processing:
     faults: Faults
     is_connected: bool = True
     is_unconfirmed: bool = False  # its copy, of a command that was not claimed
+    has_published: bool = False
 
 
 class Worker:
@@ -252,6 +259,13 @@ class Worker:
             self.loop.resume(task)
             steps -= 1
         self.forget_ended()
+
+    def publish(self, processing: Processing) -> None:
+        """Resume a processing until it has published, but before it acknowledges, or to its end."""
+        while processing in self.processings and not processing.has_published:
+            if not self.loop.can_resume(self.processings[processing]):
+                return
+            self.go_on(processing, 1)
 
     def forget_ended(self) -> None:
         for processing, task in list(self.processings.items()):
@@ -287,6 +301,7 @@ class Worker:
         if not processing.is_connected:
             return False
         self._world.take(MESSAGES.publications(processing.delivery, resolution))
+        processing.has_published = True
         await suspend()
         if not processing.is_connected:
             return False
@@ -338,7 +353,7 @@ class Protocol(RuleBasedStateMachine):
         self.published.add(command_id)
         self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
 
-    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 40]))
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 6, 10, 40]))
     def wait(self, seconds: float) -> None:
         self.pass_time(seconds)
 
@@ -350,7 +365,7 @@ class Protocol(RuleBasedStateMachine):
         is_history_readable=st.sampled_from([True, True, True, False]),
         failing_call=st.none() | st.none() | st.tuples(st.integers(1, 5), st.sampled_from(STORE_FAULTS)),
         is_confirm_late=st.sampled_from([False, False, False, True]),
-        steps=st.none() | st.integers(0, MAX_STEPS),
+        until=st.sampled_from(["the end", "published"]) | st.integers(0, MAX_STEPS),
         end=st.sampled_from(ENDS),
     )
     def deliver(
@@ -361,18 +376,21 @@ class Protocol(RuleBasedStateMachine):
         is_history_readable: bool,
         failing_call: tuple[int, str] | None,
         is_confirm_late: bool,
-        steps: int | None,
+        until: str | int,
         end: str,
     ) -> None:
         """Process a message: to its end, or to any of its suspensions, where its worker goes on with something else."""
         ready, worker = self.world.ready(), self.worker(number)
-        faults = Faults(request, is_history_readable, failing_call if self.is_shared else None, is_confirm_late)
+        if not self.is_shared:  # memory does not fail, and does not know the uuids of an earlier process
+            failing_call, request = None, "none" if request == "of another command" else request
+        faults = Faults(request, is_history_readable, failing_call, is_confirm_late)
         processing = worker.start(ready[which % len(ready)], faults)
-        worker.go_on(processing, ALL_STEPS if steps is None else steps)
-        if steps is not None and end == "killed":
-            self.kill(worker)
-        elif steps is not None and end == "disconnected":
-            worker.lose_connection()
+        if until == "published":
+            worker.publish(processing)
+        else:
+            worker.go_on(processing, until if isinstance(until, int) else ALL_STEPS)
+        if until != "the end":
+            self.interrupt(worker, end)
 
     @precondition(lambda self: any(worker.processings for worker in self.workers))
     @rule(which=st.integers(0, 5), steps=st.integers(1, MAX_STEPS), end=st.sampled_from(ENDS))
@@ -381,10 +399,7 @@ class Protocol(RuleBasedStateMachine):
         under_way = [(worker, each) for worker in self.workers for each in worker.processings]
         worker, processing = under_way[which % len(under_way)]
         worker.go_on(processing, steps)
-        if end == "killed":
-            self.kill(worker)
-        elif end == "disconnected":
-            worker.lose_connection()
+        self.interrupt(worker, end)
 
     @precondition(lambda self: self.world.ready())
     @rule(which=st.integers(0, 5), number=st.integers(0, 1), is_connection_lost=st.booleans())
@@ -407,6 +422,12 @@ class Protocol(RuleBasedStateMachine):
 
     def new_worker(self) -> Worker:
         return Worker(self.world, self.store, self.policy)
+
+    def interrupt(self, worker: Worker, end: str) -> None:
+        if end == "killed":
+            self.kill(worker)
+        elif end == "disconnected":
+            worker.lose_connection()
 
     def kill(self, worker: Worker) -> None:
         """End a worker where it is: its deliveries are redelivered, and its memory is lost."""
@@ -449,7 +470,7 @@ class Protocol(RuleBasedStateMachine):
         assert world.replies.keys() == self.published
         self.nothing_is_cached_more_often_than_it_was_ordered()
         self.no_reply_contradicts_another()
-        accepted = {uuid for outcomes in world.replies.values() for _, uuid, _ in outcomes if uuid}
+        accepted = world.accepted()
         kept = {each.uuid for each in world.kept}
         assert accepted <= kept
         assert accepted == kept or self.is_undecidable
