@@ -32,13 +32,13 @@ def expect_doubt(resolution: Resolution | None) -> AwaitReconciliation:
     return waiting
 
 
-def test_every_reply_is_correct_when_the_platform_sends_each_response_twice(store: IdempotencyStore) -> None:
+async def test_every_reply_is_correct_when_the_platform_sends_each_response_twice(store: IdempotencyStore) -> None:
     server = DuplicatingServer()
     replies: dict[int, tuple[str, str | None]] = {}
     with raw_server(server.serve) as url, onenet_client(url) as client:
         engine = Engine(platform=client, store=store)
         for number in range(COMMANDS):
-            resolution = engine.process(a_task(command_id=f"command-{number}", args=str(number)))
+            resolution = await engine.process(a_task(command_id=f"command-{number}", args=str(number)))
             if isinstance(resolution, Conclude):
                 replies[number] = (resolution.reply.status, resolution.reply.uuid)
             else:
@@ -58,63 +58,63 @@ class PlatformWithUuids:
     def knows(self, _product: str | None) -> bool:
         return True
 
-    def execute(self, _command: Command, _not_after: float) -> Sent:
+    async def execute(self, _command: Command, _not_after: float) -> Sent:
         return Sent(Cached(self.uuids.pop(0)), valid_time_omitted=False)
 
-    def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
+    async def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
         return []
 
 
 @pytest.mark.parametrize("uuid", UUID_FORMS, ids=["a standard uuid", "another form"])
 @pytest.mark.parametrize("is_lookalike", [True, False])
-def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
+async def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
     store: IdempotencyStore, uuid: str, is_lookalike: bool
 ) -> None:
     """The command is in doubt, as if its response had been lost."""
     engine = Engine(platform=PlatformWithUuids([uuid, uuid, "its own"]), store=store)
-    assert reply_of(engine.process(a_task())).uuid == uuid
+    assert reply_of(await engine.process(a_task())).uuid == uuid
     other = a_task(command_id="b", args="the same" if is_lookalike else "another")
-    expect_doubt(engine.process(other))
-    expect_doubt(engine.process(other))  # by its record this time
-    assert engine.recorded(a_task()).uuid == uuid
+    expect_doubt(await engine.process(other))
+    expect_doubt(await engine.process(other))  # by its record this time
+    assert (await engine.recorded(a_task())).uuid == uuid
 
 
 @pytest.mark.parametrize("in_doubt", ["dead-letter", "resend"])
-def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_resend(
+async def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_resend(
     store: IdempotencyStore, in_doubt: InDoubtMode
 ) -> None:
     engine = Engine(in_doubt, platform=PlatformWithUuids([UUID, UUID, "its own"]), store=store)
-    engine.process(a_task())
-    copy = engine.copy_of(engine.process(a_task(command_id="b")))
-    resolution = engine.process(a_task(copy, command_id="b"))
+    await engine.process(a_task())
+    copy = engine.copy_of(await engine.process(a_task(command_id="b")))
+    resolution = await engine.process(a_task(copy, command_id="b"))
     if in_doubt == "resend":
         assert (reply_of(resolution).status, reply_of(resolution).uuid) == ("accepted", "its own")
     else:
         assert failure_of(resolution).code == "outcome_unknown"
 
 
-def test_resend_stops_at_max_attempts_when_every_response_has_the_uuid_of_another_command(
+async def test_resend_stops_at_max_attempts_when_every_response_has_the_uuid_of_another_command(
     store: IdempotencyStore,
 ) -> None:
     engine = Engine("resend", platform=(platform := PlatformWithUuids([UUID] * 9)), store=store)
-    engine.process(a_task())
-    resolution = engine.process(a_task(command_id="b"))
+    await engine.process(a_task())
+    resolution = await engine.process(a_task(command_id="b"))
     while isinstance(resolution, AwaitReconciliation):
-        resolution = engine.process(a_task(engine.copy_of(resolution), command_id="b"))
+        resolution = await engine.process(a_task(engine.copy_of(resolution), command_id="b"))
     assert failure_of(resolution).code == "outcome_unknown"
     assert reply_of(resolution).attempts == 3
     assert len(platform.uuids) == 9 - 1 - 3
 
 
-def test_a_crash_suspect_that_gets_the_uuid_of_another_command_stays_in_doubt(store: IdempotencyStore) -> None:
+async def test_a_crash_suspect_that_gets_the_uuid_of_another_command_stays_in_doubt(store: IdempotencyStore) -> None:
     """Its copy, which was published before the attempt, carries the doubt on."""
     engine = Engine(platform=PlatformWithUuids([UUID, UUID]), store=store)
-    engine.process(a_task())
+    await engine.process(a_task())
     suspect = a_task(a_copy(doubt=DoubtWindow(NOW, NOW), crash_count=0), command_id="b")
     # The record that a crash leaves behind: in doubt, with the delay before the reconciliation over.
     assert suspect.command is not None
-    claim = store.claim(key_of(suspect.command), NOW)
+    claim = await store.claim(key_of(suspect.command), NOW)
     assert isinstance(claim, Unseen)
-    store.release(claim.lease, DoubtWindow(NOW, NOW), holder_crashed=True)
-    expect_doubt(expect(Replaced, engine.process(suspect)).result)
-    expect_doubt(engine.process(a_task(command_id="b")))
+    await store.release(claim.lease, DoubtWindow(NOW, NOW), holder_crashed=True)
+    expect_doubt(expect(Replaced, await engine.process(suspect)).result)
+    expect_doubt(await engine.process(a_task(command_id="b")))

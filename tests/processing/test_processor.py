@@ -35,97 +35,99 @@ from worker.core.resolution import Conclude, Duplicate
 EXPIRED = "2026-01-01T00:00:00"
 
 
-def test_an_outcome_is_recorded_before_anything_is_published(engine: Engine) -> None:
+async def test_an_outcome_is_recorded_before_anything_is_published(engine: Engine) -> None:
     """So that whatever fails from there on repeats the reply and never the request."""
-    resolution = expect(Conclude, engine.process(a_task()))
+    resolution = expect(Conclude, await engine.process(a_task()))
     assert resolution.outcome == Accepted("u")
     assert engine.steps == ["claim", "request", "complete"]
 
 
 @pytest.mark.parametrize("is_omitted", [True, False])
-def test_a_reply_tells_whether_valid_time_was_part_of_the_request(engine: Engine, is_omitted: bool) -> None:
+async def test_a_reply_tells_whether_valid_time_was_part_of_the_request(engine: Engine, is_omitted: bool) -> None:
     engine.platform.valid_time_omitted = is_omitted
-    assert reply_of(engine.process(a_task())).valid_time_omitted is is_omitted
+    assert reply_of(await engine.process(a_task())).valid_time_omitted is is_omitted
 
 
-def test_a_redelivered_command_with_an_outcome_gets_the_recorded_reply(engine: Engine) -> None:
-    first = reply_of(engine.process(a_task()))
-    again = expect(Duplicate, engine.process(a_task(redelivered())))
+async def test_a_redelivered_command_with_an_outcome_gets_the_recorded_reply(engine: Engine) -> None:
+    first = reply_of(await engine.process(a_task()))
+    again = expect(Duplicate, await engine.process(a_task(redelivered())))
     assert (again.reply, again.repeats_dead_letter) == (first, False)
     assert engine.steps.count("request") == 1
 
 
-def test_a_redelivered_failure_is_dead_lettered_again_and_a_duplicate_message_is_not(engine: Engine) -> None:
+async def test_a_redelivered_failure_is_dead_lettered_again_and_a_duplicate_message_is_not(engine: Engine) -> None:
     """Perhaps the dead letter of the redelivered message is the one that was not confirmed."""
-    failed = expect(Conclude, engine.process(a_task(expired_time=EXPIRED)))
+    failed = expect(Conclude, await engine.process(a_task(expired_time=EXPIRED)))
     assert failure_of(failed).code == "expired"
-    assert engine.process(a_task(redelivered(), expired_time=EXPIRED)) == Duplicate(failed.reply, True)
+    assert await engine.process(a_task(redelivered(), expired_time=EXPIRED)) == Duplicate(failed.reply, True)
     # Another message with the id: its dead letter is there already.
-    assert engine.process(a_task(expired_time=EXPIRED)) == Duplicate(failed.reply, False)
+    assert await engine.process(a_task(expired_time=EXPIRED)) == Duplicate(failed.reply, False)
 
 
-def test_a_command_whose_answer_is_lost_awaits_reconciliation_with_the_window_of_its_request(engine: Engine) -> None:
+async def test_a_command_whose_answer_is_lost_awaits_reconciliation_with_the_window_of_its_request(
+    engine: Engine,
+) -> None:
     engine.platform.answers = [InDoubt("read timeout")]
     before = engine.now()
-    waiting = expect_reconciliation(engine.process(a_task()))
+    waiting = expect_reconciliation(await engine.process(a_task()))
     assert waiting.doubt.since is not None
     assert before <= waiting.doubt.since <= waiting.doubt.until <= datetime.now(UTC)
     assert waiting.attempt == 1
     assert engine.copy_of(waiting).doubt == DoubtWindow.parse(str(waiting.doubt))
 
 
-def test_a_second_copy_of_a_command_in_doubt_waits_without_a_request(engine: Engine) -> None:
+async def test_a_second_copy_of_a_command_in_doubt_waits_without_a_request(engine: Engine) -> None:
     """A retry that was known not sent and a copy in doubt may both be on their way: the later one must not send."""
     engine.platform.answers = [InDoubt("read timeout")]
-    engine.process(a_task())
-    expect_reconciliation(engine.process(a_task(a_copy(attempt=2))))
+    await engine.process(a_task())
+    expect_reconciliation(await engine.process(a_task(a_copy(attempt=2))))
     assert engine.steps.count("request") == 1
     assert "history" not in engine.steps
 
 
-def test_a_command_that_was_not_sent_is_sent_when_its_retry_is_delivered(engine: Engine) -> None:
+async def test_a_command_that_was_not_sent_is_sent_when_its_retry_is_delivered(engine: Engine) -> None:
     engine.platform.answers = [NotSent("refused")]
-    retry = expect_retry(engine.process(a_task()))
+    retry = expect_retry(await engine.process(a_task()))
     copy = engine.copy_of(retry)
     assert notes(copy) == {"attempt": 2}
-    resolution = expect(Conclude, engine.process(a_task(copy)))
+    resolution = expect(Conclude, await engine.process(a_task(copy)))
     assert (resolution.reply.status, resolution.reply.attempts) == ("accepted", 2)
     assert engine.steps.count("request") == 2
 
 
-def test_a_redelivered_original_and_its_confirmed_retry_cause_one_request_between_them(engine: Engine) -> None:
+async def test_a_redelivered_original_and_its_confirmed_retry_cause_one_request_between_them(engine: Engine) -> None:
     """The process was cut off between the retry's confirm and the acknowledgement, so both are delivered."""
     engine.platform.answers = [NotSent("refused")]
-    retry = engine.process(a_task())
-    original = expect(Conclude, engine.process(a_task(redelivered())))
+    retry = await engine.process(a_task())
+    original = expect(Conclude, await engine.process(a_task(redelivered())))
     assert original.reply.status == "accepted"
-    assert engine.process(a_task(engine.copy_of(retry))) == Duplicate(original.reply, False)
+    assert await engine.process(a_task(engine.copy_of(retry))) == Duplicate(original.reply, False)
     assert engine.steps.count("request") == 2  # the refused one, and one that got through
 
 
-def test_a_redelivered_command_without_a_record_awaits_reconciliation_first(engine: Engine) -> None:
-    waiting = expect_reconciliation(engine.process(a_task(redelivered())))
+async def test_a_redelivered_command_without_a_record_awaits_reconciliation_first(engine: Engine) -> None:
+    waiting = expect_reconciliation(await engine.process(a_task(redelivered())))
     copy = engine.copy_of(waiting)
     assert copy.doubt is not None
     assert (copy.doubt.since, copy.crash_count) == (None, 0)
     assert not {"request", "history"} & set(engine.steps)
 
 
-def test_a_delivery_that_was_not_started_raises_no_doubt_when_it_is_redelivered(engine: Engine) -> None:
+async def test_a_delivery_that_was_not_started_raises_no_doubt_when_it_is_redelivered(engine: Engine) -> None:
     engine.unstarted.mark_not_sent(a_task())
-    assert reply_of(engine.process(a_task(redelivered()))).status == "accepted"
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
 
 
-def test_a_delivery_in_doubt_that_was_not_started_stays_in_doubt_when_it_is_redelivered(engine: Engine) -> None:
+async def test_a_delivery_in_doubt_that_was_not_started_stays_in_doubt_when_it_is_redelivered(engine: Engine) -> None:
     engine.unstarted.mark_not_sent(a_task(redelivered()))
-    expect_reconciliation(engine.process(a_task(redelivered())))
+    expect_reconciliation(await engine.process(a_task(redelivered())))
     assert "request" not in engine.steps
 
 
-def test_a_delivery_of_a_command_in_progress_is_postponed(engine: Engine) -> None:
+async def test_a_delivery_of_a_command_in_progress_is_postponed(engine: Engine) -> None:
     began_at = engine.now()
     resolutions = engine.process_during_request(lambda: a_task(redelivered()))
-    assert reply_of(engine.process(a_task())).status == "accepted"
+    assert reply_of(await engine.process(a_task())).status == "accepted"
     other = engine.copy_of(expect_postpone(resolutions[0]))
     assert other.doubt is not None  # all there is, should the record be lost
     assert other.doubt.since is not None
@@ -133,191 +135,193 @@ def test_a_delivery_of_a_command_in_progress_is_postponed(engine: Engine) -> Non
     assert engine.steps.count("request") == 1
 
 
-def test_nothing_is_sent_while_the_store_is_unavailable(engine: Engine) -> None:
+async def test_nothing_is_sent_while_the_store_is_unavailable(engine: Engine) -> None:
     engine.store.failing = {"claim"}
-    first = expect_postpone(engine.process(a_task()))
+    first = expect_postpone(await engine.process(a_task()))
     assert not first.is_unclaimed
     assert notes(engine.copy_of(first)) == {"attempt": 1}
-    doubt = engine.copy_of(expect_postpone(engine.process(a_task(redelivered())))).doubt
+    doubt = engine.copy_of(expect_postpone(await engine.process(a_task(redelivered())))).doubt
     assert doubt is not None  # a copy does not look redelivered
     assert doubt.since is None
     assert "request" not in engine.steps
 
 
-def test_a_command_whose_outcome_cannot_be_recorded_is_in_doubt(engine: Engine) -> None:
+async def test_a_command_whose_outcome_cannot_be_recorded_is_in_doubt(engine: Engine) -> None:
     engine.store.failing = {"complete"}
     before = engine.now()
-    doubt = engine.copy_of(expect_postpone(engine.process(a_task()))).doubt
+    doubt = engine.copy_of(expect_postpone(await engine.process(a_task()))).doubt
     assert doubt is not None
     assert doubt.since is not None
     assert doubt.since >= before - timedelta(milliseconds=1)
 
 
-def test_a_command_that_was_not_sent_is_not_in_doubt_although_the_store_is_unavailable(engine: Engine) -> None:
+async def test_a_command_that_was_not_sent_is_not_in_doubt_although_the_store_is_unavailable(engine: Engine) -> None:
     """A doubt where there is none would delay each command whenever the store is unavailable."""
     engine.store.failing = {"complete", "release"}
-    expired = engine.process(a_task(expired_time=in_hours(-1)))
+    expired = await engine.process(a_task(expired_time=in_hours(-1)))
     assert notes(engine.copy_of(expect_postpone(expired))) == {"attempt": 1}
     engine.platform.answers = [NotSent("refused")]
-    not_sent = engine.process(a_task(command_id="b"))
+    not_sent = await engine.process(a_task(command_id="b"))
     assert notes(engine.copy_of(expect_postpone(not_sent))) == {"attempt": 1}
 
 
-def test_a_command_whose_answer_is_lost_stays_in_doubt_when_its_release_fails(engine: Engine) -> None:
+async def test_a_command_whose_answer_is_lost_stays_in_doubt_when_its_release_fails(engine: Engine) -> None:
     engine.platform.answers = [InDoubt("read timeout")]
     engine.store.failing = {"release"}
     before = engine.now()
-    postpone = expect_postpone(engine.process(a_task()))
+    postpone = expect_postpone(await engine.process(a_task()))
     assert postpone.doubt is not None
     assert postpone.doubt.since is not None
     assert before <= postpone.doubt.since <= postpone.doubt.until
     engine.restart()  # its lease ends with the process
     copy = engine.copy_of(postpone)
     assert copy.doubt == DoubtWindow.parse(str(postpone.doubt))
-    expect_reconciliation(engine.process(a_task(copy)))
+    expect_reconciliation(await engine.process(a_task(copy)))
     assert engine.steps.count("request") == 1
 
 
-def test_a_redelivered_command_whose_release_fails_is_in_doubt_from_an_unknown_time(engine: Engine) -> None:
+async def test_a_redelivered_command_whose_release_fails_is_in_doubt_from_an_unknown_time(engine: Engine) -> None:
     """The copy that takes its place does not look redelivered."""
     engine.unstarted.mark_not_sent(a_task())
     engine.platform.answers = [InDoubt("read timeout")]
     engine.store.failing = {"release"}
-    doubt = expect_postpone(engine.process(a_task(redelivered()))).doubt
+    doubt = expect_postpone(await engine.process(a_task(redelivered()))).doubt
     assert doubt is not None
     assert doubt.since is None
 
 
-def test_an_accepted_command_that_was_not_recorded_is_found_in_the_history_and_not_sent_again(engine: Engine) -> None:
+async def test_an_accepted_command_that_was_not_recorded_is_found_in_the_history_and_not_sent_again(
+    engine: Engine,
+) -> None:
     engine.store.failing = {"complete"}
-    noted = engine.copy_of(engine.process(a_task())).doubt
+    noted = engine.copy_of(await engine.process(a_task())).doubt
     assert noted is not None
     assert noted.since is not None
     engine.restart()  # which ends the lease, as far as this process knows
     engine.platform.candidates = [a_likely("u")]
     long_since = DoubtWindow(noted.since - timedelta(hours=1), noted.until - timedelta(hours=1))
-    found = reply_of(engine.process(a_task(a_copy(doubt=long_since))))
+    found = reply_of(await engine.process(a_task(a_copy(doubt=long_since))))
     assert (found.uuid, found.recovered) == ("u", True)
     assert engine.steps.count("request") == 1
 
 
-def test_a_copy_keeps_doubt_and_crash_count_while_the_store_is_unavailable(
+async def test_a_copy_keeps_doubt_and_crash_count_while_the_store_is_unavailable(
     engine: Engine,
 ) -> None:
     engine.store.failing = {"claim"}
     suspect = in_doubt(2, crash_count=3)
-    copy = engine.copy_of(expect_postpone(engine.process(a_task(suspect))))
+    copy = engine.copy_of(expect_postpone(await engine.process(a_task(suspect))))
     assert notes(copy) == notes(suspect) == {"attempt": 2, "doubt": PAST_DOUBT, "crash_count": 3}
     assert engine.steps == []
 
 
-def test_a_command_of_an_unknown_product_fails_unless_it_may_have_been_sent(engine: Engine) -> None:
-    assert failure_of(engine.process(a_task(product="gone"))).code == "unknown_product"
+async def test_a_command_of_an_unknown_product_fails_unless_it_may_have_been_sent(engine: Engine) -> None:
+    assert failure_of(await engine.process(a_task(product="gone"))).code == "unknown_product"
     engine.platform.candidates = None
-    expect_reconciliation(engine.process(a_task(in_doubt(), product="gone")))
+    expect_reconciliation(await engine.process(a_task(in_doubt(), product="gone")))
 
 
-def test_a_command_in_doubt_of_an_unknown_product_ends_as_outcome_unknown(
+async def test_a_command_in_doubt_of_an_unknown_product_ends_as_outcome_unknown(
     engine: Engine,
 ) -> None:
     """The code unknown_product would say that it was not sent."""
     engine.platform.candidates = None
-    assert failure_of(engine.process(a_task(in_doubt(3), product="gone"))).code == "outcome_unknown"
+    assert failure_of(await engine.process(a_task(in_doubt(3), product="gone"))).code == "outcome_unknown"
     assert engine.steps == ["claim", "history", "complete"]
 
 
-def test_expired_time_is_checked_before_each_request(engine: Engine) -> None:
-    assert failure_of(engine.process(a_task(expired_time=in_hours(-1)))).code == "expired"
+async def test_expired_time_is_checked_before_each_request(engine: Engine) -> None:
+    assert failure_of(await engine.process(a_task(expired_time=in_hours(-1)))).code == "expired"
     assert "request" not in engine.steps
 
 
-def test_a_command_that_can_never_succeed_is_not_recorded(engine: Engine) -> None:
+async def test_a_command_that_can_never_succeed_is_not_recorded(engine: Engine) -> None:
     for envelope in (an_envelope(), redelivered()):
-        resolution = expect(Conclude, engine.process(a_task(envelope, retry=11)))
+        resolution = expect(Conclude, await engine.process(a_task(envelope, retry=11)))
         assert failure_of(resolution).code == "invalid_command"
         assert resolution.lease is None
     assert engine.steps == []
 
 
-def test_a_doubt_that_only_the_record_knows_counts_as_much_as_a_noted_one(engine: Engine) -> None:
+async def test_a_doubt_that_only_the_record_knows_counts_as_much_as_a_noted_one(engine: Engine) -> None:
     """The retry of an attempt that was not sent says nothing of the copy whose answer was lost meanwhile."""
     engine.platform.answers = [NotSent("refused"), InDoubt("read timeout")]
-    retry = engine.copy_of(engine.process(a_task()))
+    retry = engine.copy_of(await engine.process(a_task()))
     assert retry.doubt is None
-    expect_reconciliation(engine.process(a_task(redelivered())))
-    waiting = expect_reconciliation(engine.process(a_task(retry)))
+    expect_reconciliation(await engine.process(a_task(redelivered())))
+    waiting = expect_reconciliation(await engine.process(a_task(retry)))
     assert engine.copy_of(waiting).doubt is not None
     assert engine.steps.count("request") == 2
 
 
-def test_a_command_id_with_other_content_is_a_conflict_and_leaves_the_first_command_alone(engine: Engine) -> None:
+async def test_a_command_id_with_other_content_is_a_conflict_and_leaves_the_first_command_alone(engine: Engine) -> None:
     """Its reply must not be taken for the first one's, and its own is not recorded over it."""
-    first = reply_of(engine.process(a_task()))
-    conflict = expect(Conclude, engine.process(a_task(res_id=1)))
+    first = reply_of(await engine.process(a_task()))
+    conflict = expect(Conclude, await engine.process(a_task(res_id=1)))
     assert failure_of(conflict).code == "command_id_conflict"
     assert conflict.lease is None
     assert engine.steps.count("request") == 1
-    assert engine.process(a_task()) == Duplicate(first, False)
+    assert await engine.process(a_task()) == Duplicate(first, False)
 
 
-def test_dead_letter_mode_makes_a_lost_answer_and_an_unrecorded_redelivery_unknown() -> None:
+async def test_dead_letter_mode_makes_a_lost_answer_and_an_unrecorded_redelivery_unknown() -> None:
     engine = Engine("dead-letter")
     engine.platform.answers = [InDoubt("read timeout")]
-    assert failure_of(engine.process(a_task())).code == "outcome_unknown"
-    assert failure_of(engine.process(a_task(redelivered(), command_id="b"))).code == "outcome_unknown"
+    assert failure_of(await engine.process(a_task())).code == "outcome_unknown"
+    assert failure_of(await engine.process(a_task(redelivered(), command_id="b"))).code == "outcome_unknown"
     assert engine.steps.count("request") == 1
 
 
-def test_in_mode_dead_letter_the_outcome_of_a_redelivery_without_a_record_is_recorded() -> None:
+async def test_in_mode_dead_letter_the_outcome_of_a_redelivery_without_a_record_is_recorded() -> None:
     engine = Engine("dead-letter")
-    failed = expect(Conclude, engine.process(a_task(redelivered())))
+    failed = expect(Conclude, await engine.process(a_task(redelivered())))
     assert failure_of(failed).code == "outcome_unknown"
     assert engine.steps == ["claim", "complete"]
-    assert engine.process(a_task(redelivered())) == Duplicate(failed.reply, True)  # for its dead letter's sake
+    assert await engine.process(a_task(redelivered())) == Duplicate(failed.reply, True)  # for its dead letter's sake
     assert engine.steps == ["claim", "complete", "claim"]
 
 
-def test_a_suspect_without_a_recorded_outcome_stays_a_suspect() -> None:
+async def test_a_suspect_without_a_recorded_outcome_stays_a_suspect() -> None:
     engine = Engine("dead-letter")
     engine.store.failing = {"complete"}
-    copy = engine.copy_of(expect_postpone(engine.process(a_task(redelivered()))))
+    copy = engine.copy_of(expect_postpone(await engine.process(a_task(redelivered()))))
     assert copy.crash_count == 0
     assert copy.doubt is not None
 
 
-def test_in_mode_resend_a_command_in_doubt_is_sent_again_without_a_history_read() -> None:
+async def test_in_mode_resend_a_command_in_doubt_is_sent_again_without_a_history_read() -> None:
     engine = Engine("resend")
     engine.platform.answers = [InDoubt("read timeout")]
-    retry = expect_retry(engine.process(a_task()))
+    retry = expect_retry(await engine.process(a_task()))
     copy = engine.copy_of(retry)
     assert copy.attempt == 2
     assert copy.doubt is not None
-    assert reply_of(engine.process(a_task(copy))).status == "accepted"
+    assert reply_of(await engine.process(a_task(copy))).status == "accepted"
     assert engine.steps.count("request") == 2
     assert "history" not in engine.steps
 
 
-def test_in_mode_resend_a_redelivery_without_a_record_is_announced_and_tried_at_once() -> None:
+async def test_in_mode_resend_a_redelivery_without_a_record_is_announced_and_tried_at_once() -> None:
     """A command that may have crashed a worker is announced in every mode."""
     engine = Engine("resend")
-    result = replaced(engine.process(a_task(redelivered())))
+    result = replaced(await engine.process(a_task(redelivered())))
     assert engine.steps == ["claim", "announce", "request", "complete"]
     assert engine.announcement().crash_count == 1
     assert result is not None
-    assert engine.process(a_task(engine.announcement())) == Duplicate(reply_of(result), False)
+    assert await engine.process(a_task(engine.announcement())) == Duplicate(reply_of(result), False)
 
 
-def test_in_mode_resend_the_outcome_of_a_command_in_doubt_is_never_that_it_was_not_cached() -> None:
+async def test_in_mode_resend_the_outcome_of_a_command_in_doubt_is_never_that_it_was_not_cached() -> None:
     engine = Engine("resend")
     late = a_task(in_doubt(2), expired_time=in_hours(-1))
-    assert failure_of(engine.process(late)).code == "outcome_unknown"
+    assert failure_of(await engine.process(late)).code == "outcome_unknown"
     assert "request" not in engine.steps
 
 
 class TestForgottenCopies:
     """Copies of commands that first arrived before the records in memory begin."""
 
-    def test_a_copy_older_than_the_records_in_memory_awaits_reconciliation_before_it_is_sent(
+    async def test_a_copy_older_than_the_records_in_memory_awaits_reconciliation_before_it_is_sent(
         self, engine: Engine
     ) -> None:
         """The worker was killed between the copy's confirm and the acknowledgement of its original.
@@ -327,27 +331,27 @@ class TestForgottenCopies:
         """
         message = an_envelope()
         engine.platform.answers = [NotSent("throttled", is_throttled=True)]
-        copy = engine.copy_of(expect_postpone(engine.process(a_task(message))))
+        copy = engine.copy_of(expect_postpone(await engine.process(a_task(message))))
         assert notes(copy) == {"attempt": 1}  # nothing on it tells of a request
         engine.restart(began_at=engine.now())
         engine.seconds += 1
-        second = engine.copy_of(engine.process(a_task(redelivered(message))))
+        second = engine.copy_of(await engine.process(a_task(redelivered(message))))
         engine.ahead_s += RECONCILE_DELAY_S + 1
-        engine.kill_during_request(a_task(second))
+        await engine.kill_during_request(a_task(second))
         engine.restart(began_at=engine.now())
         sent = engine.steps.count("request")
-        waiting = expect_reconciliation(engine.process(a_task(copy)))
+        waiting = expect_reconciliation(await engine.process(a_task(copy)))
         assert waiting.doubt.since is None
         assert waiting.doubt.until >= engine.now() - timedelta(seconds=10)
         assert engine.steps.count("request") == sent
         engine.ahead_s += RECONCILE_DELAY_S + 1
         engine.platform.candidates = [a_likely("its own")]
-        found = reply_of(engine.process(a_task(engine.copy_of(waiting))))
+        found = reply_of(await engine.process(a_task(engine.copy_of(waiting))))
         assert (found.uuid, found.recovered) == ("its own", True)
         assert engine.steps.count("request") == sent
 
     @pytest.mark.parametrize("way", ["republished by this process", "republished for the next", "connection lost"])
-    def test_a_copy_older_than_the_records_stays_in_doubt_when_it_is_not_started(
+    async def test_a_copy_older_than_the_records_stays_in_doubt_when_it_is_not_started(
         self, engine: Engine, way: str
     ) -> None:
         copy = a_copy()
@@ -357,16 +361,20 @@ class TestForgottenCopies:
         again = redelivered(copy) if way == "connection lost" else engine.republished(task)
         if way == "republished for the next":
             engine.restart(began_at=engine.now() + timedelta(seconds=2))
-        expect_reconciliation(engine.process(a_task(again)))
+        expect_reconciliation(await engine.process(a_task(again)))
         assert "request" not in engine.steps
 
-    def test_a_copy_that_first_arrived_after_the_records_in_memory_begin_is_sent_at_once(self, engine: Engine) -> None:
-        assert reply_of(engine.process(a_task(a_copy()))).status == "accepted"
+    async def test_a_copy_that_first_arrived_after_the_records_in_memory_begin_is_sent_at_once(
+        self, engine: Engine
+    ) -> None:
+        assert reply_of(await engine.process(a_task(a_copy()))).status == "accepted"
         assert "history" not in engine.steps
 
-    def test_a_first_delivery_is_sent_at_once_however_long_ago_it_claims_to_have_arrived(self, engine: Engine) -> None:
+    async def test_a_first_delivery_is_sent_at_once_however_long_ago_it_claims_to_have_arrived(
+        self, engine: Engine
+    ) -> None:
         old = an_envelope(first_arrived_at=LONG_AGO.timestamp() - 1)
-        assert reply_of(engine.process(a_task(old))).status == "accepted"
+        assert reply_of(await engine.process(a_task(old))).status == "accepted"
         assert "history" not in engine.steps
 
 
@@ -380,58 +388,60 @@ class TestReplays:
         return a_copy(replay=Replay(failed_at, doubt), doubt=doubt, is_free_attempt=True)
 
     @staticmethod
-    def fail(engine: Engine) -> datetime:
+    async def fail(engine: Engine) -> datetime:
         """Let a command fail for good; returns when it failed, as a dead letter has it."""
-        envelope = engine.last_attempt()
-        engine.process(a_task(command_id="another"))  # so that the platform is not down
+        envelope = await engine.last_attempt()
+        await engine.process(a_task(command_id="another"))  # so that the platform is not down
         engine.platform.answers = [NotSent("refused")]
-        failed = expect(Conclude, engine.process(a_task(envelope)))
+        failed = expect(Conclude, await engine.process(a_task(envelope)))
         assert failure_of(failed).code == "retries_exhausted"
         engine.steps.clear()
         return datetime.fromisoformat(failed.reply.completed_at.isoformat(timespec="milliseconds"))
 
-    def test_a_replay_sends_a_failed_command_once_and_no_other_message_does(self, engine: Engine) -> None:
-        failed_at = self.fail(engine)
-        assert engine.recorded(a_task()).status == "failed"
-        accepted = reply_of(expect(Conclude, engine.process(a_task(self.replay(failed_at)))))
+    async def test_a_replay_sends_a_failed_command_once_and_no_other_message_does(self, engine: Engine) -> None:
+        failed_at = await self.fail(engine)
+        assert (await engine.recorded(a_task())).status == "failed"
+        accepted = reply_of(expect(Conclude, await engine.process(a_task(self.replay(failed_at)))))
         assert (accepted.status, accepted.attempts) == ("accepted", 1)
         assert engine.steps.count("request") == 1
-        assert engine.recorded(a_task(self.replay(failed_at))) == accepted  # the order may arrive twice
+        assert await engine.recorded(a_task(self.replay(failed_at))) == accepted  # the order may arrive twice
         assert engine.steps.count("request") == 1
 
-    def test_a_replay_whose_failure_is_not_recorded_awaits_reconciliation(self, engine: Engine) -> None:
+    async def test_a_replay_whose_failure_is_not_recorded_awaits_reconciliation(self, engine: Engine) -> None:
         """It may be the second delivery of the order, and the record of the first be gone."""
-        waiting = expect_reconciliation(engine.process(a_task(self.replay(self.FAILED_AT))))
+        waiting = expect_reconciliation(await engine.process(a_task(self.replay(self.FAILED_AT))))
         copy = engine.copy_of(waiting)
         assert copy.doubt is not None
         assert copy.doubt.since == self.FAILED_AT
         assert "request" not in engine.steps
 
     @pytest.mark.parametrize("mode", ["reconcile", "dead-letter", "resend"])
-    def test_the_history_of_a_replay_in_doubt_is_read_in_every_mode(self, mode: InDoubtMode) -> None:
+    async def test_the_history_of_a_replay_in_doubt_is_read_in_every_mode(self, mode: InDoubtMode) -> None:
         engine = Engine(mode)
-        failed_at = self.fail(engine)
-        accepted = reply_of(engine.process(a_task(self.replay(failed_at, DoubtWindow(None, LONG_AGO)))))
+        failed_at = await self.fail(engine)
+        accepted = reply_of(await engine.process(a_task(self.replay(failed_at, DoubtWindow(None, LONG_AGO)))))
         assert engine.steps == ["claim", "history", "request", "complete"]
         assert (accepted.status, accepted.attempts) == ("accepted", 1)
 
-    def test_a_postponed_replay_is_still_a_replay_when_its_copy_is_delivered(self, engine: Engine) -> None:
-        failed_at = self.fail(engine)
+    async def test_a_postponed_replay_is_still_a_replay_when_its_copy_is_delivered(self, engine: Engine) -> None:
+        failed_at = await self.fail(engine)
         engine.pause()
-        copy = engine.copy_of(expect_postpone(engine.process(a_task(self.replay(failed_at)))))
+        copy = engine.copy_of(expect_postpone(await engine.process(a_task(self.replay(failed_at)))))
         assert copy.replay is not None
         assert copy.replay.failed_at == failed_at
         assert (copy.attempt, copy.is_free_attempt) == (1, True)
 
 
-def test_a_duplicate_message_that_was_not_started_is_in_doubt_once_its_original_was_claimed(engine: Engine) -> None:
+async def test_a_duplicate_message_that_was_not_started_is_in_doubt_once_its_original_was_claimed(
+    engine: Engine,
+) -> None:
     """Found by chaos tests: the original was accepted, the worker killed, and the copy that only waited was sent."""
     duplicate = a_task()
     assert engine.republished(duplicate).doubt is None
     engine.unstarted.mark_not_sent(duplicate)
     assert engine.republished(duplicate).doubt is None
-    engine.process(a_task())
+    await engine.process(a_task())
     for copy in (engine.republished(duplicate), engine.postponed(duplicate)):
         engine.restart()
-        expect_reconciliation(engine.process(a_task(copy)))
+        expect_reconciliation(await engine.process(a_task(copy)))
     assert engine.steps.count("request") == 1

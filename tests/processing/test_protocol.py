@@ -1,15 +1,19 @@
 """The protocol against a model of broker and platform: no reachable state has a command lost or cached twice.
 
-The handler and the store are the real ones. The model decides what comes when: deliveries, copies, redeliveries,
-faults, and at which point a worker ends. Time only passes when the model says so.
+The engine and the store are the real ones. Every call that the engine awaits suspends before and after its effect.
+There the model decides what happens next: more of this delivery, another one on the same worker or on another one, the
+end of a connection, or of the worker itself. Time only passes when the model says so.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from hypothesis import HealthCheck, settings
@@ -19,24 +23,23 @@ from pika import BasicProperties
 
 from schemas.reply import Reply
 from tests.support.builders import a_command
+from tests.support.model_loop import ModelLoop, suspend
+from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Claim, Key, Lease, OnRecorded, Unseen
+from worker.core.claims import Claim, Key, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
-from worker.core.envelope import Replay
-from worker.core.ownership import OwnershipFacts
+from worker.core.envelope import Replay, Task
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.resolution import Resolution
+from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.dead_letters.letter import DeadLetter
-from worker.errors import HistoryUnreadable
-from worker.idempotency.memory import MemoryStore
+from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.crash_guard import ReplaceWith
 from worker.processing.engine import Engine
 from worker.telemetry.metrics import Metrics
 
@@ -48,24 +51,25 @@ HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S,
 TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
 MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
-FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late"]
-POINTS = ["claim", "request", "answer", "history", "ownership", "release", "complete", "mark", "marked"]
-ENDS = ["acknowledged", "published only", "nothing"]
+FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command"]
+STORE_FAULTS = ["not reached", "answer lost"]
+ENDS = ["suspended", "suspended", "killed", "disconnected"]
+MAX_STEPS = 8  # at once
+ALL_STEPS = 100  # more than one delivery has suspensions
+
+T = TypeVar("T")
 
 
-class Killed(BaseException):
-    """The worker's process ended."""
-
-
-@dataclass
+@dataclass(eq=False)
 class Message:
-    """A message in the broker, ready at a time."""
+    """A message in the broker, ready at a time; ``holder`` has it unacknowledged."""
 
     body: bytes
     properties: BasicProperties
     is_returned: bool
     ready_at: datetime
     times_returned: int = 0
+    holder: "Worker | None" = None
 
 
 @dataclass
@@ -79,7 +83,7 @@ class Kept:
 
 @dataclass
 class World:
-    """Everything outside of the workers: the time, the broker and the platform; and the next fault."""
+    """Everything outside of the workers: the time, the broker and the platform."""
 
     now: datetime = BEGIN
     messages: list[Message] = field(default_factory=list)
@@ -87,9 +91,6 @@ class World:
     late: list[Kept] = field(default_factory=list)
     replies: dict[str, set[tuple[str, str | None, str | None]]] = field(default_factory=dict)
     letters: list[Publication] = field(default_factory=list)
-    fault: str = "none"
-    is_history_readable: bool = True
-    ends_at: str | None = None
 
     def seconds(self) -> float:
         return (self.now - BEGIN).total_seconds()
@@ -99,10 +100,13 @@ class World:
         self.kept += [kept for kept in self.late if kept.created_at <= self.now]
         self.late = [kept for kept in self.late if kept.created_at > self.now]
 
-    def come_to(self, point: str) -> None:
-        if self.ends_at == point:
-            self.ends_at = None
-            raise Killed
+    def ready(self) -> list[Message]:
+        """Return the messages that the broker may deliver."""
+        return [each for each in self.messages if each.holder is None and each.ready_at <= self.now]
+
+    def accepted(self) -> set[str]:
+        """Return the uuids of all replies."""
+        return {uuid for outcomes in self.replies.values() for _, uuid, _ in outcomes if uuid}
 
     def take(self, publications: Sequence[Publication]) -> None:
         """Do with publications what the broker does with them."""
@@ -119,8 +123,26 @@ class World:
                 self.messages.append(Message(publication.body, publication.properties, True, ready_at))
 
 
+@dataclass
+class Faults:
+    """What goes wrong while one delivery is processed.
+
+    ``failing_call``: which call of the store fails, and how. ``is_confirm_late``: of a copy that takes the message's
+    place.
+    """
+
+    request: str = "none"
+    is_history_readable: bool = True
+    failing_call: tuple[int, str] | None = None
+    is_confirm_late: bool = False
+    calls: int = 0  # of the store
+
+
+current_faults: ContextVar[Faults] = ContextVar("current_faults")
+
+
 class ModelPlatform:
-    """The client of a platform that fails as the world says."""
+    """The client of a platform that fails as it is told."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -128,75 +150,182 @@ class ModelPlatform:
     def knows(self, product: str | None) -> bool:
         return product is None
 
-    def execute(self, command: Command, not_after: float) -> Sent:
-        world = self._world
-        world.come_to("request")
-        if world.seconds() >= not_after or world.fault == "not sent":
-            return Sent(NotSent("refused"), valid_time_omitted=False)
-        kept = Kept(f"u{len(world.kept) + len(world.late)}", command.match_key(), world.now)
-        answer: Answer = Cached(kept.uuid)
-        if world.fault == "lost, cached late":
-            kept.created_at = world.now + timedelta(seconds=REQUEST_S + 0.9 * RECONCILE_DELAY_S)
-            world.late.append(kept)
-        elif world.fault != "lost, not cached":
-            world.kept.append(kept)
-        if world.fault != "none":
-            world.pass_time(REQUEST_S)
-            answer = InDoubt("no answer")
-        world.come_to("answer")
+    async def execute(self, command: Command, not_after: float) -> Sent:
+        await suspend()
+        answer = self._cache(command, not_after, current_faults.get().request)
+        await suspend()
         return Sent(answer, valid_time_omitted=False)
 
-    def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
-        world = self._world
-        world.come_to("history")
-        if not world.is_history_readable:
+    async def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
+        await suspend()
+        if not current_faults.get().is_history_readable:
             raise HistoryUnreadable("no answer", is_outage=True)
         window = Window(doubt.since, doubt.until + timedelta(seconds=RECONCILE_DELAY_S))
         found = [
             Candidate(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
-            for kept in sorted(world.kept, key=lambda kept: window.distance(kept.created_at))
+            for kept in sorted(self._world.kept, key=lambda kept: window.distance(kept.created_at))
             if kept.match_key == command.match_key() and window.is_within(kept.created_at, MAX_SKEW)
         ]
-        known = others([entry.uuid for entry in found])
+        await suspend()
+        known = await others([entry.uuid for entry in found])
         return [entry for entry in found if entry.uuid not in known]
 
+    def _cache(self, command: Command, not_after: float, fault: str) -> Answer:
+        world = self._world
+        if world.seconds() >= not_after or fault == "not sent":
+            return NotSent("refused")
+        kept = Kept(f"u{len(world.kept) + len(world.late)}", command.match_key(), world.now)
+        if fault == "lost, cached late":  # the request is given up when the lease ends
+            given_up_at = BEGIN + timedelta(seconds=min(world.seconds() + REQUEST_S, not_after))
+            kept.created_at = given_up_at + timedelta(seconds=0.9 * RECONCILE_DELAY_S)
+            world.late.append(kept)
+        elif fault != "lost, not cached":
+            world.kept.append(kept)
+        if fault == "none":
+            return Cached(kept.uuid)
+        if fault == "of another command":
+            return Cached(min(world.accepted(), default=kept.uuid))
+        world.pass_time(REQUEST_S)
+        return InDoubt("no answer")
 
-class MortalStore(MemoryStore):
-    """The real store, in which the worker may be killed; it may stand for one that outlives its workers."""
+
+class FailingStore(SuspendingStore):
+    """The real store behind a connection that may fail; it may stand for one that outlives its workers."""
 
     def __init__(self, world: World, *, outlives_workers: bool) -> None:
         super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
-        self._world = world
         self._outlives_workers = outlives_workers
 
     @property
     def local(self) -> Any:
         return None if self._outlives_workers else self
 
-    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        claim = super().claim(key, now, replay)
-        self._world.come_to("claim")
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        claim = await super().claim(key, now, replay)
         return Unseen(claim.lease, now) if self._outlives_workers and isinstance(claim, Unseen) else claim
 
-    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
-        super().release(lease, doubt, holder_crashed=holder_crashed)
-        self._world.come_to("release")
+    async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
+        faults = current_faults.get()
+        faults.calls += 1
+        number, fault = faults.failing_call or (0, "")
+        if faults.calls != number:
+            return await super().suspended(call, *args, **options)
+        if fault == "answer lost":
+            await super().suspended(call, *args, **options)
+        raise StoreUnavailable("no answer")
 
-    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
-        facts = super().ownership(lease, uuids)
-        self._world.come_to("ownership")
-        return facts
 
-    def complete(
-        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
-    ) -> None:
-        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
-        self._world.come_to("complete")
+@dataclass(eq=False)
+class Processing:
+    """One delivery that a worker processes."""
+
+    message: Message
+    delivery: Delivery
+    task: Task
+    faults: Faults
+    is_connected: bool = True
+    is_unconfirmed: bool = False  # its copy, of a command that was not claimed
+    has_published: bool = False
+
+
+class Worker:
+    """One process: the engine, and what the consumer does with its resolutions."""
+
+    processings: dict[Processing, asyncio.Task[None]]
+
+    def __init__(self, world: World, store: FailingStore, policy: RetryPolicy) -> None:
+        self._world = world
+        self.store = store
+        self.loop = ModelLoop(world.seconds)
+        breakers, history_breakers = self._new_breakers(), self._new_breakers()
+        self.engine = Engine(
+            ModelPlatform(world), store, breakers, history_breakers, policy, METRICS, lambda: world.now
+        )
+        self.processings = {}
+
+    def start(self, message: Message, faults: Faults) -> Processing:
+        """Deliver a message, and process it to the first suspension."""
+        delivery = delivery_of(message, self._world.now)
+        task = read_task(delivery.envelope, delivery.body, CHINA, self._world.seconds())
+        message.holder = self
+        processing = Processing(message, delivery, task, faults)
+        self.processings[processing] = self.loop.start(self._process(processing))
+        return processing
+
+    def go_on(self, processing: Processing, steps: int) -> None:
+        """Resume a processing so many times, unless it ends before, or waits for something else."""
+        task = self.processings[processing]
+        while steps and self.loop.can_resume(task):
+            self.loop.resume(task)
+            steps -= 1
+        self.forget_ended()
+
+    def publish(self, processing: Processing) -> None:
+        """Resume a processing until it has published, but before it acknowledges, or to its end."""
+        while processing in self.processings and not processing.has_published:
+            if not self.loop.can_resume(self.processings[processing]):
+                return
+            self.go_on(processing, 1)
+
+    def forget_ended(self) -> None:
+        for processing, task in list(self.processings.items()):
+            if task.done():
+                del self.processings[processing]
+                task.result()
+
+    def lose_connection(self) -> None:
+        """The broker gets every unacknowledged message back; the processing goes on, for nothing to be published."""
+        for processing in self.processings:
+            processing.is_connected = False
+            if processing.is_unconfirmed:
+                self.engine.unstarted.mark_not_sent(processing.task)
+        for message in self._world.messages:
+            if message.holder is self:
+                message.holder = None
+                message.times_returned += 1
+
+    async def _process(self, processing: Processing) -> None:
+        current_faults.set(processing.faults)
+        resolution = await self.engine.run(processing.task, partial(self._replace_with, processing), lambda _: None)
+        await suspend()
+        if not isinstance(resolution, Replaced):
+            processing.is_unconfirmed = isinstance(resolution, Postpone) and resolution.is_unclaimed
+            await self._settle(processing, resolution)
+
+    async def _replace_with(self, processing: Processing, resolution: Resolution) -> bool:
+        await suspend()
+        return await self._settle(processing, resolution) and not processing.faults.is_confirm_late
+
+    async def _settle(self, processing: Processing, resolution: Resolution) -> bool:
+        """Publish and acknowledge; tells whether both happened before the connection was lost."""
+        if not processing.is_connected:
+            return False
+        self._world.take(MESSAGES.publications(processing.delivery, resolution))
+        processing.has_published = True
+        await suspend()
+        if not processing.is_connected:
+            return False
+        processing.is_unconfirmed = False
+        self._world.messages.remove(processing.message)
+        await suspend()
+        return True
+
+    def _new_breakers(self) -> CircuitBreakers:
+        """Two failures in a row are an outage already, so that a run often is in one."""
+        return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self._world.seconds)
+
+
+def delivery_of(message: Message, now: datetime) -> Delivery:
+    """Return a message as the broker delivers it."""
+    count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
+    properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
+    return Delivery(1, 1, message.times_returned > 0, properties, message.body, message.is_returned, now.timestamp())
 
 
 class Protocol(RuleBasedStateMachine):
     """One worker on memory, or a fleet on a shared store."""
 
+    workers_count = 1
     is_shared = False
     has_lookalikes = False  # when their records are gone, lookalikes cannot be told apart
     is_replayed = False
@@ -206,8 +335,9 @@ class Protocol(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.world = World()
-        self.store = MortalStore(self.world, outlives_workers=self.is_shared)
-        self.breakers, self.history_breakers = self.new_breakers(), self.new_breakers()
+        self.store = FailingStore(self.world, outlives_workers=self.is_shared)
+        self.workers = [self.new_worker() for _ in range(self.workers_count)]
+        self.killed: list[Worker] = []  # their coroutines are kept, so that nothing of them runs
         commands = [a_command(command_id="a", args="on"), a_command(command_id="b", args="off")]
         if self.has_lookalikes:
             commands.append(commands[0] | {"command_id": "a-lookalike"})
@@ -223,35 +353,63 @@ class Protocol(RuleBasedStateMachine):
         self.published.add(command_id)
         self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
 
-    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 40]))
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 6, 10, 40]))
     def wait(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
+        self.pass_time(seconds)
 
-    @precondition(lambda self: any(message.ready_at <= self.world.now for message in self.world.messages))
+    @precondition(lambda self: self.world.ready())
     @rule(
         which=st.integers(0, 5),
-        fault=st.sampled_from(FAULTS),
+        number=st.integers(0, 1),
+        request=st.sampled_from(FAULTS),
         is_history_readable=st.sampled_from([True, True, True, False]),
-        point=st.none() | st.sampled_from(POINTS),
+        failing_call=st.none() | st.none() | st.tuples(st.integers(1, 5), st.sampled_from(STORE_FAULTS)),
+        is_confirm_late=st.sampled_from([False, False, False, True]),
+        until=st.sampled_from(["the end", "published"]) | st.integers(0, MAX_STEPS),
         end=st.sampled_from(ENDS),
     )
-    def deliver(self, which: int, fault: str, is_history_readable: bool, point: str | None, end: str) -> None:
-        world = self.world
-        ready = [message for message in world.messages if message.ready_at <= world.now]
-        message = ready[which % len(ready)]
-        world.fault, world.is_history_readable, world.ends_at = fault, is_history_readable, point
-        self.handle(message, end)
-        world.fault, world.is_history_readable, world.ends_at = "none", True, None
+    def deliver(
+        self,
+        which: int,
+        number: int,
+        request: str,
+        is_history_readable: bool,
+        failing_call: tuple[int, str] | None,
+        is_confirm_late: bool,
+        until: str | int,
+        end: str,
+    ) -> None:
+        """Process a message: to its end, or to any of its suspensions, where its worker goes on with something else."""
+        ready, worker = self.world.ready(), self.worker(number)
+        if not self.is_shared:  # memory does not fail, and does not know the uuids of an earlier process
+            failing_call, request = None, "none" if request == "of another command" else request
+        faults = Faults(request, is_history_readable, failing_call, is_confirm_late)
+        processing = worker.start(ready[which % len(ready)], faults)
+        if until == "published":
+            worker.publish(processing)
+        else:
+            worker.go_on(processing, until if isinstance(until, int) else ALL_STEPS)
+        if until != "the end":
+            self.interrupt(worker, end)
 
-    @precondition(lambda self: any(message.ready_at <= self.world.now for message in self.world.messages))
-    @rule(which=st.integers(0, 5), is_connection_lost=st.booleans())
-    def leave_unstarted(self, which: int, is_connection_lost: bool) -> None:
+    @precondition(lambda self: any(worker.processings for worker in self.workers))
+    @rule(which=st.integers(0, 5), steps=st.integers(1, MAX_STEPS), end=st.sampled_from(ENDS))
+    def go_on(self, which: int, steps: int, end: str) -> None:
+        """Process a message that was suspended further, or to its end."""
+        under_way = [(worker, each) for worker in self.workers for each in worker.processings]
+        worker, processing = under_way[which % len(under_way)]
+        worker.go_on(processing, steps)
+        self.interrupt(worker, end)
+
+    @precondition(lambda self: self.world.ready())
+    @rule(which=st.integers(0, 5), number=st.integers(0, 1), is_connection_lost=st.booleans())
+    def leave_unstarted(self, which: int, number: int, is_connection_lost: bool) -> None:
         """A worker takes a message and does not start it: it returns it to the queue, or loses its connection."""
-        ready = [message for message in self.world.messages if message.ready_at <= self.world.now]
+        ready = self.world.ready()
         message = ready[which % len(ready)]
-        delivery = self.delivery_of(message)
+        delivery = delivery_of(message, self.world.now)
         task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
-        unstarted = self.engine().unstarted
+        unstarted = self.worker(number).engine.unstarted
         unstarted.mark_not_sent(task)
         if is_connection_lost:
             message.times_returned += 1
@@ -259,69 +417,31 @@ class Protocol(RuleBasedStateMachine):
             self.world.take([MESSAGES.republish(delivery, unstarted.doubt_of_copy(task))])
             self.world.messages.remove(message)
 
-    def handle(self, message: Message, end: str = "acknowledged") -> None:
-        """Give a message to a worker, which may end at its point, or when it has published, or before."""
-        world = self.world
+    def worker(self, number: int) -> Worker:
+        return self.workers[number % len(self.workers)]
 
-        delivery = self.delivery_of(message)
+    def new_worker(self) -> Worker:
+        return Worker(self.world, self.store, self.policy)
 
-        def replace_with(resolution: Resolution) -> bool:
-            world.come_to("mark")
-            world.take(MESSAGES.publications(delivery, resolution))
-            world.messages.remove(message)
-            world.come_to("marked")
-            return True
+    def interrupt(self, worker: Worker, end: str) -> None:
+        if end == "killed":
+            self.kill(worker)
+        elif end == "disconnected":
+            worker.lose_connection()
 
-        try:
-            resolution = self.process(delivery, replace_with)
-        except Killed:
-            self.restart(message)
-            return
-        publications = MESSAGES.publications(delivery, resolution)
-        if end != "nothing":
-            world.take(publications)
-        if end != "acknowledged":
-            self.restart(message)
-        elif publications:
-            world.messages.remove(message)
-
-    def process(self, delivery: Delivery, replace_with: ReplaceWith) -> Resolution:
-        """Process a delivery with a new engine."""
-        task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
-        resolutions: list[Resolution] = []
-        self.engine().run(task, replace_with, lambda _: None, resolutions.append)
-        [resolution] = resolutions
-        return resolution
-
-    def engine(self) -> Engine:
-        world = self.world
-        return Engine(
-            ModelPlatform(world),
-            self.store,
-            self.breakers,
-            self.history_breakers,
-            self.policy,
-            METRICS,
-            lambda: world.now,
-        )
-
-    def delivery_of(self, message: Message) -> Delivery:
-        count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
-        properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
-        return Delivery(
-            1, 1, message.times_returned > 0, properties, message.body, message.is_returned, self.world.now.timestamp()
-        )
-
-    def new_breakers(self) -> CircuitBreakers:
-        """Two failures in a row are an outage already, so that a run often is in one."""
-        return CircuitBreakers([None], pause_after_failures=2, probe_interval_s=2, clock=self.world.seconds)
-
-    def restart(self, message: Message) -> None:
-        """A worker has ended: its deliveries are redelivered, and its memory is lost."""
-        message.times_returned += 1
-        self.breakers, self.history_breakers = self.new_breakers(), self.new_breakers()
+    def kill(self, worker: Worker) -> None:
+        """End a worker where it is: its deliveries are redelivered, and its memory is lost."""
+        worker.lose_connection()
         if not self.is_shared:
-            self.store = MortalStore(self.world, outlives_workers=False)
+            self.store = FailingStore(self.world, outlives_workers=False)
+        self.killed.append(worker)
+        self.workers[self.workers.index(worker)] = self.new_worker()
+
+    def pass_time(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+        for worker in self.workers:
+            worker.loop.run()
+            worker.forget_ended()
 
     @invariant()
     def nothing_is_cached_more_often_than_it_was_ordered(self) -> None:
@@ -350,7 +470,7 @@ class Protocol(RuleBasedStateMachine):
         assert world.replies.keys() == self.published
         self.nothing_is_cached_more_often_than_it_was_ordered()
         self.no_reply_contradicts_another()
-        accepted = {uuid for outcomes in world.replies.values() for _, uuid, _ in outcomes if uuid}
+        accepted = world.accepted()
         kept = {each.uuid for each in world.kept}
         assert accepted <= kept
         assert accepted == kept or self.is_undecidable
@@ -361,21 +481,25 @@ class Protocol(RuleBasedStateMachine):
         return self.is_replayed and {"a", "a-lookalike"} <= self.published
 
     def calm_down(self) -> None:
-        world = self.world
+        """Process all that is left, one delivery after the other and without a fault."""
         for _ in range(1000):
-            if not world.messages:
-                break
-            ready = [message for message in world.messages if message.ready_at <= world.now]
+            for worker in self.workers:
+                for processing in list(worker.processings):
+                    worker.go_on(processing, ALL_STEPS)
+            ready = self.world.ready()
             if ready:
-                self.handle(ready[0])
+                self.worker(0).start(ready[0], Faults())
+            elif self.world.messages or any(worker.processings for worker in self.workers):
+                self.pass_time(1)
             else:
-                world.pass_time(1)
-        assert not world.messages
+                return
+        raise AssertionError("a message is processed for ever")
 
 
 class Fleet(Protocol):
     """Several workers with a shared store: when one ends, the others read its records."""
 
+    workers_count = 2
     is_shared = True
     has_lookalikes = True
 
@@ -391,7 +515,7 @@ class Replayed(Protocol):
     def replay(self, which: int, is_acknowledged: bool) -> None:
         """Not acknowledged: the command line ended right after the confirm, and the dead letter is still queued."""
         world = self.world
-        world.pass_time(0.001)  # a person takes at least that long
+        self.pass_time(0.001)  # a person takes at least that long
         letter = world.letters[which % len(world.letters)]
         found = DeadLetter(1, letter.routing_key, letter.properties, letter.body, CHINA)
         world.take([MESSAGES.replay(found.delivery(), found.replay(world.now))])
@@ -415,6 +539,7 @@ class Replayed(Protocol):
 class ReplayedFleet(Replayed):
     """The same with several workers."""
 
+    workers_count = 2
     is_shared = True
     has_lookalikes = True
 

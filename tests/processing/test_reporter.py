@@ -24,10 +24,10 @@ from worker.core.poison import MAX_RETURNS
 ABOUT = {"command_id": "a", "imei": "865820030000001"}
 
 
-def lines(engine: Engine, task: Task) -> list[dict[str, Any]]:
+async def lines(engine: Engine, task: Task) -> list[dict[str, Any]]:
     """Process a delivery; returns the lines about it, without how long it took."""
     with capture_logs() as logs:
-        engine.process(task)
+        await engine.process(task)
     return [{name: value for name, value in line.items() if name != "duration_ms"} for line in map(dict, logs)]
 
 
@@ -43,15 +43,15 @@ def counted(engine: Engine) -> Mapping[str, float]:
     return counters
 
 
-def test_an_accepted_command_is_logged_and_counted_with_the_uuid_and_the_attempt(engine: Engine) -> None:
+async def test_an_accepted_command_is_logged_and_counted_with_the_uuid_and_the_attempt(engine: Engine) -> None:
     line = {"event": "command_accepted", "log_level": "info", **ABOUT, "attempt": 1, "uuid": "u"}
-    assert lines(engine, a_task()) == [line]
+    assert await lines(engine, a_task()) == [line]
     assert counted(engine) == {"commands(accepted,answered)": 1}
 
 
-def test_a_rejected_command_is_logged_and_counted_with_code_errno_and_reason(engine: Engine) -> None:
+async def test_a_rejected_command_is_logged_and_counted_with_code_errno_and_reason(engine: Engine) -> None:
     engine.platform.answers = [Refused("onenet_rejected", "device not online", 2001)]
-    assert lines(engine, a_task()) == [
+    assert await lines(engine, a_task()) == [
         {
             "event": "command_rejected",
             "log_level": "warning",
@@ -65,8 +65,8 @@ def test_a_rejected_command_is_logged_and_counted_with_code_errno_and_reason(eng
     assert counted(engine) == {"commands(rejected,onenet_rejected)": 1}
 
 
-def test_a_failed_command_is_logged_and_counted_with_its_dead_letter(engine: Engine) -> None:
-    assert lines(engine, a_task(expired_time=in_hours(-1))) == [
+async def test_a_failed_command_is_logged_and_counted_with_its_dead_letter(engine: Engine) -> None:
+    assert await lines(engine, a_task(expired_time=in_hours(-1))) == [
         {
             "event": "command_failed",
             "log_level": "warning",
@@ -79,8 +79,8 @@ def test_a_failed_command_is_logged_and_counted_with_its_dead_letter(engine: Eng
     assert counted(engine) == {"commands(failed,expired)": 1, "dead_letters(expired)": 1}
 
 
-def test_a_failure_without_a_command_id_is_logged_without_one(engine: Engine) -> None:
-    [line] = lines(engine, a_task(body=b"no JSON"))
+async def test_a_failure_without_a_command_id_is_logged_without_one(engine: Engine) -> None:
+    [line] = await lines(engine, a_task(body=b"no JSON"))
     assert (line["event"], line["code"], line["command_id"], line["imei"]) == (
         "command_failed",
         "invalid_message",
@@ -89,41 +89,41 @@ def test_a_failure_without_a_command_id_is_logged_without_one(engine: Engine) ->
     )
 
 
-def test_a_recovered_command_is_logged_as_recovered_and_as_accepted_and_counted_once(engine: Engine) -> None:
+async def test_a_recovered_command_is_logged_as_recovered_and_as_accepted_and_counted_once(engine: Engine) -> None:
     engine.platform.candidates = [a_likely("found")]
     recovered = {"event": "command_recovered", "log_level": "info", **ABOUT, "attempt": 1, "uuid": "found"}
-    assert lines(engine, a_task(in_doubt())) == [recovered, recovered | {"event": "command_accepted"}]
+    assert await lines(engine, a_task(in_doubt())) == [recovered, recovered | {"event": "command_accepted"}]
     assert counted(engine) == {"commands(accepted,recovered)": 1}
 
 
-def test_an_outcome_that_was_not_recorded_is_not_logged_as_an_outcome(engine: Engine) -> None:
+async def test_an_outcome_that_was_not_recorded_is_not_logged_as_an_outcome(engine: Engine) -> None:
     engine.platform.candidates = [a_likely("found")]
     engine.store.failing = {"complete"}
-    [line] = lines(engine, a_task(in_doubt()))
+    [line] = await lines(engine, a_task(in_doubt()))
     assert line["event"] == "command_postponed"
     assert counted(engine) == {"postponements": 1}
 
 
-def test_a_duplicate_is_logged_with_its_recorded_status_and_counted(
+async def test_a_duplicate_is_logged_with_its_recorded_status_and_counted(
     engine: Engine,
 ) -> None:
-    engine.process(a_task())
-    [line] = lines(engine, a_task(redelivered()))
+    await engine.process(a_task())
+    [line] = await lines(engine, a_task(redelivered()))
     assert line == {"event": "duplicate_suppressed", "log_level": "info", **ABOUT, "attempt": 1, "status": "accepted"}
     assert counted(engine) == {"commands(accepted,answered)": 1, "duplicates": 1}
 
 
-def test_a_dead_letter_that_is_published_again_is_counted_again(engine: Engine) -> None:
+async def test_a_dead_letter_that_is_published_again_is_counted_again(engine: Engine) -> None:
     late = in_hours(-1)
-    engine.process(a_task(expired_time=late))
-    engine.process(a_task(redelivered(), expired_time=late))
-    engine.process(a_task(expired_time=late))  # a duplicate message has no dead letter of its own
+    await engine.process(a_task(expired_time=late))
+    await engine.process(a_task(redelivered(), expired_time=late))
+    await engine.process(a_task(expired_time=late))  # a duplicate message has no dead letter of its own
     assert counted(engine) == {"commands(failed,expired)": 1, "dead_letters(expired)": 2, "duplicates": 2}
 
 
-def test_a_retry_is_logged_with_its_delay_and_the_next_attempt_and_counted_as_a_retry(engine: Engine) -> None:
+async def test_a_retry_is_logged_with_its_delay_and_the_next_attempt_and_counted_as_a_retry(engine: Engine) -> None:
     engine.platform.answers = [NotSent("refused")]
-    assert lines(engine, a_task()) == [
+    assert await lines(engine, a_task()) == [
         {
             "event": "command_retry_scheduled",
             "log_level": "warning",
@@ -138,7 +138,7 @@ def test_a_retry_is_logged_with_its_delay_and_the_next_attempt_and_counted_as_a_
 
 
 @pytest.mark.parametrize("cause", ["paused", "throttled", "in progress", "store"])
-def test_a_postponed_command_is_logged_and_counted_as_a_postponement_and_not_as_a_retry(
+async def test_a_postponed_command_is_logged_and_counted_as_a_postponement_and_not_as_a_retry(
     engine: Engine, cause: str
 ) -> None:
     reasons = {
@@ -158,9 +158,13 @@ def test_a_postponed_command_is_logged_and_counted_as_a_postponement_and_not_as_
         case "store":
             engine.store.failing = {"claim"}
         case "in progress":
-            engine.platform.on_request = lambda: other.extend(lines(engine, task))
-            engine.process(a_task())
-    found = other or lines(engine, task)
+
+            async def process_other() -> None:
+                other.extend(await lines(engine, task))
+
+            engine.platform.on_request = process_other
+            await engine.process(a_task())
+    found = other or await lines(engine, task)
     line = {"event": "command_postponed", "log_level": "info", **ABOUT, "attempt": 2, "delay_s": 5}
     assert line | {"reason": reasons[cause]} in found
     counters = counted(engine)
@@ -168,17 +172,17 @@ def test_a_postponed_command_is_logged_and_counted_as_a_postponement_and_not_as_
     assert "retries" not in counters
 
 
-def test_a_command_whose_answer_is_lost_is_logged_and_counted_as_in_doubt(engine: Engine) -> None:
+async def test_a_command_whose_answer_is_lost_is_logged_and_counted_as_in_doubt(engine: Engine) -> None:
     engine.platform.answers = [InDoubt("read timeout")]
     line = {"event": "command_in_doubt", "log_level": "warning", **ABOUT, "attempt": 1, "reason": "read timeout"}
-    assert lines(engine, a_task()) == [line | {"reconcile_delay_s": RECONCILE_DELAY_S}]
+    assert await lines(engine, a_task()) == [line | {"reconcile_delay_s": RECONCILE_DELAY_S}]
     assert counted(engine) == {"in_doubt": 1}
 
 
-def test_in_mode_dead_letter_a_lost_answer_is_logged_and_counted_as_in_doubt_and_as_a_failure() -> None:
+async def test_in_mode_dead_letter_a_lost_answer_is_logged_and_counted_as_in_doubt_and_as_a_failure() -> None:
     engine = Engine("dead-letter")
     engine.platform.answers = [InDoubt("read timeout")]
-    doubt, failed = lines(engine, a_task())
+    doubt, failed = await lines(engine, a_task())
     line = {"event": "command_in_doubt", "log_level": "warning", **ABOUT, "attempt": 1, "reason": "read timeout"}
     assert doubt == line
     assert (failed["event"], failed["code"]) == ("command_failed", "outcome_unknown")
@@ -189,50 +193,50 @@ def test_in_mode_dead_letter_a_lost_answer_is_logged_and_counted_as_in_doubt_and
     }
 
 
-def test_in_mode_resend_a_lost_answer_is_logged_and_counted_as_in_doubt_and_as_a_retry() -> None:
+async def test_in_mode_resend_a_lost_answer_is_logged_and_counted_as_in_doubt_and_as_a_retry() -> None:
     engine = Engine("resend")
     engine.platform.answers = [InDoubt("read timeout")]
-    assert [line["event"] for line in lines(engine, a_task())] == ["command_in_doubt", "command_retry_scheduled"]
+    assert [line["event"] for line in await lines(engine, a_task())] == ["command_in_doubt", "command_retry_scheduled"]
     assert counted(engine) == {"in_doubt": 1, "retries": 1}
 
 
-def test_a_history_that_cannot_be_read_is_logged_and_counted_as_in_doubt(engine: Engine) -> None:
+async def test_a_history_that_cannot_be_read_is_logged_and_counted_as_in_doubt(engine: Engine) -> None:
     engine.platform.candidates = None
-    [line] = lines(engine, a_task(in_doubt()))
+    [line] = await lines(engine, a_task(in_doubt()))
     assert (line["event"], line["attempt"]) == ("command_in_doubt", 2)
     assert "HTTP 500" in line["reason"]
     assert counted(engine) == {"in_doubt": 1}
 
 
-def test_the_outcome_of_an_announced_attempt_is_logged_and_counted_when_it_is_recorded(engine: Engine) -> None:
+async def test_the_outcome_of_an_announced_attempt_is_logged_and_counted_when_it_is_recorded(engine: Engine) -> None:
     """The copy that returns for it is a duplicate."""
-    [line] = lines(engine, a_task(in_doubt(crash_count=0)))
+    [line] = await lines(engine, a_task(in_doubt(crash_count=0)))
     assert (line["event"], line["uuid"]) == ("command_accepted", "u")
-    [line] = lines(engine, a_task(engine.announcement()))
+    [line] = await lines(engine, a_task(engine.announcement()))
     assert line["event"] == "duplicate_suppressed"
     assert counted(engine) == {"commands(accepted,answered)": 1, "duplicates": 1}
 
 
-def test_an_unconfirmed_announcement_is_neither_logged_nor_counted(
+async def test_an_unconfirmed_announcement_is_neither_logged_nor_counted(
     engine: Engine,
 ) -> None:
     engine.is_confirmed = False
-    assert lines(engine, a_task(in_doubt(crash_count=0))) == []
+    assert await lines(engine, a_task(in_doubt(crash_count=0))) == []
     assert counted(engine) == {}
 
 
 @pytest.mark.parametrize("mode", ["reconcile", "resend"])
-def test_an_announced_attempt_with_a_foreign_uuid_is_logged_as_in_doubt_only(mode: Any) -> None:
+async def test_an_announced_attempt_with_a_foreign_uuid_is_logged_as_in_doubt_only(mode: Any) -> None:
     """No outcome is published, since the copy returns: one that was logged would be false."""
     engine = Engine(mode)
-    engine.process(a_task(command_id="other", args="ON"))
+    await engine.process(a_task(command_id="other", args="ON"))
     engine.platform.answers = [Cached("u")]
-    [line] = lines(engine, a_task(in_doubt(2, crash_count=0)))
+    [line] = await lines(engine, a_task(in_doubt(2, crash_count=0)))
     assert (line["event"], line["attempt"]) == ("command_in_doubt", 2)
     assert counted(engine) == {"commands(accepted,answered)": 1, "in_doubt": 1}
 
 
-def test_an_unparsed_message_is_logged_as_postponed_without_a_command_id(engine: Engine) -> None:
-    [line] = lines(engine, a_task(redelivered(an_envelope(times_returned=MAX_RETURNS))))
+async def test_an_unparsed_message_is_logged_as_postponed_without_a_command_id(engine: Engine) -> None:
+    [line] = await lines(engine, a_task(redelivered(an_envelope(times_returned=MAX_RETURNS))))
     assert (line["event"], line["command_id"], line["imei"]) == ("command_postponed", None, None)
     assert counted(engine) == {"postponements": 1}

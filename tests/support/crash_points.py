@@ -1,9 +1,10 @@
-"""Crash points: a worker kills itself with SIGKILL before or after a named method is called."""
+"""Crash points: a worker kills itself with SIGKILL before or after a named method runs."""
 
 import functools
+import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def install(point: str, n: int) -> None:
     from worker.processing.reporter import Reporter
 
     stores: list[type] = [MemoryStore, RedisStore]
-    places: dict[str, tuple[list[type], str]] = {
+    coroutines: dict[str, tuple[list[type], str]] = {
         "claim": (stores, "claim"),
         "history": ([OneNETClient], "find_candidates"),
         "ownership": (stores, "ownership"),
@@ -34,18 +35,37 @@ def install(point: str, n: int) -> None:
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
-        "recorded": ([Reporter], "_report_outcome"),  # in any thread
+    }
+    functions: dict[str, tuple[list[type], str]] = {
+        "recorded": ([Reporter], "_report_outcome"),
         "publish": ([Publisher], "publish"),
         "acknowledge": ([QueueConsumer], "acknowledge"),
     }
     moment, _, name = point.partition(" ")
-    owners, method = places[name]
+    owners, method = (coroutines | functions)[name]
     left = [n]
     for owner in owners:
-        setattr(owner, method, _killing(getattr(owner, method), moment == "before", left))
+        wrapped = getattr(owner, method)
+        # Only so is "after" the end of the work, and not of the call that begins it.
+        assert inspect.iscoroutinefunction(wrapped) == (name in coroutines), wrapped
+        kill_in = _kill_in_coroutine if name in coroutines else _kill_in_function
+        setattr(owner, method, kill_in(wrapped, moment == "before", left))
 
 
-def _killing(wrapped: Callable[..., Any], is_before: bool, left: list[int]) -> Callable[..., Any]:
+def _kill_in_coroutine(wrapped: Callable[..., Awaitable[Any]], is_before: bool, left: list[int]) -> Callable[..., Any]:
+    @functools.wraps(wrapped)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if is_before:
+            _count_down(left)
+        result = await wrapped(*args, **kwargs)
+        if not is_before:
+            _count_down(left)
+        return result
+
+    return wrapper
+
+
+def _kill_in_function(wrapped: Callable[..., Any], is_before: bool, left: list[int]) -> Callable[..., Any]:
     @functools.wraps(wrapped)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if is_before:

@@ -1,12 +1,13 @@
 """The engine in a test: tasks in, resolutions out, with a scripted platform and one history for the order of steps."""
 
+import asyncio
 import json
-import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -17,7 +18,7 @@ from tests.support.builders import a_command, in_hours
 from worker.amqp.messages import REPLAY, Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, NotSent
-from worker.core.claims import Claim, IdempotencyStore, Key, Lease, OnRecorded
+from worker.core.claims import Claim, IdempotencyStore, Key, Lease
 from worker.core.command import Command
 from worker.core.decide import InDoubtMode, RetryPolicy
 from worker.core.doubt_window import DoubtWindow
@@ -144,6 +145,10 @@ class Killed(BaseException):
     """The worker's process was killed."""
 
 
+async def do_nothing() -> None:
+    """Let the platform answer at once."""
+
+
 @dataclass
 class ScriptedPlatform:
     """Answers by a script, and records the calls.
@@ -154,8 +159,8 @@ class ScriptedPlatform:
         candidates: what the device's history has; None: it cannot be read.
         history_error: why the history cannot be read.
         valid_time_omitted: whether the requests are without the commands' ``valid_time``.
-        on_request: called during each request.
-        on_history: called during each reading of a history.
+        on_request: awaited during each request.
+        on_history: awaited during each reading of a history.
     """
 
     steps: list[str]
@@ -163,25 +168,25 @@ class ScriptedPlatform:
     candidates: list[Candidate] | None = field(default_factory=list)
     history_error: HistoryUnreadable | None = None
     valid_time_omitted: bool = False
-    on_request: Callable[[], object] = lambda: None
-    on_history: Callable[[], object] = lambda: None
+    on_request: Callable[[], Awaitable[object]] = do_nothing
+    on_history: Callable[[], Awaitable[object]] = do_nothing
 
     def knows(self, product: str | None) -> bool:
         return product is None
 
-    def execute(self, _command: Command, _not_after: float) -> Sent:
+    async def execute(self, _command: Command, _not_after: float) -> Sent:
         self.steps.append("request")
-        self.on_request()
+        await self.on_request()
         number = self.steps.count("request")
         usual = Cached("u" if number == 1 else f"u{number}")
         return Sent(self.answers.pop(0) if self.answers else usual, self.valid_time_omitted)
 
-    def find_candidates(
+    async def find_candidates(
         self, _command: Command, _doubt: DoubtWindow, owned_by_others: OwnedByOthers
     ) -> list[Candidate]:
         self.steps.append("history")
-        owned_by_others([candidate.uuid for candidate in self.candidates or () if candidate.uuid])
-        self.on_history()
+        await owned_by_others([candidate.uuid for candidate in self.candidates or () if candidate.uuid])
+        await self.on_history()
         if self.history_error is not None:
             raise self.history_error
         if self.candidates is None:
@@ -203,32 +208,28 @@ class RecordingStore(MemoryStore):
         self.failing: set[str] = set()  # names of the calls
         self.guesses: list[bool] = []  # of each recorded outcome
 
-    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         self._check("claim")
         self.steps.append("claim")
-        return super().claim(key, now, replay)
+        return await super().claim(key, now, replay)
 
-    def complete(
-        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
-    ) -> None:
-        if "complete" in self.failing:
-            on_recorded(StoreUnavailable("Redis: ConnectionError"))
-            return
+    async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
+        self._check("complete")
         self.steps.append("complete")
         self.guesses.append(is_guess)
-        super().complete(lease, reply, doubt, on_recorded, is_guess=is_guess)
+        await super().complete(lease, reply, doubt, is_guess=is_guess)
 
-    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         self._check("release")
-        super().release(lease, doubt, holder_crashed=holder_crashed)
+        await super().release(lease, doubt, holder_crashed=holder_crashed)
 
-    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         self._check("owned_by_others")
-        return super().owned_by_others(key, uuids)
+        return await super().owned_by_others(key, uuids)
 
-    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+    async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         self._check("ownership")
-        return super().ownership(lease, uuids)
+        return await super().ownership(lease, uuids)
 
     def _check(self, call: str) -> None:
         if call in self.failing:
@@ -236,7 +237,7 @@ class RecordingStore(MemoryStore):
 
 
 class Engine:
-    """The processor with everything that it needs; records outcomes as the consumer does, and reports them.
+    """The worker's engine with everything that it needs; reports what becomes of deliveries as the consumer does.
 
     Args:
         in_doubt: what becomes of commands in doubt.
@@ -282,16 +283,9 @@ class Engine:
         """Return the engine's time."""
         return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
 
-    def process(self, task: Task) -> Resolution:
-        """Process one delivery as the consumer does: record its outcome, then report what becomes of it."""
-        resolved: queue.SimpleQueue[Resolution] = queue.SimpleQueue()
-        self._engine.run(
-            task,
-            lambda copy: self._replace_with(task, copy),
-            self.history_first.append,
-            resolved.put,
-        )
-        resolution = resolved.get(timeout=10)
+    async def process(self, task: Task) -> Resolution:
+        """Process one delivery, and report what becomes of it."""
+        resolution = await self._engine.run(task, partial(self._replace_with, task), self.history_first.append)
         self._engine.reporter.report(task, resolution)
         if isinstance(resolution, Replaced) and resolution.result is self.published:
             assert resolution.result is not None
@@ -299,10 +293,10 @@ class Engine:
         self._processed.append((resolution, task.envelope))
         return resolution
 
-    def deliver(self, delivery: Delivery) -> Sequence[Publication]:
+    async def deliver(self, delivery: Delivery) -> Sequence[Publication]:
         """Process a delivery of the broker; returns what is published."""
         task = read_task(delivery.envelope, delivery.body, CHINA, 0.0)
-        return self.messages.publications(delivery, self.process(task))
+        return self.messages.publications(delivery, await self.process(task))
 
     def copy_of(self, resolution: Resolution) -> Envelope:
         """Return the envelope with which the copy that a resolution publishes is delivered."""
@@ -327,27 +321,31 @@ class Engine:
         assert postpone.delay_s == DELAYS_S[0]
         return self.copy_of(postpone)
 
-    def recorded(self, task: Task) -> Reply:
+    async def recorded(self, task: Task) -> Reply:
         """Return the reply that another delivery of a command gets."""
-        return expect(Duplicate, self.process(task)).reply
+        return expect(Duplicate, await self.process(task)).reply
 
     def process_during_request(self, task: Callable[[], Task]) -> list[Resolution]:
         """Have another delivery processed during each request; returns the list of what becomes of it."""
         resolutions: list[Resolution] = []
-        self.platform.on_request = lambda: resolutions.append(self.process(task()))
+
+        async def process() -> None:
+            resolutions.append(await asyncio.create_task(self.process(task())))
+
+        self.platform.on_request = process
         return resolutions
 
-    def kill_during_request(self, task: Task) -> None:
+    async def kill_during_request(self, task: Task) -> None:
         """Process a delivery in a worker that is killed once its request has been sent."""
 
-        def kill() -> None:
+        async def kill() -> None:
             raise Killed
 
         self.platform.on_request = kill
         with suppress(Killed):
-            self.process(task)
+            await self.process(task)
             raise AssertionError("no request was sent")
-        self.platform.on_request = lambda: None
+        self.platform.on_request = do_nothing
 
     def pause(self) -> None:
         """Record enough failures to open the circuit breaker of the platform."""
@@ -359,23 +357,23 @@ class Engine:
         while (permit := self.history_breakers.try_acquire(None)) is not None:
             permit.record_failure("the command history: HTTP 503")
 
-    def probe(self, task: Task) -> Resolution:
+    async def probe(self, task: Task) -> Resolution:
         """Process a delivery as soon as the next probe is due."""
         self.seconds += self.breakers.retry_in_s()
-        return self.process(task)
+        return await self.process(task)
 
-    def probe_histories(self, task: Task) -> Resolution:
+    async def probe_histories(self, task: Task) -> Resolution:
         """Process a delivery as soon as the next probe of histories is due."""
         self.seconds += self.history_breakers.retry_in_s()
-        return self.process(task)
+        return await self.process(task)
 
-    def last_attempt(self) -> Envelope:
+    async def last_attempt(self) -> Envelope:
         """Let a command's first two attempts fail; returns the envelope with which it is delivered for its third."""
         self.platform.answers = [NotSent("refused")] * 2
-        first = self.process(a_task())
-        return self.copy_of(self.process(a_task(self.copy_of(first))))
+        first = await self.process(a_task())
+        return self.copy_of(await self.process(a_task(self.copy_of(first))))
 
-    def _replace_with(self, task: Task, resolution: Unpublished) -> bool:
+    async def _replace_with(self, task: Task, resolution: Unpublished) -> bool:
         if isinstance(resolution, Postpone):
             self.steps.append("announce")
             self.announced.append(resolution)
