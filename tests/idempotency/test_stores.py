@@ -648,6 +648,15 @@ class TestRedis:
             await store.close()
 
 
+@pytest.mark.parametrize(
+    "option", ["nonsense=1", "timeout=5s", "socket_timeout=5s", "family=0", "db=x", "protocol=9", "max_connections=-1"]
+)
+def test_a_url_with_an_unusable_option_opens_no_store(option: str) -> None:
+    """It is known before the event loop runs, and the message does not contain the password."""
+    with pytest.raises(SettingsError, match=r"^IDEMPOTENCY_URL: an option after \? cannot be used: \w+$"):
+        open_store(f"redis://user:secret@localhost/0?{option}", "n", ttl_s=60, lease_s=9, began_at=NOW)
+
+
 def test_a_url_of_another_scheme_opens_no_store() -> None:
     with pytest.raises(SettingsError, match="IDEMPOTENCY_URL"):
         open_store("postgresql://localhost", "n", ttl_s=60, lease_s=9, began_at=NOW)

@@ -216,7 +216,7 @@ class MemoryStore:
         """Return which uuids belong to other commands, for certain or as a guess."""
         others = {uuid for uuid in uuids if self._owner_id(uuid) not in {None, command_id}}
         accepted = self._accepted.owned_by_others(command_id, map(canonical_uuid, uuids))
-        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted}
+        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted} if accepted else others
 
     def _owner(self, uuid: str, *, is_other: bool) -> Owner | None:
         """Return a uuid's owner. The packed replies do not have its id, only that it is another command."""

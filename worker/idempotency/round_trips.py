@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -89,7 +90,8 @@ class BatchedCalls:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait([self._sender])
-        await self._connection.disconnect()
+        with suppress(redis.TimeoutError):  # of a server that does not end the connection
+            await self._connection.disconnect()
 
     def _add(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
