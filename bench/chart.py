@@ -12,14 +12,24 @@ _PANELS: tuple[tuple[str, str, Sequence[tuple[str, str]]], ...] = (
     (
         "commands a second",
         "{:,.0f}",
-        (("saturated", "saturated.per_s"), ("with Redis", "redis.per_s"), ("at 50 ms", "slow.per_s")),
+        (
+            ("saturated", "saturated.per_s"),
+            ("with Redis", "redis.per_s"),
+            ("at 2 ms", "2-ms.per_s"),
+            ("at 10 ms", "10-ms.per_s"),
+            ("at 50 ms", "slow.per_s"),
+        ),
     ),
     (
         "processor time for a command, µs",
         "{:.0f}",
-        (("saturated", "saturated.cpu_us"), ("with Redis", "redis.cpu_us")),
+        (("saturated", "saturated.cpu_us"), ("with Redis", "redis.cpu_us"), ("at 50 ms", "slow.cpu_us")),
     ),
-    ("added latency at half load, ms", "{:.1f}", (("median", "latency.p50_ms"), ("p99", "latency.p99_ms"))),
+    (
+        "added latency at half load, ms",
+        "{:.1f}",
+        (("median", "latency.p50_ms"), ("p99", "latency.p99_ms"), ("cold, p99", "latency.cold_p99_ms")),
+    ),
     (
         "workers at 50 ms, commands a second",
         "{:,.0f}",

@@ -7,14 +7,26 @@ import pytest
 from bench.report import Rounds, as_json, figure_table, target_table, targets
 
 MEASURED: Mapping[str, list[float]] = {
-    "worker.saturated.per_s": [1400, 3000, 9000],
+    "worker.saturated.per_s": [1400, 4000, 9000],
     "comparison.saturated.per_s": [2000, 2000, 2000],
-    "worker.saturated.cpu_us": [320, 320, 900],
+    "worker.saturated.cpu_us": [192, 192, 900],
     "comparison.saturated.cpu_us": [400, 400, 400],
+    "worker.2-ms.per_s": [1100],
+    "comparison.2-ms.per_s": [1000],
+    "worker.5-ms.per_s": [1100],
+    "comparison.5-ms.per_s": [1000],
+    "worker.10-ms.per_s": [1100],
+    "comparison.10-ms.per_s": [1000],
     "worker.slow.per_s": [608],
-    "worker.latency.p99_ms": [17],
+    "worker.slow.cpu_us": [210],
+    "comparison.slow.cpu_us": [300],
+    "worker.latency.p50_ms": [3],
     "comparison.latency.p50_ms": [2],
-    "worker.redis.per_s": [980, 2100, 9000],
+    "worker.latency.p99_ms": [8],
+    "comparison.latency.p99_ms": [5],
+    "worker.latency.cold_p99_ms": [11],
+    "comparison.latency.cold_p99_ms": [6],
+    "worker.redis.per_s": [980, 3000, 9000],
     "worker.memory.peak_mib": [64],
     "worker.memory.quarter_mib": [61],
     "worker.memory.end_mib": [64],
@@ -32,11 +44,17 @@ def test_a_figure_equal_to_its_limit_meets_the_target() -> None:
 @pytest.mark.parametrize(
     ("figure", "value"),
     [
-        ("worker.saturated.per_s", 2990),
-        ("worker.saturated.cpu_us", 321),
+        ("worker.saturated.per_s", 3990),
+        ("worker.saturated.cpu_us", 193),
+        ("worker.2-ms.per_s", 1099),
+        ("worker.5-ms.per_s", 1099),
+        ("worker.10-ms.per_s", 1099),
         ("worker.slow.per_s", 607),
-        ("worker.latency.p99_ms", 17.1),
-        ("worker.redis.per_s", 2099),
+        ("worker.slow.cpu_us", 211),
+        ("worker.latency.p50_ms", 3.1),
+        ("worker.latency.p99_ms", 8.1),
+        ("worker.latency.cold_p99_ms", 11.1),
+        ("worker.redis.per_s", 2999),
         ("worker.memory.peak_mib", 64.1),
         ("worker.memory.end_mib", 64.1),
         ("worker.start.s", 1.51),
@@ -57,13 +75,13 @@ def test_ratios_are_computed_from_figures_of_the_same_round() -> None:
     """The machine may become faster between rounds, for both workers."""
     found: Rounds = {
         **MEASURED,
-        "worker.saturated.per_s": [1500, 3000, 6000],
+        "worker.saturated.per_s": [2000, 4000, 6000],
         "comparison.saturated.per_s": [1000, 2000, 8000],
     }
     met = {target.what: (target.found, target.is_met) for target in targets(found)}
-    assert met["saturated throughput, 64 at a time"] == ("1.50 × (0.75 × to 1.50 ×)", True)
+    assert met["saturated throughput, 64 at a time"] == ("2.00 × (0.75 × to 2.00 ×)", True)
 
 
 def test_the_figure_table_shows_medians_with_their_ranges() -> None:
     shown = figure_table(as_json({}, MEASURED))
-    assert "| saturated, 64 at a time, commands a second | 3,000 (1,400 to 9,000) | 2,000 (2,000 to 2,000) |" in shown
+    assert "| saturated, 64 at a time, commands a second | 4,000 (1,400 to 9,000) | 2,000 (2,000 to 2,000) |" in shown
