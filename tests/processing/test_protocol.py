@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Claim, Key, Unseen
+from worker.core.claims import Claim, Key, KnownNotSent, Lease, Unresolved, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
@@ -194,6 +194,7 @@ class FailingStore(SuspendingStore):
 
     def __init__(self, world: World, *, outlives_workers: bool) -> None:
         super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
+        self._world = world
         self._outlives_workers = outlives_workers
 
     @property
@@ -201,7 +202,10 @@ class FailingStore(SuspendingStore):
         return None if self._outlives_workers else self
 
     async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+        ends_at = self._world.seconds() + LEASE_S  # as for Redis, whose claim takes its time
         claim = await super().claim(key, now, replay)
+        if isinstance(claim, Unseen | KnownNotSent | Unresolved):
+            claim = replace(claim, lease=replace(claim.lease, ends_at=ends_at))
         return Unseen(claim.lease, now) if self._outlives_workers and isinstance(claim, Unseen) else claim
 
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
