@@ -28,7 +28,7 @@ from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.claims import Claim, Key, KnownNotSent, Lease, Unresolved, Unseen
+from worker.core.claims import Claim, Key, KnownNotSent, Unresolved, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
