@@ -4,9 +4,10 @@ With pytest-xdist each process has a broker and a Redis of its own, so that its 
 """
 
 import fcntl
+import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 from xdist.workermanage import NodeManager
 
 from scripts import services
+from tests.support.blocking import BlockedLoop, forbid_blocking_calls
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
 from worker.core.claims import IdempotencyStore
 from worker.dev.services.broker import LocalBroker, start_local_broker
 from worker.dev.services.redis import LocalRedis, start_local_redis
@@ -36,6 +39,23 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, _exit)
 if "PYTEST_XDIST_WORKER" in os.environ:
     signal.signal(signal.SIGINT, _exit)  # pytest-xdist ends its processes so, even where ctrl-C is ignored
+
+
+forbid_blocking_calls()
+
+
+@pytest.fixture(autouse=True)
+def event_loop_guard() -> Iterator[None]:
+    """Fail a test in which a callback of the worker held up the event loop."""
+    found: list[str] = []
+    logger, handler = logging.getLogger("asyncio"), BlockedLoop(found.append)
+    former = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    logger.setLevel(former)
+    assert not found, "\n".join(found)
 
 
 @contextmanager
@@ -94,15 +114,22 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def watched_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run workers in asyncio's debug mode; ``WorkerProcess`` fails if one held up its event loop."""
+    for name, value in {"PYTHONASYNCIODEBUG": "1", **run_at_startup(tmp_path, "")}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
     with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as found:
         yield found
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[IdempotencyStore]:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[IdempotencyStore]:
     """Each kind of store, empty."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = open_store(url, uuid4().hex, ttl_s=600, lease_s=600, connections=2, began_at=datetime.now(UTC))
+    opened = open_store(url, uuid4().hex, ttl_s=600, lease_s=600, began_at=datetime.now(UTC))
     yield opened
-    opened.close()
+    await opened.close()

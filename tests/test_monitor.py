@@ -38,10 +38,10 @@ async def is_live(**changes: bool) -> bool:
     return health.liveness().ok
 
 
-def test_a_worker_that_could_consume_but_takes_no_commands_is_not_live() -> None:
-    assert not asyncio.run(is_live())
+async def test_a_worker_that_could_consume_but_takes_no_commands_is_not_live() -> None:
+    assert not await is_live()
 
 
 @pytest.mark.parametrize("state", ABLE_TO_CONSUME)
-def test_a_worker_with_a_reason_for_taking_no_commands_stays_live(state: str) -> None:
-    assert asyncio.run(is_live(**{state: not ABLE_TO_CONSUME[state]}))
+async def test_a_worker_with_a_reason_for_taking_no_commands_stays_live(state: str) -> None:
+    assert await is_live(**{state: not ABLE_TO_CONSUME[state]})

@@ -25,6 +25,7 @@ from worker.flow.device_queues import KeyedQueues
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient
+from worker.onenet.history_reader import HistoryReader
 from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
@@ -248,11 +249,19 @@ class _Ending:
 def client_of(settings: Settings, products: Mapping[str | None, Credentials], tracing: Tracing) -> OneNETClient:
     """Return a client of the platform."""
     ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
-    route = Route(settings.onenet_url, settings.onenet_connect_timeout, ca_file)
+    route = Route(settings.onenet_url, ca_file)
+    connect_s, read_s = settings.onenet_connect_timeout, settings.onenet_read_timeout
     return OneNETClient(
         settings.onenet_url,
         products,
-        lambda: HTTPTransport(route, read_timeout_s=settings.onenet_read_timeout, watch=watch, tracing=tracing),
+        lambda: HTTPTransport(route, connect_timeout_s=connect_s, read_timeout_s=read_s, tracing=tracing),
+        HistoryReader(
+            route,
+            connect_timeout_s=connect_s,
+            read_timeout_s=read_s,
+            concurrency=settings.worker_concurrency,
+            tracing=tracing,
+        ),
         settings.platform_zone,
         request_s=settings.request_s,
         caching_delay_s=settings.worker_reconcile_delay,

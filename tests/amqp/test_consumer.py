@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from pika import BasicProperties
 
 from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
@@ -66,71 +67,51 @@ class Bench:
         self._tasks.append(asyncio.ensure_future(work))
 
 
-def play(scene: Callable[[Bench], Coroutine[Any, Any, None]]) -> Bench:
-    """Play a scene on a new bench, and return the bench."""
-
-    async def run() -> Bench:
-        bench = Bench()
-        await scene(bench)
-        return bench
-
-    return asyncio.run(run())
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
 
 
-def test_a_session_takes_one_delivery_and_then_as_many_as_wanted() -> None:
+async def test_a_session_takes_one_delivery_and_then_as_many_as_wanted(bench: Bench) -> None:
     """The first delivery stays unacknowledged outside of any consumer, and counts towards the prefetch."""
-
-    async def scene(bench: Bench) -> None:
-        await bench.consumer.consume(10)
-        bench.channel.deliver(1)
-        await bench.settled()
-
-    assert play(scene).channel.history == ["qos 1", "consume", "cancel consumer-1", "qos 9", "consume"]
+    await bench.consumer.consume(10)
+    bench.channel.deliver(1)
+    await bench.settled()
+    assert bench.channel.history == ["qos 1", "consume", "cancel consumer-1", "qos 9", "consume"]
 
 
-def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled() -> None:
+async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(bench: Bench) -> None:
     """An acknowledgement before would have the broker send a delivery that pika requeues as if it had been handled."""
-
-    async def scene(bench: Bench) -> None:
-        channel, consumer = bench.channel, bench.consumer
-        await consumer.consume(3)
-        channel.deliver(1)
-        await bench.settled()
-        channel.deliver(2)
-        stopping = asyncio.ensure_future(consumer.consume(0))
-        await asyncio.sleep(0)
-        consumer.acknowledge(1)
-        assert "ack 1" not in channel.history
-        channel.deliver(3)  # which uses the prefetch up
-        await stopping
-
-    bench = play(scene)
+    channel, consumer = bench.channel, bench.consumer
+    await consumer.consume(3)
+    channel.deliver(1)
+    await bench.settled()
+    channel.deliver(2)
+    stopping = asyncio.ensure_future(consumer.consume(0))
+    await asyncio.sleep(0)
+    consumer.acknowledge(1)
+    assert "ack 1" not in channel.history
+    channel.deliver(3)  # which uses the prefetch up
+    await stopping
     assert bench.channel.history[-2:] == ["cancel consumer-2", "ack 1"]
     assert bench.consumer.unacknowledged == 2
 
 
-def test_after_a_message_that_was_returned_many_times_one_delivery_is_taken_at_a_time() -> None:
+async def test_after_a_message_that_was_returned_many_times_one_delivery_is_taken_at_a_time(bench: Bench) -> None:
     """It may be one that crashes workers, and would raise the delivery counts of all other held deliveries."""
-
-    async def scene(bench: Bench) -> None:
-        await bench.consumer.consume(2)
-        bench.channel.deliver(1)
-        await bench.settled()
-        bench.channel.history.clear()
-        bench.channel.deliver(2, times_returned=MANY_RETURNS)
-        await bench.settled()
-
-    assert play(scene).channel.history == ["cancel consumer-2", "qos 1", "consume"]
+    await bench.consumer.consume(2)
+    bench.channel.deliver(1)
+    await bench.settled()
+    bench.channel.history.clear()
+    bench.channel.deliver(2, times_returned=MANY_RETURNS)
+    await bench.settled()
+    assert bench.channel.history == ["cancel consumer-2", "qos 1", "consume"]
 
 
-def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_on() -> None:
+async def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_on(bench: Bench) -> None:
     """It cannot be acknowledged any more, and the broker delivers it to the next session."""
-
-    async def scene(bench: Bench) -> None:
-        await bench.consumer.consume(2)
-        bench.consumer.channel.fail(BrokerUnavailable("cut"))
-        bench.channel.deliver(1)
-
-    bench = play(scene)
+    await bench.consumer.consume(2)
+    bench.consumer.channel.fail(BrokerUnavailable("cut"))
+    bench.channel.deliver(1)
     assert bench.deliveries == []
     assert bench.consumer.unacknowledged == 0

@@ -1,6 +1,5 @@
 """What the publisher makes of confirms and returns, on a channel that only records what is published."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -83,69 +82,52 @@ def without_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BrokerChannel, "frame_max", 131_072)
 
 
-def play(scene: Callable[[Bench], None]) -> Bench:
-    """Play a scene with a publisher that is open, and return the bench."""
-
-    async def run() -> Bench:
-        bench = Bench()
-        await bench.publisher.connect(URLParameters("amqp://host"), "test")
-        await bench.publisher.open()
-        scene(bench)
-        return bench
-
-    return asyncio.run(run())
+@pytest.fixture
+async def bench() -> Bench:
+    """A publisher that is open."""
+    bench = Bench()
+    await bench.publisher.connect(URLParameters("amqp://host"), "test")
+    await bench.publisher.open()
+    return bench
 
 
 def names(items: Sequence[InFlight]) -> list[str]:
     return [item.publication.routing_key for item in items]
 
 
-def test_a_confirm_of_several_confirms_every_earlier_publication_and_no_later_one() -> None:
-    def scene(bench: Bench) -> None:
-        bench.publish("a", "b", "c", "d")
-        bench.channel.confirm(Basic.Ack(2))
-        bench.channel.confirm(Basic.Ack(3, multiple=True))
-
-    bench = play(scene)
+async def test_a_confirm_of_several_confirms_every_earlier_publication_and_no_later_one(bench: Bench) -> None:
+    bench.publish("a", "b", "c", "d")
+    bench.channel.confirm(Basic.Ack(2))
+    bench.channel.confirm(Basic.Ack(3, multiple=True))
     assert bench.confirmed == ["b", "a", "c"]
     assert names(list(bench.publisher.in_flight.values())) == ["d"]
 
 
-def test_a_returned_publication_is_rejected_though_the_broker_confirms_it() -> None:
+async def test_a_returned_publication_is_rejected_though_the_broker_confirms_it(bench: Bench) -> None:
     """The broker confirms what no queue took: only the return before the confirm tells."""
-
-    def scene(bench: Bench) -> None:
-        bench.publish("nowhere", "somewhere")
-        bench.channel.give_back(Basic.Return(312, "", "replies", "nowhere"))
-        bench.channel.confirm(Basic.Ack(2, multiple=True))
-
-    bench = play(scene)
+    bench.publish("nowhere", "somewhere")
+    bench.channel.give_back(Basic.Return(312, "", "replies", "nowhere"))
+    bench.channel.confirm(Basic.Ack(2, multiple=True))
     assert (bench.rejected, bench.confirmed) == (["nowhere"], ["somewhere"])
 
 
-def test_a_rejected_publication_impairs_the_publisher_until_it_is_withdrawn() -> None:
-    def scene(bench: Bench) -> None:
-        item = an_item("full")
-        bench.publisher.publish(item)
-        bench.channel.confirm(Basic.Nack(1))
-        assert bench.rejected == ["full"]
-        assert bench.publisher.publish_later(item) >= 0
-        assert bench.publisher.is_impaired
-        assert bench.publisher.withdraw_retries() == [item]
-        assert not bench.publisher.is_impaired
-
-    assert play(scene).channel.published == ["full"]
+async def test_a_rejected_publication_impairs_the_publisher_until_it_is_withdrawn(bench: Bench) -> None:
+    item = an_item("full")
+    bench.publisher.publish(item)
+    bench.channel.confirm(Basic.Nack(1))
+    assert bench.rejected == ["full"]
+    assert bench.publisher.publish_later(item) >= 0
+    assert bench.publisher.is_impaired
+    assert bench.publisher.withdraw_retries() == [item]
+    assert not bench.publisher.is_impaired
+    assert bench.channel.published == ["full"]
 
 
-def test_publications_without_an_open_channel_are_kept_as_unconfirmed() -> None:
+async def test_publications_without_an_open_channel_are_kept_as_unconfirmed(bench: Bench) -> None:
     """The supervisor publishes them, and those that were in flight, over another channel."""
-
-    def scene(bench: Bench) -> None:
-        bench.publish("in flight")
-        bench.publisher.channel.fail(BrokerUnavailable("cut"))
-        bench.publish("too late")
-
-    bench = play(scene)
+    bench.publish("in flight")
+    bench.publisher.channel.fail(BrokerUnavailable("cut"))
+    bench.publish("too late")
     assert bench.channel.published == ["in flight"]
     assert names(bench.publisher.withdraw_unconfirmed()) == ["in flight", "too late"]
     assert not bench.publisher.withdraw_unconfirmed()

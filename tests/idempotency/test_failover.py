@@ -1,8 +1,9 @@
 """A failover of Redis: the name leads to a new primary while the former one still answers."""
 
+import asyncio
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -47,15 +48,15 @@ class Failover:
         self.former = redis.Redis.from_url(former)
         self.new = redis.Redis.from_url(new)
         self.name = Name(former)
-        self.store = RedisStore(self.name.redis_url, self.namespace, ttl_s=60, lease_s=LONG_S, connections=2)
+        self.store = RedisStore(self.name.redis_url, self.namespace, ttl_s=60, lease_s=LONG_S)
 
     def fail_over(self, *, serves_stale_data: bool = True) -> None:
         self.former.config_set("replica-serve-stale-data", "yes" if serves_stale_data else "no")
         self.former.replicaof("127.0.0.1", free_port())  # no server listens there: it keeps its data
         self.name.lead_to(self._new_url)
 
-    def close(self) -> None:
-        self.store.close()
+    async def close(self) -> None:
+        await self.store.close()
         self.name.close()
         self.former.replicaof("NO", "ONE")
         for client in (self.former, self.new):
@@ -70,18 +71,18 @@ def second_redis() -> Iterator[LocalRedis]:
 
 
 @pytest.fixture
-def failover(own_redis: LocalRedis, second_redis: LocalRedis) -> Iterator[Failover]:
+async def failover(own_redis: LocalRedis, second_redis: LocalRedis) -> AsyncIterator[Failover]:
     found = Failover(own_redis.url, second_redis.url)
     yield found
-    found.close()
+    await found.close()
 
 
-def until_it_works(call: Callable[[], object]) -> list[str]:
+async def until_it_works(call: Callable[[], Awaitable[object]]) -> list[str]:
     """Call a few times until it works; returns the errors before that."""
     errors = []
     for _ in range(FEW):
         try:
-            call()
+            await call()
         except StoreError as exc:
             errors.append(str(exc))
         else:
@@ -93,73 +94,79 @@ def until_it_works(call: Callable[[], object]) -> list[str]:
     ("serves_stale_data", "words"),
     [(True, "Redis: READONLY: not a primary any more"), (False, "Redis: MASTERDOWN: a replica without its primary")],
 )
-def test_the_store_works_again_after_a_failover_without_a_restart(
+async def test_the_store_works_again_after_a_failover_without_a_restart(
     failover: Failover, serves_stale_data: bool, words: str
 ) -> None:
     store = failover.store
-    first = held(store.claim(key("a"), NOW))
-    store.ping()
+    first = held(await store.claim(key("a"), NOW))
+    await store.ping()
     failover.fail_over(serves_stale_data=serves_stale_data)
     with pytest.raises(StoreUnavailable, match=words):
-        store.release(first, None)
-    assert until_it_works(lambda: store.claim(key("b"), NOW)) == []
-    assert until_it_works(store.ping) == []
-    complete(store, held(store.claim(key("c"), NOW)), reply("c", U))
+        await store.release(first, None)
+    assert await until_it_works(lambda: store.claim(key("b"), NOW)) == []
+    assert await until_it_works(store.ping) == []
+    await complete(store, held(await store.claim(key("c"), NOW)), reply("c", U))
     assert failover.new.exists(f"{{{failover.namespace}}}:command:c")
 
 
-def test_one_refused_call_replaces_the_connections_of_all_calls(failover: Failover) -> None:
+async def test_one_refused_call_replaces_the_connections_of_all_calls(failover: Failover) -> None:
     """Calls that only read would otherwise read the former primary forever."""
     store = failover.store
-    store.claim(key("b"), NOW)
-    assert store.owned_by_others(key("a"), [U]) == set()
+    await store.claim(key("b"), NOW)
+    assert await store.owned_by_others(key("a"), [U]) == set()
     failover.fail_over()
     failover.new.set(f"{{{failover.namespace}}}:uuid:{U}", "b")
-    assert store.owned_by_others(key("a"), [U]) == set()
+    assert await store.owned_by_others(key("a"), [U]) == set()
     with pytest.raises(StoreUnavailable):
-        store.claim(key("a"), NOW)
-    assert store.owned_by_others(key("a"), [U]) == {U}
+        await store.claim(key("a"), NOW)
+    assert await store.owned_by_others(key("a"), [U]) == {U}
 
 
-def test_a_refused_ping_replaces_the_connections_of_all_calls(failover: Failover) -> None:
+async def test_a_refused_ping_replaces_the_connections_of_all_calls(failover: Failover) -> None:
     store = failover.store
-    store.ping()
-    store.claim(key("a"), NOW)
+    await store.ping()
+    await store.claim(key("a"), NOW)
     failover.fail_over()
     with pytest.raises(StoreUnavailable):
-        store.ping()
-    assert isinstance(store.claim(key("a"), NOW), Unseen)
+        await store.ping()
+    assert isinstance(await store.claim(key("a"), NOW), Unseen)
 
 
-def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover: Failover) -> None:
+async def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover: Failover) -> None:
     """PING succeeds on a demoted primary, on a full one, and on one with too few replicas."""
-    health = Health(60, failover.store.ping)
+    loop = asyncio.get_running_loop()
+    health = Health(60, lambda: asyncio.run_coroutine_threadsafe(failover.store.ping(), loop).result())
     health.heartbeat(is_connected=True, is_stopping=False)
-    assert health.readiness().ok
+
+    async def is_ready() -> bool:
+        return (await asyncio.to_thread(health.readiness)).ok  # probes are answered by other threads
+
+    assert await is_ready()
     failover.former.config_set("min-replicas-to-write", 1)
     try:
-        assert not health.readiness().ok
+        assert not await is_ready()
         with pytest.raises(StoreUnavailable, match="Redis: NOREPLICAS: too few replicas to accept writes"):
-            failover.store.ping()
+            await failover.store.ping()
     finally:
         failover.former.config_set("min-replicas-to-write", 0)
-    assert health.readiness().ok
+    assert await is_ready()
     failover.former.replicaof("127.0.0.1", free_port())
     for _ in range(FEW):
-        assert not health.readiness().ok  # until the name leads to the new primary
+        assert not await is_ready()  # until the name leads to the new primary
     failover.fail_over()
-    until_it_works(failover.store.ping)
-    assert health.readiness().ok
+    await until_it_works(failover.store.ping)
+    assert await is_ready()
 
 
-def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
+async def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
     limiter = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
-    assert limiter.acquire(None) == 0
-    assert limiter.acquire("heating") == 0
+    assert await limiter.acquire(None) == 0
+    assert await limiter.acquire("heating") == 0
     failover.fail_over()
-    assert limiter.acquire("cooling") == 0
-    assert limiter.acquire("cooling") > 0
+    assert await limiter.acquire("cooling") == 0
+    assert await limiter.acquire("cooling") > 0
     assert failover.new.keys(f"{{{failover.namespace}}}:rate*")
+    await limiter.close()
 
 
 ANSWERS = [
@@ -200,23 +207,23 @@ def test_an_error_of_the_operating_system_has_no_redis_code() -> None:
 
 
 @pytest.mark.parametrize("text", [text for text, _, is_other in ANSWERS if is_other])
-def test_an_error_that_names_another_server_ends_its_connection(text: str, redis_url: str) -> None:
+async def test_an_error_that_names_another_server_ends_its_connection(text: str, redis_url: str) -> None:
     """The store would otherwise never reach the new primary."""
 
     def refuse(sock: socket.socket) -> None:
         while data := sock.recv(65536):
-            is_setup = b"CLIENT" in data or b"SELECT" in data
-            sock.sendall(b"+OK\r\n" * data.count(b"SETINFO") if is_setup else f"-{text}\r\n".encode())
+            if b"SETINFO" in data:
+                sock.sendall(b"+OK\r\n" * data.count(b"SETINFO"))
+            else:
+                sock.sendall(f"-{text}\r\n".encode() * max(1, data.count(b"GETRANGE")))
 
-    with raw_server(refuse) as url, ExitStack() as stack:
-        name = Name(url.replace("http", "redis"))
-        stack.callback(name.close)
-        store = RedisStore(name.redis_url, f"test-{uuid4().hex}", ttl_s=60, lease_s=LONG_S, connections=2)
-        stack.callback(store.close)
+    with raw_server(refuse) as url, closing(Name(url.replace("http", "redis"))) as name:
+        store = RedisStore(name.redis_url, f"test-{uuid4().hex}", ttl_s=60, lease_s=LONG_S)
         for call in (lambda: store.claim(key("a"), NOW), store.ping, lambda: store.owned_by_others(key("a"), [U])):
             with pytest.raises(StoreUnavailable):
-                call()
+                await call()
         name.lead_to(redis_url)
-        assert isinstance(store.claim(key("a"), NOW), Unseen)
-        assert store.owned_by_others(key("a"), [U]) == set()
-        store.ping()
+        assert isinstance(await store.claim(key("a"), NOW), Unseen)
+        assert await store.owned_by_others(key("a"), [U]) == set()
+        await store.ping()
+        await store.close()

@@ -4,7 +4,7 @@ Each test is the smallest case of one command. It restores an earlier state of R
 that is promoted a second too early, or of a file that was written a second before a power failure.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -61,119 +61,119 @@ class EngineOnRedis(Engine):
         for name, value in state.items():
             self._redis.restore(name, 60_000, value)
 
-    def kill_during_request(self, task: Task) -> None:
+    async def kill_during_request(self, task: Task) -> None:
         """Process a delivery in a worker that is killed after its request was sent; the next process starts."""
-        super().kill_during_request(task)
+        await super().kill_during_request(task)
         self.restart_on_redis()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for store in self._stores:
-            store.close()
+            await store.close()
         self._redis.close()
 
     def _new_store(self) -> RedisStore:
-        store = RedisStore(self._url, self._namespace, ttl_s=60, lease_s=LONG_S, connections=2)
+        store = RedisStore(self._url, self._namespace, ttl_s=60, lease_s=LONG_S)
         self._stores.append(store)
         return store
 
 
 @pytest.fixture
-def engine(redis_url: str) -> Iterator[EngineOnRedis]:
+async def engine(redis_url: str) -> AsyncIterator[EngineOnRedis]:
     made = EngineOnRedis(redis_url)
     yield made
-    made.close()
+    await made.close()
 
 
-def assert_sent_once(engine: EngineOnRedis, envelope: Envelope) -> None:
+async def assert_sent_once(engine: EngineOnRedis, envelope: Envelope) -> None:
     """Deliver the message again: it waits for the reconcile delay, and then its history has the command."""
     engine.steps.clear()
-    waiting = expect_reconciliation(engine.process(a_task(envelope)))
+    waiting = expect_reconciliation(await engine.process(a_task(envelope)))
     assert "history" not in engine.steps  # which may not have the last request yet
     engine.platform.candidates = [a_likely("its own")]
     engine.wait()
-    engine.process(a_task(engine.copy_of(waiting)))
+    await engine.process(a_task(engine.copy_of(waiting)))
     assert "history" in engine.steps
     assert "request" not in engine.steps
 
 
-def test_a_command_is_not_sent_twice_after_its_claim_was_lost_with_its_worker(engine: EngineOnRedis) -> None:
-    engine.process(a_task(command_id="earlier", args="earlier"))
+async def test_a_command_is_not_sent_twice_after_its_claim_was_lost_with_its_worker(engine: EngineOnRedis) -> None:
+    await engine.process(a_task(command_id="earlier", args="earlier"))
     before = engine.state()
-    engine.kill_during_request(a_task())
+    await engine.kill_during_request(a_task())
     engine.set_back(before)
-    assert_sent_once(engine, redelivered())
+    await assert_sent_once(engine, redelivered())
 
 
-def test_a_command_is_not_sent_twice_after_its_outcome_was_lost_with_the_broker_connection(
+async def test_a_command_is_not_sent_twice_after_its_outcome_was_lost_with_the_broker_connection(
     engine: EngineOnRedis,
 ) -> None:
     """Its reply was not confirmed, so the broker redelivers it."""
-    engine.process(a_task(command_id="earlier", args="earlier"))
+    await engine.process(a_task(command_id="earlier", args="earlier"))
     before = engine.state()
-    assert reply_of(engine.process(a_task())).status == "accepted"
+    assert reply_of(await engine.process(a_task())).status == "accepted"
     engine.set_back(before)
-    assert_sent_once(engine, redelivered())
+    await assert_sent_once(engine, redelivered())
 
 
-def test_a_command_is_not_sent_twice_after_its_claim_was_lost_and_redis_was_written_to_since(
+async def test_a_command_is_not_sent_twice_after_its_claim_was_lost_and_redis_was_written_to_since(
     engine: EngineOnRedis,
 ) -> None:
-    engine.kill_during_request(a_task())
+    await engine.kill_during_request(a_task())
     engine.set_back({})
-    assert reply_of(engine.process(a_task(command_id="another", args="another"))).status == "accepted"
+    assert reply_of(await engine.process(a_task(command_id="another", args="another"))).status == "accepted"
     engine.restart_on_redis()
-    assert_sent_once(engine, redelivered())
+    await assert_sent_once(engine, redelivered())
 
 
-def test_a_second_attempt_is_not_repeated_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
+async def test_a_second_attempt_is_not_repeated_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
     """The record that is left is the first attempt's, which was not sent."""
     engine.platform.answers = [NotSent("refused")]
-    retry = engine.copy_of(expect_retry(engine.process(a_task())))
+    retry = engine.copy_of(expect_retry(await engine.process(a_task())))
     before = engine.state()
-    engine.kill_during_request(a_task(retry))
+    await engine.kill_during_request(a_task(retry))
     engine.set_back(before)
-    assert_sent_once(engine, redelivered(retry))
+    await assert_sent_once(engine, redelivered(retry))
 
 
-def test_a_second_attempt_is_not_repeated_after_every_record_was_lost(engine: EngineOnRedis) -> None:
+async def test_a_second_attempt_is_not_repeated_after_every_record_was_lost(engine: EngineOnRedis) -> None:
     engine.platform.answers = [NotSent("refused")]
-    retry = engine.copy_of(expect_retry(engine.process(a_task())))
+    retry = engine.copy_of(expect_retry(await engine.process(a_task())))
     # The connection was lost after the retry was confirmed.
-    expect_reconciliation(engine.process(a_task(redelivered())))
+    expect_reconciliation(await engine.process(a_task(redelivered())))
     engine.set_back({})
-    assert_sent_once(engine, retry)
+    await assert_sent_once(engine, retry)
 
 
-def test_a_request_after_a_doubt_is_not_repeated_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
+async def test_a_request_after_a_doubt_is_not_repeated_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
     """The record that is left is an old doubt, whose window does not include the last request."""
     engine.platform.answers = [InDoubt("read timeout")]
-    copy = engine.copy_of(expect_reconciliation(engine.process(a_task())))
+    copy = engine.copy_of(expect_reconciliation(await engine.process(a_task())))
     engine.wait()
     before = engine.state()
-    engine.kill_during_request(a_task(copy))
+    await engine.kill_during_request(a_task(copy))
     engine.wait()
     engine.set_back(before)
-    assert_sent_once(engine, redelivered(copy))
+    await assert_sent_once(engine, redelivered(copy))
 
 
-def test_a_replay_is_in_doubt_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
+async def test_a_replay_is_in_doubt_after_its_claim_was_lost(engine: EngineOnRedis) -> None:
     """The record that is left is the failure that the replay discards."""
-    failed = expect(Conclude, engine.process(a_task(expired_time=EXPIRED)))
+    failed = expect(Conclude, await engine.process(a_task(expired_time=EXPIRED)))
     assert failure_of(failed).code == "expired"
     before = engine.state()
     order = a_copy(replay=Replay(failed.reply.completed_at, None), is_free_attempt=True)
-    assert failure_of(engine.process(a_task(order, expired_time=EXPIRED))).code == "expired"
+    assert failure_of(await engine.process(a_task(order, expired_time=EXPIRED))).code == "expired"
     engine.set_back(before)
-    expect_reconciliation(engine.process(a_task(redelivered(order), expired_time=EXPIRED)))
+    expect_reconciliation(await engine.process(a_task(redelivered(order), expired_time=EXPIRED)))
 
 
-def test_a_first_delivery_is_sent_at_once(engine: EngineOnRedis) -> None:
-    assert reply_of(engine.process(a_task())).status == "accepted"
-    assert reply_of(engine.process(a_task(a_copy(), command_id="b"))).status == "accepted"
+async def test_a_first_delivery_is_sent_at_once(engine: EngineOnRedis) -> None:
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    assert reply_of(await engine.process(a_task(a_copy(), command_id="b"))).status == "accepted"
     assert engine.announced == []
 
 
-def test_a_redelivered_command_that_was_not_sent_is_in_doubt_with_a_shared_store(engine: EngineOnRedis) -> None:
+async def test_a_redelivered_command_that_was_not_sent_is_in_doubt_with_a_shared_store(engine: EngineOnRedis) -> None:
     """A record that it was not sent could outlive the lost record of another delivery's later request, and deny it."""
     engine.unstarted.mark_not_sent(a_task())
-    expect_reconciliation(engine.process(a_task(redelivered())))
+    expect_reconciliation(await engine.process(a_task(redelivered())))

@@ -11,46 +11,46 @@ from worker.errors import LeaseLost, UuidTaken
 from worker.idempotency.memory import MemoryStore
 
 
-def test_an_outcome_with_an_assigned_uuid_is_recorded_even_if_the_assignment_was_a_guess(
+async def test_an_outcome_with_an_assigned_uuid_is_recorded_even_if_the_assignment_was_a_guess(
     store: IdempotencyStore,
 ) -> None:
     """A worker may crash between the assignment and the record."""
-    lease = held(store.claim(key("a"), NOW))
-    assert assign(store, lease, [U]) == Assigned(U, is_guess=False)
-    complete(store, lease, reply("a", U))
-    assert store.claim(key("a"), NOW) == Completed(reply("a", U))
-    store.release(held(store.claim(key("c"), NOW)), DOUBT)
-    lease = held(store.claim(key("b"), NOW))
-    assert assign(store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
-    complete(store, lease, reply("b", U1), is_guess=True)
-    assert store.claim(key("b"), NOW) == Completed(reply("b", U1))
+    lease = held(await store.claim(key("a"), NOW))
+    assert await assign(store, lease, [U]) == Assigned(U, is_guess=False)
+    await complete(store, lease, reply("a", U))
+    assert await store.claim(key("a"), NOW) == Completed(reply("a", U))
+    await store.release(held(await store.claim(key("c"), NOW)), DOUBT)
+    lease = held(await store.claim(key("b"), NOW))
+    assert await assign(store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
+    await complete(store, lease, reply("b", U1), is_guess=True)
+    assert await store.claim(key("b"), NOW) == Completed(reply("b", U1))
 
 
-def test_a_refused_outcome_records_the_doubt_and_ends_the_lease_in_one_step(store: IdempotencyStore) -> None:
-    complete(store, held(store.claim(key("a"), NOW)), reply("a", U))
-    lease = held(store.claim(key("b"), NOW))
+async def test_a_refused_outcome_records_the_doubt_and_ends_the_lease_in_one_step(store: IdempotencyStore) -> None:
+    await complete(store, held(await store.claim(key("a"), NOW)), reply("a", U))
+    lease = held(await store.claim(key("b"), NOW))
     with pytest.raises(UuidTaken):
-        complete(store, lease, reply("b", U))
+        await complete(store, lease, reply("b", U))
     with pytest.raises(LeaseLost):
-        store.release(lease, None)
-    claim = store.claim(key("b"), NOW)
+        await store.release(lease, None)
+    claim = await store.claim(key("b"), NOW)
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
-    assert store.owned_by_others(key("b"), [U]) == {U}
-    assert assign(store, claim.lease, [U]) == NoCandidate()
+    assert await store.owned_by_others(key("b"), [U]) == {U}
+    assert await assign(store, claim.lease, [U]) == NoCandidate()
 
 
-def test_the_memory_store_knows_the_uuids_of_all_accepted_commands_that_it_has_not_forgotten() -> None:
+async def test_the_memory_store_knows_the_uuids_of_all_accepted_commands_that_it_has_not_forgotten() -> None:
     """Those of both generations of packed replies."""
     store = MemoryStore(600, 600, began_at=NOW, max_accepted=10)
     uuids = [str(UUID(int=number)) for number in range(40)]
     for number, uuid in enumerate(uuids):
-        complete(store, held(store.claim(_distinct_key(number), NOW)), reply(str(number), uuid))
+        await complete(store, held(await store.claim(_distinct_key(number), NOW)), reply(str(number), uuid))
     for number in range(30, 40):
         other = 100 + number
         with pytest.raises(UuidTaken):
-            complete(store, held(store.claim(_distinct_key(other), NOW)), reply(str(other), uuids[number]))
-    complete(store, held(store.claim(_distinct_key(200), NOW)), reply("200", uuids[0]))
+            await complete(store, held(await store.claim(_distinct_key(other), NOW)), reply(str(other), uuids[number]))
+    await complete(store, held(await store.claim(_distinct_key(200), NOW)), reply("200", uuids[0]))
 
 
 def _distinct_key(number: int) -> Key:

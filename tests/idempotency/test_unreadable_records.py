@@ -1,7 +1,7 @@
 """Records that another version or a person wrote into Redis: each puts its own command in doubt, and no other."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -38,7 +38,7 @@ class Rig:
         self.namespace = uuid4().hex
         self.redis: Any = redis.Redis.from_url(url)
         self.url = url
-        self.store = RedisStore(url, self.namespace, ttl_s=60, lease_s=LONG_S, connections=2)
+        self.store = RedisStore(url, self.namespace, ttl_s=60, lease_s=LONG_S)
 
     def name(self, key_name: str) -> str:
         return f"{{{self.namespace}}}:{key_name}"
@@ -49,16 +49,16 @@ class Rig:
         self.redis.delete(name)
         self.redis.hset(name, mapping=dict(record))
 
-    def close(self) -> None:
-        self.store.close()
+    async def close(self) -> None:
+        await self.store.close()
         self.redis.close()
 
 
 @pytest.fixture
-def rig(redis_url: str) -> Iterator[Rig]:
+async def rig(redis_url: str) -> AsyncIterator[Rig]:
     made = Rig(redis_url)
     yield made
-    made.close()
+    await made.close()
 
 
 def record(state: str, /, **changes: Any) -> dict[str, Any]:
@@ -115,24 +115,24 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("unreadable", list(rows()))
-def test_an_unreadable_record_leaves_its_command_in_doubt(rig: Rig, unreadable: dict[str, Any]) -> None:
+async def test_an_unreadable_record_leaves_its_command_in_doubt(rig: Rig, unreadable: dict[str, Any]) -> None:
     """Whether it was sent is unknown, and since when. The claim replaces the record."""
     rig.write(unreadable)
-    claim = rig.store.claim(key("a"), NOW)
+    claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DoubtWindow(None, NOW), False)
-    assert rig.store.claim(key("a"), NOW) == InProgress(None)
-    complete(rig.store, claim.lease, reply("a", U))
-    assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
+    assert await rig.store.claim(key("a"), NOW) == InProgress(None)
+    await complete(rig.store, claim.lease, reply("a", U))
+    assert await rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "set", "zset", "stream"])
-def test_a_record_of_another_redis_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
+async def test_a_record_of_another_redis_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
     write(rig, "command:a", kind)
-    claim = rig.store.claim(key("a"), NOW)
+    claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
-    rig.store.release(claim.lease, DOUBT)
-    claim = rig.store.claim(key("a"), NOW)
+    await rig.store.release(claim.lease, DOUBT)
+    claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     assert claim.doubt == DOUBT
 
@@ -153,8 +153,8 @@ def write(rig: Rig, key_name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash", "stream"])
-def test_a_lease_is_lost_when_its_record_becomes_unreadable(rig: Rig, kind: str) -> None:
-    lease = held(rig.store.claim(key("a"), NOW))
+async def test_a_lease_is_lost_when_its_record_becomes_unreadable(rig: Rig, kind: str) -> None:
+    lease = held(await rig.store.claim(key("a"), NOW))
     write(rig, "command:a", kind)
     for call in (
         lambda: rig.store.release(lease, None),
@@ -162,35 +162,35 @@ def test_a_lease_is_lost_when_its_record_becomes_unreadable(rig: Rig, kind: str)
         lambda: complete(rig.store, lease, reply("a", U)),
     ):
         with pytest.raises(LeaseLost):
-            call()
+            await call()
 
 
-def test_a_former_lease_holder_is_refused_after_its_unreadable_record_was_replaced(rig: Rig) -> None:
+async def test_a_former_lease_holder_is_refused_after_its_unreadable_record_was_replaced(rig: Rig) -> None:
     """If tokens were counted from 1 again, both holders would have the first token."""
-    late = held(rig.store.claim(key("a"), NOW))
+    late = held(await rig.store.claim(key("a"), NOW))
     rig.redis.hdel(rig.name("command:a"), "state")
-    claim = rig.store.claim(key("a"), NOW)
+    claim = await rig.store.claim(key("a"), NOW)
     with pytest.raises(LeaseLost):
-        complete(rig.store, late, reply("a", U))
-    complete(rig.store, held(claim), reply("a", U1))
+        await complete(rig.store, late, reply("a", U))
+    await complete(rig.store, held(claim), reply("a", U1))
 
 
-def test_fields_of_a_newer_version_are_ignored(rig: Rig) -> None:
+async def test_fields_of_a_newer_version_are_ignored(rig: Rig) -> None:
     newer = ACCEPTED | {"priority": 7, "trace": {"id": 1}}
     rig.write(record("done", reply=json.dumps(newer), checksum="1", version=b"\xff"))
-    assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
+    assert await rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
     rejected = ACCEPTED | {"status": "rejected", "uuid": None, "extra": 1}
     details = [{"field": "retry", "message": "wrong", "line": 1}]
     rejected["error"] = {"code": "onenet_rejected", "message": "no", "errno": 1, "details": details, "hint": "none"}
     rig.write(record("done", reply=json.dumps(rejected)))
-    claim = rig.store.claim(key("a"), NOW)
+    claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Completed)
     assert (claim.reply.status, claim.reply.error and claim.reply.error.errno) == ("rejected", 1)
     rig.write(record("free", colour="red"))
-    assert isinstance(rig.store.claim(key("a"), NOW), KnownNotSent)
+    assert isinstance(await rig.store.claim(key("a"), NOW), KnownNotSent)
 
 
-def test_records_of_the_former_version_are_read(rig: Rig) -> None:
+async def test_records_of_the_former_version_are_read(rig: Rig) -> None:
     """A worker is updated while commands are held, in doubt and completed."""
     doubtful = {"since": milliseconds(DOUBT.since or NOW), "until": milliseconds(DOUBT.until), "crashed": 1}
     for former, expected in (
@@ -202,72 +202,73 @@ def test_records_of_the_former_version_are_read(rig: Rig) -> None:
         ({"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, KeyReused),
     ):
         rig.write(former)
-        assert isinstance(rig.store.claim(key("a"), NOW), expected)
+        assert isinstance(await rig.store.claim(key("a"), NOW), expected)
         assert rig.redis.hget(rig.name("command:a"), "token") != b"1" or expected in {Completed, KeyReused}
 
 
-def test_a_replay_discards_an_unreadable_reply(rig: Rig) -> None:
+async def test_a_replay_discards_an_unreadable_reply(rig: Rig) -> None:
     rig.write(record("done", reply="garbage", failed=NOW_MS))
-    assert isinstance(rig.store.claim(key("a"), NOW, Replay(NOW, None)), KnownNotSent)
+    assert isinstance(await rig.store.claim(key("a"), NOW, Replay(NOW, None)), KnownNotSent)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
-def test_an_unreadable_set_of_lookalikes_stops_no_command(rig: Rig, kind: str) -> None:
+async def test_an_unreadable_set_of_lookalikes_stops_no_command(rig: Rig, kind: str) -> None:
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    lease = held(rig.store.claim(key("a"), NOW))
-    assert assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
+    lease = held(await rig.store.claim(key("a"), NOW))
+    assert await assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    assert assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
-    complete(rig.store, lease, reply("a", U))
-    lease = held(rig.store.claim(key("b"), NOW))
+    assert await assign(rig.store, lease, [U]) == Assigned(U, is_guess=False)
+    await complete(rig.store, lease, reply("a", U))
+    lease = held(await rig.store.claim(key("b"), NOW))
     write(rig, f"alike:{key('a').match_key.hex()}", kind)
-    rig.store.release(lease, None)
+    await rig.store.release(lease, None)
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash"])
-def test_a_lookalike_with_an_unreadable_record_may_have_caused_one_entry(rig: Rig, kind: str) -> None:
-    held(rig.store.claim(key("b"), NOW))
-    lease = held(rig.store.claim(key("a"), NOW))
-    assert assign(rig.store, lease, [U1, U2]) == LookalikeInProgress()
+async def test_a_lookalike_with_an_unreadable_record_may_have_caused_one_entry(rig: Rig, kind: str) -> None:
+    held(await rig.store.claim(key("b"), NOW))
+    lease = held(await rig.store.claim(key("a"), NOW))
+    assert await assign(rig.store, lease, [U1, U2]) == LookalikeInProgress()
     write(rig, "command:b", kind)
-    assert assign(rig.store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
+    assert await assign(rig.store, lease, [U1, U2]) == Assigned(U1, is_guess=True)
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b"??", b"a b", b"?", b"x" * 130, None])
-def test_a_uuid_with_an_unreadable_owner_is_assigned_to_no_command(rig: Rig, value: bytes | None) -> None:
+async def test_a_uuid_with_an_unreadable_owner_is_assigned_to_no_command(rig: Rig, value: bytes | None) -> None:
     """It may belong to this command or to another."""
     if value is None:
         write(rig, f"uuid:{U}", "list")
     else:
         rig.redis.set(rig.name(f"uuid:{U}"), value)
-    lease = held(rig.store.claim(key("a"), NOW))
-    assert rig.store.owned_by_others(key("a"), [U, U1]) == set()
-    assert rig.store.ownership(lease, [U, U1]).owners == {U: Owner(None, is_certain=False), U1: None}
-    assert assign(rig.store, lease, [U]) == Ambiguous()
-    assert assign(rig.store, lease, []) == NoCandidate()
+    lease = held(await rig.store.claim(key("a"), NOW))
+    assert await rig.store.owned_by_others(key("a"), [U, U1]) == set()
+    assert (await rig.store.ownership(lease, [U, U1])).owners == {U: Owner(None, is_certain=False), U1: None}
+    assert await assign(rig.store, lease, [U]) == Ambiguous()
+    assert await assign(rig.store, lease, []) == NoCandidate()
     with pytest.raises(UuidTaken):
-        complete(rig.store, lease, reply("a", U))
+        await complete(rig.store, lease, reply("a", U))
 
 
-def test_unreadable_values_of_keys_that_are_never_read_are_ignored(rig: Rig) -> None:
+async def test_unreadable_values_of_keys_that_are_never_read_are_ignored(rig: Rig) -> None:
     write(rig, "epoch", "list")
-    assert isinstance(rig.store.claim(key("a"), NOW), Unseen)
+    assert isinstance(await rig.store.claim(key("a"), NOW), Unseen)
     write(rig, "ping", "list")
-    rig.store.ping()
+    await rig.store.ping()
 
 
 @pytest.mark.parametrize("value", [b"garbage", b"\xff", b"1e300", b"inf", b"nan", None])
-def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, value: bytes | None) -> None:
+async def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, value: bytes | None) -> None:
     """Otherwise the rate would no longer be limited, or nothing would ever be sent again."""
     limiter = RateLimiter(Rate(1, 600), rig.namespace, rig.url)
-    assert limiter.acquire(None) == 0
+    assert await limiter.acquire(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:
         write(rig, name.decode().partition("}:")[2], "list")
     else:
         rig.redis.set(name, value)
-    assert limiter.acquire(None) == 0
-    assert 0 < limiter.acquire(None) <= 600
+    assert await limiter.acquire(None) == 0
+    assert 0 < await limiter.acquire(None) <= 600
+    await limiter.close()
 
 
 FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]
@@ -285,7 +286,7 @@ VALUES = st.one_of(
     owner=st.none() | st.binary(max_size=10) | st.sampled_from(["a", "?a", "b", "?b"]),
 )
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_unreadable_record_stops_a_worker_or_its_own_command(
+async def test_no_unreadable_record_stops_a_worker_or_its_own_command(
     rig: Rig, fields: dict[str, Any], whole: str | None, owner: str | bytes | None
 ) -> None:
     rig.redis.delete(*map(rig.name, ["command:a", f"uuid:{U}", f"uuid:{U1}", f"alike:{key('a').match_key.hex()}"]))
@@ -294,21 +295,21 @@ def test_no_unreadable_record_stops_a_worker_or_its_own_command(
         rig.write(mixed)
     if owner is not None:
         rig.redis.set(rig.name(f"uuid:{U}"), owner)
-    claim = rig.store.claim(key("a"), NOW, None)
+    claim = await rig.store.claim(key("a"), NOW, None)
     if isinstance(claim, Completed | KeyReused):
         return
     if isinstance(claim, InProgress):  # only while its lease may last, and no lease ends far in the future
         assert float(mixed["lease"]) < (NOW + timedelta(days=36_500)).timestamp() * 1000
         return
     assert claim.lease.token >= 1
-    rig.store.owned_by_others(key("a"), [U, U1])
-    assignment = assign(rig.store, claim.lease, [U, U1])
+    await rig.store.owned_by_others(key("a"), [U, U1])
+    assignment = await assign(rig.store, claim.lease, [U, U1])
     is_guess = isinstance(assignment, Assigned) and assignment.is_guess
     try:
-        complete(rig.store, claim.lease, reply("a", U), is_guess=is_guess)
+        await complete(rig.store, claim.lease, reply("a", U), is_guess=is_guess)
     except UuidTaken:
-        again = rig.store.claim(key("a"), NOW)
+        again = await rig.store.claim(key("a"), NOW)
         assert isinstance(again, Unresolved)
         assert again.doubt == DOUBT
     else:
-        assert rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
+        assert await rig.store.claim(key("a"), NOW) == Completed(reply("a", U))

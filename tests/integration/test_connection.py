@@ -25,6 +25,8 @@ from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
+pytestmark = pytest.mark.usefixtures("watched_workers")
+
 IMPATIENT = """
 import worker.amqp.broker, worker.amqp.connection
 replace(worker.amqp.connection, "CONNECT_S", 0.5)

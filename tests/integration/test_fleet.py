@@ -1,5 +1,6 @@
 """A fleet of workers with one Redis, and commands that crash a worker."""
 
+import asyncio
 import threading
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,13 @@ def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:
         worker.process.stop()  # a kill could come before the acknowledgement and repeat the reply
     deployment.simulator.requests.clear()
     return settings
+
+
+async def claim_another(redis_url: str, namespace: str) -> None:
+    """Claim a command as another worker does."""
+    store = RedisStore(redis_url, namespace, ttl_s=60, lease_s=9)
+    await store.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
+    await store.close()
 
 
 def test_a_redelivery_without_a_claim_is_looked_up_in_the_history_before_it_is_sent(
@@ -65,9 +73,7 @@ def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_cl
         first.process.kill()
     own_redis.kill()  # it persists nothing, so all records are lost
     own_redis.start()
-    other = RedisStore(own_redis.url, deployment.topology.namespace, ttl_s=60, lease_s=9, connections=1)
-    other.claim(Key("other", b"1" * 16, b"2" * 16), datetime.now(UTC))
-    other.close()
+    asyncio.run(claim_another(own_redis.url, deployment.topology.namespace))
     with deployment.worker(**settings):
         reply = deployment.upstream.reply().json
     assert (reply["command_id"], reply["status"], reply["recovered"]) == ("lost", "accepted", True)

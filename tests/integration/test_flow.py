@@ -24,6 +24,8 @@ from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
+pytestmark = pytest.mark.usefixtures("watched_workers")
+
 PAUSE_AFTER = 5
 QUICK = {"WORKER_PAUSE_AFTER_FAILURES": str(PAUSE_AFTER), "WORKER_PROBE_INTERVAL": "0.2", "WORKER_CONCURRENCY": "4"}
 CALM = QUICK | {"WORKER_PROBE_INTERVAL": "600"}

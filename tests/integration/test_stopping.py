@@ -12,6 +12,8 @@ from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.usefixtures("watched_workers")
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_restart_under_load_loses_no_command_and_sends_none_twice(

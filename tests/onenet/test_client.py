@@ -24,30 +24,30 @@ def _never_answer(sock: socket.socket) -> None:
     sock.recv(1)  # returns when the client closes the connection
 
 
-def test_nothing_is_sent_after_the_lease_has_ended() -> None:
+async def test_nothing_is_sent_after_the_lease_has_ended() -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        assert isinstance(client.execute(command(), time.monotonic() - 1).answer, NotSent)
+        assert isinstance((await client.execute(command(), time.monotonic() - 1)).answer, NotSent)
         assert not simulator.requests
 
 
-def test_nothing_is_sent_over_a_reused_connection_after_the_lease_has_ended() -> None:
+async def test_nothing_is_sent_over_a_reused_connection_after_the_lease_has_ended() -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        assert isinstance(client.execute(command(), NEVER).answer, Cached)
-        assert isinstance(client.execute(command(), time.monotonic() - 1).answer, NotSent)
+        assert isinstance((await client.execute(command(), NEVER)).answer, Cached)
+        assert isinstance((await client.execute(command(), time.monotonic() - 1)).answer, NotSent)
 
 
-def test_a_request_is_cut_when_the_lease_ends() -> None:
+async def test_a_request_is_cut_when_the_lease_ends() -> None:
     with raw_server(_never_answer) as url, onenet_client(url, connect_s=60, read_s=60) as client:
         began = time.monotonic()
-        assert isinstance(client.execute(command(), began + 0.3).answer, InDoubt)
+        assert isinstance((await client.execute(command(), began + 0.3)).answer, InDoubt)
         assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(("hours", "is_omitted"), [(-1, True), (1, False)])
-def test_a_valid_time_in_the_past_is_omitted_and_reported(hours: float, is_omitted: bool) -> None:
+async def test_a_valid_time_in_the_past_is_omitted_and_reported(hours: float, is_omitted: bool) -> None:
     """The platform refuses a valid_time in the past; without one it takes the current time."""
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        sent = client.execute(command(valid_time=in_hours(hours)), NEVER)
+        sent = await client.execute(command(valid_time=in_hours(hours)), NEVER)
         assert isinstance(sent.answer, Cached)
         assert sent.valid_time_omitted == is_omitted
         assert ("valid_time" in simulator.requests[0]["query"]) != is_omitted

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from urllib3.connection import HTTPConnection
 
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import (
@@ -32,7 +31,8 @@ from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.client import OneNETClient
-from worker.onenet.route import Route
+from worker.onenet.route import Server
+from worker.onenet.transport import HTTPTransport
 
 T = TypeVar("T")
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
@@ -41,11 +41,11 @@ EMPTY_HISTORY = b'HTTP/1.1 200 OK\r\nContent-Length: 47\r\n\r\n{"errno":0,"data"
 COMMANDS = 200
 
 
-def test_no_command_gets_the_uuid_of_another_whenever_a_duplicate_response_arrives() -> None:
+async def test_no_command_gets_the_uuid_of_another_whenever_a_duplicate_response_arrives() -> None:
     """Before the next request, while it is sent, or while its response is awaited."""
     server = DuplicatingServer()
     with raw_server(server.serve) as url, onenet_client(url) as client:
-        answers = [client.execute(command(args=str(number)), NEVER).answer for number in range(COMMANDS)]
+        answers = [(await client.execute(command(args=str(number)), NEVER)).answer for number in range(COMMANDS)]
     assert len(server.received) == len(set(server.received))
     for number, answer in enumerate(answers):
         assert answer == Cached(server.uuid(number)) or isinstance(answer, InDoubt)
@@ -69,11 +69,11 @@ def delayed_duplicates(responses: Sequence[bytes]) -> Callable[[socket.socket], 
     return serve
 
 
-def test_a_command_that_gets_the_uuid_of_another_is_in_doubt() -> None:
+async def test_a_command_that_gets_the_uuid_of_another_is_in_doubt() -> None:
     """The duplicate arrives after the last check of the connection, so that only its uuid tells."""
     server = delayed_duplicates([accepting_response("u0"), accepting_response("u1"), accepting_response("u2")])
     with raw_server(server) as url, onenet_client(url) as client:
-        answers = [client.execute(command(), NEVER).answer for _ in range(3)]
+        answers = [(await client.execute(command(), NEVER)).answer for _ in range(3)]
     assert answers[0] == Cached("u0")
     assert answers[1] == InDoubt("the response has the uuid of another command", is_outage=False)
     assert answers[2] == Cached("u2")  # over a new connection: the old one still holds the second command's response
@@ -87,7 +87,9 @@ def test_a_command_that_gets_the_uuid_of_another_is_in_doubt() -> None:
         ("Order-7x", "order-7x"),
     ],
 )
-def test_a_command_that_gets_the_uuid_of_another_in_a_different_spelling_is_in_doubt(first: str, second: str) -> None:
+async def test_a_command_that_gets_the_uuid_of_another_in_a_different_spelling_is_in_doubt(
+    first: str, second: str
+) -> None:
     responses = iter([accepting_response(first), accepting_response(second)])
 
     def serve(sock: socket.socket) -> None:
@@ -96,34 +98,34 @@ def test_a_command_that_gets_the_uuid_of_another_in_a_different_spelling_is_in_d
             sock.sendall(response)
 
     with raw_server(serve) as url, onenet_client(url) as client:
-        assert client.execute(command(), NEVER).answer == Cached(first)
-        assert isinstance(client.execute(command(), NEVER).answer, InDoubt)
+        assert (await client.execute(command(), NEVER)).answer == Cached(first)
+        assert isinstance((await client.execute(command(), NEVER)).answer, InDoubt)
 
 
-def test_a_command_that_gets_its_own_uuid_again_is_accepted() -> None:
+async def test_a_command_that_gets_its_own_uuid_again_is_accepted() -> None:
     wanted = command()
     server = delayed_duplicates([accepting_response("u0"), accepting_response("u1")])
     with raw_server(server) as url, onenet_client(url) as client:
-        assert [client.execute(wanted, NEVER).answer for _ in range(2)] == [Cached("u0")] * 2
+        assert [(await client.execute(wanted, NEVER)).answer for _ in range(2)] == [Cached("u0")] * 2
 
 
 @pytest.mark.parametrize("response", [TOO_MANY_REQUESTS, REFUSAL], ids=["429", "a refusal"])
-def test_a_connection_is_closed_after_a_response_that_any_command_may_get(response: bytes) -> None:
+async def test_a_connection_is_closed_after_a_response_that_any_command_may_get(response: bytes) -> None:
     """Its duplicate would say that the next command was not cached: it would be sent again, or rejected."""
     server = delayed_duplicates([response, accepting_response("u")])
     with raw_server(server) as url, onenet_client(url) as client:
-        assert isinstance(client.execute(command(), NEVER).answer, NotSent | Refused)
-        assert client.execute(command(), NEVER).answer == Cached("u")
+        assert isinstance((await client.execute(command(), NEVER)).answer, NotSent | Refused)
+        assert (await client.execute(command(), NEVER)).answer == Cached("u")
 
 
-def test_the_history_of_one_device_is_never_read_for_another() -> None:
+async def test_the_history_of_one_device_is_never_read_for_another() -> None:
     """The duplicate of an empty history would say that the next device's command was not cached."""
     server = delayed_duplicates([accepting_response("u"), EMPTY_HISTORY, TOO_MANY_REQUESTS])
     with raw_server(server) as url, onenet_client(url) as client:
-        client.execute(command(), NEVER)
-        assert client.find_candidates(command(imei="865820030000002"), current_doubt(), none_owned) == []
+        await client.execute(command(), NEVER)
+        assert await client.find_candidates(command(imei="865820030000002"), current_doubt(), none_owned) == []
         with pytest.raises(HistoryUnreadable, match="429"):
-            client.find_candidates(command(imei="865820030000003"), current_doubt(), none_owned)
+            await client.find_candidates(command(imei="865820030000003"), current_doubt(), none_owned)
 
 
 class InnerTLS:
@@ -188,17 +190,17 @@ class TLSLayers:
     """Runs servers behind zero, one or two layers of TLS, with clients for them; records the clients' connections."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened: list[HTTPConnection] = []
+        self.opened: list[socket.socket] = []
         self._context = server_tls_context(folder, "127.0.0.1")
         self._ca_file = str(folder / "ca.pem")
         self._monkeypatch = monkeypatch
-        open_connection = Route.open
+        connect = HTTPTransport._connected_socket
 
-        def record(route: Route) -> HTTPConnection:
-            self.opened.append(open_connection(route))
+        async def record(transport: HTTPTransport, server: Server) -> socket.socket:
+            self.opened.append(await connect(transport, server))
             return self.opened[-1]
 
-        monkeypatch.setattr(Route, "open", record)
+        monkeypatch.setattr(HTTPTransport, "_connected_socket", record)
 
     @contextmanager
     def client(self, serve: Callable[[Stream], None], layers: int) -> Iterator[OneNETClient]:
@@ -225,19 +227,20 @@ def tls_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TLSLayers:
 
 @LAYERS
 @pytest.mark.parametrize("unsolicited", [accepting_response("u1"), b"H", None], ids=["a response", "one byte", "EOF"])
-def test_an_idle_connection_that_received_anything_is_not_reused(
+async def test_an_idle_connection_that_received_anything_is_not_reused(
     tls_layers: TLSLayers, layers: int, unsolicited: bytes | None
 ) -> None:
     server = UnsolicitedSender(unsolicited)
     with tls_layers.client(server.serve, layers) as client:
-        assert client.execute(command(), NEVER).answer == Cached("u1")
+        assert (await client.execute(command(), NEVER)).answer == Cached("u1")
         server.may_send.set()
-        assert select.select([tls_layers.opened[0].sock], [], [], PATIENCE_S)[0]  # it has arrived
-        assert client.execute(command(), NEVER).answer == Cached("u2")
+        # It has arrived, and the event loop has not looked: only a look at the socket finds it.
+        assert select.select([tls_layers.opened[0]], [], [], PATIENCE_S)[0]
+        assert (await client.execute(command(), NEVER)).answer == Cached("u2")
 
 
 @LAYERS
-def test_an_idle_connection_that_received_nothing_is_reused(tls_layers: TLSLayers, layers: int) -> None:
+async def test_an_idle_connection_that_received_nothing_is_reused(tls_layers: TLSLayers, layers: int) -> None:
     responses = iter([accepting_response(f"u{number}") for number in range(5)])
 
     def serve(sock: Stream) -> None:
@@ -246,11 +249,13 @@ def test_an_idle_connection_that_received_nothing_is_reused(tls_layers: TLSLayer
             sock.sendall(next(responses))
 
     with tls_layers.client(serve, layers) as client:
-        assert [client.execute(command(), NEVER).answer for _ in range(5)] == [Cached(f"u{at}") for at in range(5)]
+        assert [(await client.execute(command(), NEVER)).answer for _ in range(5)] == [
+            Cached(f"u{at}") for at in range(5)
+        ]
     assert len(tls_layers.opened) == 1
 
 
-def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: Path) -> None:
+async def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: Path) -> None:
     """TLS has taken them from the socket, so that a check of the socket would not find them."""
     context = server_tls_context(tmp_path, "127.0.0.1")
     connections: list[int] = []
@@ -269,4 +274,4 @@ def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: Path) 
                 secure.recv(1)
 
     with raw_server(serve) as url, onenet_client(https(url), ca_file=str(tmp_path / "ca.pem")) as client:
-        assert [client.execute(command(), NEVER).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
+        assert [(await client.execute(command(), NEVER)).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]

@@ -38,50 +38,56 @@ from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
 
 
-def test_a_command_is_found_on_the_last_page_of_a_long_history() -> None:
+async def all_owned(uuids: Sequence[str]) -> Collection[str]:
+    return set(uuids)
+
+
+async def test_a_command_is_found_on_the_last_page_of_a_long_history() -> None:
     wanted = command()
     with onenet() as simulator, onenet_client(simulator.url, read_s=20) as client:
         for number in range(150):
             cache(simulator, wanted, f"another {number}")
         uuid = cache(simulator, wanted, "on")
-        found = client.find_candidates(wanted, current_doubt(), none_owned)
+        found = await client.find_candidates(wanted, current_doubt(), none_owned)
         assert [candidate.uuid for candidate in found] == [uuid]
-        assert client.find_candidates(wanted, current_doubt(), set) == []  # every uuid belongs to another command
+        assert (
+            await client.find_candidates(wanted, current_doubt(), all_owned) == []
+        )  # every uuid belongs to another command
 
 
-def test_an_empty_history_has_no_candidate() -> None:
+async def test_an_empty_history_has_no_candidate() -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        assert client.find_candidates(command(), current_doubt(), none_owned) == []
+        assert await client.find_candidates(command(), current_doubt(), none_owned) == []
 
 
 @pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "hang", "not_found"])
-def test_a_history_that_fails_on_every_try_is_unreadable(kind: Any) -> None:
+async def test_a_history_that_fails_on_every_try_is_unreadable(kind: Any) -> None:
     fault = Fault(kind=kind, seconds=30, endpoint="history")
     with onenet(fault) as simulator, onenet_client(simulator.url) as client, pytest.raises(HistoryUnreadable):
-        client.find_candidates(command(), current_doubt(), none_owned)
+        await client.find_candidates(command(), current_doubt(), none_owned)
 
 
-def test_a_read_of_the_history_is_repeated_after_a_failure() -> None:
+async def test_a_read_of_the_history_is_repeated_after_a_failure() -> None:
     with (
         onenet(Fault(kind="error_500", endpoint="history", count=2)) as simulator,
         onenet_client(simulator.url) as client,
     ):
-        assert client.find_candidates(command(), current_doubt(), none_owned) == []
+        assert await client.find_candidates(command(), current_doubt(), none_owned) == []
 
 
-def test_the_history_of_a_product_without_credentials_is_unreadable() -> None:
+async def test_the_history_of_a_product_without_credentials_is_unreadable() -> None:
     wanted = dataclasses.replace(command(), product="gone")
     with (
         onenet() as simulator,
         onenet_client(simulator.url) as client,
         pytest.raises(HistoryUnreadable, match="credentials"),
     ):
-        client.find_candidates(wanted, current_doubt(), none_owned)
+        await client.find_candidates(wanted, current_doubt(), none_owned)
 
 
-def find_candidates(simulator: Simulator, wanted: Command, doubt: DoubtWindow | None = None) -> list[Candidate]:
+async def find_candidates(simulator: Simulator, wanted: Command, doubt: DoubtWindow | None = None) -> list[Candidate]:
     with onenet_client(simulator.url, connect_s=10, read_s=10) as client:
-        return client.find_candidates(wanted, doubt or current_doubt(), none_owned)
+        return await client.find_candidates(wanted, doubt or current_doubt(), none_owned)
 
 
 @pytest.fixture
@@ -121,21 +127,21 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
     ids=fields_of,
 )  # fmt: skip
-def test_a_command_whose_response_was_lost_is_found(changes: dict[str, Any]) -> None:
+async def test_a_command_whose_response_was_lost_is_found(changes: dict[str, Any]) -> None:
     wanted = command(**changes)
     fault = Fault(kind="drop_after_caching", count=1)
     with onenet(fault) as simulator, onenet_client(simulator.url) as client:
         since = in_seconds(0)
-        sent = client.execute(wanted, NEVER)
+        sent = await client.execute(wanted, NEVER)
         assert isinstance(sent.answer, InDoubt)
         [cached] = simulator.platform.commands
-        entries = client.find_candidates(wanted, DoubtWindow(since, in_seconds(0)), none_owned)
+        entries = await client.find_candidates(wanted, DoubtWindow(since, in_seconds(0)), none_owned)
         assert entries == [
             Candidate(cached.uuid, is_within_clock_skew=True, valid_time_omitted=sent.valid_time_omitted)
         ]
 
 
-def test_an_entry_that_differs_in_one_field_is_another_command() -> None:
+async def test_an_entry_that_differs_in_one_field_is_another_command() -> None:
     """If it were taken for the command, the command would never be sent."""
     wanted = command()
     with onenet() as simulator:
@@ -144,10 +150,12 @@ def test_an_entry_that_differs_in_one_field_is_another_command() -> None:
         cache(simulator, wanted, "on", valid_time=platform_time(in_seconds(600), CHINA))
         cache(simulator, wanted, "on", expired_time=platform_time(wanted.expires_at + timedelta(seconds=1), CHINA))
         cache(simulator, wanted, "off")
-        assert find_candidates(simulator, wanted) == []
+        assert await find_candidates(simulator, wanted) == []
 
 
-def test_details_are_read_only_for_entries_that_the_list_does_not_exclude(lists: list[str], details: list[str]) -> None:
+async def test_details_are_read_only_for_entries_that_the_list_does_not_exclude(
+    lists: list[str], details: list[str]
+) -> None:
     """A long history must not cause a flood of requests."""
     wanted = command()
     other = command(expired_time=in_hours(30))
@@ -155,54 +163,54 @@ def test_details_are_read_only_for_entries_that_the_list_does_not_exclude(lists:
         for _ in range(249):
             cache(simulator, other, "on")
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in await find_candidates(simulator, wanted)] == [uuid]
     assert lists == ["1", "2", "3"]
     assert details == [uuid]
 
 
-def test_the_details_of_an_entry_are_read_once(details: list[str]) -> None:
+async def test_the_details_of_an_entry_are_read_once(details: list[str]) -> None:
     """They never change, and the commands in doubt of one device are searched for one after the other."""
     wanted = command()
     with onenet() as simulator, onenet_client(simulator.url) as client:
         uuids = [cache(simulator, wanted, "on") for _ in range(3)]
-        first, second = (client.find_candidates(wanted, current_doubt(), none_owned) for _ in range(2))
+        first, second = [await client.find_candidates(wanted, current_doubt(), none_owned) for _ in range(2)]
     assert first == second
     assert sorted(details) == sorted(uuids)
 
 
-def test_the_details_of_an_entry_owned_by_another_command_are_not_read(details: list[str]) -> None:
+async def test_the_details_of_an_entry_owned_by_another_command_are_not_read(details: list[str]) -> None:
     wanted = command()
     offered: list[str] = []
     with onenet() as simulator, onenet_client(simulator.url) as client:
         uuids = [cache(simulator, wanted, "on") for _ in range(3)]
         cache(simulator, command(expired_time=in_hours(30)), "on")  # the list excludes it before owners are looked up
 
-        def others(candidates: Sequence[str]) -> Collection[str]:
+        async def others(candidates: Sequence[str]) -> Collection[str]:
             offered.extend(candidates)
             return {uuids[0], uuids[2]}
 
-        entries = client.find_candidates(wanted, current_doubt(), others)
+        entries = await client.find_candidates(wanted, current_doubt(), others)
     assert sorted(offered) == sorted(uuids)  # without the trailing blank that the platform adds to some
     assert [entry.uuid for entry in entries] == [uuids[1]]
     assert details == [uuids[1]]
 
 
 @pytest.mark.parametrize("kind", ["error_503", "too_many_requests", "no_uuid", "redirect", "error_500_after_caching"])
-def test_an_error_response_is_never_a_history(kind: Any) -> None:
+async def test_an_error_response_is_never_a_history(kind: Any) -> None:
     with onenet(Fault(kind=kind, endpoint="history")) as simulator, pytest.raises(HistoryUnreadable):
-        find_candidates(simulator, command())
+        await find_candidates(simulator, command())
 
 
-def test_an_incomplete_detail_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_incomplete_detail_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = command()
     monkeypatch.setattr(Platform, "detail", lambda *_: {"feedback_msg": []})
     with onenet() as simulator:
         cache(simulator, wanted, "on")
         with pytest.raises(HistoryUnreadable):
-            find_candidates(simulator, wanted)
+            await find_candidates(simulator, wanted)
 
 
-def test_a_missing_page_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_page_makes_the_history_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = command()
     history = Platform.history
 
@@ -214,10 +222,10 @@ def test_a_missing_page_makes_the_history_unreadable(monkeypatch: pytest.MonkeyP
         for _ in range(101):
             cache(simulator, wanted, "on")
         with pytest.raises(HistoryUnreadable, match="only 100 of 101"):
-            find_candidates(simulator, wanted)
+            await find_candidates(simulator, wanted)
 
 
-def test_a_command_cached_between_two_page_reads_moves_no_entry_to_another_page(
+async def test_a_command_cached_between_two_page_reads_moves_no_entry_to_another_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Otherwise the history of a busy device would never be complete."""
@@ -236,19 +244,19 @@ def test_a_command_cached_between_two_page_reads_moves_no_entry_to_another_page(
         for _ in range(150):
             cache(simulator, other, "on")
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in await find_candidates(simulator, wanted)] == [uuid]
 
 
-def test_a_refused_connection_makes_the_history_unreadable() -> None:
+async def test_a_refused_connection_makes_the_history_unreadable() -> None:
     with onenet_client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(HistoryUnreadable, match="refused"):
-        client.find_candidates(command(), current_doubt(), none_owned)
+        await client.find_candidates(command(), current_doubt(), none_owned)
 
 
-def test_refused_credentials_make_the_history_unreadable() -> None:
+async def test_refused_credentials_make_the_history_unreadable() -> None:
     with onenet() as simulator:
         simulator.platform.api_key = "another"
         with pytest.raises(HistoryUnreadable, match="errno 1: auth failed"):
-            find_candidates(simulator, command())
+            await find_candidates(simulator, command())
 
 
 @pytest.mark.parametrize(
@@ -256,29 +264,29 @@ def test_refused_credentials_make_the_history_unreadable() -> None:
     [Fault(kind="hang", seconds=600, endpoint="history"), Fault(kind="slow_drip", seconds=0.5, endpoint="history")],
     ids=lambda fault: str(fault.kind),
 )
-def test_a_search_is_cut_after_both_timeouts_together(fault: Fault) -> None:
+async def test_a_search_is_cut_after_both_timeouts_together(fault: Fault) -> None:
     """Each byte of the slow response arrives within the read timeout, so that it would be complete in the end."""
     with onenet(fault) as simulator, onenet_client(simulator.url) as client:
         began = time.monotonic()
         with pytest.raises(HistoryUnreadable):
-            client.find_candidates(command(), current_doubt(), none_owned)
+            await client.find_candidates(command(), current_doubt(), none_owned)
         assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "no_uuid", "not_found"])
-def test_one_failure_of_any_kind_is_retried(kind: Any) -> None:
+async def test_one_failure_of_any_kind_is_retried(kind: Any) -> None:
     wanted = command()
     with onenet(Fault(kind=kind, endpoint="history", count=1)) as simulator:
         uuid = cache(simulator, wanted, "on")
-        assert [entry.uuid for entry in find_candidates(simulator, wanted)] == [uuid]
+        assert [entry.uuid for entry in await find_candidates(simulator, wanted)] == [uuid]
 
 
-def test_a_history_page_is_tried_three_times() -> None:
+async def test_a_history_page_is_tried_three_times() -> None:
     with onenet(Fault(kind="error_500", endpoint="history")) as simulator:
         faults: list[None] = []
         simulator.on_fault = lambda: faults.append(None)
         with pytest.raises(HistoryUnreadable, match="HTTP 500"):
-            find_candidates(simulator, command())
+            await find_candidates(simulator, command())
         assert len(faults) == 3
 
 
@@ -290,7 +298,7 @@ def test_a_history_page_is_tried_three_times() -> None:
         (-10, -10, [True]), (-10, -30, [False]), (-10, -100, []),
     ],
 )  # fmt: skip
-def test_an_entry_cached_outside_the_doubt_window_is_not_the_command(
+async def test_an_entry_cached_outside_the_doubt_window_is_not_the_command(
     since_s: float | None, cached_s: float, is_within_clock_skew: list[bool]
 ) -> None:
     """The window ends when the platform can no longer cache the request."""
@@ -299,7 +307,7 @@ def test_an_entry_cached_outside_the_doubt_window_is_not_the_command(
         simulator.platform.now = lambda: in_seconds(cached_s).astimezone(CHINA)
         cache(simulator, wanted, "on")
         since = None if since_s is None else in_seconds(since_s)
-        entries = find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
+        entries = await find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
     assert [entry.is_within_clock_skew for entry in entries] == is_within_clock_skew
 
 
@@ -353,43 +361,43 @@ def _date(seconds: float) -> str:
         ("Date: today\r\n", 0, True),
     ],
 )
-def test_the_offset_of_the_platforms_clock_shifts_the_doubt_window(
+async def test_the_offset_of_the_platforms_clock_shifts_the_doubt_window(
     clock: str | float, cached_s: float, is_within_clock_skew: bool
 ) -> None:
     headers = clock if isinstance(clock, str) else _date(clock)
     wanted = command()
     with raw_server(_history_server(wanted, in_seconds(cached_s), headers)) as url, onenet_client(url) as client:
-        [entry] = client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
+        [entry] = await client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
     assert entry.is_within_clock_skew == is_within_clock_skew
 
 
 @pytest.mark.parametrize("hours", [-1.1, 1.1])
-def test_a_platform_clock_that_is_an_hour_off_makes_the_history_unreadable(hours: float) -> None:
+async def test_a_platform_clock_that_is_an_hour_off_makes_the_history_unreadable(hours: float) -> None:
     """The range that was read might begin after the command was cached."""
     wanted = command()
     server = _history_server(wanted, in_seconds(0), _date(hours * 3600))
     with raw_server(server) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable, match="clock"):
-        client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
+        await client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
 
 
-def test_a_uuid_with_url_characters_is_quoted_in_the_path() -> None:
+async def test_a_uuid_with_url_characters_is_quoted_in_the_path() -> None:
     wanted = command()
     asked: list[bytes] = []
     server = _history_server(wanted, in_seconds(0), "", uuid="../a?b=c&d#e", asked=asked)
     with raw_server(server) as url, onenet_client(url) as client:
-        [entry] = client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
+        [entry] = await client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
     assert entry.uuid == "../a?b=c&d#e"
     assert asked[1] == b"/nbiot/offline/history/..%2Fa%3Fb%3Dc%26d%23e?imei=865820030000001"
 
 
-def test_an_open_doubt_window_is_searched_from_the_history_window_before_its_end() -> None:
+async def test_an_open_doubt_window_is_searched_from_the_history_window_before_its_end() -> None:
     """Not from before now: a replayed dead letter may have failed weeks ago."""
     wanted = command()
     asked: list[bytes] = []
     ended = in_seconds(-20 * 86_400)
     server = _history_server(wanted, ended, "", asked=asked)
     with raw_server(server) as url, onenet_client(url) as client:
-        [_] = client.find_candidates(wanted, DoubtWindow(None, ended), none_owned)
+        [_] = await client.find_candidates(wanted, DoubtWindow(None, ended), none_owned)
     start = platform_time(ended - timedelta(days=1, hours=1), CHINA)
     assert f"start={start.replace(':', '%3A')}".encode() in asked[0]
 
@@ -417,7 +425,7 @@ def test_an_open_doubt_window_is_searched_from_the_history_window_before_its_end
         (404, {"errno": 0, "error": "succ"}, "neither"),
     ],
 )
-def test_an_unreadable_history_carries_the_kind_of_failure(status: int, body: Any, is_kind: str) -> None:
+async def test_an_unreadable_history_carries_the_kind_of_failure(status: int, body: Any, is_kind: str) -> None:
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     def serve(sock: socket.socket) -> None:
@@ -425,17 +433,17 @@ def test_an_unreadable_history_carries_the_kind_of_failure(status: int, body: An
             sock.sendall(b"HTTP/1.1 %d \r\nContent-Length: %d\r\n\r\n%b" % (status, len(sent), sent))
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable) as found:
-        client.find_candidates(command(), current_doubt(), none_owned)
+        await client.find_candidates(command(), current_doubt(), none_owned)
     kinds = {"refused": found.value.is_refused, "throttled": found.value.is_throttled, "outage": found.value.is_outage}
     assert [kind for kind, is_so in kinds.items() if is_so] == ([] if is_kind == "neither" else [is_kind])
 
 
-def test_a_throttled_read_of_the_history_is_not_repeated() -> None:
+async def test_a_throttled_read_of_the_history_is_not_repeated() -> None:
     """Repeating it would make the overload worse."""
     fault = Fault(kind="errno", errno=15, error="api freq out of limit", endpoint="history")
     faults: list[None] = []
     with onenet(fault) as simulator:
         simulator.on_fault = lambda: faults.append(None)
         with pytest.raises(HistoryUnreadable):
-            find_candidates(simulator, command())
+            await find_candidates(simulator, command())
     assert len(faults) == 1

@@ -41,7 +41,7 @@ def test_a_proxy_url_means_the_same_to_the_libraries_as_to_the_worker(
     found = parse_url(environment_proxy("http://onenet.invalid") or "")
     assert (found.scheme, found.host, found.port) == leads_to
     sent = {} if credentials is None else {"Proxy-Authorization": f"Basic {credentials}"}
-    assert Route("http://onenet.invalid", 1, None).headers == {"Host": "onenet.invalid", **sent}
+    assert Route("http://onenet.invalid", None).headers == {"Host": "onenet.invalid", **sent}
 
 
 UNUSABLE_PROXIES = [
@@ -66,7 +66,7 @@ def test_an_unusable_proxy_url_is_refused_in_one_line_that_does_not_quote_it(
 ) -> None:
     monkeypatch.setenv(variable, proxy)
     with pytest.raises(SettingsError) as caught:
-        Route(url, 1, None)
+        Route(url, None)
     [line] = caught.value.lines
     assert "proxy" in line
     assert "\n" not in line

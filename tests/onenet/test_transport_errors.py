@@ -10,10 +10,10 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import httptools.parser.errors
@@ -25,13 +25,14 @@ from tests.support.onenet_client import https, read_request, server_tls_context,
 from tests.support.proxies import raw_server
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
+from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
-from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, InFlightRequest, Request, Watch
+from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, Request, Response
 from worker.telemetry.tracing import NoTracing
 
 SECRETS = ("S3cret", "865820030000001")
-POST = Request("POST", "/nbiot?imei=865820030000001", {"api-key": "S3cret"}, b"{}")
-GET = Request("GET", "/nbiot?imei=865820030000001", {"api-key": "S3cret"})
+PATH, HEADERS = "/nbiot?imei=865820030000001", {"api-key": "S3cret"}
+POST = Request(PATH, HEADERS, b"{}")
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
@@ -40,24 +41,51 @@ RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 @contextmanager
 def http_transport(url: str, ca_file: str | None = None, timeout_s: float = 1) -> Iterator[HTTPTransport]:
     """Yield a transport to a URL."""
-    watch = Watch(2 * timeout_s)
-    transport = HTTPTransport(
-        Route(url, timeout_s, ca_file), read_timeout_s=timeout_s, watch=watch, tracing=NoTracing()
-    )
+    route = Route(url, ca_file)
+    transport = HTTPTransport(route, connect_timeout_s=timeout_s, read_timeout_s=timeout_s, tracing=NoTracing())
     try:
         yield transport
     finally:
         transport.close()
-        watch.stop()
 
 
-def failure(url: str, *, ca_file: str | None = None, timeout_s: float = 1, request: Request = POST) -> TransportError:
+@contextmanager
+def history_reader(url: str, ca_file: str | None = None, timeout_s: float = 1) -> Iterator[HistoryReader]:
+    """Yield a reader of a URL."""
+    reader = HistoryReader(
+        Route(url, ca_file),
+        connect_timeout_s=timeout_s,
+        read_timeout_s=timeout_s,
+        concurrency=1,
+        tracing=NoTracing(),
+    )
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+async def post(url: str, ca_file: str | None = None, timeout_s: float = 1) -> Response:
+    """Send one request that must not be repeated."""
+    with http_transport(url, ca_file, timeout_s) as transport:
+        return await transport.send(POST, time.monotonic() + 2 * timeout_s)
+
+
+async def get(url: str, ca_file: str | None = None, timeout_s: float = 1) -> Response:
+    """Read once."""
+    with history_reader(url, ca_file, timeout_s) as reader:
+        return await reader.get(PATH, HEADERS, time.monotonic() + 2 * timeout_s)
+
+
+Send = Callable[[str, str | None, float], Awaitable[Response]]
+SENDERS = pytest.mark.parametrize("send", [post, get], ids=["POST", "GET"])
+
+
+async def failure(url: str, *, ca_file: str | None = None, timeout_s: float = 1, send: Send = post) -> TransportError:
     """Send one request, which must fail; returns the error, which must say what happened and no secret."""
-    in_flight = InFlightRequest(time.monotonic() + 2 * timeout_s)
-    with http_transport(url, ca_file, timeout_s) as transport, pytest.raises(TransportError) as caught:
-        transport.send(request, in_flight)
+    with pytest.raises(TransportError) as caught:
+        await send(url, ca_file, timeout_s)
     error = caught.value
-    assert error.may_have_been_sent == in_flight.may_have_been_sent
     assert error.reason == str(error)
     assert error.reason
     assert not [secret for secret in SECRETS if secret in error.reason]
@@ -140,12 +168,12 @@ AFTER_THE_REQUEST: dict[str, Callable[[socket.socket], None]] = {
 
 
 @pytest.mark.parametrize("serve", AFTER_THE_REQUEST.values(), ids=AFTER_THE_REQUEST)
-@pytest.mark.parametrize("request_", [POST, GET], ids=["POST", "GET"])
-def test_a_failed_or_malformed_response_may_follow_a_sent_request(
-    serve: Callable[[socket.socket], None], request_: Request
+@SENDERS
+async def test_a_failed_or_malformed_response_may_follow_a_sent_request(
+    serve: Callable[[socket.socket], None], send: Send
 ) -> None:
     with raw_server(serve) as url:
-        error = failure(url, timeout_s=0.5, request=request_)
+        error = await failure(url, timeout_s=0.5, send=send)
     assert error.may_have_been_sent
     assert not isinstance(error, TLSError)
 
@@ -168,30 +196,29 @@ def never_accepting() -> tuple[socket.socket, list[socket.socket]]:
     ids=["unknown", "label too long", "address without a route", "not an address"],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_host_is_a_transport_error_before_the_request(scheme: str, host: str) -> None:
-    assert not failure(f"{scheme}://{host}:9", timeout_s=0.5).may_have_been_sent
+async def test_an_unreachable_host_is_a_transport_error_before_the_request(scheme: str, host: str) -> None:
+    assert not (await failure(f"{scheme}://{host}:9", timeout_s=0.5)).may_have_been_sent
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_refused_connection_is_a_transport_error_before_the_request(scheme: str) -> None:
-    error = failure(f"{scheme}://127.0.0.1:{free_port()}")
+async def test_a_refused_connection_is_a_transport_error_before_the_request(scheme: str) -> None:
+    error = await failure(f"{scheme}://127.0.0.1:{free_port()}")
     assert not error.may_have_been_sent
     assert "ConnectionRefusedError" in error.reason
 
 
-def test_a_connect_timeout_is_a_transport_error_before_the_request() -> None:
+async def test_a_connect_timeout_is_a_transport_error_before_the_request() -> None:
     listener, fillers = never_accepting()
-    error = failure(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2)
+    error = await failure(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2)
     for sock in (listener, *fillers):
         sock.close()
     assert not error.may_have_been_sent
 
 
-def test_a_deadline_that_passed_before_the_connection_is_a_transport_error_before_the_request() -> None:
-    late = InFlightRequest(time.monotonic() - 1)
+async def test_a_deadline_that_passed_before_the_connection_is_a_transport_error_before_the_request() -> None:
     serving = raw_server(responding(b""))
     with serving as url, http_transport(url) as transport, pytest.raises(TransportError) as caught:
-        transport.send(POST, late)
+        await transport.send(POST, time.monotonic() - 1)
     assert not caught.value.may_have_been_sent
 
 
@@ -211,9 +238,11 @@ HANDSHAKES: dict[str, Callable[[socket.socket], None]] = {
 
 
 @pytest.mark.parametrize("serve", HANDSHAKES.values(), ids=HANDSHAKES)
-def test_a_failed_tls_handshake_is_a_transport_error_before_the_request(serve: Callable[[socket.socket], None]) -> None:
+async def test_a_failed_tls_handshake_is_a_transport_error_before_the_request(
+    serve: Callable[[socket.socket], None],
+) -> None:
     with raw_server(serve) as url:
-        assert not failure(https(url), timeout_s=0.5).may_have_been_sent
+        assert not (await failure(https(url), timeout_s=0.5)).may_have_been_sent
 
 
 def serving_tls(context: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], object]) -> Callable[[socket.socket], None]:
@@ -226,28 +255,28 @@ def serving_tls(context: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], object
     return handshake_and_serve
 
 
-def test_an_untrusted_certificate_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
+async def test_an_untrusted_certificate_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
     with raw_server(serving_tls(server_tls_context(tmp_path, "127.0.0.1"), read_request)) as url:
-        error = failure(https(url))
+        error = await failure(https(url))
     assert isinstance(error, TLSError)
     assert not error.may_have_been_sent
     assert "self-signed certificate" in error.reason or "unable to get local issuer" in error.reason
 
 
-def test_a_certificate_of_another_host_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
+async def test_a_certificate_of_another_host_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
     with raw_server(serving_tls(server_tls_context(tmp_path, "example.org"), read_request)) as url:
-        error = failure(https(url), ca_file=str(tmp_path / "ca.pem"))
+        error = await failure(https(url), ca_file=str(tmp_path / "ca.pem"))
     assert isinstance(error, TLSError)
     assert not error.may_have_been_sent
 
 
-def test_an_old_tls_version_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
+async def test_an_old_tls_version_is_a_tls_error_before_the_request(tmp_path: Path) -> None:
     context = server_tls_context(tmp_path, "127.0.0.1")
     context.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     with raw_server(serving_tls(context, read_request)) as url:
-        error = failure(https(url), ca_file=str(tmp_path / "ca.pem"))
+        error = await failure(https(url), ca_file=str(tmp_path / "ca.pem"))
     assert isinstance(error, TLSError)
     assert not error.may_have_been_sent
 
@@ -259,19 +288,21 @@ def garbling(secure: ssl.SSLSocket) -> None:
     socket.socket.recv(secure, 65536)
 
 
-def test_tls_that_fails_after_the_request_is_a_tls_error_of_a_request_that_may_have_been_sent(tmp_path: Path) -> None:
+async def test_tls_that_fails_after_the_request_is_a_tls_error_of_a_request_that_may_have_been_sent(
+    tmp_path: Path,
+) -> None:
     with raw_server(serving_tls(server_tls_context(tmp_path, "127.0.0.1"), garbling)) as url:
-        error = failure(https(url), ca_file=str(tmp_path / "ca.pem"))
+        error = await failure(https(url), ca_file=str(tmp_path / "ca.pem"))
     assert isinstance(error, TLSError)
     assert error.may_have_been_sent
 
 
 @pytest.mark.parametrize("serve", [read_request, responding_silently, responding(OK + b"Content-Length: 5\r\n\r\n")])
-def test_a_lost_response_over_tls_is_a_transport_error_of_a_request_that_may_have_been_sent(
+async def test_a_lost_response_over_tls_is_a_transport_error_of_a_request_that_may_have_been_sent(
     serve: Callable[[Any], object], tmp_path: Path
 ) -> None:
     with raw_server(serving_tls(server_tls_context(tmp_path, "127.0.0.1"), serve)) as url:
-        assert failure(https(url), ca_file=str(tmp_path / "ca.pem"), timeout_s=0.5).may_have_been_sent
+        assert (await failure(https(url), ca_file=str(tmp_path / "ca.pem"), timeout_s=0.5)).may_have_been_sent
 
 
 CONNECT_RESPONSES = {
@@ -291,7 +322,7 @@ CONNECT_RESPONSES = {
 
 @pytest.mark.parametrize("response", CONNECT_RESPONSES.values(), ids=CONNECT_RESPONSES)
 @pytest.mark.parametrize("is_https_proxy", [False, True], ids=["http proxy", "https proxy"])
-def test_a_proxy_that_refuses_or_breaks_the_tunnel_is_a_transport_error_before_the_request(
+async def test_a_proxy_that_refuses_or_breaks_the_tunnel_is_a_transport_error_before_the_request(
     response: bytes, is_https_proxy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     context = server_tls_context(tmp_path, "127.0.0.1")
@@ -303,21 +334,23 @@ def test_a_proxy_that_refuses_or_breaks_the_tunnel_is_a_transport_error_before_t
     with raw_server(serving_tls(context, serve) if is_https_proxy else serve) as proxy:
         named = (https(proxy) if is_https_proxy else proxy).replace("://", "://svc:S3cret@")
         use_proxy(monkeypatch, "https", named)
-        assert not failure("https://onenet.invalid", ca_file=str(tmp_path / "ca.pem")).may_have_been_sent
+        assert not (await failure("https://onenet.invalid", ca_file=str(tmp_path / "ca.pem"))).may_have_been_sent
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_proxy_is_a_transport_error_before_the_request(
+async def test_an_unreachable_proxy_is_a_transport_error_before_the_request(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_proxy(monkeypatch, scheme, f"http://svc:S3cret@127.0.0.1:{free_port()}")
-    assert not failure(f"{scheme}://onenet.invalid").may_have_been_sent
+    assert not (await failure(f"{scheme}://onenet.invalid")).may_have_been_sent
 
 
-def test_a_proxy_that_does_not_speak_tls_is_a_tls_error_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_that_does_not_speak_tls_is_a_tls_error_before_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with raw_server(lambda sock: sock.sendall(OK + b"\r\n")) as proxy:
         use_proxy(monkeypatch, "https", https(proxy).replace("://", "://svc:S3cret@"))
-        error = failure("https://onenet.invalid")
+        error = await failure("https://onenet.invalid")
     assert isinstance(error, TLSError)
     assert not error.may_have_been_sent
 
@@ -348,30 +381,3 @@ def raised(kind: type[Exception]) -> Exception:
     elif issubclass(kind, http.client.IncompleteRead):
         vars(error).update(partial=0, expected=5, length=b"x")
     return error
-
-
-@pytest.mark.parametrize("kind", [*CLASSES, *OS_ERRORS], ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
-@pytest.mark.parametrize("is_sent", [False, True], ids=["connecting", "reading"])
-def test_every_exception_class_of_the_libraries_becomes_a_transport_error(
-    kind: type[Exception], is_sent: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A library may raise any of them in a later version, or in a case that no server of these tests causes."""
-    error = raised(kind)
-
-    class Broken:
-        def sendall(self, _data: bytes) -> None: ...
-        def settimeout(self, _timeout_s: float) -> None: ...
-        def recv(self, _size: int) -> bytes:
-            raise error
-
-    def open_broken(_route: Route) -> Any:
-        if not is_sent:
-            raise error
-        return SimpleNamespace(sock=Broken(), close=lambda: None)
-
-    monkeypatch.setattr(Route, "open", open_broken)
-    with http_transport("http://onenet.invalid") as transport, pytest.raises(TransportError) as caught:
-        transport.send(POST, InFlightRequest(time.monotonic() + 10))
-    assert caught.value.__cause__ is error or isinstance(error, BlockingIOError)
-    assert caught.value.may_have_been_sent == is_sent
-    assert isinstance(caught.value, TLSError) == issubclass(kind, TLS_ERRORS)

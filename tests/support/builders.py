@@ -25,9 +25,9 @@ def a_command(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (fields | changes).items() if value is not None}
 
 
-def a_task(number: int, imei: str = AN_IMEI) -> Task:
+def a_task(number: int, imei: str = AN_IMEI, **changes: Any) -> Task:
     """Return a valid command for a device as a task; ``number`` is its arrival in seconds."""
-    body = json.dumps(a_command(imei=imei)).encode()
+    body = json.dumps(a_command(imei=imei, **changes)).encode()
     return Task(Envelope(), read_command(body, None, ZoneInfo("Asia/Shanghai")), arrived_at=float(number))
 
 

@@ -22,8 +22,9 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.parsing import read_command
 from worker.core.times import platform_time
 from worker.onenet.client import OneNETClient
+from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
-from worker.onenet.transport import HTTPTransport, Watch
+from worker.onenet.transport import HTTPTransport
 from worker.simulator.server import Simulator
 from worker.telemetry.tracing import NoTracing
 
@@ -93,12 +94,13 @@ def onenet_client(
     url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None
 ) -> Iterator[OneNETClient]:
     """Yield a client of the platform at a URL, and close it."""
-    watch = Watch(connect_s + read_s)
-    route = Route(url, connect_s, ca_file)
+    route = Route(url, ca_file)
+    times: dict[str, Any] = {"connect_timeout_s": connect_s, "read_timeout_s": read_s, "tracing": NoTracing()}
     client = OneNETClient(
         url,
         {None: ApiKey(api_key=SecretStr(API_KEY))},
-        lambda: HTTPTransport(route, read_timeout_s=read_s, watch=watch, tracing=NoTracing()),
+        lambda: HTTPTransport(route, **times),
+        HistoryReader(route, concurrency=4, **times),
         CHINA,
         request_s=connect_s + read_s,
         caching_delay_s=CACHING_DELAY_S,
@@ -108,13 +110,12 @@ def onenet_client(
         yield client
     finally:
         client.close()
-        watch.stop()
 
 
-def execute_once(url: str) -> Answer:
+async def execute_once(url: str) -> Answer:
     """Send one command to the platform at a URL; returns its answer."""
     with onenet_client(url) as client:
-        return client.execute(command(), NEVER).answer
+        return (await client.execute(command(), NEVER)).answer
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -127,7 +128,7 @@ def current_doubt() -> DoubtWindow:
     return DoubtWindow(in_seconds(-60), in_seconds(60))
 
 
-def none_owned(_uuids: object) -> set[str]:
+async def none_owned(_uuids: object) -> set[str]:
     """Say that no uuid belongs to another command."""
     return set()
 

@@ -6,6 +6,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from tests.support.blocking import watch_event_loop
+
 
 def run_at_startup(folder: Path, code: str) -> dict[str, str]:
     """Return the environment in which a Python process runs ``code`` first; the code may call ``replace``."""
@@ -18,6 +20,8 @@ def run_at_startup(folder: Path, code: str) -> dict[str, str]:
 def run(code: str) -> None:
     """Run startup code; if it fails, end the process, since Python would go on without it."""
     try:
+        if "PYTHONASYNCIODEBUG" in os.environ:
+            watch_event_loop()
         exec(code, {"replace": replace})
     except Exception:  # noqa: BLE001 - with any error the fault under test is missing
         traceback.print_exc()

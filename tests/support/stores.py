@@ -1,10 +1,13 @@
 """Keys, replies and short calls for the tests of the idempotency stores."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from schemas.reply import Reply, ReplyError
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Claim, IdempotencyStore, Key, KnownNotSent, Lease, Unresolved, Unseen
 from worker.core.doubt_window import DoubtWindow
 from worker.core.ownership import Assigned, Assignment, assign_uuid
@@ -12,6 +15,7 @@ from worker.core.ownership import Assigned, Assignment, assign_uuid
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 DOUBT = DoubtWindow(NOW, NOW + timedelta(seconds=13))
 LONG_S, SHORT_S = 600, 0.2
+T = TypeVar("T")
 U, U1, U2, V = (str(UUID(int=number)) for number in range(4))
 
 
@@ -37,6 +41,16 @@ def held(claim: Claim) -> Lease:
     return claim.lease
 
 
+async def until(is_wanted: Callable[[T], bool], call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call until its result is the wanted one; returns that."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            result = await call()
+            if is_wanted(result):
+                return result
+            await asyncio.sleep(0.01)  # only the clock of the store can end a lease or a record
+
+
 async def assign(
     store: IdempotencyStore, lease: Lease, likely: Sequence[str], unlikely: Sequence[str] = ()
 ) -> Assignment:
@@ -46,7 +60,6 @@ async def assign(
 
 
 async def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:
-    """Record an outcome; raises the error that prevented it."""
     await store.complete(lease, outcome, DOUBT, is_guess=is_guess)
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
+from tests.support.blocking import assert_nothing_blocked
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.dev.services.processes import LocalProcess
@@ -18,8 +19,10 @@ class WorkerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.process.kill()  # a graceful shutdown has tests of its own
+        if kind is None:
+            assert_nothing_blocked(self.process.output.read_text())
 
     @property
     def events(self) -> list[dict[str, Any]]:

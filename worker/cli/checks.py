@@ -3,6 +3,7 @@
 Nothing is changed except one Redis key, which expires within seconds: only a write proves that writes are accepted.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from urllib.parse import urlsplit
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
 from worker.app import client_of, store_of
+from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
-from worker.onenet.transport import Watch
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
@@ -81,22 +82,25 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("idempotency", ok=True, detail="in memory: for a single worker")
         return
     try:
-        store.ping()
+        asyncio.run(_ping(store))
     except WorkerError as exc:
         yield CheckResult("idempotency", ok=False, detail=str(exc))
         return
-    finally:
-        store.close()
     url = urlsplit(settings.idempotency_url.get_secret_value())
     yield CheckResult("idempotency", ok=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
 
 
-def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[CheckResult]:
-    watch = Watch(settings.request_s)
+async def _ping(store: IdempotencyStore) -> None:
     try:
-        client = client_of(settings, products, watch, NoTracing())
+        await store.ping()
+    finally:
+        await store.close()
+
+
+def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[CheckResult]:
+    try:
+        client = client_of(settings, products, NoTracing())
     except SettingsError as exc:
-        watch.stop()
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
 
@@ -112,4 +116,3 @@ def _platform(settings: Settings, products: Mapping[str | None, Credentials], im
             yield from threads.map(check, products)
     finally:
         client.close()
-        watch.stop()

@@ -91,7 +91,6 @@ class Consumer:
         self._grown_at = 0.0  # when it last grew
         self._prefetch = usual_prefetch  # requested from the broker: 0 for no deliveries, 1 for a probe
         self._not_submitted: list[Task] = []  # what arrived while nothing was wanted
-        self._unconfirmed: dict[Task, None] = {}  # postponed unclaimed, until the confirm of the copy
         self._probe: Task | None = None  # in progress
         self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
@@ -121,11 +120,11 @@ class Consumer:
 
     def on_lost(self) -> None:
         """Forget the deliveries that have not started: they are void, and are delivered again."""
-        void = [*self._not_submitted, *self._withdraw(), *self._unconfirmed]
-        self._not_submitted, self._unconfirmed = [], {}
+        void = [*self._not_submitted, *self._withdraw()]
+        self._not_submitted = []
         for task in void:
             self._unstarted.mark_not_sent(task)
-            self._deliveries.pop(task, None)
+            del self._deliveries[task]
 
     @property
     def is_consuming(self) -> bool:
@@ -266,10 +265,9 @@ class Consumer:
         self._engine.reporter.report(task, resolution, duration_s)
         if isinstance(resolution, Replaced):
             return  # published already, and acknowledged when that is confirmed
-        if isinstance(resolution, Postpone) and resolution.is_unclaimed:
-            self._unconfirmed[task] = None  # should the copy not be confirmed, it is known that nothing was sent
-        if await self._publish(task, delivery, resolution):
-            self._unconfirmed.pop(task, None)
+        is_confirmed = await self._publish(task, delivery, resolution)
+        if not is_confirmed and isinstance(resolution, Postpone) and resolution.is_unclaimed:
+            self._unstarted.mark_not_sent(task)  # it is delivered again: the copy may not have been stored
 
     async def _replace_with(self, task: Task, resolution: Resolution) -> bool:
         """Publish a resolution while its task is processed; tells whether that was confirmed in time."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from throttled import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
+from throttled.asyncio import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
 from throttled.exceptions import StoreUnavailableError
 
 from worker.core.rate import Rate
@@ -21,19 +21,19 @@ _TIMEOUT_S = 2.0  # for one call to Redis
 class _SharedStore(RedisStore):
     """The Redis store of throttled-py, with what it lacks for recovery."""
 
-    def disconnect(self) -> None:
+    async def disconnect(self) -> None:
         """Close the idle connections, so that the next call resolves the server's name again."""
         client: Any = self._backend.get_client()
-        client.connection_pool.disconnect(inuse_connections=False)
+        await client.connection_pool.disconnect(inuse_connections=False)
 
-    def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> None:
         """Delete a key, which resets its limit."""
         client: Any = self._backend.get_client()
-        client.delete(key)
+        await client.delete(key)
 
 
 class RateLimiter:
-    """Limits the requests of each product to a rate. Thread-safe.
+    """Limits the requests of each product to a rate.
 
     Args:
         rate: the limit of each product.
@@ -54,7 +54,7 @@ class RateLimiter:
             key_prefix=self._prefix,
         )
 
-    def acquire(self, product: str | None) -> float:
+    async def acquire(self, product: str | None) -> float:
         """Try to take one request from a product's limit.
 
         Returns:
@@ -63,32 +63,37 @@ class RateLimiter:
         """
         key = "default" if product is None else f"product:{product}"
         if self._store is None:
-            return self._limit(key)[0]
+            return (await self._limit(key))[0]
         from redis import RedisError, ResponseError
 
         from worker.idempotency.redis_errors import code_of, is_other_server
 
         for _ in range(2):
             try:
-                wait_s, is_plausible = self._limit(key)
+                wait_s, is_plausible = await self._limit(key)
                 if is_plausible:
                     return wait_s
-                self._store.delete(self._name(key))
+                await self._store.delete(self._name(key))
             except StoreUnavailableError as exc:
                 if is_other_server(exc.__cause__):
-                    self._store.disconnect()
+                    await self._store.disconnect()
                 elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:
                     with suppress(RedisError):  # the key holds a value that GCRA cannot read
-                        self._store.delete(self._name(key))
+                        await self._store.delete(self._name(key))
                 else:
                     break
             except RedisError:
                 break
         return 0
 
-    def _limit(self, key: str) -> tuple[float, bool]:
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        if self._store is not None:
+            await self._store.disconnect()
+
+    async def _limit(self, key: str) -> tuple[float, bool]:
         """Return the seconds to wait, and whether the stored value is one that this rate can produce."""
-        result = self._throttled.limit(key)
+        result = await self._throttled.limit(key)
         return result.state.retry_after if result.limited else 0, result.state.reset_after <= self._longest_reset_s
 
     def _name(self, key: str) -> str:

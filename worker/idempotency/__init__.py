@@ -8,9 +8,7 @@ from worker.errors import SettingsError
 from worker.idempotency.memory import MemoryStore
 
 
-def open_store(
-    url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int, began_at: datetime
-) -> IdempotencyStore:
+def open_store(url: str, namespace: str, *, ttl_s: int, lease_s: float, began_at: datetime) -> IdempotencyStore:
     """Open the store that a URL names.
 
     Args:
@@ -18,7 +16,6 @@ def open_store(
         namespace: prefix of every key in a shared store.
         ttl_s: lifetime of a record after its last write, in seconds.
         lease_s: duration of a lease, in seconds.
-        connections: how many threads may look up owners of uuids at once in a shared store.
         began_at: when this process started. Earlier attempts are not recorded in its memory.
 
     Raises:
@@ -30,6 +27,6 @@ def open_store(
         case "redis" | "rediss":
             from worker.idempotency.redis import RedisStore  # an optional dependency
 
-            return RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s, connections=connections)
+            return RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s)
         case _:
             raise SettingsError(["IDEMPOTENCY_URL: must begin with memory://, redis:// or rediss://"])

@@ -48,6 +48,8 @@ class _Record:
 class MemoryStore:
     """Keeps at least the latest 8,000 accepted commands and 10,000 others, each until its time to live ends.
 
+    No call suspends, so each is atomic on the event loop.
+
     Args:
         ttl_s: lifetime of a record after its last write, in seconds.
         lease_s: duration of a lease, in seconds.
@@ -154,15 +156,6 @@ class MemoryStore:
         )
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
-        self._record(lease, reply, doubt, is_guess=is_guess)
-
-    async def ping(self) -> None:
-        """Do nothing: memory is always available."""
-
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""
-
-    def _record(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool) -> None:
         record = self._leased(lease)
         if reply.uuid is not None and self._others(lease.key.command_id, [reply.uuid]):
             record.doubt, record.holder_crashed = doubt, False
@@ -180,6 +173,12 @@ class MemoryStore:
             self._set_owner(record, reply.uuid)
         self._remove_lookalike(record)
         self._end_lease(record)
+
+    async def ping(self) -> None:
+        """Do nothing: memory is always available."""
+
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""
 
     def _grant(self, record: _Record, now: datetime) -> Lease:
         record.token += 1
@@ -217,7 +216,7 @@ class MemoryStore:
         """Return which uuids belong to other commands, for certain or as a guess."""
         others = {uuid for uuid in uuids if self._owner_id(uuid) not in {None, command_id}}
         accepted = self._accepted.owned_by_others(command_id, map(canonical_uuid, uuids))
-        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted}
+        return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted} if accepted else others
 
     def _owner(self, uuid: str, *, is_other: bool) -> Owner | None:
         """Return a uuid's owner. The packed replies do not have its id, only that it is another command."""

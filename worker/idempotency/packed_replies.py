@@ -96,8 +96,10 @@ class PackedReplies:
         """Return the uuids that belong to other commands. Searches all records if one of them may be there."""
         packed = ((_packed(uuid), uuid) for uuid in uuids if _UUID.fullmatch(uuid))
         wanted = {each: uuid for each, uuid in packed if self._may_have(hash(each))}
+        if not wanted:
+            return set()
         own_hash = _hash(command_id)
-        records = (*self._older.items(), *self._newer.items()) if wanted else ()
+        records = (*self._older.items(), *self._newer.items())
         return {
             wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != own_hash
         }

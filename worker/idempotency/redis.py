@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 import redis
 from pydantic import ValidationError
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from schemas.reply import FailureCode, RejectionCode, Reply
 from worker.core.claims import (
@@ -27,7 +28,6 @@ from worker.core.claims import (
     KeyReused,
     KnownNotSent,
     Lease,
-    OnRecorded,
     Unresolved,
     Unseen,
     failed_ms,
@@ -38,10 +38,10 @@ from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency.calls import Calls, Script
-from worker.idempotency.redis_errors import MEANINGS, code_of, is_other_server
+from worker.idempotency.redis_errors import MEANINGS, code_of
+from worker.idempotency.round_trips import BatchedCalls, Script
 
-TIMEOUT_S = 2.0  # of one call
+TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.5  # a probe's own timeout is a second or two
 _PING_LASTS_MS = 10_000
 _ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
@@ -64,7 +64,6 @@ class RedisStore:
         namespace: prefix of every key.
         ttl_s: lifetime of a record after its last write, in seconds.
         lease_s: duration of a lease, in seconds.
-        connections: how many threads may look up owners of uuids at once; all other calls share one connection.
 
     Raises:
         SettingsError: an option of the URL cannot be used.
@@ -73,9 +72,7 @@ class RedisStore:
     is_shared = True
     local = None
 
-    def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float, connections: int) -> None:
-        self._url = url
-        self._max_connections = connections
+    def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float) -> None:
         self._prefix = f"{{{namespace}}}:"  # a hash tag: a cluster keeps all of these keys on one node
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
@@ -84,15 +81,13 @@ class RedisStore:
         self._ownership = load_script("ownership", "clock", "types", "lease", "owners")
         self._complete = load_script("complete", "types", "lease", "owners")
         try:
-            self._redis, self._pinging = self._new_clients()
-            for client in (self._redis, self._pinging):  # raises if there is no such option
-                client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-            self._calls = Calls(self._redis.connection_pool.make_connection(), self._renew_clients)
+            self._calls = self._new_calls(url, TIMEOUT_S)
+            self._pings = self._new_calls(url, PING_S)  # a probe does not wait for a round trip of the commands
         except (ValueError, TypeError, redis.RedisError) as exc:
             line = f"IDEMPOTENCY_URL: an option after ? cannot be used: {type(exc).__name__}"
             raise SettingsError([line]) from exc
 
-    def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         lease_ms = round(self._lease_s * 1000)
         discarded = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
         identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
@@ -100,7 +95,7 @@ class RedisStore:
         while True:
             began = time.monotonic()
             arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable]
-            answer = self._call(self._claim, self._keys(key), arguments)
+            answer = await self._run(self._claim, self._keys(key), arguments)
             match answer:
                 case ["key-reused"]:
                     return KeyReused()
@@ -124,104 +119,73 @@ class RedisStore:
                 case _:
                     raise AssertionError(answer)  # the script returns nothing else
 
-    def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
+    async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         arguments = [*_identity(lease), self._ttl_ms, *_interval(doubt), int(holder_crashed)]
-        self._call_with_lease(self._release, lease, arguments)
+        await self._run_with_lease(self._release, lease, arguments)
 
-    def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
         if not uuids:
             return set()
         spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
-        try:
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for _, spelling in spelled:
-                    # Not GET: another program's value may be megabytes long.
-                    pipeline.getrange(self._owner_key(spelling.text), 0, _MAX_OWNER_BYTES)
-                found = pipeline.execute(raise_on_error=False)
-            for answer in found:
-                if isinstance(answer, redis.RedisError) and is_other_server(answer):
-                    raise answer
-        except redis.RedisError as exc:
-            raise self._unavailable(exc) from exc
+        # Not GET: another program's value may be megabytes long.
+        names = (self._owner_key(spelling.text) for _, spelling in spelled)
+        found = await self._calls.execute(*(("GETRANGE", name, 0, _MAX_OWNER_BYTES) for name in names))
+        for answer in found:
+            is_of_its_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
+            if isinstance(answer, redis.RedisError) and not is_of_its_key:
+                raise unavailable(answer) from answer
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
             if isinstance(owner, str) and _COMMAND_ID.fullmatch(owner):
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
-    def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
+    async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         arguments: list[object] = [*_identity(lease), self._prefix]
         for uuid in uuids:
             spelled = self._spellings(uuid)
             arguments += [len(spelled), *spelled]
-        lookalikes, is_held, *owners = self._call_with_lease(self._ownership, lease, arguments)
+        lookalikes, is_held, *owners = await self._run_with_lease(self._ownership, lease, arguments)
         return OwnershipFacts(dict(zip(uuids, map(_owner, owners), strict=True)), int(lookalikes), is_held == 1)
 
-    def complete(
-        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, on_recorded: OnRecorded, *, is_guess: bool = False
-    ) -> None:
+    async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         command_id = lease.key.command_id
         failed = failed_ms(reply)
         outcome = [reply.model_dump_json(), "" if failed is None else failed]
         owner = f"?{command_id}" if is_guess else command_id
         spelled = self._spellings(reply.uuid) if reply.uuid else []
         arguments = [*_identity(lease), self._ttl_ms, *outcome, *_interval(doubt), owner, *spelled]
+        if await self._run_with_lease(self._complete, lease, arguments) == "taken":
+            raise UuidTaken(command_id)
 
-        def on_answer(answer: Any) -> None:
-            if isinstance(answer, redis.RedisError):
-                on_recorded(unavailable(answer))
-            elif answer == "taken":
-                on_recorded(UuidTaken(command_id))
-            else:
-                on_recorded(LeaseLost(command_id) if answer == "lost" else None)
-
-        self._calls.leave(self._complete, self._keys(lease.key), arguments, on_answer)
-
-    def ping(self) -> None:
+    async def ping(self) -> None:
         """Write a key: a server that no longer accepts writes still answers everything else."""
-        try:
-            self._pinging.set(f"{self._prefix}ping", "1", px=_PING_LASTS_MS)
-        except redis.RedisError as exc:
-            raise self._unavailable(exc) from exc
+        [answer] = await self._pings.execute(("SET", f"{self._prefix}ping", "1", "PX", _PING_LASTS_MS))
+        if isinstance(answer, redis.RedisError):
+            raise unavailable(answer) from answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
-        self._calls.close()
-        self._redis.close()
-        self._pinging.close()
+        await self._calls.close()
+        await self._pings.close()
 
-    def _new_clients(self) -> tuple[redis.Redis, redis.Redis]:
-        """Return the clients for owners of uuids and for pings; neither has a connection yet."""
-        retry = Retry(NoBackoff(), 0)  # a claim whose answer was lost may have been granted
-        pool = redis.BlockingConnectionPool.from_url(
-            self._url,
-            max_connections=self._max_connections,
-            timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            retry=retry,
+    def _new_calls(self, url: str, timeout_s: float) -> BatchedCalls:
+        pool = ConnectionPool.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),  # a claim whose answer was lost may have been granted
             decode_responses=True,
             encoding_errors=_ERRORS,
         )
-        # A connection of its own: a probe does not wait for the processors' connections, nor take one from them.
-        pinging = redis.Redis.from_url(
-            self._url, socket_timeout=PING_S, socket_connect_timeout=PING_S, retry=retry, encoding_errors=_ERRORS
-        )
-        return redis.Redis(connection_pool=pool), pinging
+        timeout_s = float(pool.connection_kwargs.pop("socket_timeout"))  # the URL may give another one
+        connection = pool.connection_class(**pool.connection_kwargs)
+        return BatchedCalls(connection, timeout_s, self._reconnect)
 
-    def _renew_clients(self) -> None:
-        """Replace the connections to a former primary. A thread that is using one of them finishes first."""
-        former = (self._redis, self._pinging)
-        self._redis, self._pinging = self._new_clients()
-        for client in former:
-            client.connection_pool.disconnect(inuse_connections=False)
-
-    def _unavailable(self, error: redis.RedisError) -> StoreUnavailable:
-        """Return why Redis cannot be used. If another server must be asked, replace all connections."""
-        if is_other_server(error):
-            self._calls.renew()
-            self._renew_clients()
-        return unavailable(error)
+    def _reconnect(self) -> None:
+        """Replace the connections to a former primary."""
+        self._calls.reconnect()
+        self._pings.reconnect()
 
     def _keys(self, key: Key) -> list[str]:
         return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.match_key.hex()}"]
@@ -233,17 +197,17 @@ class RedisStore:
         """Return the spellings of a uuid in the form that ``scripts/parts/owners.lua`` reads."""
         return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in recorded_forms(uuid)]
 
-    def _call_with_lease(self, script: Script, lease: Lease, arguments: Sequence[object]) -> Any:
-        answer = self._call(script, self._keys(lease.key), arguments)
+    async def _run_with_lease(self, script: Script, lease: Lease, arguments: Sequence[object]) -> Any:
+        answer = await self._run(script, self._keys(lease.key), arguments)
         if answer == "lost":
             raise LeaseLost(lease.key.command_id)
         return answer
 
-    def _call(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         try:
-            return self._calls.run(script, keys, arguments)
+            return await self._calls.run(script, keys, arguments)
         except redis.RedisError as exc:
-            raise unavailable(exc) from exc  # Calls has replaced the connections where that is needed
+            raise unavailable(exc) from exc
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:

@@ -1,22 +1,19 @@
 """The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
+import asyncio
 import itertools
 import json
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TypeVar
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
-from worker.core.backoff import backoff_s
 from worker.core.command import Command
 from worker.core.credentials import Credentials
 from worker.core.doubt_window import DoubtWindow
@@ -24,17 +21,15 @@ from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
-from worker.onenet.answers import http_history_error, interpret, read_answer, retry_after_s
+from worker.onenet.answers import interpret, read_answer
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
-from worker.onenet.transport import HTTPTransport, InFlightRequest, Request, Response
-
-Model = TypeVar("Model")
+from worker.onenet.history_reader import HistoryReader
+from worker.onenet.transport import HTTPTransport, Request, Response
 
 _EXECUTE = "/nbiot/execute/offline"
 _HISTORY = "/nbiot/offline/history"
-_MAX_TRIES = 3  # per page of a history, within the deadline
 _MAX_DETAILS = 5_000
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset is not known yet
@@ -46,18 +41,16 @@ class _RecentUuids:
     """The uuids of the latest responses, so that a response that arrives twice is noticed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._command_ids: OrderedDict[str, str] = OrderedDict()  # folded uuid -> the command that got it first
 
     def add(self, uuid: str, command_id: str) -> str | None:
         """Record the uuid that a command got; returns the command that got it before, None if it is new."""
-        with self._lock:
-            key = folded_uuid(uuid)  # two uuids that differ only in case: treating them as one is the safe side
-            former = self._command_ids.get(key)
-            if former is None:
-                self._command_ids[key] = command_id
-                if len(self._command_ids) > _MAX_RECENT_UUIDS:
-                    self._command_ids.popitem(last=False)
+        key = folded_uuid(uuid)  # two uuids that differ only in case: treating them as one is the safe side
+        former = self._command_ids.get(key)
+        if former is None:
+            self._command_ids[key] = command_id
+            if len(self._command_ids) > _MAX_RECENT_UUIDS:
+                self._command_ids.popitem(last=False)
         return former
 
 
@@ -69,6 +62,10 @@ class _Product:
     authentication: Authentication
     transport: HTTPTransport
 
+    def headers(self) -> dict[str, str]:
+        """Return the headers with the credentials."""
+        return dict([self.authentication.header()])
+
 
 class OneNETClient:
     """Sends each Execute command once, and reads the device's history for a command whose response was lost.
@@ -77,6 +74,7 @@ class OneNETClient:
         base_url: the platform's URL, without a trailing slash.
         products: each product's credentials; those under None are for commands that name no product.
         new_transport: makes the transport of one product.
+        reader: reads the history.
         platform_zone: the zone of the platform's local time.
         request_s: longest duration of one request, in seconds.
         caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
@@ -88,6 +86,7 @@ class OneNETClient:
         base_url: str,
         products: Mapping[str | None, Credentials],
         new_transport: Callable[[], HTTPTransport],
+        reader: HistoryReader,
         platform_zone: ZoneInfo,
         *,
         request_s: float,
@@ -96,6 +95,7 @@ class OneNETClient:
     ) -> None:
         self._base_url = base_url
         self._new_transport = new_transport
+        self._reader = reader
         self._request_s = request_s
         self._caching_delay = timedelta(seconds=caching_delay_s)
         self._history_window = timedelta(seconds=history_window_s)
@@ -125,7 +125,8 @@ class OneNETClient:
         return changed
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and start no further read."""
+        self._reader.close()
         for product in self._products.values():
             product.transport.close()
 
@@ -133,7 +134,7 @@ class OneNETClient:
         """Tell whether there are credentials for a product."""
         return product in self._products
 
-    def execute(self, command: Command, not_after: float) -> Sent:
+    async def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command. Never raises for what the network or the platform do.
 
         Args:
@@ -146,7 +147,7 @@ class OneNETClient:
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
         request = self._request(command, product, omit_valid_time=omit_valid_time)
-        in_flight = InFlightRequest(deadline=min(time.monotonic() + self._request_s, not_after))
+        deadline = min(time.monotonic() + self._request_s, not_after)
         answers: list[Answer] = []
 
         def is_unique(response: Response) -> bool:
@@ -163,15 +164,17 @@ class OneNETClient:
             return is_new
 
         try:
-            product.transport.send(request, in_flight, is_unique)
+            await product.transport.send(request, deadline, is_unique)
         except TransportError as exc:
-            is_late = time.monotonic() >= in_flight.deadline
+            is_late = time.monotonic() >= deadline
             reason = f"no complete response within {self._request_s:g} s" if is_late else exc.reason
             return Sent(InDoubt(reason) if exc.may_have_been_sent else NotSent(reason), omit_valid_time)
         [answer] = answers
         return Sent(answer, omit_valid_time)
 
-    def find_candidates(self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers) -> list[Candidate]:
+    async def find_candidates(
+        self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
         """Return the entries of the device's command history that may be this command, the best first.
 
         The whole search has the deadline of one request.
@@ -189,14 +192,14 @@ class OneNETClient:
         if product is None:
             raise HistoryUnreadable(_NO_CREDENTIALS)
         deadline = time.monotonic() + self._request_s
-        pages, skew_s = self._list(command, product, doubt.since or doubt.until - self._history_window, deadline)
+        pages, skew_s = await self._list(command, product, doubt.since or doubt.until - self._history_window, deadline)
         window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
         items = candidates(pages.items, command, window, self._zone)
-        excluded = owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
+        excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
         found = []
         for item in items:
             if item.cmd_uuid not in excluded:
-                detail = self._detail(item.cmd_uuid, command, product, deadline)
+                detail = await self._detail(item.cmd_uuid, command, product, deadline)
                 candidate = match(item, detail, command, doubt, window, self._zone)
                 if candidate is not None:
                     found.append(candidate)
@@ -205,6 +208,8 @@ class OneNETClient:
     def check(self, product_name: str | None, imei: str) -> str:
         """Read a device's history, which changes nothing; returns a description of the success.
 
+        It runs an event loop of its own, for the command line.
+
         Raises:
             PlatformUnusable: the platform cannot be reached, or answers anything but errno 0.
         """
@@ -212,7 +217,8 @@ class OneNETClient:
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
         path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
-            response = product.transport.send(_get(path, product), InFlightRequest(time.monotonic() + self._request_s))
+            reading = self._reader.get(path, product.headers(), time.monotonic() + self._request_s)
+            response = asyncio.run(reading)
         except TLSError as exc:
             raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
         except TransportError as exc:
@@ -229,7 +235,7 @@ class OneNETClient:
             raise PlatformUnusable(f"answers HTTP {status} with errno 0, and not as OneNET does")
         return f"{self._base_url}: credentials accepted"
 
-    def _detail(self, uuid: str, command: Command, product: _Product, deadline: float) -> HistoryDetail:
+    async def _detail(self, uuid: str, command: Command, product: _Product, deadline: float) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
             return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
@@ -237,13 +243,13 @@ class OneNETClient:
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = self._read_page(path, product, deadline, read_detail)
+        detail, _ = await self._reader.read_page(path, product.headers(), deadline, read_detail)
         self._details[uuid] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
         return detail
 
-    def _list(
+    async def _list(
         self, command: Command, product: _Product, since: datetime, deadline: float
     ) -> tuple[HistoryPages, float]:
         """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
@@ -255,7 +261,8 @@ class OneNETClient:
         }
         pages = HistoryPages()
         asked_at = datetime.now(UTC)
-        page, server_time = self._read_page(f"{_HISTORY}?{urlencode(query)}", product, deadline, read_page)
+        path = f"{_HISTORY}?{urlencode(query)}"
+        page, server_time = await self._reader.read_page(path, product.headers(), deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
@@ -264,40 +271,9 @@ class OneNETClient:
             if pages.is_complete:
                 break
             path = f"{_HISTORY}?{urlencode(query | {'page': number})}"
-            page, _ = self._read_page(path, product, deadline, read_page)
+            page, _ = await self._reader.read_page(path, product.headers(), deadline, read_page)
             pages.add(page)
         return pages, skew_s
-
-    def _read_page(
-        self, path: str, product: _Product, deadline: float, read: Callable[[bytes], Model]
-    ) -> tuple[Model, datetime | None]:
-        """Read one page, and the platform's time in its response; a read may be repeated.
-
-        Raises:
-            HistoryUnreadable: every try failed.
-        """
-        request = _get(path, product)
-        for tries in itertools.count(1):
-            try:
-                return self._read_once(request, product, deadline, read)
-            except HistoryUnreadable as exc:
-                wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
-                if tries == _MAX_TRIES or exc.retry_after_s is not None or time.monotonic() + wait_s >= deadline:
-                    raise
-                time.sleep(wait_s)  # blocks only the thread of this command
-        raise AssertionError  # itertools.count does not end
-
-    def _read_once(
-        self, request: Request, product: _Product, deadline: float, read: Callable[[bytes], Model]
-    ) -> tuple[Model, datetime | None]:
-        try:
-            response = product.transport.send(request, InFlightRequest(deadline))
-        except TransportError as exc:
-            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
-        if response.status != HTTPStatus.OK:
-            wait_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
-            raise http_history_error(response.status, response.body, wait_s)
-        return read(response.body), _date(response.header("date"))
 
     def _request(self, command: Command, product: _Product, *, omit_valid_time: bool) -> Request:
         # Cheaper than urlencode: only the colons of the times need quoting.
@@ -311,19 +287,15 @@ class OneNETClient:
             query += f"&timeout={command.timeout}"
         if command.trigger_msg is not None:
             query += f"&trigger_msg={command.trigger_msg}"
-        headers = dict([product.authentication.header()])
-        body = None
+        headers = product.headers()
+        body = b""
         if command.args is not None:
             headers["Content-Type"] = "application/json"
             body = _write_json({"args": command.args}).encode()
-        return Request("POST", f"{_EXECUTE}?{query}", headers, body)
+        return Request(f"{_EXECUTE}?{query}", headers, body)
 
     def _quoted(self, moment: datetime) -> str:
         return platform_time(moment, self._zone).replace(":", "%3A")
-
-
-def _get(path: str, product: _Product) -> Request:
-    return Request("GET", path, dict([product.authentication.header()]))
 
 
 def _fault(kind: Kind, imei: str) -> str:
@@ -358,11 +330,3 @@ def _http_fault(status: int) -> str:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"is down: HTTP {status}"
     return f"answers HTTP {status}, and not as OneNET does"
-
-
-def _date(value: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(value or "")
-    except (ValueError, OverflowError):
-        return None
-    return moment if moment.tzinfo is not None else None

@@ -1,20 +1,47 @@
 """How the platform is reached: directly, or through the proxy that the environment names.
 
-requests interprets the environment; urllib3 makes the connections: name resolution, TCP, TLS, and a proxy's tunnel.
+Decided once, for the requests that must not be repeated and for the reads of the history.
 """
 
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.util import Url, parse_url
 
 from worker.errors import SettingsError
 from worker.onenet.proxies import environment_proxy
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The platform or a proxy. ``host``: a name or an address, without brackets."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+    @classmethod
+    def of(cls, url: Url) -> Self:
+        assert url.host is not None  # checked by the settings and by environment_proxy
+        assert url.scheme is not None
+        return cls(url.host.strip("[]"), url.port or _PORTS[url.scheme], url.scheme == "https")
+
+    @property
+    def authority(self) -> str:
+        """Host and port as in a CONNECT request."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def tls_name(self) -> str:
+        """The name that the certificate must have: without a trailing dot, and without the zone of an address."""
+        return self.host.partition("%")[0].rstrip(".")
 
 
 class Route:
@@ -22,80 +49,48 @@ class Route:
 
     Args:
         base_url: the platform's URL, without a trailing slash.
-        connect_timeout_s: longest wait for each step of making a connection.
         ca_file: the certificate authorities to trust instead of the default ones.
+
+    Attributes:
+        platform: the platform.
+        proxy: the proxy, if there is one.
+        proxy_url: its URL, with user and password.
+        proxy_headers: the headers that the proxy wants.
+        is_forwarded: the proxy forwards requests; otherwise it opens a tunnel.
+        tls: how certificates are verified; None if no connection uses TLS.
 
     Raises:
         SettingsError: the environment names an unusable proxy, or certificate authorities that cannot be read.
     """
 
-    def __init__(self, base_url: str, connect_timeout_s: float, ca_file: str | None) -> None:
+    def __init__(self, base_url: str, ca_file: str | None) -> None:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
-        proxy = environment_proxy(base_url)
         self.base_url = base_url
-        self._connect_timeout_s = connect_timeout_s
-        self._platform = parse_url(base_url)
-        self._proxy = None if proxy is None else parse_url(proxy)
-        self._proxy_headers = {} if self._proxy is None else _proxy_headers(self._proxy)
-        needs_tls = "https" in {self._platform.scheme, self._proxy and self._proxy.scheme}
-        self._tls = _tls_context(environment["verify"] or True) if needs_tls else None
+        self.proxy_url = environment_proxy(base_url)
+        self._url = parse_url(base_url)
+        self.platform = Server.of(self._url)
+        self.proxy = None if self.proxy_url is None else Server.of(parse_url(self.proxy_url))
+        self.proxy_headers = {} if self.proxy_url is None else _proxy_headers(self.proxy_url)
+        self.is_forwarded = self.proxy is not None and not self.platform.is_tls
+        needs_tls = self.platform.is_tls or (self.proxy is not None and self.proxy.is_tls)
+        self.tls = _tls_context(environment["verify"] or True) if needs_tls else None
 
     @property
     def target_prefix(self) -> str:
         """The part of a request's target before its path: the whole base URL if a proxy forwards the request."""
-        path = (self._platform.path or "").rstrip("/")
-        return f"{self._platform.scheme}://{self._platform.netloc}{path}" if self._is_forwarded else path
+        path = (self._url.path or "").rstrip("/")
+        return f"{self._url.scheme}://{self._url.netloc}{path}" if self.is_forwarded else path
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers that every request over this route needs."""
-        return {"Host": self._platform.netloc or "", **(self._proxy_headers if self._is_forwarded else {})}
-
-    def open(self) -> HTTPConnection:
-        """Return a new connection that is ready for a request; no byte of a request has been sent.
-
-        Raises:
-            urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError: the connection cannot be made;
-                ``HTTPTransport`` translates them.
-        """
-        connection = self._new_connection()
-        try:
-            connection.connect()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @property
-    def _is_forwarded(self) -> bool:
-        return self._proxy is not None and self._platform.scheme == "http"
-
-    def _new_connection(self) -> HTTPConnection:
-        first = self._proxy or self._platform
-        arguments: dict[str, Any] = {"timeout": self._connect_timeout_s}
-        if self._proxy is not None:
-            arguments["proxy"] = self._proxy
-            arguments["proxy_config"] = ProxyConfig(self._tls, False, None, None)
-        assert first.host is not None  # checked by the settings and by environment_proxy
-        host = first.host.strip("[]")
-        if "https" not in {first.scheme, self._platform.scheme}:
-            return HTTPConnection(host, first.port or 80, **arguments)
-        port = first.port or (443 if first.scheme == "https" else 80)
-        connection = HTTPSConnection(host, port, ssl_context=self._tls, **arguments)
-        if self._proxy is not None and not self._is_forwarded:
-            connection.set_tunnel(
-                (self._platform.host or "").strip("[]"),
-                self._platform.port or 443,
-                self._proxy_headers,
-                scheme=self._proxy.scheme or "http",
-            )
-        return connection
+        return {"Host": self._url.netloc or "", **(self.proxy_headers if self.is_forwarded else {})}
 
 
-def _proxy_headers(proxy: Url) -> dict[str, str]:
+def _proxy_headers(url: str) -> dict[str, str]:
     try:
-        return HTTPAdapter().proxy_headers(proxy.url)
+        return HTTPAdapter().proxy_headers(parse_url(url).url)
     except UnicodeEncodeError:
         line = "user name and password of the environment's proxy must be Latin-1, since they travel in a header"
         raise SettingsError([line]) from None
@@ -105,6 +100,8 @@ def _tls_context(authorities: str | bool) -> ssl.SSLContext:
     path = DEFAULT_CA_BUNDLE_PATH if isinstance(authorities, bool) else authorities
     is_folder = Path(path).is_dir()
     try:
-        return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+        context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     except (OSError, ssl.SSLError) as exc:
         raise SettingsError([f"the certificate authorities that the environment names cannot be read: {path}"]) from exc
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,45 +1,44 @@
-"""HTTP/1.1 for requests that must not be repeated: records whether any byte was sent, and enforces one deadline.
+"""HTTP/1.1 for requests that must not be repeated: knows whether any byte was sent, and enforces one deadline.
 
-One ``send`` per request and as few ``recv`` calls as possible: each system call releases the GIL, and getting it back
-under contention costs more than everything else of a request. Errors of the libraries are translated into
-``TransportError`` here, and nowhere else.
+Errors of the libraries are translated into ``TransportError`` here, and nowhere else.
 """
 
-import contextlib
+import asyncio
+import os
+import re
 import socket
 import ssl
-import struct
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException
-from typing import Any
 
-import urllib3
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from urllib3.connection import HTTPConnection
 
 from worker import __version__
 from worker.errors import TLSError, TransportError
-from worker.onenet.route import Route
+from worker.onenet.route import Route, Server
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
 MAX_RESPONSE_BYTES = 1024 * 1024
-_CHUNK_BYTES = 4 * 1024
+COMMON_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"onenet-execute-worker/{__version__}",
+}
+_MAX_TUNNEL_HEAD_BYTES = 64 * 1024
 _MAX_REASON_CHARS = 200
+_TUNNEL_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``path`` is relative to the platform's URL and includes the query."""
+    """One POST; ``path`` is relative to the platform's URL and includes the query."""
 
-    method: str
     path: str
     headers: Mapping[str, str]
-    body: bytes | None = None
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,201 +55,306 @@ class Response:
         return None if value is None else value.decode("latin-1")
 
 
-@dataclass(slots=True, eq=False)
-class InFlightRequest:
-    """The state of one request. ``may_have_been_sent``: bytes of it may have reached the platform."""
-
-    deadline: float  # monotonic
-    may_have_been_sent: bool = False
-    sock: object = None
-
-
 class HTTPTransport:
-    """Sends each request once, within one deadline that also bounds a response that arrives byte by byte.
+    """Sends each POST once, within one deadline that also bounds a response that arrives byte by byte.
 
     Args:
         route: how the platform is reached.
+        connect_timeout_s: longest wait for each step of making a connection.
         read_timeout_s: longest wait for the next bytes.
-        watch: cuts connections at the deadlines of their requests.
         tracing: makes a span for each request.
     """
 
-    def __init__(self, route: Route, *, read_timeout_s: float, watch: "Watch", tracing: Tracing) -> None:
+    def __init__(self, route: Route, *, connect_timeout_s: float, read_timeout_s: float, tracing: Tracing) -> None:
         self._route = route
+        self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
-        self._watch = watch
         self._tracing = tracing
-        common_headers = {
-            **self._route.headers,
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"onenet-execute-worker/{__version__}",
-        }
-        self._common_headers = _lines(common_headers)
-        self._target_prefix = self._route.target_prefix
+        self._target_prefix = route.target_prefix
+        self._common_headers = _lines(route.headers | COMMON_HEADERS)
         self._idle: list[_Connection] = []  # the most recently used one is last, and is reused first
         self._is_closed = False
 
-    def send(
-        self, request: Request, in_flight: InFlightRequest, is_unique: Callable[[Response], bool] = lambda _: False
+    async def send(
+        self, request: Request, deadline: float, is_unique: Callable[[Response], bool] = lambda _: False
     ) -> Response:
-        """Send one request and read the complete response.
+        """Send one request and read the complete response. If it is cancelled, the connection is cut.
 
         A server or a gateway may send a response twice, and the duplicate may arrive after the next request was sent.
-        A duplicate 429, refusal or empty history could not be told from the response to that request. So only
-        connections of POSTs are reused, and only after responses that are unique.
+        A duplicate 429 or refusal could not be told from the response to that request. So connections are reused only
+        after responses that are unique.
 
         Args:
             request: what to send.
-            in_flight: its deadline; ``may_have_been_sent`` is set on it.
+            deadline: the monotonic time at which the connection is cut, so that nothing more can leave.
             is_unique: tells whether a response can be told from every other one; otherwise its connection is closed.
 
         Raises:
             TransportError: no complete response, or none that can be read.
         """
         url = self._route.base_url + request.path.partition("?")[0]  # without the query, which names the device
-        try:
-            with self._tracing.requesting(request.method, url) as answered:
-                response = self._send(request, in_flight, is_unique)
-                answered(response.status)
-        except TransportError:
-            raise
-        except (ssl.SSLError, urllib3.exceptions.SSLError) as exc:
-            raise TLSError(_root_cause(exc), may_have_been_sent=in_flight.may_have_been_sent) from exc
-        except (HttpParserError, HttpParserUpgrade) as exc:
-            reason = f"malformed response: {_root_cause(exc)}"
-            raise TransportError(reason, may_have_been_sent=in_flight.may_have_been_sent) from exc
-        # ValueError: what urllib3 and http.client raise for a host or a header that they cannot encode.
-        except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as exc:
-            raise TransportError(_root_cause(exc), may_have_been_sent=in_flight.may_have_been_sent) from exc
-        return response
-
-    def _send(self, request: Request, in_flight: InFlightRequest, is_unique: Callable[[Response], bool]) -> Response:
-        reused = self._idle_connection() if request.method == "POST" else None
-        connection = reused or _Connection(self._route.open(), self._read_timeout_s)
-        in_flight.sock = connection.sock
-        self._watch.begin(in_flight)
-        try:
-            response = connection.send(self._serialized(request), in_flight)
-            is_reusable = is_unique(response) and connection.is_reusable
-        except BaseException:
-            self._watch.end(in_flight)
-            connection.close()
-            raise
-        if self._watch.end(in_flight) and is_reusable and not self._is_closed:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return response
+        with self._tracing.requesting("POST", url) as answered:
+            try:
+                data = self._serialized(request)
+                connection = self._idle_connection() or await self._connect(deadline)
+            except (OSError, ValueError) as exc:  # ValueError: a host or a header that cannot be encoded
+                raise transport_error(exc, may_have_been_sent=False) from exc
+            is_kept = False
+            try:
+                response = await connection.exchange(data, deadline)
+                is_kept = is_unique(response) and connection.is_reusable and not self._is_closed
+            except (HttpParserError, HttpParserUpgrade, OSError) as exc:
+                raise transport_error(exc, may_have_been_sent=True) from exc
+            finally:
+                if is_kept:
+                    self._idle.append(connection)
+                else:
+                    connection.abort()
+            answered(response.status)
+            return response
 
     def close(self) -> None:
         """Close the idle connections; requests in flight continue."""
         self._is_closed = True
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop().abort()
 
     def _idle_connection(self) -> "_Connection | None":
-        with contextlib.suppress(IndexError):  # no idle connection is left
-            while True:
-                connection = self._idle.pop()
-                # Bytes that arrived while it was idle would be taken for the next response.
-                if time.monotonic() - connection.used_at < MAX_IDLE_S and connection.is_silent:
-                    return connection
-                connection.close()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable():
+                return connection
+            connection.abort()
         return None
 
     def _serialized(self, request: Request) -> bytes:
-        body = request.body or b""
-        length = f"Content-Length: {len(body)}\r\n" if request.method == "POST" else ""
-        first = f"{request.method} {self._target_prefix}{request.path} HTTP/1.1\r\n"
-        return f"{first}{self._common_headers}{_lines(request.headers)}{length}\r\n".encode("latin-1") + body
+        head = (
+            f"POST {self._target_prefix}{request.path} HTTP/1.1\r\n{self._common_headers}"
+            f"{_lines(request.headers)}Content-Length: {len(request.body)}\r\n\r\n"
+        )
+        return head.encode("latin-1") + request.body
+
+    async def _connect(self, deadline: float) -> "_Connection":
+        """Return a new connection that is ready for a request; no byte of a request has been sent."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._new_connection()
+        except TimeoutError as exc:
+            raise TimeoutError("the connection was not made in time") from exc
+
+    async def _new_connection(self) -> "_Connection":
+        loop, route = asyncio.get_running_loop(), self._route
+        first = route.proxy or route.platform
+        sock = await self._connected_socket(first)
+        connection = _Connection(sock, self._read_timeout_s)
+        is_tunnelled = route.proxy is not None and not route.is_forwarded
+        tunnel = _Tunnel() if is_tunnelled else None
+        async with asyncio.timeout(self._connect_timeout_s):
+            transport, _ = await loop.create_connection(
+                lambda: tunnel or connection,
+                sock=sock,
+                ssl=route.tls if first.is_tls else None,
+                server_hostname=first.tls_name if first.is_tls else None,
+            )
+        if tunnel is None:
+            return connection
+        assert route.tls is not None
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await tunnel.open(transport, route.platform.authority, route.proxy_headers)
+            async with asyncio.timeout(self._connect_timeout_s):
+                name = route.platform.tls_name
+                secure = await loop.start_tls(transport, connection, route.tls, server_hostname=name)
+        except BaseException:
+            transport.abort()
+            raise
+        assert secure is not None  # None only if the connection was lost, which raises
+        connection.connection_made(secure)
+        return connection
+
+    async def _connected_socket(self, server: Server) -> socket.socket:
+        """Connect to the first address that accepts."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._connect_timeout_s):
+            addresses = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+        error: OSError = OSError("the name has no address")
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await loop.sock_connect(sock, address)
+            except OSError as exc:
+                sock.close()
+                # asyncio's text has the address in the place of the reason
+                error = exc if exc.errno is None else OSError(exc.errno, os.strerror(exc.errno))
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise error
 
 
-def _lines(headers: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+class _Tunnel(asyncio.Protocol):
+    """Asks a proxy for a tunnel."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self, transport: asyncio.WriteTransport, authority: str, headers: Mapping[str, str]) -> None:
+        """Ask for a tunnel.
+
+        Raises:
+            OSError: the proxy refuses it, or its answer is unreadable.
+        """
+        request = f"CONNECT {authority} HTTP/1.1\r\n{_lines({'Host': authority, **headers})}\r\n"
+        transport.write(request.encode("latin-1"))
+        await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if self._answer.done():
+            return
+        match = _TUNNEL_HEAD.fullmatch(self._head)  # the platform does not speak first, so that nothing may follow
+        if match is not None and match[1] == b"200":
+            self._answer.set_result(None)
+        elif _TUNNEL_HEAD.match(self._head) is not None:
+            line = self._head.partition(b"\n")[0].decode("latin-1").strip()
+            self._answer.set_exception(OSError(f"the proxy refused the tunnel: {line}"))
+        elif len(self._head) > _MAX_TUNNEL_HEAD_BYTES or b"\n\n" in self._head.replace(b"\r", b""):
+            self._answer.set_exception(OSError("the proxy's answer is not HTTP"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("the proxy closed the connection"))
 
 
-def _root_cause(error: BaseException) -> str:
-    """Describe the innermost error: the outer ones quote the request's URL and headers."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "reason", None) or cause.__cause__ or cause.__context__) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
-
-
-class _Connection:
+class _Connection(asyncio.Protocol):
     """One connection, for one request at a time; httptools parses the responses."""
 
-    def __init__(self, connection: HTTPConnection, read_timeout_s: float) -> None:
-        self.sock = connection.sock
-        _limit(self.sock, read_timeout_s)
-        self.used_at = 0.0  # monotonic
+    def __init__(self, sock: socket.socket, read_timeout_s: float) -> None:
         self.is_reusable = False  # the last response was complete, nothing followed it, and the server keeps it open
-        self._connection = connection
+        self._sock = sock
+        self._read_timeout_s = read_timeout_s
+        self._loop = asyncio.get_running_loop()
         self._parser = HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Response] | None = None  # of the request in flight
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = self._active_at = 0.0  # monotonic
+        self._error: Exception | None = None  # why the connection was lost
+        self._received = 0
         self._reset()
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing has arrived since the last response, not even the end of the connection."""
-        if type(self.sock) is not socket.socket:
-            return not _decrypted_bytes(self.sock) and self._connection.is_connected
-        try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # the cheapest check: one system call
+    def is_usable(self) -> bool:
+        """Tell whether nothing has arrived since the last response, not even the end of the connection."""
+        if not self.is_reusable or self._loop.time() - self._active_at >= MAX_IDLE_S:
+            return False
+        try:  # what arrived since the event loop last looked
+            self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return True
         except OSError:
             return False
         return False
 
-    def close(self) -> None:
-        self._connection.close()
-
-    def send(self, request: bytes, in_flight: InFlightRequest) -> Response:
-        """Send one request and read its complete response.
+    async def exchange(self, request: bytes, deadline: float) -> Response:
+        """Send one request and return its complete response.
 
         Raises:
+            TransportError: nothing was sent, or the response is too long.
             HttpParserError, HttpParserUpgrade: the bytes received are not an HTTP response.
-            TransportError: the response is too long.
             OSError: the connection was lost, or nothing arrived in time.
         """
+        now = self._loop.time()
+        if now >= deadline:
+            raise TransportError("the deadline has passed", may_have_been_sent=False)
+        if self._transport is None or self._transport.is_closing():
+            error = self._error or ConnectionResetError("the connection was closed before the request")
+            raise transport_error(error, may_have_been_sent=False)
         self._reset()
-        if time.monotonic() >= in_flight.deadline:
-            raise TimeoutError("the deadline passed while the connection was made")
-        in_flight.may_have_been_sent = True
-        self.sock.sendall(request)
-        received = 0
-        while self._response is None:
-            data = self._receive()
-            received += len(data)
-            if received > MAX_RESPONSE_BYTES:
-                raise TransportError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", may_have_been_sent=True)
-            if data:
-                self._parse(data)
-            elif self._has_headers and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
-                # Without a length, the response ends with its connection.
-                return Response(self._parser.get_status_code(), self._headers, self._body)
-            else:
-                raise ConnectionResetError("the connection was closed before the response was complete")
-        self.used_at = time.monotonic()
-        return self._response
+        self._received = 0
+        self._deadline, self._active_at = deadline, now
+        self._answer = self._loop.create_future()
+        self._watch()
+        self._transport.write(request)
+        return await self._answer
 
-    def _receive(self) -> bytes:
-        with contextlib.suppress(BlockingIOError):  # raised when the kernel's receive timeout expires
-            return self.sock.recv(_CHUNK_BYTES) or b""  # TLS within TLS returns 0 at the end of the stream
-        raise TimeoutError("nothing arrived within the read timeout")
+    def abort(self) -> None:
+        """Close the connection; what was not handed to the kernel yet is dropped."""
+        self.is_reusable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
 
-    def _parse(self, data: bytes) -> None:
+    def _watch(self) -> None:
+        """Have a timer run at the latest when the request is late. Most requests find that of an earlier one."""
+        due = min(self._deadline, self._active_at + self._read_timeout_s)
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._answer is None or self._answer.done():
+            return
+        now = self._loop.time()
+        if now >= self._deadline:
+            self._fail(TimeoutError("the deadline passed before the response was complete"))
+        elif now >= self._active_at + self._read_timeout_s:
+            self._fail(TimeoutError("nothing arrived within the read timeout"))
+        else:
+            self._watch()
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.abort()
+
+    def _succeed(self, response: Response) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(response)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            self.is_reusable = False  # it would be taken for the response to the next request
+            return
+        self._active_at = self._loop.time()
+        self._received += len(data)
+        if self._received > MAX_RESPONSE_BYTES:
+            text = f"the response is longer than {MAX_RESPONSE_BYTES} bytes"
+            self._fail(TransportError(text, may_have_been_sent=True))
+            return
         try:
             self._parser.feed_data(data)
             self.is_reusable &= self._ends_with_the_response(data)
-        except (HttpParserError, HttpParserUpgrade):
+        except (HttpParserError, HttpParserUpgrade) as exc:
             self.is_reusable = False
             if self._response is None:  # otherwise only what follows the response is malformed
-                raise
+                self._fail(exc)
+                return
+        if self._response is not None:
+            self._succeed(self._response)
+
+    def eof_received(self) -> None:
+        self.is_reusable = False
+        if self._has_headers and not _LENGTHS & self._headers.keys():
+            # Without a length, the response ends with its connection.
+            self._succeed(Response(self._parser.get_status_code(), self._headers, self._body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._error = exc
+        self._fail(exc or ConnectionResetError("the connection was closed before the response was complete"))
 
     def _ends_with_the_response(self, data: bytes) -> bool:
         """Tell whether no byte follows the response in what was read."""
@@ -275,8 +379,9 @@ class _Connection:
         self._has_headers = True
 
     def on_body(self, body: bytes) -> None:
-        self._body += body
-        self._last_chunk = body
+        if self._response is None:
+            self._body += body
+            self._last_chunk = body
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -289,74 +394,27 @@ class _Connection:
             self._response = Response(status, self._headers, self._body)
 
 
-def _decrypted_bytes(sock: Any) -> int:
-    """Return how many bytes TLS has received and decrypted, or is about to, that have not been read."""
-    if isinstance(sock, ssl.SSLSocket):
-        return sock.pending()
-    # TLS within a proxy's TLS: the outer layer's bytes, the inner layer's encrypted ones, and its decrypted ones.
-    return _decrypted_bytes(sock.socket) + int(sock.incoming.pending) + int(sock.sslobj.pending())
+def transport_error(error: Exception, *, may_have_been_sent: bool) -> TransportError:
+    """Return the error of a library as one of the worker's."""
+    causes = _causes(error)
+    cause = causes[-1]  # the outer ones quote the request's URL and headers
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    reason = f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
+    if isinstance(error, HttpParserError | HttpParserUpgrade):
+        reason = f"malformed response: {reason}"
+    kind = TLSError if any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
+    return kind(reason, may_have_been_sent=may_have_been_sent)
 
 
-def _limit(sock: Any, timeout_s: float) -> None:
-    """Bound each read and write of a connected socket."""
-    if type(sock) is not socket.socket:  # TLS, which needs Python's own timeout
-        sock.settimeout(timeout_s)
-        return
-    # In the kernel: Python's own timeout costs one more system call before each read and write.
-    sock.settimeout(None)
-    limit = struct.pack("ll", *divmod(round(timeout_s * 1_000_000), 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (inner := getattr(error, "reason", None) or error.__cause__ or error.__context__) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        causes.append(inner)
+        error = inner
+    return causes
 
 
-class Watch:
-    """Cuts every exchange whose time is over, from a thread of its own: a socket's timeout only bounds one read.
-
-    Args:
-        request_s: the longest that most exchanges may take, in seconds.
-    """
-
-    def __init__(self, request_s: float) -> None:
-        self._request_s = request_s
-        self._changed = threading.Condition()
-        self._exchanges: set[InFlightRequest] = set()
-        self._wakes_at = time.monotonic()
-        self._is_stopped = False
-        threading.Thread(target=self._run, name="http-watch", daemon=True).start()
-
-    def begin(self, exchange: InFlightRequest) -> None:
-        with self._changed:
-            self._exchanges.add(exchange)
-            if exchange.deadline < self._wakes_at:
-                self._changed.notify()
-
-    def end(self, exchange: InFlightRequest) -> bool:
-        """Let an exchange be; returns whether it was in time."""
-        with self._changed:
-            is_here = exchange in self._exchanges
-            self._exchanges.discard(exchange)
-        return is_here
-
-    def stop(self) -> None:
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        with self._changed:  # what has ended is not in the set, so its connection is not cut under the next request
-            while not self._is_stopped:
-                now = time.monotonic()
-                for exchange in [exchange for exchange in self._exchanges if exchange.deadline <= now]:
-                    self._exchanges.discard(exchange)
-                    _cut(exchange)
-                # Most requests have all the time there is, so that none of them has to wake this thread.
-                self._wakes_at = min([now + self._request_s, *(exchange.deadline for exchange in self._exchanges)])
-                self._changed.wait(self._wakes_at - now)
-
-
-def _cut(exchange: InFlightRequest) -> None:
-    sock = getattr(exchange.sock, "socket", exchange.sock)  # TLS within a proxy's TLS wraps it
-    if isinstance(sock, socket.socket):
-        with contextlib.suppress(OSError):  # it has just been closed: nothing is left to cut
-            # The plain socket's method even under TLS: the thread that reads is using the TLS state.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

@@ -185,7 +185,7 @@ def configure_logging(
         last = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     else:
         write = json.JSONEncoder(default=repr).encode
-        last = [_put_first, structlog.processors.JSONRenderer(lambda event, **_: write(event))]
+        last = [_put_first, lambda _logger, _method, event: write(event)]
     render = _Rendering([structlog.processors.format_exc_info, _hide_user_info, *last])
     structlog.configure(
         processors=[*shared, render],

@@ -1,0 +1,116 @@
+"""A call of the worker that blocks the event loop fails the test in which it happens, and ends a process under test."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockingError
+
+from tests.support.blocking import SLOW_CALLBACK_S, BlockedLoop
+from tests.support.builders import a_command, a_task
+from tests.support.deployment import Deployment
+from tests.support.startup_code import run_at_startup
+from tests.support.waiting import PATIENCE_S
+from worker.dev.services.ports import wait_until
+from worker.flow.background import Background
+from worker.flow.device_queues import KeyedQueues
+from worker.flow.dispatcher import Dispatcher
+
+BLOCKING_CALLS: list[Callable[[], object]] = [
+    lambda: time.sleep(0),
+    lambda: Path(__file__).read_text(),
+    lambda: threading.Event().wait(0),
+    lambda: threading.Thread().join(),
+]
+BLOCKED_EVENT_LOOP = """
+import time
+from worker.amqp.consumer import QueueConsumer
+take = QueueConsumer._on_message
+def take_late(*about):
+    time.sleep(0)
+    take(*about)
+replace(QueueConsumer, "_on_message", take_late)
+"""
+SLOW_CALLBACK = """
+import time
+from worker.amqp.consumer import QueueConsumer
+take = QueueConsumer._on_message
+def take_late(*about):
+    end = time.monotonic() + 6
+    while time.monotonic() < end:
+        pass
+    take(*about)
+replace(QueueConsumer, "_on_message", take_late)
+"""
+
+
+@pytest.mark.parametrize("call", BLOCKING_CALLS)
+async def test_a_call_of_the_worker_that_may_wait_raises_on_the_event_loop(call: Callable[[], object]) -> None:
+    """However short the wait: the call's name tells."""
+    dispatcher = Dispatcher(
+        lambda _task: call(),
+        KeyedQueues(by_device=True),
+        None,
+        lambda _product: True,
+        concurrency=1,
+        background=Background(),
+    )
+    with pytest.raises(BlockingError):
+        dispatcher.submit(a_task(1))
+
+
+async def test_a_blocking_call_in_a_callback_is_found_in_the_log_of_asyncio() -> None:
+    """Nobody sees the error there."""
+    found: list[str] = []
+    handler = BlockedLoop(found.append)
+    error = BlockingError("time.sleep")
+    record = logging.LogRecord(
+        "asyncio", logging.ERROR, "", 0, "Exception in callback", (), (BlockingError, error, None)
+    )
+    handler.emit(record)
+    assert len(found) == 1
+    assert asyncio.get_running_loop().get_debug()
+
+
+@pytest.mark.parametrize(
+    ("callback", "seconds", "is_found"),
+    [
+        ("<Handle Consumer.on_delivery() at /home/worker/flow/consumer.py:1>", SLOW_CALLBACK_S + 1, True),
+        ("<Handle Consumer.on_delivery() at /home/worker/flow/consumer.py:1>", SLOW_CALLBACK_S - 1, False),
+        ("<Handle Server.on_tick() at /lib/uvicorn/server.py:1>", SLOW_CALLBACK_S + 1, False),
+    ],
+)
+def test_a_slow_callback_of_the_worker_is_found_in_the_log_of_asyncio(
+    callback: str, seconds: float, is_found: bool
+) -> None:
+    found: list[str] = []
+    text = "Executing %s took %.3f seconds"
+    BlockedLoop(found.append).emit(
+        logging.LogRecord("asyncio", logging.WARNING, "", 0, text, (callback, seconds), None)
+    )
+    assert bool(found) == is_found
+
+
+def hold_up(deployment: Deployment, code: str) -> None:
+    """Deliver a command to a worker that runs startup code, and wait for its reply or for the worker's end."""
+    with deployment.worker(**run_at_startup(deployment.folder, code)) as worker:
+        deployment.upstream.publish(a_command())
+        wait_until(
+            lambda: not worker.process.is_running or deployment.upstream.try_reply(), PATIENCE_S, "a reply or the end"
+        )
+
+
+@pytest.mark.usefixtures("watched_workers")
+def test_a_worker_process_ends_at_a_blocking_call(deployment: Deployment) -> None:
+    with pytest.raises(AssertionError, match="BlockingError"):
+        hold_up(deployment, BLOCKED_EVENT_LOOP)
+
+
+@pytest.mark.usefixtures("watched_workers")
+def test_a_slow_callback_of_a_worker_process_is_found_in_its_output(deployment: Deployment) -> None:
+    with pytest.raises(AssertionError, match="Executing"):
+        hold_up(deployment, SLOW_CALLBACK)

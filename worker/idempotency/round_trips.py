@@ -1,0 +1,163 @@
+"""Calls to Redis over one connection: all that are made during one round trip share the next (group commit)."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+import redis
+
+from worker.idempotency.redis_errors import is_other_server
+
+_IDLE_S = 1.0  # after which the server may have closed the connection, so that it is checked before it is used
+
+
+class Script:
+    """A Lua script, which Redis knows by its hash."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class _Call:
+    __slots__ = ("answer", "fallback", "packed")
+
+    def __init__(self, command: tuple[Any, ...], fallback: tuple[Any, ...] | None = None) -> None:
+        self.packed = hiredis.pack_command(command)
+        self.fallback = fallback  # the command to send if Redis does not know the script
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def end(self, answer: object) -> None:
+        """Give the answer, or the error, to the caller, unless it has one or was cancelled."""
+        if self.answer.done():
+            return
+        if isinstance(answer, redis.RedisError):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
+
+
+class BatchedCalls:
+    """Sends calls in batches, one batch after the other, each in one pipeline.
+
+    A call waits for the round trip under way and for its own, never for another one. No call is repeated: one whose
+    answer was lost may have been carried out.
+
+    Args:
+        connection: of ``redis.asyncio``, for these calls only. It connects at the first call.
+        timeout_s: of a round trip, connecting included. After it the connection is closed: a late answer would be
+            taken for that of a later call.
+        on_other_server: called when Redis says that another server has to be asked.
+    """
+
+    def __init__(
+        self,
+        connection: Any,  # redis has no public name for all of its kinds
+        timeout_s: float,
+        on_other_server: Callable[[], object],
+    ) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._on_other_server = on_other_server
+        self._must_reconnect = False
+        self._used_at = 0.0  # monotonic
+        self._waiting: list[_Call] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run a script and return its answer.
+
+        Raises:
+            redis.RedisError: nothing tells whether it ran.
+        """
+        rest = (len(keys), *keys, *arguments)
+        return await self._add(_Call(("EVALSHA", script.sha, *rest), ("EVAL", script.text, *rest)))
+
+    async def execute(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Execute commands; returns the answer of each, or its ``redis.RedisError``."""
+        return await asyncio.gather(*(self._add(_Call(command)) for command in commands), return_exceptions=True)
+
+    def reconnect(self) -> None:
+        """Connect again before the next round trip, which resolves the server's name again."""
+        self._must_reconnect = True
+
+    async def close(self) -> None:
+        """Close the connection; calls without an answer fail."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait([self._sender])
+        with suppress(redis.TimeoutError):  # of a server that does not end the connection
+            await self._connection.disconnect()
+
+    def _add(self, call: _Call) -> asyncio.Future[Any]:
+        self._waiting.append(call)
+        if self._sender is None:  # it begins in the next turn of the loop, and takes along all calls of this one
+            self._sender = asyncio.create_task(self._send_all())
+        return call.answer
+
+    async def _send_all(self) -> None:
+        calls: list[_Call] = []
+        try:
+            while self._waiting:
+                calls = [call for call in self._waiting if not call.answer.done()]  # done: its caller was cancelled
+                self._waiting = []
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        await self._make_round_trip(calls)
+                except TimeoutError:
+                    await self._fail(calls, redis.TimeoutError("no answer in time"))
+                except redis.RedisError as exc:
+                    await self._fail(calls, exc)
+        finally:
+            self._sender = None
+            for call in (*calls, *self._waiting):
+                call.end(redis.ConnectionError("closed"))
+            self._waiting = []
+
+    async def _make_round_trip(self, calls: Sequence[_Call]) -> None:
+        if self._must_reconnect or (time.monotonic() - self._used_at > _IDLE_S and await self._is_stale()):
+            self._must_reconnect = False
+            await self._connection.disconnect(nowait=True)
+        unknown = await self._exchange(calls)
+        if unknown:
+            await self._exchange(unknown)
+        self._used_at = time.monotonic()
+
+    async def _exchange(self, calls: Sequence[_Call]) -> list[_Call]:
+        """Send calls and give each its answer; returns those to send again, which Redis did not run."""
+        await self._connection.send_packed_command([call.packed for call in calls])
+        unknown = []
+        for call in calls:
+            try:
+                call.end(await self._connection.read_response())
+            except redis.ResponseError as exc:
+                if isinstance(exc, redis.exceptions.NoScriptError) and call.fallback is not None:
+                    call.packed, call.fallback = hiredis.pack_command(call.fallback), None
+                    unknown.append(call)
+                else:
+                    self._note_other_server(exc)
+                    call.end(exc)
+        return unknown
+
+    async def _is_stale(self) -> bool:
+        """Tell whether Redis has closed the connection meanwhile."""
+        await asyncio.sleep(0)  # so that the loop handles what has arrived
+        try:
+            return bool(self._connection.is_connected and await self._connection.can_read_destructive())
+        except redis.ConnectionError:
+            return True
+
+    async def _fail(self, calls: Iterable[_Call], error: redis.RedisError) -> None:
+        """Fail all calls without an answer: each of them may have been carried out."""
+        await self._connection.disconnect(nowait=True)
+        self._note_other_server(error)
+        for call in calls:
+            call.end(error)
+
+    def _note_other_server(self, error: redis.RedisError) -> None:
+        if is_other_server(error):
+            self._on_other_server()

@@ -1,0 +1,254 @@
+"""HTTP reads, which may be repeated: the pages and details of the command history, with requests.
+
+Each read runs in a thread, over a connection of its own: a response that arrives twice is never that to the next read.
+"""
+
+import asyncio
+import itertools
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from http.client import HTTPException
+from typing import Any, TypeVar
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+from worker.core.backoff import backoff_s
+from worker.errors import HistoryUnreadable, TransportError
+from worker.onenet.answers import http_history_error, retry_after_s
+from worker.onenet.route import Route
+from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, Response, transport_error
+from worker.telemetry.tracing import Tracing
+
+Model = TypeVar("Model")
+
+_MAX_TRIES = 3  # per page, within the deadline
+_CHUNK_BYTES = 64 * 1024
+
+
+class HistoryReader:
+    """Reads from the platform, each read within a deadline that also bounds a response that arrives byte by byte.
+
+    Args:
+        route: how the platform is reached.
+        connect_timeout_s: longest wait for each step of making a connection.
+        read_timeout_s: longest wait for the next bytes.
+        concurrency: how many reads may run at once; threads start when they are needed.
+        tracing: makes a span for each request.
+    """
+
+    def __init__(
+        self, route: Route, *, connect_timeout_s: float, read_timeout_s: float, concurrency: int, tracing: Tracing
+    ) -> None:
+        self._route = route
+        self._timeouts_s = (connect_timeout_s, read_timeout_s)
+        self._tracing = tracing
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="history-reader")
+        self._session = requests.Session()
+        self._session.trust_env = False  # the route has read the environment
+        self._session.headers = {**COMMON_HEADERS, "Connection": "close"}
+        if route.proxy_url is not None:
+            self._session.proxies = dict.fromkeys(("http", "https"), route.proxy_url)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(route.tls))
+
+    def close(self) -> None:
+        """Start no further read; those in progress end by their deadlines."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def read_page(
+        self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
+    ) -> tuple[Model, datetime | None]:
+        """Read one page, and the platform's time in its response; a failed read is repeated.
+
+        Args:
+            path: the path, relative to the platform's URL, with the query.
+            headers: the credentials.
+            deadline: the monotonic time after which nothing is read.
+            parse: reads the body; raises HistoryUnreadable.
+
+        Raises:
+            HistoryUnreadable: every try failed.
+        """
+        for tries in itertools.count(1):
+            try:
+                return await self._read_once(path, headers, deadline, parse)
+            except HistoryUnreadable as exc:
+                wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
+                is_late = asyncio.get_running_loop().time() + wait_s >= deadline
+                if tries == _MAX_TRIES or exc.retry_after_s is not None or is_late:
+                    raise
+                await asyncio.sleep(wait_s)
+        raise AssertionError  # itertools.count does not end
+
+    async def _read_once(
+        self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
+    ) -> tuple[Model, datetime | None]:
+        try:
+            response = await self.get(path, headers, deadline)
+        except TransportError as exc:
+            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
+        if response.status != HTTPStatus.OK:
+            asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
+            raise http_history_error(response.status, response.body, asked_s)
+        return parse(response.body), _date(response.header("date"))
+
+    async def get(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
+        """Read once; redirects are not followed. If it is cancelled or late, the connection is cut.
+
+        Raises:
+            TransportError: no complete response, or none that can be read.
+        """
+        url = self._route.base_url + path
+        reading = _Reading()
+        with self._tracing.requesting("GET", url.partition("?")[0]) as answered:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    response = await asyncio.get_running_loop().run_in_executor(
+                        self._threads, self._get, url, headers, reading
+                    )
+            except TimeoutError as exc:
+                late = TimeoutError("no complete response within the deadline")
+                raise transport_error(late, may_have_been_sent=True) from exc
+            finally:
+                reading.cut()  # at its deadline the thread may still wait for bytes
+            answered(response.status)
+            return response
+
+    def _get(self, url: str, headers: Mapping[str, str], reading: "_Reading") -> Response:
+        _current.reading = reading
+        try:
+            with self._session.get(
+                url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
+            ) as answer:
+                self._session.cookies.clear()
+                _refuse_ambiguous_length(answer.raw)
+                names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
+                return Response(answer.status_code, names, _body(answer.raw))
+        # ValueError: what the libraries raise for a host or a header that they cannot encode.
+        except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as exc:
+            raise transport_error(exc, may_have_been_sent=True) from exc
+
+
+class _Reading:
+    """One read in a thread. It can be cut: the libraries' timeouts bound only the wait for the next bytes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # the event loop cuts, the thread connects
+        self._sock: socket.socket | None = None
+        self._is_cut = False
+
+    def begin(self, sock: socket.socket) -> None:
+        """Note the connection of the read.
+
+        Raises:
+            TimeoutError: the read has been cut.
+        """
+        with self._lock:
+            if self._is_cut:
+                raise TimeoutError("the deadline passed while the connection was made")
+            self._sock = sock.dup()  # TLS takes the socket over
+
+    def cut(self) -> None:
+        """Shut the connection down, so that the thread waits no longer."""
+        with self._lock:
+            self._is_cut = True
+            if self._sock is not None:
+                with suppress(OSError):  # the connection is closed already
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                self._sock.close()
+                self._sock = None
+
+
+class _Current(threading.local):
+    """The read of the running thread."""
+
+    reading: _Reading
+
+
+_current = _Current()
+
+
+class _CuttableHTTPConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _current.reading.begin(sock)
+        return sock
+
+
+class _CuttableHTTPSConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _current.reading.begin(sock)
+        return sock
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _CuttableHTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _CuttableHTTPSConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Connects with the route's certificate authorities, and so that a connection can be cut."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
+        _make_cuttable(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, ssl_context=self._tls, proxy_ssl_context=self._tls, **kwargs)
+        _make_cuttable(manager)
+        return manager
+
+    def cert_verify(self, *args: Any) -> None:
+        """Add no authority: requests would load its own into the route's context."""
+
+
+def _make_cuttable(manager: PoolManager) -> None:
+    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _refuse_ambiguous_length(raw: Any) -> None:
+    """Refuse what http.client accepts, but may be understood in two ways.
+
+    Raises:
+        ValueError: the header says no length, several, or two kinds.
+    """
+    lengths = raw.headers.getlist("content-length")
+    is_chunked = "transfer-encoding" in raw.headers
+    if len(lengths) > 1 or (lengths and (is_chunked or not (lengths[0].isascii() and lengths[0].isdecimal()))):
+        raise ValueError("ambiguous length of the response")
+
+
+def _body(raw: Any) -> bytes:
+    body = b""
+    while data := raw.read(_CHUNK_BYTES, decode_content=False):
+        body += data
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ValueError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+    return body
+
+
+def _date(value: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value or "")
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else None
