@@ -1,5 +1,6 @@
 """The published contracts: the files match the program's output, and the worker conforms to them."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -362,7 +363,8 @@ def test_every_published_message_conforms_to_its_schema_and_the_asyncapi_documen
     engine.platform.answers, engine.platform.candidates = [answer], found
     name = message.message_id if isinstance(message.message_id, str) else None
     properties = BasicProperties(message_id=name, app_id="billing", expiration="1", user_id="u", headers=headers)
-    for publication in engine.deliver(Delivery(1, 1, False, properties, message.body, is_returned=True)):
+    delivery = Delivery(1, 1, False, properties, message.body, is_returned=True)
+    for publication in asyncio.run(engine.deliver(delivery)):
         if publication.exchange == "onenet.replies":
             reply = json.loads(publication.body)
             event(reply["status"])

@@ -1,8 +1,9 @@
 """URLs: accepted only if every library reads them alike, else refused in one line that does not quote them."""
 
-from pathlib import Path
+from pathlib import asyncio
 from urllib.parse import quote
 
+import Path
 import pytest
 import redis
 import requests
@@ -105,7 +106,7 @@ def test_a_redis_url_means_the_same_to_redis_py_as_to_the_worker(
     found = pool.connection_kwargs
     assert (found.get("username"), found.get("password")) == (user, password)
     assert (found.get("host"), found.get("port"), found.get("db")) == (host, port, number)
-    store_of(settings).close()
+    asyncio.run(store_of(settings).close())
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ as a long computation, is found by asyncio's debug mode, far above what a loaded
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import Callable
 
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
 
 SLOW_CALLBACK_S = 5.0
-_ALSO_WAITING = ("socket.getaddrinfo", "threading.Condition.wait", "threading.Thread.join", "select.select")
+_SLOW = re.compile(r"Executing .* took ([\d.]+) seconds", re.DOTALL)
+_ALSO_WAITING = ("socket.getaddrinfo", "threading.Thread.join")
 _NOT_WAITING = ("threading.Lock.acquire", "threading.Lock.acquire_lock")  # short critical sections, as of the log
 
 
@@ -24,16 +26,24 @@ def forbid_blocking_calls() -> BlockBuster:
         del guard.functions[name]
     for name in _ALSO_WAITING:
         guard.functions[name] = BlockBusterFunction(None, name, scanned_modules=modules, excluded_modules=others)
-    guard.functions["threading.Condition.wait"].can_block_in("threading.py", "start")  # until the thread is running
+    guard.functions["threading.Condition.wait"] = BlockBusterFunction(  # by which events, queues and futures wait
+        None,
+        "threading.Condition.wait",
+        scanned_modules=modules,
+        excluded_modules=others,
+        can_block_predicate=lambda _condition, timeout=None: timeout == 0,
+        can_block_functions=[("threading.py", ["start"])],  # until the thread is running
+    )
     for function in guard.functions.values():
         function.can_block_in("worker/idempotency/redis.py", "load_script")  # small files, at the start
+        function.can_block_in("importlib/metadata/__init__.py", "from_name")  # redis looks up its own version
         function.can_block_in("worker/app.py", "reload_products")  # a small file, when the operator asks for it
     guard.activate()
     return guard
 
 
 class BlockedLoop(logging.Handler):
-    """Passes on what asyncio logs of the worker's callbacks that took long, or that failed for a blocking call."""
+    """Passes on what asyncio logs of callbacks that took long, or that failed for a blocking call."""
 
     def __init__(self, report: Callable[[str], object]) -> None:
         super().__init__()
@@ -43,10 +53,8 @@ class BlockedLoop(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, BlockingError):
             self._report(f"{error!r} in {record.getMessage()}")
-        elif str(record.msg).startswith("Executing ") and isinstance(record.args, tuple):
-            callback, seconds = record.args
-            if "/worker/" in str(callback) and float(str(seconds)) > SLOW_CALLBACK_S:
-                self._report(record.getMessage())
+        elif (found := _SLOW.match(record.getMessage())) is not None and float(found[1]) > SLOW_CALLBACK_S:
+            self._report(record.getMessage())
 
 
 def watch_event_loop() -> None:
