@@ -406,6 +406,26 @@ class Protocol(RuleBasedStateMachine):
         self.interrupt(worker, end)
 
     @precondition(lambda self: self.world.ready())
+    @rule(
+        which=st.integers(0, 5),
+        number=st.integers(0, 1),
+        request=st.sampled_from(FAULTS),
+        steps=st.integers(1, MAX_STEPS),
+    )
+    def stall(self, which: int, number: int, request: str, steps: int) -> None:
+        """A delivery stands still: its connection is lost, its lease ends, and others go on before it does."""
+        ready, worker, other = self.world.ready(), self.worker(number), self.worker(number + 1)
+        stalled = worker.start(ready[which % len(ready)], Faults(request if self.is_shared else "none"))
+        worker.go_on(stalled, steps)
+        worker.lose_connection()
+        for _ in range(3 * LEASE_S):
+            self.pass_time(1)
+            for message in self.world.ready():
+                other.go_on(other.start(message, Faults()), ALL_STEPS)
+        if stalled in worker.processings:
+            worker.go_on(stalled, ALL_STEPS)
+
+    @precondition(lambda self: self.world.ready())
     @rule(which=st.integers(0, 5), number=st.integers(0, 1), is_connection_lost=st.booleans())
     def leave_unstarted(self, which: int, number: int, is_connection_lost: bool) -> None:
         """A worker takes a message and does not start it: it returns it to the queue, or loses its connection."""
