@@ -101,4 +101,4 @@ def doubt_after_answer(
 
 def doubt_of_copy(doubt: DoubtWindow | None, envelope: Envelope, now: datetime) -> DoubtWindow | None:
     """Return the doubt window for a copy: the broker does not mark a copy as redelivered."""
-    return extended(envelope.doubt, now).union(doubt) if envelope.is_redelivered else doubt
+    return DoubtWindow(None, now).union(doubt) if envelope.is_redelivered else doubt
