@@ -1,5 +1,6 @@
 """A response that a server or a gateway sends twice: its duplicate is never the response to a later request."""
 
+import asyncio
 import itertools
 import select
 import socket
@@ -8,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -31,8 +32,6 @@ from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.client import OneNETClient
-from worker.onenet.route import Server
-from worker.onenet.transport import HTTPTransport
 
 T = TypeVar("T")
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
@@ -194,13 +193,6 @@ class TLSLayers:
         self._context = server_tls_context(folder, "127.0.0.1")
         self._ca_file = str(folder / "ca.pem")
         self._monkeypatch = monkeypatch
-        connect = HTTPTransport._connected_socket
-
-        async def record(transport: HTTPTransport, server: Server) -> socket.socket:
-            self.opened.append(await connect(transport, server))
-            return self.opened[-1]
-
-        monkeypatch.setattr(HTTPTransport, "_connected_socket", record)
 
     @contextmanager
     def client(self, serve: Callable[[Stream], None], layers: int) -> Iterator[OneNETClient]:
@@ -213,6 +205,14 @@ class TLSLayers:
                     outer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                     serve(InnerTLS(outer, self._context))
 
+        loop = asyncio.get_running_loop()
+        connect = loop.sock_connect
+
+        async def record(sock: socket.socket, address: Any) -> None:
+            await connect(sock, address)
+            self.opened.append(sock)
+
+        self._monkeypatch.setattr(loop, "sock_connect", record)
         with raw_server(serve_tls if layers else serve) as url:
             if layers == 2:
                 use_proxy(self._monkeypatch, "https", https(url))

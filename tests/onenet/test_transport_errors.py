@@ -3,6 +3,7 @@
 After https://github.com/encode/httpx/blob/master/tests/test_exceptions.py, with real sockets in the place of mocks.
 """
 
+import asyncio
 import builtins
 import http.client
 import inspect
@@ -25,6 +26,7 @@ from tests.support.onenet_client import https, read_request, server_tls_context,
 from tests.support.proxies import raw_server
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
+from worker.onenet import transport as transport_module
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
 from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, Request, Response
@@ -367,8 +369,8 @@ def exception_classes(*modules: ModuleType) -> list[type[Exception]]:
 
 
 OS_ERRORS = [kind for kind in exception_classes(builtins) if issubclass(kind, OSError)]
-CLASSES = exception_classes(urllib3.exceptions, requests.exceptions, http.client, ssl, httptools.parser.errors)
-TLS_ERRORS = ssl.SSLError | urllib3.exceptions.SSLError
+CLASSES = exception_classes(urllib3.exceptions, requests.exceptions, http.client, ssl)
+TLS_ERRORS = ssl.SSLError | urllib3.exceptions.SSLError | requests.exceptions.SSLError
 
 
 def raised(kind: type[Exception]) -> Exception:
@@ -381,3 +383,54 @@ def raised(kind: type[Exception]) -> Exception:
     elif issubclass(kind, http.client.IncompleteRead):
         vars(error).update(partial=0, expected=5, length=b"x")
     return error
+
+
+@pytest.mark.parametrize("kind", [*OS_ERRORS, *exception_classes(ssl)], ids=lambda kind: kind.__qualname__)
+async def test_every_error_while_connecting_is_a_transport_error_before_the_request(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may raise any of them in a later version, or in a case that no server of these tests causes."""
+    error = raised(kind)
+
+    async def fail(*_: object) -> socket.socket:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+    found = await failure("http://127.0.0.1:9")
+    assert not found.may_have_been_sent
+    assert isinstance(found, TLSError) == issubclass(kind, ssl.SSLError)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*OS_ERRORS, *exception_classes(ssl, httptools.parser.errors)],
+    ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}",
+)
+async def test_every_error_while_reading_is_a_transport_error_of_a_request_that_may_have_been_sent(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = raised(kind)
+
+    class Broken:
+        def feed_data(self, _data: bytes) -> None:
+            raise error
+
+    monkeypatch.setattr(transport_module, "HttpResponseParser", lambda _: Broken())
+    with raw_server(responding(OK + b"\r\n")) as url:
+        found = await failure(url)
+    assert found.may_have_been_sent
+    assert isinstance(found, TLSError) == issubclass(kind, ssl.SSLError)
+
+
+@pytest.mark.parametrize("kind", [*CLASSES, *OS_ERRORS], ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+async def test_every_error_of_the_libraries_while_reading_a_history_is_a_transport_error(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = raised(kind)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(requests.Session, "get", fail)
+    found = await failure("http://onenet.invalid", send=get)
+    assert isinstance(found, TLSError) == issubclass(kind, TLS_ERRORS)

@@ -21,7 +21,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
@@ -136,7 +136,8 @@ class HistoryReader:
                 return Response(answer.status_code, names, _body(answer.raw))
         # ValueError: what the libraries raise for a host or a header that they cannot encode.
         except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as exc:
-            raise transport_error(exc, may_have_been_sent=True) from exc
+            is_tls = isinstance(exc, requests.exceptions.SSLError | SSLError)
+            raise transport_error(exc, may_have_been_sent=True, is_tls=is_tls) from exc
 
 
 class _Reading:

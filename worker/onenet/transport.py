@@ -17,7 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from worker import __version__
 from worker.errors import TLSError, TransportError
 from worker.onenet.route import Route, Server
-from worker.onenet.tls import TLSLayer
+from worker.onenet.tls import BufferedReader, TLSLayer
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
@@ -250,10 +250,11 @@ class _Tunnel(asyncio.Protocol):
             self._opened.exception()  # it is no mistake if nobody waits for it any more
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(BufferedReader):
     """One connection, for one request at a time; httptools parses the responses."""
 
     def __init__(self, sock: socket.socket, read_timeout_s: float) -> None:
+        super().__init__()
         self.is_reusable = False  # the last response was complete, nothing followed it, and the server keeps it open
         self.layers: Sequence[TLSLayer] = ()
         self._sock = sock
@@ -353,6 +354,9 @@ class _Connection(asyncio.Protocol):
             self._fail(ConnectionResetError("bytes arrived without a request"))  # they would answer the next one
             return
         self._active_at = self._loop.time()
+        if not self._received and not data.startswith(b"H"):  # the parser skips blank lines
+            self._fail(HttpParserError("the response does not begin with HTTP"))
+            return
         self._received += len(data)
         if self._received > MAX_RESPONSE_BYTES:
             text = f"the response is longer than {MAX_RESPONSE_BYTES} bytes"
@@ -399,6 +403,11 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._has_headers = True
+        encoding = self._headers.get(b"transfer-encoding")
+        if encoding is not None and (
+            encoding.lower() != b"chunked" or self._parser.get_status_code() == HTTPStatus.NO_CONTENT
+        ):
+            raise HttpParserError("the length of the response is not clear")  # the parser trusts the last encoding
 
     def on_body(self, body: bytes) -> None:
         if self._response is None:
@@ -416,7 +425,7 @@ class _Connection(asyncio.Protocol):
             self._response = Response(status, self._headers, self._body)
 
 
-def transport_error(error: Exception, *, may_have_been_sent: bool) -> TransportError:
+def transport_error(error: Exception, *, may_have_been_sent: bool, is_tls: bool = False) -> TransportError:
     """Return the error of a library as one of the worker's."""
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
@@ -424,7 +433,7 @@ def transport_error(error: Exception, *, may_have_been_sent: bool) -> TransportE
     reason = f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
     if isinstance(error, HttpParserError | HttpParserUpgrade):
         reason = f"malformed response: {reason}"
-    kind = TLSError if any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
+    kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
     return kind(reason, may_have_been_sent=may_have_been_sent)
 
 
