@@ -4,18 +4,18 @@ import asyncio
 import itertools
 import select
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import (
     NEVER,
+    InnerTLS,
     Stream,
     accepting_response,
     command,
@@ -28,12 +28,11 @@ from tests.support.onenet_client import (
     use_proxy,
 )
 from tests.support.proxies import raw_server
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.client import OneNETClient
 
-T = TypeVar("T")
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 REFUSAL = b'HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n{"errno":2001,"error":"no device"}'
 EMPTY_HISTORY = b'HTTP/1.1 200 OK\r\nContent-Length: 47\r\n\r\n{"errno":0,"data":{"total_count":0,"items":[]}}'
@@ -125,38 +124,6 @@ async def test_the_history_of_one_device_is_never_read_for_another() -> None:
         assert await client.find_candidates(command(imei="865820030000002"), current_doubt(), none_owned) == []
         with pytest.raises(HistoryUnreadable, match="429"):
             await client.find_candidates(command(imei="865820030000003"), current_doubt(), none_owned)
-
-
-class InnerTLS:
-    """The server's side of TLS within TLS, which Python supports only on sockets of the system."""
-
-    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext) -> None:
-        self._outer = outer
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._do(self._tls.do_handshake)
-
-    def sendall(self, data: bytes) -> None:
-        self._do(lambda: self._tls.write(data))
-
-    def recv(self, size: int) -> bytes:
-        return self._do(lambda: self._tls.read(size))
-
-    def shutdown(self, how: int) -> None:
-        self._outer.shutdown(how)
-
-    def _do(self, step: Callable[[], T]) -> T:
-        while True:
-            try:
-                return step()
-            except ssl.SSLWantReadError:
-                self._outer.sendall(self._outgoing.read())
-                received = self._outer.recv(65536)
-                if not received:
-                    raise ConnectionResetError from None
-                self._incoming.write(received)
-            finally:
-                self._outer.sendall(self._outgoing.read())
 
 
 class UnsolicitedSender:
@@ -275,3 +242,30 @@ async def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: 
 
     with raw_server(serve) as url, onenet_client(https(url), ca_file=str(tmp_path / "ca.pem")) as client:
         assert [(await client.execute(command(), NEVER)).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
+
+
+async def test_a_connection_with_a_part_of_an_encrypted_record_is_not_reused(tls_layers: TLSLayers) -> None:
+    """Its rest may arrive after the next request was sent, and be taken for the response."""
+    may_send, sent = threading.Event(), threading.Event()
+    connections: list[int] = []
+
+    def serve(sock: Stream) -> None:
+        assert isinstance(sock, ssl.SSLSocket)
+        connections.append(1)
+        read_request(sock)
+        sock.sendall(accepting_response(f"u{len(connections)}"))
+        if len(connections) == 1:
+            assert may_send.wait(PATIENCE_S)
+            socket.socket.sendall(sock, b"\x17\x03\x03\x01\x00")  # the beginning of a record of 256 bytes
+            sent.set()
+        with suppress(OSError):
+            sock.recv(1)
+
+    with tls_layers.client(serve, 1) as client:
+        assert (await client.execute(command(), NEVER)).answer == Cached("u1")
+        may_send.set()
+        await until(sent.is_set)
+        assert select.select([tls_layers.opened[0]], [], [], PATIENCE_S)[0]
+        for _ in range(3):
+            await asyncio.sleep(0)  # the event loop takes it from the socket
+        assert (await client.execute(command(), NEVER)).answer == Cached("u2")
