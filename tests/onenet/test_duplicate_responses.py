@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
