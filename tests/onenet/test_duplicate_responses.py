@@ -32,7 +32,9 @@ from tests.support.proxies import raw_server
 from tests.support.waiting import PATIENCE_S, until
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
+from worker.onenet import transport
 from worker.onenet.client import OneNETClient
+from worker.onenet.tls import TLSLayer
 
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 REFUSAL = b'HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n{"errno":2001,"error":"no device"}'
@@ -245,9 +247,19 @@ async def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: 
         assert [(await client.execute(command(), NEVER)).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
 
 
-async def test_a_connection_with_a_part_of_an_encrypted_record_is_not_reused(tls_layers: TLSLayers) -> None:
+async def test_a_connection_with_a_part_of_an_encrypted_record_is_not_reused(
+    tls_layers: TLSLayers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its rest may arrive after the next request was sent, and be taken for the response."""
-    may_send, sent = threading.Event(), threading.Event()
+    may_send = threading.Event()
+    layers: list[TLSLayer] = []
+
+    class RecordedLayer(TLSLayer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            layers.append(self)
+
+    monkeypatch.setattr(transport, "TLSLayer", RecordedLayer)
     connections: list[int] = []
 
     def serve(sock: Stream) -> None:
@@ -258,15 +270,11 @@ async def test_a_connection_with_a_part_of_an_encrypted_record_is_not_reused(tls
         if len(connections) == 1:
             assert may_send.wait(PATIENCE_S)
             socket.socket.sendall(sock, b"\x17\x03\x03\x01\x00")  # the beginning of a record of 256 bytes
-            sent.set()
         with suppress(OSError):
             sock.recv(1)
 
     with tls_layers.client(serve, 1) as client:
         assert (await client.execute(command(), NEVER)).answer == Cached("u1")
         may_send.set()
-        await until(sent.is_set)
-        assert select.select([tls_layers.opened[0]], [], [], PATIENCE_S)[0]
-        for _ in range(3):
-            await asyncio.sleep(0)  # the event loop takes it from the socket
+        await until(lambda: layers[0].has_part_of_a_record)  # the event loop has taken it from the socket
         assert (await client.execute(command(), NEVER)).answer == Cached("u2")
