@@ -1,5 +1,6 @@
 """A response that a server or a gateway sends twice: its duplicate is never the response to a later request."""
 
+import asyncio
 import itertools
 import select
 import socket
@@ -8,13 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pytest
 
 from tests.support.duplicating_server import DuplicatingServer
 from tests.support.onenet_client import (
     NEVER,
+    InnerTLS,
     Stream,
     accepting_response,
     command,
@@ -27,14 +29,13 @@ from tests.support.onenet_client import (
     use_proxy,
 )
 from tests.support.proxies import raw_server
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
+from worker.onenet import transport
 from worker.onenet.client import OneNETClient
-from worker.onenet.route import Server
-from worker.onenet.transport import HTTPTransport
+from worker.onenet.tls import TLSLayer
 
-T = TypeVar("T")
 TOO_MANY_REQUESTS = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 REFUSAL = b'HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n{"errno":2001,"error":"no device"}'
 EMPTY_HISTORY = b'HTTP/1.1 200 OK\r\nContent-Length: 47\r\n\r\n{"errno":0,"data":{"total_count":0,"items":[]}}'
@@ -128,38 +129,6 @@ async def test_the_history_of_one_device_is_never_read_for_another() -> None:
             await client.find_candidates(command(imei="865820030000003"), current_doubt(), none_owned)
 
 
-class InnerTLS:
-    """The server's side of TLS within TLS, which Python supports only on sockets of the system."""
-
-    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext) -> None:
-        self._outer = outer
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._do(self._tls.do_handshake)
-
-    def sendall(self, data: bytes) -> None:
-        self._do(lambda: self._tls.write(data))
-
-    def recv(self, size: int) -> bytes:
-        return self._do(lambda: self._tls.read(size))
-
-    def shutdown(self, how: int) -> None:
-        self._outer.shutdown(how)
-
-    def _do(self, step: Callable[[], T]) -> T:
-        while True:
-            try:
-                return step()
-            except ssl.SSLWantReadError:
-                self._outer.sendall(self._outgoing.read())
-                received = self._outer.recv(65536)
-                if not received:
-                    raise ConnectionResetError from None
-                self._incoming.write(received)
-            finally:
-                self._outer.sendall(self._outgoing.read())
-
-
 class UnsolicitedSender:
     """A server that sends bytes over an idle connection, or closes it, when the test says so."""
 
@@ -194,13 +163,6 @@ class TLSLayers:
         self._context = server_tls_context(folder, "127.0.0.1")
         self._ca_file = str(folder / "ca.pem")
         self._monkeypatch = monkeypatch
-        connect = HTTPTransport._connected_socket
-
-        async def record(transport: HTTPTransport, server: Server) -> socket.socket:
-            self.opened.append(await connect(transport, server))
-            return self.opened[-1]
-
-        monkeypatch.setattr(HTTPTransport, "_connected_socket", record)
 
     @contextmanager
     def client(self, serve: Callable[[Stream], None], layers: int) -> Iterator[OneNETClient]:
@@ -213,6 +175,14 @@ class TLSLayers:
                     outer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                     serve(InnerTLS(outer, self._context))
 
+        loop = asyncio.get_running_loop()
+        connect = loop.sock_connect
+
+        async def record(sock: socket.socket, address: Any) -> None:
+            await connect(sock, address)
+            self.opened.append(sock)
+
+        self._monkeypatch.setattr(loop, "sock_connect", record)
         with raw_server(serve_tls if layers else serve) as url:
             if layers == 2:
                 use_proxy(self._monkeypatch, "https", https(url))
@@ -275,3 +245,36 @@ async def test_a_connection_with_decrypted_unread_bytes_is_not_reused(tmp_path: 
 
     with raw_server(serve) as url, onenet_client(https(url), ca_file=str(tmp_path / "ca.pem")) as client:
         assert [(await client.execute(command(), NEVER)).answer for _ in range(2)] == [Cached("u1"), Cached("u2")]
+
+
+async def test_a_connection_with_a_part_of_an_encrypted_record_is_not_reused(
+    tls_layers: TLSLayers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rest may arrive after the next request was sent, and be taken for the response."""
+    may_send = threading.Event()
+    layers: list[TLSLayer] = []
+
+    class RecordedLayer(TLSLayer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            layers.append(self)
+
+    monkeypatch.setattr(transport, "TLSLayer", RecordedLayer)
+    connections: list[int] = []
+
+    def serve(sock: Stream) -> None:
+        assert isinstance(sock, ssl.SSLSocket)
+        connections.append(1)
+        read_request(sock)
+        sock.sendall(accepting_response(f"u{len(connections)}"))
+        if len(connections) == 1:
+            assert may_send.wait(PATIENCE_S)
+            socket.socket.sendall(sock, b"\x17\x03\x03\x01\x00")  # the beginning of a record of 256 bytes
+        with suppress(OSError):
+            sock.recv(1)
+
+    with tls_layers.client(serve, 1) as client:
+        assert (await client.execute(command(), NEVER)).answer == Cached("u1")
+        may_send.set()
+        await until(lambda: layers[0].has_part_of_a_record)  # the event loop has taken it from the socket
+        assert (await client.execute(command(), NEVER)).answer == Cached("u2")

@@ -3,15 +3,17 @@
 After https://github.com/encode/httpx/blob/master/tests/test_exceptions.py, with real sockets in the place of mocks.
 """
 
+import asyncio
 import builtins
 import http.client
 import inspect
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +25,10 @@ import urllib3.exceptions
 
 from tests.support.onenet_client import https, read_request, server_tls_context, use_proxy
 from tests.support.proxies import raw_server
+from tests.support.waiting import PATIENCE_S, until
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
+from worker.onenet import transport as transport_module
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
 from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, Request, Response
@@ -367,8 +371,8 @@ def exception_classes(*modules: ModuleType) -> list[type[Exception]]:
 
 
 OS_ERRORS = [kind for kind in exception_classes(builtins) if issubclass(kind, OSError)]
-CLASSES = exception_classes(urllib3.exceptions, requests.exceptions, http.client, ssl, httptools.parser.errors)
-TLS_ERRORS = ssl.SSLError | urllib3.exceptions.SSLError
+CLASSES = exception_classes(urllib3.exceptions, requests.exceptions, http.client, ssl)
+TLS_ERRORS = ssl.SSLError | urllib3.exceptions.SSLError | requests.exceptions.SSLError
 
 
 def raised(kind: type[Exception]) -> Exception:
@@ -381,3 +385,140 @@ def raised(kind: type[Exception]) -> Exception:
     elif issubclass(kind, http.client.IncompleteRead):
         vars(error).update(partial=0, expected=5, length=b"x")
     return error
+
+
+@pytest.mark.parametrize("kind", [*OS_ERRORS, *exception_classes(ssl)], ids=lambda kind: kind.__qualname__)
+async def test_every_error_while_connecting_is_a_transport_error_before_the_request(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may raise any of them in a later version, or in a case that no server of these tests causes."""
+    error = raised(kind)
+
+    async def fail(*_: object) -> socket.socket:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+    found = await failure("http://127.0.0.1:9")
+    assert not found.may_have_been_sent
+    assert isinstance(found, TLSError) == issubclass(kind, ssl.SSLError)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*OS_ERRORS, *exception_classes(ssl, httptools.parser.errors)],
+    ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}",
+)
+async def test_every_error_while_reading_is_a_transport_error_of_a_request_that_may_have_been_sent(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = raised(kind)
+
+    class Broken:
+        def feed_data(self, _data: bytes) -> None:
+            raise error
+
+    monkeypatch.setattr(transport_module, "HttpResponseParser", lambda _: Broken())
+    with raw_server(responding(OK + b"\r\n")) as url:
+        found = await failure(url)
+    assert found.may_have_been_sent
+    assert isinstance(found, TLSError) == issubclass(kind, ssl.SSLError)
+
+
+@pytest.mark.parametrize("kind", [*CLASSES, *OS_ERRORS], ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+async def test_every_error_of_the_libraries_while_reading_a_history_is_a_transport_error(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = raised(kind)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(requests.Session, "get", fail)
+    found = await failure("http://onenet.invalid", send=get)
+    assert isinstance(found, TLSError) == issubclass(kind, TLS_ERRORS)
+
+
+@SENDERS
+async def test_a_cancelled_request_is_cut(send: Send) -> None:
+    arrived, ended = threading.Event(), threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        arrived.set()
+        with suppress(OSError):
+            sock.recv(1)  # returns when the client closes the connection
+        ended.set()
+
+    with raw_server(serve) as url:
+        sending = asyncio.ensure_future(send(url, None, 1_000))
+        await until(arrived.is_set)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await until(ended.is_set)
+
+
+async def test_nothing_more_of_a_request_leaves_after_its_deadline() -> None:
+    """The server reads nothing at first, so that a part of the request waits in this process."""
+    may_read, ended = threading.Event(), threading.Event()
+    received: list[int] = []
+    body = b"x" * 50_000_000
+
+    def serve(sock: socket.socket) -> None:
+        assert may_read.wait(PATIENCE_S)
+        with suppress(OSError):
+            while data := sock.recv(65536):
+                received.append(len(data))
+        ended.set()
+
+    with raw_server(serve) as url, http_transport(url, timeout_s=1_000) as transport:
+        with pytest.raises(TransportError) as caught:
+            await transport.send(Request(PATH, HEADERS, body), time.monotonic() + 0.3)
+        may_read.set()
+        await until(ended.is_set)
+    assert caught.value.may_have_been_sent
+    assert sum(received) < len(body)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"HTTP/1.1 200 OK\r\nX: ", OK + b"Content-Length: 9999\r\n\r\n"], ids=["head", "body"]
+)
+async def test_a_response_that_drips_does_not_hold_the_readers_thread_beyond_the_deadline(piece: bytes) -> None:
+    """The reader has one thread, which must be there for the next read."""
+    connections: list[int] = []
+
+    def drip_once(sock: socket.socket) -> None:
+        read_request(sock)
+        connections.append(1)
+        if len(connections) > 1:
+            sock.sendall(OK + b"Content-Length: 5\r\n\r\nhello")
+            return
+        sock.sendall(piece)
+        while not select.select([sock], [], [], 0.05)[0]:  # until the client closes the connection
+            sock.sendall(b"x")
+
+    with raw_server(drip_once) as url, history_reader(url, timeout_s=1_000) as reader:
+        with pytest.raises(TransportError, match="deadline"):
+            await reader.get(PATH, HEADERS, time.monotonic() + 0.3)
+        assert (await reader.get(PATH, HEADERS, time.monotonic() + PATIENCE_S)).body == b"hello"
+
+
+async def test_a_proxy_that_drips_its_answer_does_not_hold_the_readers_thread_beyond_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = threading.Event()
+
+    def drip(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(OK + b"X: ")
+        with suppress(OSError):
+            while not select.select([sock], [], [], 0.05)[0]:
+                sock.sendall(b"x")
+        ended.set()
+
+    with raw_server(drip) as proxy:
+        use_proxy(monkeypatch, "https", proxy)
+        with history_reader("https://onenet.invalid", timeout_s=1_000) as reader:
+            with pytest.raises(TransportError, match="deadline"):
+                await reader.get(PATH, HEADERS, time.monotonic() + 0.3)
+            await until(ended.is_set)

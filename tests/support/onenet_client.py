@@ -2,11 +2,11 @@
 
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -28,6 +28,7 @@ from worker.onenet.transport import HTTPTransport
 from worker.simulator.server import Simulator
 from worker.telemetry.tracing import NoTracing
 
+T = TypeVar("T")
 NEVER = float("inf")
 NEVER_S = 1_000.0  # so long that a test that waits for it fails
 CACHING_DELAY_S = 2
@@ -70,6 +71,38 @@ def server_tls_context(folder: Path, host: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(host).configure_cert(context)
     return context
+
+
+class InnerTLS:
+    """The server's side of TLS within TLS, which Python supports only on sockets of the system."""
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext) -> None:
+        self._outer = outer
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._do(self._tls.do_handshake)
+
+    def sendall(self, data: bytes) -> None:
+        self._do(lambda: self._tls.write(data))
+
+    def recv(self, size: int) -> bytes:
+        return self._do(lambda: self._tls.read(size))
+
+    def shutdown(self, how: int) -> None:
+        self._outer.shutdown(how)
+
+    def _do(self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self._outer.sendall(self._outgoing.read())
+                received = self._outer.recv(65536)
+                if not received:
+                    raise ConnectionResetError from None
+                self._incoming.write(received)
+            finally:
+                self._outer.sendall(self._outgoing.read())
 
 
 def https(url: str) -> str:

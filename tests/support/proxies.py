@@ -81,9 +81,10 @@ def _close(sock: socket.socket) -> None:
 
 
 @contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+def raw_server(answer: Callable[[socket.socket], None], address: str = "127.0.0.1") -> Iterator[str]:
     """Run a TCP server that calls ``answer`` with each connection; yields its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    is_ipv6 = ":" in address
+    listener = socket.create_server((address, 0), family=socket.AF_INET6 if is_ipv6 else socket.AF_INET)
 
     def serve() -> None:
         while True:
@@ -95,7 +96,7 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
     threading.Thread(target=serve, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{f'[{address}]' if is_ipv6 else address}:{listener.getsockname()[1]}"
     finally:
         _close(listener)
 

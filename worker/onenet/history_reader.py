@@ -14,14 +14,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
@@ -132,12 +132,12 @@ class HistoryReader:
                 url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
             ) as answer:
                 self._session.cookies.clear()
-                _refuse_ambiguous_length(answer.raw)
                 names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
                 return Response(answer.status_code, names, _body(answer.raw))
         # ValueError: what the libraries raise for a host or a header that they cannot encode.
         except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as exc:
-            raise transport_error(exc, may_have_been_sent=True) from exc
+            is_tls = isinstance(exc, requests.exceptions.SSLError | SSLError)
+            raise transport_error(exc, may_have_been_sent=True, is_tls=is_tls) from exc
 
 
 class _Reading:
@@ -179,7 +179,24 @@ class _Current(threading.local):
 _current = _Current()
 
 
+class _StrictResponse(HTTPResponse):
+    """A response whose header can be understood in one way only."""
+
+    def begin(self) -> None:
+        super().begin()
+        lengths = self.headers.get_all("content-length", [])
+        is_clear = all(length.isascii() and length.isdecimal() for length in lengths)
+        if len(lengths) > 1 or not is_clear or (lengths and "transfer-encoding" in self.headers):
+            raise HTTPException("ambiguous length of the response")
+        if self.headers.defects or any("\0" in value for value in self.headers.values()):
+            raise HTTPException("malformed header")
+        if self.status < HTTPStatus.OK:
+            raise HTTPException(f"HTTP {self.status} in the place of a final response")
+
+
 class _CuttableHTTPConnection(HTTPConnection):
+    response_class = _StrictResponse
+
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
         _current.reading.begin(sock)
@@ -187,6 +204,8 @@ class _CuttableHTTPConnection(HTTPConnection):
 
 
 class _CuttableHTTPSConnection(HTTPSConnection):
+    response_class = _StrictResponse
+
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
         _current.reading.begin(sock)
@@ -223,18 +242,6 @@ class _Adapter(HTTPAdapter):
 
 def _make_cuttable(manager: PoolManager) -> None:
     manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
-
-
-def _refuse_ambiguous_length(raw: Any) -> None:
-    """Refuse what http.client accepts, but may be understood in two ways.
-
-    Raises:
-        ValueError: the header says no length, several, or two kinds.
-    """
-    lengths = raw.headers.getlist("content-length")
-    is_chunked = "transfer-encoding" in raw.headers
-    if len(lengths) > 1 or (lengths and (is_chunked or not (lengths[0].isascii() and lengths[0].isdecimal()))):
-        raise ValueError("ambiguous length of the response")
 
 
 def _body(raw: Any) -> bytes:

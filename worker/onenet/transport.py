@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,6 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from worker import __version__
 from worker.errors import TLSError, TransportError
 from worker.onenet.route import Route, Server
+from worker.onenet.tls import BufferedReader, TLSLayer
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
@@ -147,30 +148,31 @@ class HTTPTransport:
         first = route.proxy or route.platform
         sock = await self._connected_socket(first)
         connection = _Connection(sock, self._read_timeout_s)
-        is_tunnelled = route.proxy is not None and not route.is_forwarded
-        tunnel = _Tunnel() if is_tunnelled else None
-        async with asyncio.timeout(self._connect_timeout_s):
-            transport, _ = await loop.create_connection(
-                lambda: tunnel or connection,
-                sock=sock,
-                ssl=route.tls if first.is_tls else None,
-                server_hostname=first.tls_name if first.is_tls else None,
-            )
-        if tunnel is None:
-            return connection
-        assert route.tls is not None
+        tunnel = None if route.proxy is None or route.is_forwarded else _Tunnel()
+        outer = self._tls_layer(first, tunnel or connection) if first.is_tls else None
+        transport, _ = await loop.create_connection(lambda: outer or tunnel or connection, sock=sock)
+        inner = None
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await tunnel.open(transport, route.platform.authority, route.proxy_headers)
-            async with asyncio.timeout(self._connect_timeout_s):
-                name = route.platform.tls_name
-                secure = await loop.start_tls(transport, connection, route.tls, server_hostname=name)
+            if outer is not None:
+                await self._in_time(outer.secured())
+            if tunnel is not None:
+                await self._in_time(tunnel.open(route.platform.authority, route.proxy_headers))
+                inner = self._tls_layer(route.platform, connection)
+                tunnel.become(inner)
+                await self._in_time(inner.secured())
         except BaseException:
             transport.abort()
             raise
-        assert secure is not None  # None only if the connection was lost, which raises
-        connection.connection_made(secure)
+        connection.layers = [layer for layer in (outer, inner) if layer is not None]
         return connection
+
+    def _tls_layer(self, server: Server, upper: asyncio.Protocol) -> TLSLayer:
+        assert self._route.tls is not None
+        return TLSLayer(self._route.tls, server.tls_name, upper)
+
+    async def _in_time(self, step: Coroutine[None, None, None]) -> None:
+        async with asyncio.timeout(self._connect_timeout_s):
+            await step
 
     async def _connected_socket(self, server: Server) -> socket.socket:
         """Connect to the first address that accepts."""
@@ -201,41 +203,60 @@ class _Tunnel(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._head = b""
-        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def open(self, transport: asyncio.WriteTransport, authority: str, headers: Mapping[str, str]) -> None:
+    async def open(self, authority: str, headers: Mapping[str, str]) -> None:
         """Ask for a tunnel.
 
         Raises:
             OSError: the proxy refuses it, or its answer is unreadable.
         """
+        assert self._transport is not None
         request = f"CONNECT {authority} HTTP/1.1\r\n{_lines({'Host': authority, **headers})}\r\n"
-        transport.write(request.encode("latin-1"))
-        await self._answer
+        self._transport.write(request.encode("latin-1"))
+        await self._opened
+
+    def become(self, protocol: asyncio.Protocol) -> None:
+        """Have a protocol use the tunnel."""
+        assert self._transport is not None
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self._head += data
-        if self._answer.done():
-            return
-        match = _TUNNEL_HEAD.fullmatch(self._head)  # the platform does not speak first, so that nothing may follow
-        if match is not None and match[1] == b"200":
-            self._answer.set_result(None)
-        elif _TUNNEL_HEAD.match(self._head) is not None:
+        match = _TUNNEL_HEAD.match(self._head)
+        if match is None:
+            if len(self._head) > _MAX_TUNNEL_HEAD_BYTES or b"\n\n" in self._head.replace(b"\r", b""):
+                self._fail(OSError("the proxy's answer is not HTTP"))
+        elif match[1] != b"200":
             line = self._head.partition(b"\n")[0].decode("latin-1").strip()
-            self._answer.set_exception(OSError(f"the proxy refused the tunnel: {line}"))
-        elif len(self._head) > _MAX_TUNNEL_HEAD_BYTES or b"\n\n" in self._head.replace(b"\r", b""):
-            self._answer.set_exception(OSError("the proxy's answer is not HTTP"))
+            self._fail(OSError(f"the proxy refuses the tunnel: {line}"))
+        elif match.end() < len(self._head):
+            self._fail(OSError("bytes follow the proxy's answer"))  # the platform does not speak first
+        elif not self._opened.done():
+            self._opened.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("the proxy closed the connection"))
+        self._fail(exc or ConnectionResetError("the proxy closed the connection"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(error)
+            self._opened.exception()  # it is no mistake if nobody waits for it any more
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(BufferedReader):
     """One connection, for one request at a time; httptools parses the responses."""
 
     def __init__(self, sock: socket.socket, read_timeout_s: float) -> None:
+        super().__init__()
         self.is_reusable = False  # the last response was complete, nothing followed it, and the server keeps it open
+        self.layers: Sequence[TLSLayer] = ()
         self._sock = sock
         self._read_timeout_s = read_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -251,6 +272,8 @@ class _Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         """Tell whether nothing has arrived since the last response, not even the end of the connection."""
         if not self.is_reusable or self._loop.time() - self._active_at >= MAX_IDLE_S:
+            return False
+        if any(layer.has_part_of_a_record for layer in self.layers):
             return False
         try:  # what arrived since the event loop last looked
             self._sock.recv(1, socket.MSG_PEEK)
@@ -313,6 +336,7 @@ class _Connection(asyncio.Protocol):
             self._watch()
 
     def _fail(self, error: Exception) -> None:
+        self._error = self._error or error
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         self.abort()
@@ -327,9 +351,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
-            self.is_reusable = False  # it would be taken for the response to the next request
+            self._fail(ConnectionResetError("bytes arrived without a request"))  # they would answer the next one
             return
         self._active_at = self._loop.time()
+        if not self._received and not data.startswith(b"H"):  # the parser skips blank lines
+            self._fail(HttpParserError("the response does not begin with HTTP"))
+            return
         self._received += len(data)
         if self._received > MAX_RESPONSE_BYTES:
             text = f"the response is longer than {MAX_RESPONSE_BYTES} bytes"
@@ -353,7 +380,6 @@ class _Connection(asyncio.Protocol):
             self._succeed(Response(self._parser.get_status_code(), self._headers, self._body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._error = exc
         self._fail(exc or ConnectionResetError("the connection was closed before the response was complete"))
 
     def _ends_with_the_response(self, data: bytes) -> bool:
@@ -377,6 +403,11 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._has_headers = True
+        encoding = self._headers.get(b"transfer-encoding")
+        if encoding is not None and (
+            encoding.lower() != b"chunked" or self._parser.get_status_code() == HTTPStatus.NO_CONTENT
+        ):
+            raise HttpParserError("the length of the response is not clear")  # the parser trusts the last encoding
 
     def on_body(self, body: bytes) -> None:
         if self._response is None:
@@ -394,7 +425,7 @@ class _Connection(asyncio.Protocol):
             self._response = Response(status, self._headers, self._body)
 
 
-def transport_error(error: Exception, *, may_have_been_sent: bool) -> TransportError:
+def transport_error(error: Exception, *, may_have_been_sent: bool, is_tls: bool = False) -> TransportError:
     """Return the error of a library as one of the worker's."""
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
@@ -402,7 +433,7 @@ def transport_error(error: Exception, *, may_have_been_sent: bool) -> TransportE
     reason = f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
     if isinstance(error, HttpParserError | HttpParserUpgrade):
         reason = f"malformed response: {reason}"
-    kind = TLSError if any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
+    kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
     return kind(reason, may_have_been_sent=may_have_been_sent)
 
 
