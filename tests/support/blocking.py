@@ -64,7 +64,7 @@ def watch_event_loop() -> None:
     logger = logging.getLogger("tests.event_loop")
     logger.propagate = False
     logger.addHandler(BlockedLoop(lambda text: print(text, file=sys.stderr, flush=True)))
-    asyncio.base_events.logger = logger
+    asyncio.base_events.__dict__["logger"] = logger
 
 
 def assert_nothing_blocked(output: str) -> None:
