@@ -78,46 +78,46 @@ def test_a_doubt_that_cannot_be_read_is_a_new_doubt_from_an_unknown_time(text: o
     assert delivery.envelope.doubt == DoubtWindow(None, arrived_at)
 
 
-def test_a_command_with_a_doubt_that_cannot_be_read_awaits_reconciliation(engine: Engine) -> None:
-    [publication] = engine.deliver(a_delivery({"x-onenet-in-doubt": "2026"}))
+async def test_a_command_with_a_doubt_that_cannot_be_read_awaits_reconciliation(engine: Engine) -> None:
+    [publication] = await engine.deliver(a_delivery({"x-onenet-in-doubt": "2026"}))
     assert publication.routing_key == f"onenet.execute.retry.{RECONCILE_DELAY_S}s"
     assert not {"request", "history"} & set(engine.steps)
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-08-05T12:00:00", 7])
-def test_a_replay_whose_time_cannot_be_read_is_none(engine: Engine, text: object) -> None:
-    fail(engine)
+async def test_a_replay_whose_time_cannot_be_read_is_none(engine: Engine, text: object) -> None:
+    await fail(engine)
     delivery = a_delivery({"x-onenet-replay": text})
     assert delivery.envelope.replay is None
-    assert [reply_in(each).status for each in engine.deliver(delivery)] == ["failed"]
+    assert [reply_in(each).status for each in await engine.deliver(delivery)] == ["failed"]
     assert "request" not in engine.steps
 
 
-def test_a_replay_that_did_not_arrive_through_the_workers_own_exchange_is_not_believed(engine: Engine) -> None:
-    dead_letter = fail(engine)
+async def test_a_replay_that_did_not_arrive_through_the_workers_own_exchange_is_not_believed(engine: Engine) -> None:
+    dead_letter = await fail(engine)
     failed_at = datetime.fromisoformat(str((dead_letter.properties.headers or {})["x-onenet-failed-at"]))
     order = MESSAGES.replay(returned(dead_letter), Replay(failed_at, None))
     forged = Delivery(1, 1, False, order.properties, order.body, is_returned=False)
-    assert [reply_in(each).status for each in engine.deliver(forged)] == ["failed"]
+    assert [reply_in(each).status for each in await engine.deliver(forged)] == ["failed"]
     assert "request" not in engine.steps
-    assert [reply_in(each).status for each in engine.deliver(returned(order))] == ["accepted"]
+    assert [reply_in(each).status for each in await engine.deliver(returned(order))] == ["accepted"]
     assert engine.steps.count("request") == 1
 
 
-def test_a_message_that_is_returned_too_often_keeps_its_body_and_its_own_headers(engine: Engine) -> None:
+async def test_a_message_that_is_returned_too_often_keeps_its_body_and_its_own_headers(engine: Engine) -> None:
     body = b"\xff no JSON"
     headers = {"x-delivery-count": MAX_RETURNS, "tenant": "t"}
     delivery = a_delivery(headers, is_returned=False, is_redelivered=True, body=body, message_id="a")
-    [publication] = engine.deliver(delivery)
+    [publication] = await engine.deliver(delivery)
     assert publication.body == body
     copied = publication.properties.headers or {}
     assert (copied["tenant"], copied["x-onenet-attempt"], copied["x-onenet-crash-count"]) == ("t", 1, 1)
     assert str(copied["x-onenet-in-doubt"]).startswith("../")
 
 
-def test_poison_is_published_as_a_reply_and_as_a_dead_letter_with_reason_and_attempt(engine: Engine) -> None:
+async def test_poison_is_published_as_a_reply_and_as_a_dead_letter_with_reason_and_attempt(engine: Engine) -> None:
     suspect = {"x-onenet-attempt": 2, "x-onenet-in-doubt": str(PAST_DOUBT), "x-onenet-crash-count": MAX_CRASHES}
-    reply, dead_letter = engine.deliver(a_delivery(suspect))
+    reply, dead_letter = await engine.deliver(a_delivery(suspect))
     assert (reply.exchange, dead_letter.exchange) == ("onenet.replies", "onenet.dead-letters")
     headers = dead_letter.properties.headers or {}
     assert (headers["x-onenet-reason"], headers["x-onenet-attempt"]) == ("poison_message", 2)
@@ -170,31 +170,33 @@ def test_the_envelope_of_a_copy_says_what_its_resolution_said(
     assert envelope.first_arrived_at == pytest.approx(delivery.envelope.first_arrived_at, abs=0.001)
 
 
-def test_a_copy_of_a_replay_keeps_the_order(engine: Engine) -> None:
+async def test_a_copy_of_a_replay_keeps_the_order(engine: Engine) -> None:
     """It may not have been claimed yet, or its record may be deleted before the copy returns."""
     failed_at = LONG_AGO + timedelta(minutes=1)
     order = MESSAGES.replay(a_delivery(is_returned=False), Replay(failed_at, None))
     engine.pause()
-    [copy] = engine.deliver(returned(order))
+    [copy] = await engine.deliver(returned(order))
     headers = copy.properties.headers or {}
     assert headers["x-onenet-replay"] == failed_at.isoformat(timespec="milliseconds")
     assert returned(copy).envelope.replay == Replay(failed_at, returned(copy).envelope.doubt)
 
 
 @pytest.fixture
-def engine() -> Engine:
+async def engine() -> Engine:
     return Engine()
 
 
-def fail(engine: Engine) -> Publication:
+async def fail(engine: Engine) -> Publication:
     """Let a command fail for good; returns its dead letter."""
     engine.platform.answers = [NotSent("refused")]
-    [retry] = engine.deliver(a_delivery(is_returned=False))
+    [retry] = await engine.deliver(a_delivery(is_returned=False))
     engine.platform.answers = [NotSent("refused")]
-    [last] = engine.deliver(returned(retry))
-    engine.deliver(a_delivery(is_returned=False, body=BODY.replace(b'"a"', b'"another"')))  # so that it is no outage
+    [last] = await engine.deliver(returned(retry))
+    await engine.deliver(
+        a_delivery(is_returned=False, body=BODY.replace(b'"a"', b'"another"'))
+    )  # so that it is no outage
     engine.platform.answers = [NotSent("refused")]
-    _, dead_letter = engine.deliver(returned(last))
+    _, dead_letter = await engine.deliver(returned(last))
     engine.steps.clear()
     return dead_letter
 
