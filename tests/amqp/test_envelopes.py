@@ -182,7 +182,7 @@ async def test_a_copy_of_a_replay_keeps_the_order(engine: Engine) -> None:
 
 
 @pytest.fixture
-def engine() -> Engine:
+async def engine() -> Engine:
     return Engine()
 
 

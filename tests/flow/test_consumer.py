@@ -85,16 +85,25 @@ class FakeBroker:
         self.bodies: list[bytes] = []
         self._counted: set[int] = set()  # what is unacknowledged of the present consumers
 
-    def put(self, command_id: str, imei: str, product: str | None = None, *, doubt: DoubtWindow | None = None) -> None:
+    def put(
+        self,
+        command_id: str,
+        imei: str,
+        product: str | None = None,
+        *,
+        doubt: DoubtWindow | None = None,
+        crash_count: int = 0,
+    ) -> None:
         body = json.dumps(a_command(command_id=command_id, imei=imei, product=product)).encode()
         self.bodies.append(body)
-        self.put_again(body, doubt=doubt)
+        headers: dict[str, Any] = {} if doubt is None else {"x-onenet-in-doubt": str(doubt)}
+        self.put_again(body, headers | ({"x-onenet-crash-count": crash_count} if crash_count else {}))
 
-    def put_again(self, body: bytes, *, doubt: DoubtWindow | None = None) -> None:
+    def put_again(self, body: bytes, headers: dict[str, Any] | None = None) -> None:
         """Put another copy of a message into the queue, which says nothing of the first."""
         self._count += 1
-        properties = BasicProperties(headers=None if doubt is None else {"x-onenet-in-doubt": str(doubt)})
-        self.ready.append(Delivery(self.session, self._count, False, properties, body, doubt is not None))
+        properties = BasicProperties(headers=headers or None)
+        self.ready.append(Delivery(self.session, self._count, False, properties, body, bool(headers)))
         self.deliver()
 
     def deliver(self) -> None:
@@ -129,6 +138,9 @@ class FakeBroker:
             return False
         command_id = json.loads(delivery.body)["command_id"]
         self.published += [(publication.exchange, command_id) for publication in publications]
+        return await asyncio.shield(self._confirm(delivery))  # it comes, whether or not anybody still waits for it
+
+    async def _confirm(self, delivery: Delivery) -> bool:
         await asyncio.sleep(0)  # the confirm takes at least one turn of the loop
         await self.may_confirm.wait()
         if delivery.session != self.session:
@@ -496,3 +508,35 @@ async def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its
         await until(lambda: "new" in found.published_to("replies"))
         assert found.platform.looked_up == ["doubtful"]
         assert "doubtful" not in found.published_to("replies")
+
+
+async def test_a_suspect_whose_announcement_is_confirmed_too_late_is_not_tried_and_its_delivery_acknowledged(
+    monkeypatch: Any,
+) -> None:
+    """Its copy has taken its place, and tries it."""
+    monkeypatch.setattr("worker.flow.consumer.ANNOUNCE_S", 0.01)
+    async with harness() as found:
+        found.platform.may_answer.set()
+        found.platform.may_show_history.set()
+        found.queue.may_confirm.clear()
+        found.queue.put("suspect", DEVICES[0], doubt=RIPE, crash_count=1)
+        await until(lambda: found.published_to("retry") == ["suspect"])
+        await until(lambda: found.consumer.in_flight == 0)
+        assert found.queue.unacknowledged
+        found.queue.may_confirm.set()
+        await until(lambda: not found.queue.unacknowledged)
+        assert (found.platform.asked, found.platform.looked_up) == ([], [])
+        assert found.published_to("retry") == ["suspect"]
+
+
+async def test_a_suspect_is_tried_once_its_announcement_is_confirmed() -> None:
+    async with harness() as found:
+        found.platform.may_answer.set()
+        found.platform.may_show_history.set()
+        found.queue.may_confirm.clear()
+        found.queue.put("suspect", DEVICES[0], doubt=RIPE, crash_count=1)
+        await until(lambda: found.published_to("retry") == ["suspect"])
+        assert found.platform.looked_up == []
+        found.queue.may_confirm.set()
+        await until(lambda: found.consumer.in_flight == 0)
+        assert found.platform.looked_up == ["suspect"]

@@ -1,15 +1,19 @@
 """Shutdown: requests in flight are finished, confirmed and acknowledged; waiting commands return to the queue."""
 
 import signal
+import socket
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.builders import a_command
 from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
-from tests.support.proxies import Proxy
+from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
+from tests.support.waiting import PATIENCE_S
+from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
 pytestmark = pytest.mark.usefixtures("watched_workers")
@@ -110,3 +114,41 @@ def test_a_worker_without_a_broker_stops_on_sigterm(deployment: Deployment) -> N
         worker.wait_for("broker_unavailable")
         worker.process.signal(signal.SIGTERM)
         assert worker.process.wait() == 0
+
+
+def test_a_worker_whose_broker_does_not_answer_stops_on_sigterm(deployment: Deployment) -> None:
+    is_connected = threading.Event()
+
+    def say_nothing(client: socket.socket) -> None:
+        is_connected.set()
+        while client.recv(4096):
+            pass
+
+    with (
+        raw_server(say_nothing) as url,
+        deployment.start_worker(AMQP_URL=with_local_port(deployment.broker_url, urlsplit(url).port or 0)) as worker,
+    ):
+        assert is_connected.wait(PATIENCE_S)
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+        assert worker.events[-1]["event"] == "worker_stopped"
+
+
+def test_a_worker_stops_on_sigterm_while_its_probe_is_answered(deployment: Deployment) -> None:
+    """The probe is finished and acknowledged; what was not sent stays in the queue."""
+    pause = {"WORKER_PAUSE_AFTER_FAILURES": "1", "WORKER_PROBE_INTERVAL": "0.1", "ONENET_READ_TIMEOUT": "20"}
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with deployment.worker(**pause, WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
+        deployment.upstream.publish(a_command(command_id="first", imei="865820030000001"))
+        worker.wait_for("consumption_paused")
+        asked = len(deployment.simulator.requests)
+        deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2)])
+        ids = publish_many(deployment, 20)
+        wait_until(lambda: len(deployment.simulator.requests) > asked, PATIENCE_S, "the probe")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+        assert worker.wait_for("command_accepted")
+    deployment.simulator.faults.replace([])
+    with deployment.worker():
+        replies = {reply["command_id"]: reply["status"] for reply in deployment.upstream.replies(len(ids) + 1)}
+    assert replies == dict.fromkeys([*ids, "first"], "accepted")
