@@ -1,9 +1,9 @@
 """URLs: accepted only if every library reads them alike, else refused in one line that does not quote them."""
 
-from pathlib import asyncio
+import asyncio
+from pathlib import Path
 from urllib.parse import quote
 
-import Path
 import pytest
 import redis
 import requests
