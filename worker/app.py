@@ -190,9 +190,11 @@ class Worker:
         Raises:
             StoreUnavailable: the store, or the event loop, does not answer.
         """
+        ping = asyncio.run_coroutine_threadsafe(self._store.ping(), loop)
         try:
-            asyncio.run_coroutine_threadsafe(self._store.ping(), loop).result(_PING_S)
+            ping.result(_PING_S)
         except TimeoutError as exc:
+            ping.cancel()
             raise StoreUnavailable("no answer") from exc
 
     async def _stop(self, consumer: Consumer, ending: "_Ending") -> int:

@@ -22,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, SSLError
+from urllib3.util import Retry
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
@@ -33,6 +34,8 @@ from worker.telemetry.tracing import Tracing
 Model = TypeVar("Model")
 
 _MAX_TRIES = 3  # per page, within the deadline
+# For connections that fail. A status is judged with its body: urllib3 would read all of it, however long, and drop it.
+_RETRIES = Retry(total=_MAX_TRIES - 1, status=0, redirect=0, allowed_methods={"GET"}, backoff_factor=0.1)
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -69,7 +72,7 @@ class HistoryReader:
     async def read_page(
         self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
-        """Read one page, and the platform's time in its response; a failed read is repeated.
+        """Read one page, and the platform's time in its response. An answer that cannot be read is asked for again.
 
         Args:
             path: the path, relative to the platform's URL, with the query.
@@ -82,7 +85,11 @@ class HistoryReader:
         """
         for tries in itertools.count(1):
             try:
-                return await self._read_once(path, headers, deadline, parse)
+                response = await self.get(path, headers, deadline)
+            except TransportError as exc:
+                raise HistoryUnreadable(exc.reason, is_outage=True) from exc
+            try:
+                return _parsed(response, parse), _date(response.header("date"))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= deadline
@@ -91,20 +98,8 @@ class HistoryReader:
                 await asyncio.sleep(wait_s)
         raise AssertionError  # itertools.count does not end
 
-    async def _read_once(
-        self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
-    ) -> tuple[Model, datetime | None]:
-        try:
-            response = await self.get(path, headers, deadline)
-        except TransportError as exc:
-            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
-        if response.status != HTTPStatus.OK:
-            asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
-            raise http_history_error(response.status, response.body, asked_s)
-        return parse(response.body), _date(response.header("date"))
-
     async def get(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
-        """Read once; redirects are not followed. If it is cancelled or late, the connection is cut.
+        """Get one response; redirects are not followed. If it is cancelled or late, the connection is cut.
 
         Raises:
             TransportError: no complete response, or none that can be read.
@@ -157,6 +152,8 @@ class _Reading:
         with self._lock:
             if self._is_cut:
                 raise TimeoutError("the deadline passed while the connection was made")
+            if self._sock is not None:
+                self._sock.close()  # of a try that failed
             self._sock = sock.dup()  # TLS takes the socket over
 
     def cut(self) -> None:
@@ -225,7 +222,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
-        super().__init__()
+        super().__init__(max_retries=_RETRIES)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
@@ -242,6 +239,13 @@ class _Adapter(HTTPAdapter):
 
 def _make_cuttable(manager: PoolManager) -> None:
     manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def _parsed(response: Response, parse: Callable[[bytes], Model]) -> Model:
+    if response.status != HTTPStatus.OK:
+        asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
+        raise http_history_error(response.status, response.body, asked_s)
+    return parse(response.body)
 
 
 def _body(raw: Any) -> bytes:

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 
 _CHUNK_BYTES = 4 * 1024
+_HEADER_BYTES = 5  # of a record: its type, the version, and the length of what follows. Source: RFC 8446, section 5.1
 
 
 class BufferedReader(asyncio.BufferedProtocol, asyncio.Protocol):
@@ -42,11 +43,12 @@ class TLSLayer(BufferedReader, asyncio.Transport):
         self._lower: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._is_secure = False
+        self._unfinished = b""  # the beginning of a record
 
     @property
     def has_part_of_a_record(self) -> bool:
-        """Whether bytes have arrived that cannot be decrypted yet."""
-        return self._incoming.pending > 0
+        """Whether bytes have arrived that cannot be decrypted yet. OpenSSL has taken them, and does not tell."""
+        return bool(self._unfinished)
 
     async def secured(self) -> None:
         """Wait until the connection is secure.
@@ -81,6 +83,12 @@ class TLSLayer(BufferedReader, asyncio.Transport):
 
     def data_received(self, data: bytes) -> None:
         self._incoming.write(data)
+        self._unfinished += data
+        while len(self._unfinished) >= _HEADER_BYTES:
+            end = _HEADER_BYTES + int.from_bytes(self._unfinished[3:_HEADER_BYTES], "big")
+            if len(self._unfinished) < end:
+                break
+            self._unfinished = self._unfinished[end:]
         if not self._is_secure:
             self._shake_hands()
         if self._is_secure:

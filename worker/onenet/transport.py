@@ -438,8 +438,10 @@ def transport_error(error: Exception, *, may_have_been_sent: bool, is_tls: bool 
 
 
 def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what caused it, down to the error of the operating system."""
     causes = [error]
-    while (inner := getattr(error, "reason", None) or error.__cause__ or error.__context__) is not None:
+    while not (isinstance(error, OSError) and error.errno is not None):
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
         if not isinstance(inner, BaseException):
             break
         causes.append(inner)
