@@ -122,6 +122,8 @@ class Worker:
         else:
             exit_code = _explain(running)
         running.cancel()
+        consumer.abandon()  # otherwise a thread that reads a history would hold up the exit
+        self._client.close()
         await asyncio.wait((running,), timeout=_CLOSING * settings.worker_shutdown_grace)
         await self._store.close()
         if self._limiter is not None:
@@ -142,10 +144,9 @@ class Worker:
         log.info("products_reloaded", products=len(found), changed=len(changed))
 
     def close(self) -> None:
-        """Stop the HTTP server, close the connections to the platform, and export the last spans."""
+        """Stop the HTTP server, and export the last spans."""
         if self._http_server is not None:
             self._http_server.close()
-        self._client.close()
         self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
 
     def _build(self, health: Health) -> tuple[Broker, Consumer, HealthMonitor]:

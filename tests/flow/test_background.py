@@ -38,11 +38,13 @@ async def test_a_coroutine_runs_to_its_end_though_nobody_keeps_it() -> None:
     await until(lambda: ended)
 
 
-async def test_a_cancelled_coroutine_is_no_error() -> None:
+async def test_cancelling_ends_every_coroutine_and_is_no_error() -> None:
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
-    task = Background().start(asyncio.sleep(60))
-    task.cancel()
-    await asyncio.wait((task,))
+    background = Background()
+    tasks = [background.start(asyncio.sleep(60)) for _ in range(2)]
+    background.cancel()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
     await asyncio.sleep(0)
     assert reported == []

@@ -22,6 +22,11 @@ class Background:
         task.add_done_callback(self._on_end)
         return task
 
+    def cancel(self) -> None:
+        """Cancel all that run."""
+        for task in self._tasks:
+            task.cancel()
+
     def _on_end(self, task: "asyncio.Task[object]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -164,6 +164,10 @@ class Consumer:
         except WorkerError as exc:
             log.warning("broker_connection_lost", reason=str(exc))
 
+    def abandon(self) -> None:
+        """Give up what is in progress: its deliveries are not acknowledged, so the broker delivers them again."""
+        self._background.cancel()
+
     async def _steer(self) -> None:
         """Ask the broker for as many deliveries as may be sent, whenever that changes, until the worker stops."""
         while True:
