@@ -208,7 +208,7 @@ class Processor:
             case InDoubt(reason, is_outage=True):
                 permit.record_failure(reason)
             case Refused(may_concern_all_devices=True):
-                permit.record_refusal(answer.cause, attempt.command.imei)
+                permit.record_failure(answer.cause, refused_device=attempt.command.imei)
             case _:
                 permit.record_success()
 

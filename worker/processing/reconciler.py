@@ -145,7 +145,7 @@ class Reconciler:
         elif error.is_outage:
             permit.record_failure(reason, error.retry_after_s)
         elif error.is_refused:
-            permit.record_refusal(reason, attempt.command.imei)
+            permit.record_failure(reason, refused_device=attempt.command.imei)
 
 
 def _describe(unclear: Sequence[Candidate]) -> str:
