@@ -30,8 +30,7 @@ from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
-from worker.processing.engine import Engine
-from worker.processing.processor import PROCESSING_S
+from worker.processing.engine import PROCESSING_S, Engine
 from worker.settings import Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer

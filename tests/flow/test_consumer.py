@@ -80,7 +80,7 @@ class FakeBroker:
         self.may_confirm = asyncio.Event()
         self.may_confirm.set()
         self.session = 1
-        self.can_publish = True
+        self.is_connected, self.is_blocked = True, False
         self._count = 0
         self.bodies: list[bytes] = []
         self._counted: set[int] = set()  # what is unacknowledged of the present consumers

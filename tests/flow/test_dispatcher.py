@@ -22,9 +22,10 @@ class Rig:
     def __init__(self, acquire: Acquire | None = None, *, concurrency: int = CONCURRENCY) -> None:
         self.started: list[Task] = []
         self.running: list[Task] = []
+        self.queues = KeyedQueues(by_device=True)
         self.dispatcher = Dispatcher(
             self._start,
-            KeyedQueues(by_device=True),
+            self.queues,
             acquire,
             lambda _product: True,
             concurrency=concurrency,
@@ -78,9 +79,9 @@ async def test_tasks_of_one_device_run_one_at_a_time_in_order_of_arrival(rig: Ri
 async def test_submit_tells_whether_the_device_is_free(rig: Rig) -> None:
     first, second = a_task(1), a_task(2)
     assert rig.dispatcher.submit(first)
-    assert rig.dispatcher.must_wait(second)
+    assert rig.queues.is_busy(second)
     assert not rig.dispatcher.submit(second)
-    assert rig.dispatcher.waiting == 1
+    assert rig.queues.waiting == 1
 
 
 async def test_a_device_with_many_waiting_tasks_delays_no_ready_task_of_another() -> None:
@@ -120,11 +121,11 @@ async def test_every_task_that_has_not_started_can_be_withdrawn() -> None:
     withdrawn = rig.dispatcher.withdraw()
     assert sorted(withdrawn, key=lambda task: task.arrived_at) == [*tasks[CONCURRENCY:], *behind]
     assert not rig.dispatcher.is_rate_limiting
-    assert rig.dispatcher.waiting == 0
+    assert rig.queues.waiting == 0
     rig.finish_all()
     assert rig.started == tasks[:CONCURRENCY]
     rig.submit(a_task(200, OTHERS[5]))  # its device is free: the withdrawn task does not hold it
-    assert not rig.dispatcher.must_wait(a_task(201, OTHERS[6]))
+    assert not rig.queues.is_busy(a_task(201, OTHERS[6]))
 
 
 async def test_tasks_are_withdrawn_by_their_time_of_arrival_and_newer_ones_of_their_devices_go_on(rig: Rig) -> None:
@@ -132,7 +133,7 @@ async def test_tasks_are_withdrawn_by_their_time_of_arrival_and_newer_ones_of_th
     old_ready, new_behind_it = a_task(10, OTHERS[10]), a_task(20, OTHERS[10])
     old_behind, new_behind = a_task(11, OTHERS[0]), a_task(21, OTHERS[0])
     rig.submit(*running, old_ready, old_behind, new_behind_it, new_behind)
-    assert set(rig.dispatcher.withdraw_older_than(20)) == {old_ready, old_behind}
+    assert set(rig.dispatcher.withdraw(20)) == {old_ready, old_behind}
     rig.finish_all()
     assert set(rig.started) == {*running, new_behind_it, new_behind}
 
@@ -146,7 +147,7 @@ async def test_tasks_that_waited_too_long_for_the_rate_limit_are_withdrawn_and_n
     rig = Rig(acquire)
     old, new = a_task(1), a_task(2)
     rig.submit(old, new)
-    assert rig.dispatcher.withdraw_older_than(2) == [old]
+    assert rig.dispatcher.withdraw(2) == [old]
     is_open.set()
     await until(lambda: rig.started == [new])
 

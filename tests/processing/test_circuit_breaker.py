@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from worker.processing.circuit_breaker import MAX_RETRY_AFTER_S, CircuitBreaker, CircuitBreakers, Permit
+from worker.processing.circuit_breaker import MAX_RETRY_AFTER_S, CircuitBreakers, Permit
 
 PAUSE_AFTER, PROBE_INTERVAL_S = 3, 5
 ONE_IMEI, OTHER_IMEI = "865820030000001", "865820030000002"
@@ -44,7 +44,7 @@ def fail(
 def refuse(breakers: CircuitBreakers, count: int, device: str) -> None:
     """Send requests for a device together and let all of them be refused."""
     for permit in [acquire(breakers) for _ in range(count)]:
-        permit.record_refusal("refused", device)
+        permit.record_failure("refused", refused_device=device)
         permit.release()
 
 
@@ -112,17 +112,18 @@ def test_a_half_open_breaker_lets_one_probe_pass_at_a_time(breakers: CircuitBrea
     [(5, [5, 10, 20, 40, 60, 60]), (0.5, [0.5, 1, 2, 4, 8, 16]), (90, [90, 90])],
 )
 def test_each_failed_probe_doubles_the_interval_up_to_a_minute(
-    probe_interval_s: float, intervals_s: list[float]
+    clock: Clock, probe_interval_s: float, intervals_s: list[float]
 ) -> None:
-    breaker = CircuitBreaker(None, 1, probe_interval_s)
-    breaker.record_failure("timeout", 0)
-    now, found = 0.0, []
+    breakers = CircuitBreakers([None], 1, probe_interval_s, clock)
+    fail(breakers)
+    found = []
     for _ in intervals_s:
-        found.append(breaker.retry_at() - now)
-        now = breaker.retry_at()
-        assert breaker.try_acquire(now) == "probe"
-        breaker.record_failure("timeout", now, is_probe=True)
-        breaker.release_probe()
+        found.append(breakers.retry_in_s())
+        clock.now += found[-1]
+        probe = acquire(breakers)
+        assert breakers.try_acquire(None) is None
+        probe.record_failure("timeout")
+        probe.release()
     assert found == intervals_s
 
 

@@ -108,7 +108,7 @@ class Broker:
             if session.other_consumers and self._on_other_consumers is not None:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
-            await session.consume(self._prefetch)
+            await session.consumer.consume(self._prefetch)
             self._log_consuming()
             return await asyncio.shield(session.lost)
         except BrokerUnavailable as exc:
@@ -117,7 +117,7 @@ class Broker:
             if self._session is session:
                 self._session = None
                 listener.on_lost()
-            if session.is_blocked:
+            if session.publishers.current.is_blocked:
                 listener.on_blocked(False)  # the broker tells the next connection whether it is blocked
             await session.close()
 
@@ -130,7 +130,7 @@ class Broker:
         is_new = self._prefetch <= 1
         self._prefetch = prefetch
         if self._session is not None:
-            await self._session.consume(prefetch)
+            await self._session.consumer.consume(prefetch)
             if is_new:
                 self._log_consuming()
 
@@ -154,29 +154,24 @@ class Broker:
     @property
     def is_blocked(self) -> bool:
         """Whether the broker blocks publishing."""
-        return self._session is not None and self._session.is_blocked
+        return self._session is not None and self._session.publishers.current.is_blocked
 
     @property
     def is_publishing_impaired(self) -> bool:
         """Whether the broker blocks publishing, rejects publications, or is slow to confirm them."""
-        return self._session is not None and self._session.is_publishing_impaired
+        return self._session is not None and self._session.publishers.current.is_impaired
 
     @property
     def unacknowledged(self) -> int:
         """The number of unacknowledged deliveries."""
-        return 0 if self._session is None else self._session.unacknowledged
+        return 0 if self._session is None else self._session.consumer.unacknowledged
 
     async def look_at_queue(self) -> tuple[int, int] | None:
         """Return the command queue's numbers of ready messages and of consumers; None if the broker does not reply."""
         try:
-            return None if self._session is None else await self._session.look_at_queue()
+            return None if self._session is None else await self._session.consumer.look_at_queue()
         except (WorkerError, TimeoutError):
             return None
-
-    @property
-    def can_publish(self) -> bool:
-        """Whether there is a session, and the broker does not block publishing."""
-        return self._session is not None and not self._session.is_blocked
 
     def requeue(self, delivery: Delivery) -> None:
         """Return a delivery that was not started to the queue, where it cannot be republished."""
@@ -190,4 +185,4 @@ class Broker:
             WorkerError: the session is lost.
         """
         if self._session is not None:
-            await self._session.drain()
+            await self._session.consumer.drain()

@@ -28,7 +28,8 @@ _ACCESS_REFUSED = 403
 class Session:
     """Consumes, publishes with confirms and acknowledges.
 
-    ``lost`` is done as soon as the session can no longer be used, and holds the reason.
+    ``lost`` is done as soon as the session can no longer be used, and holds the reason. ``consumer`` and ``publishers``
+    are its two halves.
 
     Args:
         number: tells the deliveries of this session from those of every other.
@@ -58,13 +59,13 @@ class Session:
         self._on_blocked = on_blocked
         self._settlements: set[Settlement] = set()  # that are not confirmed yet
         self._background: set[asyncio.Task[None]] = set()
-        self._consumer = QueueConsumer(number, topology, on_delivery, self._run_in_background)
-        self._publishers = PublisherSupervisor(
+        self.consumer = QueueConsumer(number, topology, on_delivery, self._run_in_background)
+        self.publishers = PublisherSupervisor(
             nodes,
             suspects,
             topology.dead_letters_exchange,
             on_confirmed=self._on_confirmed,
-            on_rejected=lambda item: self._consumer.take_next_beside(item.settlement.delivery.tag),
+            on_rejected=lambda item: self.consumer.take_next_beside(item.settlement.delivery.tag),
             on_blocked=self._on_blocked_change,
             on_fault=self._fail,
             run_in_background=self._run_in_background,
@@ -81,9 +82,9 @@ class Session:
             BrokerUnavailable: the broker cannot be reached, or the topology is not there yet.
             TopologyMismatch: it is there, but different, or this user may not declare it.
         """
-        await self._consumer.open(self._nodes[0], f"{name} consume")
-        await self._publishers.connect(f"{name} publish")
-        self._consumer.channel.lost.add_done_callback(lambda lost: self._fail(lost.result()))
+        await self.consumer.open(self._nodes[0], f"{name} consume")
+        await self.publishers.connect(f"{name} publish")
+        self.consumer.channel.lost.add_done_callback(lambda lost: self._fail(lost.result()))
         try:
             await (self._declare() if declare else self._check())
         except ChannelRefused as exc:
@@ -92,47 +93,7 @@ class Session:
             if exc.code == _ACCESS_REFUSED:
                 raise TopologyMismatch(f"{exc}; with AMQP_DECLARE=false the topology is only checked") from exc
             raise
-        await self._publishers.open()
-
-    async def consume(self, prefetch: int) -> None:
-        """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
-
-        Raises:
-            WorkerError: the session is lost.
-        """
-        await self._consumer.consume(prefetch)
-
-    @property
-    def unacknowledged(self) -> int:
-        """The number of unacknowledged deliveries."""
-        return self._consumer.unacknowledged
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the broker blocks publishing."""
-        return self._publishers.current.is_blocked
-
-    @property
-    def is_publishing_impaired(self) -> bool:
-        """Whether the broker blocks publishing, rejects publications, or is slow to confirm them."""
-        return self._publishers.current.is_impaired
-
-    async def look_at_queue(self) -> tuple[int, int]:
-        """Return the command queue's numbers of ready messages and of consumers.
-
-        Raises:
-            WorkerError: the session is lost.
-            TimeoutError: the broker did not reply in time; the session stays in use.
-        """
-        return await self._consumer.look_at_queue()
-
-    async def drain(self) -> None:
-        """Wait until no delivery is unacknowledged.
-
-        Raises:
-            WorkerError: the session is lost.
-        """
-        await self._consumer.drain()
+        await self.publishers.open()
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed.
@@ -147,26 +108,26 @@ class Session:
         closures = self._suspects.closures(delivery)
         for publication in publications:
             item = InFlight(plain(publication) if closures else publication, settlement)
-            if closures > 1 and self._publishers.leave_to_broker(item):
+            if closures > 1 and self.publishers.leave_to_broker(item):
                 continue
-            self._publishers.current.publish(item)
+            self.publishers.current.publish(item)
         return await settlement.confirmed
 
     def requeue(self, delivery: Delivery) -> None:
         """Return a delivery that was not started to the queue; it is redelivered with ``redelivered`` set."""
         if delivery.session == self.number:
-            self._consumer.requeue(delivery.tag)
+            self.consumer.requeue(delivery.tag)
 
     async def close(self) -> None:
         """Close the connections; the broker redelivers all unacknowledged messages."""
         self._fail(BrokerUnavailable("closed"))
         for task in self._background:
             task.cancel()
-        closing = (self._consumer.channel.close(), self._publishers.current.close())
+        closing = (self.consumer.channel.close(), self.publishers.current.close())
         await asyncio.wait([asyncio.ensure_future(each) for each in closing], timeout=CLOSE_S)
 
     async def _declare(self) -> None:
-        channel = self._publishers.current.channel
+        channel = self.publishers.current.channel
         call, pika_channel = channel.call, channel.pika_channel
         for exchange in self._topology.exchanges():
             kind, arguments = exchange.kind, exchange.arguments
@@ -178,7 +139,7 @@ class Session:
             await call(pika_channel.queue_bind, binding.queue, binding.exchange, binding.routing_key)
 
     async def _check(self) -> None:
-        channel = self._publishers.current.channel
+        channel = self.publishers.current.channel
         call, pika_channel = channel.call, channel.pika_channel
         for exchange in self._topology.exchanges():
             await call(pika_channel.exchange_declare, exchange.name, passive=True)
@@ -197,14 +158,14 @@ class Session:
         settlement.unconfirmed -= 1
         if not settlement.unconfirmed:
             if settlement.is_delivery_rejected:
-                self._consumer.reject(settlement.delivery.tag)
+                self.consumer.reject(settlement.delivery.tag)
             else:
-                self._consumer.acknowledge(settlement.delivery.tag)
+                self.consumer.acknowledge(settlement.delivery.tag)
             self._end(settlement, is_confirmed=True)
 
     def _on_blocked_change(self, is_blocked: bool) -> None:
         if is_blocked:
-            self._consumer.resume_reading()  # large deliveries that are held cannot be settled for now
+            self.consumer.resume_reading()  # large deliveries that are held cannot be settled for now
         self._on_blocked(is_blocked)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -219,8 +180,8 @@ class Session:
     def _fail(self, error: WorkerError) -> None:
         if not self.lost.done():
             self.lost.set_result(error)
-            self._publishers.stop()
-            self._consumer.channel.fail(error)
+            self.publishers.stop()
+            self.consumer.channel.fail(error)
             for settlement in list(self._settlements):
                 self._end(settlement, is_confirmed=False)
 

@@ -3,26 +3,16 @@
 from dataclasses import dataclass
 
 from schemas.reply import Reply
-from worker.core.claims import Lease
 from worker.core.doubt_window import DoubtWindow
 from worker.core.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Conclude:
-    """The command has its outcome.
-
-    ``lease``: held while the outcome is recorded; None: no record is kept, since the message fails the same way however
-    often it arrives. ``doubt``: when the command may have been sent. ``is_guess``: the uuid may as well belong to a
-    lookalike. ``holder_crashed``: an earlier attempt may have crashed its worker.
-    """
+    """The command has its outcome, which is recorded unless the message fails the same way however often it arrives."""
 
     outcome: Outcome
     reply: Reply
-    lease: Lease | None = None
-    doubt: DoubtWindow | None = None
-    is_guess: bool = False
-    holder_crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Takes deliveries from the broker, as many as may be sent, and settles each by its resolution."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -69,6 +70,7 @@ class Consumer:
         self._messages = messages
         self._broker = broker
         self._breakers = breakers
+        self._queues = queues
         self._metrics = metrics
         self._tracing = tracing
         self._zone = platform_zone
@@ -181,7 +183,7 @@ class Consumer:
                 patience_s = prefetch.patience_s(self._demand(), self._prefetch, is_blocked=self._is_blocked)
                 async with asyncio.timeout(patience_s):
                     await self._has_changed.wait()
-            self._republish(self._withdraw_old())
+            self._republish(self._withdraw(self._loop.time() - MAX_HELD_S))
             is_calm = self._loop.time() - self._grown_at > prefetch.SWEEP_S
             if is_calm and not self._is_too_small(self._usual_prefetch):
                 self._full_prefetch = self._usual_prefetch
@@ -197,7 +199,7 @@ class Consumer:
         )
 
     def _is_too_small(self, size: int) -> bool:
-        return prefetch.is_too_small(size, self._dispatcher.waiting, self._concurrency)
+        return prefetch.is_too_small(size, self._queues.waiting, self._concurrency)
 
     async def _ask_for(self, wanted: int) -> None:
         former, self._prefetch = self._prefetch, wanted
@@ -236,7 +238,7 @@ class Consumer:
 
     def _submit(self, task: Task) -> None:
         """Have a task run as soon as its device is free."""
-        if self._dispatcher.waiting >= prefetch.MAX_WAITING and self._dispatcher.must_wait(task):
+        if self._queues.waiting >= prefetch.MAX_WAITING and self._queues.is_busy(task):
             self._postpone(task, "too many commands wait for busy devices", OVERFLOW_DELAY_S)
         elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
             self._full_prefetch = prefetch.grown(self._full_prefetch, self._usual_prefetch)
@@ -303,15 +305,9 @@ class Consumer:
             publication.properties.headers = {**(publication.properties.headers or {}), **headers}
         return end
 
-    def _withdraw(self) -> list[Task]:
-        """Take back all tasks that have not started, in order of arrival."""
-        return self._in_order(self._dispatcher.withdraw())
-
-    def _withdraw_old(self) -> list[Task]:
-        """Take back the tasks that have waited for too long, in order of arrival."""
-        return self._in_order(self._dispatcher.withdraw_older_than(self._loop.time() - MAX_HELD_S))
-
-    def _in_order(self, tasks: list[Task]) -> list[Task]:
+    def _withdraw(self, arrived_before: float = math.inf) -> list[Task]:
+        """Take back the tasks that have not started and came before a monotonic time, in order of arrival."""
+        tasks = self._dispatcher.withdraw(arrived_before)
         if self._probe in tasks:
             self._probe = None
         self._in_doubt.difference_update(tasks)
@@ -322,7 +318,7 @@ class Consumer:
         for task in tasks:
             self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
             delivery = self._deliveries.pop(task)
-            if self._broker.can_publish:
+            if self._broker.is_connected and not self._broker.is_blocked:
                 copy = self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))
                 self._background.start(self._broker.settle(delivery, [copy]))
             else:

@@ -1,6 +1,7 @@
 """Decides when a task runs: after the earlier ones of its device, at its product's rate. Knows no broker."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -8,8 +9,6 @@ from worker.core.envelope import Task
 from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.rate_limited_queue import Acquire, RateLimitedQueue
-
-_NEVER = float("inf")
 
 
 class Dispatcher:
@@ -48,18 +47,9 @@ class Dispatcher:
         self._is_idle.set()
 
     @property
-    def waiting(self) -> int:
-        """How many tasks wait for their device."""
-        return self._queues.waiting
-
-    @property
     def is_rate_limiting(self) -> bool:
         """Whether tasks are held because their product's rate is used up."""
         return any(queue.is_holding for queue in self._rate_limited.values())
-
-    def must_wait(self, task: Task) -> bool:
-        """Tell whether a task would have to wait for its device."""
-        return self._queues.is_busy(task)
 
     def submit(self, task: Task) -> bool:
         """Run a task as soon as its device is free and its product's rate allows; tells whether the device is free."""
@@ -77,15 +67,15 @@ class Dispatcher:
         if not self._running:
             self._is_idle.set()
 
-    def withdraw(self) -> list[Task]:
-        """Take back all tasks that have not started."""
-        behind = self._queues.withdraw(_NEVER)
-        return [*behind, *self._withdraw_ahead(_NEVER)]
-
-    def withdraw_older_than(self, arrived_before: float) -> list[Task]:
-        """Take back tasks that arrived before a monotonic time and have not started."""
-        behind = self._queues.withdraw(arrived_before)
-        return [*behind, *self._withdraw_ahead(arrived_before)]
+    def withdraw(self, arrived_before: float = math.inf) -> list[Task]:
+        """Take back the tasks that have not started and that arrived before a monotonic time."""
+        behind = self._queues.withdraw(arrived_before)  # first: else they would follow those whose device is free
+        ahead = [task for queue in self._rate_limited.values() for task in queue.withdraw(arrived_before)]
+        ahead += [task for task in self._ready if task.arrived_at < arrived_before]
+        self._ready = deque(task for task in self._ready if task.arrived_at >= arrived_before)
+        for task in ahead:
+            self._leave_device(task)
+        return [*behind, *ahead]
 
     def begin_stop(self) -> None:
         """Let nothing wait for its product's rate any more."""
@@ -120,15 +110,6 @@ class Dispatcher:
         self._running += 1
         self._is_idle.clear()
         self._start(task)
-
-    def _withdraw_ahead(self, arrived_before: float) -> list[Task]:
-        """Take back tasks whose device is free."""
-        withdrawn = [task for queue in self._rate_limited.values() for task in queue.withdraw(arrived_before)]
-        withdrawn += [task for task in self._ready if task.arrived_at < arrived_before]
-        self._ready = deque(task for task in self._ready if task.arrived_at >= arrived_before)
-        for task in withdrawn:
-            self._leave_device(task)
-        return withdrawn
 
     def _leave_device(self, task: Task) -> None:
         follower = self._queues.finish(task)

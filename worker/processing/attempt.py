@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.core.claims import Lease
-from worker.core.clock import Clock
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy, awaiting
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Task
-from worker.core.outcome import Outcome, reply_to
-from worker.core.resolution import AwaitReconciliation, Conclude
+from worker.core.resolution import AwaitReconciliation
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 
 
@@ -83,13 +81,3 @@ class Attempt:
         return awaiting(
             self.envelope, policy, reason, self.doubt, attempt=self.number, holder_crashed=self.holder_crashed
         )
-
-    def conclude(
-        self, outcome: Outcome, now: Clock, *, valid_time_omitted: bool = False, is_guess: bool = False
-    ) -> Conclude:
-        """Return the resolution that ends the command with an outcome."""
-        command = self.command
-        reply = reply_to(
-            outcome, self.number, command.command_id, command.imei, now(), valid_time_omitted=valid_time_omitted
-        )
-        return Conclude(outcome, reply, self.lease, self.doubt, is_guess=is_guess, holder_crashed=self.holder_crashed)

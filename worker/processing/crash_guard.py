@@ -71,10 +71,7 @@ class CrashGuard:
                 with suppress(StoreError):  # otherwise the end of the lease tells
                     await self._store.release(attempt.lease, attempt.doubt, holder_crashed=True)
                 return Replaced(None)
-            result = await go_on(replace(attempt, is_announced=True))
-            if isinstance(result, Conclude):
-                result = await self._leases.record(envelope, result, is_announced=True)
-            return Replaced(result)
+            return Replaced(await go_on(replace(attempt, is_announced=True)))
         finally:
             self._one_suspect.release()
 
@@ -93,8 +90,6 @@ class CrashGuard:
             return await self._postpone_second(attempt)
         try:
             result = await reconcile(attempt)
-            if isinstance(result, Conclude):
-                result = await self._leases.record(attempt.envelope, result)
             await replace_with(result)
             return Replaced(result)
         finally:

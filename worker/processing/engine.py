@@ -1,22 +1,46 @@
-"""The engine: processes a task and records its outcome before it returns the resolution."""
+"""The way of one command: claim it, reconcile or send it, record its outcome, and return its delivery's resolution."""
 
-from worker.core.claims import IdempotencyStore
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+from schemas.reply import Detail
+from worker.core.answer import Answer, InDoubt, NotSent, Refused
+from worker.core.backoff import postponement_s
+from worker.core.claims import Completed, IdempotencyStore, InProgress, KeyReused
 from worker.core.clock import Clock, utc_now
-from worker.core.decide import RetryPolicy
+from worker.core.command import Command
+from worker.core.decide import NO_RECORD, RetryPolicy, Step, decide, next_step, postponed
+from worker.core.doubt import (
+    doubt_after_answer,
+    doubt_after_claim,
+    doubt_while_in_progress,
+    holder_may_have_crashed,
+)
 from worker.core.envelope import Task
+from worker.core.outcome import Failed, outcome_unknown, reply_to
 from worker.core.platform import PlatformClient
-from worker.core.resolution import Conclude, Resolution
-from worker.processing.circuit_breaker import CircuitBreakers
-from worker.processing.crash_guard import ReplaceWith
+from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Resolution, Retry, Unpublished
+from worker.errors import StoreError, UnusableCommand
+from worker.processing.attempt import Attempt, SendPermit
+from worker.processing.circuit_breaker import CircuitBreakers, Permit
+from worker.processing.crash_guard import ANNOUNCE_S, SUSPECT_WAIT_S, CrashGuard, ReplaceWith
 from worker.processing.leases import Leases
-from worker.processing.processor import OnHistoryFirst, Processor
+from worker.processing.reconciler import Reconciler
 from worker.processing.reporter import Reporter
-from worker.processing.unstarted import Unstarted
+from worker.processing.unstarted import Unstarted, key_of
 from worker.telemetry.metrics import Metrics
+
+OnHistoryFirst = Callable[[Task], object]
+"""Called with a task that gave its permit back: it is no longer a probe."""
+
+PROCESSING_S = SUSPECT_WAIT_S + ANNOUNCE_S + 2.0  # everything but the history and the request
 
 
 class Engine:
-    """Runs tasks. Knows no broker.
+    """Takes one command as far as possible now. Knows no broker: task in, resolution out.
 
     Args:
         client: sends requests to OneNET.
@@ -44,20 +68,167 @@ class Engine:
     ) -> None:
         self.unstarted = Unstarted(store, breakers, policy, now)
         self.reporter = Reporter(metrics)
+        self._client = client
+        self._store = store
+        self._breakers = breakers
+        self._history_breakers = history_breakers
+        self._policy = policy
+        self._now = now
         self._leases = Leases(store, policy, now)
-        self._processor = Processor(
-            client, store, self._leases, self.unstarted, breakers, history_breakers, policy, self.reporter, now
-        )
+        self._guard = CrashGuard(store, self._leases, policy, now)
+        self._reconciler = Reconciler(client, store, self._leases, breakers, history_breakers, policy)
 
     async def run(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
-        """Process a task; returns its resolution, an outcome only after it is recorded.
+        """Process one delivery; returns its resolution, an outcome only after it is recorded.
 
         Args:
             task: the delivery.
             replace_with: publishes a resolution in the delivery's place before processing ends.
             on_history_first: called if a task that held the permit to send needs its history first after all.
         """
-        resolution = await self._processor.process(task, replace_with, on_history_first)
-        if isinstance(resolution, Conclude):
-            return await self._leases.record(task.envelope, resolution)
-        return resolution
+        match task.parsed:
+            case None:
+                return self._guard.postpone_unparsed(task)
+            case UnusableCommand() as error:
+                failed = Failed(error.code, error.message, error.details)
+                return self._conclude_unrecorded(task, failed, error.command_id, error.imei)
+            case Command() as command:
+                pass
+        if not self._client.knows(command.product) and task.envelope.doubt is None:
+            return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
+        permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))
+        # A command in doubt needs its history first, which an open breaker of executions does not hinder.
+        if not task.looks_in_doubt and permit.acquire() is None:
+            return self.unstarted.postpone_paused(task, command.product)
+        try:
+            return await self._claim(task, command, permit, replace_with)
+        finally:
+            permit.release()
+
+    async def _claim(self, task: Task, command: Command, permit: SendPermit, replace_with: ReplaceWith) -> Resolution:
+        envelope, now = task.envelope, self._now()
+        try:
+            claim = await self._store.claim(key_of(command), now, envelope.replay)
+        except StoreError as exc:
+            return self._leases.postpone(envelope, exc, envelope.doubt, holder_crashed=False)
+        match claim:
+            case Completed(reply):
+                # Perhaps the very delivery that failed, back because its dead letter was not confirmed.
+                repeats_dead_letter = reply.status == "failed" and envelope.may_have_been_sent
+                return Duplicate(reply, repeats_dead_letter)
+            case KeyReused():
+                return self._conclude_unrecorded(task, _key_reused(), command.command_id, command.imei)
+            case InProgress(since):
+                doubt = doubt_while_in_progress(since, envelope, now)
+                return postponed(envelope, self._policy, "another delivery of it is being processed", doubt)
+        attempt = Attempt(
+            task,
+            command,
+            claim.lease,
+            envelope.attempt,
+            doubt_after_claim(claim, envelope, now),
+            holder_may_have_crashed(claim, envelope),
+            permit,
+        )
+        return await self._proceed(attempt, replace_with, claimed_at=now)
+
+    async def _proceed(self, attempt: Attempt, replace_with: ReplaceWith, claimed_at: datetime) -> Resolution:
+        """Take the next step of a command that is claimed."""
+        doubt, envelope = attempt.doubt, attempt.envelope
+        match next_step(doubt, envelope, self._policy, claimed_at, holder_crashed=attempt.holder_crashed):
+            case Failed() as failed:
+                return await self._leases.conclude(attempt, failed)
+            case Step.WAIT:
+                return await self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
+            case Step.RECONCILE:
+                return await self._reconcile(attempt)
+            case Step.RECONCILE_WITH_CARE:
+                return await self._guard.run_last(attempt, replace_with, self._reconcile)
+            case Step.TRY_WITH_CARE:
+                return await self._guard.run(attempt, replace_with, self._try_suspect)
+            case Step.SEND:
+                return await self._send(attempt)
+
+    async def _try_suspect(self, attempt: Attempt) -> Unpublished:
+        if attempt.doubt is not None and self._policy.mode(attempt.envelope) == "reconcile":
+            return await self._reconcile(attempt)
+        return await self._send(attempt)
+
+    async def _reconcile(self, attempt: Attempt) -> Unpublished:
+        attempt.permit.give_way()
+        return await self._reconciler.run(attempt, self._send)
+
+    async def _send(self, attempt: Attempt) -> Unpublished:
+        """Make the one request, and decide what its answer means."""
+        command, before = attempt.command, attempt.doubt
+        began_at = self._now()
+        if command.expires_at <= began_at:
+            return await self._leases.conclude(attempt, _expired(attempt))
+        permit = attempt.permit.acquire()
+        if permit is None:
+            return await self._postpone_paused(attempt)
+        began = time.monotonic()
+        sent = await self._client.execute(command, attempt.lease.ends_at)
+        now = self._now()
+        self.reporter.time_request(sent.answer, began)
+        self._record(attempt, permit, sent.answer)
+        answered = replace(attempt, doubt=doubt_after_answer(before, sent.answer, began_at, now))
+        result = decide(
+            sent.answer,
+            attempt.number,
+            self._policy,
+            now=now,
+            expires_at=command.expires_at,
+            doubt=answered.doubt,
+            is_paused=permit.is_paused,
+        )
+        if isinstance(sent.answer, InDoubt) and not isinstance(result, AwaitReconciliation):
+            self.reporter.report_doubt(attempt.task, attempt.number, sent.answer.reason)
+        if isinstance(result, Retry | Postpone | AwaitReconciliation):
+            return await self._leases.release(answered, result)
+        return await self._leases.conclude(answered, result, valid_time_omitted=sent.valid_time_omitted)
+
+    async def _postpone_paused(self, attempt: Attempt) -> Unpublished:
+        """Postpone a command, known not to have been cached, until its product is no longer paused."""
+        product = attempt.command.product
+        delay_s = postponement_s(self._policy.delays_s, self._breakers.suggested_delay_s(product))
+        reason = self._breakers.why_paused(product)
+        return await self._leases.release(
+            attempt, Postpone(delay_s, attempt.number, reason, attempt.doubt, has_jitter=True)
+        )
+
+    def _record(self, attempt: Attempt, permit: Permit, answer: Answer) -> None:
+        """Report the answer to the circuit breakers."""
+        match answer:
+            case NotSent(reason, retry_after_s, is_throttled=True):
+                permit.record_throttling(reason, retry_after_s)
+                self._history_breakers.hold(attempt.command.product, reason, retry_after_s)
+            case NotSent(reason, retry_after_s):
+                permit.record_failure(reason, retry_after_s)
+                self._history_breakers.hold(attempt.command.product, reason, retry_after_s)
+            case InDoubt(reason, is_outage=True):
+                permit.record_failure(reason)
+            case Refused(may_concern_all_devices=True):
+                permit.record_failure(answer.cause, refused_device=attempt.command.imei)
+            case _:
+                permit.record_success()
+
+    def _conclude_unrecorded(self, task: Task, failed: Failed, command_id: str | None, imei: str | None) -> Conclude:
+        """Conclude without a record: the message fails the same way each time it is delivered."""
+        return Conclude(failed, reply_to(failed, task.envelope.attempt, command_id, imei, self._now()))
+
+
+def _unknown_product(command: Command) -> Failed:
+    message = "is not configured" if command.product is not None else "is required: there are no default credentials"
+    return Failed("unknown_product", f"product: {message}", (Detail(field="product", message=message),))
+
+
+def _key_reused() -> Failed:
+    message = "the command_id belongs to a command with another content"
+    return Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
+
+
+def _expired(attempt: Attempt) -> Failed:
+    if attempt.doubt is not None:
+        return outcome_unknown("expired_time has passed")
+    return Failed("expired", "expired_time has passed", (Detail(field="expired_time", message="has passed"),))

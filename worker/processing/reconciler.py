@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 
 from worker.core.claims import IdempotencyStore
-from worker.core.clock import Clock
 from worker.core.decide import RetryPolicy, decide_unreadable, postponed
 from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
@@ -32,7 +31,6 @@ class Reconciler:
         breakers: of executions.
         history_breakers: of histories.
         policy: when to try again.
-        now: the time, aware.
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class Reconciler:
         breakers: CircuitBreakers,
         history_breakers: CircuitBreakers,
         policy: RetryPolicy,
-        now: Clock,
     ) -> None:
         self._client = client
         self._store = store
@@ -51,7 +48,6 @@ class Reconciler:
         self._breakers = breakers
         self._history_breakers = history_breakers
         self._policy = policy
-        self._now = now
 
     async def run(self, attempt: Attempt, send: Send) -> Unpublished:
         """Read the history of a command in doubt.
@@ -83,7 +79,7 @@ class Reconciler:
                 str(exc), attempt.awaiting(self._policy, "answer lost"), self._policy, is_paused=is_free
             )
             if isinstance(result, Failed):
-                return attempt.conclude(result, self._now)
+                return await self._leases.conclude(attempt, result)
             return await self._leases.release(attempt, result)
         finally:
             permit.release()
@@ -111,9 +107,9 @@ class Reconciler:
             case Assigned(uuid, is_guess):
                 omitted = any(each.uuid == uuid and each.valid_time_omitted for each in candidates)
                 recovered = Accepted(uuid, recovered=True)
-                return attempt.conclude(recovered, self._now, valid_time_omitted=omitted, is_guess=is_guess)
+                return await self._leases.conclude(attempt, recovered, valid_time_omitted=omitted, is_guess=is_guess)
             case Ambiguous():
-                return attempt.conclude(outcome_unknown(reason), self._now)
+                return await self._leases.conclude(attempt, outcome_unknown(reason))
             case LookalikeInProgress():
                 reason = "a command just like it is being processed"
                 postpone = postponed(
@@ -128,11 +124,11 @@ class Reconciler:
         waiting = attempt.awaiting(self._policy, "answer lost")
         absent = replace(attempt, doubt=None)
         if is_poison(attempt.envelope, holder_crashed=attempt.holder_crashed):
-            return absent.conclude(poisoned(attempt.envelope), self._now)
+            return await self._leases.conclude(absent, poisoned(attempt.envelope))
         if not attempt.holder_crashed:  # otherwise it is unknown whether that attempt was made
             if waiting.attempts_used >= self._policy.max_attempts:
                 message = f"given up after {attempt.number} attempts: the last one was not cached"
-                return absent.conclude(Failed("retries_exhausted", message), self._now)
+                return await self._leases.conclude(absent, Failed("retries_exhausted", message))
             absent = replace(absent, number=waiting.attempts_used + 1)
         return await send(absent)
 
@@ -145,7 +141,7 @@ class Reconciler:
         elif error.is_outage:
             permit.record_failure(reason, error.retry_after_s)
         elif error.is_refused:
-            permit.record_refusal(reason, attempt.command.imei)
+            permit.record_failure(reason, refused_device=attempt.command.imei)
 
 
 def _describe(unclear: Sequence[Candidate]) -> str:
