@@ -199,7 +199,8 @@ class Consumer:
         )
 
     def _is_too_small(self, size: int) -> bool:
-        return prefetch.is_too_small(size, self._queues.waiting, self._concurrency)
+        """Tell whether with this prefetch deliveries that wait for busy devices keep others from arriving."""
+        return self._queues.waiting + self._concurrency > size
 
     async def _ask_for(self, wanted: int) -> None:
         former, self._prefetch = self._prefetch, wanted
@@ -241,7 +242,7 @@ class Consumer:
         if self._queues.waiting >= prefetch.MAX_WAITING and self._queues.is_busy(task):
             self._postpone(task, "too many commands wait for busy devices", OVERFLOW_DELAY_S)
         elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
-            self._full_prefetch = prefetch.grown(self._full_prefetch, self._usual_prefetch)
+            self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + prefetch.MAX_WAITING)
             self._grown_at = self._loop.time()
             self._has_changed.set()
 

@@ -42,13 +42,3 @@ def patience_s(demand: Demand, prefetch: int, *, is_blocked: bool) -> float:
     if prefetch or is_blocked or demand.has_probe:
         return SWEEP_S
     return min(SWEEP_S, max(demand.retry_in_s, demand.look_in_s))
-
-
-def is_too_small(prefetch: int, waiting: int, concurrency: int) -> bool:
-    """Tell whether deliveries that wait for busy devices keep others from arriving."""
-    return waiting + concurrency > prefetch
-
-
-def grown(full: int, usual: int) -> int:
-    """Return the next larger prefetch."""
-    return min(2 * full, usual + MAX_WAITING)

@@ -6,7 +6,6 @@ Source: https://open.iot.10086.cn/doc/ ("安全鉴权"): version 2018-10-31.
 import base64
 import hashlib
 import hmac
-import threading
 from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import quote
@@ -47,18 +46,16 @@ class SignedToken:
     def __init__(self, credentials: AccessKey, clock: Callable[[], float]) -> None:
         self._credentials = credentials
         self._clock = clock
-        self._lock = threading.Lock()
         self._expires_at = 0.0
         self._token = ""
 
     def header(self) -> tuple[str, str]:
-        with self._lock:
-            now = self._clock()
-            # After the clock was set back, the token would be valid for longer than the platform may allow.
-            if not _RENEW_BEFORE_S < self._expires_at - now <= _LIFETIME_S:
-                self._expires_at = now + _LIFETIME_S
-                self._token = sign(self._credentials, int(self._expires_at))
-            return "Authorization", self._token
+        now = self._clock()
+        # After the clock was set back, the token would be valid for longer than the platform may allow.
+        if not _RENEW_BEFORE_S < self._expires_at - now <= _LIFETIME_S:
+            self._expires_at = now + _LIFETIME_S
+            self._token = sign(self._credentials, int(self._expires_at))
+        return "Authorization", self._token
 
 
 def sign(credentials: AccessKey, expires_at: int) -> str:
