@@ -104,7 +104,9 @@ class HistoryPage(BaseModel):
         Field(ge=0, strict=True, validation_alias=AliasChoices("total_count", "count")),
     ]
     items: Annotated[
-        tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...], BeforeValidator(_nothing_as_empty)
+        tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...],
+        BeforeValidator(_nothing_as_empty),
+        Field(max_length=1000),  # a page has at most 100; hundreds of thousands would hold up the worker
     ] = ()
 
 

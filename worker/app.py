@@ -121,7 +121,7 @@ class Worker:
         else:
             exit_code = _explain(running)
         running.cancel()
-        consumer.abandon()  # otherwise a thread that reads a history would hold up the exit
+        consumer.abandon()  # cuts the requests in flight, and sends nothing more
         self._client.close()
         await asyncio.wait((running,), timeout=_CLOSING * settings.worker_shutdown_grace)
         await self._store.close()

@@ -393,7 +393,7 @@ class Settings(BaseSettings):
 
     @property
     def prefetch(self) -> int:
-        """Unacknowledged deliveries at once: a few more than requests, so that no thread waits for the broker."""
+        """Unacknowledged deliveries at once: a few more than requests, so that no request waits for the broker."""
         return self.worker_concurrency + max(2, self.worker_concurrency // 4)
 
 

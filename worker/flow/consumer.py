@@ -152,7 +152,7 @@ class Consumer:
     def longest_processing_s(self) -> float:
         """For how long the longest processing that is in progress has lasted."""
         now = self._loop.time()
-        return max((now - started for started in list(self._started.values())), default=0.0)
+        return max((now - started for started in self._started.values()), default=0.0)
 
     async def stop(self) -> None:
         """Take nothing new, return what has not started, finish the rest, and see it acknowledged."""

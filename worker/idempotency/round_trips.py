@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -90,8 +89,8 @@ class BatchedCalls:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait([self._sender])
-        with suppress(redis.TimeoutError):  # of a server that does not end the connection
-            await self._connection.disconnect()
+            self._end([])  # the sender may not have begun
+        await self._connection.disconnect(nowait=True)
 
     def _add(self, call: _Call) -> asyncio.Future[Any]:
         self._waiting.append(call)
@@ -113,10 +112,13 @@ class BatchedCalls:
                 except redis.RedisError as exc:
                     await self._fail(calls, exc)
         finally:
-            self._sender = None
-            for call in (*calls, *self._waiting):
-                call.end(redis.ConnectionError("closed"))
-            self._waiting = []
+            self._end(calls)
+
+    def _end(self, calls: Sequence[_Call]) -> None:
+        self._sender = None
+        for call in (*calls, *self._waiting):
+            call.end(redis.ConnectionError("closed"))
+        self._waiting = []
 
     async def _make_round_trip(self, calls: Sequence[_Call]) -> None:
         if self._must_reconnect or (time.monotonic() - self._used_at > _IDLE_S and await self._is_stale()):

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
 import requests
@@ -35,7 +36,9 @@ Model = TypeVar("Model")
 
 _MAX_TRIES = 3  # per page, within the deadline
 # For connections that fail. A status is judged with its body: urllib3 would read all of it, however long, and drop it.
-_RETRIES = Retry(total=_MAX_TRIES - 1, status=0, redirect=0, allowed_methods={"GET"}, backoff_factor=0.1)
+_RETRIES = Retry(
+    total=_MAX_TRIES - 1, redirect=0, allowed_methods={"GET"}, backoff_factor=0.1, respect_retry_after_header=False
+)
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -62,6 +65,7 @@ class HistoryReader:
         self._session.headers = {**COMMON_HEADERS, "Connection": "close"}
         if route.proxy_url is not None:
             self._session.proxies = dict.fromkeys(("http", "https"), route.proxy_url)
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(route.tls))
 
@@ -126,7 +130,6 @@ class HistoryReader:
             with self._session.get(
                 url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
             ) as answer:
-                self._session.cookies.clear()
                 names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
                 return Response(answer.status_code, names, _body(answer.raw))
         # ValueError: what the libraries raise for a host or a header that they cannot encode.
@@ -143,18 +146,20 @@ class _Reading:
         self._sock: socket.socket | None = None
         self._is_cut = False
 
-    def begin(self, sock: socket.socket) -> None:
-        """Note the connection of the read.
+    def connect(self, connect: Callable[[], socket.socket]) -> socket.socket:
+        """Return a new connection of the read.
 
         Raises:
             TimeoutError: the read has been cut.
         """
+        self._assert_not_cut()  # urllib3's Retry may connect again after that
+        sock = connect()
         with self._lock:
-            if self._is_cut:
-                raise TimeoutError("the deadline passed while the connection was made")
+            self._assert_not_cut()
             if self._sock is not None:
                 self._sock.close()  # of a try that failed
             self._sock = sock.dup()  # TLS takes the socket over
+        return sock
 
     def cut(self) -> None:
         """Shut the connection down, so that the thread waits no longer."""
@@ -165,6 +170,10 @@ class _Reading:
                     self._sock.shutdown(socket.SHUT_RDWR)
                 self._sock.close()
                 self._sock = None
+
+    def _assert_not_cut(self) -> None:
+        if self._is_cut:
+            raise TimeoutError("the deadline passed while the connection was made")
 
 
 class _Current(threading.local):
@@ -195,18 +204,14 @@ class _CuttableHTTPConnection(HTTPConnection):
     response_class = _StrictResponse
 
     def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        _current.reading.begin(sock)
-        return sock
+        return _current.reading.connect(super()._new_conn)
 
 
 class _CuttableHTTPSConnection(HTTPSConnection):
     response_class = _StrictResponse
 
     def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        _current.reading.begin(sock)
-        return sock
+        return _current.reading.connect(super()._new_conn)
 
 
 class _HTTPPool(HTTPConnectionPool):

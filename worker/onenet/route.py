@@ -4,6 +4,7 @@ Decided once, for the requests that must not be repeated and for the reads of th
 """
 
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,7 @@ from urllib3.util import Url, parse_url
 from worker.errors import SettingsError
 from worker.onenet.proxies import environment_proxy
 
+_MAX_LOOK_UPS = 8
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -58,6 +60,8 @@ class Route:
         proxy_headers: the headers that the proxy wants.
         is_forwarded: the proxy forwards requests; otherwise it opens a tunnel.
         tls: how certificates are verified; None if no connection uses TLS.
+        look_ups: the threads that look up host names. If the platform's name server hangs, it must not occupy the
+            event loop's own threads, which serve the broker and Redis.
 
     Raises:
         SettingsError: the environment names an unusable proxy, or certificate authorities that cannot be read.
@@ -67,6 +71,7 @@ class Route:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
         self.base_url = base_url
+        self.look_ups = ThreadPoolExecutor(_MAX_LOOK_UPS, thread_name_prefix="look-up")
         self.proxy_url = environment_proxy(base_url)
         self._url = parse_url(base_url)
         self.platform = Server.of(self._url)

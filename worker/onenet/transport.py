@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -108,6 +109,8 @@ class HTTPTransport:
                 raise transport_error(exc, may_have_been_sent=True) from exc
             finally:
                 if is_kept:
+                    while self._idle and not self._idle[0].is_fresh:  # those that are not needed any more
+                        self._idle.pop(0).abort()
                     self._idle.append(connection)
                 else:
                     connection.abort()
@@ -178,7 +181,8 @@ class HTTPTransport:
         """Connect to the first address that accepts."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._connect_timeout_s):
-            addresses = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+            look_up = partial(socket.getaddrinfo, server.host, server.port, type=socket.SOCK_STREAM)
+            addresses = await loop.run_in_executor(self._route.look_ups, look_up)
         error: OSError = OSError("the name has no address")
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -269,11 +273,14 @@ class _Connection(BufferedReader):
         self._received = 0
         self._reset()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its last response was a moment ago, and nothing is known to have arrived since."""
+        return self.is_reusable and self._loop.time() - self._active_at < MAX_IDLE_S
+
     def is_usable(self) -> bool:
         """Tell whether nothing has arrived since the last response, not even the end of the connection."""
-        if not self.is_reusable or self._loop.time() - self._active_at >= MAX_IDLE_S:
-            return False
-        if any(layer.has_part_of_a_record for layer in self.layers):
+        if not self.is_fresh or any(layer.has_part_of_a_record for layer in self.layers):
             return False
         try:  # what arrived since the event loop last looked
             self._sock.recv(1, socket.MSG_PEEK)
@@ -442,7 +449,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     causes = [error]
     while not (isinstance(error, OSError) and error.errno is not None):
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
-        if not isinstance(inner, BaseException):
+        if not isinstance(inner, Exception):  # beneath a timeout of asyncio there is a cancellation
             break
         causes.append(inner)
         error = inner
