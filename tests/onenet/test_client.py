@@ -56,9 +56,9 @@ async def test_a_valid_time_in_the_past_is_omitted_and_reported(hours: float, is
 NO_DEVICE = "000000000000000"
 
 
-def test_check_reads_a_history_and_caches_nothing() -> None:
+async def test_check_reads_a_history_and_caches_nothing() -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        assert client.check(None, NO_DEVICE).startswith(simulator.url)
+        assert (await client.check(None, NO_DEVICE)).startswith(simulator.url)
         assert simulator.platform.commands == []
 
 
@@ -73,13 +73,13 @@ def test_check_reads_a_history_and_caches_nothing() -> None:
         (b"", "cannot be reached"),
     ],
 )
-def test_check_names_the_fault_of_the_platform(response: bytes, words: str) -> None:
+async def test_check_names_the_fault_of_the_platform(response: bytes, words: str) -> None:
     def serve(sock: socket.socket) -> None:
         sock.recv(65536)
         sock.sendall(response)
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(PlatformUnusable, match=words):
-        client.check(None, NO_DEVICE)
+        await client.check(None, NO_DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_check_names_the_fault_of_the_platform(response: bytes, words: str) -> N
     ],
 )
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
-def test_check_succeeds_only_for_errno_0(errno: int, error: str, words: list[str], status: str) -> None:
+async def test_check_succeeds_only_for_errno_0(errno: int, error: str, words: list[str], status: str) -> None:
     """Every other errno fails, in one line with the kind of error and the platform's own text."""
     body = json.dumps({"errno": errno, "error": error}).encode()
 
@@ -109,7 +109,7 @@ def test_check_succeeds_only_for_errno_0(errno: int, error: str, words: list[str
         sock.sendall(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body))
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(PlatformUnusable) as found:
-        client.check(None, NO_DEVICE)
+        await client.check(None, NO_DEVICE)
     for word in [*words, f"errno {errno}", " ".join(error.split())]:
         assert word in str(found.value)
     assert len(str(found.value).splitlines()) == 1
@@ -121,11 +121,11 @@ def _swallow(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_check_of_a_platform_that_never_answers_times_out(scheme: str) -> None:
+async def test_check_of_a_platform_that_never_answers_times_out(scheme: str) -> None:
     swallowing = raw_server(_swallow)
     with (
         swallowing as url,
         onenet_client(url.replace("http", scheme), 0.2, 0.2) as client,
         pytest.raises(PlatformUnusable),
     ):
-        client.check(None, NO_DEVICE)
+        await client.check(None, NO_DEVICE)

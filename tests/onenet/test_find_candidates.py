@@ -447,3 +447,31 @@ async def test_a_throttled_read_of_the_history_is_not_repeated() -> None:
         with pytest.raises(HistoryUnreadable):
             await find_candidates(simulator, command())
     assert len(faults) == 1
+
+
+@pytest.mark.parametrize("status", [413, 429, 503])
+async def test_the_wait_that_a_refused_read_asks_for_is_kept(status: int) -> None:
+    """urllib3's Retry would take such a response for a failure, and lose its header."""
+    requests: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        requests.append(sock.recv(65536))
+        sock.sendall(b"HTTP/1.1 %d \r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n" % status)
+
+    with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable) as found:
+        await client.find_candidates(command(), current_doubt(), none_owned)
+    assert (found.value.retry_after_s == 7.0) == (status == 429)
+    assert found.value.is_throttled == (status == 429)
+    assert (len(requests) == 1) == (status == 429)
+
+
+async def test_a_page_with_many_more_entries_than_asked_for_is_unreadable() -> None:
+    """Each of them would hold up the event loop."""
+    body = b'{"errno": 0, "data": {"total_count": 1, "items": [%b]}}' % b",".join([b"{}"] * 1001)
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable):
+        await client.find_candidates(command(), current_doubt(), none_owned)

@@ -5,7 +5,6 @@ Nothing is changed except one Redis key, which expires within seconds: only a wr
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -17,8 +16,6 @@ from worker.core.credentials import Credentials
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
-
-_PARALLEL_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +101,15 @@ def _platform(settings: Settings, products: Mapping[str | None, Credentials], im
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
 
-    def check(product: str | None) -> CheckResult:
+    async def check(product: str | None) -> CheckResult:
         name = "OneNET" if product is None else f"OneNET, product {product}"
         try:
-            return CheckResult(name, ok=True, detail=client.check(product, imei))
+            return CheckResult(name, ok=True, detail=await client.check(product, imei))
         except PlatformUnusable as exc:
             return CheckResult(name, ok=False, detail=str(exc))
 
-    try:
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as threads:
-            yield from threads.map(check, products)
-    finally:
-        client.close()
+    async def check_all_products() -> list[CheckResult]:
+        return await asyncio.gather(*map(check, products))
+
+    yield from asyncio.run(check_all_products())
+    client.close()

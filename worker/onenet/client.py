@@ -1,6 +1,5 @@
 """The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
-import asyncio
 import itertools
 import json
 import time
@@ -205,10 +204,8 @@ class OneNETClient:
                     found.append(candidate)
         return found
 
-    def check(self, product_name: str | None, imei: str) -> str:
+    async def check(self, product_name: str | None, imei: str) -> str:
         """Read a device's history, which changes nothing; returns a description of the success.
-
-        It runs an event loop of its own, for the command line.
 
         Raises:
             PlatformUnusable: the platform cannot be reached, or answers anything but errno 0.
@@ -217,8 +214,7 @@ class OneNETClient:
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
         path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
-            reading = self._reader.get(path, product.headers(), time.monotonic() + self._request_s)
-            response = asyncio.run(reading)
+            response = await self._reader.get(path, product.headers(), time.monotonic() + self._request_s)
         except TLSError as exc:
             raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
         except TransportError as exc:

@@ -200,26 +200,20 @@ class _StrictResponse(HTTPResponse):
             raise HTTPException(f"HTTP {self.status} in the place of a final response")
 
 
-class _CuttableHTTPConnection(HTTPConnection):
-    response_class = _StrictResponse
-
-    def _new_conn(self) -> socket.socket:
-        return _current.reading.connect(super()._new_conn)
-
-
-class _CuttableHTTPSConnection(HTTPSConnection):
-    response_class = _StrictResponse
-
-    def _new_conn(self) -> socket.socket:
-        return _current.reading.connect(super()._new_conn)
-
-
 class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _CuttableHTTPConnection
+    class ConnectionCls(HTTPConnection):
+        response_class = _StrictResponse
+
+        def _new_conn(self) -> socket.socket:
+            return _current.reading.connect(super()._new_conn)
 
 
 class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _CuttableHTTPSConnection
+    class ConnectionCls(HTTPSConnection):
+        response_class = _StrictResponse
+
+        def _new_conn(self) -> socket.socket:
+            return _current.reading.connect(super()._new_conn)
 
 
 class _Adapter(HTTPAdapter):
