@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -47,7 +46,6 @@ _FINISHING = 0.8
 _CLOSING = 0.08
 _PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
-_REDIS_SCHEMES = ("redis", "rediss")
 
 log = get_logger()
 
@@ -293,7 +291,7 @@ def store_of(settings: Settings) -> IdempotencyStore:
 def rate_limit_url(settings: Settings) -> str | None:
     """Return the Redis server through which workers share the rate limit: the idempotency store's, if that is Redis."""
     url = settings.idempotency_url.get_secret_value()
-    return url if urlsplit(url).scheme in _REDIS_SCHEMES else None
+    return url if url.startswith(("redis://", "rediss://")) else None
 
 
 def limiter_of(settings: Settings) -> "RateLimiter | None":

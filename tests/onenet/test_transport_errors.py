@@ -522,3 +522,16 @@ async def test_a_proxy_that_drips_its_answer_does_not_hold_the_readers_thread_be
             with pytest.raises(TransportError, match="deadline"):
                 await reader.get(PATH, HEADERS, time.monotonic() + 0.3)
             await until(ended.is_set)
+
+
+async def test_a_connection_that_is_not_made_in_time_is_named_so() -> None:
+    """Beneath the timeout of asyncio there is a cancellation, which tells an operator nothing."""
+
+    def say_nothing(sock: socket.socket) -> None:
+        while sock.recv(65536):
+            pass
+
+    with raw_server(say_nothing) as url:
+        error = await failure(url.replace("http", "https"), timeout_s=0.2)
+    assert error.reason == "TimeoutError: the connection was not made in time"
+    assert not error.may_have_been_sent

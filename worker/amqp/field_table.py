@@ -6,7 +6,6 @@ Pika has no hook for field values, so its two functions are wrapped; they still 
 """
 
 import struct
-import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ import pika.data
 _PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
 _NESTED_KINDS = (b"A", b"F")  # array, table: a length of four bytes, then the payload
 _MAX_LEVELS = 20  # more deeply nested values stay encoded
+_open_levels: list[int] = []  # where the values begin that are being decoded, each within the one before
 _decode_value = pika.data.decode_value
 _encode_value = pika.data.encode_value
 
@@ -41,26 +41,19 @@ class RawFieldValue:
         return f"RawFieldValue({self.encoded!r})"
 
 
-class _Depth(threading.local):
-    levels = 0
-
-
-_depth = _Depth()
-
-
 def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
     kind = encoded[offset : offset + 1]
     payload_bytes = _PAYLOAD_BYTES.get(kind)
-    if kind in _NESTED_KINDS and _depth.levels >= _MAX_LEVELS:
+    if kind in _NESTED_KINDS and len(_open_levels) >= _MAX_LEVELS:
         payload_bytes = 4 + struct.unpack_from(">I", encoded, offset + 1)[0]
     if payload_bytes is not None:
         end = offset + 1 + payload_bytes
         return RawFieldValue(encoded[offset:end]), end
-    _depth.levels += 1
+    _open_levels.append(offset)
     try:
         return _decode_value(encoded, offset)
     finally:
-        _depth.levels -= 1
+        _open_levels.pop()
 
 
 def _encode(pieces: list[bytes], value: Any) -> int:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, SSLError
 from urllib3.util import Retry
@@ -216,6 +216,9 @@ class _HTTPSPool(HTTPSConnectionPool):
             return _current.reading.connect(super()._new_conn)
 
 
+_POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
 class _Adapter(HTTPAdapter):
     """Connects with the route's certificate authorities, and so that a connection can be cut."""
 
@@ -225,19 +228,15 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
-        _make_cuttable(self.poolmanager)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(proxy, ssl_context=self._tls, proxy_ssl_context=self._tls, **kwargs)
-        _make_cuttable(manager)
+        manager.pool_classes_by_scheme = _POOLS
         return manager
 
     def cert_verify(self, *args: Any) -> None:
         """Add no authority: requests would load its own into the route's context."""
-
-
-def _make_cuttable(manager: PoolManager) -> None:
-    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 def _parsed(response: Response, parse: Callable[[bytes], Model]) -> Model:
