@@ -449,7 +449,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     causes = [error]
     while not (isinstance(error, OSError) and error.errno is not None):
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
-        if not isinstance(inner, Exception):  # beneath a timeout of asyncio there is a cancellation
+        if not isinstance(inner, Exception) or not str(inner):  # a timeout of asyncio, and the cancellation beneath
             break
         causes.append(inner)
         error = inner
