@@ -17,7 +17,7 @@ from urllib3.util import Url, parse_url
 from worker.errors import SettingsError
 from worker.onenet.proxies import environment_proxy
 
-_MAX_LOOK_UPS = 8
+_MAX_LOOK_UPS = 64  # each new connection needs one
 _PORTS = {"http": 80, "https": 443}
 
 
