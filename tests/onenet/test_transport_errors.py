@@ -535,3 +535,27 @@ async def test_a_connection_that_is_not_made_in_time_is_named_so() -> None:
         error = await failure(url.replace("http", "https"), timeout_s=0.2)
     assert error.reason == "TimeoutError: the connection was not made in time"
     assert not error.may_have_been_sent
+
+
+async def test_look_ups_of_the_platform_that_hang_do_not_hinder_those_of_the_broker_and_of_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event loop looks up their names in a few threads of its own."""
+    look_up, may_answer = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any, **options: Any) -> Any:
+        if host == "platform.invalid":
+            assert may_answer.wait(PATIENCE_S)
+        return look_up(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with http_transport("http://platform.invalid", timeout_s=PATIENCE_S) as transport:
+        sends = [asyncio.create_task(transport.send(POST, time.monotonic() + PATIENCE_S)) for _ in range(40)]
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        finally:
+            may_answer.set()
+        for error in await asyncio.gather(*sends, return_exceptions=True):
+            assert isinstance(error, TransportError)
+            assert not error.may_have_been_sent
