@@ -135,7 +135,7 @@ def test_a_worker_whose_broker_does_not_answer_stops_on_sigterm(deployment: Depl
 
 
 def test_a_worker_stops_on_sigterm_while_its_probe_is_answered(deployment: Deployment) -> None:
-    """The probe is finished and acknowledged; what was not sent stays in the queue."""
+    """The probe is finished and acknowledged; commands that were not sent remain in the queue."""
     pause = {"WORKER_PAUSE_AFTER_FAILURES": "1", "WORKER_PROBE_INTERVAL": "0.1", "ONENET_READ_TIMEOUT": "20"}
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
     with deployment.worker(**pause, WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:

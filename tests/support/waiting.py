@@ -13,5 +13,5 @@ async def until(condition: Callable[[], object]) -> None:
         TimeoutError: it did not hold in time.
     """
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - other threads change what it looks at
+        while not condition():  # noqa: ASYNC110 - other threads and servers change the condition
             await asyncio.sleep(0.001)

@@ -187,5 +187,5 @@ class Session:
 
     def _end(self, settlement: Settlement, *, is_confirmed: bool) -> None:
         self._settlements.discard(settlement)
-        if not settlement.confirmed.done():  # otherwise nobody waits for it any more
+        if not settlement.confirmed.done():  # done: its waiter was cancelled
             settlement.confirmed.set_result(is_confirmed)

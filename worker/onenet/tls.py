@@ -139,5 +139,5 @@ class TLSLayer(BufferedReader, asyncio.Transport):
         self._error = error
         if not self._secured.done():
             self._secured.set_exception(error)
-            self._secured.exception()  # it is no mistake if nobody waits for it any more
+            self._secured.exception()  # marks it as retrieved: asyncio logs errors that nothing awaits
         self.abort()

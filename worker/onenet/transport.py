@@ -251,7 +251,7 @@ class _Tunnel(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if not self._opened.done():
             self._opened.set_exception(error)
-            self._opened.exception()  # it is no mistake if nobody waits for it any more
+            self._opened.exception()  # marks it as retrieved: asyncio logs errors that nothing awaits
 
 
 class _Connection(BufferedReader):
@@ -313,7 +313,7 @@ class _Connection(BufferedReader):
         return await self._answer
 
     def abort(self) -> None:
-        """Close the connection; what was not handed to the kernel yet is dropped."""
+        """Close the connection at once, without sending what is still buffered."""
         self.is_reusable = False
         if self._timer is not None:
             self._timer.cancel()
