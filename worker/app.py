@@ -1,6 +1,7 @@
 """The composition root: builds the parts of a worker from its settings, serves, stops, and returns an exit code."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -110,6 +111,8 @@ class Worker:
         if settings.onenet_products_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self.reload_products)
         broker, consumer, monitor = self._build(health)
+        gc.collect()
+        gc.freeze()  # what exists by now stays: no collection needs to look at it again
         running = asyncio.gather(broker.run(consumer), monitor.run())
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
         if ending.stop.done():

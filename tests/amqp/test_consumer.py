@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pika import BasicProperties
 
 from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
@@ -16,10 +18,14 @@ TOPOLOGY = Topology("onenet", (5,))
 
 
 class FakeChannel:
-    """Pika's channel: records what is called, and replies in the next iteration of the loop."""
+    """Pika's channel: records what is called, and replies in the next iteration of the loop.
+
+    ``unacknowledged`` are the delivery tags that a broker would deliver again if the connection were lost now.
+    """
 
     def __init__(self) -> None:
         self.history: list[str] = []
+        self.unacknowledged: set[int] = set()
         self._deliver: Callable[..., None]
         self._consumers = 0
 
@@ -36,11 +42,18 @@ class FakeChannel:
     def basic_cancel(self, consumer_tag: str, *, callback: Callable[[Any], None]) -> None:
         self._reply(f"cancel {consumer_tag}", callback)
 
-    def basic_ack(self, tag: int) -> None:
-        self.history.append(f"ack {tag}")
+    def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
+        self.history.append(f"ack {'up to ' if multiple else ''}{tag}")
+        assert tag in self.unacknowledged, "the broker closes the channel over an unknown delivery tag"
+        self.unacknowledged -= {each for each in self.unacknowledged if each <= tag} if multiple else {tag}
+
+    def basic_nack(self, tag: int) -> None:
+        self.history.append(f"nack {tag}")
+        self.unacknowledged.remove(tag)
 
     def deliver(self, tag: int, times_returned: int = 0) -> None:
         """Deliver one message."""
+        self.unacknowledged.add(tag)
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
         self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), b"{}")
 
@@ -62,6 +75,15 @@ class Bench:
     async def settled(self) -> None:
         """Wait until the consumer has finished the operations that it started."""
         await asyncio.gather(*self._tasks)
+
+    async def consume_several(self) -> None:
+        """Consume, beyond the single delivery with which a session begins: that is tag 1."""
+        await self.consumer.consume(10)
+        self.channel.deliver(1)
+        await self.settled()
+        self.consumer.acknowledge(1)
+        await asyncio.sleep(0)
+        self.channel.history.clear()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.ensure_future(work))
@@ -90,11 +112,66 @@ async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(ben
     stopping = asyncio.ensure_future(consumer.consume(0))
     await asyncio.sleep(0)
     consumer.acknowledge(1)
-    assert "ack 1" not in channel.history
+    await asyncio.sleep(0)
+    assert channel.unacknowledged == {1, 2}
     channel.deliver(3)  # which uses the prefetch up
     await stopping
-    assert bench.channel.history[-2:] == ["cancel consumer-2", "ack 1"]
+    assert bench.channel.history[-2:] == ["cancel consumer-2", "ack up to 1"]
     assert bench.consumer.unacknowledged == 2
+
+
+async def test_one_frame_acknowledges_all_that_was_settled_before_the_oldest_delivery_in_progress(
+    bench: Bench,
+) -> None:
+    await bench.consume_several()
+    for tag in range(2, 8):
+        bench.channel.deliver(tag)
+    for tag in (3, 2, 4, 6):
+        bench.consumer.acknowledge(tag)
+    await asyncio.sleep(0)
+    assert bench.channel.history == ["ack up to 4", "ack 6"]
+    assert bench.channel.unacknowledged == {5, 7}
+
+
+async def test_what_was_settled_before_consumers_are_cancelled_is_acknowledged_first(bench: Bench) -> None:
+    """It frees prefetch, which the cancellation then waits to be used up."""
+    await bench.consumer.consume(3)
+    bench.channel.deliver(1)
+    bench.consumer.acknowledge(1)
+    await bench.settled()
+    assert bench.channel.history.index("ack up to 1") < bench.channel.history.index("cancel consumer-1")
+
+
+async def test_nothing_is_acknowledged_over_a_channel_that_was_lost_meanwhile(bench: Bench) -> None:
+    await bench.consume_several()
+    bench.channel.deliver(2)
+    bench.consumer.acknowledge(2)
+    bench.consumer.channel.fail(BrokerUnavailable("cut"))
+    await asyncio.sleep(0)
+    assert bench.channel.unacknowledged == {2}
+
+
+Turn = list[tuple[Literal["deliver", "acknowledge", "requeue"], int]]
+
+
+@given(turns=st.lists(st.lists(st.tuples(st.sampled_from(["deliver", "acknowledge", "requeue"]), st.integers(0, 9)))))
+async def test_whatever_the_order_just_what_was_settled_is_acknowledged(turns: list[Turn]) -> None:
+    """An acknowledgement of a delivery in progress would lose its command if this worker crashed."""
+    bench = Bench()
+    await bench.consume_several()
+    in_progress: list[int] = []
+    delivered = 1
+    for turn in turns:
+        for action, choice in turn:
+            if action == "deliver":
+                delivered += 1
+                bench.channel.deliver(delivered)
+                in_progress.append(delivered)
+            elif in_progress:
+                getattr(bench.consumer, action)(in_progress.pop(choice % len(in_progress)))
+        await asyncio.sleep(0)
+        assert bench.channel.unacknowledged == set(in_progress)
+        assert bench.consumer.unacknowledged == len(in_progress)
 
 
 async def test_after_a_message_that_was_returned_many_times_one_delivery_is_taken_at_a_time(bench: Bench) -> None:

@@ -139,11 +139,7 @@ class Broker:
             log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
-        """Publish, and acknowledge once everything is confirmed.
-
-        Returns:
-            True after the acknowledgement; False if the session was lost before.
-        """
+        """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
         return self._session is not None and await self._session.settle(delivery, publications)
 
     @property

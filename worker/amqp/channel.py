@@ -94,6 +94,8 @@ class BrokerChannel:
 
     def invoke(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Call one of pika's methods without waiting for a reply; if pika raises, the channel is lost."""
+        if self.lost.done():
+            return
         try:
             method(*args, **kwargs)
         except AMQPError as exc:

@@ -1,9 +1,9 @@
 """Consumes one queue over a channel of its own: prefetch, cancellation and acknowledgements."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from pika import URLParameters
@@ -51,8 +51,9 @@ class QueueConsumer:
         self._wanted_prefetch = 0
         self._is_cautious = True  # one delivery at a time
         self._cautious_deliveries_left = 1
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: dict[int, None] = {}  # tags, the oldest first
         self._unacknowledged_of_consumers: set[int] = set()  # without those of cancelled consumers
+        self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
@@ -112,6 +113,7 @@ class QueueConsumer:
         if it had been handled before. So acknowledgements are deferred first, until the prefetch is used up and the
         broker sends nothing more; if that takes longer than DRAIN_PREFETCH_S, next to nothing arrives anyway.
         """
+        self._send_acknowledgements()
         self._deferred_acks = []
         prefetch = sum(self._consumers.values())
         end = self._loop.time() + DRAIN_PREFETCH_S
@@ -150,19 +152,23 @@ class QueueConsumer:
         return frame.method.message_count, frame.method.consumer_count
 
     def acknowledge(self, tag: int) -> None:
-        """Acknowledge a delivery, or defer that while consumers are being cancelled."""
+        """Acknowledge a delivery at the end of this iteration of the loop, or after consumers have been cancelled."""
         if self._deferred_acks is not None and tag not in self._large:  # a large one keeps others from being read
             self._deferred_acks.append(tag)
             return
-        self._settle(self.channel.pika_channel.basic_ack, tag)
+        if not self._to_acknowledge:
+            self._loop.call_soon(self._send_acknowledgements)
+        self._to_acknowledge.append(tag)
 
     def reject(self, tag: int) -> None:
         """Reject a delivery, so that the broker dead-letters it."""
-        self._settle(partial(self.channel.pika_channel.basic_reject, requeue=False), tag)
+        self.channel.invoke(self.channel.pika_channel.basic_reject, tag, requeue=False)
+        self._settle([tag])
 
     def requeue(self, tag: int) -> None:
         """Return a delivery to the queue; it is redelivered with ``redelivered`` set."""
-        self._settle(self.channel.pika_channel.basic_nack, tag)  # which requeues
+        self.channel.invoke(self.channel.pika_channel.basic_nack, tag)  # which requeues
+        self._settle([tag])
 
     def take_next_beside(self, tag: int) -> None:
         """Take the next delivery although this one, which was to be alone, stays unacknowledged.
@@ -193,7 +199,7 @@ class QueueConsumer:
         if self.channel.lost.done():
             return  # the broker delivers it again, to the next session
         tag: int = method.delivery_tag
-        self._unacknowledged.add(tag)
+        self._unacknowledged[tag] = None
         self._unacknowledged_of_consumers.add(tag)
         self._notify()
         exchange = method.exchange
@@ -235,14 +241,24 @@ class QueueConsumer:
         if not self._large:
             self.resume_reading()
 
-    def _settle(self, method: Callable[[int], None], tag: int) -> None:
-        if self.channel.lost.done():
-            return
-        self.channel.invoke(method, tag)
-        self._unacknowledged.discard(tag)
-        self._unacknowledged_of_consumers.discard(tag)
-        if tag in self._large:
-            self._forget_large(tag)
+    def _send_acknowledgements(self) -> None:
+        """Acknowledge with one frame everything older than the oldest delivery in progress, and the rest one by one."""
+        tags, self._to_acknowledge = self._to_acknowledge, []
+        self._settle(tags)
+        oldest_in_progress = next(iter(self._unacknowledged), math.inf)
+        acknowledge = self.channel.pika_channel.basic_ack
+        if older := [tag for tag in tags if tag < oldest_in_progress]:
+            self.channel.invoke(acknowledge, max(older), multiple=True)
+        for tag in tags:
+            if tag > oldest_in_progress:
+                self.channel.invoke(acknowledge, tag)
+
+    def _settle(self, tags: Iterable[int]) -> None:
+        for tag in tags:
+            self._unacknowledged.pop(tag, None)
+            self._unacknowledged_of_consumers.discard(tag)
+            if tag in self._large:
+                self._forget_large(tag)
         self._notify()
 
     async def _next_change(self) -> None:

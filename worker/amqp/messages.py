@@ -314,20 +314,10 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
         kept = value or (delivery.headers.get(header) if delivery.is_returned else None)
         if kept and len(repr(kept)) <= _MAX_TEXT_BYTES:
             own[header] = kept
-    return BasicProperties(
-        content_type=original.content_type,
-        content_encoding=original.content_encoding,
-        headers=headers | own,
-        delivery_mode=DeliveryMode.Persistent,
-        priority=original.priority,
-        correlation_id=original.correlation_id,
-        reply_to=original.reply_to,
-        message_id=original.message_id,
-        timestamp=original.timestamp,
-        type=original.type,
-        app_id=original.app_id,
-        cluster_id=original.cluster_id,
-    )
+    carried = _with_headers(original, headers | own)
+    carried.delivery_mode = DeliveryMode.Persistent.value
+    carried.user_id = carried.expiration = None
+    return carried
 
 
 def fitted(publication: Publication, frame_max: int) -> Publication:

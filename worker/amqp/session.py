@@ -98,8 +98,7 @@ class Session:
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed.
 
-        Returns:
-            True after the acknowledgement; False if the session was lost before, or the delivery is another session's.
+        False: the session was lost before, or the delivery is another session's.
         """
         if delivery.session != self.number or self.lost.done():
             return False

@@ -4,7 +4,6 @@ import re
 import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 
 from schemas.reply import Reply
 from worker.core.claims import Completed, Key, KeyReused
@@ -31,12 +30,12 @@ class PackedReplies:
     def __init__(self, ttl_s: float, generation_size: int) -> None:
         self._ttl_s = ttl_s
         self._generation_size = generation_size
-        self._newer: dict[bytes, bytes] = {}
-        self._older: dict[bytes, bytes] = {}
+        self._newer: dict[int, bytes] = {}  # by hash of the command id
+        self._older: dict[int, bytes] = {}
         self._newer_uuids: set[int] = set()  # hashes of the uuids: most look-ups of an owner need no search
         self._older_uuids: set[int] = set()
-        self._newer_matches: dict[bytes, bytes] = {}  # start of a match key -> hash of the latest such command's id
-        self._older_matches: dict[bytes, bytes] = {}
+        self._newer_matches: dict[bytes, int] = {}  # start of a match key -> hash of the latest such command's id
+        self._older_matches: dict[bytes, int] = {}
 
     def add(self, key: Key, reply: Reply, now: float) -> bool:
         """Record a reply at a monotonic time; returns False if its form cannot be packed."""
@@ -47,7 +46,7 @@ class PackedReplies:
             self._older, self._newer = self._newer, {}
             self._older_matches, self._newer_matches = self._newer_matches, {}
             self._older_uuids, self._newer_uuids = self._newer_uuids, set()
-        command_hash = _hash(key.command_id)
+        command_hash = hash(key.command_id)
         self._newer_matches[key.match_key[:8]] = command_hash
         uuid = _packed(str(reply.uuid))
         self._newer_uuids.add(hash(uuid))
@@ -64,7 +63,7 @@ class PackedReplies:
 
     def find(self, key: Key, now: float) -> Completed | KeyReused | None:
         """Return the recorded reply to a command; None if there is none, or it has expired."""
-        command_hash = _hash(key.command_id)
+        command_hash = hash(key.command_id)
         record = self._newer.get(command_hash) or self._older.get(command_hash)
         if record is None:
             return None
@@ -98,7 +97,7 @@ class PackedReplies:
         wanted = {each: uuid for each, uuid in packed if self._may_have(hash(each))}
         if not wanted:
             return set()
-        own_hash = _hash(command_id)
+        own_hash = hash(command_id)
         records = (*self._older.items(), *self._newer.items())
         return {
             wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != own_hash
@@ -106,10 +105,6 @@ class PackedReplies:
 
     def _may_have(self, uuid: int) -> bool:
         return uuid in self._newer_uuids or uuid in self._older_uuids
-
-
-def _hash(command_id: str) -> bytes:
-    return blake2b(command_id.encode(), digest_size=8).digest()
 
 
 def _packed(uuid: str) -> bytes:

@@ -1,7 +1,6 @@
 """The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
 import itertools
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
+
+from pydantic_core import to_json
 
 from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
@@ -33,7 +34,6 @@ _MAX_DETAILS = 5_000
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset is not known yet
 _NO_CREDENTIALS = "the product has no credentials any more"
-_write_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class _RecentUuids:
@@ -287,7 +287,7 @@ class OneNETClient:
         body = b""
         if command.args is not None:
             headers["Content-Type"] = "application/json"
-            body = _write_json({"args": command.args}).encode()
+            body = to_json({"args": command.args})
         return Request(f"{_EXECUTE}?{query}", headers, body)
 
     def _quoted(self, moment: datetime) -> str:

@@ -41,21 +41,17 @@ class NoTracing:
     """Creates no spans."""
 
     def consuming(self, *_: object) -> Consuming:
-        return nullcontext()
+        return _NOTHING
 
     def requesting(self, *_: object) -> Requesting:
-        return nullcontext(_ignore)
+        return _NOTHING_ANSWERED
 
     def publishing(self, *_: object) -> Publishing:
-        return {}, _do_nothing
+        return {}, lambda: None
 
     def close(self, timeout_s: float) -> None:
         pass
 
 
-def _ignore(_status: int) -> None:
-    pass
-
-
-def _do_nothing() -> None:
-    pass
+_NOTHING = nullcontext()
+_NOTHING_ANSWERED: Requesting = nullcontext(lambda _status: None)
