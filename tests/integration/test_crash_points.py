@@ -35,6 +35,8 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
     ("first try", None, "after publish", 1),
     ("first try", None, "before acknowledge", 1),
     ("first try", None, "after acknowledge", 1),
+    ("first try", None, "before acknowledgements", 2),
+    ("first try", None, "after acknowledgements", 2),
     ("to be tried again", TOO_MANY, "before release", 1),
     ("to be tried again", TOO_MANY, "after release", 1),
     ("to be tried again", TOO_MANY, "before acknowledge", 1),

@@ -40,6 +40,7 @@ def install(point: str, n: int) -> None:
         "recorded": ([Reporter], "_report_outcome"),
         "publish": ([Publisher], "publish"),
         "acknowledge": ([QueueConsumer], "acknowledge"),
+        "acknowledgements": ([QueueConsumer], "_send_acknowledgements"),
     }
     moment, _, name = point.partition(" ")
     owners, method = (coroutines | functions)[name]
