@@ -56,7 +56,7 @@ _ONE_LINE: dict[str, Any] = {"not": {"pattern": "\\n"}}
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
 CommandId = Annotated[str, Field(pattern=COMMAND_ID_PATTERN, json_schema_extra=_ONE_LINE)]
-Imei = Annotated[str, Field(pattern=r"^[0-9]{15}$", json_schema_extra=_ONE_LINE)]
+Imei = Annotated[str, Field(pattern=r"^([0-9]{15}|[0-9]{4})$", json_schema_extra=_ONE_LINE)]
 Identifier = Annotated[int, Field(ge=0, le=65535)]
 Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra=_ONE_LINE)]
 TriggerBits = Annotated[int, Field(ge=1, le=7)]
@@ -110,7 +110,7 @@ class Command(TypedDict):
             ),
         ]
     ]
-    imei: Annotated[Imei, Field(description="IMEI of the device: 15 digits.")]
+    imei: Annotated[Imei, Field(description="IMEI of the device: 15 digits, or 4 of a test device.")]
     obj_id: Annotated[Identifier, Field(description="LwM2M object id.")]
     obj_inst_id: Annotated[Identifier, Field(description="LwM2M object instance id.")]
     res_id: Annotated[Identifier, Field(description="LwM2M resource id.")]
@@ -149,8 +149,8 @@ class Command(TypedDict):
             str,
             Field(
                 max_length=MAX_ARGS_BYTES,
-                description="Arguments of the command: at most 2048 bytes of UTF-8. Without them the request has "
-                "no body.",
+                description="Arguments of the command: at most 2048 bytes of UTF-8. Without them the body of "
+                "the request is {}.",
             ),
             AfterValidator(_is_unicode),
             AfterValidator(_fits_the_platform),

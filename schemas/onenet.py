@@ -1,9 +1,8 @@
-"""The platform's answers, as far as the worker reads them.
+"""The platform's command history, as far as the worker reads it: the ``data`` of its answers.
 
-Source: the platform's pages on ``POST /nbiot/execute/offline`` and on the command history. An answer to a command is
-decided by ``errno`` alone, so only ``errno`` must be valid; other malformed fields count as absent. A history is
-decided by all of its fields: a malformed answer is an error. The fields of an entry are kept as they are written,
-because another notation of a value does not make it another value.
+Source: the platform's pages on the command history. A history is decided by all of its fields: a malformed answer is
+an error. The fields of an entry are kept as they are written, because another notation of a value does not make it
+another value.
 """
 
 import re
@@ -31,10 +30,6 @@ def whole_number(value: object) -> int | None:
     return int(number) if int(number) == number else None
 
 
-def _text_or_nothing(value: object) -> object:
-    return value.strip() if isinstance(value, str) else ""
-
-
 def _object_or_nothing(value: object) -> object:
     return value if isinstance(value, dict) else {}
 
@@ -54,27 +49,6 @@ def _number_or_same(value: object) -> object:
 
 def _nothing_as_empty(value: object) -> object:
     return () if value is None else value
-
-
-Text = Annotated[str, BeforeValidator(_text_or_nothing)]
-
-
-class ExecuteData(BaseModel):
-    """Identifies the cached command in an answer with ``errno`` 0."""
-
-    model_config = ConfigDict(frozen=True)
-
-    uuid: Text = ""
-
-
-class ExecuteAnswer(BaseModel):
-    """The answer to a command: ``errno`` 0 means that the command was cached."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    errno: int
-    error: Text = ""
-    data: Annotated[ExecuteData, BeforeValidator(_object_or_nothing)] = ExecuteData()
 
 
 class HistoryItem(BaseModel):
@@ -117,13 +91,3 @@ class HistoryDetail(BaseModel):
 
     args: Annotated[dict[str, Any], BeforeValidator(_object_or_nothing)]
     content: Any = None
-
-
-class HistoryAnswer(BaseModel):
-    """The answer of the endpoints of the history."""
-
-    model_config = ConfigDict(frozen=True)
-
-    errno: int
-    error: Text = ""
-    data: Any = None

@@ -1,5 +1,6 @@
 """Settings: read in one place, validated as a whole; errors are lines without secrets."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.core.credentials import AccessKey, ApiKey
+from worker.core.credentials import AccessKey, ApiKey, UserKey, plaintext_hosts
 from worker.core.rate import Rate
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, SettingsError
 from worker.settings import Settings, load_products, load_settings
@@ -241,8 +242,8 @@ def test_each_product_has_its_own_credentials(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(tmp_path / "products.json"))
     products = load_products(load_settings())
     assert set(products) == {"heating", "cooling"}
-    assert isinstance(products["heating"], ApiKey)
-    assert isinstance(products["cooling"], AccessKey)
+    assert isinstance(products["heating"].credentials, ApiKey)
+    assert isinstance(products["cooling"].credentials, AccessKey)
     monkeypatch.setenv("ONENET_API_KEY", "k")
     assert set(load_products(load_settings())) == {None, "heating", "cooling"}
 
@@ -250,7 +251,12 @@ def test_each_product_has_its_own_credentials(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     "content",
     ["", "[]", '{"a": 1}', '{"a": {}}', '{"a": {"api_key": ""}}', '{"a": {"api_key": "aSecret", "other": 1}}',
-     '{"a": {"product_id": "1", "access_key": "aSecret!"}}'],
+     '{"a": {"product_id": "1", "access_key": "aSecret!"}}', '{"a": {"api_key": "aSecret", "api": "v3"}}',
+     '{"a": {"api_key": "aSecret", "api": "v2"}}', '{"a": {"user_id": "1", "access_key": "aGk="}}',
+     '{"a": {"api_key": "aSecret", "url": "https://iot-api.heclouds.com"}}',
+     '{"a": {"api_key": "aSecret", "url": "https://user:aSecret@host"}}',
+     '{"a": {"product_id": "1", "user_id": "1", "access_key": "aGk=", "api": "v2"}}',
+     '{"a": {"user_id": "1", "api": "v2"}}', '{"a": {"api_key": "aSecret", "url": 7}}'],
 )  # fmt: skip
 def test_an_unusable_products_file_is_reported_without_its_secrets(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -259,7 +265,8 @@ def test_an_unusable_products_file_is_reported_without_its_secrets(
     monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(tmp_path / "products.json"))
     with pytest.raises(SettingsError) as caught:
         load_products(load_settings())
-    assert all(line.startswith("ONENET_PRODUCTS_FILE: ") for line in caught.value.lines)
+    [line] = caught.value.lines
+    assert line.startswith("ONENET_PRODUCTS_FILE: ")
     assert "aSecret" not in str(caught.value)
 
 
@@ -282,6 +289,89 @@ def test_a_malformed_rate_limit_is_reported(text: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("ONENET_RATE_LIMIT", text)
     with pytest.raises(SettingsError, match="ONENET_RATE_LIMIT: must be a count and a unit"):
         load_settings()
+
+
+V1, V2 = "https://api.heclouds.com", "https://iot-api.heclouds.com"
+
+
+@pytest.mark.parametrize(
+    ("url", "api", "used"),
+    [
+        (V1, None, "v1"),
+        (V2, None, "v2"),
+        ("https://IOT-API.example.org/base", "AUTO", "v2"),
+        ("https://api.zj.cmcconenet.com", "auto", "v1"),
+        ("http://10.0.0.1:8080/iot-api.", "auto", "v1"),
+        ("http://10.0.0.1:8080", "v2", "v2"),
+        (V2, "v1", "v1"),
+    ],
+)
+def test_the_generation_of_the_platform_is_set_or_told_by_the_host(
+    url: str, api: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONENET_URL", url)
+    monkeypatch.setenv("ONENET_API", api or "")
+    monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
+    monkeypatch.setenv("ONENET_ACCESS_KEY", "aGk=")
+    assert load_products(load_settings())[None].api == used
+
+
+def test_the_key_of_a_user_signs_for_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_URL", V2)
+    monkeypatch.setenv("ONENET_USER_ID", "511932")
+    monkeypatch.setenv("ONENET_ACCESS_KEY", "aGk=")
+    credentials = load_products(load_settings())[None].credentials
+    assert isinstance(credentials, UserKey)
+    assert credentials.resource == "userid/511932"
+
+
+@pytest.mark.parametrize(
+    ("settings", "beginning"),
+    [
+        ({"ONENET_API": "v3"}, "ONENET_API: "),
+        ({"ONENET_URL": V2, "ONENET_API_KEY": "k"}, "ONENET_API_KEY: is for v1"),
+        ({"ONENET_API": "v2", "ONENET_API_KEY": "k"}, "ONENET_API_KEY: is for v1"),
+        ({"ONENET_USER_ID": "1", "ONENET_ACCESS_KEY": "aGk="}, "ONENET_USER_ID: is for v2"),
+        ({"ONENET_URL": V2, "ONENET_API": "v1", "ONENET_USER_ID": "1", "ONENET_ACCESS_KEY": "aGk="},
+         "ONENET_USER_ID: is for v2"),
+        ({"ONENET_URL": V2, "ONENET_USER_ID": "1"}, "ONENET_USER_ID, ONENET_ACCESS_KEY: set both"),
+        ({"ONENET_URL": V2, "ONENET_PRODUCT_ID": "1", "ONENET_USER_ID": "1", "ONENET_ACCESS_KEY": "aGk="},
+         "ONENET_PRODUCT_ID, ONENET_USER_ID: set one"),
+        ({"ONENET_URL": V2, "ONENET_API_KEY": "k", "ONENET_USER_ID": "1", "ONENET_ACCESS_KEY": "aGk="},
+         "ONENET_API_KEY, ONENET_ACCESS_KEY: set one"),
+        ({"ONENET_USER_ID": "a b", "ONENET_ACCESS_KEY": "aGk=", "ONENET_API": "v2"}, "ONENET_USER_ID: "),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_wrong_combination_of_credentials_and_generation_is_one_line(
+    settings: dict[str, str], beginning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = caught.value.lines
+    assert line.startswith(beginning)
+
+
+def test_a_product_may_be_at_a_platform_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    signing = {"product_id": "7", "access_key": "aGk="}
+    entries = {
+        "here": signing,
+        "there": signing | {"url": f"{V2}/"},
+        "user": {"user_id": "1", "access_key": "aGk=", "url": "http://10.0.0.1", "api": "V2"},
+    }
+    (tmp_path / "products.json").write_text(json.dumps(entries))
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(tmp_path / "products.json"))
+    products = load_products(load_settings())
+    assert {name: (product.url, product.api) for name, product in products.items()} == {
+        "here": (V1, "v1"),
+        "there": (V2, "v2"),
+        "user": ("http://10.0.0.1", "v2"),
+    }
+    assert plaintext_hosts(products) == ["10.0.0.1"]
+    monkeypatch.setenv("ONENET_API", "v2")
+    assert {product.api for product in load_products(load_settings()).values()} == {"v2"}
 
 
 def test_missing_credentials_are_reported() -> None:

@@ -17,14 +17,14 @@ from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.core.claims import IdempotencyStore
-from worker.core.credentials import Credentials
+from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, StoreUnavailable, TopologyMismatch
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
-from worker.onenet.client import OneNETClient
+from worker.onenet.client import OneNETClient, Site
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
@@ -86,6 +86,7 @@ class Worker:
         self._settings = settings
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         products = load_products(settings)
+        self._plaintext_hosts = plaintext_hosts(products)
         self._broker_parameters = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
         self._client = client_of(settings, products, self._tracing)
@@ -104,9 +105,8 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
-        if settings.plaintext_host is not None:
-            hint = "the credentials are sent in plaintext"
-            log.warning("onenet_url_not_encrypted", host=settings.plaintext_host, hint=hint)
+        for host in self._plaintext_hosts:
+            log.warning("onenet_url_not_encrypted", host=host, hint="the credentials are sent in plaintext")
         ending = _Ending(loop)
         if settings.onenet_products_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self.reload_products)
@@ -135,10 +135,10 @@ class Worker:
         """Read the credentials of the products again; if the file is unusable, keep the old ones."""
         try:
             found = load_products(self._settings)
+            changed = self._client.replace_products(found)
         except SettingsError as exc:
             log.warning("products_not_reloaded", reason="; ".join(exc.lines))
             return
-        changed = self._client.replace_products(found)
         for breakers in (self._breakers, self._history_breakers):
             breakers.replace(found.keys(), changed)
         log.info("products_reloaded", products=len(found), changed=len(changed))
@@ -211,7 +211,7 @@ class Worker:
             return 0
         return 0 if stopping.exception() is None else _crashed(stopping.exception())
 
-    def _new_breakers(self, products: Mapping[str | None, Credentials], subject: Subject) -> CircuitBreakers:
+    def _new_breakers(self, products: Mapping[str | None, Product], subject: Subject) -> CircuitBreakers:
         settings = self._settings
         return CircuitBreakers(
             products, settings.worker_pause_after_failures, settings.worker_probe_interval, subject=subject
@@ -249,22 +249,27 @@ class _Ending:
         self._loop.call_soon_threadsafe(self._on_crash, error)
 
 
-def client_of(settings: Settings, products: Mapping[str | None, Credentials], tracing: Tracing) -> OneNETClient:
+def client_of(settings: Settings, products: Mapping[str | None, Product], tracing: Tracing) -> OneNETClient:
     """Return a client of the platform."""
     ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
-    route = Route(settings.onenet_url, ca_file)
     connect_s, read_s = settings.onenet_connect_timeout, settings.onenet_read_timeout
+
+    def new_site(url: str) -> Site:
+        route = Route(url, ca_file)
+        return Site(
+            lambda: HTTPTransport(route, connect_timeout_s=connect_s, read_timeout_s=read_s, tracing=tracing),
+            HistoryReader(
+                route,
+                connect_timeout_s=connect_s,
+                read_timeout_s=read_s,
+                concurrency=settings.worker_concurrency,
+                tracing=tracing,
+            ),
+        )
+
     return OneNETClient(
-        settings.onenet_url,
         products,
-        lambda: HTTPTransport(route, connect_timeout_s=connect_s, read_timeout_s=read_s, tracing=tracing),
-        HistoryReader(
-            route,
-            connect_timeout_s=connect_s,
-            read_timeout_s=read_s,
-            concurrency=settings.worker_concurrency,
-            tracing=tracing,
-        ),
+        new_site,
         settings.platform_zone,
         request_s=settings.request_s,
         caching_delay_s=settings.worker_reconcile_delay,

@@ -9,14 +9,15 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import (
+    AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     FilePath,
     SecretStr,
@@ -36,7 +37,17 @@ from pydantic_settings import (
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.topology import Topology
-from worker.core.credentials import PRODUCT_ID_PATTERN, AccessKey, ApiKey, Credentials
+from worker.core.credentials import (
+    ID_PATTERN,
+    AccessKey,
+    ApiKey,
+    Credentials,
+    Generation,
+    Product,
+    UserKey,
+    generation,
+    plaintext_host,
+)
 from worker.core.rate import Rate
 from worker.core.urls import (
     HOW_TO_WRITE,
@@ -90,6 +101,12 @@ def _split_secret(value: object) -> object:
     return _split(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
+def _platform_url(url: str) -> str:
+    wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
+    return _checked(url, _ONENET, wanted).rstrip("/")
+
+
+Api = Literal["auto", "v1", "v2"]
 CommaSeparated = BeforeValidator(_split)
 AnyCase = BeforeValidator(_lower)
 
@@ -149,14 +166,23 @@ class Settings(BaseSettings):
         True, description="declare exchanges and queues on start; `false`: only check that they exist"
     )
     onenet_url: str = Field("https://api.heclouds.com", description="base URL of the platform")
-    onenet_api_key: SecretStr | None = Field(None, description='MasterKey of the product (mode "common")')
+    onenet_api: Annotated[Api, AnyCase] = Field(
+        "auto",
+        description="generation of the platform: `v1` (`/nbiot`, `errno`) or `v2` (`/nb-iot`, `code`); `auto`: v2 where "
+        "the host of `ONENET_URL` begins with `iot-api.`, else v1",
+    )
+    onenet_api_key: SecretStr | None = Field(None, description='MasterKey of the product (mode "common"); v1 only')
     onenet_product_id: str | None = Field(
-        None, pattern=PRODUCT_ID_PATTERN, description='product that `ONENET_ACCESS_KEY` belongs to (mode "safe")'
+        None, pattern=ID_PATTERN, description='product that `ONENET_ACCESS_KEY` belongs to (mode "safe")'
+    )
+    onenet_user_id: str | None = Field(
+        None, pattern=ID_PATTERN, description="user that `ONENET_ACCESS_KEY` belongs to instead of a product; v2 only"
     )
     onenet_access_key: SecretStr | None = Field(None, description='key that signs the tokens (mode "safe")')
     onenet_products_file: FilePath | None = Field(
         None,
-        description='JSON: product name → `{"api_key": …}` or `{"product_id": …, "access_key": …}`',
+        description='JSON: product name → `{"api_key": …}`, `{"product_id": …, "access_key": …}` or '
+        '`{"user_id": …, "access_key": …}`, each with `url` and `api` of its own where they differ',
     )
     onenet_connect_timeout: float = Field(3, gt=0, le=300, description="seconds to connect to the platform")
     onenet_read_timeout: float = Field(
@@ -257,8 +283,7 @@ class Settings(BaseSettings):
     @field_validator("onenet_url")
     @classmethod
     def _is_http_url(cls, url: str) -> str:
-        wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
-        return _checked(url, _ONENET, wanted).rstrip("/")
+        return _platform_url(url)
 
     @field_validator("amqp_ca_file", "onenet_ca_file")
     @classmethod
@@ -336,10 +361,7 @@ class Settings(BaseSettings):
         lines = []
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
             lines.append("AMQP_CERT_FILE, AMQP_KEY_FILE: set both or neither")
-        if (self.onenet_product_id is None) != (self.onenet_access_key is None):
-            lines.append("ONENET_PRODUCT_ID, ONENET_ACCESS_KEY: set both or neither")
-        if self.onenet_api_key is not None and self.onenet_access_key is not None:
-            lines.append('ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"')
+        lines += self._wrong_credentials()
         if self.worker_reconcile_delay < self.request_s:
             lines.append(
                 "WORKER_RECONCILE_DELAY: must be at least ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT together, "
@@ -349,17 +371,36 @@ class Settings(BaseSettings):
             raise ValueError("\n".join(lines))
         return self
 
+    def _wrong_credentials(self) -> list[str]:
+        """Return a line for each wrong combination of the settings of the credentials."""
+        key = self.onenet_access_key
+        owners = [
+            name
+            for name, value in (
+                ("ONENET_PRODUCT_ID", self.onenet_product_id),
+                ("ONENET_USER_ID", self.onenet_user_id),
+            )
+            if value is not None
+        ]
+        if len(owners) > 1:
+            return ["ONENET_PRODUCT_ID, ONENET_USER_ID: set one of them, the owner of ONENET_ACCESS_KEY"]
+        if bool(owners) != (key is not None):
+            return [f"{', '.join(owners or ['ONENET_PRODUCT_ID'])}, ONENET_ACCESS_KEY: set both or neither"]
+        if self.onenet_api_key is not None and key is not None:
+            return ['ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"']
+        api = generation(self.onenet_api, self.onenet_url)
+        names = "and ONENET_API or ONENET_URL names"
+        if self.onenet_api_key is not None and api == "v2":
+            wanted = "set ONENET_PRODUCT_ID or ONENET_USER_ID, and ONENET_ACCESS_KEY"
+            return [f"ONENET_API_KEY: is for v1 of the platform, {names} v2: {wanted}"]
+        if self.onenet_user_id is not None and api == "v1":
+            return [f"ONENET_USER_ID: is for v2 of the platform, {names} v1: set ONENET_PRODUCT_ID, or ONENET_API=v2"]
+        return []
+
     @property
     def plaintext_host(self) -> str | None:
         """Host to which the credentials are sent in plaintext; None with https or a loopback address."""
-        parts = urlsplit(self.onenet_url)
-        if parts.scheme == "https" or parts.hostname == "localhost":
-            return None
-        try:
-            is_here = ip_address(parts.hostname or "").is_loopback
-        except ValueError:
-            is_here = False
-        return None if is_here else parts.hostname
+        return plaintext_host(self.onenet_url)
 
     @property
     def rate(self) -> Rate | None:
@@ -411,44 +452,86 @@ def load_settings() -> Settings:
         raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
 
 
-def load_products(settings: Settings) -> dict[str | None, Credentials]:
-    """Return the credentials of every product by name; those of commands without a product under ``None``.
+def load_products(settings: Settings) -> dict[str | None, Product]:
+    """Return every product by name; that of commands without a product under ``None``.
 
     Raises:
         SettingsError: the products file is unusable, or no credentials are configured.
     """
-    products: dict[str | None, Credentials] = {}
-    if settings.onenet_api_key is not None:
-        products[None] = ApiKey(api_key=settings.onenet_api_key)
-    elif settings.onenet_product_id is not None and settings.onenet_access_key is not None:
-        products[None] = AccessKey(product_id=settings.onenet_product_id, access_key=settings.onenet_access_key)
+    products: dict[str | None, Product] = {}
+    credentials = _default_credentials(settings)
+    if credentials is not None:
+        api = generation(settings.onenet_api, settings.onenet_url)
+        products[None] = Product(settings.onenet_url, api, credentials)
     if settings.onenet_products_file is not None:
-        products.update(_read_products(settings.onenet_products_file))
+        products.update(_read_products(settings.onenet_products_file, settings))
     if not products:
-        raise SettingsError(
-            ["ONENET_API_KEY: not set, nor ONENET_PRODUCT_ID with ONENET_ACCESS_KEY, nor ONENET_PRODUCTS_FILE"]
-        )
+        wanted = "ONENET_ACCESS_KEY with ONENET_PRODUCT_ID or ONENET_USER_ID"
+        raise SettingsError([f"ONENET_API_KEY: not set, nor {wanted}, nor ONENET_PRODUCTS_FILE"])
     return products
 
 
-def _read_products(path: Path) -> dict[str | None, Credentials]:
+def _default_credentials(settings: Settings) -> Credentials | None:
+    if settings.onenet_api_key is not None:
+        return ApiKey(api_key=settings.onenet_api_key)
+    if settings.onenet_access_key is None:
+        return None
+    if settings.onenet_user_id is not None:
+        return UserKey(user_id=settings.onenet_user_id, access_key=settings.onenet_access_key)
+    assert settings.onenet_product_id is not None  # checked with the settings
+    return AccessKey(product_id=settings.onenet_product_id, access_key=settings.onenet_access_key)
+
+
+def _read_products(path: Path, settings: Settings) -> dict[str | None, Product]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise SettingsError([f"ONENET_PRODUCTS_FILE: cannot be read as JSON: {type(exc).__name__}"]) from exc
     if not isinstance(found, dict):
         raise SettingsError(["ONENET_PRODUCTS_FILE: must be a JSON object: product name → credentials"])
-    products: dict[str | None, Credentials] = {}
+    products: dict[str | None, Product] = {}
     lines: list[str] = []
-    for name, value in found.items():
-        kind = ApiKey if isinstance(value, dict) and "api_key" in value else AccessKey
+    for name, entry in found.items():
         try:
-            products[name] = kind.model_validate(value)
+            products[name] = _read_product(entry, settings)
         except ValidationError as exc:
             lines += [f"ONENET_PRODUCTS_FILE: product {name}: {line}" for line in _lines(exc)]
+        except ValueError as exc:
+            lines.append(f"ONENET_PRODUCTS_FILE: product {name}: {exc}")
     if lines:
         raise SettingsError(lines)
     return products
+
+
+class _Place(BaseModel):
+    """Where a product of the products file is; by default where ``ONENET_URL`` and ``ONENET_API`` say."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    url: Annotated[str, AfterValidator(_platform_url)]
+    api: Annotated[Api, AnyCase]
+
+
+def _read_product(entry: object, settings: Settings) -> Product:
+    """Return a product of the products file.
+
+    Raises:
+        ValueError: the entry is unusable; pydantic's ValidationError is one.
+    """
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    place = _Place.model_validate({"url": settings.onenet_url, "api": settings.onenet_api} | fields)
+    kinds: dict[str, type[Credentials]] = {"api_key": ApiKey, "product_id": AccessKey, "user_id": UserKey}
+    named = [name for name in kinds if name in fields]
+    if len(named) != 1:
+        raise ValueError("must be an object with one of api_key, product_id and user_id")
+    [kind] = named
+    credentials = kinds[kind].model_validate({key: fields[key] for key in fields.keys() - _Place.model_fields.keys()})
+    api: Generation = generation(place.api, place.url)
+    if kind == "api_key" and api == "v2":
+        raise ValueError("api_key: is for v1 of the platform; v2 needs product_id or user_id, and access_key")
+    if kind == "user_id" and api == "v1":
+        raise ValueError('user_id: is for v2 of the platform; use product_id, or set "api": "v2"')
+    return Product(place.url, api, credentials)
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -446,7 +446,7 @@ class TestMemory:
 
     @given(
         uuid=st.one_of(st.uuids().map(str), st.text(min_size=1)),
-        imei=st.from_regex(r"[0-9]{15}", fullmatch=True),
+        imei=st.from_regex(r"[0-9]{15}|[0-9]{4}", fullmatch=True),
         attempts=st.integers(1, 300),
         recovered=st.booleans(),
         omitted=st.booleans(),

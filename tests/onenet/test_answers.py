@@ -8,12 +8,23 @@ import pytest
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.onenet.answers import interpret
+from worker.onenet.dialect import Dialect
+from worker.onenet.response import Response
+from worker.onenet.v1 import V1
+from worker.onenet.v2 import V2
 
 NOW = datetime(2026, 8, 5, 8, 0, tzinfo=UTC)
+KEY, TOKEN = "S3cretMasterKey=", "version=2022-05-01&res=products%2F1&sign=S3cret%2Bsignature%3D"
 
 
 def answer(status: int, body: object, retry_after: str | None = None) -> Answer:
-    return interpret(status, body if isinstance(body, bytes) else json.dumps(body).encode(), retry_after, NOW)
+    return of(V1, status, body, {} if retry_after is None else {"retry-after": retry_after})
+
+
+def of(dialect: Dialect, status: int, body: object, headers: dict[str, str] | None = None) -> Answer:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    names = {name.encode(): value.encode() for name, value in (headers or {}).items()}
+    return interpret(Response(status, names, content, (KEY, TOKEN)), dialect, NOW)
 
 
 def test_errno_0_with_a_uuid_means_cached() -> None:
@@ -92,7 +103,10 @@ def test_status_5xx_leaves_the_command_in_doubt_with_any_body(status: int) -> No
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"errno": "3"}', b'{"error": "no such page"}'], ids=str)
 def test_a_refusal_without_onenets_json_may_concern_all_devices(status: int, body: bytes) -> None:
     """A gateway or a portal in front of the platform refuses every command alike."""
-    assert answer(status, body) == Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
+    found = answer(status, body)
+    assert isinstance(found, Refused)
+    assert found == Refused("http_rejected", found.message, may_concern_all_devices=True)
+    assert found.message.startswith(f"HTTP {status}, ")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +132,8 @@ def test_a_throttling_error_means_not_sent_and_throttled(status: int, errno: int
 
 
 @pytest.mark.parametrize(
-    ("errno", "error"), [(3, "auth failed"), (3, "token鉴权失败"), (2, "api-key required"), (1, ""), (10403, "")]
+    ("errno", "error"),
+    [(3, "auth failed"), (3, "token鉴权失败"), (2, "api-key required"), (1, ""), (10403, "鉴权失败")],
 )
 def test_a_credentials_error_is_recognized_under_every_errno(errno: int, error: str) -> None:
     found = answer(200, {"errno": errno, "error": error})
@@ -157,3 +172,105 @@ def test_a_response_with_a_uuid_is_never_a_refusal(errno: int, error: str) -> No
     assert answer(200, body) == answer(201, body) == Cached("u")
     for status in (302, 400, 404, 429, 500):
         assert isinstance(answer(status, body), InDoubt)
+
+
+def test_a_v2_answer_has_code_and_msg() -> None:
+    assert of(V2, 200, {"code": 0, "msg": "succ", "data": {"uuid": "u"}, "request_id": "r"}) == Cached("u")
+    refused = {"code": 10001, "msg": "parameter error", "request_id": "r"}
+    assert of(V2, 200, refused) == Refused("onenet_rejected", "parameter error", 10001)
+    wrong_key = {"code": 10403, "msg": "authentication failed", "request_id": "r"}
+    assert of(V2, 200, wrong_key) == Refused(
+        "onenet_rejected", "authentication failed", 10403, may_concern_all_devices=True
+    )
+    assert of(V2, 200, {"code": 500, "msg": "whatever"}) == InDoubt("code 500: whatever")
+    assert of(V2, 200, {"code": 7, "msg": "calling too fast"}, {"retry-after": "7"}) == NotSent(
+        "code 7: calling too fast", 7.0, is_throttled=True
+    )
+    assert isinstance(of(V2, 200, {"code": 0, "msg": "succ"}), InDoubt)
+    assert isinstance(of(V2, 200, {"code": "0", "msg": "succ", "data": {"uuid": "u"}}), InDoubt)
+
+
+FOREIGN = [
+    (V1, {"code": 10403, "msg": "authentication failed", "request_id": "r"}, 10403),
+    (V1, {"code": 10410, "msg": "", "request_id": "r"}, 10410),
+    (V1, {"code": 15, "msg": "calling too fast"}, 15),
+    (V2, {"errno": 3, "error": "token鉴权失败"}, 3),
+    (V2, {"errno": 4242, "error": "unheard of", "data": {}}, 4242),
+]
+
+
+@pytest.mark.parametrize(("dialect", "body", "code"), FOREIGN, ids=str)
+@pytest.mark.parametrize("status", [200, 400, 404])
+def test_an_answer_of_the_other_generation_is_a_refusal_that_names_the_setting(
+    dialect: Dialect, body: dict[str, Any], code: int, status: int
+) -> None:
+    """It concerns all devices of the product, and the product is paused before many commands are rejected."""
+    found = of(dialect, status, body)
+    assert isinstance(found, Refused)
+    assert (found.errno, found.may_concern_all_devices) == (code, True)
+    assert found.message.startswith("ONENET_API: the platform answers as v")
+    assert found.cause == found.message
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [(V1, {"code": 0, "msg": "succ"}), (V2, {"errno": 0, "error": "succ"}), (V1, {"code": 10500, "msg": "internal"})],
+    ids=str,
+)
+@pytest.mark.parametrize("code", ["as it is", 4242])
+def test_an_answer_of_the_other_generation_with_a_uuid_means_cached(
+    dialect: Dialect, body: dict[str, Any], code: object
+) -> None:
+    """Whoever made the answer has cached the command: it is not sent again."""
+    if code == 4242:
+        body = body | dict.fromkeys(body.keys() & {"code", "errno"}, code)
+    assert of(dialect, 200, body | {"data": {"uuid": "u"}}) == Cached("u")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [(V1, {"code": 0, "msg": "succ"}), (V2, {"errno": 0, "error": "succ"}), (V1, {"code": 10500, "msg": "internal"}),
+     (V2, {"errno": 16, "error": "unsuccess: TIME_OUT null"})],
+    ids=str,
+)  # fmt: skip
+def test_an_answer_of_the_other_generation_after_which_the_command_may_be_cached_leaves_it_in_doubt(
+    dialect: Dialect, body: dict[str, Any]
+) -> None:
+    """A refusal may be followed by another request, when the product is paused."""
+    found = of(dialect, 200, body)
+    assert isinstance(found, InDoubt)
+    assert found.reason.startswith("ONENET_API: ")
+
+
+def test_an_answer_with_the_fields_of_both_generations_is_one_of_the_configured_generation() -> None:
+    both = {"errno": 3, "error": "parameter required", "code": 10001, "msg": "parameter error"}
+    assert of(V1, 200, both) == Refused("onenet_rejected", "parameter required", 3)
+    assert of(V2, 200, both) == Refused("onenet_rejected", "parameter error", 10001)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "description"),
+    [
+        ({"content-type": "text/html; charset=utf-8"}, b"<html>\r\n\x1b[31m<body>\tno such page</body></html>",
+         "HTTP 200, text/html; charset=utf-8: <html> [31m<body> no such page</body></html>"),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, b"\x1f\x8b\x08\x00abc\xff",
+         "HTTP 200, application/json, encoded as gzip: abc"),
+        ({}, b"", "HTTP 200, no content type, without a printable body"),
+        ({"content-type": "text/plain\x07\x1b"}, "登录\u2028\u202e页面".encode(), "HTTP 200, text/plain: 登录 页面"),
+        ({}, b"x" * 5_000, f"HTTP 200, no content type: {'x' * 80}"),
+        ({}, f"your key {KEY}, your header {TOKEN}".encode(),
+         "HTTP 200, no content type: your key ***, your header version=2022-05-01&res=products%2F1&sign=***"),
+        ({"content-type": KEY}, f"{'x' * 75} S3cret+signature=".encode(),
+         f"HTTP 200, ***: {'x' * 75} ***"),
+    ],
+)  # fmt: skip
+def test_an_unreadable_answer_says_what_came(headers: dict[str, str], body: bytes, description: str) -> None:
+    assert of(V1, 200, body, headers) == InDoubt(f"the response is not OneNET's JSON: {description}")
+    at_404 = description.replace("HTTP 200", "HTTP 404")
+    assert of(V1, 404, body, headers) == Refused("http_rejected", at_404, may_concern_all_devices=True)
+    assert of(V1, 502, body, headers) == InDoubt(description.replace("HTTP 200", "HTTP 502"))
+
+
+def test_a_text_of_the_platform_does_not_repeat_the_key() -> None:
+    found = answer(200, {"errno": 3, "error": f"auth failed: {KEY}"})
+    assert found == Refused("onenet_rejected", "auth failed: ***", 3, may_concern_all_devices=True)

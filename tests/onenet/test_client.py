@@ -3,19 +3,29 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
+from pydantic import SecretStr
 
 from tests.support.builders import in_hours
 from tests.support.onenet_client import (
+    CHINA,
     NEVER,
     command,
+    current_doubt,
+    none_owned,
     onenet_client,
     read_request,
 )
 from tests.support.proxies import raw_server
-from tests.support.simulator import onenet
+from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from worker.core.answer import Cached, InDoubt, NotSent
+from worker.core.credentials import AccessKey, ApiKey, Generation, Product
+from worker.core.times import platform_time
 from worker.errors import PlatformUnusable
 
 
@@ -129,3 +139,121 @@ async def test_check_of_a_platform_that_never_answers_times_out(scheme: str) -> 
         pytest.raises(PlatformUnusable),
     ):
         await client.check(None, NO_DEVICE)
+
+
+def _response(body: dict[str, object]) -> bytes:
+    content = json.dumps(body).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+
+
+@contextmanager
+def _platform(*bodies: dict[str, object]) -> Iterator[tuple[str, list[bytes]]]:
+    """Serve these answers, one for each connection; yields the URL and the requests."""
+    requests: list[bytes] = []
+    answers = iter(bodies)
+
+    def serve(sock: socket.socket) -> None:
+        requests.append(read_request(sock))
+        sock.sendall(_response(next(answers)))
+
+    with raw_server(serve) as url:
+        yield url, requests
+
+
+V1_SUCCESS: dict[str, object] = {"errno": 0, "error": "succ", "data": {"uuid": "u"}}
+V2_SUCCESS: dict[str, object] = {"code": 0, "msg": "succ", "data": {"uuid": "u"}, "request_id": "r"}
+NO_HISTORY = {"total_count": 0}
+
+
+@pytest.mark.parametrize(
+    ("api", "success", "path", "header", "body"),
+    [
+        ("v1", V1_SUCCESS, b"/nbiot/execute/offline?", b"api-key: ", {"args": "on"}),
+        ("v1", V1_SUCCESS, b"/nbiot/execute/offline?", b"api-key: ", {}),
+        ("v2", V2_SUCCESS, b"/nb-iot/execute/offline?", b"Authorization: version=2022-05-01&res=products%2F123123&",
+         {"args": "on"}),
+        ("v2", V2_SUCCESS, b"/nb-iot/execute/offline?", b"Authorization: version=2022-05-01&res=products%2F123123&", {}),
+    ],
+)  # fmt: skip
+async def test_a_command_is_sent_as_the_generation_of_the_platform_wants_it(
+    api: Generation, success: dict[str, object], path: bytes, header: bytes, body: dict[str, str]
+) -> None:
+    """The body is always JSON: one table of the platform has an error for a missing body."""
+    args = body.get("args")
+    wanted = replace(command(imei="0042"), args=args)
+    with _platform(success) as (url, requests), onenet_client(url, api=api) as client:
+        assert (await client.execute(wanted, NEVER)).answer == Cached("u")
+    [request] = requests
+    head, _, content = request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST " + path + b"imei=0042&")
+    assert b"\r\nContent-Type: application/json\r\n" in head
+    assert b"\r\n" + header in head
+    assert json.loads(content) == body
+
+
+async def test_a_history_of_v2_is_read_at_its_paths() -> None:
+    """The look for a command in doubt, its detail included."""
+    wanted = command()
+    shown = platform_time(datetime.now(UTC), CHINA).replace("T", " ")
+    item = {"cmd_uuid": "u", "type": "EXECUTE", "create_time": shown}
+    query = {
+        "imei": wanted.imei,
+        "obj_id": wanted.obj_id,
+        "obj_inst_id": wanted.obj_inst_id,
+        "res_id": wanted.res_id,
+        "expired_time": platform_time(wanted.expires_at, CHINA),
+    }
+    answers: list[dict[str, object]] = [
+        {"code": 0, "msg": "succ", "data": {"total_count": 1, "items": [item]}, "request_id": "r"},
+        {"code": 0, "msg": "succ", "data": {"args": query, "content": {"args": "on"}}, "request_id": "r"},
+    ]
+    with _platform(*answers) as (url, requests), onenet_client(url, api="v2") as client:
+        [found] = await client.find_candidates(wanted, current_doubt(), none_owned)
+    assert found.uuid == "u"
+    paths = [request.split()[1].partition(b"?")[0] for request in requests]
+    assert paths == [b"/nb-iot/offline/history", b"/nb-iot/offline/history/u"]
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+async def test_check_says_which_generation_answered(api: Generation) -> None:
+    answers = {
+        "v1": {"errno": 0, "error": "succ", "data": NO_HISTORY},
+        "v2": {"code": 0, "msg": "succ", "data": NO_HISTORY, "request_id": "r"},
+    }
+    with _platform(answers[api]) as (url, _), onenet_client(url, api=api) as client:
+        assert await client.check(None, NO_DEVICE) == f"{url}: credentials accepted ({api})"
+    other: Generation = "v2" if api == "v1" else "v1"
+    with (
+        _platform(answers[api]) as (url, _),
+        onenet_client(url, api=other) as client,
+        pytest.raises(PlatformUnusable, match=f"^ONENET_API: the platform answers as {api}, but {other} is configured"),
+    ):
+        await client.check(None, NO_DEVICE)
+
+
+async def test_check_says_what_came_without_the_key() -> None:
+    def serve(sock: socket.socket) -> None:
+        request = read_request(sock)
+        body = b"<html>you sent " + request.lower().partition(b"api-key: ")[2].partition(b"\r\n")[0]
+        body += b"\r\n" + API_KEY.encode()
+        sock.sendall(b"HTTP/1.1 403 No\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(PlatformUnusable) as found:
+        await client.check(None, NO_DEVICE)
+    assert str(found.value).startswith("refuses the credentials: HTTP 403, text/html: <html>you sent ")
+    assert API_KEY not in str(found.value)
+
+
+async def test_each_product_is_sent_to_its_own_platform() -> None:
+    """Also after the products were read again."""
+    with _platform(V1_SUCCESS, V1_SUCCESS) as (first, at_first), _platform(V2_SUCCESS) as (second, at_second):
+        key = AccessKey(product_id=PRODUCT_ID, access_key=SecretStr(ACCESS_KEY))
+        with onenet_client(first) as client:
+            default = Product(first, "v1", ApiKey(api_key=SecretStr(API_KEY)))
+            assert client.replace_products({None: default, "other": Product(second, "v2", key)}) == {"other"}
+            assert isinstance((await client.execute(command(product="other"), NEVER)).answer, Cached)
+            moved = Product(first, "v1", key)
+            assert client.replace_products({None: default, "other": moved}) == {"other"}
+            await client.execute(command(product="other"), NEVER)
+    assert at_second[0].startswith(b"POST /nb-iot/")
+    assert at_first[0].startswith(b"POST /nbiot/")

@@ -13,6 +13,7 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.parsing import read_command
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
+from worker.onenet import history
 from worker.onenet.history import (
     MAX_SKEW,
     PER_PAGE,
@@ -21,9 +22,10 @@ from worker.onenet.history import (
     Window,
     candidates,
     match,
-    read_detail,
-    read_page,
 )
+from worker.onenet.response import Response
+from worker.onenet.v1 import V1
+from worker.onenet.v2 import V2
 
 CHINA = ZoneInfo("Asia/Shanghai")
 TRIED_AT = datetime(2026, 8, 5, 12, 0, 0, tzinfo=CHINA)
@@ -52,6 +54,14 @@ LISTED: dict[str, Any] = {
 
 
 ON = {"args": "on"}
+
+
+def read_page(body: bytes) -> HistoryPage:
+    return history.read_page(Response(200, {}, body), V1)
+
+
+def read_detail(body: bytes) -> HistoryDetail:
+    return history.read_detail(Response(200, {}, body), V1)
 
 
 def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -577,3 +587,22 @@ def test_a_page_without_a_new_entry_completes_the_history(second: HistoryPage) -
     pages.add(a_page(0, PER_PAGE, PER_PAGE))
     pages.add(second)
     assert pages.is_complete
+
+
+def test_a_page_of_v2_has_code_and_msg() -> None:
+    body = json.dumps({"code": 0, "msg": "succ", "data": {"total_count": 1, "items": [LISTED]}, "request_id": "r"})
+    assert len(history.read_page(Response(200, {}, body.encode()), V2).items) == 1
+
+
+@pytest.mark.parametrize("code", [0, 10403])
+def test_a_history_of_the_other_generation_names_the_setting(code: int) -> None:
+    """If that happens to several devices in a row, the product's history is paused."""
+    body = json.dumps({"code": code, "msg": "succ", "data": {"total_count": 0, "items": []}}).encode()
+    with pytest.raises(HistoryUnreadable, match="^ONENET_API: the platform answers as v2") as caught:
+        read_page(body)
+    assert caught.value.is_refused
+
+
+def test_an_unreadable_history_says_what_came() -> None:
+    with pytest.raises(HistoryUnreadable, match=r"HTTP 200, text/html: <html>$"):
+        history.read_page(Response(200, {b"content-type": b"text/html"}, b"<html>"), V1)

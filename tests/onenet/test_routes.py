@@ -14,8 +14,9 @@ from tests.support.proxies import raw_server
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
 from worker.onenet.history_reader import HistoryReader
+from worker.onenet.response import Response
 from worker.onenet.route import Route
-from worker.onenet.transport import HTTPTransport, Request, Response
+from worker.onenet.transport import HTTPTransport, Request
 from worker.telemetry.tracing import NoTracing
 
 PATH = "/nbiot?imei=865820030000001"

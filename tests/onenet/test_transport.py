@@ -227,7 +227,9 @@ async def test_a_connection_that_the_platform_closed_is_not_reused() -> None:
 
 async def test_a_redirect_is_not_followed() -> None:
     with onenet(Fault(kind="redirect")) as platform:
-        assert await execute_once(platform.url) == Refused("http_rejected", "HTTP 307", may_concern_all_devices=True)
+        assert await execute_once(platform.url) == Refused(
+            "http_rejected", "HTTP 307, no content type, without a printable body", may_concern_all_devices=True
+        )
         assert len(platform.requests) == 1
 
 

@@ -30,8 +30,9 @@ from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
 from worker.onenet import transport as transport_module
 from worker.onenet.history_reader import HistoryReader
+from worker.onenet.response import Response
 from worker.onenet.route import Route
-from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, Request, Response
+from worker.onenet.transport import MAX_RESPONSE_BYTES, HTTPTransport, Request
 from worker.telemetry.tracing import NoTracing
 
 SECRETS = ("S3cret", "865820030000001")

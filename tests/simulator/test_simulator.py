@@ -86,9 +86,9 @@ def test_only_the_api_key_or_a_token_signed_with_the_access_key_is_accepted(plat
         ({"api-key": API_KEY}, 0),
         ({"api-key": "other"}, 1),
         ({"x": "y"}, 1),
-        ({"Authorization": sign(good, later)}, 0),
-        ({"Authorization": sign(good, earlier)}, 1),
-        ({"Authorization": sign(other, later)}, 1),
+        ({"Authorization": sign(good, later, "2018-10-31")}, 0),
+        ({"Authorization": sign(good, earlier, "2018-10-31")}, 1),
+        ({"Authorization": sign(other, later, "2018-10-31")}, 1),
         ({"Authorization": "nonsense"}, 1),
     ):
         assert execute(platform, headers=headers).json()["errno"] == errno, headers

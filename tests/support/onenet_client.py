@@ -14,14 +14,14 @@ import trustme
 from pydantic import SecretStr
 
 from tests.support.builders import a_command
-from tests.support.simulator import API_KEY
+from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID
 from worker.core.answer import Answer
 from worker.core.command import Command
-from worker.core.credentials import ApiKey
+from worker.core.credentials import AccessKey, ApiKey, Generation, Product
 from worker.core.doubt_window import DoubtWindow
 from worker.core.parsing import read_command
 from worker.core.times import platform_time
-from worker.onenet.client import OneNETClient
+from worker.onenet.client import OneNETClient, Site
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
@@ -124,16 +124,22 @@ def command(**changes: Any) -> Command:
 
 @contextmanager
 def onenet_client(
-    url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None
+    url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None, api: Generation = "v1"
 ) -> Iterator[OneNETClient]:
     """Yield a client of the platform at a URL, and close it."""
-    route = Route(url, ca_file)
+    v1_key, v2_key = (
+        ApiKey(api_key=SecretStr(API_KEY)),
+        AccessKey(product_id=PRODUCT_ID, access_key=SecretStr(ACCESS_KEY)),
+    )
     times: dict[str, Any] = {"connect_timeout_s": connect_s, "read_timeout_s": read_s, "tracing": NoTracing()}
+
+    def new_site(url: str) -> Site:
+        route = Route(url, ca_file)
+        return Site(lambda: HTTPTransport(route, **times), HistoryReader(route, concurrency=4, **times))
+
     client = OneNETClient(
-        url,
-        {None: ApiKey(api_key=SecretStr(API_KEY))},
-        lambda: HTTPTransport(route, **times),
-        HistoryReader(route, concurrency=4, **times),
+        {None: Product(url, api, v1_key if api == "v1" else v2_key)},
+        new_site,
         CHINA,
         request_s=connect_s + read_s,
         caching_delay_s=CACHING_DELAY_S,

@@ -12,7 +12,7 @@ from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
 from worker.app import client_of, store_of
 from worker.core.claims import IdempotencyStore
-from worker.core.credentials import Credentials
+from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
@@ -39,8 +39,8 @@ def check_all(imei: str) -> Iterator[CheckResult]:
         for line in lines:
             yield CheckResult("settings", ok=False, detail=line)
         return
-    host = settings.plaintext_host
-    warning = "" if host is None else f"; no https: the key is sent in clear to {host}"
+    hosts = plaintext_hosts(products)
+    warning = f"; no https: the key is sent in clear to {', '.join(hosts)}" if hosts else ""
     yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
     yield from _broker(settings)
     yield from _store(settings)
@@ -94,7 +94,7 @@ async def _ping(store: IdempotencyStore) -> None:
         await store.close()
 
 
-def _platform(settings: Settings, products: Mapping[str | None, Credentials], imei: str) -> Iterator[CheckResult]:
+def _platform(settings: Settings, products: Mapping[str | None, Product], imei: str) -> Iterator[CheckResult]:
     try:
         client = client_of(settings, products, NoTracing())
     except SettingsError as exc:

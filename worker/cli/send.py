@@ -20,7 +20,7 @@ _MAX_ERRORS = 20
 
 
 def send(
-    imei: Annotated[str | None, typer.Option(help="The device: 15 digits.")] = None,
+    imei: Annotated[str | None, typer.Option(help="The device: 15 digits, or 4.")] = None,
     obj_id: Annotated[int | None, typer.Option(help="LwM2M object id.")] = None,
     obj_inst_id: Annotated[int | None, typer.Option(help="LwM2M object instance id.")] = None,
     res_id: Annotated[int | None, typer.Option(help="LwM2M resource id.")] = None,

@@ -17,17 +17,21 @@ class Refused:
     """OneNET, or a proxy in front of it, refused the command: nothing was cached, and a retry would be refused too.
 
     ``may_concern_all_devices``: the credentials were refused, or the answer is not OneNET's; if several devices in a
-    row get such an answer, a single command is not the cause.
+    row get such an answer, a single command is not the cause. ``is_misconfigured``: the message names the setting that
+    is wrong.
     """
 
     code: RejectionCode
     message: str
     errno: int | None = None
     may_concern_all_devices: bool = False
+    is_misconfigured: bool = False
 
     @property
     def cause(self) -> str:
         """What was refused, and the answer: for a refusal that may concern all devices."""
+        if self.is_misconfigured:
+            return self.message
         what = "authentication refused" if self.code == "onenet_rejected" else "refused by something in front of OneNET"
         return f"{what}: {self.message}"
 

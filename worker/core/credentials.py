@@ -1,19 +1,26 @@
-"""The credentials of a OneNET product, in the platform's two modes."""
+"""A OneNET product: where it is, and its credentials."""
 
 import base64
 import binascii
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-PRODUCT_ID_PATTERN = r"^[A-Za-z0-9_-]+$"
+ID_PATTERN = r"^[A-Za-z0-9_-]+$"  # of a product and of a user
+Generation = Literal["v1", "v2"]
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+_STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ApiKey(BaseModel):
-    """Credentials of mode "common": the product's MasterKey."""
+    """Credentials of mode "common", which only v1 of the platform has: the product's MasterKey."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = _STRICT
 
     api_key: SecretStr = Field(min_length=1)
 
@@ -25,12 +32,9 @@ class ApiKey(BaseModel):
         return key
 
 
-class AccessKey(BaseModel):
-    """Credentials of mode "safe": tokens are signed with the access key."""
+class _SigningKey(BaseModel):
+    model_config = _STRICT
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    product_id: str = Field(pattern=PRODUCT_ID_PATTERN)
     access_key: SecretStr = Field(min_length=1)
 
     @field_validator("access_key")
@@ -43,4 +47,60 @@ class AccessKey(BaseModel):
         return key
 
 
-Credentials = ApiKey | AccessKey
+class AccessKey(_SigningKey):
+    """Credentials of mode "safe": tokens are signed with the product's access key."""
+
+    product_id: str = Field(pattern=ID_PATTERN)
+
+    @property
+    def resource(self) -> str:
+        """What the tokens give access to."""
+        return f"products/{self.product_id}"
+
+
+class UserKey(_SigningKey):
+    """Credentials of a user, which only v2 of the platform has: tokens are signed with the user's access key."""
+
+    user_id: str = Field(pattern=ID_PATTERN)
+
+    @property
+    def resource(self) -> str:
+        """What the tokens give access to."""
+        return f"userid/{self.user_id}"
+
+
+Credentials = ApiKey | AccessKey | UserKey
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product at the platform. ``url``: the platform's, without a trailing slash; ``api``: its generation."""
+
+    url: str
+    api: Generation
+    credentials: Credentials
+
+
+def generation(api: Literal["auto", "v1", "v2"], url: str) -> Generation:
+    """Return the generation of the platform at a URL; ``auto``: v2 where the host begins with ``iot-api.``."""
+    if api != "auto":
+        return api
+    return "v2" if (urlsplit(url).hostname or "").startswith("iot-api.") else "v1"
+
+
+def plaintext_hosts(products: Mapping[str | None, Product]) -> list[str]:
+    """Return the hosts to which credentials are sent in plaintext, each once."""
+    hosts = (plaintext_host(product.url) for product in products.values())
+    return sorted({host for host in hosts if host is not None})
+
+
+def plaintext_host(url: str) -> str | None:
+    """Return the host to which credentials are sent in plaintext; None with https or a loopback address."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return None
+    try:
+        is_here = ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        is_here = False
+    return None if is_here else parts.hostname

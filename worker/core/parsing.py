@@ -19,11 +19,11 @@ from worker.core.times import parse_time
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
 _COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")
-_IMEI = re.compile(r"[0-9]{15}\Z")
+_IMEI = re.compile(r"(?:[0-9]{15}|[0-9]{4})\Z")
 _TRIGGER_BITS = {"REGISTER": 1, "UPDATE": 2, "NOTIFY": 4}
 _FORMS = {
     "command_id": "must be 1-128 of A-Za-z0-9._:-",
-    "imei": "must be 15 digits",
+    "imei": "must be 15 digits, or 4",
     "expired_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
     "valid_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
 }

@@ -17,6 +17,7 @@ _RECORD = struct.Struct("<8s16sqqIBB")
 _RECOVERED, _OMITTED = 1, 2
 _MAX_ATTEMPTS = 0xFF
 _UUID_AT = slice(8, 24)
+_TEST_IMEI_CHARS = 4
 
 
 class PackedReplies:
@@ -53,7 +54,7 @@ class PackedReplies:
         self._newer[command_hash] = _RECORD.pack(
             key.content_hash[:8],
             uuid,
-            int(str(reply.imei)),
+            _packed_imei(str(reply.imei)),
             (reply.completed_at - _EPOCH) // _MICROSECOND,
             int(now + self._ttl_s),
             reply.attempts,
@@ -77,7 +78,7 @@ class PackedReplies:
                 command_id=key.command_id,
                 status="accepted",
                 uuid=_unpacked(uuid),
-                imei=f"{imei:015}",
+                imei=_unpacked_imei(imei),
                 attempts=attempts,
                 recovered=bool(flags & _RECOVERED),
                 valid_time_omitted=bool(flags & _OMITTED),
@@ -105,6 +106,15 @@ class PackedReplies:
 
     def _may_have(self, uuid: int) -> bool:
         return uuid in self._newer_uuids or uuid in self._older_uuids
+
+
+def _packed_imei(imei: str) -> int:
+    """Return an IMEI as a number: that of a test device, which has 4 digits, below 0."""
+    return -1 - int(imei) if len(imei) == _TEST_IMEI_CHARS else int(imei)
+
+
+def _unpacked_imei(number: int) -> str:
+    return f"{-1 - number:04}" if number < 0 else f"{number:015}"
 
 
 def _packed(uuid: str) -> bytes:

@@ -1,84 +1,123 @@
 """What the platform's responses mean for a command and for a read of the history. Pure.
 
-Source: the platform's page of ``POST /nbiot/execute/offline``; its error tables are in ``errno``.
+Source: the platform's page of ``POST /nbiot/execute/offline``; its error texts are in ``errno``. A generation of the
+platform is told by the field of the error number, so an answer of the generation that is not configured is recognized.
 """
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from pydantic import ValidationError
+from pydantic_core import from_json
 
-from schemas.onenet import ExecuteAnswer
+from schemas.onenet import whole_number
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
-from worker.onenet.errno import SUCCESS, Kind, kind_of
+from worker.onenet.dialect import Dialect, Envelope
+from worker.onenet.errno import SUCCESS, Kind
+from worker.onenet.response import Response
+from worker.onenet.v1 import V1
+from worker.onenet.v2 import V2
 
+DIALECTS = {dialect.generation: dialect for dialect in (V1, V2)}
 _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
 
 
-def interpret(status: int, body: bytes, retry_after: str | None, now: datetime) -> Answer:
+def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
     """Return what one HTTP response means for the command.
 
     Args:
-        status: the HTTP status.
-        body: the complete body.
-        retry_after: the Retry-After header.
+        response: the response.
+        dialect: the generation of the platform that is configured.
         now: when the response arrived, timezone-aware.
     """
+    status, retry_after = response.status, response.header("retry-after")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return InDoubt(f"HTTP {status}")
+        return InDoubt(response.description)
     is_success = status < HTTPStatus.MULTIPLE_CHOICES
-    answer = read_answer(body)
+    answer = read_answer(response.body, dialect)
     if answer is None:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(retry_after, now)
         if is_success:
-            return InDoubt(f"HTTP {status} with an unreadable body")
+            return InDoubt(f"the response is not OneNET's JSON: {response.description}")
         # Includes redirects, which are never followed.
-        return Refused("http_rejected", f"HTTP {status}", may_concern_all_devices=True)
-    if answer.data.uuid:  # the command was cached, whatever errno says
-        return Cached(answer.data.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
-    if answer.errno == SUCCESS:
-        return InDoubt(f"HTTP {status} with errno 0, but without a uuid")
-    text = answer.error[:_MAX_MESSAGE_CHARS]
-    match kind_of(answer.errno, answer.error):
+        return Refused("http_rejected", response.description, may_concern_all_devices=True)
+    if answer.uuid:  # the command was cached, whatever the code and the generation of the platform
+        return Cached(answer.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
+    is_foreign = answer.dialect is not dialect
+    if answer.code == SUCCESS:
+        hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
+        return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a uuid")
+    text = response.redacted(answer.text[:_MAX_MESSAGE_CHARS])
+    error = answer.dialect.error(answer.code, text)
+    if is_foreign:
+        error = f"{foreign_answer(answer.dialect, dialect)}; {error}"
+    match answer.kind:
         case Kind.OUTAGE:
-            return InDoubt(f"errno {answer.errno}: {text}")
+            return InDoubt(error)
         case Kind.DEVICE_TROUBLE:
-            return InDoubt(f"errno {answer.errno}: {text}", is_outage=False)
+            return InDoubt(error, is_outage=False)
+        case _ if is_foreign:
+            return Refused("onenet_rejected", error, answer.code, may_concern_all_devices=True, is_misconfigured=True)
         case Kind.THROTTLED:
-            return NotSent(f"errno {answer.errno}: {text}", retry_after_s(retry_after, now), is_throttled=True)
+            return NotSent(error, retry_after_s(retry_after, now), is_throttled=True)
         case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(retry_after, now)
         case kind:
             is_credentials = kind is Kind.CREDENTIALS
-            return Refused("onenet_rejected", text, answer.errno, may_concern_all_devices=is_credentials)
+            return Refused("onenet_rejected", text, answer.code, may_concern_all_devices=is_credentials)
 
 
 def _too_many_requests(retry_after: str | None, now: datetime) -> NotSent:
     return NotSent("HTTP 429: too many requests", retry_after_s(retry_after, now))
 
 
-def read_answer(body: bytes) -> ExecuteAnswer | None:
-    """Read the platform's JSON; None: the body is something else."""
+def foreign_answer(found: Dialect, configured: Dialect) -> str:
+    """Say that the platform answers like the generation that is not configured."""
+    return f"ONENET_API: the platform answers as {found.generation}, but {configured.generation} is configured for it"
+
+
+def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) -> Envelope | None:
+    """Read the platform's JSON; None: the body is something else.
+
+    Args:
+        body: the complete body.
+        dialect: the generation of the platform that is configured; an answer of the other one is recognized too.
+        is_strict: an error number must be a number; otherwise it may be written as text.
+    """
     try:
-        return ExecuteAnswer.model_validate_json(body.decode("utf-8", "replace"))
-    except ValidationError:
+        value = from_json(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
+    except ValueError:
         return None
+    if not isinstance(value, dict):
+        return None
+    if dialect.code_name not in value:
+        others = (each for each in DIALECTS.values() if each.code_name in value and each.text_name in value)
+        dialect = next(others, dialect)
+    code, text = value.get(dialect.code_name), value.get(dialect.text_name)
+    if is_strict and (not isinstance(code, int) or isinstance(code, bool)):
+        return None
+    number = whole_number(code)
+    if number is None:
+        return None
+    return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"))
 
 
-def history_error(errno: int, text: str, asked_s: float | None = None) -> HistoryUnreadable:
+def history_error(response: Response, answer: Envelope, dialect: Dialect, asked_s: float | None) -> HistoryUnreadable:
     """Return what an error of the platform means for a read of the history.
 
     Args:
-        errno: the error number, not 0.
-        text: the platform's error text.
+        response: the response.
+        answer: its content; its error number is not 0, or it is of another generation than the configured one.
+        dialect: the generation of the platform that is configured.
         asked_s: the wait in seconds that the platform asked for, if any.
     """
-    reason = f"errno {errno}: {text[:_MAX_REASON_CHARS]}"
-    match kind_of(errno, text):
+    reason = answer.dialect.error(answer.code, response.redacted(answer.text[:_MAX_REASON_CHARS]))
+    if answer.dialect is not dialect:
+        return HistoryUnreadable(f"{foreign_answer(answer.dialect, dialect)}; {reason}", is_refused=True)
+    match answer.kind:
         case Kind.OUTAGE:
             return HistoryUnreadable(reason, is_outage=True)
         case Kind.CREDENTIALS:
@@ -89,25 +128,26 @@ def history_error(errno: int, text: str, asked_s: float | None = None) -> Histor
             return HistoryUnreadable(reason)
 
 
-def http_history_error(status: int, body: bytes, asked_s: float | None) -> HistoryUnreadable:
+def http_history_error(response: Response, dialect: Dialect, asked_s: float | None) -> HistoryUnreadable:
     """Return what an HTTP status other than 200 means for a read of the history.
 
     Args:
-        status: the HTTP status.
-        body: the complete body.
+        response: the response.
+        dialect: the generation of the platform that is configured.
         asked_s: the wait in seconds that the Retry-After header asks for, if any.
     """
-    reason = f"HTTP {status}"
+    status = response.status
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return HistoryUnreadable(f"{reason}: too many requests", is_throttled=True, retry_after_s=asked_s or 0.0)
-    answer = read_answer(body)
+        reason = f"HTTP {status}: too many requests"
+        return HistoryUnreadable(reason, is_throttled=True, retry_after_s=asked_s or 0.0)
+    answer = read_answer(response.body, dialect)
     if status < HTTPStatus.MULTIPLE_CHOICES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return HistoryUnreadable(reason, is_outage=True)
+        return HistoryUnreadable(response.description, is_outage=True)
     if answer is None:
-        return HistoryUnreadable(reason, is_refused=True)
-    if answer.errno == SUCCESS:
-        return HistoryUnreadable(f"{reason} with errno 0")
-    return history_error(answer.errno, answer.error, asked_s)
+        return HistoryUnreadable(response.description, is_refused=True)
+    if answer.code == SUCCESS and answer.dialect is dialect:
+        return HistoryUnreadable(f"HTTP {status} with {dialect.code_name} 0")
+    return history_error(response, answer, dialect, asked_s)
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:

@@ -1,19 +1,16 @@
 """The two authentication modes of OneNET, each one request header.
 
-Source: https://open.iot.10086.cn/doc/ ("安全鉴权"): version 2018-10-31.
+Source: https://open.iot.10086.cn/doc/ ("安全鉴权").
 """
 
 import base64
-import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import quote
 
-from worker.core.credentials import AccessKey, ApiKey, Credentials
+from worker.core.credentials import AccessKey, ApiKey, Credentials, UserKey
 
-_VERSION = "2018-10-31"
-_METHOD = "sha256"
 _LIFETIME_S = 3600
 _RENEW_BEFORE_S = 600  # far more than the clocks' difference and the duration of a request
 
@@ -39,12 +36,14 @@ class SignedToken:
     """Mode "safe": a token that is signed here and renewed before it expires.
 
     Args:
-        credentials: the product and its access key.
+        credentials: the access key, and whose it is.
+        version: the version of the token.
         clock: returns the Unix time in seconds; replaced in tests.
     """
 
-    def __init__(self, credentials: AccessKey, clock: Callable[[], float]) -> None:
+    def __init__(self, credentials: AccessKey | UserKey, version: str, clock: Callable[[], float]) -> None:
         self._credentials = credentials
+        self._version = version
         self._clock = clock
         self._expires_at = 0.0
         self._token = ""
@@ -54,27 +53,39 @@ class SignedToken:
         # After the clock was set back, the token would be valid for longer than the platform may allow.
         if not _RENEW_BEFORE_S < self._expires_at - now <= _LIFETIME_S:
             self._expires_at = now + _LIFETIME_S
-            self._token = sign(self._credentials, int(self._expires_at))
+            self._token = sign(self._credentials, int(self._expires_at), self._version)
         return "Authorization", self._token
 
 
-def sign(credentials: AccessKey, expires_at: int) -> str:
-    """Return a signed token for one product.
+def sign(
+    credentials: AccessKey | UserKey,
+    expires_at: int,
+    version: str,
+    method: Literal["md5", "sha1", "sha256"] = "sha256",
+) -> str:
+    """Return a signed token.
 
     Args:
-        credentials: the product and its access key.
+        credentials: the access key, and whose it is.
         expires_at: when the token expires, Unix time in seconds.
+        version: the version of the token.
+        method: the hash function of the signature.
     """
-    resource = f"products/{credentials.product_id}"
     key = base64.b64decode(credentials.access_key.get_secret_value())
-    text = f"{expires_at}\n{_METHOD}\n{resource}\n{_VERSION}"
-    signature = base64.b64encode(hmac.new(key, text.encode(), hashlib.sha256).digest()).decode()
-    fields = {"version": _VERSION, "res": resource, "et": str(expires_at), "method": _METHOD, "sign": signature}
+    text = f"{expires_at}\n{method}\n{credentials.resource}\n{version}"  # not URL-encoded, unlike the header
+    signature = base64.b64encode(hmac.digest(key, text.encode(), method)).decode()
+    fields = {
+        "version": version,
+        "res": credentials.resource,
+        "et": str(expires_at),
+        "method": method,
+        "sign": signature,
+    }
     return "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items())
 
 
-def authentication(credentials: Credentials, clock: Callable[[], float]) -> Authentication:
+def authentication(credentials: Credentials, signing_version: str, clock: Callable[[], float]) -> Authentication:
     """Return the authentication for a product's credentials."""
     if isinstance(credentials, ApiKey):
         return MasterKey(credentials)
-    return SignedToken(credentials, clock)
+    return SignedToken(credentials, signing_version, clock)

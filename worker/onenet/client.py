@@ -4,9 +4,10 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from typing import Self, TypeVar
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
@@ -15,25 +16,31 @@ from pydantic_core import to_json
 from schemas.onenet import HistoryDetail
 from worker.core.answer import Answer, Cached, InDoubt, NotSent
 from worker.core.command import Command
-from worker.core.credentials import Credentials
+from worker.core.credentials import Product
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
-from worker.onenet.answers import interpret, read_answer
+from worker.onenet.answers import DIALECTS, foreign_answer, interpret, read_answer
 from worker.onenet.authentication import Authentication, authentication
-from worker.onenet.errno import SUCCESS, Kind, kind_of
+from worker.onenet.dialect import Dialect
+from worker.onenet.errno import SUCCESS, Kind
 from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
 from worker.onenet.history_reader import HistoryReader
-from worker.onenet.transport import HTTPTransport, Request, Response
+from worker.onenet.response import Response
+from worker.onenet.transport import HTTPTransport, Request
 
-_EXECUTE = "/nbiot/execute/offline"
-_HISTORY = "/nbiot/offline/history"
+_EXECUTE = "/execute/offline"
+_HISTORY = "/offline/history"
+_JSON = {"Content-Type": "application/json"}
+_NO_ARGS = b"{}"
 _MAX_DETAILS = 5_000
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
 _START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset is not known yet
 _NO_CREDENTIALS = "the product has no credentials any more"
+
+Model = TypeVar("Model")
 
 
 class _RecentUuids:
@@ -54,12 +61,28 @@ class _RecentUuids:
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
-    """One product's credentials, and its own connections, so that no product can use up those of another."""
+class Site:
+    """The platform at one URL. ``new_transport``: makes the transport of one product; ``reader``: reads histories."""
 
-    credentials: Credentials
+    new_transport: Callable[[], HTTPTransport]
+    reader: HistoryReader
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """One product at the platform, with its own connections, so that no product can use up those of another."""
+
+    product: Product
+    dialect: Dialect
     authentication: Authentication
     transport: HTTPTransport
+    reader: HistoryReader
+
+    @classmethod
+    def of(cls, product: Product, site: Site) -> Self:
+        dialect = DIALECTS[product.api]
+        signing = authentication(product.credentials, dialect.signing_version, time.time)
+        return cls(product, dialect, signing, site.new_transport(), site.reader)
 
     def headers(self) -> dict[str, str]:
         """Return the headers with the credentials."""
@@ -70,10 +93,8 @@ class OneNETClient:
     """Sends each Execute command once, and reads the device's history for a command whose response was lost.
 
     Args:
-        base_url: the platform's URL, without a trailing slash.
-        products: each product's credentials; those under None are for commands that name no product.
-        new_transport: makes the transport of one product.
-        reader: reads the history.
+        products: the products by name; the one under None is for commands that name no product.
+        new_site: reaches the platform at a URL.
         platform_zone: the zone of the platform's local time.
         request_s: longest duration of one request, in seconds.
         caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
@@ -82,56 +103,54 @@ class OneNETClient:
 
     def __init__(
         self,
-        base_url: str,
-        products: Mapping[str | None, Credentials],
-        new_transport: Callable[[], HTTPTransport],
-        reader: HistoryReader,
+        products: Mapping[str | None, Product],
+        new_site: Callable[[str], Site],
         platform_zone: ZoneInfo,
         *,
         request_s: float,
         caching_delay_s: float,
         history_window_s: float,
     ) -> None:
-        self._base_url = base_url
-        self._new_transport = new_transport
-        self._reader = reader
+        self._new_site = new_site
+        self._sites: dict[str, Site] = {}  # by URL
         self._request_s = request_s
         self._caching_delay = timedelta(seconds=caching_delay_s)
         self._history_window = timedelta(seconds=history_window_s)
-        self._products: dict[str | None, _Product] = {}
+        self._accounts: dict[str | None, _Account] = {}
         self.replace_products(products)
         self._recent_uuids = _RecentUuids()
         self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
         self._zone = platform_zone
 
-    def replace_products(self, products: Mapping[str | None, Credentials]) -> set[str | None]:
-        """Use other products from now on; returns those with new credentials. Requests in flight are not affected."""
-        former = self._products
-        changed = {
-            name
-            for name, credentials in products.items()
-            if name not in former or former[name].credentials != credentials
+    def replace_products(self, products: Mapping[str | None, Product]) -> set[str | None]:
+        """Use other products from now on; returns those that differ. Requests in flight are not affected.
+
+        Raises:
+            SettingsError: a platform cannot be reached as the environment says; the products stay as they were.
+        """
+        former = self._accounts
+        changed = {name for name, product in products.items() if name not in former or former[name].product != product}
+        for url in {product.url for product in products.values()} - self._sites.keys():
+            self._sites[url] = self._new_site(url)  # kept, even without a product: reads may be in progress
+        self._accounts = {
+            name: _Account.of(product, self._sites[product.url]) if name in changed else former[name]
+            for name, product in products.items()
         }
-        self._products = {
-            name: _Product(credentials, authentication(credentials, time.time), self._new_transport())
-            if name in changed
-            else former[name]
-            for name, credentials in products.items()
-        }
-        for name, product in former.items():
-            if self._products.get(name) is not product:
-                product.transport.close()
+        for name, account in former.items():
+            if self._accounts.get(name) is not account:
+                account.transport.close()
         return changed
 
     def close(self) -> None:
         """Close the idle connections, and start no further read."""
-        self._reader.close()
-        for product in self._products.values():
-            product.transport.close()
+        for site in self._sites.values():
+            site.reader.close()
+        for account in self._accounts.values():
+            account.transport.close()
 
     def knows(self, product: str | None) -> bool:
         """Tell whether there are credentials for a product."""
-        return product in self._products
+        return product in self._accounts
 
     async def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command. Never raises for what the network or the platform do.
@@ -140,19 +159,20 @@ class OneNETClient:
             command: what to cache.
             not_after: the monotonic time after which nothing may be sent.
         """
-        product = self._products.get(command.product)
-        if product is None:
+        account = self._accounts.get(command.product)
+        if account is None:
             return Sent(NotSent(_NO_CREDENTIALS), valid_time_omitted=False)
         now = datetime.now(UTC)
         omit_valid_time = command.valid_at is not None and command.valid_at <= now
-        request = self._request(command, product, omit_valid_time=omit_valid_time)
+        request = self._request(command, account, omit_valid_time=omit_valid_time)
         deadline = min(time.monotonic() + self._request_s, not_after)
+        secrets = tuple(account.headers().values())
         answers: list[Answer] = []
 
         def is_unique(response: Response) -> bool:
             """Interpret the response before its connection is reused: the next request must not read a duplicate."""
             now = datetime.now(UTC)
-            answer = interpret(response.status, response.body, response.header("retry-after"), now)
+            answer = interpret(replace(response, secrets=secrets), account.dialect, now)
             is_new = False
             if isinstance(answer, Cached):
                 former = self._recent_uuids.add(answer.uuid, command.command_id)
@@ -163,7 +183,7 @@ class OneNETClient:
             return is_new
 
         try:
-            await product.transport.send(request, deadline, is_unique)
+            await account.transport.send(request, deadline, is_unique)
         except TransportError as exc:
             is_late = time.monotonic() >= deadline
             reason = f"no complete response within {self._request_s:g} s" if is_late else exc.reason
@@ -187,18 +207,18 @@ class OneNETClient:
             HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
                 the command, is a candidate with unclear fields.
         """
-        product = self._products.get(command.product)
-        if product is None:
+        account = self._accounts.get(command.product)
+        if account is None:
             raise HistoryUnreadable(_NO_CREDENTIALS)
         deadline = time.monotonic() + self._request_s
-        pages, skew_s = await self._list(command, product, doubt.since or doubt.until - self._history_window, deadline)
+        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, deadline)
         window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
         items = candidates(pages.items, command, window, self._zone)
         excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
         found = []
         for item in items:
             if item.cmd_uuid not in excluded:
-                detail = await self._detail(item.cmd_uuid, command, product, deadline)
+                detail = await self._detail(item.cmd_uuid, command, account, deadline)
                 candidate = match(item, detail, command, doubt, window, self._zone)
                 if candidate is not None:
                     found.append(candidate)
@@ -208,30 +228,31 @@ class OneNETClient:
         """Read a device's history, which changes nothing; returns a description of the success.
 
         Raises:
-            PlatformUnusable: the platform cannot be reached, or answers anything but errno 0.
+            PlatformUnusable: the platform cannot be reached, or answers anything but success.
         """
-        product = self._products[product_name]
+        account = self._accounts[product_name]
+        dialect = account.dialect
         since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
-        path = f"{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
+        path = f"{dialect.path_prefix}{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
-            response = await self._reader.get(path, product.headers(), time.monotonic() + self._request_s)
+            response = await account.reader.get(path, account.headers(), time.monotonic() + self._request_s)
         except TLSError as exc:
             raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
         except TransportError as exc:
             raise PlatformUnusable(f"cannot be reached: {exc.reason}") from exc
-        status, answer = response.status, read_answer(response.body)
-        if answer is None:
-            raise PlatformUnusable(_http_fault(status))
-        text = f"errno {answer.errno}: {' '.join(answer.error.split())[:200]}"
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise PlatformUnusable(f"{_http_fault(status)}, {text}")
-        if answer.errno != SUCCESS:
-            raise PlatformUnusable(f"{_fault(kind_of(answer.errno, answer.error), imei)}: {text}")
+        status, answer = response.status, read_answer(response.body, dialect)
+        if answer is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise PlatformUnusable(_http_fault(response))
+        text = answer.dialect.error(answer.code, response.redacted(" ".join(answer.text.split())[:200]))
+        if answer.dialect is not dialect:
+            raise PlatformUnusable(f"{foreign_answer(answer.dialect, dialect)}; {text}")
+        if answer.code != SUCCESS:
+            raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}")
         if status != HTTPStatus.OK:
-            raise PlatformUnusable(f"answers HTTP {status} with errno 0, and not as OneNET does")
-        return f"{self._base_url}: credentials accepted"
+            raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
+        return f"{account.product.url}: credentials accepted ({dialect.generation})"
 
-    async def _detail(self, uuid: str, command: Command, product: _Product, deadline: float) -> HistoryDetail:
+    async def _detail(self, uuid: str, command: Command, account: _Account, deadline: float) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
             return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
@@ -239,14 +260,14 @@ class OneNETClient:
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = await self._reader.read_page(path, product.headers(), deadline, read_detail)
+        detail, _ = await self._read(path, account, deadline, read_detail)
         self._details[uuid] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
         return detail
 
     async def _list(
-        self, command: Command, product: _Product, since: datetime, deadline: float
+        self, command: Command, account: _Account, since: datetime, deadline: float
     ) -> tuple[HistoryPages, float]:
         """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
         query = {
@@ -258,7 +279,7 @@ class OneNETClient:
         pages = HistoryPages()
         asked_at = datetime.now(UTC)
         path = f"{_HISTORY}?{urlencode(query)}"
-        page, server_time = await self._reader.read_page(path, product.headers(), deadline, read_page)
+        page, server_time = await self._read(path, account, deadline, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
@@ -267,11 +288,17 @@ class OneNETClient:
             if pages.is_complete:
                 break
             path = f"{_HISTORY}?{urlencode(query | {'page': number})}"
-            page, _ = await self._reader.read_page(path, product.headers(), deadline, read_page)
+            page, _ = await self._read(path, account, deadline, read_page)
             pages.add(page)
         return pages, skew_s
 
-    def _request(self, command: Command, product: _Product, *, omit_valid_time: bool) -> Request:
+    async def _read(
+        self, path: str, account: _Account, deadline: float, parse: Callable[[Response, Dialect], Model]
+    ) -> tuple[Model, datetime | None]:
+        path = account.dialect.path_prefix + path
+        return await account.reader.read_page(path, account.headers(), deadline, account.dialect, parse)
+
+    def _request(self, command: Command, account: _Account, *, omit_valid_time: bool) -> Request:
         # Cheaper than urlencode: only the colons of the times need quoting.
         numbers = f"obj_id={command.obj_id}&obj_inst_id={command.obj_inst_id}&res_id={command.res_id}"
         query = f"imei={command.imei}&{numbers}&expired_time={self._quoted(command.expires_at)}"
@@ -283,12 +310,8 @@ class OneNETClient:
             query += f"&timeout={command.timeout}"
         if command.trigger_msg is not None:
             query += f"&trigger_msg={command.trigger_msg}"
-        headers = product.headers()
-        body = b""
-        if command.args is not None:
-            headers["Content-Type"] = "application/json"
-            body = to_json({"args": command.args})
-        return Request(f"{_EXECUTE}?{query}", headers, body)
+        body = _NO_ARGS if command.args is None else to_json({"args": command.args})
+        return Request(f"{account.dialect.path_prefix}{_EXECUTE}?{query}", account.headers() | _JSON, body)
 
     def _quoted(self, moment: datetime) -> str:
         return platform_time(moment, self._zone).replace(":", "%3A")
@@ -317,12 +340,13 @@ def _fault(kind: Kind, imei: str) -> str:
             return "answers with an unknown error"
 
 
-def _http_fault(status: int) -> str:
-    """Explain an HTTP status without OneNET's JSON to a person who checks the settings."""
+def _http_fault(response: Response) -> str:
+    """Explain a response without OneNET's JSON to a person who checks the settings."""
+    status, what = response.status, response.description
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
-        return f"refuses the credentials: HTTP {status}"
+        return f"refuses the credentials: {what}"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return f"gets too many requests, and throttles them: HTTP {status}"
+        return f"gets too many requests, and throttles them: {what}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return f"is down: HTTP {status}"
-    return f"answers HTTP {status}, and not as OneNET does"
+        return f"is down: {what}"
+    return f"answers, but not as OneNET does: {what}"

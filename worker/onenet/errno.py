@@ -1,13 +1,15 @@
-"""The kind of an error that the platform reports. Pure, and the only module that knows its error numbers and texts.
+"""The kind of an error that the platform reports. Pure, and the only module that knows its error texts.
 
 Two official tables give the same number two meanings (1 is a refused key in one and an internal error in the other),
-and either may apply. So the text decides, and the number only if the text is unknown.
+and either may apply. So the text decides, and the number only if the text is unknown; each generation of the platform
+has numbers of its own (``v1``, ``v2``).
 Source: https://onenet.hk.chinamobile.com/suben/doc/nb-iot/book/application-develop/Error_codes.html for the NB-IoT
 service, and the error codes of the API in front of it.
 """
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from enum import Enum, auto
 
 SUCCESS = 0
@@ -97,19 +99,14 @@ _TEXTS = [
     ]
 ]
 
-_NUMBERS = {
-    number: kind
-    for kind, numbers in {
-        Kind.CREDENTIALS: (1, 2, 10403),
-        Kind.THROTTLED: (15,),
-        Kind.OUTAGE: (7, 17, 500, 5117, 10500),
-        Kind.DEVICE_TROUBLE: (14, 16),
-        Kind.LIMIT: (13, 5006),
-        Kind.DEVICE: (8, 10, 2001, 10408, 10410, 10421),
-        Kind.PARAMETER: (3, 4, 5, 6, 9, 11, 12, 23, 5106, 5108, 10001),
-    }.items()
-    for number in numbers
-}
+
+def by_number(numbers: Mapping[Kind, tuple[int, ...]]) -> dict[int, Kind]:
+    """Return the kind of each number."""
+    return {number: kind for kind, group in numbers.items() for number in group}
+
+
+# The same in every generation of the platform, because doubt is always safe.
+_NUMBERS_IN_DOUBT = by_number({Kind.OUTAGE: (7, 17, 500, 5117, 10500), Kind.DEVICE_TROUBLE: (14, 16)})
 _PARAMETER_OR_RPC = 5108  # "invalid parameter/rpc response error": without a text it may be either
 
 # The device's own answer follows this word (UNAUTHORIZED, NOT_FOUND, …): it is not about our credentials.
@@ -117,7 +114,7 @@ _UNSUCCESS = re.compile(r"unsuc+es+(?:ful)?\b")
 _IN_DOUBT = frozenset({Kind.OUTAGE, Kind.DEVICE_TROUBLE})
 
 
-def kind_of(errno: int, text: str) -> Kind:
+def kind_of(errno: int, text: str, numbers: Mapping[int, Kind]) -> Kind:
     """Return the kind of an error.
 
     A text is ``<text of a table>`` or ``<text of a table>: <detail>``, in English or Chinese. The part before the colon
@@ -126,6 +123,7 @@ def kind_of(errno: int, text: str) -> Kind:
     Args:
         errno: the error number, not 0.
         text: the platform's error text.
+        numbers: the kinds of the error numbers of one generation of the platform, besides those in doubt.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text[:_MAX_TEXT_CHARS]).lower().split())
     head = plain.partition(":")[0]
@@ -134,7 +132,7 @@ def kind_of(errno: int, text: str) -> Kind:
     if kind is None and errno == _PARAMETER_OR_RPC and not plain:
         return Kind.DEVICE_TROUBLE
     if kind is None or (_UNSUCCESS.match(plain) and kind not in _IN_DOUBT):
-        return _NUMBERS.get(errno, Kind.UNKNOWN)
+        return _NUMBERS_IN_DOUBT.get(errno) or numbers.get(errno, Kind.UNKNOWN)
     return kind
 
 

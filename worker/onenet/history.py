@@ -12,12 +12,12 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.onenet import HistoryAnswer, HistoryDetail, HistoryItem, HistoryPage
+from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
 from worker.core.command import PLATFORM_DEFAULTS, Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
-from worker.onenet.answers import history_error
+from worker.onenet.answers import history_error, read_answer
 from worker.onenet.comparison import (
     LWM2M_IDS,
     ShownTime,
@@ -33,7 +33,9 @@ from worker.onenet.comparison import (
     overall,
     read_time,
 )
+from worker.onenet.dialect import Dialect
 from worker.onenet.errno import SUCCESS
+from worker.onenet.response import Response
 
 PER_PAGE = 100  # the platform's maximum
 USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
@@ -117,22 +119,22 @@ class HistoryPages:
             raise HistoryUnreadable(f"only {known} of {self._total} entries can be read")
 
 
-def read_page(body: bytes) -> HistoryPage:
+def read_page(response: Response, dialect: Dialect) -> HistoryPage:
     """Read one page of a history.
 
     Raises:
-        HistoryUnreadable: the body is not a page, or reports an error.
+        HistoryUnreadable: the response is not a page, or reports an error.
     """
-    return _read(HistoryPage, body)
+    return _read(HistoryPage, response, dialect)
 
 
-def read_detail(body: bytes) -> HistoryDetail:
+def read_detail(response: Response, dialect: Dialect) -> HistoryDetail:
     """Read the details of one entry.
 
     Raises:
-        HistoryUnreadable: the body is not an entry's details, or reports an error.
+        HistoryUnreadable: the response is not an entry's details, or reports an error.
     """
-    return _read(HistoryDetail, body)
+    return _read(HistoryDetail, response, dialect)
 
 
 def candidates(items: Iterable[HistoryItem], command: Command, window: Window, zone: ZoneInfo) -> list[HistoryItem]:
@@ -241,15 +243,15 @@ def _first(shown: object, otherwise: object) -> object:
     return otherwise if is_absent(shown) else shown
 
 
-def _read(model: type[Model], body: bytes) -> Model:
-    try:
-        text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], body.decode("utf-8", "replace"))
-        answer = HistoryAnswer.model_validate_json(text)
-    except ValidationError as exc:  # not OneNET's JSON: other devices' histories cannot be read either
-        raise HistoryUnreadable("the response is not OneNET's JSON", is_outage=True) from exc
-    if answer.errno != SUCCESS:
-        raise history_error(answer.errno, answer.error)
+def _read(model: type[Model], response: Response, dialect: Dialect) -> Model:
+    text = response.body.decode("utf-8", "replace")
+    text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
+    answer = read_answer(text, dialect, is_strict=False)
+    if answer is None:  # other devices' histories cannot be read either
+        raise HistoryUnreadable(f"the response is not OneNET's JSON: {response.description}", is_outage=True)
+    if answer.code != SUCCESS or answer.dialect is not dialect:
+        raise history_error(response, answer, dialect, asked_s=None)
     try:
         return model.model_validate(answer.data)
     except ValidationError as exc:
-        raise HistoryUnreadable("the response does not have the form of a history") from exc
+        raise HistoryUnreadable(f"the response does not have the form of a history: {response.description}") from exc

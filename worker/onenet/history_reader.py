@@ -28,8 +28,10 @@ from urllib3.util import Retry
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
 from worker.onenet.answers import http_history_error, retry_after_s
+from worker.onenet.dialect import Dialect
+from worker.onenet.response import Response
 from worker.onenet.route import Route
-from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, Response, transport_error
+from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, transport_error
 from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
@@ -74,7 +76,12 @@ class HistoryReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def read_page(
-        self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        deadline: float,
+        dialect: Dialect,
+        parse: Callable[[Response, Dialect], Model],
     ) -> tuple[Model, datetime | None]:
         """Read one page, and the platform's time in its response. An answer that cannot be read is asked for again.
 
@@ -82,7 +89,8 @@ class HistoryReader:
             path: the path, relative to the platform's URL, with the query.
             headers: the credentials.
             deadline: the monotonic time after which nothing is read.
-            parse: reads the body; raises HistoryUnreadable.
+            dialect: the generation of the platform.
+            parse: reads the response; raises HistoryUnreadable.
 
         Raises:
             HistoryUnreadable: every try failed.
@@ -93,7 +101,7 @@ class HistoryReader:
             except TransportError as exc:
                 raise HistoryUnreadable(exc.reason, is_outage=True) from exc
             try:
-                return _parsed(response, parse), _date(response.header("date"))
+                return _parsed(response, dialect, parse), _date(response.header("date"))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= deadline
@@ -131,7 +139,7 @@ class HistoryReader:
                 url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
             ) as answer:
                 names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
-                return Response(answer.status_code, names, _body(answer.raw))
+                return Response(answer.status_code, names, _body(answer.raw), tuple(headers.values()))
         # ValueError: what the libraries raise for a host or a header that they cannot encode.
         except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as exc:
             is_tls = isinstance(exc, requests.exceptions.SSLError | SSLError)
@@ -239,11 +247,11 @@ class _Adapter(HTTPAdapter):
         """Add no authority: requests would load its own into the route's context."""
 
 
-def _parsed(response: Response, parse: Callable[[bytes], Model]) -> Model:
+def _parsed(response: Response, dialect: Dialect, parse: Callable[[Response, Dialect], Model]) -> Model:
     if response.status != HTTPStatus.OK:
         asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
-        raise http_history_error(response.status, response.body, asked_s)
-    return parse(response.body)
+        raise http_history_error(response, dialect, asked_s)
+    return parse(response, dialect)
 
 
 def _body(raw: Any) -> bytes:

@@ -17,6 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from worker import __version__
 from worker.errors import TLSError, TransportError
+from worker.onenet.response import Response
 from worker.onenet.route import Route, Server
 from worker.onenet.tls import BufferedReader, TLSLayer
 from worker.telemetry.tracing import Tracing
@@ -41,20 +42,6 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A complete response; header names are in lower case."""
-
-    status: int
-    headers: Mapping[bytes, bytes]
-    body: bytes
-
-    def header(self, name: str) -> str | None:
-        """Return the value of a header, named in lower case."""
-        value = self.headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")
 
 
 class HTTPTransport:
