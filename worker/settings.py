@@ -168,8 +168,8 @@ class Settings(BaseSettings):
     onenet_url: str = Field("https://api.heclouds.com", description="base URL of the platform")
     onenet_api: Annotated[Api, AnyCase] = Field(
         "auto",
-        description="generation of the platform: `v1` (`/nbiot`, `errno`) or `v2` (`/nb-iot`, `code`); `auto`: v2 where "
-        "the host of `ONENET_URL` begins with `iot-api.`, else v1",
+        description="generation of the platform: `v1` (`/nbiot`, `errno`) or `v2` (`/nb-iot`, `code`); `auto`: v2 "
+        "where the host of `ONENET_URL` begins with `iot-api.`, else v1",
     )
     onenet_api_key: SecretStr | None = Field(None, description='MasterKey of the product (mode "common"); v1 only')
     onenet_product_id: str | None = Field(

@@ -62,6 +62,7 @@ def test_trigger_names_are_summed(names: list[str], bits: int) -> None:
     ("field", "value"),
     [
         *(("command_id", value) for value in ("", "a b", "é", "x" * 129, "a\n", 7)),
+        *(("imei", value) for value in ("042", "00042", "4a42", "0042\n", 4242)),
         *(("imei", value) for value in ("86582003000000", "8658200300000001", "86582003000000a", 865820030000001, "")),
         *((name, value) for name in ("obj_id", "obj_inst_id", "res_id") for value in (-1, 65536, "1", True, 1.0, 1.5)),
         *(("expired_time", value) for value in ("", "2099-01-01", "2099-01-01 00:00:00", "2099-02-30T00:00:00", 1)),
@@ -215,3 +216,8 @@ def test_the_content_hash_does_not_depend_on_the_notation_of_the_command() -> No
     assert content_hash not in [
         read_command(json.dumps(form | other).encode(), None, CHINA).content_hash() for other in others
     ]
+
+
+@pytest.mark.parametrize("imei", ["0042", "9999"])
+def test_test_devices_of_the_platform_have_four_digits(imei: str) -> None:
+    assert read_command(json.dumps(a_command(imei=imei)).encode(), None, CHINA).imei == imei

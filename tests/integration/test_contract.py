@@ -137,12 +137,12 @@ def test_a_request_has_the_form_that_the_platform_documents(running: SharedWorke
 
 
 def test_absent_optional_fields_are_left_out_of_the_request(running: SharedWorker) -> None:
-    """The platform uses its own defaults; without args the request has no body."""
+    """The platform uses its own defaults; without args the body is an empty object."""
     running.ask(a_command())
     [request] = running.simulator.requests
     assert set(request["query"]) == {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time"}
-    assert request["body"] == ""
-    assert "content-type" not in request["headers"]
+    assert request["body"] == "{}"
+    assert request["headers"]["content-type"] == "application/json"
 
 
 def test_a_past_valid_time_is_left_out_and_the_reply_says_so(running: SharedWorker) -> None:

@@ -172,7 +172,8 @@ NO_HISTORY = {"total_count": 0}
         ("v1", V1_SUCCESS, b"/nbiot/execute/offline?", b"api-key: ", {}),
         ("v2", V2_SUCCESS, b"/nb-iot/execute/offline?", b"Authorization: version=2022-05-01&res=products%2F123123&",
          {"args": "on"}),
-        ("v2", V2_SUCCESS, b"/nb-iot/execute/offline?", b"Authorization: version=2022-05-01&res=products%2F123123&", {}),
+        ("v2", V2_SUCCESS, b"/nb-iot/execute/offline?", b"Authorization: version=2022-05-01&res=products%2F123123&",
+         {}),
     ],
 )  # fmt: skip
 async def test_a_command_is_sent_as_the_generation_of_the_platform_wants_it(

@@ -598,7 +598,7 @@ def test_a_page_of_v2_has_code_and_msg() -> None:
 def test_a_history_of_the_other_generation_names_the_setting(code: int) -> None:
     """If that happens to several devices in a row, the product's history is paused."""
     body = json.dumps({"code": code, "msg": "succ", "data": {"total_count": 0, "items": []}}).encode()
-    with pytest.raises(HistoryUnreadable, match="^ONENET_API: the platform answers as v2") as caught:
+    with pytest.raises(HistoryUnreadable, match=r"^ONENET_API: the platform answers as v2") as caught:
         read_page(body)
     assert caught.value.is_refused
 

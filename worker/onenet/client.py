@@ -119,7 +119,7 @@ class OneNETClient:
         self._accounts: dict[str | None, _Account] = {}
         self.replace_products(products)
         self._recent_uuids = _RecentUuids()
-        self._details: OrderedDict[str, HistoryDetail] = OrderedDict()
+        self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
         self._zone = platform_zone
 
     def replace_products(self, products: Mapping[str | None, Product]) -> set[str | None]:
@@ -256,12 +256,13 @@ class OneNETClient:
         """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
             return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
-        known = self._details.get(uuid)
+        key = account.product.url, uuid
+        known = self._details.get(key)
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
         detail, _ = await self._read(path, account, deadline, read_detail)
-        self._details[uuid] = detail
+        self._details[key] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
         return detail
