@@ -105,6 +105,7 @@ class Simulator:
         while True:
             config = uvicorn.Config(
                 self._with_date,
+                interface="asgi3",  # not to be guessed from a bound method
                 date_header=False,  # ``_with_date`` sends that of the platform's clock
                 http="h11",
                 ws="none",
