@@ -61,7 +61,8 @@ def test_a_command_is_cached_under_a_new_uuid(platform: Simulator) -> None:
     ("changes", "errno"),
     [
         *(({name: None}, 3) for name in ("imei", "obj_id", "obj_inst_id", "res_id", "expired_time")),
-        ({"imei": "1"}, 5108), ({"imei": "065820030000001"}, 5108), ({"imei": "12345"}, 5108), ({"obj_id": 65536}, 5108), ({"res_id": "x"}, 5108), ({"retry": 11}, 5108),
+        ({"imei": "1"}, 5108), ({"imei": "065820030000001"}, 5108), ({"imei": "12345"}, 5108),
+        ({"obj_id": 65536}, 5108), ({"res_id": "x"}, 5108), ({"retry": 11}, 5108),
         ({"timeout": 4}, 5108), ({"timeout": 41}, 5108), ({"trigger_msg": 0}, 5108), ({"trigger_msg": 8}, 5108),
         ({"expired_time": "2099-01-01 00:00:00"}, 5108), ({"expired_time": "2099-02-30T00:00:00"}, 5108),
         ({"expired_time": "2099-01-01T00:00:00Z"}, 5108), ({"valid_time": "soon"}, 5108),

@@ -28,11 +28,11 @@ class SimulatorClient:
 
     def execute(self, body: Any = None, headers: dict[str, str] | None = None, **changes: Any) -> requests.Response:
         """Cache a command; without a body that of a command without args."""
-        query = {"imei": IMEI, "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)} | changes
+        query: dict[str, Any] = {"imei": IMEI, "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)}
         given: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": {} if body is None else body}
         url = f"{self.simulator.url}{self.prefix}/execute/offline"
         sent = self.headers if headers is None else headers
-        return requests.post(url, params=query, headers=sent, timeout=10, **given)
+        return requests.post(url, params=query | changes, headers=sent, timeout=10, **given)
 
     def cached(self, **changes: Any) -> str:
         """Cache a command; returns its uuid."""
