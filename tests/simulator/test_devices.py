@@ -151,6 +151,18 @@ def test_all_commands_that_wait_for_their_valid_time_are_cancelled(client: Simul
     assert client.call("PUT", "cancel/all/", {})["data"] == {"succ": [], "failed": [valid], "total": 1}
 
 
+def test_a_command_that_waits_for_its_device_can_be_cancelled_if_configured(
+    client: SimulatorClient, clock: Clock
+) -> None:
+    """The documentation says "before its valid_time", and names waiting commands without that restriction."""
+    uuid = cached(client, clock)
+    assert client.cancel(uuid)["errno"] == 5006
+    client.simulator.platform.cancels_valid = True
+    assert client.cancel(uuid)["errno"] == 0
+    assert client.cancel(uuid)["errno"] == 5006
+    assert states(client, clock) == [2]
+
+
 def test_a_full_queue_has_room_after_a_command_was_executed_cancelled_or_expired(
     client: SimulatorClient, clock: Clock
 ) -> None:

@@ -30,6 +30,11 @@ class _Body(StrEnum):
     OPTIONAL = "optional"
 
 
+class _Cancel(StrEnum):
+    BEFORE_VALID_TIME = "before-valid-time"
+    WHILE_WAITING = "while-waiting"
+
+
 def simulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8580,
@@ -50,6 +55,9 @@ def simulator(
     body: Annotated[
         _Body, typer.Option(help="Whether Execute needs a body. The platform's pages contradict each other.")
     ] = _Body.REQUIRED,
+    cancel: Annotated[
+        _Cancel, typer.Option(help="Which commands can be cancelled. The documentation can be read both ways.")
+    ] = _Cancel.BEFORE_VALID_TIME,
     clock_offset: Annotated[float, typer.Option(help="Seconds by which its clock is ahead; may be negative.")] = 0.0,
     devices: Annotated[
         str,
@@ -131,6 +139,7 @@ def simulator(
             queue_errno=None if queue_errno is None else int(queue_errno),
             rate=rate or None,
             needs_body=body is _Body.REQUIRED,
+            cancels_valid=cancel is _Cancel.WHILE_WAITING,
             clock_offset_s=clock_offset,
         )
     except ValueError as exc:

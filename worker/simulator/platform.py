@@ -31,6 +31,7 @@ _IDS = ("obj_id", "obj_inst_id", "res_id")
 _RANGES = {**dict.fromkeys(_IDS, (0, 65535)), "retry": (0, 10), "timeout": (5, 40), "trigger_msg": (1, 7)}
 _REQUIRED = ("imei", *_IDS, "expired_time")
 _SECOND_S = 1.0
+_RESULT = {"errno": 0, "error": "success"}
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Platform:
         queue_errno: the code of a full queue in the first generation, 5006 or 13; None: that of the table.
         rate: most calls in one second; None: no limit.
         needs_body: refuse an Execute without a body; False: take it as one without args.
+        cancels_valid: cancel commands as long as they wait; False: only before their valid_time.
         clock_offset_s: the platform's clock minus that of this machine, in seconds.
         now: the clock of this machine, timezone-aware; replaced in tests.
     """
@@ -59,6 +61,7 @@ class Platform:
     queue_errno: int | None = None
     rate: int | None = 300
     needs_body: bool = True
+    cancels_valid: bool = False
     clock_offset_s: float = 0
     now: Callable[[], datetime] = lambda: datetime.now(CHINA)
     _behaviours: dict[str, Behaviour] = field(init=False)
@@ -221,18 +224,18 @@ class Platform:
         if command.is_confirmed and command.confirmed_at is not None and command.confirm_status is not None:
             status = CONFIRM_STATUSES.index(command.confirm_status)
             states = f"command send status: [{command.send_status}], confirm status: [{status}]"
-            lines.append(_line(f"received confirm message, type: [2], {states}", command.confirmed_at))
+            result = f", result: [{json.dumps(_RESULT)}]" if command.confirm_status == "SUCCESS" else ""
+            lines.append(_line(f"received confirm message, type: [2], {states}{result}", command.confirmed_at))
         return lines
 
     def cancel(self, imei: str, command_uuid: str) -> None:
-        """Cancel a command that is waiting for its valid_time.
+        """Cancel a command that is waiting for its valid_time, or for its device if ``cancels_valid``.
 
         Raises:
             PlatformError: the device has no such command, or it can no longer be cancelled.
         """
         if not self._cancel(self._find(imei, command_uuid)):
-            detail = "only a command that waits for its valid_time can be cancelled"
-            raise PlatformError(Reason.NOT_CANCELLABLE, detail)
+            raise PlatformError(Reason.NOT_CANCELLABLE, "the command does not wait any more")
 
     def cancel_all(self, imei: str) -> dict[str, object]:
         """Cancel the waiting commands of a device; returns the uuids of those that were, and of those that were not.
@@ -248,7 +251,8 @@ class Platform:
 
     def _cancel(self, command: CachedCommand) -> bool:
         now = self.clock()
-        if command not in self._devices[command.query["imei"]].waiting(now) or command.valid_at <= now:
+        is_waiting = command in self._devices[command.query["imei"]].waiting(now)
+        if not is_waiting or (command.valid_at <= now and not self.cancels_valid):
             return False
         command.send_status = CANCELLED
         return True
@@ -328,7 +332,7 @@ def _detail(command: CachedCommand) -> dict[str, object]:
     if command.is_confirmed:
         found["feedback_msg"] = [{"feedback_time": _shown(command.confirmed_at, is_odd), "feedback_status": 0}]
         if command.confirm_status == "SUCCESS":
-            found["cmd_result"] = {"errno": 0, "error": "success"}
+            found["cmd_result"] = _RESULT
     else:
         found["feedback_msg"] = []
     content = None if is_odd and not command.body else command.body
