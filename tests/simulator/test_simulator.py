@@ -130,6 +130,12 @@ def test_a_request_can_be_dropped_before_or_after_caching(platform: Simulator, k
     assert len(platform.platform.commands) == cached
 
 
+@pytest.mark.parametrize("kind", ["drop_after_caching", "errno_after_caching", "no_uuid"])
+def test_a_refused_request_is_answered_whatever_should_happen_after_caching(platform: Simulator, kind: Any) -> None:
+    platform.faults.replace([Fault(kind=kind)])
+    assert execute(platform, obj_id="x").json()["errno"] == 5108
+
+
 def test_the_simulator_can_refuse_connections_for_some_time() -> None:
     with onenet(Fault(kind="refuse", seconds=0.2, count=1)) as platform:
         assert execute(platform).json()["errno"] == 0

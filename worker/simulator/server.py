@@ -178,23 +178,23 @@ class Simulator:
 
     async def _cancel(self, dialect: Dialect, request: Request) -> Response:
         imei, uuid = _command(request)
-        return self._act(dialect, request, lambda: self.platform.cancel(imei, uuid))
+        return self._act(dialect, request, lambda: self.platform.cancel(imei, uuid))[0]
 
     async def _cancel_all(self, dialect: Dialect, request: Request) -> Response:
         imei = request.query_params.get("imei", "")
-        return self._act(dialect, request, lambda: self.platform.cancel_all(imei))
+        return self._act(dialect, request, lambda: self.platform.cancel_all(imei))[0]
 
     def _act(
         self, dialect: Dialect, request: Request, act: Callable[[], object], writing: Writing | None = None
-    ) -> Response:
-        """Execute a request, and answer it as the platform does."""
+    ) -> tuple[Response, bool]:
+        """Execute a request; returns the platform's answer and whether the request was carried out."""
         try:
             self.platform.check_rate()
             self.platform.check_authentication(request.headers, dialect)
             data = act()
         except PlatformError as exc:
-            return JSONResponse(dialect.refusal(exc, self.platform.errors, self.platform.queue_errno))
-        return JSONResponse(dialect.success(data if writing is None else rewrite(writing, data)))
+            return JSONResponse(dialect.refusal(exc, self.platform.errors, self.platform.queue_errno)), False
+        return JSONResponse(dialect.success(data if writing is None else rewrite(writing, data))), True
 
     async def _answer(
         self, dialect: Dialect, request: Request, endpoint: Endpoint, act: Callable[[], object]
@@ -210,7 +210,9 @@ class Simulator:
         acts = fault is None or fault.kind.endswith(("after_caching", "late_caching")) or fault.kind in _ACTING
         answer: Response | None = None
         if acts:
-            answer = self._act(dialect, request, act, None if fault is None else fault.writing)
+            answer, is_done = self._act(dialect, request, act, None if fault is None else fault.writing)
+            if not is_done:
+                return answer
         if fault is not None:
             answer = await self._fail(dialect, request, fault, answer)
         assert answer is not None  # every kind of fault that skips the execution sets one
