@@ -14,8 +14,10 @@ KEY = {"api-key": "simulator-key"}
 
 
 def executed(url: str, **changes: Any) -> Any:
-    query = {"imei": IMEI, "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)} | changes
-    return requests.post(f"{url}/nbiot/execute/offline", params=query, json={}, headers=KEY, timeout=10).json()
+    query: dict[str, Any] = {"imei": IMEI, "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)}
+    return requests.post(
+        f"{url}/nbiot/execute/offline", params=query | changes, json={}, headers=KEY, timeout=10
+    ).json()
 
 
 def test_the_simulator_has_the_queue_of_the_platform_by_default(tmp_path: Path) -> None:
