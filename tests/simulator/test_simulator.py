@@ -250,7 +250,7 @@ def test_page_number_and_page_size_of_the_history_are_bounded(platform: Simulato
     long_ago = at(-181 * 24 * 3600)
     for changes in (
         *({"page": 0}, {"per_page": "many"}, {"per_page": 101}, {"start": "2026-01-01 00:00:00"}, {"end": "soon"}),
-        *({"sort": "UP"}, {"start": long_ago}, {"imei": "1"}),
+        *({"sort": "UP"}, {"start": long_ago}),
     ):
         assert history(platform, **changes)["errno"] == 5108, changes
     assert history(platform, imei=None)["errno"] == 3

@@ -148,7 +148,9 @@ class Platform:
         for name in _REQUIRED:
             if not query.get(name):
                 raise PlatformError(Reason.PARAMETER_MISSING, name)
-        imei = _imei(query)
+        imei = query["imei"]
+        if not _IMEI.fullmatch(imei):
+            raise PlatformError(Reason.PARAMETER_INVALID, "imei")
         for name, (least, most) in _RANGES.items():
             text = query.get(name)
             if text is not None and not (re.fullmatch(r"[0-9]{1,5}", text) and least <= int(text) <= most):
@@ -179,7 +181,7 @@ class Platform:
         for name in ("imei", "start"):
             if not query.get(name):
                 raise PlatformError(Reason.PARAMETER_MISSING, name)
-        device = self._devices.get(_imei(query))
+        device = self._devices.get(query["imei"])  # one that it does not know has no commands
         now = self.clock()
         start = _time(query, "start")
         if start < now - _HISTORY:
@@ -241,9 +243,11 @@ class Platform:
         """Cancel the waiting commands of a device; returns the uuids of those that were, and of those that were not.
 
         Raises:
-            PlatformError: the IMEI is missing or invalid.
+            PlatformError: the IMEI is missing.
         """
-        device = self._devices.get(_imei({"imei": imei}))
+        if not imei:
+            raise PlatformError(Reason.PARAMETER_MISSING, "imei")
+        device = self._devices.get(imei)
         waiting = [] if device is None else device.waiting(self.clock())
         cancelled = [command.uuid for command in waiting if self._cancel(command)]
         failed = [command.uuid for command in waiting if command.send_status != CANCELLED]
@@ -258,9 +262,9 @@ class Platform:
         return True
 
     def _find(self, imei: str, command_uuid: str) -> CachedCommand:
-        command = self._commands.get(command_uuid.strip())
         if not imei:
             raise PlatformError(Reason.PARAMETER_MISSING, "imei")
+        command = self._commands.get(command_uuid.strip())
         if command is None or command.query["imei"] != imei:
             raise PlatformError(Reason.NO_SUCH_COMMAND, "uuid")
         self._devices[imei].advance(self.clock())
@@ -379,15 +383,6 @@ def _shown(at: datetime | None, with_milliseconds: bool) -> str:
 
 def _line(text: str, at: datetime) -> dict[str, str]:
     return {"log": text, "time": f"{at.astimezone(CHINA):%a %b %d %H:%M:%S CST %Y}"}
-
-
-def _imei(query: Mapping[str, str]) -> str:
-    imei = query["imei"]
-    if not imei:
-        raise PlatformError(Reason.PARAMETER_MISSING, "imei")
-    if not _IMEI.fullmatch(imei):
-        raise PlatformError(Reason.PARAMETER_INVALID, "imei")
-    return imei
 
 
 def _times(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:
