@@ -304,8 +304,10 @@ async def test_an_entry_cached_outside_the_doubt_window_is_not_the_command(
     """The window ends when the platform can no longer cache the request."""
     wanted = command()
     with onenet() as simulator:
+        clock = simulator.platform.now
         simulator.platform.now = lambda: in_seconds(cached_s).astimezone(CHINA)
         cache(simulator, wanted, "on")
+        simulator.platform.now = clock
         since = None if since_s is None else in_seconds(since_s)
         entries = await find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
     assert [entry.is_within_clock_skew for entry in entries] == is_within_clock_skew

@@ -31,7 +31,7 @@ def shared() -> Iterator[Simulator]:
 def platform(shared: Simulator) -> Iterator[Simulator]:
     yield shared
     shared.faults.replace([])
-    shared.platform.commands.clear()
+    shared.platform.clear()
 
 
 def at(seconds: float) -> str:
@@ -44,7 +44,9 @@ def execute(
 ) -> requests.Response:
     query = {"imei": "865820030000001", "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)}
     url = f"{platform.url}/nbiot/execute/offline"
-    return requests.post(url, params={**query, **changes}, json=body, headers=headers or KEY, timeout=10)
+    return requests.post(
+        url, params={**query, **changes}, json={} if body is None else body, headers=headers or KEY, timeout=10
+    )
 
 
 def test_a_command_is_cached_under_a_new_uuid(platform: Simulator) -> None:
@@ -59,7 +61,8 @@ def test_a_command_is_cached_under_a_new_uuid(platform: Simulator) -> None:
     ("changes", "errno"),
     [
         *(({name: None}, 3) for name in ("imei", "obj_id", "obj_inst_id", "res_id", "expired_time")),
-        ({"imei": "1"}, 5108), ({"obj_id": 65536}, 5108), ({"res_id": "x"}, 5108), ({"retry": 11}, 5108),
+        ({"imei": "1"}, 5108), ({"imei": "065820030000001"}, 5108), ({"imei": "12345"}, 5108),
+        ({"obj_id": 65536}, 5108), ({"res_id": "x"}, 5108), ({"retry": 11}, 5108),
         ({"timeout": 4}, 5108), ({"timeout": 41}, 5108), ({"trigger_msg": 0}, 5108), ({"trigger_msg": 8}, 5108),
         ({"expired_time": "2099-01-01 00:00:00"}, 5108), ({"expired_time": "2099-02-30T00:00:00"}, 5108),
         ({"expired_time": "2099-01-01T00:00:00Z"}, 5108), ({"valid_time": "soon"}, 5108),
@@ -102,6 +105,7 @@ def test_only_the_api_key_or_a_token_signed_with_the_access_key_is_accepted(plat
         (Fault(kind="error_503"), 503, "upstream failed", 0),
         (Fault(kind="too_many_requests", seconds=3), 429, "", 0),
         (Fault(kind="errno", errno=5117, error="rpc error"), 200, '{"errno":5117,"error":"rpc error"}', 0),
+        (Fault(kind="errno_in_chinese"), 200, '{"errno":7,"error":"服务内部错误"}', 0),
         (Fault(kind="errno_after_caching"), 200, '{"errno":7,"error":"service internal error"}', 1),
         (Fault(kind="garbage"), 200, "\0<html>not the platform", 0),
         (Fault(kind="no_uuid"), 200, '{"errno":0,"error":"succ"}', 1),
@@ -124,6 +128,12 @@ def test_a_request_can_be_dropped_before_or_after_caching(platform: Simulator, k
     with pytest.raises(requests.ConnectionError):
         execute(platform)
     assert len(platform.platform.commands) == cached
+
+
+@pytest.mark.parametrize("kind", ["drop_after_caching", "errno_after_caching", "no_uuid"])
+def test_a_refused_request_is_answered_whatever_should_happen_after_caching(platform: Simulator, kind: Any) -> None:
+    platform.faults.replace([Fault(kind=kind)])
+    assert execute(platform, obj_id="x").json()["errno"] == 5108
 
 
 def test_the_simulator_can_refuse_connections_for_some_time() -> None:
@@ -196,13 +206,18 @@ def test_the_history_has_the_documented_deviations(platform: Simulator) -> None:
 
 
 def test_the_detail_of_a_command_contains_its_original_fields(platform: Simulator) -> None:
-    uuid = execute(platform, {"args": "ping"}, retry=0).json()["data"]["uuid"]
+    [uuid, other] = [execute(platform, {"args": "ping"}, retry=0).json()["data"]["uuid"] for _ in range(2)]
+    if platform.platform.commands[0].number % 2:
+        uuid, other = other, uuid
     url = f"{platform.url}/nbiot/offline/history/{uuid}"
     found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
     assert found["content"] == {"args": "ping"}
     assert (found["args"]["obj_id"], found["args"]["retry"]) == ("1", "0")
     assert "timeout" not in found["args"]
     assert requests.get(url, params={"imei": "865820030000002"}, headers=KEY, timeout=10).json()["errno"] != 0
+    url = f"{platform.url}/nbiot/offline/history/{other}"
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    assert (found["args"]["obj_id"], found["args"]["retry"], found["args"]["timeout"]) == (1, 0, 25)  # filled in
 
 
 def test_a_waiting_command_can_be_cancelled_until_its_valid_time(platform: Simulator) -> None:
@@ -231,8 +246,12 @@ def test_page_number_and_page_size_of_the_history_are_bounded(platform: Simulato
     for _ in range(101):
         execute(platform)
     assert len(history(platform)["data"]["items"]) == 30
-    assert len(history(platform, per_page=500)["data"]["items"]) == 100
-    for changes in ({"page": 0}, {"per_page": "many"}, {"start": "2026-01-01 00:00:00"}, {"end": "soon"}):
+    assert len(history(platform, per_page=100)["data"]["items"]) == 100
+    long_ago = at(-181 * 24 * 3600)
+    for changes in (
+        *({"page": 0}, {"per_page": "many"}, {"per_page": 101}, {"start": "2026-01-01 00:00:00"}, {"end": "soon"}),
+        *({"sort": "UP"}, {"start": long_ago}),
+    ):
         assert history(platform, **changes)["errno"] == 5108, changes
     assert history(platform, imei=None)["errno"] == 3
 
@@ -244,13 +263,13 @@ def test_the_history_requires_credentials(platform: Simulator) -> None:
         assert requests.get(path, params=query, headers={"api-key": "other"}, timeout=10).json()["errno"] == 1
 
 
-def test_the_detail_of_a_command_without_a_body_has_no_body(platform: Simulator) -> None:
+def test_the_detail_of_a_command_without_args_has_an_empty_content(platform: Simulator) -> None:
     uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
     url = f"{platform.url}/nbiot/offline/history/{uuid} "  # as some are listed
     found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
-    assert found["content"] is None
+    assert found["content"] in ({}, None)
     given = {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time", "valid_time"}
-    assert set(found["args"]) == given
+    assert set(found["args"]) - {"retry", "timeout"} == given
 
 
 def test_a_command_can_be_cached_late_after_the_client_disconnected(platform: Simulator) -> None:
@@ -259,7 +278,7 @@ def test_a_command_can_be_cached_late_after_the_client_disconnected(platform: Si
     url = f"{platform.url}/nbiot/execute/offline"
     query = {"imei": "865820030000001", "obj_id": "1", "obj_inst_id": "2", "res_id": "3", "expired_time": at(3600)}
     with pytest.raises(requests.Timeout):
-        requests.post(url, params=query, headers=KEY, timeout=(10, 0.1))
+        requests.post(url, params=query, json={}, headers=KEY, timeout=(10, 0.1))
     wait_until(lambda: bool(platform.platform.commands), 10, "the command")
     assert history(platform)["data"]["total_count"] == 1
 

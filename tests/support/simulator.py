@@ -25,7 +25,13 @@ def onenet(
     certificate: Certificate | None = None,
 ) -> Iterator[Simulator]:
     """Run the simulator as an HTTP server, with a certificate as an HTTPS server; yields it for inspection."""
-    platform = Platform(API_KEY, PRODUCT_ID, ACCESS_KEY, frozenset({OFFLINE_IMEI}))
+    platform = Platform(
+        API_KEY,
+        {f"products/{PRODUCT_ID}": ACCESS_KEY},
+        {OFFLINE_IMEI: "offline"},
+        queue_limit=None,  # many tests send more than ten commands to one device
+        rate=None,
+    )
     tls = None if certificate is None else (certificate.cert, certificate.key)
     simulator = Simulator(platform, FaultPlan(list(faults), seed), latency_s=latency_s, port=port, tls=tls)
     thread = threading.Thread(target=lambda: asyncio.run(simulator.serve()), name="simulator")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,45 +15,135 @@ if TYPE_CHECKING:
     from worker.simulator.faults import Fault
 
 
+class _Errors(StrEnum):
+    SERVICE = "service"
+    API = "api"
+
+
+class _QueueErrno(StrEnum):
+    SYSTEM_LOGIC_LIMIT = "5006"
+    SYSTEM_LIMIT = "13"
+
+
+class _Body(StrEnum):
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+class _Cancel(StrEnum):
+    BEFORE_VALID_TIME = "before-valid-time"
+    WHILE_WAITING = "while-waiting"
+
+
 def simulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8580,
-    api_key: Annotated[str, typer.Option(help="The MasterKey that it accepts.")] = "simulator-key",
-    product_id: Annotated[str | None, typer.Option(help='The product id in mode "safe".')] = None,
+    api_key: Annotated[str, typer.Option(help="The MasterKey that it accepts on v1.")] = "simulator-key",
+    product_id: Annotated[str | None, typer.Option(help="Accept tokens of products/ID, signed with its key.")] = None,
+    user_id: Annotated[str | None, typer.Option(help="Accept tokens of userid/ID on v2.")] = None,
+    project_id: Annotated[str | None, typer.Option(help="Accept tokens of projects/ID on v2.")] = None,
+    errors: Annotated[
+        _Errors, typer.Option(help="The table of errno on v1: of the NB-IoT service, or of the API layer.")
+    ] = _Errors.SERVICE,
+    queue: Annotated[
+        int, typer.Option(help="Most commands that wait for one device; 0: no limit.", min=0, max=100_000)
+    ] = 10,
+    queue_errno: Annotated[
+        _QueueErrno | None, typer.Option(help="The errno of a full queue on v1; default: that of --errors.")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="Most calls in a second; 0: no limit.", min=0, max=1_000_000)] = 300,
+    body: Annotated[
+        _Body, typer.Option(help="Whether Execute needs a body. The platform's pages contradict each other.")
+    ] = _Body.REQUIRED,
+    cancel: Annotated[
+        _Cancel, typer.Option(help="Which commands can be cancelled. The documentation can be read both ways.")
+    ] = _Cancel.BEFORE_VALID_TIME,
+    clock_offset: Annotated[float, typer.Option(help="Seconds by which its clock is ahead; may be negative.")] = 0.0,
+    devices: Annotated[
+        str,
+        typer.Option(help="What devices do: down, up, up:STATUS with a confirm status, or offline."),
+    ] = "down",
+    device: Annotated[
+        list[str] | None, typer.Option(help="IMEI=BEHAVIOUR, what one device does; may be repeated.")
+    ] = None,
+    offline: Annotated[list[str] | None, typer.Option(help="Short for --device IMEI=offline; may be repeated.")] = None,
     latency: Annotated[float, typer.Option(help="Seconds before each answer.", min=0)] = 0.0,
-    offline: Annotated[list[str] | None, typer.Option(help="An IMEI that is offline; may be repeated.")] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
             help="KIND, KIND=PROBABILITY or KIND=PROBABILITY,SECONDS; may be repeated. Kinds: refuse, hang, drop, "
-            "drop_after_caching, error_500, error_500_after_caching, error_503, too_many_requests, errno, "
-            "errno_after_caching, garbage, garbage_after_caching, no_uuid, redirect, not_found, slow_drip, "
-            "late_caching."
+            "drop_after_caching, error_500, error_500_after_caching, error_503, too_many_requests, "
+            "too_many_requests_date, errno, errno_after_caching, errno_in_chinese, garbage, "
+            "garbage_after_caching, no_uuid, redirect, not_found, slow_drip, late_caching, ids_decimal, ids_text, "
+            "ids_number, defaults_filled, empty_as_null, emoji_as_question_marks, quotes_escaped, blank_cut, "
+            "blank_added, seconds_dropped, milliseconds_added, times_utc, time_placeholder, count_for_total, "
+            "items_absent, short_page, type_number, content_object, content_empty_object, content_text, "
+            "content_empty, content_null, remain_text, uuid_blank, nested_log."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random faults, to repeat a run.")] = None,
 ) -> None:
     """Run a OneNET simulator for development and tests on this machine.
 
-    It follows the platform's documented rules and fails on request. `GET` and `PUT /control/faults` read and replace
-    its faults while it runs, also those of the command history; `GET /control/commands` lists the cached commands, `GET
-    /control/requests` the requests. The access key of mode "safe" is read from SIMULATOR_ACCESS_KEY. Example:
+    It serves both generations of the platform on one port: v1 below `/nbiot` and v2 below `/nb-iot`. It follows the
+    platform's documented rules and fails on request. Access keys are read from SIMULATOR_ACCESS_KEY (of the product),
+    SIMULATOR_USER_KEY and SIMULATOR_PROJECT_KEY, base64. Examples:
 
         onenet-worker simulator --latency 0.05 --fault hang=0.01,30 --fault error_500_after_caching=0.02
+
+        onenet-worker simulator --errors api --queue-errno 13 --rate 20 --clock-offset=-90
+
+        SIMULATOR_USER_KEY=a2V5 onenet-worker simulator --user-id 1 --devices up --device 865820030000001=up:TIME_OUT
+
+    A device that is `up` executes each command as soon as it is valid, 1 s apart, and confirms it with SUCCESS or with
+    STATUS; one that is `down` lets its commands wait until they expire; the commands of one that is `offline` are
+    refused. It is controlled while it runs:
+
+        curl localhost:8580/control/commands?imei=865820030000001
+
+        curl localhost:8580/control/requests
+
+        curl -X PUT localhost:8580/control/faults -d '[{"kind": "errno", "errno": 15, "error": "api freq", "count": 3}]'
+
+        curl -X PUT localhost:8580/control/devices -d '{"*": "down", "865820030000001": "up:BAD_REQUEST"}'
+
+        curl -X PUT localhost:8580/control/clock -d '{"offset_s": 3600}'
+
+    A PUT replaces all that was set before. The kinds of faults up to late_caching affect Execute, or with "endpoint":
+    "history" the command history; those from ids_decimal on change how the history is written.
     """
     try:
         from worker.simulator.server import Simulator
     except ImportError as exc:
         raise WorkerError("the simulator needs an extra: pip install 'onenet-execute-worker[simulator]'") from exc
     from worker.simulator.faults import FaultPlan
-    from worker.simulator.platform import Platform
+    from worker.simulator.platform import EVERY_DEVICE, Platform
 
-    platform = Platform(
-        api_key=api_key,
-        product_id=product_id,
-        access_key=os.environ.get("SIMULATOR_ACCESS_KEY"),
-        offline=frozenset(offline or ()),
-    )
+    keys = {
+        f"{kind}/{identity}": os.environ.get(variable)
+        for kind, identity, variable in (
+            ("products", product_id, "SIMULATOR_ACCESS_KEY"),
+            ("userid", user_id, "SIMULATOR_USER_KEY"),
+            ("projects", project_id, "SIMULATOR_PROJECT_KEY"),
+        )
+        if identity is not None
+    }
+    own = dict(text.partition("=")[::2] for text in device or ())
+    try:
+        platform = Platform(
+            api_key=api_key,
+            keys={resource: key for resource, key in keys.items() if key is not None},
+            devices={EVERY_DEVICE: devices} | own | dict.fromkeys(offline or (), "offline"),
+            errors=errors.value,
+            queue_limit=queue or None,
+            queue_errno=None if queue_errno is None else int(queue_errno),
+            rate=rate or None,
+            needs_body=body is _Body.REQUIRED,
+            cancels_valid=cancel is _Cancel.WHILE_WAITING,
+            clock_offset_s=clock_offset,
+        )
+    except ValueError as exc:
+        raise SettingsError([f"--devices or --device: {exc}"]) from exc
     plan = FaultPlan([_parse(text) for text in fault or ()], seed)
     try:
         server = Simulator(platform, plan, latency_s=latency, host=host, port=port)

@@ -177,6 +177,7 @@ def _start_simulator(port: int, folder: Path, stack: ExitStack, control: request
         {"kind": "error_500", "imei": _DARK, "endpoint": "history"},
     ]
     arguments = ["simulator", "--port", str(port), "--api-key", _API_KEY, "--offline", _UNKNOWN, "--latency", "0.03"]
+    arguments += ["--queue", "0", "--rate", "0"]  # most devices of the demo get more than ten commands
     simulator = LocalProcess(arguments, {}, folder / "simulator")
     stack.callback(simulator.stop)
     simulator.wait_for_port(port)

@@ -2,11 +2,13 @@
 
 import random
 import threading
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal[
+from worker.simulator.writings import Writing
+
+Failure = Literal[
     "refuse",
     "hang",
     "drop",
@@ -15,8 +17,10 @@ Kind = Literal[
     "error_500_after_caching",
     "error_503",
     "too_many_requests",
+    "too_many_requests_date",
     "errno",
     "errno_after_caching",
+    "errno_in_chinese",
     "garbage",
     "garbage_after_caching",
     "no_uuid",
@@ -25,11 +29,12 @@ Kind = Literal[
     "slow_drip",
     "late_caching",
 ]
+Kind = Literal[Failure, Writing]
 Endpoint = Literal["execute", "history"]
 
 
 class Fault(BaseModel):
-    """One kind of fault, and the requests that it affects."""
+    """One kind of fault, and the requests that it affects. The ways of writing a history affect only the history."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,26 +44,33 @@ class Fault(BaseModel):
         None, description="Maximum number of requests; default: no limit."
     )
     imei: str | None = Field(None, description="Affects only this device.")
-    endpoint: Endpoint = Field("execute", description="Affected endpoint; history includes details.")
+    endpoint: Endpoint = Field("execute", description="Affected endpoint; history includes details and logs.")
     seconds: float = Field(
         1.0, ge=0, description="Duration of refuse, hang, slow_drip and late_caching; Retry-After of 429."
     )
-    errno: int = Field(7, description="The errno of errno and errno_after_caching.")
+    errno: int = Field(7, description="The errno of errno, errno_after_caching and errno_in_chinese.")
     error: str = "service internal error"
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        """Read ``kind``, ``kind=probability`` or ``kind=probability,seconds``, as on the command line."""
-        if not isinstance(value, str):
-            return value
-        kind, _, rest = value.partition("=")
-        probability, _, seconds = rest.partition(",")
-        return (
-            {"kind": kind}
-            | ({"probability": probability} if probability else {})
-            | ({"seconds": seconds} if seconds else {})
-        )
+        """Read ``kind``, ``kind=probability`` or ``kind=probability,seconds``, and let writings affect the history."""
+        if isinstance(value, str):
+            kind, _, rest = value.partition("=")
+            probability, _, seconds = rest.partition(",")
+            value = (
+                {"kind": kind}
+                | ({"probability": probability} if probability else {})
+                | ({"seconds": seconds} if seconds else {})
+            )
+        if isinstance(value, dict) and value.get("kind") in get_args(Writing):
+            value = value | {"endpoint": "history"}
+        return value
+
+    @property
+    def writing(self) -> Writing | None:
+        """The way of writing a history, if the fault is one."""
+        return next((writing for writing in get_args(Writing) if writing == self.kind), None)
 
 
 class FaultPlan:

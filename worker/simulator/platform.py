@@ -3,63 +3,35 @@
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import re
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import Any
 from urllib.parse import parse_qsl
 
+from worker.simulator.devices import CANCELLED, CONFIRM_STATUSES, Behaviour, CachedCommand, Device
+from worker.simulator.dialects import V1, Dialect, Errors, PlatformError, Reason
+
 CHINA = timezone(timedelta(hours=8), "CST")
+EVERY_DEVICE = "*"  # names the behaviour of devices that have none of their own
 
-AUTH_FAILED = 1
-PARAMETER_REQUIRED = 3
-INTERNAL_ERROR = 7
-NOT_ONLINE = 2001
-SYSTEM_LIMIT = 5006
-INVALID_PARAMETER = 5108
-
-_WAIT, _CANCELLED, _EXPIRED = 1, 2, 4
+_MAX_COMMANDS = 100_000  # the oldest are dropped, so that the memory of a long run is bounded
 _PER_PAGE, _MOST_PER_PAGE = 30, 100
+_HISTORY = timedelta(days=180)
+_IMEI = re.compile(r"[1-9][0-9]{14}|[0-9]{4}")  # test devices have 4 digits
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 _MAX_ARGS_BYTES = 2048
-_RANGES = {
-    "obj_id": (0, 65535),
-    "obj_inst_id": (0, 65535),
-    "res_id": (0, 65535),
-    "retry": (0, 10),
-    "timeout": (5, 40),
-    "trigger_msg": (1, 7),
-}
-_REQUIRED = ("imei", "obj_id", "obj_inst_id", "res_id", "expired_time")
-
-
-class PlatformError(Exception):
-    """The platform refuses a request and answers with ``errno`` and ``error``."""
-
-    def __init__(self, errno: int, error: str) -> None:
-        super().__init__(error)
-        self.errno = errno
-        self.error = error
-
-
-@dataclass(slots=True)
-class CachedCommand:
-    """One cached command. ``query`` holds the parameters of its request, as text."""
-
-    uuid: str
-    query: dict[str, str]
-    args: str | None
-    created_at: datetime
-    number: int
-    is_cancelled: bool = False
-
-    def send_status(self, now: datetime) -> int:
-        """Return the send status. It is never "sent", since simulated devices never connect."""
-        if self.is_cancelled:
-            return _CANCELLED
-        return _EXPIRED if _time(self.query, "expired_time") <= now else _WAIT
+_IDS = ("obj_id", "obj_inst_id", "res_id")
+_RANGES = {**dict.fromkeys(_IDS, (0, 65535)), "retry": (0, 10), "timeout": (5, 40), "trigger_msg": (1, 7)}
+_REQUIRED = ("imei", *_IDS, "expired_time")
+_SECOND_S = 1.0
+_RESULT = {"errno": 0, "error": "success"}
 
 
 @dataclass(slots=True)
@@ -67,56 +39,137 @@ class Platform:
     """OneNET for one product.
 
     Args:
-        api_key: the MasterKey of mode "common".
-        product_id: the product of mode "safe".
-        access_key: the key of that product, base64; None: every token is refused.
-        offline: the IMEIs of devices that are not online (errno 2001).
-        now: the platform's clock, timezone-aware; replaced in tests.
-        commands: the cached commands, oldest first.
+        api_key: the MasterKey, which only the first generation accepts.
+        keys: access keys, base64, by the resource that tokens are signed for: ``products/1``, ``userid/1``,
+            ``projects/1``.
+        devices: behaviours by IMEI; ``*`` is that of all others, ``down`` if it is not given.
+        errors: the table of codes in the first generation: of the NB-IoT service, or of the API layer in front of it.
+        queue_limit: most commands that wait for one device; None: no limit.
+        queue_errno: the code of a full queue in the first generation, 5006 or 13; None: that of the table.
+        rate: most calls in one second; None: no limit.
+        needs_body: refuse an Execute without a body; False: take it as one without args.
+        cancels_valid: cancel commands as long as they wait; False: only before their valid_time.
+        clock_offset_s: the platform's clock minus that of this machine, in seconds.
+        now: the clock of this machine, timezone-aware; replaced in tests.
     """
 
     api_key: str
-    product_id: str | None = None
-    access_key: str | None = None
-    offline: frozenset[str] = frozenset()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
+    errors: Errors = "service"
+    queue_limit: int | None = 10
+    queue_errno: int | None = None
+    rate: int | None = 300
+    needs_body: bool = True
+    cancels_valid: bool = False
+    clock_offset_s: float = 0
     now: Callable[[], datetime] = lambda: datetime.now(CHINA)
-    commands: list[CachedCommand] = field(default_factory=list)
+    _behaviours: dict[str, Behaviour] = field(init=False)
+    _devices: dict[str, Device] = field(init=False, default_factory=dict)
+    _commands: dict[str, CachedCommand] = field(init=False, default_factory=dict)
+    _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
+    _calls: deque[float] = field(init=False, default_factory=deque)
 
-    def check_authentication(self, headers: Mapping[str, str]) -> None:
-        """Accept the API key, or a token that was signed with the access key.
+    def __post_init__(self) -> None:
+        self.replace_devices(self.devices)
+
+    @property
+    def commands(self) -> list[CachedCommand]:
+        """The cached commands, oldest first, each in the state in which it was last read."""
+        return list(self._commands.values())
+
+    def clock(self) -> datetime:
+        """Return the platform's time, which decides what is valid, expired or signed too long ago."""
+        return self.now() + timedelta(seconds=self.clock_offset_s)
+
+    def clear(self) -> None:
+        """Forget all commands."""
+        self._devices.clear()
+        self._commands.clear()
+
+    def advance(self) -> None:
+        """Bring the states of all commands up to date."""
+        now = self.clock()
+        for device in self._devices.values():
+            device.advance(now)
+
+    def replace_devices(self, devices: Mapping[str, str]) -> None:
+        """Let devices behave as given from now on, and all others as ``*``, or be down.
 
         Raises:
-            PlatformError: the credentials are missing or wrong (errno 1).
+            ValueError: there is no such behaviour.
+        """
+        self._behaviours = {imei: Behaviour(text) for imei, text in devices.items()}
+        self.devices = dict(devices)
+        now = self.clock()
+        for imei, device in self._devices.items():
+            device.change(self._behaviour(imei), now)
+
+    def check_rate(self) -> None:
+        """Count one call.
+
+        Raises:
+            PlatformError: there were too many in the last second.
+        """
+        if self.rate is None:
+            return
+        now = time.monotonic()
+        while self._calls and self._calls[0] <= now - _SECOND_S:
+            self._calls.popleft()
+        if len(self._calls) >= self.rate:
+            raise PlatformError(Reason.TOO_MANY_CALLS)
+        self._calls.append(now)
+
+    def check_authentication(self, headers: Mapping[str, str], dialect: Dialect = V1) -> None:
+        """Accept the API key, or a token that was signed with the access key of its resource.
+
+        Raises:
+            PlatformError: the credentials are missing or wrong.
         """
         key = headers.get("api-key")
         token = headers.get("authorization")
-        if key is not None and hmac.compare_digest(key.encode(), self.api_key.encode()):
-            return
-        if key is None and token is not None and self._is_signed(token):
-            return
-        raise PlatformError(AUTH_FAILED, "auth failed")
+        if key is None and token is None:
+            raise PlatformError(Reason.NO_CREDENTIALS)
+        if key is not None:
+            is_right = dialect.takes_api_key and hmac.compare_digest(key.encode(), self.api_key.encode())
+        else:
+            is_right = token is not None and self._is_signed(token, dialect)
+        if not is_right:
+            raise PlatformError(Reason.WRONG_CREDENTIALS)
 
-    def execute(self, query: Mapping[str, str], body: bytes) -> CachedCommand:
-        """Cache one command.
+    def execute(
+        self, query: Mapping[str, str], body: bytes, content_type: str | None = "application/json"
+    ) -> CachedCommand:
+        """Cache one command. Parameters that are not documented are ignored, as the clients show that send some.
 
         Raises:
-            PlatformError: a parameter is missing or invalid, or the device is not online.
+            PlatformError: a parameter or the body breaks a rule, the device is not online, or its queue is full.
         """
         for name in _REQUIRED:
             if not query.get(name):
-                raise PlatformError(PARAMETER_REQUIRED, f"parameter required: {name}")
-        if not re.fullmatch(r"[0-9]{15}", query["imei"]):
-            raise PlatformError(INVALID_PARAMETER, "invalid parameter: imei")
+                raise PlatformError(Reason.PARAMETER_MISSING, name)
+        imei = query["imei"]
+        if not _IMEI.fullmatch(imei):
+            raise PlatformError(Reason.PARAMETER_INVALID, "imei")
         for name, (least, most) in _RANGES.items():
             text = query.get(name)
             if text is not None and not (re.fullmatch(r"[0-9]{1,5}", text) and least <= int(text) <= most):
-                raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
-        self._check_times(query)
-        args = _args(body)
-        if query["imei"] in self.offline:
-            raise PlatformError(NOT_ONLINE, "device not online")
-        command = CachedCommand(str(uuid.uuid4()), dict(query), args, self.now(), len(self.commands))
-        self.commands.append(command)
+                raise PlatformError(Reason.PARAMETER_INVALID, name)
+        now = self.clock()
+        valid_at, expires_at = _times(query, now)
+        content = self._body(body, content_type)
+        if self._behaviour(imei).is_offline:
+            raise PlatformError(Reason.DEVICE_NOT_ONLINE)
+        device = self._devices.get(imei) or Device(self._behaviour(imei))
+        if self.queue_limit is not None and len(device.waiting(now)) >= self.queue_limit:
+            raise PlatformError(Reason.QUEUE_FULL, f"{self.queue_limit} commands wait for the device")
+        name = str(uuid.uuid4())
+        command = CachedCommand(name, dict(query), content, now, valid_at, expires_at, next(self._numbers))
+        self._devices[imei] = device
+        self._commands[name] = command
+        device.add(command)
+        if len(self._commands) > _MAX_COMMANDS:
+            self._forget_oldest()
         return command
 
     def history(self, query: Mapping[str, str]) -> dict[str, object]:
@@ -127,93 +180,221 @@ class Platform:
         """
         for name in ("imei", "start"):
             if not query.get(name):
-                raise PlatformError(PARAMETER_REQUIRED, f"parameter required: {name}")
+                raise PlatformError(Reason.PARAMETER_MISSING, name)
+        device = self._devices.get(query["imei"])  # one that it does not know has no commands
+        now = self.clock()
         start = _time(query, "start")
+        if start < now - _HISTORY:
+            raise PlatformError(Reason.PARAMETER_INVALID, "start is more than 180 days ago")
         end = _time(query, "end") if "end" in query else None
-        page = _count(query, "page", 1)
-        per_page = min(_count(query, "per_page", _PER_PAGE), _MOST_PER_PAGE)
-        found = [
-            command
-            for command in self.commands
-            if command.query["imei"] == query["imei"]
-            and start <= command.created_at
-            and (end is None or command.created_at <= end)
-        ]
-        found.sort(key=lambda command: command.created_at, reverse=query.get("sort", "DESC") != "ASC")
+        page = _count(query, "page", 1, 999_999)
+        per_page = _count(query, "per_page", _PER_PAGE, _MOST_PER_PAGE)
+        sort = query.get("sort", "DESC")
+        if sort not in {"ASC", "DESC"}:
+            raise PlatformError(Reason.PARAMETER_INVALID, "sort")
+        found: list[CachedCommand] = []
+        if device is not None:
+            device.advance(now)
+            found = [
+                command
+                for command in device.commands
+                if start <= command.created_at and (end is None or command.created_at <= end)
+            ]
+        found.sort(key=lambda command: command.created_at, reverse=sort == "DESC")
         shown = found[(page - 1) * per_page : page * per_page]
-        return {"total_count": len(found), "items": [self._item(command) for command in shown]}
+        return {"total_count": len(found), "items": [_item(command) for command in shown]}
 
     def detail(self, imei: str, command_uuid: str) -> dict[str, object]:
-        """Return one cached command of a device with its parameters and its send status.
+        """Return one cached command of a device with its parameters and its state.
+
+        Raises:
+            PlatformError: the device has no such command.
+        """
+        return _detail(self._find(imei, command_uuid))
+
+    def log(self, imei: str, command_uuid: str) -> list[dict[str, str]]:
+        """Return what happened to a command: one line for each stage.
 
         Raises:
             PlatformError: the device has no such command.
         """
         command = self._find(imei, command_uuid)
-        item = self._item(command)
-        del item["cmd_uuid"], item["trigger_msg"]
-        args = {name: value for name, value in command.query.items() if name != "trigger_msg"}
-        content = None if command.args is None else {"args": command.args}
-        return item | {"args": args, "content": content, "feedback_msg": []}
+        made = f"type: [2], args: [{json.dumps(_args(command))}], content: [{json.dumps(command.body or {})}]"
+        lines = [_line(f"received command {made}", command.created_at)]
+        if command.sent_at is not None:
+            lines.append(_line(f"send command {made}", command.sent_at))
+        if command.is_confirmed and command.confirmed_at is not None and command.confirm_status is not None:
+            status = CONFIRM_STATUSES.index(command.confirm_status)
+            states = f"command send status: [{command.send_status}], confirm status: [{status}]"
+            result = f", result: [{json.dumps(_RESULT)}]" if command.confirm_status == "SUCCESS" else ""
+            lines.append(_line(f"received confirm message, type: [2], {states}{result}", command.confirmed_at))
+        return lines
 
     def cancel(self, imei: str, command_uuid: str) -> None:
-        """Cancel a command that is waiting for its valid_time.
+        """Cancel a command that is waiting for its valid_time, or for its device if ``cancels_valid``.
 
         Raises:
             PlatformError: the device has no such command, or it can no longer be cancelled.
         """
-        command = self._find(imei, command_uuid)
-        now = self.now()
-        valid_at = _time(command.query, "valid_time") if "valid_time" in command.query else command.created_at
-        if command.send_status(now) != _WAIT or valid_at <= now:
-            raise PlatformError(SYSTEM_LIMIT, "only a command that waits for its valid_time can be cancelled")
-        command.is_cancelled = True
+        if not self._cancel(self._find(imei, command_uuid)):
+            raise PlatformError(Reason.NOT_CANCELLABLE, "the command does not wait any more")
+
+    def cancel_all(self, imei: str) -> dict[str, object]:
+        """Cancel the waiting commands of a device; returns the uuids of those that were, and of those that were not.
+
+        Raises:
+            PlatformError: the IMEI is missing.
+        """
+        if not imei:
+            raise PlatformError(Reason.PARAMETER_MISSING, "imei")
+        device = self._devices.get(imei)
+        waiting = [] if device is None else device.waiting(self.clock())
+        cancelled = [command.uuid for command in waiting if self._cancel(command)]
+        failed = [command.uuid for command in waiting if command.send_status != CANCELLED]
+        return {"succ": cancelled, "failed": failed, "total": len(waiting)}
+
+    def _cancel(self, command: CachedCommand) -> bool:
+        now = self.clock()
+        is_waiting = command in self._devices[command.query["imei"]].waiting(now)
+        if not is_waiting or (command.valid_at <= now and not self.cancels_valid):
+            return False
+        command.send_status = CANCELLED
+        return True
 
     def _find(self, imei: str, command_uuid: str) -> CachedCommand:
-        for command in self.commands:
-            if command.uuid == command_uuid.strip() and command.query["imei"] == imei:
-                return command
-        raise PlatformError(PARAMETER_REQUIRED, "no such command")
+        if not imei:
+            raise PlatformError(Reason.PARAMETER_MISSING, "imei")
+        command = self._commands.get(command_uuid.strip())
+        if command is None or command.query["imei"] != imei:
+            raise PlatformError(Reason.NO_SUCH_COMMAND, "uuid")
+        self._devices[imei].advance(self.clock())
+        return command
 
-    def _item(self, command: CachedCommand) -> dict[str, object]:
-        is_odd = bool(command.number % 2)
-        created = command.created_at.astimezone(CHINA)
-        shown = {name: command.query.get(name) for name in ("valid_time", "expired_time")}
-        return {
-            "cmd_uuid": command.uuid + (" " if command.number % 3 == 0 else ""),  # as in the documented example
-            "type": "EXECUTE",
-            # Only some have milliseconds, even within one answer, as in the documented example.
-            "create_time": f"{created:%Y-%m-%d %H:%M:%S}" + (f":{created.microsecond // 1000:03}" if is_odd else ""),
-            "valid_time": (shown["valid_time"] or f"{created:%Y-%m-%d %H:%M:%S}").replace("T", " "),
-            "expired_time": str(shown["expired_time"]).replace("T", " "),
-            "trigger_msg": int(command.query.get("trigger_msg", 7)),
-            "send_status": command.send_status(self.now()),
-            "imei": command.query["imei"],
-            "remain": str(int(command.query.get("retry", 3))) if is_odd else int(command.query.get("retry", 3)),
-        }
+    def _behaviour(self, imei: str) -> Behaviour:
+        return self._behaviours.get(imei) or self._behaviours.get(EVERY_DEVICE) or Behaviour("down")
 
-    def _check_times(self, query: Mapping[str, str]) -> None:
-        now = self.now()
-        valid_from = now
-        if "valid_time" in query:
-            valid_from = _time(query, "valid_time")
-            if valid_from <= now:
-                raise PlatformError(SYSTEM_LIMIT, "valid_time must be later than the current time")
-        if _time(query, "expired_time") <= valid_from:
-            raise PlatformError(SYSTEM_LIMIT, "expired_time must be later than valid_time")
+    def _forget_oldest(self) -> None:
+        name = next(iter(self._commands))
+        imei = self._commands.pop(name).query["imei"]
+        self._devices[imei].forget_oldest()
+        if not self._devices[imei].commands:
+            del self._devices[imei]
 
-    def _is_signed(self, token: str) -> bool:
+    def _body(self, body: bytes, content_type: str | None) -> dict[str, object] | None:
+        if not body:
+            if self.needs_body:
+                raise PlatformError(Reason.BODY_MISSING, "the body is missing")
+            return None
+        if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+            raise PlatformError(Reason.BODY_MALFORMED, "Content-Type must be application/json")
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("args", ""), str):
+            raise PlatformError(Reason.BODY_MALFORMED, "the body is malformed")
+        if len(found.get("args", "").encode("utf-8", "surrogatepass")) > _MAX_ARGS_BYTES:
+            raise PlatformError(Reason.BODY_TOO_LARGE, "args is limited to 2k")
+        return found
+
+    def _is_signed(self, token: str, dialect: Dialect) -> bool:
         fields = dict(parse_qsl(token))
-        if self.access_key is None or fields.get("res") != f"products/{self.product_id}":
+        resource = fields.get("res", "")
+        key = self.keys.get(resource)
+        if key is None or resource.partition("/")[0] not in dialect.resources:
             return False
-        if fields.get("method") not in {"md5", "sha1", "sha256"} or not fields.get("et", "").isdecimal():
+        if fields.get("version") != dialect.token_version:
             return False
-        if int(fields["et"]) <= self.now().timestamp():
+        if fields.get("method") not in {"md5", "sha1", "sha256"} or not re.fullmatch(
+            r"[0-9]{1,12}", fields.get("et", "")
+        ):
             return False
-        text = "\n".join(fields.get(name, "") for name in ("et", "method", "res", "version"))
-        key = base64.b64decode(self.access_key)
-        wanted = base64.b64encode(hmac.new(key, text.encode(), getattr(hashlib, fields["method"])).digest())
-        return hmac.compare_digest(fields.get("sign", "").encode(), wanted)
+        if int(fields["et"]) <= self.clock().timestamp():
+            return False
+        text = "\n".join(fields[name] for name in ("et", "method", "res", "version"))
+        digest = hmac.new(base64.b64decode(key), text.encode(), getattr(hashlib, fields["method"])).digest()
+        return hmac.compare_digest(fields.get("sign", "").encode(), base64.b64encode(digest))
+
+
+def _is_odd(command: CachedCommand) -> bool:
+    """Tell whether a command is written in the second of the two documented ways, which both occur in one answer."""
+    return bool(command.number % 2)
+
+
+def _item(command: CachedCommand) -> dict[str, object]:
+    is_odd = _is_odd(command)
+    return {
+        "cmd_uuid": command.uuid + (" " if command.number % 3 == 0 else ""),  # as in the documented example
+        **_states(command),
+        **({"feedback_time": _shown(command.confirmed_at, is_odd)} if command.is_confirmed else {}),
+    }
+
+
+def _detail(command: CachedCommand) -> dict[str, object]:
+    found = _states(command)
+    is_odd = _is_odd(command)
+    if command.is_confirmed:
+        found["feedback_msg"] = [{"feedback_time": _shown(command.confirmed_at, is_odd), "feedback_status": 0}]
+        if command.confirm_status == "SUCCESS":
+            found["cmd_result"] = _RESULT
+    else:
+        found["feedback_msg"] = []
+    content = None if is_odd and not command.body else command.body
+    return found | {"args": _args(command), "content": content}
+
+
+def _states(command: CachedCommand) -> dict[str, object]:
+    """Return the fields that list and detail have in common."""
+    is_odd = _is_odd(command)
+    times: dict[str, datetime | None] = {
+        "create_time": command.created_at,
+        "valid_time": command.valid_at,
+        "expired_time": command.expires_at,
+        "send_time": command.sent_at,
+        "confirm_time": command.confirmed_at if command.is_confirmed else None,
+    }
+    return {
+        "type": "EXECUTE",
+        **{name: _shown(at, is_odd) for name, at in times.items() if at is not None},
+        "trigger_msg": int(command.query.get("trigger_msg", 7)),
+        "send_status": command.send_status,
+        **({"confirm_status": command.confirm_status} if command.is_confirmed else {}),
+        "imei": command.query["imei"],
+        "remain": str(command.remain) if is_odd else command.remain,
+    }
+
+
+def _args(command: CachedCommand) -> dict[str, Any]:
+    """Return the parameters of a command's request: as they were given, or as numbers with the defaults filled in."""
+    given: dict[str, Any] = {name: value for name, value in command.query.items() if name != "trigger_msg"}
+    if not _is_odd(command):
+        return given
+    numbers = {name: int(given.get(name, default)) for name, default in (("retry", 3), ("timeout", 25))}
+    times = {name: given[name].replace("T", " ") for name in ("valid_time", "expired_time") if name in given}
+    return given | {name: int(given[name]) for name in _IDS} | numbers | times
+
+
+def _shown(at: datetime | None, with_milliseconds: bool) -> str:
+    """Return a time as histories have it; only some have milliseconds, behind a third colon."""
+    assert at is not None  # the caller shows a time that has come
+    found = at.astimezone(CHINA)
+    return f"{found:%Y-%m-%d %H:%M:%S}" + (f":{found.microsecond // 1000:03}" if with_milliseconds else "")
+
+
+def _line(text: str, at: datetime) -> dict[str, str]:
+    return {"log": text, "time": f"{at.astimezone(CHINA):%a %b %d %H:%M:%S CST %Y}"}
+
+
+def _times(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:
+    valid_at = now
+    if "valid_time" in query:
+        valid_at = _time(query, "valid_time")
+        if valid_at <= now:
+            raise PlatformError(Reason.TIME_NOT_ALLOWED, "valid_time must be later than the current time")
+    expires_at = _time(query, "expired_time")
+    if expires_at <= valid_at:
+        raise PlatformError(Reason.TIME_NOT_ALLOWED, "expired_time must be later than valid_time")
+    return valid_at, expires_at
 
 
 def _time(query: Mapping[str, str], name: str) -> datetime:
@@ -222,26 +403,11 @@ def _time(query: Mapping[str, str], name: str) -> datetime:
             return datetime.fromisoformat(query[name]).replace(tzinfo=CHINA)
     except ValueError:
         pass  # no such date or time
-    raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
+    raise PlatformError(Reason.PARAMETER_INVALID, name)
 
 
-def _count(query: Mapping[str, str], name: str, default: int) -> int:
+def _count(query: Mapping[str, str], name: str, default: int, most: int) -> int:
     text = query.get(name, str(default))
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise PlatformError(INVALID_PARAMETER, f"invalid parameter: {name}")
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text) or int(text) > most:
+        raise PlatformError(Reason.PARAMETER_INVALID, name)
     return int(text)
-
-
-def _args(body: bytes) -> str | None:
-    if not body:
-        return None
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("args", ""), str):
-        raise PlatformError(PARAMETER_REQUIRED, "parameter required: the body is malformed")
-    args: str | None = found.get("args")
-    if args is not None and len(args.encode()) > _MAX_ARGS_BYTES:
-        raise PlatformError(SYSTEM_LIMIT, "args is limited to 2k")
-    return args

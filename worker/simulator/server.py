@@ -6,22 +6,36 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from datetime import UTC, timedelta
+from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
+from worker.simulator.dialects import V1, V2, Dialect, PlatformError, in_chinese
 from worker.simulator.faults import Endpoint, Fault, FaultPlan
-from worker.simulator.platform import Platform, PlatformError
+from worker.simulator.platform import Platform
+from worker.simulator.writings import Writing, rewrite
 
 _MAX_REQUESTS = 100_000
-_ACTING = {"slow_drip", "no_uuid", "refuse"}  # faults that do not replace the execution of the request
+# Faults that do not replace the execution of the request.
+_ACTING = {"slow_drip", "no_uuid", "refuse", *get_args(Writing)}
 _FAULTS = TypeAdapter(list[Fault])
+_DEVICES = TypeAdapter(dict[str, str])
+
+
+class _Clock(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    offset_s: float
 
 
 class Simulator:
@@ -56,11 +70,11 @@ class Simulator:
         self.host, self.port = self._socket.getsockname()[:2]
         self._app = Starlette(
             routes=[
-                Route("/nbiot/execute/offline", self._execute, methods=["POST"]),
-                Route("/nbiot/offline/history", self._history),
-                Route("/nbiot/offline/history/{uuid}", self._history),
-                Route("/nbiot/offline/cancel/{uuid}", self._cancel, methods=["PUT"]),
+                *self._routes(V1),
+                *self._routes(V2),
                 Route("/control/faults", self._control_faults, methods=["GET", "PUT"]),
+                Route("/control/devices", self._control_devices, methods=["GET", "PUT"]),
+                Route("/control/clock", self._control_clock, methods=["GET", "PUT"]),
                 Route("/control/commands", self._control_commands),
                 Route("/control/requests", self._control_requests),
             ]
@@ -68,6 +82,18 @@ class Simulator:
         self._server: uvicorn.Server | None = None
         self._refuse_s: float | None = None
         self._is_stopping = False
+
+    def _routes(self, dialect: Dialect) -> list[Route]:
+        history, cancel = f"{dialect.prefix}/offline/history", f"{dialect.prefix}/offline/cancel"
+        return [
+            Route(f"{dialect.prefix}/execute/offline", partial(self._execute, dialect), methods=["POST"]),
+            Route(history, partial(self._history, dialect)),
+            Route(f"{history}/{{uuid}}", partial(self._detail, dialect)),
+            Route(f"{history}/{{uuid}}/piecewise", partial(self._log, dialect)),
+            Route(f"{cancel}/all", partial(self._cancel_all, dialect), methods=["PUT"]),
+            Route(f"{cancel}/all/", partial(self._cancel_all, dialect), methods=["PUT"]),  # as one client writes it
+            Route(f"{cancel}/{{uuid}}", partial(self._cancel, dialect), methods=["PUT"]),
+        ]
 
     @property
     def url(self) -> str:
@@ -78,7 +104,9 @@ class Simulator:
         certificate, key = self._tls or (None, None)
         while True:
             config = uvicorn.Config(
-                self._app,
+                self._with_date,
+                interface="asgi3",  # not to be guessed from a bound method
+                date_header=False,  # ``_with_date`` sends that of the platform's clock
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -105,7 +133,16 @@ class Simulator:
             self._server.should_exit = True
             self._server.force_exit = True
 
-    async def _execute(self, request: Request) -> Response:
+    async def _with_date(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_date(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = format_datetime(self.platform.clock().astimezone(UTC), usegmt=True)
+                message["headers"] = [*message["headers"], (b"date", date.encode())]
+            await send(message)
+
+        await self._app(scope, receive, with_date)
+
+    async def _execute(self, dialect: Dialect, request: Request) -> Response:
         query = dict(request.query_params)
         try:
             body = await request.body()
@@ -115,6 +152,7 @@ class Simulator:
             {
                 "client": request.scope["client"],
                 "received_at": self.platform.now().isoformat(),
+                "path": request.url.path,
                 "query": query,
                 "headers": dict(request.headers),
                 "body": body.decode("utf-8", "replace"),
@@ -122,28 +160,45 @@ class Simulator:
         )
 
         def cache() -> dict[str, object]:
-            return {"uuid": self.platform.execute(query, body).uuid}
+            return {"uuid": self.platform.execute(query, body, request.headers.get("content-type")).uuid}
 
-        return await self._answer(request, "execute", cache)
+        return await self._answer(dialect, request, "execute", cache)
 
-    async def _history(self, request: Request) -> Response:
+    async def _history(self, dialect: Dialect, request: Request) -> Response:
         query = dict(request.query_params)
-        uuid = request.path_params.get("uuid")
+        return await self._answer(dialect, request, "history", lambda: self.platform.history(query))
 
-        def read() -> dict[str, object]:
-            return self.platform.history(query) if uuid is None else self.platform.detail(query.get("imei", ""), uuid)
+    async def _detail(self, dialect: Dialect, request: Request) -> Response:
+        imei, uuid = _command(request)
+        return await self._answer(dialect, request, "history", lambda: self.platform.detail(imei, uuid))
 
-        return await self._answer(request, "history", read)
+    async def _log(self, dialect: Dialect, request: Request) -> Response:
+        imei, uuid = _command(request)
+        return await self._answer(dialect, request, "history", lambda: self.platform.log(imei, uuid))
 
-    async def _cancel(self, request: Request) -> Response:
+    async def _cancel(self, dialect: Dialect, request: Request) -> Response:
+        imei, uuid = _command(request)
+        return self._act(dialect, request, lambda: self.platform.cancel(imei, uuid))[0]
+
+    async def _cancel_all(self, dialect: Dialect, request: Request) -> Response:
+        imei = request.query_params.get("imei", "")
+        return self._act(dialect, request, lambda: self.platform.cancel_all(imei))[0]
+
+    def _act(
+        self, dialect: Dialect, request: Request, act: Callable[[], object], writing: Writing | None = None
+    ) -> tuple[Response, bool]:
+        """Execute a request; returns the platform's answer and whether the request was carried out."""
         try:
-            self.platform.check_authentication(request.headers)
-            self.platform.cancel(request.query_params.get("imei", ""), request.path_params["uuid"])
+            self.platform.check_rate()
+            self.platform.check_authentication(request.headers, dialect)
+            data = act()
         except PlatformError as exc:
-            return _refusal(exc)
-        return JSONResponse({"errno": 0, "error": "succ"})
+            return JSONResponse(dialect.refusal(exc, self.platform.errors, self.platform.queue_errno)), False
+        return JSONResponse(dialect.success(data if writing is None else rewrite(writing, data))), True
 
-    async def _answer(self, request: Request, endpoint: Endpoint, act: Callable[[], dict[str, object]]) -> Response:
+    async def _answer(
+        self, dialect: Dialect, request: Request, endpoint: Endpoint, act: Callable[[], object]
+    ) -> Response:
         """Execute a request and answer it, or inject a fault."""
         fault = self.faults.draw(request.query_params.get("imei"), endpoint)
         if fault is not None:
@@ -155,17 +210,15 @@ class Simulator:
         acts = fault is None or fault.kind.endswith(("after_caching", "late_caching")) or fault.kind in _ACTING
         answer: Response | None = None
         if acts:
-            try:
-                self.platform.check_authentication(request.headers)
-                answer = JSONResponse({"errno": 0, "data": act(), "error": "succ"})
-            except PlatformError as exc:
-                return _refusal(exc)
+            answer, is_done = self._act(dialect, request, act, None if fault is None else fault.writing)
+            if not is_done:
+                return answer
         if fault is not None:
-            answer = await self._fail(request, fault, answer)
+            answer = await self._fail(dialect, request, fault, answer)
         assert answer is not None  # every kind of fault that skips the execution sets one
         return answer
 
-    async def _fail(self, request: Request, fault: Fault, answer: Response | None) -> Response | None:
+    async def _fail(self, dialect: Dialect, request: Request, fault: Fault, answer: Response | None) -> Response | None:
         match fault.kind.removesuffix("_after_caching"):
             case "refuse":
                 self._refuse_for(fault.seconds)
@@ -179,12 +232,17 @@ class Simulator:
                 answer = Response("upstream failed", status_code=int(kind[-3:]))
             case "too_many_requests":
                 answer = Response(status_code=429, headers={"Retry-After": f"{fault.seconds:.0f}"})
+            case "too_many_requests_date":
+                until = (self.platform.clock() + timedelta(seconds=fault.seconds)).astimezone(UTC)
+                answer = Response(status_code=429, headers={"Retry-After": format_datetime(until, usegmt=True)})
             case "errno":
-                answer = JSONResponse({"errno": fault.errno, "error": fault.error})
+                answer = JSONResponse(dialect.failure(fault.errno, fault.error))
+            case "errno_in_chinese":
+                answer = JSONResponse(dialect.failure(fault.errno, in_chinese(fault.errno)))
             case "garbage":
                 answer = Response(b"\x00<html>not the platform", media_type="text/html")
             case "no_uuid":
-                answer = JSONResponse({"errno": 0, "error": "succ"})
+                answer = JSONResponse(dialect.success())
             case "redirect":
                 answer = RedirectResponse(str(request.url), status_code=307)
             case "not_found":
@@ -214,10 +272,30 @@ class Simulator:
                 return Response(exc.json(include_url=False), status_code=422, media_type="application/json")
         return Response(_FAULTS.dump_json(self.faults.current()), media_type="application/json")
 
+    async def _control_devices(self, request: Request) -> Response:
+        if request.method == "PUT":
+            try:
+                self.platform.replace_devices(_DEVICES.validate_json(await request.body()))
+            except ValidationError as exc:
+                return Response(exc.json(include_url=False), status_code=422, media_type="application/json")
+            except ValueError as exc:
+                return Response(str(exc), status_code=422)
+        return JSONResponse(dict(self.platform.devices))
+
+    async def _control_clock(self, request: Request) -> Response:
+        if request.method == "PUT":
+            try:
+                self.platform.clock_offset_s = _Clock.model_validate_json(await request.body()).offset_s
+            except ValidationError as exc:
+                return Response(exc.json(include_url=False), status_code=422, media_type="application/json")
+        return JSONResponse({"offset_s": self.platform.clock_offset_s, "now": self.platform.clock().isoformat()})
+
     async def _control_commands(self, request: Request) -> Response:
         imei = request.query_params.get("imei")
+        self.platform.advance()
         found = [command for command in self.platform.commands if imei in {None, command.query["imei"]}]
-        return Response(json.dumps([asdict(command) for command in found], default=str), media_type="application/json")
+        shown = [asdict(command) | {"args": command.args} for command in found]
+        return Response(json.dumps(shown, default=str), media_type="application/json")
 
     async def _control_requests(self, _request: Request) -> Response:
         return JSONResponse(list(self.requests))
@@ -231,8 +309,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _refusal(error: PlatformError) -> Response:
-    return JSONResponse({"errno": error.errno, "error": error.error})
+def _command(request: Request) -> tuple[str, str]:
+    return request.query_params.get("imei", ""), request.path_params["uuid"]
 
 
 async def _drip(body: bytes, seconds: float) -> AsyncIterator[bytes]:
