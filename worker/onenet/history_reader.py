@@ -29,6 +29,7 @@ from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
 from worker.onenet.answers import http_history_error, retry_after_s
 from worker.onenet.route import Route
+from worker.onenet.search_time import SearchTime
 from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, Response, transport_error
 from worker.telemetry.tracing import Tracing
 
@@ -74,29 +75,30 @@ class HistoryReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def read_page(
-        self, path: str, headers: Mapping[str, str], deadline: float, parse: Callable[[bytes], Model]
+        self, path: str, headers: Mapping[str, str], search: SearchTime, parse: Callable[[bytes], Model]
     ) -> tuple[Model, datetime | None]:
         """Read one page, and the platform's time in its response. An answer that cannot be read is asked for again.
 
         Args:
             path: the path, relative to the platform's URL, with the query.
             headers: the credentials.
-            deadline: the monotonic time after which nothing is read.
+            search: its deadline, and the rate limit, from which each try takes one request.
             parse: reads the body; raises HistoryUnreadable.
 
         Raises:
             HistoryUnreadable: every try failed.
         """
         for tries in itertools.count(1):
+            await search.acquire()
             try:
-                response = await self.get(path, headers, deadline)
+                response = await self.get(path, headers, search.deadline)
             except TransportError as exc:
                 raise HistoryUnreadable(exc.reason, is_outage=True) from exc
             try:
                 return _parsed(response, parse), _date(response.header("date"))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
-                is_late = asyncio.get_running_loop().time() + wait_s >= deadline
+                is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
                 if tries == _MAX_TRIES or exc.retry_after_s is not None or is_late:
                     raise
                 await asyncio.sleep(wait_s)
