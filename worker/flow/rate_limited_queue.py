@@ -29,8 +29,10 @@ class Turns:
     async def acquire(self, product: str | None, acquire: Acquire) -> None:
         """Take one request from a product's rate limit, and wait until that is allowed."""
         async with self.of(product):
-            while wait_s := await acquire(product):
+            wait_s = await acquire(product)
+            while wait_s:
                 await asyncio.sleep(wait_s)
+                wait_s = await acquire(product)
 
 
 class RateLimitedQueue:
@@ -81,8 +83,14 @@ class RateLimitedQueue:
     async def _run(self) -> None:
         while self._tasks:
             async with self._turn:
-                while self._tasks and self._is_open() and (wait_s := await self._acquire()):
+                wait_s = await self._next_wait_s()
+                while wait_s:
                     await asyncio.sleep(min(wait_s, _LOOK_AGAIN_S))
+                    wait_s = await self._next_wait_s()
             if self._tasks:  # otherwise they were withdrawn meanwhile
                 self._release(self._tasks.popleft())
         self._is_running = False
+
+    async def _next_wait_s(self) -> float:
+        """Take one request from the limit if a task needs it; returns the seconds until another try may succeed."""
+        return await self._acquire() if self._tasks and self._is_open() else 0
