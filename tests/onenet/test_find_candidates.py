@@ -490,12 +490,13 @@ async def test_each_read_of_a_page_or_a_detail_takes_one_request_of_the_products
 
     wanted = command()
     with onenet() as simulator, onenet_client(simulator.url, read_s=20, acquire=acquire) as client:
-        for number in range(150):
-            cache(simulator, wanted, f"another {number}", obj_id="1")
+        for number in range(3):
+            cache(simulator, wanted, f"another {number}")
         cache(simulator, wanted, "on")
         assert len(await client.find_candidates(wanted, current_doubt(), none_owned)) == 1
     assert taken == [None] * (len(lists) + len(details))
-    assert len(taken) == 3
+    assert len(lists) == 1
+    assert len(details) == 4
 
 
 async def test_a_repeated_read_takes_another_request_of_the_limit() -> None:
@@ -505,7 +506,7 @@ async def test_a_repeated_read_takes_another_request_of_the_limit() -> None:
         taken.append(product)
 
     with (
-        onenet(Fault(kind="server_error", path="history", count=1)) as simulator,
+        onenet(Fault(kind="error_500", endpoint="history", count=1)) as simulator,
         onenet_client(simulator.url, acquire=acquire) as client,
     ):
         assert await client.find_candidates(command(), current_doubt(), none_owned) == []
