@@ -560,14 +560,3 @@ async def test_a_device_that_rests_with_many_waiting_commands_delays_no_other_de
         assert not found.queue.unacknowledged
         assert set(found.published_to("returns")) <= {f"slow-{number}" for number in range(1, 1000)}
         assert found.platform.looked_up == []
-
-
-async def test_a_command_that_was_not_sent_starts_no_interval() -> None:
-    """Duplicates and refused messages of a device do not hold up its next command."""
-    async with harness(interval_s=3600) as found:
-        found.platform.may_answer.set()
-        found.queue.put("first", DEVICES[0])
-        await until(lambda: found.published_to("replies") == ["first"])
-        found.queue.put("unknown product", DEVICES[1], product="none")
-        found.queue.put("good", DEVICES[1])
-        await until(lambda: found.platform.asked == ["first", "good"])
