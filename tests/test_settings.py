@@ -276,6 +276,7 @@ def test_an_unusable_products_file_is_reported_without_its_secrets(
 def test_a_rate_limit_is_a_count_and_a_unit(text: str, rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONENET_RATE_LIMIT", text)
     assert load_settings().rate == rate
+    assert Rate.parse(str(rate)) == rate
 
 
 @pytest.mark.parametrize("text", ["off", "OFF", "Off"])
