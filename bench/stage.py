@@ -141,6 +141,8 @@ class Stage:
             "AMQP_URL": self.amqp_url,
             "ONENET_URL": self.platform.url,
             "ONENET_API_KEY": "key",
+            "ONENET_RATE_LIMIT": "off",
+            "ONENET_DEVICE_INTERVAL": "0",
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_CONCURRENCY": str(concurrency),
             "COMPARISON_PREFETCH": str(COMPARISON_PREFETCH.get(concurrency, concurrency)),

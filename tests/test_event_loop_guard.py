@@ -19,6 +19,7 @@ from worker.dev.services.ports import wait_until
 from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher
+from worker.flow.rate_limited_queue import Turns
 
 BLOCKING_CALLS: list[Callable[[], object]] = [
     lambda: time.sleep(0),
@@ -53,11 +54,12 @@ async def test_a_call_of_the_worker_that_may_wait_raises_on_the_event_loop(call:
     """However short the wait: the call's name tells."""
     dispatcher = Dispatcher(
         lambda _task: call(),
-        KeyedQueues(by_device=True),
+        KeyedQueues(by_device=True, interval_s=0, clock=time.monotonic),
         None,
         lambda _product: True,
         concurrency=1,
         background=Background(),
+        turns=Turns(),
     )
     with pytest.raises(BlockingError):
         dispatcher.submit(a_task(1))

@@ -40,7 +40,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.worker_shutdown_grace, settings.idempotency_ttl) == (30, 604800)
     assert settings.idempotency_url.get_secret_value() == "memory://"
     assert (settings.amqp_declare, settings.worker_in_doubt, settings.log_level) == (True, "reconcile", "info")
-    assert (settings.worker_ordering, settings.onenet_rate_limit) == ("device", None)
+    assert (settings.worker_ordering, settings.onenet_rate_limit) == ("device", "300/second")
+    assert settings.onenet_device_interval == 1
     assert (settings.worker_pause_after_failures, settings.worker_probe_interval) == (20, 5)
 
 
@@ -282,6 +283,20 @@ def test_an_unusable_products_file_is_reported_without_its_secrets(
 def test_a_rate_limit_is_a_count_and_a_unit(text: str, rate: Rate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONENET_RATE_LIMIT", text)
     assert load_settings().rate == rate
+    assert Rate.parse(str(rate)) == rate
+
+
+@pytest.mark.parametrize("text", ["off", "OFF", "Off"])
+def test_off_in_any_case_means_no_rate_limit(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_RATE_LIMIT", text)
+    assert load_settings().rate is None
+
+
+@pytest.mark.parametrize("text", ["-1", "61", "nan", "inf", "1s"])
+def test_an_unusable_interval_is_reported(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONENET_DEVICE_INTERVAL", text)
+    with pytest.raises(SettingsError, match="ONENET_DEVICE_INTERVAL: "):
+        load_settings()
 
 
 @pytest.mark.parametrize("text", ["200", "0/second", "-1/second", "1.5/second", "200/fortnight", "1/second,2/hour"])

@@ -7,10 +7,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -22,6 +23,8 @@ from worker.core.decide import RetryPolicy
 from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, StoreUnavailable, TopologyMismatch
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
+from worker.flow.rate_limited_queue import Turns
+from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.client import OneNETClient, Site
@@ -38,13 +41,12 @@ from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
 
-if TYPE_CHECKING:
-    from worker.flow.rate_limiter import RateLimiter
-
 # Shares of the shutdown grace: for commands in progress, then for closing the broker's connections, then for exporting
 # spans; the remainder is for the last lines of the log.
 _FINISHING = 0.8
 _CLOSING = 0.08
+_MIN_RATE_WAIT_S, _MAX_RATE_WAIT_S = 10.0, 120.0
+_READS = 30  # of one search, as many as the longest wait lets it make at a low rate
 _PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
 
@@ -89,9 +91,11 @@ class Worker:
         self._plaintext_hosts = plaintext_hosts(products)
         self._broker_parameters = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
-        self._client = client_of(settings, products, self._tracing)
-        self._store = store_of(settings)
         self._limiter = limiter_of(settings)
+        self._turns = Turns()
+        acquire = None if self._limiter is None else partial(self._turns.acquire, acquire=self._limiter.acquire)
+        self._client = client_of(settings, products, self._tracing, acquire)
+        self._store = store_of(settings)
         self._metrics = Metrics(__version__, settings.worker_concurrency)
         self._breakers = self._new_breakers(products, "product")
         self._history_breakers = self._new_breakers(products, "history")
@@ -158,7 +162,18 @@ class Worker:
             settings.worker_reconcile_delay,
             settings.worker_in_doubt,
         )
-        engine = Engine(self._client, store, self._breakers, self._history_breakers, policy, self._metrics)
+        interval_s = settings.onenet_device_interval
+        by_device = settings.worker_ordering == "device" or interval_s > 0  # one at a time, to be an interval apart
+        queues = KeyedQueues(by_device=by_device, interval_s=interval_s, clock=asyncio.get_running_loop().time)
+        engine = Engine(
+            self._client,
+            store,
+            self._breakers,
+            self._history_breakers,
+            policy,
+            self._metrics,
+            on_send=queues.note_sent,
+        )
         broker = Broker(
             self._broker_parameters,
             settings.topology,
@@ -172,8 +187,9 @@ class Worker:
             MessageBuilder(settings.topology, self._name),
             broker,
             self._breakers,
-            KeyedQueues(by_device=settings.worker_ordering == "device"),
+            queues,
             None if self._limiter is None else self._limiter.acquire,
+            self._turns,
             self._metrics,
             self._tracing,
             settings.platform_zone,
@@ -249,8 +265,13 @@ class _Ending:
         self._loop.call_soon_threadsafe(self._on_crash, error)
 
 
-def client_of(settings: Settings, products: Mapping[str | None, Product], tracing: Tracing) -> OneNETClient:
-    """Return a client of the platform."""
+def client_of(
+    settings: Settings,
+    products: Mapping[str | None, Product],
+    tracing: Tracing,
+    acquire: Callable[[str | None], Awaitable[None]] | None = None,
+) -> OneNETClient:
+    """Return a client of the platform; ``acquire`` waits for the rate limit of its reads."""
     ca_file = None if settings.onenet_ca_file is None else str(settings.onenet_ca_file)
     connect_s, read_s = settings.onenet_connect_timeout, settings.onenet_read_timeout
 
@@ -274,15 +295,27 @@ def client_of(settings: Settings, products: Mapping[str | None, Product], tracin
         request_s=settings.request_s,
         caching_delay_s=settings.worker_reconcile_delay,
         history_window_s=settings.idempotency_ttl,
+        acquire=acquire,
+        rate_wait_s=rate_wait_s(settings),
     )
+
+
+def rate_wait_s(settings: Settings) -> float:
+    """Return how long one search of a history may wait for the rate limit in all, in seconds.
+
+    Long enough for many reads, or at a low rate for a few; what it cannot read by then is tried later.
+    """
+    rate = settings.rate
+    return 0 if rate is None else min(_MAX_RATE_WAIT_S, max(_MIN_RATE_WAIT_S, _READS * rate.period_s / rate.count))
 
 
 def lease_s(settings: Settings) -> float:
     """Return the duration of a lease, in seconds.
 
-    Long enough to read a history and to send a request, so that a lease expires only if its worker has stopped.
+    Long enough to read a history at the rate limit and to send a request, so that a lease expires only if its worker
+    has stopped.
     """
-    return 2 * settings.request_s + PROCESSING_S
+    return 2 * settings.request_s + rate_wait_s(settings) + PROCESSING_S
 
 
 def store_of(settings: Settings) -> IdempotencyStore:
@@ -302,12 +335,10 @@ def rate_limit_url(settings: Settings) -> str | None:
     return url if url.startswith(("redis://", "rediss://")) else None
 
 
-def limiter_of(settings: Settings) -> "RateLimiter | None":
+def limiter_of(settings: Settings) -> RateLimiter | None:
     """Return the rate limiter, or None if there is no rate limit."""
     if settings.rate is None:
         return None
-    from worker.flow.rate_limiter import RateLimiter  # an optional dependency
-
     return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
 
 

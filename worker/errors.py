@@ -144,6 +144,7 @@ class HistoryUnreadable(WorkerError):
         is_refused: the credentials were refused, or the answer is not OneNET's. If that happens to several devices in
             a row, the cause is not the device.
         is_throttled: the platform received too many requests.
+        is_rate_limited: the worker's own rate limit allowed no further read soon.
         retry_after_s: delay in seconds that the platform asked for; 0 if it throttles without a delay.
     """
 
@@ -154,12 +155,14 @@ class HistoryUnreadable(WorkerError):
         is_outage: bool = False,
         is_refused: bool = False,
         is_throttled: bool = False,
+        is_rate_limited: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(reason)
         self.is_outage = is_outage
         self.is_refused = is_refused
         self.is_throttled = is_throttled
+        self.is_rate_limited = is_rate_limited
         self.retry_after_s = retry_after_s
 
 

@@ -63,6 +63,7 @@ from worker.core.urls import (
 from worker.errors import SettingsError
 
 MEMORY = "memory://"
+_OFF = "off"
 _SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url")
 _WHOLE_LINE = "whole_line"  # type of a validation error whose message names the setting itself
 _RENAMED = {
@@ -189,9 +190,17 @@ class Settings(BaseSettings):
         10, gt=0, le=300, description="seconds to wait for an answer; both timeouts together bound one whole request"
     )
     onenet_ca_file: FilePath | None = Field(None, description="CA certificates (PEM) that verify the platform")
-    onenet_rate_limit: str | None = Field(
-        None,
-        description="highest rate of commands sent for each product, such as `200/second`; also `/minute`, `/hour`",
+    onenet_rate_limit: str = Field(
+        "300/second",
+        description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`; "
+        "with Redis of all workers together; `off`: no limit",
+    )
+    onenet_device_interval: float = Field(
+        1,
+        ge=0,
+        le=60,
+        description="least seconds between two commands that one worker sends to one device, with any "
+        "`WORKER_ORDERING`; 0: none",
     )
     onenet_timezone: str = Field("Asia/Shanghai", description="time zone in which the platform reads and writes times")
     worker_namespace: str = Field(
@@ -216,7 +225,8 @@ class Settings(BaseSettings):
     )
     worker_ordering: Annotated[Literal["device", "none"], AnyCase] = Field(
         "device",
-        description="`device`: send commands of one device one at a time, in order of arrival; `none`: no order",
+        description="`device`: send commands of one device one at a time, in order of arrival; `none`: no order, and "
+        "all at once if `ONENET_DEVICE_INTERVAL` is 0",
     )
     worker_pause_after_failures: int = Field(
         20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"
@@ -297,12 +307,9 @@ class Settings(BaseSettings):
 
     @field_validator("onenet_rate_limit")
     @classmethod
-    def _is_a_rate(cls, text: str | None) -> str | None:
-        if text is None:
-            return None
-        Rate.parse(text)
-        if importlib.util.find_spec("throttled") is None:
-            raise ValueError("a rate needs an extra: pip install 'onenet-execute-worker[rate]'")
+    def _is_a_rate(cls, text: str) -> str:
+        if text.lower() != _OFF:
+            Rate.parse(text)
         return text
 
     @field_validator("otel_exporter_otlp_endpoint")
@@ -404,8 +411,8 @@ class Settings(BaseSettings):
 
     @property
     def rate(self) -> Rate | None:
-        """Highest rate of commands sent for each product; None: unlimited."""
-        return None if self.onenet_rate_limit is None else Rate.parse(self.onenet_rate_limit)
+        """Highest rate of requests of each product; None: unlimited."""
+        return None if self.onenet_rate_limit.lower() == _OFF else Rate.parse(self.onenet_rate_limit)
 
     @property
     def request_s(self) -> float:

@@ -29,7 +29,7 @@ from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.errors import StoreUnavailable
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.rate_limited_queue import Acquire
+from worker.flow.rate_limited_queue import Acquire, Turns
 from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
@@ -207,20 +207,23 @@ async def harness(
     acquire: Acquire | None = None,
     look_s: float = PROBE_S,
     store: IdempotencyStore | None = None,
+    interval_s: float = 0,
 ) -> AsyncIterator[Harness]:
     platform, queue, clock = BlockingPlatform(), FakeBroker(), Clock()
     breakers = CircuitBreakers(products, 1, PROBE_S)
     history_breakers = CircuitBreakers(products, 1, PROBE_S, subject="history")
     metrics = Metrics("0", CONCURRENCY)
     policy = RetryPolicy((5, 60), max_attempts=9, reconcile_delay_s=60)
+    queues = KeyedQueues(by_device=True, interval_s=interval_s, clock=asyncio.get_running_loop().time)
     used = store or MemoryStore(3600, 60, began_at=LONG_AGO)
     queue.consumer = Consumer(
-        Engine(platform, used, breakers, history_breakers, policy, metrics, clock),
+        Engine(platform, used, breakers, history_breakers, policy, metrics, clock, queues.note_sent),
         MessageBuilder(Topology("onenet", (5, 60)), "host:1"),
         cast("Any", queue),
         breakers,
-        KeyedQueues(by_device=True),
+        queues,
         acquire,
+        Turns(),
         metrics,
         NoTracing(),
         ZoneInfo("Asia/Shanghai"),
@@ -540,3 +543,20 @@ async def test_a_suspect_is_tried_once_its_announcement_is_confirmed() -> None:
         found.queue.may_confirm.set()
         await until(lambda: found.consumer.in_flight == 0)
         assert found.platform.looked_up == ["suspect"]
+
+
+async def test_a_device_that_rests_with_many_waiting_commands_delays_no_other_device() -> None:
+    """They are far more than the prefetch; on stop they return to the queue without waiting for the interval."""
+    async with harness(interval_s=3600) as found:
+        found.platform.may_answer.set()
+        for number in range(1000):
+            found.queue.put(f"slow-{number}", DEVICES[0])
+        for number, imei in enumerate(DEVICES[1:]):
+            found.queue.put(f"quick-{number}", imei)
+        await until(lambda: len(found.published_to("replies")) == len(DEVICES))
+        assert found.platform.asked.count("slow-0") == 1
+        assert [each for each in found.platform.asked if each.startswith("slow")] == ["slow-0"]
+        await found.consumer.stop()
+        assert not found.queue.unacknowledged
+        assert set(found.published_to("returns")) <= {f"slow-{number}" for number in range(1, 1000)}
+        assert found.platform.looked_up == []

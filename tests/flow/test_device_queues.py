@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.builders import a_task
+from tests.support.builders import AN_IMEI, a_task
 from worker.core.envelope import Envelope, Task
 from worker.errors import UnusableCommand
 from worker.flow.device_queues import KeyedQueues
@@ -12,7 +12,7 @@ OTHER_IMEI = "865820030000002"
 
 @pytest.fixture
 def queues() -> KeyedQueues:
-    return KeyedQueues(by_device=True)
+    return KeyedQueues(by_device=True, interval_s=0, clock=float)
 
 
 def test_commands_wait_only_for_earlier_commands_of_their_own_device(queues: KeyedQueues) -> None:
@@ -50,8 +50,71 @@ def test_a_message_without_a_command_never_waits(queues: KeyedQueues) -> None:
 
 
 def test_commands_of_one_device_do_not_wait_when_ordering_is_off() -> None:
-    queues = KeyedQueues(by_device=False)
+    queues = KeyedQueues(by_device=False, interval_s=0, clock=float)
     one, other = a_task(1), a_task(2)
     assert queues.try_start(one)
     assert queues.try_start(other)
     assert queues.finish(one) is None
+
+
+class Resting:
+    """Queues with an interval of 10 s, at a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.rests: list[tuple[float, str]] = []
+        self.queues = KeyedQueues(by_device=True, interval_s=10, clock=lambda: self.now)
+        self.queues.on_wait = lambda free_at, key: self.rests.append((free_at, key))
+
+    def send(self, task: Task) -> None:
+        """Run a task that sends its command, to its end."""
+        assert self.queues.try_start(task)
+        assert task.command is not None
+        self.queues.note_sent(task.command)
+        assert self.queues.finish(task) is None
+
+
+def test_a_device_rests_after_a_command_that_was_sent() -> None:
+    rig = Resting()
+    rig.send(a_task(1))
+    rig.now = 109.9
+    second, third = a_task(2), a_task(3)
+    assert rig.queues.is_busy(second)
+    assert not rig.queues.try_start(second)
+    assert not rig.queues.try_start(third)
+    assert rig.rests == [(110, AN_IMEI)]
+    assert rig.queues.end_rest(AN_IMEI) is second
+    assert rig.queues.finish(second) is third  # the second was not sent
+
+
+def test_a_device_whose_commands_wait_rests_between_them() -> None:
+    rig = Resting()
+    first, second = a_task(1), a_task(2)
+    assert rig.queues.try_start(first)
+    assert not rig.queues.try_start(second)
+    assert first.command is not None
+    rig.queues.note_sent(first.command)
+    assert rig.queues.finish(first) is None
+    assert rig.rests == [(110, AN_IMEI)]
+    assert rig.queues.withdraw(9) == [second]
+    assert rig.queues.waiting == 0
+    assert rig.queues.end_rest(AN_IMEI) is None
+    assert rig.queues.try_start(second)
+
+
+def test_after_its_rest_a_device_is_free() -> None:
+    rig = Resting()
+    rig.send(a_task(1))
+    rig.now = 110
+    assert not rig.queues.is_busy(a_task(2))
+    rig.send(a_task(2))
+    assert rig.rests == []
+
+
+def test_devices_that_are_not_used_any_more_are_forgotten() -> None:
+    rig = Resting()
+    for number in range(100):
+        rig.send(a_task(number, str(865820030000000 + number)))
+    rig.now = 110
+    rig.send(a_task(1))
+    assert len(rig.queues) == 1

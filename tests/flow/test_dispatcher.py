@@ -1,6 +1,7 @@
 """When a task runs: after the earlier ones of its device, at its product's rate, and not too many at once."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from worker.core.envelope import Envelope, Task
 from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher
-from worker.flow.rate_limited_queue import Acquire
+from worker.flow.rate_limited_queue import Acquire, Turns
 
 CONCURRENCY = 3
 OTHERS = [str(865820031000000 + number) for number in range(20)]
@@ -19,10 +20,13 @@ OTHERS = [str(865820031000000 + number) for number in range(20)]
 class Rig:
     """A dispatcher whose tasks the test ends, in whatever order."""
 
-    def __init__(self, acquire: Acquire | None = None, *, concurrency: int = CONCURRENCY) -> None:
+    def __init__(
+        self, acquire: Acquire | None = None, *, concurrency: int = CONCURRENCY, interval_s: float = 0
+    ) -> None:
         self.started: list[Task] = []
         self.running: list[Task] = []
-        self.queues = KeyedQueues(by_device=True)
+        self.turns = Turns()
+        self.queues = KeyedQueues(by_device=True, interval_s=interval_s, clock=asyncio.get_running_loop().time)
         self.dispatcher = Dispatcher(
             self._start,
             self.queues,
@@ -30,6 +34,7 @@ class Rig:
             lambda _product: True,
             concurrency=concurrency,
             background=Background(),
+            turns=self.turns,
         )
 
     def submit(self, *tasks: Task) -> None:
@@ -207,3 +212,45 @@ async def test_products_do_not_wait_for_each_others_rate() -> None:
     rig.submit(slow, quick)
     await until(lambda: rig.started == [quick])
     assert rig.dispatcher.is_rate_limiting
+
+
+async def test_a_resting_device_goes_on_by_itself_and_holds_up_no_other() -> None:
+    rig = Rig(interval_s=0.05)
+    first, second, other = a_task(1), a_task(2), a_task(3, OTHERS[0])
+    rig.submit(first, second)
+    assert first.command is not None
+    rig.queues.note_sent(first.command)
+    began = asyncio.get_running_loop().time()
+    rig.finish(first)
+    rig.submit(other)
+    assert rig.running == [other]
+    await until(lambda: rig.running == [other, second])
+    assert asyncio.get_running_loop().time() - began >= 0.05
+
+
+async def test_commands_and_reads_of_one_product_take_turns() -> None:
+    """Neither a queue of commands nor a series of reads takes every request that the rate allows."""
+    allowed, taken = [0], [0]
+
+    async def acquire(_product: str | None) -> float:
+        if not allowed[0]:
+            return 0.001
+        allowed[0] -= 1
+        taken[0] += 1
+        return 0
+
+    def is_taken(number: int) -> bool:
+        return taken[0] == number
+
+    rig = Rig(acquire, concurrency=100)
+    tasks = [a_task(number, imei) for number, imei in enumerate(OTHERS)]
+    rig.submit(*tasks)
+    reads = [asyncio.create_task(rig.turns.acquire(None, acquire)) for _ in range(10)]
+    for number in range(1, 7):
+        allowed[0] = 1
+        await until(partial(is_taken, number))
+    await until(lambda: len(rig.running) >= 1)
+    assert sum(read.done() for read in reads) >= 4
+    for read in reads:
+        read.cancel()
+    rig.dispatcher.withdraw()

@@ -21,7 +21,9 @@ class Limited:
         self.released: list[Task] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
-        self.queue = RateLimitedQueue(self._acquire, lambda: self.is_sending, self.released.append, Background())
+        self.queue = RateLimitedQueue(
+            self._acquire, lambda: self.is_sending, self.released.append, Background(), asyncio.Lock()
+        )
 
     def put(self, *tasks: Task) -> None:
         for each in tasks:

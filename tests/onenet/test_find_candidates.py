@@ -1,5 +1,6 @@
 """Reads of the command history from a real HTTP server: what is found, retried, skipped and unreadable."""
 
+import asyncio
 import dataclasses
 import json
 import socket
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +35,7 @@ from worker.core.platform import Candidate
 from worker.core.times import platform_time
 from worker.dev.services.ports import free_port
 from worker.errors import HistoryUnreadable
+from worker.onenet.search_time import SearchTime
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
@@ -477,3 +480,60 @@ async def test_a_page_with_many_more_entries_than_asked_for_is_unreadable() -> N
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable):
         await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+async def test_each_read_of_a_page_or_a_detail_takes_one_request_of_the_products_limit(
+    details: list[str], lists: list[str]
+) -> None:
+    taken: list[str | None] = []
+
+    async def acquire(product: str | None) -> None:
+        taken.append(product)
+
+    wanted = command()
+    with onenet() as simulator, onenet_client(simulator.url, read_s=20, acquire=acquire) as client:
+        for number in range(3):
+            cache(simulator, wanted, f"another {number}")
+        cache(simulator, wanted, "on")
+        assert len(await client.find_candidates(wanted, current_doubt(), none_owned)) == 1
+    assert taken == [None] * (len(lists) + len(details))
+    assert len(lists) == 1
+    assert len(details) == 4
+
+
+async def test_a_repeated_read_takes_another_request_of_the_limit() -> None:
+    taken: list[str | None] = []
+
+    async def acquire(product: str | None) -> None:
+        taken.append(product)
+
+    with (
+        onenet(Fault(kind="error_500", endpoint="history", count=1)) as simulator,
+        onenet_client(simulator.url, acquire=acquire) as client,
+    ):
+        assert await client.find_candidates(command(), current_doubt(), none_owned) == []
+    assert len(taken) == 2
+
+
+async def test_a_wait_for_the_rate_limit_does_not_count_against_the_deadline() -> None:
+    """Else a slow limit would make every history unreadable, for ever."""
+
+    async def acquire(_product: str | None) -> None:
+        await asyncio.sleep(0.3)  # longer than the deadline of the search, which is 0.2 s
+
+    search = SearchTime(0.2, partial(acquire, None), 60)
+    before = search.deadline
+    await search.acquire()
+    assert search.deadline >= before + 0.3
+
+
+async def test_a_rate_limit_that_allows_no_read_soon_makes_the_history_unreadable_for_now() -> None:
+    async def acquire(_product: str | None) -> None:
+        await asyncio.Event().wait()
+
+    with onenet() as simulator, onenet_client(simulator.url, acquire=acquire) as client:
+        with pytest.raises(HistoryUnreadable, match="rate limit") as found:
+            await client.find_candidates(command(), current_doubt(), none_owned)
+        assert simulator.requests == []
+    assert found.value.is_rate_limited
+    assert not (found.value.is_throttled or found.value.is_outage or found.value.is_refused)

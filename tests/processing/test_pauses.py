@@ -215,6 +215,16 @@ async def test_a_throttled_history_uses_up_no_attempt_and_delays_histories(
     assert expect(Conclude, await engine.process(a_task(in_doubt(3)))).outcome == Accepted("found", recovered=True)
 
 
+async def test_a_history_that_our_own_rate_limit_delays_uses_up_no_attempt_and_pauses_nothing(engine: Engine) -> None:
+    engine.platform.history_error = HistoryUnreadable("the rate limit", is_rate_limited=True)
+    for _ in range(3 * PAUSE_AFTER):
+        waiting = expect_reconciliation(await engine.process(a_task(in_doubt(3))))
+        assert engine.copy_of(waiting).attempt == 3
+    assert engine.breakers.allows(None)
+    assert engine.history_breakers.allows(None)
+    assert engine.history_breakers.retry_in_s() == 0
+
+
 async def test_a_throttled_request_with_a_retry_after_delays_histories_as_well(engine: Engine) -> None:
     engine.platform.answers = [NotSent("errno 15", 20, is_throttled=True)]
     postpone = expect_postpone(await engine.process(a_task()), 30)

@@ -53,6 +53,8 @@ class Deployment:
             "ONENET_API_KEY": API_KEY,
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "1",
+            "ONENET_RATE_LIMIT": "off",
+            "ONENET_DEVICE_INTERVAL": "0",
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),

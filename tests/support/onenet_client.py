@@ -2,7 +2,7 @@
 
 import json
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ NEVER = float("inf")
 NEVER_S = 1_000.0  # so long that a test that waits for it fails
 CACHING_DELAY_S = 2
 HISTORY_WINDOW_S = 86_400
+RATE_WAIT_S = 0.5
 CHINA = ZoneInfo("Asia/Shanghai")
 
 
@@ -124,7 +125,12 @@ def command(**changes: Any) -> Command:
 
 @contextmanager
 def onenet_client(
-    url: str, connect_s: float = 1, read_s: float = 1, ca_file: str | None = None, api: Generation = "v1"
+    url: str,
+    connect_s: float = 1,
+    read_s: float = 1,
+    ca_file: str | None = None,
+    api: Generation = "v1",
+    acquire: Callable[[str | None], Awaitable[None]] | None = None,
 ) -> Iterator[OneNETClient]:
     """Yield a client of the platform at a URL, and close it."""
     v1_key, v2_key = (
@@ -144,6 +150,8 @@ def onenet_client(
         request_s=connect_s + read_s,
         caching_delay_s=CACHING_DELAY_S,
         history_window_s=HISTORY_WINDOW_S,
+        acquire=acquire,
+        rate_wait_s=RATE_WAIT_S,
     )
     try:
         yield client

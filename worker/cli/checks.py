@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
-from worker.app import client_of, store_of
+from worker.app import client_of, rate_limit_url, store_of
 from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
@@ -42,9 +42,18 @@ def check_all(imei: str) -> Iterator[CheckResult]:
     hosts = plaintext_hosts(products)
     warning = f"; no https: the key is sent in clear to {', '.join(hosts)}" if hosts else ""
     yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
+    yield CheckResult("pace", ok=True, detail=_pace(settings))
     yield from _broker(settings)
     yield from _store(settings)
     yield from _platform(settings, products, imei)
+
+
+def _pace(settings: Settings) -> str:
+    """Return how fast the worker sends, in words."""
+    sharing = "of each worker" if rate_limit_url(settings) is None else "shared through Redis"
+    rate = "no rate limit" if settings.rate is None else f"{settings.rate} for each product, {sharing}"
+    interval_s = settings.onenet_device_interval
+    return f"{rate}; " + (f"{interval_s:g} s between two commands of a device" if interval_s else "no interval")
 
 
 def _broker(settings: Settings) -> Iterator[CheckResult]:

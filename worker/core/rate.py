@@ -15,6 +15,11 @@ class Rate:
     count: int
     period_s: int
 
+    def __str__(self) -> str:
+        """Return the rate as the settings write it."""
+        [unit] = [unit for unit, period_s in _PERIODS_S.items() if period_s == self.period_s]
+        return f"{self.count}/{unit}"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a rate such as ``200/second``.

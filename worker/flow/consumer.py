@@ -17,7 +17,7 @@ from worker.flow import prefetch
 from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher
-from worker.flow.rate_limited_queue import Acquire
+from worker.flow.rate_limited_queue import Acquire, Turns
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.crash_guard import ANNOUNCE_S
 from worker.processing.engine import Engine
@@ -41,6 +41,7 @@ class Consumer:
         breakers: tell whether anything may be sent; while nothing may, single commands are taken as probes.
         queues: keep the order within a device.
         acquire: takes one request from a product's rate limit; None: there is no rate limit.
+        turns: shared with the reads of the history, which take requests from the same rate limit.
         metrics: measure how long commands take.
         tracing: makes the spans.
         platform_zone: where times without an offset are read.
@@ -57,6 +58,7 @@ class Consumer:
         breakers: CircuitBreakers,
         queues: KeyedQueues,
         acquire: Acquire | None,
+        turns: Turns,
         metrics: Metrics,
         tracing: Tracing,
         platform_zone: ZoneInfo,
@@ -82,7 +84,13 @@ class Consumer:
 
         self._background = Background()
         self._dispatcher = Dispatcher(
-            self._start, queues, acquire, breakers.allows, concurrency=concurrency, background=self._background
+            self._start,
+            queues,
+            acquire,
+            breakers.allows,
+            concurrency=concurrency,
+            background=self._background,
+            turns=turns,
         )
         self._deliveries: dict[Task, Delivery] = {}  # of all tasks that are not settled
         self._started: dict[Task, float] = {}  # when each task started that is being processed

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from worker.core.envelope import Task
 from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.rate_limited_queue import Acquire, RateLimitedQueue
+from worker.flow.rate_limited_queue import Acquire, RateLimitedQueue, Turns
 
 
 class Dispatcher:
@@ -16,11 +16,12 @@ class Dispatcher:
 
     Args:
         start: starts a task; ``finish`` must be called at its end.
-        queues: keep the order within a device.
+        queues: keep the order within a device, and the interval between two of its commands.
         acquire: takes one request from a product's rate limit; None: there is no rate limit.
         allows: tells whether a product's commands are sent at all; while they are not, they need no rate.
         concurrency: how many tasks run at once.
         background: runs the waits for the rate limit.
+        turns: shared with whatever else takes requests from the rate limit.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Dispatcher:
         *,
         concurrency: int,
         background: Background,
+        turns: Turns,
     ) -> None:
         self._start = start
         self._queues = queues
@@ -39,6 +41,9 @@ class Dispatcher:
         self._allows = allows
         self._concurrency = concurrency
         self._background = background
+        self._turns = turns
+        loop = asyncio.get_running_loop()
+        queues.on_wait = lambda free_at, key: loop.call_at(free_at, self._end_rest, key)
         self._rate_limited: dict[str | None, RateLimitedQueue] = {}
         self._ready: deque[Task] = deque()  # waiting only because enough tasks are running
         self._running = 0
@@ -96,7 +101,11 @@ class Dispatcher:
     def _queue_of(self, product: str | None, acquire: Acquire) -> RateLimitedQueue:
         if product not in self._rate_limited:
             self._rate_limited[product] = RateLimitedQueue(
-                lambda: acquire(product), lambda: self._allows(product), self._run_or_wait, self._background
+                lambda: acquire(product),
+                lambda: self._allows(product),
+                self._run_or_wait,
+                self._background,
+                self._turns.of(product),
             )
         return self._rate_limited[product]
 
@@ -115,3 +124,8 @@ class Dispatcher:
         follower = self._queues.finish(task)
         if follower is not None:
             self._release(follower)
+
+    def _end_rest(self, key: str) -> None:
+        first = self._queues.end_rest(key)
+        if first is not None:
+            self._release(first)

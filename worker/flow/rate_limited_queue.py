@@ -13,6 +13,28 @@ Acquire = Callable[[str | None], Awaitable[float]]
 _LOOK_AGAIN_S = 0.5  # how soon it is noticed that a product is paused
 
 
+class Turns:
+    """One lock for each product, held while waiting for its rate limit.
+
+    Locks of asyncio serve in order of arrival, so neither the commands nor the reads of the history starve the others.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[str | None, asyncio.Lock] = {}
+
+    def of(self, product: str | None) -> asyncio.Lock:
+        """Return the lock of a configured product."""
+        return self._locks.setdefault(product, asyncio.Lock())
+
+    async def acquire(self, product: str | None, acquire: Acquire) -> None:
+        """Take one request from a product's rate limit, and wait until that is allowed."""
+        async with self.of(product):
+            wait_s = await acquire(product)
+            while wait_s:
+                await asyncio.sleep(wait_s)
+                wait_s = await acquire(product)
+
+
 class RateLimitedQueue:
     """Releases tasks one by one, in order of arrival, as soon as the rate limit allows each.
 
@@ -21,6 +43,7 @@ class RateLimitedQueue:
         is_open: tells whether the product's commands are sent at all; while they are not, they need no rate.
         release: takes each task.
         background: runs the wait.
+        turn: held while one task waits for the limit.
     """
 
     def __init__(
@@ -29,11 +52,13 @@ class RateLimitedQueue:
         is_open: Callable[[], bool],
         release: Callable[[Task], object],
         background: Background,
+        turn: asyncio.Lock,
     ) -> None:
         self._acquire = acquire
         self._is_open = is_open
         self._release = release
         self._background = background
+        self._turn = turn
         self._tasks: deque[Task] = deque()
         self._is_running = False
 
@@ -57,9 +82,15 @@ class RateLimitedQueue:
 
     async def _run(self) -> None:
         while self._tasks:
-            wait_s = await self._acquire() if self._is_open() else 0
-            if wait_s:
-                await asyncio.sleep(min(wait_s, _LOOK_AGAIN_S))
-            elif self._tasks:  # otherwise they were withdrawn meanwhile
+            async with self._turn:
+                wait_s = await self._next_wait_s()
+                while wait_s:
+                    await asyncio.sleep(min(wait_s, _LOOK_AGAIN_S))
+                    wait_s = await self._next_wait_s()
+            if self._tasks:  # otherwise they were withdrawn meanwhile
                 self._release(self._tasks.popleft())
         self._is_running = False
+
+    async def _next_wait_s(self) -> float:
+        """Take one request from the limit if a task needs it; returns the seconds until another try may succeed."""
+        return await self._acquire() if self._tasks and self._is_open() else 0

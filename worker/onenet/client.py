@@ -3,9 +3,10 @@
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Self, TypeVar
 from urllib.parse import quote, urlencode
@@ -29,6 +30,7 @@ from worker.onenet.errno import SUCCESS, Kind
 from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.response import Response
+from worker.onenet.search_time import SearchTime
 from worker.onenet.transport import HTTPTransport, Request
 
 _EXECUTE = "/execute/offline"
@@ -99,6 +101,9 @@ class OneNETClient:
         request_s: longest duration of one request, in seconds.
         caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
         history_window_s: how long before its end a doubt window begins if its beginning is unknown, in seconds.
+        acquire: takes one request from a product's rate limit before each read of the history, and waits until that is
+            allowed; None: there is no limit.
+        rate_wait_s: longest wait of one search for the limit, in seconds.
     """
 
     def __init__(
@@ -110,6 +115,8 @@ class OneNETClient:
         request_s: float,
         caching_delay_s: float,
         history_window_s: float,
+        acquire: Callable[[str | None], Awaitable[None]] | None,
+        rate_wait_s: float,
     ) -> None:
         self._new_site = new_site
         self._sites: dict[str, Site] = {}  # by URL
@@ -121,6 +128,8 @@ class OneNETClient:
         self._recent_uuids = _RecentUuids()
         self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
         self._zone = platform_zone
+        self._acquire = acquire
+        self._rate_wait_s = rate_wait_s
 
     def replace_products(self, products: Mapping[str | None, Product]) -> set[str | None]:
         """Use other products from now on; returns those that differ. Requests in flight are not affected.
@@ -196,7 +205,7 @@ class OneNETClient:
     ) -> list[Candidate]:
         """Return the entries of the device's command history that may be this command, the best first.
 
-        The whole search has the deadline of one request.
+        The whole search has the deadline of one request, beside its waits for the rate limit.
 
         Args:
             command: what to look for.
@@ -210,15 +219,16 @@ class OneNETClient:
         account = self._accounts.get(command.product)
         if account is None:
             raise HistoryUnreadable(_NO_CREDENTIALS)
-        deadline = time.monotonic() + self._request_s
-        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, deadline)
+        acquire = None if self._acquire is None else partial(self._acquire, command.product)
+        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
+        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, search)
         window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
         items = candidates(pages.items, command, window, self._zone)
         excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
         found = []
         for item in items:
             if item.cmd_uuid not in excluded:
-                detail = await self._detail(item.cmd_uuid, command, account, deadline)
+                detail = await self._detail(item.cmd_uuid, command, account, search)
                 candidate = match(item, detail, command, doubt, window, self._zone)
                 if candidate is not None:
                     found.append(candidate)
@@ -252,7 +262,7 @@ class OneNETClient:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
         return f"{account.product.url}: credentials accepted ({dialect.generation})"
 
-    async def _detail(self, uuid: str, command: Command, account: _Account, deadline: float) -> HistoryDetail:
+    async def _detail(self, uuid: str, command: Command, account: _Account, search: SearchTime) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
             return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
@@ -261,14 +271,14 @@ class OneNETClient:
         if known is not None:
             return known
         path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = await self._read(path, account, deadline, read_detail)
+        detail, _ = await self._read(path, account, search, read_detail)
         self._details[key] = detail
         while len(self._details) > _MAX_DETAILS:
             self._details.popitem(last=False)
         return detail
 
     async def _list(
-        self, command: Command, account: _Account, since: datetime, deadline: float
+        self, command: Command, account: _Account, since: datetime, search: SearchTime
     ) -> tuple[HistoryPages, float]:
         """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
         query = {
@@ -280,7 +290,7 @@ class OneNETClient:
         pages = HistoryPages()
         asked_at = datetime.now(UTC)
         path = f"{_HISTORY}?{urlencode(query)}"
-        page, server_time = await self._read(path, account, deadline, read_page)
+        page, server_time = await self._read(path, account, search, read_page)
         skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
         if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
@@ -289,15 +299,15 @@ class OneNETClient:
             if pages.is_complete:
                 break
             path = f"{_HISTORY}?{urlencode(query | {'page': number})}"
-            page, _ = await self._read(path, account, deadline, read_page)
+            page, _ = await self._read(path, account, search, read_page)
             pages.add(page)
         return pages, skew_s
 
     async def _read(
-        self, path: str, account: _Account, deadline: float, parse: Callable[[Response, Dialect], Model]
+        self, path: str, account: _Account, search: SearchTime, parse: Callable[[Response, Dialect], Model]
     ) -> tuple[Model, datetime | None]:
         path = account.dialect.path_prefix + path
-        return await account.reader.read_page(path, account.headers(), deadline, account.dialect, parse)
+        return await account.reader.read_page(path, account.headers(), search, account.dialect, parse)
 
     def _request(self, command: Command, account: _Account, *, omit_valid_time: bool) -> Request:
         # Cheaper than urlencode: only the colons of the times need quoting.

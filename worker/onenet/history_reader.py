@@ -31,6 +31,7 @@ from worker.onenet.answers import http_history_error, retry_after_s
 from worker.onenet.dialect import Dialect
 from worker.onenet.response import Response
 from worker.onenet.route import Route
+from worker.onenet.search_time import SearchTime
 from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, transport_error
 from worker.telemetry.tracing import Tracing
 
@@ -79,7 +80,7 @@ class HistoryReader:
         self,
         path: str,
         headers: Mapping[str, str],
-        deadline: float,
+        search: SearchTime,
         dialect: Dialect,
         parse: Callable[[Response, Dialect], Model],
     ) -> tuple[Model, datetime | None]:
@@ -88,7 +89,7 @@ class HistoryReader:
         Args:
             path: the path, relative to the platform's URL, with the query.
             headers: the credentials.
-            deadline: the monotonic time after which nothing is read.
+            search: its deadline, and the rate limit, from which each try takes one request.
             dialect: the generation of the platform.
             parse: reads the response; raises HistoryUnreadable.
 
@@ -96,15 +97,16 @@ class HistoryReader:
             HistoryUnreadable: every try failed.
         """
         for tries in itertools.count(1):
+            await search.acquire()
             try:
-                response = await self.get(path, headers, deadline)
+                response = await self.get(path, headers, search.deadline)
             except TransportError as exc:
                 raise HistoryUnreadable(exc.reason, is_outage=True) from exc
             try:
                 return _parsed(response, dialect, parse), _date(response.header("date"))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
-                is_late = asyncio.get_running_loop().time() + wait_s >= deadline
+                is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
                 if tries == _MAX_TRIES or exc.retry_after_s is not None or is_late:
                     raise
                 await asyncio.sleep(wait_s)

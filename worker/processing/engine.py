@@ -65,6 +65,7 @@ class Engine:
         policy: RetryPolicy,
         metrics: Metrics,
         now: Clock = utc_now,
+        on_send: Callable[[Command], object] = lambda _command: None,
     ) -> None:
         self.unstarted = Unstarted(store, breakers, policy, now)
         self.reporter = Reporter(metrics)
@@ -74,6 +75,7 @@ class Engine:
         self._history_breakers = history_breakers
         self._policy = policy
         self._now = now
+        self._on_send = on_send
         self._leases = Leases(store, policy, now)
         self._guard = CrashGuard(store, self._leases, policy, now)
         self._reconciler = Reconciler(client, store, self._leases, breakers, history_breakers, policy)
@@ -168,6 +170,7 @@ class Engine:
         if permit is None:
             return await self._postpone_paused(attempt)
         began = time.monotonic()
+        self._on_send(command)
         sent = await self._client.execute(command, attempt.lease.ends_at)
         now = self._now()
         self.reporter.time_request(sent.answer, began)

@@ -74,7 +74,7 @@ class Reconciler:
             permit.record_success()
         except HistoryUnreadable as exc:
             self._record_failure(attempt, permit, exc)
-            is_free = permit.is_paused or exc.is_throttled
+            is_free = permit.is_paused or exc.is_throttled or exc.is_rate_limited
             result = decide_unreadable(
                 str(exc), attempt.awaiting(self._policy, "answer lost"), self._policy, is_paused=is_free
             )

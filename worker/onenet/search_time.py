@@ -1,0 +1,40 @@
+"""How long one search of a history may take."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from worker.errors import HistoryUnreadable
+
+
+class SearchTime:
+    """The deadline of one search, which each wait for the rate limit extends, and how long it may wait in all.
+
+    Args:
+        request_s: seconds for what the platform answers.
+        acquire: takes one request from the product's rate limit, and waits until that is allowed; None: no limit.
+        rate_wait_s: longest wait for the limit, in all.
+    """
+
+    def __init__(self, request_s: float, acquire: Callable[[], Awaitable[None]] | None, rate_wait_s: float) -> None:
+        self.deadline = time.monotonic() + request_s
+        self._acquire = acquire
+        self._rate_wait_s = rate_wait_s
+
+    async def acquire(self) -> None:
+        """Take one request from the rate limit.
+
+        Raises:
+            HistoryUnreadable: the limit allows none soon.
+        """
+        if self._acquire is None:
+            return
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._rate_wait_s):
+                await self._acquire()
+        except TimeoutError as exc:
+            raise HistoryUnreadable("the rate limit allows no further read for now", is_rate_limited=True) from exc
+        waited_s = time.monotonic() - began
+        self._rate_wait_s -= waited_s
+        self.deadline += waited_s
