@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.onenet.answers import interpret
+from worker.onenet.answers import answered_at, interpret, retry_after_s
 
 NOW = datetime(2026, 8, 5, 8, 0, tzinfo=UTC)
 
@@ -157,3 +157,10 @@ def test_a_response_with_a_uuid_is_never_a_refusal(errno: int, error: str) -> No
     assert answer(200, body) == answer(201, body) == Cached("u")
     for status in (302, 400, 404, 429, 500):
         assert isinstance(answer(status, body), InDoubt)
+
+
+def test_a_retry_after_date_is_measured_against_the_date_of_its_own_answer() -> None:
+    """The platform's clock may be hours away from ours."""
+    made_at = answered_at("Wed, 05 Aug 2026 16:00:00 GMT", NOW)
+    assert retry_after_s("Wed, 05 Aug 2026 16:00:05 GMT", made_at) == 5
+    assert answered_at(None, NOW) == answered_at("yesterday", NOW) == NOW

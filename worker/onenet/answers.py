@@ -110,6 +110,18 @@ def http_history_error(status: int, body: bytes, asked_s: float | None) -> Histo
     return history_error(answer.errno, answer.error, asked_s)
 
 
+def answered_at(date: str | None, now: datetime) -> datetime:
+    """Return when a response was made, by its own Date header; ``now``, our time, if it has none that can be used.
+
+    A Retry-After in the form of a date is on the same clock, which may be far from ours.
+    """
+    try:
+        moment = parsedate_to_datetime(date or "")
+    except (ValueError, OverflowError):
+        return now
+    return moment if moment.tzinfo is not None else now
+
+
 def retry_after_s(value: str | None, now: datetime) -> float | None:
     """Return the seconds that a Retry-After header asks for, in either of its forms; None for anything else.
 

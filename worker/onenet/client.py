@@ -21,7 +21,7 @@ from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
-from worker.onenet.answers import interpret, read_answer
+from worker.onenet.answers import answered_at, interpret, read_answer
 from worker.onenet.authentication import Authentication, authentication
 from worker.onenet.errno import SUCCESS, Kind, kind_of
 from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
@@ -152,7 +152,8 @@ class OneNETClient:
         def is_unique(response: Response) -> bool:
             """Interpret the response before its connection is reused: the next request must not read a duplicate."""
             now = datetime.now(UTC)
-            answer = interpret(response.status, response.body, response.header("retry-after"), now)
+            made_at = answered_at(response.header("date"), now)
+            answer = interpret(response.status, response.body, response.header("retry-after"), made_at)
             is_new = False
             if isinstance(answer, Cached):
                 former = self._recent_uuids.add(answer.uuid, command.command_id)

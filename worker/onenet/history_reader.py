@@ -27,7 +27,7 @@ from urllib3.util import Retry
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
-from worker.onenet.answers import http_history_error, retry_after_s
+from worker.onenet.answers import answered_at, http_history_error, retry_after_s
 from worker.onenet.route import Route
 from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, Response, transport_error
 from worker.telemetry.tracing import Tracing
@@ -241,7 +241,8 @@ class _Adapter(HTTPAdapter):
 
 def _parsed(response: Response, parse: Callable[[bytes], Model]) -> Model:
     if response.status != HTTPStatus.OK:
-        asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
+        made_at = answered_at(response.header("date"), datetime.now(UTC))
+        asked_s = retry_after_s(response.header("retry-after"), made_at)
         raise http_history_error(response.status, response.body, asked_s)
     return parse(response.body)
 
