@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from worker.processing.circuit_breaker import MAX_RETRY_AFTER_S, CircuitBreakers, Permit
+from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, CircuitBreakers, Permit
 
 PAUSE_AFTER, PROBE_INTERVAL_S = 3, 5
 ONE_IMEI, OTHER_IMEI = "865820030000001", "865820030000002"
@@ -182,7 +182,7 @@ def test_the_later_end_of_two_retry_afters_applies(breakers: CircuitBreakers) ->
 
 def test_an_absurdly_long_retry_after_is_limited(breakers: CircuitBreakers) -> None:
     fail(breakers, retry_after_s=float("inf"))
-    assert breakers.suggested_delay_s(None) == MAX_RETRY_AFTER_S
+    assert breakers.suggested_delay_s(None) == MAX_PROBE_INTERVAL_S  # it is probed before its end
 
 
 def test_a_probe_waits_for_the_end_of_a_retry_after(breakers: CircuitBreakers, clock: Clock) -> None:

@@ -32,14 +32,14 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
         dialect: the generation of the platform that is configured.
         now: when the response arrived, timezone-aware.
     """
-    status, retry_after = response.status, response.header("retry-after")
+    status = response.status
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(response.description)
     is_success = status < HTTPStatus.MULTIPLE_CHOICES
     answer = read_answer(response.body, dialect)
     if answer is None:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return _too_many_requests(retry_after, now)
+            return _too_many_requests(response, now)
         if is_success:
             return InDoubt(f"the response is not OneNET's JSON: {response.description}")
         # Includes redirects, which are never followed.
@@ -62,16 +62,16 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
         case _ if is_foreign:
             return Refused("onenet_rejected", error, answer.code, may_concern_all_devices=True, is_misconfigured=True)
         case Kind.THROTTLED:
-            return NotSent(error, retry_after_s(retry_after, now), is_throttled=True)
+            return NotSent(error, asked_wait_s(response, now), is_throttled=True)
         case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return _too_many_requests(retry_after, now)
+            return _too_many_requests(response, now)
         case kind:
             is_credentials = kind is Kind.CREDENTIALS
             return Refused("onenet_rejected", text, answer.code, may_concern_all_devices=is_credentials)
 
 
-def _too_many_requests(retry_after: str | None, now: datetime) -> NotSent:
-    return NotSent("HTTP 429: too many requests", retry_after_s(retry_after, now))
+def _too_many_requests(response: Response, now: datetime) -> NotSent:
+    return NotSent("HTTP 429: too many requests", asked_wait_s(response, now))
 
 
 def foreign_answer(found: Dialect, configured: Dialect) -> str:
@@ -150,17 +150,29 @@ def http_history_error(response: Response, dialect: Dialect, asked_s: float | No
     return history_error(response, answer, dialect, asked_s)
 
 
-def retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for, in either of its forms; None for anything else.
+def asked_wait_s(response: Response, now: datetime) -> float | None:
+    """Return the seconds that a response's Retry-After asks for, in either of its forms; None for anything else.
 
+    A date is measured against the Date of the same response: its clock may be far from ours.
     Source: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+
+    Args:
+        response: the response.
+        now: when it arrived, timezone-aware.
     """
-    if value is None:
-        return None
+    value = response.header("retry-after") or ""
     if value.strip().isdecimal():
         return float(value)
+    until = http_date(value)
+    if until is None:
+        return None
+    return max(0.0, (until - (http_date(response.header("date") or "") or now)).total_seconds())
+
+
+def http_date(value: str) -> datetime | None:
+    """Return the moment that a date of HTTP stands for; None if the text is none."""
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    return moment.replace(tzinfo=moment.tzinfo or UTC)

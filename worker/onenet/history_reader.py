@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
@@ -27,7 +26,7 @@ from urllib3.util import Retry
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
-from worker.onenet.answers import http_history_error, retry_after_s
+from worker.onenet.answers import asked_wait_s, http_date, http_history_error
 from worker.onenet.dialect import Dialect
 from worker.onenet.response import Response
 from worker.onenet.route import Route
@@ -103,7 +102,7 @@ class HistoryReader:
             except TransportError as exc:
                 raise HistoryUnreadable(exc.reason, is_outage=True) from exc
             try:
-                return _parsed(response, dialect, parse), _date(response.header("date"))
+                return _parsed(response, dialect, parse), http_date(response.header("date") or "")
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
@@ -251,7 +250,7 @@ class _Adapter(HTTPAdapter):
 
 def _parsed(response: Response, dialect: Dialect, parse: Callable[[Response, Dialect], Model]) -> Model:
     if response.status != HTTPStatus.OK:
-        asked_s = retry_after_s(response.header("retry-after"), datetime.now(UTC))
+        asked_s = asked_wait_s(response, datetime.now(UTC))
         raise http_history_error(response, dialect, asked_s)
     return parse(response, dialect)
 
@@ -263,11 +262,3 @@ def _body(raw: Any) -> bytes:
         if len(body) > MAX_RESPONSE_BYTES:
             raise ValueError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
     return body
-
-
-def _date(value: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(value or "")
-    except (ValueError, OverflowError):
-        return None
-    return moment if moment.tzinfo is not None else None

@@ -2,7 +2,7 @@
 
 The states are the pattern's: *closed* lets every request pass, *open* lets none pass, *half-open* lets one probe pass.
 A breaker is open after too many failures in a row (the product is *paused*), after a throttled request, or while a
-Retry-After of the platform lasts.
+Retry-After of the platform lasts. A wait of more than a minute is probed once a minute, since it may be a mistake.
 Source: https://martinfowler.com/bliki/CircuitBreaker.html
 """
 
@@ -64,6 +64,8 @@ class CircuitBreaker:
         self._first_interval_s = probe_interval_s
         self._interval_s = probe_interval_s
         self._retry_after_until = 0.0  # end of the platform's Retry-After, or of the backoff after throttling
+        self._held_at = -math.inf  # when the platform asked for the wait that lasts
+        self._hold_probe_at = 0.0  # while it lasts: when the next probe may be sent
         self._throttle_backoff_s = 0.0  # the last backoff after a throttled request
         self._throttled_at = -math.inf  # when that backoff began
         self._opened_at = 0.0
@@ -87,21 +89,25 @@ class CircuitBreaker:
     def try_acquire(self) -> "Permit | None":
         """Return a permit to send a request, which must be released, or None while nothing may be sent."""
         now = self._clock()
-        if now < self._retry_after_until or (self.is_paused and (self._is_probing or now < self._probe_at)):
+        is_probe = self.is_open
+        if now < self._retry_at() or (is_probe and self._is_probing):
             return None
-        self._is_probing = self._is_probing or self.is_paused
-        return Permit(self, is_probe=self.is_paused, acquired_at=now)
+        self._is_probing = self._is_probing or is_probe
+        return Permit(self, is_probe=is_probe, acquired_at=now)
 
     def release_probe(self) -> None:
         """Allow the next probe when it is due: at once if this one recorded neither success nor failure."""
         self._is_probing = False
         self._on_change()
 
-    def record_success(self) -> None:
+    def record_success(self, *, since: float) -> None:
         """Close the breaker after a clear answer of the platform, accepted or rejected.
 
-        A Retry-After that the platform asked for still runs to its end.
+        Args:
+            since: when the request began. A Retry-After that the platform asked for later still runs to its end.
         """
+        if since > self._held_at:
+            self._retry_after_until = min(self._retry_after_until, self._clock())
         self._failures = self._refusals = 0
         self._refused_devices.clear()
         self._throttle_backoff_s = 0.0
@@ -116,6 +122,8 @@ class CircuitBreaker:
         """Count a failure of the platform; see ``Permit.record_failure``."""
         now, was_open = self._clock(), self.is_open
         self._failures += 1
+        if is_probe:
+            self._hold_probe_at = now + MAX_PROBE_INTERVAL_S
         self._last_failure = reason
         if refused_device is not None:
             self._refusals += 1
@@ -144,6 +152,7 @@ class CircuitBreaker:
         """
         now, was_open = self._clock(), self.is_open
         self._last_failure = reason
+        self._held_at, self._hold_probe_at = now, now + MAX_PROBE_INTERVAL_S
         if since > self._throttled_at:
             self._throttle_backoff_s = min(2 * self._throttle_backoff_s, MAX_THROTTLE_BACKOFF_S) or THROTTLE_BACKOFF_S
             self._throttled_at = now
@@ -179,10 +188,12 @@ class CircuitBreaker:
 
     def _retry_at(self) -> float:
         """Return when the next request, or the next probe, may be sent."""
-        return max(self._retry_after_until, self._probe_at if self.is_paused else 0.0)
+        held_until = min(self._retry_after_until, self._hold_probe_at)
+        return max(held_until, self._probe_at if self.is_paused else 0.0)
 
     def _wait(self, retry_after_s: float | None, now: float) -> None:
         if retry_after_s:
+            self._held_at, self._hold_probe_at = now, now + MAX_PROBE_INTERVAL_S
             self._retry_after_until = max(self._retry_after_until, now + min(retry_after_s, MAX_RETRY_AFTER_S))
             self._last_failure += f", which asked for a wait of {retry_after_s:g} s"
 
@@ -205,12 +216,15 @@ class Permit:
         self._breaker = breaker
         self._is_probe = is_probe
         self._acquired_at = acquired_at
-        self.record_success = breaker.record_success
 
     @property
     def is_paused(self) -> bool:
         """Whether the product is paused now, so that a failed request uses up no attempt."""
         return self._breaker.is_paused
+
+    def record_success(self) -> None:
+        """Record a clear answer of the platform; see ``CircuitBreaker.record_success``."""
+        self._breaker.record_success(since=self._acquired_at)
 
     def record_failure(
         self, reason: str, retry_after_s: float | None = None, *, refused_device: str | None = None
