@@ -53,8 +53,8 @@ class Platform:
         now: the clock of this machine, timezone-aware; replaced in tests.
     """
 
-    api_key: str
-    keys: Mapping[str, str] = field(default_factory=dict)
+    api_key: str = field(repr=False)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     devices: Mapping[str, str] = field(default_factory=dict)
     errors: Errors = "service"
     queue_limit: int | None = 10
