@@ -24,10 +24,10 @@ def test_the_commands_of_a_device_are_spaced_while_another_device_goes_on(deploy
             assert deployment.upstream.reply().json["status"] == "accepted"
     cached = deployment.simulator.platform.commands
     for imei in DEVICES:
-        moments = [command.created_at for command in cached if command.imei == imei]
+        moments = [command.created_at for command in cached if command.query["imei"] == imei]
         assert len(moments) == 4
         assert all(later - former >= timedelta(seconds=interval_s) for former, later in pairwise(moments))
-    assert {command.imei for command in cached[:4]} == set(DEVICES)
+    assert {command.query["imei"] for command in cached[:4]} == set(DEVICES)
 
 
 @pytest.mark.parametrize("imei", DEVICES)

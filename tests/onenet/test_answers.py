@@ -274,6 +274,8 @@ def test_an_unreadable_answer_says_what_came(headers: dict[str, str], body: byte
 def test_a_text_of_the_platform_does_not_repeat_the_key() -> None:
     found = answer(200, {"errno": 3, "error": f"auth failed: {KEY}"})
     assert found == Refused("onenet_rejected", "auth failed: ***", 3, may_concern_all_devices=True)
+
+
 def test_a_retry_after_date_is_measured_against_the_date_of_its_own_answer() -> None:
     """The platform's clock may be hours away from ours."""
     asked = {"retry-after": "Wed, 05 Aug 2026 16:00:05 GMT"}

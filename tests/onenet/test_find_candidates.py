@@ -536,4 +536,4 @@ async def test_a_rate_limit_that_allows_no_read_soon_makes_the_history_unreadabl
             await client.find_candidates(command(), current_doubt(), none_owned)
         assert simulator.requests == []
     assert found.value.is_rate_limited
-    assert not (found.value.is_throttled or found.value.is_outage or found.value.is_refused)
+    assert not any((found.value.is_throttled, found.value.is_outage, found.value.is_refused))
