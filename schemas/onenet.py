@@ -65,6 +65,7 @@ class HistoryItem(BaseModel):
     valid_time: Any = None
     expired_time: Any = None
     trigger_msg: Any = None
+    send_status: Any = None
 
 
 class HistoryPage(BaseModel):

@@ -32,7 +32,7 @@ async def is_live(**changes: bool) -> bool:
 
     more = {"look_at_queue": look_at_queue, "taken_at": 0.0, "longest_processing_s": 0.0}
     parts = cast("Any", SimpleNamespace(**state | more | {"allows_any": lambda: state["allows_any"]}))
-    running = asyncio.create_task(HealthMonitor(broker=parts, consumer=parts, breakers=parts, health=health).run())
+    running = asyncio.create_task(HealthMonitor(parts, parts, parts, health, dict).run())
     await polled.wait()
     running.cancel()
     return health.liveness().ok

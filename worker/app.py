@@ -27,7 +27,10 @@ from worker.flow.rate_limited_queue import Turns
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
-from worker.onenet.client import OneNETClient, Site
+from worker.onenet.account import Site
+from worker.onenet.client import OneNETClient
+from worker.onenet.clock import PlatformClock
+from worker.onenet.device_histories import DeviceHistories
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
@@ -197,7 +200,7 @@ class Worker:
             usual_prefetch=settings.prefetch,
             probe_interval_s=settings.worker_probe_interval,
         )
-        monitor = HealthMonitor(broker, consumer, self._breakers, health)
+        monitor = HealthMonitor(broker, consumer, self._breakers, health, self._client.clock_offsets_s)
         self._metrics.observe(monitor.state)
         return broker, consumer, monitor
 
@@ -286,11 +289,10 @@ def client_of(
                 concurrency=settings.worker_concurrency,
                 tracing=tracing,
             ),
+            PlatformClock(url),
         )
 
-    return OneNETClient(
-        products,
-        new_site,
+    histories = DeviceHistories(
         settings.platform_zone,
         request_s=settings.request_s,
         caching_delay_s=settings.worker_reconcile_delay,
@@ -298,6 +300,7 @@ def client_of(
         acquire=acquire,
         rate_wait_s=rate_wait_s(settings),
     )
+    return OneNETClient(products, new_site, settings.platform_zone, histories, request_s=settings.request_s)
 
 
 def rate_wait_s(settings: Settings) -> float:

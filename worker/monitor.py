@@ -1,6 +1,7 @@
 """Feeds the health probes and the metrics: a heartbeat of the event loop, and a regular poll of the queue."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 
 from worker.amqp.broker import Broker
 from worker.flow.consumer import Consumer
@@ -20,13 +21,22 @@ class HealthMonitor:
         consumer: supplies the state of the deliveries.
         breakers: supply which products are paused.
         health: receives the state.
+        clock_offsets_s: supplies the offsets of the platforms' clocks.
     """
 
-    def __init__(self, broker: Broker, consumer: Consumer, breakers: CircuitBreakers, health: Health) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        consumer: Consumer,
+        breakers: CircuitBreakers,
+        health: Health,
+        clock_offsets_s: Callable[[], Mapping[str | None, float]],
+    ) -> None:
         self._broker = broker
         self._consumer = consumer
         self._breakers = breakers
         self._health = health
+        self._clock_offsets_s = clock_offsets_s
         self._ready_messages = 0
         self._consumers = 0
 
@@ -45,6 +55,7 @@ class HealthMonitor:
             ready_messages=self._ready_messages,
             consumers=self._consumers,
             paused=self._breakers.paused(),
+            clock_offsets_s=self._clock_offsets_s(),
         )
 
     async def _heartbeat(self) -> None:

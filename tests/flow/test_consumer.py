@@ -59,6 +59,12 @@ class BlockingPlatform:
         await self.may_answer.wait()
         return Sent(self.answer(command), valid_time_omitted=False)
 
+    def now(self, _product: str | None) -> datetime:
+        return datetime.now(UTC)
+
+    async def count_waiting(self, _command: Command, _most: int) -> int:
+        return 0
+
     async def find_candidates(self, command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
         self.looked_up.append(command.command_id)
         await self.may_show_history.wait()

@@ -61,6 +61,12 @@ class PlatformWithUuids:
     async def execute(self, _command: Command, _not_after: float) -> Sent:
         return Sent(Cached(self.uuids.pop(0)), valid_time_omitted=False)
 
+    def now(self, _product: str | None) -> datetime:
+        return datetime.now(UTC)
+
+    async def count_waiting(self, _command: Command, _most: int) -> int:
+        return 0
+
     async def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
         return []
 

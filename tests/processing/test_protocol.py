@@ -27,7 +27,7 @@ from tests.support.model_loop import ModelLoop, suspend
 from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
-from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Claim, Key, KnownNotSent, Unresolved, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
@@ -51,7 +51,7 @@ HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S,
 TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
 MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
 CHINA = ZoneInfo("Asia/Shanghai")
-FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command"]
+FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command", "full"]
 STORE_FAULTS = ["not reached", "answer lost"]
 ENDS = ["suspended", "suspended", "killed", "disconnected"]
 MAX_STEPS = 8  # at once
@@ -156,6 +156,15 @@ class ModelPlatform:
         await suspend()
         return Sent(answer, valid_time_omitted=False)
 
+    def now(self, _product: str | None) -> datetime:
+        return self._world.now
+
+    async def count_waiting(self, _command: Command, most: int) -> int:
+        await suspend()
+        if not current_faults.get().is_history_readable:
+            raise HistoryUnreadable("no answer", is_outage=True)
+        return most
+
     async def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         await suspend()
         if not current_faults.get().is_history_readable:
@@ -174,6 +183,8 @@ class ModelPlatform:
         world = self._world
         if world.seconds() >= not_after or fault == "not sent":
             return NotSent("refused")
+        if fault == "full":
+            return Refused("onenet_rejected", "system limit", 13, is_limit=True)
         kept = Kept(f"u{len(world.kept) + len(world.late)}", command.match_key(), world.now)
         if fault == "lost, cached late":  # the request is given up when the lease ends
             given_up_at = BEGIN + timedelta(seconds=min(world.seconds() + REQUEST_S, not_after))

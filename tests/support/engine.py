@@ -158,6 +158,8 @@ class ScriptedPlatform:
         answers: to the next requests; after them each command is cached.
         candidates: what the device's history has; None: it cannot be read.
         history_error: why the history cannot be read.
+        waiting: how many commands wait for each device; None: its history cannot be read.
+        clock_offset_s: seconds by which its clock is ahead of the worker's.
         valid_time_omitted: whether the requests are without the commands' ``valid_time``.
         on_request: awaited during each request.
         on_history: awaited during each reading of a history.
@@ -167,6 +169,8 @@ class ScriptedPlatform:
     answers: list[Answer] = field(default_factory=list)
     candidates: list[Candidate] | None = field(default_factory=list)
     history_error: HistoryUnreadable | None = None
+    waiting: int | None = 0
+    clock_offset_s: float = 0.0
     valid_time_omitted: bool = False
     on_request: Callable[[], Awaitable[object]] = do_nothing
     on_history: Callable[[], Awaitable[object]] = do_nothing
@@ -180,6 +184,16 @@ class ScriptedPlatform:
         number = self.steps.count("request")
         usual = Cached("u" if number == 1 else f"u{number}")
         return Sent(self.answers.pop(0) if self.answers else usual, self.valid_time_omitted)
+
+    def now(self, _product: str | None) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.clock_offset_s)
+
+    async def count_waiting(self, _command: Command, most: int) -> int:
+        self.steps.append("queue")
+        await self.on_history()
+        if self.waiting is None:
+            raise HistoryUnreadable("HTTP 500", is_outage=True)
+        return min(self.waiting, most)
 
     async def find_candidates(
         self, _command: Command, _doubt: DoubtWindow, owned_by_others: OwnedByOthers

@@ -21,7 +21,10 @@ from worker.core.credentials import AccessKey, ApiKey, Generation, Product
 from worker.core.doubt_window import DoubtWindow
 from worker.core.parsing import read_command
 from worker.core.times import platform_time
-from worker.onenet.client import OneNETClient, Site
+from worker.onenet.account import Site
+from worker.onenet.client import OneNETClient
+from worker.onenet.clock import PlatformClock
+from worker.onenet.device_histories import DeviceHistories
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
@@ -141,17 +144,24 @@ def onenet_client(
 
     def new_site(url: str) -> Site:
         route = Route(url, ca_file)
-        return Site(lambda: HTTPTransport(route, **times), HistoryReader(route, concurrency=4, **times))
+        return Site(
+            lambda: HTTPTransport(route, **times), HistoryReader(route, concurrency=4, **times), PlatformClock(url)
+        )
 
-    client = OneNETClient(
-        {None: Product(url, api, v1_key if api == "v1" else v2_key)},
-        new_site,
+    histories = DeviceHistories(
         CHINA,
         request_s=connect_s + read_s,
         caching_delay_s=CACHING_DELAY_S,
         history_window_s=HISTORY_WINDOW_S,
         acquire=acquire,
         rate_wait_s=RATE_WAIT_S,
+    )
+    client = OneNETClient(
+        {None: Product(url, api, v1_key if api == "v1" else v2_key)},
+        new_site,
+        CHINA,
+        histories,
+        request_s=connect_s + read_s,
     )
     try:
         yield client

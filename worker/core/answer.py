@@ -18,7 +18,7 @@ class Refused:
 
     ``may_concern_all_devices``: the credentials were refused, or the answer is not OneNET's; if several devices in a
     row get such an answer, a single command is not the cause. ``is_misconfigured``: the message names the setting that
-    is wrong.
+    is wrong. ``is_limit``: a limit of the platform is reached, perhaps that of the commands that wait for the device.
     """
 
     code: RejectionCode
@@ -26,6 +26,7 @@ class Refused:
     errno: int | None = None
     may_concern_all_devices: bool = False
     is_misconfigured: bool = False
+    is_limit: bool = False
 
     @property
     def cause(self) -> str:

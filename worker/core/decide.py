@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Literal, assert_never
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.backoff import retry_delay_s
+from worker.core.backoff import postponement_s, retry_delay_s
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope
 from worker.core.outcome import Accepted, Failed, Outcome, Rejected, outcome_unknown
@@ -18,6 +18,7 @@ from worker.core.resolution import AwaitReconciliation, Postpone, Retry
 
 InDoubtMode = Literal["reconcile", "dead-letter", "resend"]
 NO_RECORD = "no record tells what became of it"
+MAX_ASKED_S = 60.0  # a longer wait holds the whole product, which is probed once a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def decide(
         answer: what became of the request.
         attempt: the attempt that the answer ended; the first is 1.
         policy: when to try again.
-        now: the time of the answer, aware.
+        now: the time of the answer on the platform's clock, aware.
         expires_at: when the command expires, aware; no attempt begins then or later.
         doubt: when the command may have been sent without a known result, this request included; unless it is None,
             nothing may be said that denies it.
@@ -120,7 +121,7 @@ def decide(
         case _:
             assert_never(answer)
     is_free = is_paused or (isinstance(answer, NotSent) and answer.is_throttled)
-    delay_s = retry_delay_s(1 if is_free else attempt, policy.delays_s, asked_s or 0)
+    delay_s = retry_delay_s(1 if is_free else attempt, policy.delays_s, min(asked_s or 0, MAX_ASKED_S))
     next_attempt = attempt if is_free else attempt + 1
     if next_attempt > policy.max_attempts:
         failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
@@ -130,6 +131,34 @@ def decide(
         return Postpone(delay_s, attempt, reason, doubt, has_jitter=asked_s is None)
     else:
         return Retry(delay_s, next_attempt, reason, doubt, honours_retry_after=asked_s is not None)
+    return failed if doubt is None else outcome_unknown(failed.message)
+
+
+def decide_full(
+    reason: str,
+    attempt: int,
+    policy: RetryPolicy,
+    *,
+    rested_s: float,
+    now: datetime,
+    expires_at: datetime,
+    doubt: DoubtWindow | None,
+) -> Failed | Postpone:
+    """Choose how long a command rests for which its device's queue has no room; that uses up no attempt.
+
+    Args:
+        reason: what the platform said.
+        attempt: the attempt that was refused.
+        policy: its delays, of which a longer one is taken the longer the command has rested.
+        rested_s: how long ago the command first arrived, in seconds.
+        now: the time on the platform's clock, aware.
+        expires_at: when the command expires, aware.
+        doubt: when the command may have been sent before.
+    """
+    in_time = [delay_s for delay_s in policy.delays_s if now + timedelta(seconds=delay_s) < expires_at]
+    if in_time:
+        return Postpone(postponement_s(in_time, rested_s), attempt, reason, doubt, has_jitter=True)
+    failed = Failed("expired", f"expired_time comes before the next look: {reason}")
     return failed if doubt is None else outcome_unknown(failed.message)
 
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
+
+DEVICE_QUEUE = 10
+"""How many commands wait for one device at most; the platform refuses further ones."""
 
 OwnedByOthers = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 """Given the uuids of history entries, returns those that are known to belong to other commands."""
@@ -47,6 +51,16 @@ class PlatformClient(Protocol):
 
     async def execute(self, command: Command, not_after: float) -> Sent:
         """Ask the platform to cache one command; nothing is sent after ``not_after``, a monotonic time."""
+
+    def now(self, product: str | None) -> datetime:
+        """Return the time on the clock of a product's platform, aware: the platform decides by it what has passed."""
+
+    async def count_waiting(self, command: Command, most: int) -> int:
+        """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
+
+        Raises:
+            HistoryUnreadable: the history could not be read far enough.
+        """
 
     async def find_candidates(
         self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers

@@ -66,8 +66,13 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
         case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(response, now)
         case kind:
-            is_credentials = kind is Kind.CREDENTIALS
-            return Refused("onenet_rejected", text, answer.code, may_concern_all_devices=is_credentials)
+            return Refused(
+                "onenet_rejected",
+                text,
+                answer.code,
+                may_concern_all_devices=kind is Kind.CREDENTIALS,
+                is_limit=kind is Kind.LIMIT,
+            )
 
 
 def _too_many_requests(response: Response, now: datetime) -> NotSent:

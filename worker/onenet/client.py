@@ -1,21 +1,17 @@
 """The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
-import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Self, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 from pydantic_core import to_json
 
-from schemas.onenet import HistoryDetail
-from worker.core.answer import Answer, Cached, InDoubt, NotSent
+from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.command import Command
 from worker.core.credentials import Product
 from worker.core.doubt_window import DoubtWindow
@@ -23,26 +19,19 @@ from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
-from worker.onenet.answers import DIALECTS, foreign_answer, interpret, read_answer
-from worker.onenet.authentication import Authentication, authentication
-from worker.onenet.dialect import Dialect
+from worker.onenet.account import Account, Site
+from worker.onenet.answers import foreign_answer, interpret, read_answer
+from worker.onenet.clock import NOTABLE_S
+from worker.onenet.device_histories import HISTORY, START_MARGIN, DeviceHistories
 from worker.onenet.errno import SUCCESS, Kind
-from worker.onenet.history import MAX_SKEW, PER_PAGE, HistoryPages, Window, candidates, match, read_detail, read_page
-from worker.onenet.history_reader import HistoryReader
 from worker.onenet.response import Response
-from worker.onenet.search_time import SearchTime
-from worker.onenet.transport import HTTPTransport, Request
+from worker.onenet.transport import Request
 
 _EXECUTE = "/execute/offline"
-_HISTORY = "/offline/history"
 _JSON = {"Content-Type": "application/json"}
 _NO_ARGS = b"{}"
-_MAX_DETAILS = 5_000
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
-_START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset is not known yet
 _NO_CREDENTIALS = "the product has no credentials any more"
-
-Model = TypeVar("Model")
 
 
 class _RecentUuids:
@@ -62,35 +51,6 @@ class _RecentUuids:
         return former
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The platform at one URL. ``new_transport``: makes the transport of one product; ``reader``: reads histories."""
-
-    new_transport: Callable[[], HTTPTransport]
-    reader: HistoryReader
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """One product at the platform, with its own connections, so that no product can use up those of another."""
-
-    product: Product
-    dialect: Dialect
-    authentication: Authentication
-    transport: HTTPTransport
-    reader: HistoryReader
-
-    @classmethod
-    def of(cls, product: Product, site: Site) -> Self:
-        dialect = DIALECTS[product.api]
-        signing = authentication(product.credentials, dialect.signing_version, time.time)
-        return cls(product, dialect, signing, site.new_transport(), site.reader)
-
-    def headers(self) -> dict[str, str]:
-        """Return the headers with the credentials."""
-        return dict([self.authentication.header()])
-
-
 class OneNETClient:
     """Sends each Execute command once, and reads the device's history for a command whose response was lost.
 
@@ -99,11 +59,7 @@ class OneNETClient:
         new_site: reaches the platform at a URL.
         platform_zone: the zone of the platform's local time.
         request_s: longest duration of one request, in seconds.
-        caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
-        history_window_s: how long before its end a doubt window begins if its beginning is unknown, in seconds.
-        acquire: takes one request from a product's rate limit before each read of the history, and waits until that is
-            allowed; None: there is no limit.
-        rate_wait_s: longest wait of one search for the limit, in seconds.
+        histories: reads the histories.
     """
 
     def __init__(
@@ -111,25 +67,18 @@ class OneNETClient:
         products: Mapping[str | None, Product],
         new_site: Callable[[str], Site],
         platform_zone: ZoneInfo,
+        histories: DeviceHistories,
         *,
         request_s: float,
-        caching_delay_s: float,
-        history_window_s: float,
-        acquire: Callable[[str | None], Awaitable[None]] | None,
-        rate_wait_s: float,
     ) -> None:
         self._new_site = new_site
         self._sites: dict[str, Site] = {}  # by URL
+        self._zone = platform_zone
+        self._histories = histories
         self._request_s = request_s
-        self._caching_delay = timedelta(seconds=caching_delay_s)
-        self._history_window = timedelta(seconds=history_window_s)
-        self._accounts: dict[str | None, _Account] = {}
+        self._accounts: dict[str | None, Account] = {}
         self.replace_products(products)
         self._recent_uuids = _RecentUuids()
-        self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
-        self._zone = platform_zone
-        self._acquire = acquire
-        self._rate_wait_s = rate_wait_s
 
     def replace_products(self, products: Mapping[str | None, Product]) -> set[str | None]:
         """Use other products from now on; returns those that differ. Requests in flight are not affected.
@@ -142,7 +91,7 @@ class OneNETClient:
         for url in {product.url for product in products.values()} - self._sites.keys():
             self._sites[url] = self._new_site(url)  # kept, even without a product: reads may be in progress
         self._accounts = {
-            name: _Account.of(product, self._sites[product.url]) if name in changed else former[name]
+            name: Account.of(product, self._sites[product.url]) if name in changed else former[name]
             for name, product in products.items()
         }
         for name, account in former.items():
@@ -171,12 +120,12 @@ class OneNETClient:
         account = self._accounts.get(command.product)
         if account is None:
             return Sent(NotSent(_NO_CREDENTIALS), valid_time_omitted=False)
-        now = datetime.now(UTC)
-        omit_valid_time = command.valid_at is not None and command.valid_at <= now
+        omit_valid_time = command.valid_at is not None and command.valid_at <= account.clock.now()
         request = self._request(command, account, omit_valid_time=omit_valid_time)
         deadline = min(time.monotonic() + self._request_s, not_after)
         secrets = tuple(account.headers().values())
         answers: list[Answer] = []
+        sent_at = datetime.now(UTC)
 
         def is_unique(response: Response) -> bool:
             """Interpret the response before its connection is reused: the next request must not read a duplicate."""
@@ -188,6 +137,8 @@ class OneNETClient:
                 is_new = former is None
                 if former not in {None, command.command_id}:
                     answer = InDoubt("the response has the uuid of another command", is_outage=False)
+            if is_new or (isinstance(answer, Refused) and answer.code == "onenet_rejected"):
+                account.clock.observe(response, sent_at, now)
             answers.append(answer)
             return is_new
 
@@ -205,34 +156,27 @@ class OneNETClient:
     ) -> list[Candidate]:
         """Return the entries of the device's command history that may be this command, the best first.
 
-        The whole search has the deadline of one request, beside its waits for the rate limit.
+        Raises:
+            HistoryUnreadable: the history could not be read in full.
+        """
+        return await self._histories.find_candidates(self._account_of(command), command, doubt, owned_by_others)
 
-        Args:
-            command: what to look for.
-            doubt: when it may have been sent.
-            owned_by_others: returns the uuids that are known to belong to other commands; their entries are skipped.
+    async def count_waiting(self, command: Command, most: int) -> int:
+        """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
 
         Raises:
-            HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
-                the command, is a candidate with unclear fields.
+            HistoryUnreadable: the history could not be read far enough.
         """
-        account = self._accounts.get(command.product)
-        if account is None:
-            raise HistoryUnreadable(_NO_CREDENTIALS)
-        acquire = None if self._acquire is None else partial(self._acquire, command.product)
-        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
-        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, search)
-        window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
-        items = candidates(pages.items, command, window, self._zone)
-        excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
-        found = []
-        for item in items:
-            if item.cmd_uuid not in excluded:
-                detail = await self._detail(item.cmd_uuid, command, account, search)
-                candidate = match(item, detail, command, doubt, window, self._zone)
-                if candidate is not None:
-                    found.append(candidate)
-        return found
+        return await self._histories.count_waiting(self._account_of(command), command, most)
+
+    def now(self, product: str | None) -> datetime:
+        """Return the time on the clock of a product's platform, aware."""
+        account = self._accounts.get(product)
+        return datetime.now(UTC) if account is None else account.clock.now()
+
+    def clock_offsets_s(self) -> dict[str | None, float]:
+        """Return for each product the seconds by which its platform's clock is ahead of ours."""
+        return {name: account.clock.offset_s for name, account in self._accounts.items()}
 
     async def check(self, product_name: str | None, imei: str) -> str:
         """Read a device's history, which changes nothing; returns a description of the success.
@@ -241,9 +185,9 @@ class OneNETClient:
             PlatformUnusable: the platform cannot be reached, or answers anything but success.
         """
         account = self._accounts[product_name]
-        dialect = account.dialect
-        since = platform_time(datetime.now(UTC) - _START_MARGIN, self._zone)
-        path = f"{dialect.path_prefix}{_HISTORY}?{urlencode({'imei': imei, 'start': since})}"
+        dialect, sent_at = account.dialect, datetime.now(UTC)
+        since = platform_time(sent_at - START_MARGIN, self._zone)
+        path = f"{dialect.path_prefix}{HISTORY}?{urlencode({'imei': imei, 'start': since})}"
         try:
             response = await account.reader.get(path, account.headers(), time.monotonic() + self._request_s)
         except TLSError as exc:
@@ -260,56 +204,16 @@ class OneNETClient:
             raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
-        return f"{account.product.url}: credentials accepted ({dialect.generation})"
+        offset_s = account.clock.observe(response, sent_at, datetime.now(UTC))
+        return f"{account.product.url}: credentials accepted ({dialect.generation}){_clock_note(offset_s)}"
 
-    async def _detail(self, uuid: str, command: Command, account: _Account, search: SearchTime) -> HistoryDetail:
-        """Return the parameters of a cached command. They never change, so each detail is read once."""
-        if not uuid:
-            return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
-        key = account.product.url, uuid
-        known = self._details.get(key)
-        if known is not None:
-            return known
-        path = f"{_HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
-        detail, _ = await self._read(path, account, search, read_detail)
-        self._details[key] = detail
-        while len(self._details) > _MAX_DETAILS:
-            self._details.popitem(last=False)
-        return detail
+    def _account_of(self, command: Command) -> Account:
+        account = self._accounts.get(command.product)
+        if account is None:
+            raise HistoryUnreadable(_NO_CREDENTIALS)
+        return account
 
-    async def _list(
-        self, command: Command, account: _Account, since: datetime, search: SearchTime
-    ) -> tuple[HistoryPages, float]:
-        """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
-        query = {
-            "imei": command.imei,
-            "start": platform_time(since - _START_MARGIN, self._zone),
-            "sort": "ASC",  # commands cached during the read are appended, and move no entry to another page
-            "per_page": PER_PAGE,
-        }
-        pages = HistoryPages()
-        asked_at = datetime.now(UTC)
-        path = f"{_HISTORY}?{urlencode(query)}"
-        page, server_time = await self._read(path, account, search, read_page)
-        skew_s = 0.0 if server_time is None else (server_time - asked_at).total_seconds()
-        if abs(skew_s) > (_START_MARGIN - MAX_SKEW).total_seconds():
-            raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s away from ours")
-        pages.add(page)
-        for number in itertools.count(2):
-            if pages.is_complete:
-                break
-            path = f"{_HISTORY}?{urlencode(query | {'page': number})}"
-            page, _ = await self._read(path, account, search, read_page)
-            pages.add(page)
-        return pages, skew_s
-
-    async def _read(
-        self, path: str, account: _Account, search: SearchTime, parse: Callable[[Response, Dialect], Model]
-    ) -> tuple[Model, datetime | None]:
-        path = account.dialect.path_prefix + path
-        return await account.reader.read_page(path, account.headers(), search, account.dialect, parse)
-
-    def _request(self, command: Command, account: _Account, *, omit_valid_time: bool) -> Request:
+    def _request(self, command: Command, account: Account, *, omit_valid_time: bool) -> Request:
         # Cheaper than urlencode: only the colons of the times need quoting.
         numbers = f"obj_id={command.obj_id}&obj_inst_id={command.obj_inst_id}&res_id={command.res_id}"
         query = f"imei={command.imei}&{numbers}&expired_time={self._quoted(command.expires_at)}"
@@ -326,6 +230,16 @@ class OneNETClient:
 
     def _quoted(self, moment: datetime) -> str:
         return platform_time(moment, self._zone).replace(":", "%3A")
+
+
+def _clock_note(offset_s: float | None) -> str:
+    """Tell a person who checks the settings about the platform's clock."""
+    if offset_s is None:
+        return "; the platform does not tell its time"
+    if abs(offset_s) <= NOTABLE_S:
+        return ""
+    direction = "ahead of" if offset_s > 0 else "behind"
+    return f"; the platform's clock is {abs(offset_s):,.0f} s {direction} this machine's: times are compared with it"
 
 
 def _fault(kind: Kind, imei: str) -> str:

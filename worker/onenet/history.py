@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage
+from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, whole_number
 from worker.core.command import PLATFORM_DEFAULTS, Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
@@ -41,6 +41,7 @@ PER_PAGE = 100  # the platform's maximum
 USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
 MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it, and not USUAL_SKEW, decides nothing
 
+_FINAL = {2, 4, 5, 6}  # send_status: cancelled, expired, success, failed
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
 # Half of a surrogate pair, which a serializer leaves where it truncates a text.
 _LONE_SURROGATE = re.compile(
@@ -150,6 +151,20 @@ def candidates(items: Iterable[HistoryItem], command: Command, window: Window, z
             distances = [window.distance(moment) for moment in _moments(created, zone)]
             found.append((min(distances, default=timedelta.max), item))
     return [item for _, item in sorted(found, key=lambda each: each[0])]
+
+
+def is_waiting(item: HistoryItem, now: datetime, zone: ZoneInfo) -> bool:
+    """Tell whether an entry may still wait for its device.
+
+    Args:
+        item: an entry of the list.
+        now: the time on the platform's clock, aware.
+        zone: the zone of the platform's local time.
+    """
+    if whole_number(item.send_status) in _FINAL:
+        return False
+    expires = _moments(read_time(item.expired_time, zone), zone)
+    return not expires or max(expires) > now
 
 
 def match(

@@ -26,7 +26,8 @@ from urllib3.util import Retry
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
-from worker.onenet.answers import asked_wait_s, http_date, http_history_error
+from worker.onenet.answers import asked_wait_s, http_history_error
+from worker.onenet.clock import PlatformClock
 from worker.onenet.dialect import Dialect
 from worker.onenet.response import Response
 from worker.onenet.route import Route
@@ -82,8 +83,9 @@ class HistoryReader:
         search: SearchTime,
         dialect: Dialect,
         parse: Callable[[Response, Dialect], Model],
-    ) -> tuple[Model, datetime | None]:
-        """Read one page, and the platform's time in its response. An answer that cannot be read is asked for again.
+        clock: PlatformClock,
+    ) -> tuple[Model, float | None]:
+        """Read one page, and the platform's clock by it. An answer that cannot be read is asked for again.
 
         Args:
             path: the path, relative to the platform's URL, with the query.
@@ -91,18 +93,23 @@ class HistoryReader:
             search: its deadline, and the rate limit, from which each try takes one request.
             dialect: the generation of the platform.
             parse: reads the response; raises HistoryUnreadable.
+            clock: the platform's clock.
+
+        Returns:
+            The page, and the seconds by which the platform's clock is ahead of ours; None if its response has no Date.
 
         Raises:
             HistoryUnreadable: every try failed.
         """
         for tries in itertools.count(1):
             await search.acquire()
+            sent_at = datetime.now(UTC)
             try:
                 response = await self.get(path, headers, search.deadline)
             except TransportError as exc:
                 raise HistoryUnreadable(exc.reason, is_outage=True) from exc
             try:
-                return _parsed(response, dialect, parse), http_date(response.header("date") or "")
+                return _parsed(response, dialect, parse), clock.observe(response, sent_at, datetime.now(UTC))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline

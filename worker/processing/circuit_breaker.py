@@ -106,12 +106,13 @@ class CircuitBreaker:
         Args:
             since: when the request began. A Retry-After that the platform asked for later still runs to its end.
         """
-        if since > self._held_at:
-            self._retry_after_until = min(self._retry_after_until, self._clock())
+        ends_hold = self._held_at < since and self._clock() < self._retry_after_until
+        if ends_hold:
+            self._retry_after_until = self._clock()
         self._failures = self._refusals = 0
         self._refused_devices.clear()
         self._throttle_backoff_s = 0.0
-        if self.is_paused:
+        if self.is_paused or ends_hold:
             self.is_paused = False
             log.info(self._resumed_event, product=self._product)
             self._on_change()

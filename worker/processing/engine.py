@@ -12,7 +12,7 @@ from worker.core.backoff import postponement_s
 from worker.core.claims import Completed, IdempotencyStore, InProgress, KeyReused
 from worker.core.clock import Clock, utc_now
 from worker.core.command import Command
-from worker.core.decide import NO_RECORD, RetryPolicy, Step, decide, next_step, postponed
+from worker.core.decide import NO_RECORD, RetryPolicy, Step, decide, decide_full, next_step, postponed
 from worker.core.doubt import (
     doubt_after_answer,
     doubt_after_claim,
@@ -20,7 +20,7 @@ from worker.core.doubt import (
     holder_may_have_crashed,
 )
 from worker.core.envelope import Task
-from worker.core.outcome import Failed, outcome_unknown, reply_to
+from worker.core.outcome import Failed, Outcome, outcome_unknown, reply_to
 from worker.core.platform import PlatformClient
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Resolution, Retry, Unpublished
 from worker.errors import StoreError, UnusableCommand
@@ -164,7 +164,7 @@ class Engine:
         """Make the one request, and decide what its answer means."""
         command, before = attempt.command, attempt.doubt
         began_at = self._now()
-        if command.expires_at <= began_at:
+        if command.expires_at <= self._client.now(command.product):
             return await self._leases.conclude(attempt, _expired(attempt))
         permit = attempt.permit.acquire()
         if permit is None:
@@ -176,20 +176,39 @@ class Engine:
         self.reporter.time_request(sent.answer, began)
         self._record(attempt, permit, sent.answer)
         answered = replace(attempt, doubt=doubt_after_answer(before, sent.answer, began_at, now))
-        result = decide(
-            sent.answer,
-            attempt.number,
-            self._policy,
-            now=now,
-            expires_at=command.expires_at,
-            doubt=answered.doubt,
-            is_paused=permit.is_paused,
-        )
+        result = await self._decide(answered, permit, sent.answer)
         if isinstance(sent.answer, InDoubt) and not isinstance(result, AwaitReconciliation):
             self.reporter.report_doubt(attempt.task, attempt.number, sent.answer.reason)
         if isinstance(result, Retry | Postpone | AwaitReconciliation):
             return await self._leases.release(answered, result)
         return await self._leases.conclude(answered, result, valid_time_omitted=sent.valid_time_omitted)
+
+    async def _decide(
+        self, attempt: Attempt, permit: Permit, answer: Answer
+    ) -> Outcome | Retry | Postpone | AwaitReconciliation:
+        """Decide what an answer means, for which a refusal over a limit needs a look at the device's queue."""
+        command, now = attempt.command, self._client.now(attempt.command.product)
+        if isinstance(answer, Refused) and answer.is_limit:
+            reason = await self._reconciler.why_full(attempt)
+            if reason is not None:
+                return decide_full(
+                    f"{reason} ({answer.message})",
+                    attempt.number,
+                    self._policy,
+                    rested_s=self._now().timestamp() - attempt.envelope.first_arrived_at,
+                    now=now,
+                    expires_at=command.expires_at,
+                    doubt=attempt.doubt,
+                )
+        return decide(
+            answer,
+            attempt.number,
+            self._policy,
+            now=now,
+            expires_at=command.expires_at,
+            doubt=attempt.doubt,
+            is_paused=permit.is_paused,
+        )
 
     async def _postpone_paused(self, attempt: Attempt) -> Unpublished:
         """Postpone a command, known not to have been cached, until its product is no longer paused."""

@@ -1,4 +1,4 @@
-"""Lets the device's command history decide what became of a command in doubt."""
+"""Lets the device's command history decide what became of a command in doubt, and whether its queue is full."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from worker.core.claims import IdempotencyStore
 from worker.core.decide import RetryPolicy, decide_unreadable, postponed
 from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
-from worker.core.platform import Candidate, PlatformClient
+from worker.core.platform import DEVICE_QUEUE, Candidate, PlatformClient
 from worker.core.poison import is_poison, poisoned
 from worker.core.resolution import Unpublished
 from worker.errors import HistoryUnreadable, StoreError
@@ -22,7 +22,7 @@ Send = Callable[[Attempt], Awaitable[Unpublished]]
 
 
 class Reconciler:
-    """Finds out whether a command was cached.
+    """Finds out whether a command was cached, or whether there is room for it.
 
     Args:
         client: reads the histories.
@@ -60,6 +60,23 @@ class Reconciler:
             return await self._reconcile(attempt, send)
         except StoreError as exc:
             return self._leases.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
+
+    async def why_full(self, attempt: Attempt) -> str | None:
+        """Return why a command that met a limit of the platform has to rest; None: the device's queue is not full."""
+        product = attempt.command.product
+        permit = self._history_breakers.try_acquire(product)
+        if permit is None:
+            reason = self._history_breakers.reason_of(product)
+            return f"the device's queue at OneNET may be full; command histories are not read for now: {reason}"
+        try:
+            waiting = await self._client.count_waiting(attempt.command, DEVICE_QUEUE)
+            permit.record_success()
+        except HistoryUnreadable as exc:
+            self._record_failure(attempt, permit, exc)
+            return f"the device's queue at OneNET may be full; its command history could not be read: {exc}"
+        finally:
+            permit.release()
+        return f"the device's queue at OneNET is full: {waiting} commands wait" if waiting >= DEVICE_QUEUE else None
 
     async def _reconcile(self, attempt: Attempt, send: Send) -> Unpublished:
         product = attempt.command.product

@@ -38,7 +38,10 @@ _FAILURES: tuple[FailureCode, ...] = get_args(FailureCode)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state of a worker at one moment; ``paused`` is keyed by product, with ``None`` for the default one."""
+    """The state of a worker at one moment.
+
+    ``paused`` and ``clock_offsets_s`` are keyed by product, with ``None`` for the default one.
+    """
 
     is_connected: bool = False
     is_blocked: bool = False
@@ -48,6 +51,7 @@ class State:
     ready_messages: int = 0
     consumers: int = 0
     paused: Mapping[str | None, bool] = field(default_factory=dict)
+    clock_offsets_s: Mapping[str | None, float] = field(default_factory=dict)
 
 
 class Metrics:
@@ -162,8 +166,18 @@ class _StateMetrics(Collector):
             ("queue_consumers", "Consumers of the queue, at the last poll.", state.consumers),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
-        text = "1 while no commands of a product are sent; the default product has an empty name."
-        paused = GaugeMetricFamily(f"{_PREFIX}_paused", text, labels=["product"])
-        for product, is_paused in state.paused.items():
-            paused.add_metric([product or ""], is_paused)
-        yield paused
+        by_product: tuple[tuple[str, str, Mapping[str | None, float]], ...] = (
+            ("paused", "1 while no commands of a product are sent", state.paused),
+            (
+                "platform_clock_offset_seconds",
+                "Seconds by which the platform's clock is ahead of this machine's, by product",
+                state.clock_offsets_s,
+            ),
+        )
+        for name, text, values in by_product:
+            family = GaugeMetricFamily(
+                f"{_PREFIX}_{name}", f"{text}; the default product has an empty name.", labels=["product"]
+            )
+            for product, figure in values.items():
+                family.add_metric([product or ""], figure)
+            yield family

@@ -1,0 +1,91 @@
+"""How far the platform's clock is from ours, by the Date of its answers.
+
+The platform compares a command's times with its own clock, so what has passed is decided on that clock.
+Source: https://www.rfc-editor.org/rfc/rfc9110#field.date
+"""
+
+from collections import deque
+from datetime import UTC, datetime, timedelta
+
+from worker.onenet.answers import http_date
+from worker.onenet.response import Response
+from worker.telemetry.logs import get_logger
+
+NOTABLE_S = 5.0  # two synchronized clocks never differ by so much
+_LATEST = 5
+
+log = get_logger()
+
+
+class PlatformClock:
+    """Estimates the offset of one platform's clock.
+
+    It is the median of the latest answers' offsets, so that one odd Date, such as a stale page's, changes nothing.
+
+    Args:
+        platform: the platform's URL, for the log.
+    """
+
+    def __init__(self, platform: str) -> None:
+        self.offset_s = 0.0
+        """Seconds by which the platform's clock is ahead of ours."""
+        self._platform = platform
+        self._offsets_s: deque[float] = deque(maxlen=_LATEST)
+        self._is_notable = False
+        self._last_date: tuple[str, datetime | None] = "", None  # most answers have the Date of the one before
+
+    def now(self) -> datetime:
+        """Return the time on the platform's clock, aware."""
+        return datetime.now(UTC) + timedelta(seconds=self.offset_s)
+
+    def observe(self, response: Response, sent_at: datetime, received_at: datetime) -> float | None:
+        """Take the Date of an answer into account.
+
+        Args:
+            response: an answer of the platform, and not of something in front of it.
+            sent_at: when its request was sent, aware.
+            received_at: when it was received, aware.
+
+        Returns:
+            The offset by this answer alone, in seconds; None if it has no Date.
+        """
+        date = self._date_of(response)
+        if date is None:
+            return None
+        offset_s = least_offset_s(date, sent_at, received_at)
+        self._offsets_s.append(offset_s)
+        if offset_s != self.offset_s:
+            self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
+            self._report()
+        return offset_s
+
+    def _date_of(self, response: Response) -> datetime | None:
+        text = response.header("date") or ""
+        if text != self._last_date[0]:
+            self._last_date = text, http_date(text)
+        return self._last_date[1]
+
+    def _report(self) -> None:
+        is_notable = abs(self.offset_s) > NOTABLE_S
+        if is_notable is self._is_notable:
+            return
+        self._is_notable = is_notable
+        offset_s = round(self.offset_s, 1)
+        if is_notable:
+            hint = "times of commands are compared with the platform's clock; synchronize this machine's"
+            log.warning("platform_clock_differs", platform=self._platform, offset_s=offset_s, hint=hint)
+        else:
+            log.info("platform_clock_agrees", platform=self._platform, offset_s=offset_s)
+
+
+def least_offset_s(date: datetime, sent_at: datetime, received_at: datetime) -> float:
+    """Return by how many seconds a clock is ahead of ours at least, or behind if negative; 0 if the two may agree.
+
+    Args:
+        date: what the clock showed when the answer was made, without its fraction of a second.
+        sent_at: when the request was sent; the answer was made later.
+        received_at: when the answer was received.
+    """
+    least_s = (date - received_at).total_seconds()
+    most_s = (date - sent_at).total_seconds() + 1
+    return min(max(0.0, least_s), most_s)

@@ -1,0 +1,156 @@
+"""Reads the command history of a device: what may be a command in doubt, and what waits for the device."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
+from urllib.parse import quote, urlencode
+from zoneinfo import ZoneInfo
+
+from schemas.onenet import HistoryDetail
+from worker.core.command import Command
+from worker.core.doubt_window import DoubtWindow
+from worker.core.platform import Candidate, OwnedByOthers
+from worker.core.times import platform_time
+from worker.errors import HistoryUnreadable
+from worker.onenet.account import Account
+from worker.onenet.history import (
+    MAX_SKEW,
+    PER_PAGE,
+    HistoryPages,
+    Window,
+    candidates,
+    is_waiting,
+    match,
+    read_detail,
+    read_page,
+)
+from worker.onenet.search_time import SearchTime
+
+HISTORY = "/offline/history"
+START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset may not be known yet
+_KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
+_MAX_DETAILS = 5_000
+
+
+class DeviceHistories:
+    """Reads histories, each search within the time of one request beside its waits for the rate limit.
+
+    Args:
+        platform_zone: the zone of the platform's local time.
+        request_s: longest duration of one search, in seconds.
+        caching_delay_s: how long after a request ended the platform may still cache it, in seconds.
+        history_window_s: how long before its end a doubt window begins if its beginning is unknown, in seconds.
+        acquire: takes one request from a product's rate limit before each read, and waits until that is allowed; None:
+            there is no limit.
+        rate_wait_s: longest wait of one search for the limit, in seconds.
+    """
+
+    def __init__(
+        self,
+        platform_zone: ZoneInfo,
+        *,
+        request_s: float,
+        caching_delay_s: float,
+        history_window_s: float,
+        acquire: Callable[[str | None], Awaitable[None]] | None,
+        rate_wait_s: float,
+    ) -> None:
+        self._zone = platform_zone
+        self._request_s = request_s
+        self._caching_delay = timedelta(seconds=caching_delay_s)
+        self._history_window = timedelta(seconds=history_window_s)
+        self._acquire = acquire
+        self._rate_wait_s = rate_wait_s
+        self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
+
+    async def find_candidates(
+        self, account: Account, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
+        """Return the entries of the device's command history that may be this command, the best first.
+
+        Args:
+            account: where the command was sent.
+            command: what to look for.
+            doubt: when it may have been sent.
+            owned_by_others: returns the uuids that are known to belong to other commands; their entries are skipped.
+
+        Raises:
+            HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
+                the command, is a candidate with unclear fields.
+        """
+        search = self._search(command)
+        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, search)
+        window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
+        items = candidates(pages.items, command, window, self._zone)
+        excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
+        found = []
+        for item in items:
+            if item.cmd_uuid not in excluded:
+                detail = await self._detail(item.cmd_uuid, command, account, search)
+                candidate = match(item, detail, command, doubt, window, self._zone)
+                if candidate is not None:
+                    found.append(candidate)
+        return found
+
+    async def count_waiting(self, account: Account, command: Command, most: int) -> int:
+        """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
+
+        Raises:
+            HistoryUnreadable: the history could not be read far enough.
+        """
+        search, now = self._search(command), account.clock.now()
+        query = {"imei": command.imei, "start": platform_time(now - _KEPT, self._zone), "per_page": PER_PAGE}
+        pages = HistoryPages()
+        for number in itertools.count(1):
+            path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+            page, _ = await account.read(path, search, read_page)
+            pages.add(page)
+            waiting = sum(is_waiting(item, now, self._zone) for item in pages.items)
+            if waiting >= most or pages.is_complete:
+                break
+        return waiting
+
+    def _search(self, command: Command) -> SearchTime:
+        acquire = None if self._acquire is None else partial(self._acquire, command.product)
+        return SearchTime(self._request_s, acquire, self._rate_wait_s)
+
+    async def _detail(self, uuid: str, command: Command, account: Account, search: SearchTime) -> HistoryDetail:
+        """Return the parameters of a cached command. They never change, so each detail is read once."""
+        if not uuid:
+            return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
+        key = account.product.url, uuid
+        known = self._details.get(key)
+        if known is not None:
+            return known
+        path = f"{HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
+        detail, _ = await account.read(path, search, read_detail)
+        self._details[key] = detail
+        while len(self._details) > _MAX_DETAILS:
+            self._details.popitem(last=False)
+        return detail
+
+    async def _list(
+        self, command: Command, account: Account, since: datetime, search: SearchTime
+    ) -> tuple[HistoryPages, float]:
+        """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
+        assumed_s = account.clock.offset_s
+        query = {
+            "imei": command.imei,
+            "start": platform_time(since + timedelta(seconds=assumed_s) - START_MARGIN, self._zone),
+            "sort": "ASC",  # commands cached during the read are appended, and move no entry to another page
+            "per_page": PER_PAGE,
+        }
+        pages = HistoryPages()
+        page, offset_s = await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
+        skew_s = offset_s or 0.0
+        if abs(skew_s - assumed_s) > (START_MARGIN - MAX_SKEW).total_seconds():
+            raise HistoryUnreadable(f"the platform's clock is {skew_s:.0f} s ahead of ours, and not {assumed_s:.0f} s")
+        pages.add(page)
+        for number in itertools.count(2):
+            if pages.is_complete:
+                break
+            page, _ = await account.read(f"{HISTORY}?{urlencode(query | {'page': number})}", search, read_page)
+            pages.add(page)
+        return pages, skew_s
