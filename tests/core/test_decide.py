@@ -75,6 +75,12 @@ def test_a_retry_waits_at_least_as_long_as_the_platform_asked(asked_s: float, de
     assert decision(NotSent("429", asked_s)) == Retry(delay_s, 2, "429", honours_retry_after=True)
 
 
+def test_a_wait_of_hours_holds_the_product_and_not_the_command() -> None:
+    """The product is probed once a minute; the command must not miss that it works again."""
+    policy = RetryPolicy((5, 30, 120, 3600), max_attempts=4)
+    assert decision(NotSent("429", 8 * 3600), policy=policy) == Retry(120, 2, "429", honours_retry_after=True)
+
+
 @pytest.mark.parametrize("attempt", [1, 3, 4])
 @pytest.mark.parametrize(("asked_s", "delay_s"), [(None, 5), (6, 30)])
 def test_a_throttled_command_is_postponed_by_the_first_delay_and_uses_no_attempt(

@@ -35,13 +35,21 @@ def test_errno_0_with_a_uuid_means_cached() -> None:
 
 @pytest.mark.parametrize(
     ("errno", "error"),
-    [(3, "parameter required"), (2001, "device not online"), (5006, "system logic limit"),
+    [(3, "parameter required"), (2001, "device not online"),
      (5106, "METHOD_NOT_ALLOWED"), (5108, "invalid parameter"), (5108, "Invalid Parameter: imei"),
      (4242, "unheard of"), (-1, "")],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [200, 400, 401, 403])
 def test_a_permanent_error_is_a_refusal_with_any_http_status_below_500(status: int, errno: int, error: str) -> None:
     assert answer(status, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
+
+
+@pytest.mark.parametrize(
+    ("errno", "error"), [(5006, "system logic limit"), (13, "system limit"), (13, ""), (4242, "命令数量超过上限")]
+)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_limit_is_a_refusal_that_may_be_about_the_devices_queue(status: int, errno: int, error: str) -> None:
+    assert answer(status, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno, is_limit=True)
 
 
 @pytest.mark.parametrize("status", [200, 401, 403])
@@ -156,9 +164,7 @@ def test_an_error_after_which_the_command_may_be_cached_leaves_it_in_doubt(
     assert answer(status, {"errno": errno, "error": error}) == InDoubt(f"errno {errno}: {error}", is_outage)
 
 
-@pytest.mark.parametrize(
-    ("errno", "error"), [(7, "parameter required"), (13, "system limit"), (10, "device not online")]
-)
+@pytest.mark.parametrize(("errno", "error"), [(7, "parameter required"), (10, "device not online")])
 def test_an_errno_with_two_meanings_is_interpreted_by_its_text(errno: int, error: str) -> None:
     assert answer(200, {"errno": errno, "error": error}) == Refused("onenet_rejected", error, errno)
 

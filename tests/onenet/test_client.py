@@ -1,6 +1,7 @@
 """The OneNET client on real sockets: the lease, valid_time, and check."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.support.builders import in_hours
 from tests.support.onenet_client import (
     CHINA,
     NEVER,
+    cache,
     command,
     current_doubt,
     none_owned,
@@ -26,7 +28,7 @@ from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from worker.core.answer import Cached, InDoubt, NotSent
 from worker.core.credentials import AccessKey, ApiKey, Generation, Product
 from worker.core.times import platform_time
-from worker.errors import PlatformUnusable
+from worker.errors import HistoryUnreadable, PlatformUnusable
 
 
 def _never_answer(sock: socket.socket) -> None:
@@ -64,6 +66,7 @@ async def test_a_valid_time_in_the_past_is_omitted_and_reported(hours: float, is
 
 
 NO_DEVICE = "000000000000000"
+NO_DATE = "; the platform does not tell its time"
 
 
 async def test_check_reads_a_history_and_caches_nothing() -> None:
@@ -222,7 +225,7 @@ async def test_check_says_which_generation_answered(api: Generation) -> None:
         "v2": {"code": 0, "msg": "succ", "data": NO_HISTORY, "request_id": "r"},
     }
     with _platform(answers[api]) as (url, _), onenet_client(url, api=api) as client:
-        assert await client.check(None, NO_DEVICE) == f"{url}: credentials accepted ({api})"
+        assert await client.check(None, NO_DEVICE) == f"{url}: credentials accepted ({api}){NO_DATE}"
     other: Generation = "v2" if api == "v1" else "v1"
     with (
         _platform(answers[api]) as (url, _),
@@ -258,3 +261,70 @@ async def test_each_product_is_sent_to_its_own_platform() -> None:
             await client.execute(command(product="other"), NEVER)
     assert at_second[0].startswith(b"POST /nb-iot/")
     assert at_first[0].startswith(b"POST /nbiot/")
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "note"),
+    [
+        (8 * 3600, r"; the platform's clock is 28,(799|800) s ahead of this machine's: times are compared with it$"),
+        (-600, r"; the platform's clock is (599|600) s behind this machine's: times are compared with it$"),
+        (0, r"credentials accepted \(v1\)$"),
+    ],
+)
+async def test_check_tells_how_far_the_platforms_clock_is_away(offset_s: float, note: str) -> None:
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = offset_s
+        assert re.search(note, await client.check(None, NO_DEVICE))
+
+
+async def test_whether_valid_time_has_passed_is_decided_on_the_platforms_clock() -> None:
+    """The platform refuses a valid_time that has passed for it, and takes one that has passed for us only."""
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = 4 * 3600
+        first = await client.execute(command(), NEVER)
+        assert isinstance(first.answer, Cached)
+        ahead = await client.execute(command(command_id="b", valid_time=in_hours(2)), NEVER)
+        assert (type(ahead.answer), ahead.valid_time_omitted) == (Cached, True)
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = -4 * 3600
+        await client.execute(command(), NEVER)
+        behind = await client.execute(command(command_id="b", valid_time=in_hours(-2)), NEVER)
+        assert (type(behind.answer), behind.valid_time_omitted) == (Cached, False)
+
+
+@pytest.mark.parametrize("offset_s", [-5 * 3600, 5 * 3600])
+async def test_the_history_of_a_platform_with_another_clock_is_found(offset_s: float) -> None:
+    """Where it starts is said in the platform's time."""
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = offset_s
+        sent = await client.execute(command(), NEVER)
+        assert isinstance(sent.answer, Cached)
+        [found] = await client.find_candidates(command(), current_doubt(), none_owned)
+        assert found.uuid == sent.answer.uuid
+
+
+async def test_a_clock_that_is_first_seen_in_a_history_is_known_to_the_next_read() -> None:
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = 5 * 3600
+        with pytest.raises(HistoryUnreadable, match="the platform's clock is"):
+            await client.find_candidates(command(), current_doubt(), none_owned)
+        assert await client.find_candidates(command(), current_doubt(), none_owned) == []
+
+
+@pytest.mark.parametrize(("cached", "counted"), [(0, 0), (3, 3), (10, 10), (12, 10)])
+async def test_the_waiting_commands_of_a_device_are_counted_up_to_a_bound(cached: int, counted: int) -> None:
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        for number in range(cached):
+            cache(simulator, command(), f"args-{number}")
+        cache(simulator, command(imei="865820030000999"), "of another device")
+        assert await client.count_waiting(command(), 10) == counted
+
+
+async def test_waiting_commands_are_found_behind_many_that_are_over() -> None:
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        cache(simulator, command(), "waits")
+        for number in range(250):
+            uuid = cache(simulator, command(), f"over-{number}")
+            simulator.platform.commands[-1].send_status = (2, 4, 5, 6)[number % 4]
+            assert simulator.platform.commands[-1].uuid == uuid
+        assert await client.count_waiting(command(), 10) == 1

@@ -534,6 +534,6 @@ async def test_a_rate_limit_that_allows_no_read_soon_makes_the_history_unreadabl
     with onenet() as simulator, onenet_client(simulator.url, acquire=acquire) as client:
         with pytest.raises(HistoryUnreadable, match="rate limit") as found:
             await client.find_candidates(command(), current_doubt(), none_owned)
-        assert simulator.requests == []
+        assert list(simulator.requests) == []
     assert found.value.is_rate_limited
     assert not any((found.value.is_throttled, found.value.is_outage, found.value.is_refused))

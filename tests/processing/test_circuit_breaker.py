@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, CircuitBreakers, Permit
+from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, MAX_RETRY_AFTER_S, CircuitBreakers, Permit
 
 PAUSE_AFTER, PROBE_INTERVAL_S = 3, 5
 ONE_IMEI, OTHER_IMEI = "865820030000001", "865820030000002"
@@ -180,9 +180,52 @@ def test_the_later_end_of_two_retry_afters_applies(breakers: CircuitBreakers) ->
     assert breakers.suggested_delay_s(None) == 30
 
 
-def test_an_absurdly_long_retry_after_is_limited(breakers: CircuitBreakers) -> None:
+def test_a_long_retry_after_is_probed_once_a_minute(breakers: CircuitBreakers, clock: Clock) -> None:
+    """It may be a mistake, or the date of a wrong clock."""
+    fail(breakers, retry_after_s=8 * 3600)
+    clock.now += MAX_PROBE_INTERVAL_S - 1
+    assert breakers.try_acquire(None) is None
+    clock.now += 1
+    assert not breakers.allows(None)
+    probe = acquire(breakers)
+    assert breakers.try_acquire(None) is None
+    probe.record_failure("HTTP 503")
+    probe.release()
+    clock.now += MAX_PROBE_INTERVAL_S - 1
+    assert breakers.try_acquire(None) is None
+    clock.now += 1
+    acquire(breakers)
+
+
+def test_a_successful_probe_ends_a_retry_after(breakers: CircuitBreakers, clock: Clock) -> None:
+    fail(breakers, retry_after_s=8 * 3600)
+    clock.now += MAX_PROBE_INTERVAL_S
+    with capture_logs() as logs:
+        probe = acquire(breakers)
+        probe.record_success()
+        probe.release()
+    assert breakers.allows(None)
+    assert [line["event"] for line in logs] == ["product_resumed"]
+
+
+def test_a_probe_that_is_asked_to_wait_again_holds_again(breakers: CircuitBreakers, clock: Clock) -> None:
+    throttle(breakers, retry_after_s=3600)
+    clock.now += MAX_PROBE_INTERVAL_S
+    probe = acquire(breakers)
+    probe.record_throttling("too fast", 3600)
+    probe.release()
+    clock.now += MAX_PROBE_INTERVAL_S - 1
+    assert breakers.try_acquire(None) is None
+    clock.now += 1
+    acquire(breakers)
+
+
+def test_an_endless_retry_after_ends_after_a_day(breakers: CircuitBreakers, clock: Clock) -> None:
     fail(breakers, retry_after_s=float("inf"))
-    assert breakers.suggested_delay_s(None) == MAX_PROBE_INTERVAL_S  # it is probed before its end
+    clock.now += MAX_RETRY_AFTER_S - 1
+    assert not breakers.allows(None)
+    clock.now += 1
+    assert breakers.allows(None)
 
 
 def test_a_probe_waits_for_the_end_of_a_retry_after(breakers: CircuitBreakers, clock: Clock) -> None:
