@@ -21,6 +21,7 @@ from worker.onenet.history import (
     HistoryPages,
     Window,
     candidates,
+    is_waiting,
     match,
 )
 from worker.onenet.response import Response
@@ -606,3 +607,20 @@ def test_a_history_of_the_other_generation_names_the_setting(code: int) -> None:
 def test_an_unreadable_history_says_what_came() -> None:
     with pytest.raises(HistoryUnreadable, match=r"HTTP 200, text/html: <html>$"):
         history.read_page(Response(200, {b"content-type": b"text/html"}, b"<html>"), V1)
+
+
+SOON, PAST = TRIED_AT + timedelta(minutes=5), TRIED_AT - timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("send_status", "expires_at", "waits"),
+    [(1, SOON, True), ("1", SOON, True), (1.0, SOON, True), (3, SOON, True), (7, SOON, True), (8, SOON, True),
+     (None, SOON, True), ("?", SOON, True), (2, SOON, False), ("4", SOON, False), (5, SOON, False), (6.0, SOON, False),
+     (1, PAST, False), (3, PAST, False), (1, None, True)],
+)  # fmt: skip
+def test_an_entry_may_wait_for_its_device_until_its_state_is_final_or_it_has_expired(
+    send_status: object, expires_at: datetime | None, waits: bool
+) -> None:
+    """A state of an unknown form is not final: the command rests rather than that it is rejected."""
+    expired_time = None if expires_at is None else f"{expires_at.astimezone(CHINA):%Y-%m-%d %H:%M:%S}"
+    assert is_waiting(HistoryItem(send_status=send_status, expired_time=expired_time), TRIED_AT, CHINA) is waits

@@ -110,7 +110,7 @@ class DeviceHistories:
             waiting = sum(is_waiting(item, now, self._zone) for item in pages.items)
             if waiting >= most or pages.is_complete:
                 break
-        return waiting
+        return min(waiting, most)
 
     def _search(self, command: Command) -> SearchTime:
         acquire = None if self._acquire is None else partial(self._acquire, command.product)
