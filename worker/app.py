@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker import __version__
 from worker.amqp.broker import Broker
@@ -24,7 +24,6 @@ from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, StoreUnavai
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.rate_limited_queue import Turns
-from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency import open_store
 from worker.monitor import HealthMonitor
 from worker.onenet.account import Site
@@ -43,6 +42,9 @@ from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing, Tracing
+
+if TYPE_CHECKING:
+    from worker.flow.rate_limiter import RateLimiter
 
 # Shares of the shutdown grace: for commands in progress, then for closing the broker's connections, then for exporting
 # spans; the remainder is for the last lines of the log.
@@ -338,10 +340,12 @@ def rate_limit_url(settings: Settings) -> str | None:
     return url if url.startswith(("redis://", "rediss://")) else None
 
 
-def limiter_of(settings: Settings) -> RateLimiter | None:
+def limiter_of(settings: Settings) -> "RateLimiter | None":
     """Return the rate limiter, or None if there is no rate limit."""
     if settings.rate is None:
         return None
+    from worker.flow.rate_limiter import RateLimiter  # 7 MiB with its library: only where it is used
+
     return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
 
 
