@@ -204,7 +204,7 @@ class OneNETClient:
             raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
-        offset_s = account.clock.observe(response, sent_at, datetime.now(UTC))
+        offset_s = account.clock.offset_by(response, sent_at, datetime.now(UTC))
         return f"{account.product.url}: credentials accepted ({dialect.generation}){_clock_note(offset_s)}"
 
     def _account_of(self, command: Command) -> Account:

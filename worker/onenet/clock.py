@@ -49,15 +49,19 @@ class PlatformClock:
         Returns:
             The offset by this answer alone, in seconds; None if it has no Date.
         """
-        date = self._date_of(response)
-        if date is None:
+        offset_s = self.offset_by(response, sent_at, received_at)
+        if offset_s is None:
             return None
-        offset_s = least_offset_s(date, sent_at, received_at)
         self._offsets_s.append(offset_s)
         if offset_s != self.offset_s:
             self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
             self._report()
         return offset_s
+
+    def offset_by(self, response: Response, sent_at: datetime, received_at: datetime) -> float | None:
+        """Return the offset by one answer alone, in seconds; None if it has no Date. Arguments as for ``observe``."""
+        date = self._date_of(response)
+        return None if date is None else least_offset_s(date, sent_at, received_at)
 
     def _date_of(self, response: Response) -> datetime | None:
         text = response.header("date") or ""
