@@ -515,9 +515,9 @@ def test_a_cc_header_does_not_duplicate_retries(running: SharedWorker) -> None:
 
 
 def test_an_error_message_of_200_kb_is_truncated_in_the_reply(running: SharedWorker) -> None:
-    running.simulator.faults.replace([Fault(kind="errno", errno=5006, error="错" * 70_000)])
+    running.simulator.faults.replace([Fault(kind="errno", errno=5106, error="错" * 70_000)])
     reply = running.ask(a_command())
-    assert reply.json["error"]["errno"] == 5006
+    assert reply.json["error"]["errno"] == 5106
     assert len(reply.body) < 4096
 
 
