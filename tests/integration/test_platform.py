@@ -86,6 +86,24 @@ def test_products_of_both_generations_are_served_side_by_side(deployment: Deploy
         assert [request["path"] for request in other.requests] == ["/nb-iot/execute/offline"]
 
 
+@pytest.mark.parametrize(("offset_s", "valid_in_s"), [(3600.0, 1800), (6.0, 4), (0.0, 2)])
+def test_a_command_without_its_valid_time_is_found_after_a_lost_answer(
+    deployment: Deployment, platform: Platform, offset_s: float, valid_in_s: int
+) -> None:
+    """It was left out because it had passed on the platform's clock, which fills in another one."""
+    platform.clock_offset_s = offset_s
+    with deployment.worker():
+        deployment.upstream.publish(a_command(command_id="first", imei=DEVICE))
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=1)])
+        deployment.upstream.publish(
+            a_command(command_id="lost", imei=DEVICE, args="lost", valid_time=in_hours(valid_in_s / 3600))
+        )
+        reply = deployment.upstream.reply().json
+    [cached] = [command for command in platform.commands if command.args == "lost"]
+    assert (reply["uuid"], reply["recovered"]) == (cached.uuid, True)
+
+
 @pytest.mark.parametrize("offset_s", [-7200.0, 7200.0])
 def test_times_are_compared_with_the_platforms_clock(
     deployment: Deployment, platform: Platform, offset_s: float

@@ -76,7 +76,8 @@ def find(
     wanted = read_command(json.dumps(command).encode(), None, CHINA)
     window = Window(doubt.since, doubt.until)
     for item in candidates([HistoryItem.model_validate(listed)], wanted, window, CHINA):
-        return match(item, HistoryDetail(args=sent, content=content), wanted, doubt, window, CHINA)
+        detail = HistoryDetail(args=sent, content=content)
+        return match(item, detail, wanted, window, CHINA, omitted_until=doubt.until)
     return None
 
 
@@ -616,7 +617,7 @@ SOON, PAST = TRIED_AT + timedelta(minutes=5), TRIED_AT - timedelta(minutes=5)
     ("send_status", "expires_at", "waits"),
     [(1, SOON, True), ("1", SOON, True), (1.0, SOON, True), (3, SOON, True), (7, SOON, True), (8, SOON, True),
      (None, SOON, True), ("?", SOON, True), (2, SOON, False), ("4", SOON, False), (5, SOON, False), (6.0, SOON, False),
-     (1, PAST, False), (3, PAST, False), (1, None, True)],
+     (1, PAST, True), (3, PAST, False), ("?", PAST, False), (1, None, True)],
 )  # fmt: skip
 def test_an_entry_may_wait_for_its_device_until_its_state_is_final_or_it_has_expired(
     send_status: object, expires_at: datetime | None, waits: bool

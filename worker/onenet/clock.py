@@ -29,6 +29,8 @@ class PlatformClock:
     def __init__(self, platform: str) -> None:
         self.offset_s = 0.0
         """Seconds by which the platform's clock is ahead of ours."""
+        self.highest_s = 0.0
+        """The highest offset so far: a ``valid_time`` may have been left out of a request by it."""
         self._platform = platform
         self._offsets_s: deque[float] = deque(maxlen=_LATEST)
         self._is_notable = False
@@ -55,6 +57,7 @@ class PlatformClock:
         self._offsets_s.append(offset_s)
         if offset_s != self.offset_s:
             self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
+            self.highest_s = max(self.highest_s, self.offset_s)
             self._report()
         return offset_s
 

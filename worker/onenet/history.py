@@ -14,7 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, whole_number
 from worker.core.command import PLATFORM_DEFAULTS, Command
-from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
 from worker.onenet.answers import history_error, read_answer
@@ -41,7 +40,8 @@ PER_PAGE = 100  # the platform's maximum
 USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
 MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it, and not USUAL_SKEW, decides nothing
 
-_FINAL = {2, 4, 5, 6}  # send_status: cancelled, expired, success, failed
+_WAITS = 1  # send_status: waiting
+_FINAL = {2, 4, 5, 6}  # cancelled, expired, success, failed
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
 # Half of a surrogate pair, which a serializer leaves where it truncates a text.
 _LONE_SURROGATE = re.compile(
@@ -161,21 +161,37 @@ def is_waiting(item: HistoryItem, now: datetime, zone: ZoneInfo) -> bool:
         now: the time on the platform's clock, aware.
         zone: the zone of the platform's local time.
     """
-    if whole_number(item.send_status) in _FINAL:
-        return False
+    status = whole_number(item.send_status)
+    if status == _WAITS or status in _FINAL:
+        return status == _WAITS
     expires = _moments(read_time(item.expired_time, zone), zone)
     return not expires or max(expires) > now
 
 
 def match(
-    item: HistoryItem, detail: HistoryDetail, command: Command, doubt: DoubtWindow, window: Window, zone: ZoneInfo
+    item: HistoryItem,
+    detail: HistoryDetail,
+    command: Command,
+    window: Window,
+    zone: ZoneInfo,
+    *,
+    omitted_until: datetime,
 ) -> Candidate | None:
-    """Return the entry as a candidate; None: a field certainly differs from the command's."""
+    """Return the entry as a candidate; None: a field certainly differs from the command's.
+
+    Args:
+        item: the entry as the list has it.
+        detail: the entry's details.
+        command: the command in doubt.
+        window: when the platform can have cached it.
+        zone: the zone of the platform's local time.
+        omitted_until: the latest ``valid_time`` that may have been left out of the request.
+    """
     args = detail.args
     expires_at = _local(command.expires_at, zone)
     valid_at = None if command.valid_at is None else _local(command.valid_at, zone)
     creation, created = _place(read_time(item.create_time, zone), window, MAX_SKEW, zone)
-    may_be_omitted = command.valid_at is not None and command.valid_at <= doubt.until
+    may_be_omitted = command.valid_at is not None and command.valid_at <= omitted_until
 
     def compare_optional(name: Literal["retry", "timeout", "trigger_msg"], shown: object) -> Verdict:
         return compare_parameter(getattr(command, name), shown, _RANGES[name], PLATFORM_DEFAULTS[name])
