@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _FINISHING = 0.8
 _CLOSING = 0.08
 _MIN_RATE_WAIT_S, _MAX_RATE_WAIT_S = 10.0, 120.0
-_READS = 30  # of one search, as many as the longest wait lets it make at a low rate
+_READS, _FEWEST_READS = 30, 4  # of one search at a low rate: what it may wait for, and at the least
 _PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
 
@@ -311,7 +311,10 @@ def rate_wait_s(settings: Settings) -> float:
     Long enough for many reads, or at a low rate for a few; what it cannot read by then is tried later.
     """
     rate = settings.rate
-    return 0 if rate is None else min(_MAX_RATE_WAIT_S, max(_MIN_RATE_WAIT_S, _READS * rate.period_s / rate.count))
+    if rate is None:
+        return 0
+    request_s = rate.period_s / rate.count
+    return max(_FEWEST_READS * request_s, min(_MAX_RATE_WAIT_S, max(_MIN_RATE_WAIT_S, _READS * request_s)))
 
 
 def lease_s(settings: Settings) -> float:

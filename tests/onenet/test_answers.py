@@ -199,7 +199,8 @@ def test_a_v2_answer_has_code_and_msg() -> None:
 FOREIGN = [
     (V1, {"code": 10403, "msg": "authentication failed", "request_id": "r"}, 10403),
     (V1, {"code": 10410, "msg": "", "request_id": "r"}, 10410),
-    (V1, {"code": 15, "msg": "calling too fast"}, 15),
+    (V1, {"code": 15, "msg": "calling too fast", "request_id": "r"}, 15),
+    (V1, {"code": 10408, "msg": "no such product"}, 10408),
     (V2, {"errno": 3, "error": "token鉴权失败"}, 3),
     (V2, {"errno": 4242, "error": "unheard of", "data": {}}, 4242),
 ]
@@ -246,6 +247,15 @@ def test_an_answer_of_the_other_generation_after_which_the_command_may_be_cached
     found = of(dialect, 200, body)
     assert isinstance(found, InDoubt)
     assert found.reason.startswith("ONENET_API: ")
+
+
+@pytest.mark.parametrize("code", [404, 500, 503, 504])
+def test_the_json_of_a_gateway_is_no_answer_of_v2(code: int) -> None:
+    """It says nothing about what the platform behind it did; a 429 of it is a 429."""
+    assert isinstance(of(V1, 200, {"code": code, "msg": "upstream failed"}), InDoubt)
+    assert of(V1, 429, {"code": 429, "msg": "Too Many Requests"}) == NotSent("HTTP 429: too many requests")
+    foreign = {"code": 10001, "msg": "Too Many Requests", "request_id": "r"}
+    assert of(V1, 429, foreign) == NotSent("HTTP 429: too many requests")
 
 
 def test_an_answer_with_the_fields_of_both_generations_is_one_of_the_configured_generation() -> None:

@@ -93,9 +93,11 @@ NUMBERS = [
     (V2, Kind.CREDENTIALS, [10403]),
     (V2, Kind.OUTAGE, [7, 17, 500, 5117, 10500]),
     (V2, Kind.DEVICE_TROUBLE, [14, 16]),
+    (V2, Kind.THROTTLED, [15]),
+    (V2, Kind.LIMIT, [13, 5006, 10407]),
     (V2, Kind.DEVICE, [10408, 10410, 10421]),
-    (V2, Kind.PARAMETER, [10001, 10406, 10407]),
-    (V2, Kind.UNKNOWN, [-1, 1, 2, 3, 15, 4242, 2**70]),
+    (V2, Kind.PARAMETER, [10001, 10406]),
+    (V2, Kind.UNKNOWN, [-1, 1, 2, 3, 4242, 2**70]),
 ]
 
 
@@ -152,7 +154,9 @@ def test_errno_5108_without_a_text_is_device_trouble() -> None:
         (5108, "rpc response error: invalid parameter", Kind.DEVICE_TROUBLE),
         (5006, "system logic limit: see the parameters' restrictions", Kind.LIMIT),
         (4242, "args is limited to 2k", Kind.LIMIT),
-        (4242, "too many commands for this device", Kind.UNKNOWN),
+        (4242, "too many commands for this device", Kind.LIMIT),
+        (4242, "the queue is full", Kind.LIMIT),
+        (4242, "队列已满", Kind.LIMIT),
         (4242, "命令数达到上限", Kind.LIMIT),
         (4242, "no such device", Kind.DEVICE),
         (4242, "the device does not exist", Kind.DEVICE),

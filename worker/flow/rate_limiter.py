@@ -1,7 +1,8 @@
 """Rate limit of each product, evenly spaced, for one worker or shared by all workers through Redis.
 
-The algorithm is GCRA, from the library ``throttled-py``. The burst is a tenth of a second's worth of requests: enough
-that a late wake-up costs no throughput, and small enough that requests stay evenly spaced.
+The algorithm is GCRA, from the library ``throttled-py``. The burst is a fiftieth of a second's worth of requests: so
+many that a late wake-up costs little throughput, and so few that requests stay evenly spaced. It is part of the limit: no
+period, whenever it begins, has more requests than the rate allows.
 Source: https://brandur.org/rate-limiting
 """
 
@@ -14,7 +15,7 @@ from throttled.exceptions import StoreUnavailableError
 
 from worker.core.rate import Rate
 
-_BURST_S = 0.1
+_BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
 
 
@@ -46,10 +47,11 @@ class RateLimiter:
         burst = max(1, round(_BURST_S * rate.count / rate.period_s))
         self._store = None if redis_url is None else _SharedStore(redis_url, options)
         self._prefix = f"{{{namespace}}}:rate"
-        self._longest_reset_s = (burst + 1) * rate.period_s / rate.count
+        count = rate.count - (burst - 1)
+        self._longest_reset_s = (burst + 1) * rate.period_s / count
         self._throttled = Throttled(
             using=RateLimiterType.GCRA.value,
-            quota=per_duration(timedelta(seconds=rate.period_s), rate.count, burst),
+            quota=per_duration(timedelta(seconds=rate.period_s), count, burst),
             store=self._store or MemoryStore(),
             key_prefix=self._prefix,
         )

@@ -4,6 +4,7 @@ Source: the platform's page of ``POST /nbiot/execute/offline``; its error texts 
 platform is told by the field of the error number, so an answer of the generation that is not configured is recognized.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -50,7 +51,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
     if answer.code == SUCCESS:
         hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
         return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a uuid")
-    text = response.redacted(answer.text[:_MAX_MESSAGE_CHARS])
+    text = response.redacted(answer.text)[:_MAX_MESSAGE_CHARS]
     error = answer.dialect.error(answer.code, text)
     if is_foreign:
         error = f"{foreign_answer(answer.dialect, dialect)}; {error}"
@@ -59,12 +60,12 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
             return InDoubt(error)
         case Kind.DEVICE_TROUBLE:
             return InDoubt(error, is_outage=False)
-        case _ if is_foreign:
-            return Refused("onenet_rejected", error, answer.code, may_concern_all_devices=True, is_misconfigured=True)
-        case Kind.THROTTLED:
+        case Kind.THROTTLED if not is_foreign:
             return NotSent(error, asked_wait_s(response, now), is_throttled=True)
         case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(response, now)
+        case _ if is_foreign:
+            return Refused("onenet_rejected", error, answer.code, may_concern_all_devices=True, is_misconfigured=True)
         case kind:
             return Refused(
                 "onenet_rejected",
@@ -99,8 +100,7 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
     if not isinstance(value, dict):
         return None
     if dialect.code_name not in value:
-        others = (each for each in DIALECTS.values() if each.code_name in value and each.text_name in value)
-        dialect = next(others, dialect)
+        dialect = next((each for each in DIALECTS.values() if _is_written_in(each, value)), dialect)
     code, text = value.get(dialect.code_name), value.get(dialect.text_name)
     if is_strict and (not isinstance(code, int) or isinstance(code, bool)):
         return None
@@ -108,6 +108,13 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
     if number is None:
         return None
     return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"))
+
+
+def _is_written_in(dialect: Dialect, answer: Mapping[str, object]) -> bool:
+    """Tell whether an answer is one of a generation, and not the similar JSON of a gateway."""
+    code, data = answer.get(dialect.code_name), answer.get("data")
+    is_own = code == SUCCESS or code in dialect.own_codes or dialect.mark in answer
+    return code is not None and dialect.text_name in answer and (is_own or (isinstance(data, dict) and "uuid" in data))
 
 
 def history_error(response: Response, answer: Envelope, dialect: Dialect, asked_s: float | None) -> HistoryUnreadable:
@@ -119,7 +126,7 @@ def history_error(response: Response, answer: Envelope, dialect: Dialect, asked_
         dialect: the generation of the platform that is configured.
         asked_s: the wait in seconds that the platform asked for, if any.
     """
-    reason = answer.dialect.error(answer.code, response.redacted(answer.text[:_MAX_REASON_CHARS]))
+    reason = answer.dialect.error(answer.code, response.redacted(answer.text)[:_MAX_REASON_CHARS])
     if answer.dialect is not dialect:
         return HistoryUnreadable(f"{foreign_answer(answer.dialect, dialect)}; {reason}", is_refused=True)
     match answer.kind:

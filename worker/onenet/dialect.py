@@ -18,6 +18,8 @@ class Dialect:
         code_name: the field of an answer that has the error number; 0 is success.
         text_name: the field of an answer that has the error text.
         signing_version: the version of signed tokens.
+        mark: a field that tells its answers from the similar JSON of a gateway.
+        own_codes: numbers that tell them too.
         kinds: the kinds of its error numbers, for errors with an unknown text.
     """
 
@@ -26,6 +28,8 @@ class Dialect:
     code_name: str
     text_name: str
     signing_version: str
+    mark: str
+    own_codes: range
     kinds: Mapping[int, Kind]
 
     def kind_of(self, code: int, text: str) -> Kind:

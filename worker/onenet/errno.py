@@ -81,7 +81,11 @@ _TEXTS = [
             | \b(?:permission|access)\ denied\b | \bno\ (?:access|permission)\b
             | 鉴权 | 认证 | 授权 | 密钥 | 秘钥 | 令牌 | 身份 | 无权 | 权限 | 签名""",
         ),
-        (Kind.LIMIT, r"(?<![a-z])limit(?:s|ed|ation|ations)?(?![a-z]) | \bquota\b | 限制 | 上限 | 超限"),
+        (
+            Kind.LIMIT,
+            r"""(?<![a-z])limit(?:s|ed|ation|ations)?(?![a-z]) | \bquota\b | 限制 | 上限 | 超限
+            | \btoo\ many\ (?:\w+\ )?commands?\b | \bqueue\ (?:\w+\ )?full\b | 队列(?:已|过)?满""",
+        ),
         (
             Kind.DEVICE,
             r"""\bnot[ _-]?online\b | \boff[ -]?line\b | \bnot\ found\b | (?:\bnot|n't)\ exists?\b
@@ -105,8 +109,15 @@ def by_number(numbers: Mapping[Kind, tuple[int, ...]]) -> dict[int, Kind]:
     return {number: kind for kind, group in numbers.items() for number in group}
 
 
-# The same in every generation of the platform, because doubt is always safe.
-_NUMBERS_IN_DOUBT = by_number({Kind.OUTAGE: (7, 17, 500, 5117, 10500), Kind.DEVICE_TROUBLE: (14, 16)})
+# The same in every generation of the platform: no number has two meanings in two of them.
+_NUMBERS = by_number(
+    {
+        Kind.OUTAGE: (7, 17, 500, 5117, 10500),
+        Kind.DEVICE_TROUBLE: (14, 16),
+        Kind.THROTTLED: (15,),
+        Kind.LIMIT: (13, 5006),
+    }
+)
 _PARAMETER_OR_RPC = 5108  # "invalid parameter/rpc response error": without a text it may be either
 
 # The device's own answer follows this word (UNAUTHORIZED, NOT_FOUND, …): it is not about our credentials.
@@ -123,7 +134,7 @@ def kind_of(errno: int, text: str, numbers: Mapping[int, Kind]) -> Kind:
     Args:
         errno: the error number, not 0.
         text: the platform's error text.
-        numbers: the kinds of the error numbers of one generation of the platform, besides those in doubt.
+        numbers: the kinds of the numbers that only one generation of the platform has.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text[:_MAX_TEXT_CHARS]).lower().split())
     head = plain.partition(":")[0]
@@ -132,7 +143,7 @@ def kind_of(errno: int, text: str, numbers: Mapping[int, Kind]) -> Kind:
     if kind is None and errno == _PARAMETER_OR_RPC and not plain:
         return Kind.DEVICE_TROUBLE
     if kind is None or (_UNSUCCESS.match(plain) and kind not in _IN_DOUBT):
-        return _NUMBERS_IN_DOUBT.get(errno) or numbers.get(errno, Kind.UNKNOWN)
+        return _NUMBERS.get(errno) or numbers.get(errno, Kind.UNKNOWN)
     return kind
 
 

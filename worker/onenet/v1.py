@@ -12,11 +12,11 @@ V1 = Dialect(
     code_name="errno",
     text_name="error",
     signing_version="2018-10-31",
+    mark="errno",
+    own_codes=range(0),
     kinds=by_number(
         {
             Kind.CREDENTIALS: (1, 2),
-            Kind.THROTTLED: (15,),
-            Kind.LIMIT: (13, 5006),
             Kind.DEVICE: (8, 10, 2001),
             Kind.PARAMETER: (3, 4, 5, 6, 9, 11, 12, 23, 5106, 5108),
         }

@@ -12,11 +12,15 @@ V2 = Dialect(
     code_name="code",
     text_name="msg",
     signing_version="2022-05-01",
+    mark="request_id",
+    own_codes=range(10_000, 11_000),
     kinds=by_number(
         {
             Kind.CREDENTIALS: (10403,),
             Kind.DEVICE: (10408, 10410, 10421),
-            Kind.PARAMETER: (10001, 10406, 10407),
+            # "operation": the number of a full queue is not known, and a look at the device's queue tells.
+            Kind.LIMIT: (10407,),
+            Kind.PARAMETER: (10001, 10406),
         }
     ),
 )

@@ -220,8 +220,8 @@ class Permit:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the product is paused now, so that a failed request uses up no attempt."""
-        return self._breaker.is_paused
+        """Whether the product is paused now or this is a probe, so that a failed request uses up no attempt."""
+        return self._breaker.is_paused or self._is_probe
 
     def record_success(self) -> None:
         """Record a clear answer of the platform; see ``CircuitBreaker.record_success``."""

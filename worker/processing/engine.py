@@ -230,6 +230,8 @@ class Engine:
                 self._history_breakers.hold(attempt.command.product, reason, retry_after_s)
             case InDoubt(reason, is_outage=True):
                 permit.record_failure(reason)
+            case Refused(is_misconfigured=True):
+                permit.record_failure(answer.cause)
             case Refused(may_concern_all_devices=True):
                 permit.record_failure(answer.cause, refused_device=attempt.command.imei)
             case _:
