@@ -62,6 +62,9 @@ class BlockingPlatform:
     def now(self, _product: str | None) -> datetime:
         return datetime.now(UTC)
 
+    async def time_for(self, _command: Command) -> datetime:
+        return datetime.now(UTC)
+
     async def count_waiting(self, _command: Command, _most: int) -> int:
         return 0
 

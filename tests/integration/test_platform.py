@@ -86,6 +86,36 @@ def test_products_of_both_generations_are_served_side_by_side(deployment: Deploy
         assert [request["path"] for request in other.requests] == ["/nb-iot/execute/offline"]
 
 
+@pytest.mark.parametrize(
+    ("offset_s", "times", "is_omitted"),
+    [
+        (-7200.0, {"expired_time": -1}, False),
+        (-7200.0, {"valid_time": -1}, False),
+        (7200.0, {"valid_time": 1}, True),
+    ],
+    ids=["has expired for us only", "is valid for us only", "is valid for the platform only"],
+)
+def test_the_first_command_is_decided_by_the_platforms_clock_too(
+    deployment: Deployment, platform: Platform, offset_s: float, times: dict[str, float], is_omitted: bool
+) -> None:
+    """No answer has told the offset yet: the worker asks before it decides."""
+    platform.clock_offset_s = offset_s
+    with deployment.worker():
+        deployment.upstream.publish(
+            a_command(command_id="first", imei=DEVICE, **{name: in_hours(hours) for name, hours in times.items()})
+        )
+        reply = deployment.upstream.reply().json
+    assert (reply["status"], reply["valid_time_omitted"], reply["attempts"]) == ("accepted", is_omitted, 1)
+
+
+def test_tokens_are_signed_for_the_platforms_time(deployment: Deployment, platform: Platform) -> None:
+    platform.clock_offset_s = 2 * 3600
+    with deployment.worker(**V2):
+        for number in range(3):
+            deployment.upstream.publish(a_command(command_id=f"command-{number}", imei=DEVICE, args=str(number)))
+        assert [deployment.upstream.reply().json["status"] for _ in range(3)] == ["accepted"] * 3
+
+
 @pytest.mark.parametrize(("offset_s", "valid_in_s"), [(3600.0, 1800), (6.0, 4), (0.0, 2)])
 def test_a_command_without_its_valid_time_is_found_after_a_lost_answer(
     deployment: Deployment, platform: Platform, offset_s: float, valid_in_s: int

@@ -1,5 +1,6 @@
 """The platform's clock, by the Date of its answers."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -86,3 +87,34 @@ def test_an_offset_of_more_than_five_seconds_is_logged_once_and_its_end_too() ->
         ("platform_clock_agrees", "info", "https://platform"),
     ]
     assert abs(logs[0]["offset_s"] - 7) <= 1
+
+
+def test_the_offset_is_certain_once_two_answers_agree() -> None:
+    """One may have come from an odd node, and a command must not expire by it."""
+    clock = PlatformClock("https://platform")
+    assert (clock.is_known, clock.is_certain) == (False, False)
+    observe(clock, 86_400)
+    assert (clock.is_known, clock.is_certain) == (True, False)
+    observe(clock, 0)
+    assert not clock.is_certain
+    assert clock.offset_s == 0
+    observe(clock, 0)
+    assert clock.is_certain
+
+
+def test_what_was_known_is_forgotten_when_our_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = PlatformClock("https://platform")
+    observe(clock, 0, 0, 0, 0, 0)
+    real = time.time
+    monkeypatch.setattr("worker.onenet.clock.time.time", lambda: real() + 3600)
+    assert not clock.is_known
+    observe(clock, -3600)
+    assert abs(clock.offset_s + 3600) <= 1
+
+
+def test_an_offset_that_grows_is_logged_again() -> None:
+    clock = PlatformClock("https://platform")
+    with capture_logs() as logs:
+        observe(clock, 10)
+        observe(clock, 3600, 3600, 3600, 3600)
+    assert [round(line["offset_s"], -1) for line in logs] == [10, 3600]

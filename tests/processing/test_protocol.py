@@ -159,6 +159,9 @@ class ModelPlatform:
     def now(self, _product: str | None) -> datetime:
         return self._world.now
 
+    async def time_for(self, _command: Command) -> datetime:
+        return self._world.now
+
     async def count_waiting(self, _command: Command, most: int) -> int:
         await suspend()
         if not current_faults.get().is_history_readable:

@@ -188,6 +188,9 @@ class ScriptedPlatform:
     def now(self, _product: str | None) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=self.clock_offset_s)
 
+    async def time_for(self, _command: Command) -> datetime:
+        return self.now(None)
+
     async def count_waiting(self, _command: Command, most: int) -> int:
         self.steps.append("queue")
         await self.on_history()

@@ -55,6 +55,9 @@ class PlatformClient(Protocol):
     def now(self, product: str | None) -> datetime:
         """Return the time on the clock of a product's platform, aware: the platform decides by it what has passed."""
 
+    async def time_for(self, command: Command) -> datetime:
+        """Return that time, for which the platform is asked where too little is known to decide about a command."""
+
     async def count_waiting(self, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
 

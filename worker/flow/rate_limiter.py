@@ -1,8 +1,8 @@
 """Rate limit of each product, evenly spaced, for one worker or shared by all workers through Redis.
 
-The algorithm is GCRA, from the library ``throttled-py``. The burst is a fiftieth of a second's worth of requests: so
-many that a late wake-up costs little throughput, and so few that requests stay evenly spaced. It is part of the limit: no
-period, whenever it begins, has more requests than the rate allows.
+The algorithm is GCRA, from the library ``throttled-py``. The burst is a fiftieth of a second's worth of requests, so
+that a late wake-up costs little throughput and requests stay evenly spaced. It is part of the limit: no period has more
+requests than the rate allows, whenever the period begins.
 Source: https://brandur.org/rate-limiting
 """
 

@@ -1,6 +1,5 @@
 """One product at its platform: what every request of it needs."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -48,7 +47,8 @@ class Account:
     def of(cls, product: Product, site: Site) -> Self:
         """Return the account of a product at the platform that its URL names."""
         dialect = DIALECTS[product.api]
-        signing = authentication(product.credentials, dialect.signing_version, time.time)
+        clock = site.clock  # the platform judges by it whether a token has expired
+        signing = authentication(product.credentials, dialect.signing_version, lambda: clock.now().timestamp())
         return cls(product, dialect, signing, site.new_transport(), site.reader, site.clock)
 
     def headers(self) -> dict[str, str]:

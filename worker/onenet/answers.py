@@ -80,6 +80,11 @@ def _too_many_requests(response: Response, now: datetime) -> NotSent:
     return NotSent("HTTP 429: too many requests", asked_wait_s(response, now))
 
 
+def is_json(response: Response) -> bool:
+    """Tell whether a response says that it is JSON, as OneNET's answers are; error pages are not."""
+    return (response.header("content-type") or "").lower().startswith("application/json")
+
+
 def foreign_answer(found: Dialect, configured: Dialect) -> str:
     """Say that the platform answers like the generation that is not configured."""
     return f"ONENET_API: the platform answers as {found.generation}, but {configured.generation} is configured for it"

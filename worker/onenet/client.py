@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,7 +21,7 @@ from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
 from worker.onenet.account import Account, Site
-from worker.onenet.answers import foreign_answer, interpret, read_answer
+from worker.onenet.answers import foreign_answer, interpret, is_json, read_answer
 from worker.onenet.clock import NOTABLE_S
 from worker.onenet.device_histories import HISTORY, START_MARGIN, DeviceHistories
 from worker.onenet.errno import SUCCESS, Kind
@@ -31,6 +32,8 @@ _EXECUTE = "/execute/offline"
 _JSON = {"Content-Type": "application/json"}
 _NO_ARGS = b"{}"
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
+_ASK_AGAIN_S = 60.0
+_TOKEN_TOLERANCE_S = 60.0
 _NO_CREDENTIALS = "the product has no credentials any more"
 
 
@@ -137,8 +140,11 @@ class OneNETClient:
                 is_new = former is None
                 if former not in {None, command.command_id}:
                     answer = InDoubt("the response has the uuid of another command", is_outage=False)
-            if is_new or (isinstance(answer, Refused) and answer.code == "onenet_rejected"):
+            if is_new or is_json(response):
+                known_s = account.clock.offset_s
                 account.clock.observe(response, sent_at, now)
+                if _is_refused_key(answer) and abs(account.clock.offset_s - known_s) > _TOKEN_TOLERANCE_S:
+                    answer = NotSent("the token was signed for another time: the platform's clock was not known")
             answers.append(answer)
             return is_new
 
@@ -168,6 +174,24 @@ class OneNETClient:
             HistoryUnreadable: the history could not be read far enough.
         """
         return await self._histories.count_waiting(self._account_of(command), command, most)
+
+    async def time_for(self, command: Command) -> datetime:
+        """Return the time by which a command's times are decided: that on its platform's clock, aware.
+
+        The platform is asked for it, at most once a minute, where too little is known: before a ``valid_time`` is sent
+        or left out, and before a command counts as expired.
+        """
+        account = self._accounts.get(command.product)
+        if account is None:
+            return datetime.now(UTC)
+        clock = account.clock
+        has_expired = command.expires_at <= clock.now()
+        is_needed = not clock.is_certain if has_expired else command.valid_at is not None and not clock.is_known
+        if is_needed and time.monotonic() - clock.asked_at > _ASK_AGAIN_S:
+            clock.asked_at = time.monotonic()
+            with suppress(HistoryUnreadable):
+                await self._histories.read_clock(account, command)
+        return clock.now()
 
     def now(self, product: str | None) -> datetime:
         """Return the time on the clock of a product's platform, aware."""
@@ -200,12 +224,12 @@ class OneNETClient:
         text = answer.dialect.error(answer.code, response.redacted(" ".join(answer.text.split())[:200]))
         if answer.dialect is not dialect:
             raise PlatformUnusable(f"{foreign_answer(answer.dialect, dialect)}; {text}")
+        note = _clock_note(account.clock.offset_by(response, sent_at, datetime.now(UTC)))
         if answer.code != SUCCESS:
-            raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}")
+            raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}{note}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
-        offset_s = account.clock.offset_by(response, sent_at, datetime.now(UTC))
-        return f"{account.product.url}: credentials accepted ({dialect.generation}){_clock_note(offset_s)}"
+        return f"{account.product.url}: credentials accepted ({dialect.generation}){note}"
 
     def _account_of(self, command: Command) -> Account:
         account = self._accounts.get(command.product)
@@ -230,6 +254,10 @@ class OneNETClient:
 
     def _quoted(self, moment: datetime) -> str:
         return platform_time(moment, self._zone).replace(":", "%3A")
+
+
+def _is_refused_key(answer: Answer) -> bool:
+    return isinstance(answer, Refused) and answer.code == "onenet_rejected" and answer.may_concern_all_devices
 
 
 def _clock_note(offset_s: float | None) -> str:

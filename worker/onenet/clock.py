@@ -4,7 +4,10 @@ The platform compares a command's times with its own clock, so what has passed i
 Source: https://www.rfc-editor.org/rfc/rfc9110#field.date
 """
 
+import math
+import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from worker.onenet.answers import http_date
@@ -13,6 +16,7 @@ from worker.telemetry.logs import get_logger
 
 NOTABLE_S = 5.0  # two synchronized clocks never differ by so much
 _LATEST = 5
+_RECENT_S = 60.0
 
 log = get_logger()
 
@@ -31,14 +35,29 @@ class PlatformClock:
         """Seconds by which the platform's clock is ahead of ours."""
         self.highest_s = 0.0
         """The highest offset so far: a ``valid_time`` may have been left out of a request by it."""
+        self.asked_at = -math.inf
+        """When the platform was last asked for its time, on the monotonic clock."""
         self._platform = platform
         self._offsets_s: deque[float] = deque(maxlen=_LATEST)
-        self._is_notable = False
+        self._observed_at = -math.inf  # monotonic
+        self._epoch = 0.0  # of the monotonic clock on ours, when last observed: it changes if ours is set
+        self._reported_s = 0.0
         self._last_date: tuple[str, datetime | None] = "", None  # most answers have the Date of the one before
 
     def now(self) -> datetime:
         """Return the time on the platform's clock, aware."""
         return datetime.now(UTC) + timedelta(seconds=self.offset_s)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether an answer has told the offset, and ours was not set since."""
+        return bool(self._offsets_s) and abs(_epoch() - self._epoch) < NOTABLE_S
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the last two answers agree, and the last one is recent."""
+        is_recent = time.monotonic() - self._observed_at < _RECENT_S
+        return self.is_known and is_recent and _agree([*self._offsets_s][-2:])
 
     def observe(self, response: Response, sent_at: datetime, received_at: datetime) -> float | None:
         """Take the Date of an answer into account.
@@ -54,7 +73,10 @@ class PlatformClock:
         offset_s = self.offset_by(response, sent_at, received_at)
         if offset_s is None:
             return None
+        if not self.is_known:
+            self._offsets_s.clear()
         self._offsets_s.append(offset_s)
+        self._observed_at, self._epoch = time.monotonic(), _epoch()
         if offset_s != self.offset_s:
             self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
             self.highest_s = max(self.highest_s, self.offset_s)
@@ -73,16 +95,26 @@ class PlatformClock:
         return self._last_date[1]
 
     def _report(self) -> None:
+        """Log that the clocks differ, and again when they differ by much more or less, or agree."""
         is_notable = abs(self.offset_s) > NOTABLE_S
-        if is_notable is self._is_notable:
+        change_s = abs(self.offset_s - self._reported_s)
+        if change_s <= max(NOTABLE_S, abs(self._reported_s) / 2) or not (is_notable or self._reported_s):
             return
-        self._is_notable = is_notable
         offset_s = round(self.offset_s, 1)
+        self._reported_s = self.offset_s if is_notable else 0.0
         if is_notable:
             hint = "times of commands are compared with the platform's clock; synchronize this machine's"
             log.warning("platform_clock_differs", platform=self._platform, offset_s=offset_s, hint=hint)
         else:
             log.info("platform_clock_agrees", platform=self._platform, offset_s=offset_s)
+
+
+def _epoch() -> float:
+    return time.time() - time.monotonic()
+
+
+def _agree(offsets_s: Sequence[float]) -> bool:
+    return len(offsets_s) > 1 and max(offsets_s) - min(offsets_s) <= NOTABLE_S
 
 
 def least_offset_s(date: datetime, sent_at: datetime, received_at: datetime) -> float:

@@ -113,6 +113,15 @@ class DeviceHistories:
                 break
         return min(waiting, most)
 
+    async def read_clock(self, account: Account, command: Command) -> None:
+        """Read a page of the device's history for the platform's time in its answer.
+
+        Raises:
+            HistoryUnreadable: it could not be read.
+        """
+        query = {"imei": command.imei, "start": platform_time(account.clock.now(), self._zone), "per_page": 1}
+        await account.read(f"{HISTORY}?{urlencode(query)}", self._search(command), read_page)
+
     def _search(self, command: Command) -> SearchTime:
         acquire = None if self._acquire is None else partial(self._acquire, command.product)
         return SearchTime(self._request_s, acquire, self._rate_wait_s)

@@ -1,7 +1,10 @@
 """One HTTP response of the platform, or of something in front of it."""
 
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote
 
 _MAX_EXCERPT_CHARS = 80
@@ -38,14 +41,27 @@ class Response:
         return f"HTTP {self.status}, {kind}{encoded}" + (f": {excerpt}" if excerpt else ", without a printable body")
 
     def redacted(self, text: str) -> str:
-        """Return a text of the response without the secrets, whether they are URL-encoded in it or not."""
+        """Return a text of the response without the secrets, however they are encoded in it."""
         for value in self.secrets:
-            secret = value.rpartition(_SIGNATURE)[2]  # the rest of a token is no secret
+            secret = unquote(value.rpartition(_SIGNATURE)[2])  # the rest of a token is no secret
             if len(secret) >= _MIN_SECRET_CHARS:
-                text = text.replace(secret, "***").replace(unquote(secret), "***")
+                text = _spellings(secret).sub("***", text)
         return text
 
     def _one_line(self, text: str, max_chars: int) -> str:
         """Return the beginning of a text. Redacted first: half a secret could not be found any more."""
         plain = "".join(char if char.isprintable() else " " for char in self.redacted(text))
         return " ".join(plain.split())[:max_chars]
+
+
+@lru_cache(maxsize=64)
+def _spellings(secret: str) -> re.Pattern[str]:
+    """Return a pattern of a secret in which each character may be encoded for a URL, for JSON or for HTML."""
+    return re.compile("".join(map(_spelling, secret)))
+
+
+def _spelling(char: str) -> str:
+    code = f"{ord(char):x}"
+    encoded = [f"(?i:%{code:0>2}|\\\\u{code:0>4}|&#x0*{code};)", f"&#0*{ord(char)};", rf"\\?{re.escape(char)}"]
+    named = html.escape(char)
+    return f"(?:{'|'.join([*encoded, re.escape(named)] if named != char else encoded)})"

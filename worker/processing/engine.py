@@ -164,7 +164,7 @@ class Engine:
         """Make the one request, and decide what its answer means."""
         command, before = attempt.command, attempt.doubt
         began_at = self._now()
-        if command.expires_at <= self._client.now(command.product):
+        if command.expires_at <= await self._client.time_for(command):
             return await self._leases.conclude(attempt, _expired(attempt))
         permit = attempt.permit.acquire()
         if permit is None:

@@ -1,0 +1,37 @@
+"""What is quoted of a response: never the credentials, however a server encodes what it repeats."""
+
+import html
+import json
+from urllib.parse import quote
+
+import pytest
+
+from worker.onenet.response import Response
+
+KEY = "S3cret/Master+Key="
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        KEY,
+        quote(KEY, safe=""),
+        quote(KEY, safe="").lower(),
+        KEY.replace("/", r"\/"),
+        json.dumps(KEY).replace("+", r"\u002B").replace("=", r"\u003d"),
+        html.escape(KEY).replace("/", "&#x2F;").replace("+", "&#43;").replace("=", "&#x003d;"),
+        KEY.replace("/", "&#47;"),
+    ],
+)
+@pytest.mark.parametrize("secret", [KEY, "version=2022-05-01&res=products%2F1&sign=" + quote(KEY, safe="")])
+def test_a_secret_is_not_quoted_in_any_spelling(spelled: str, secret: str) -> None:
+    response = Response(200, {b"content-type": b"text/html"}, f"<p>{spelled}</p>".encode(), (secret,))
+    assert "***" in response.description
+    for part in ("S3cret", "Master", "Key"):
+        assert part not in response.description
+        assert part not in response.redacted(f"wrong key {spelled}")
+
+
+def test_what_resembles_a_secret_stays() -> None:
+    response = Response(200, {}, b"S3cret/Master", (KEY,))
+    assert response.description.endswith("S3cret/Master")
