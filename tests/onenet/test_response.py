@@ -16,7 +16,7 @@ KEY = "S3cret/Master+Key="
     [
         KEY,
         quote(KEY, safe=""),
-        quote(KEY, safe="").lower(),
+        "S3cret%2fMaster%2bKey%3d",
         KEY.replace("/", r"\/"),
         json.dumps(KEY).replace("+", r"\u002B").replace("=", r"\u003d"),
         html.escape(KEY).replace("/", "&#x2F;").replace("+", "&#43;").replace("=", "&#x003d;"),
