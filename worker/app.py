@@ -294,6 +294,7 @@ def client_of(
             PlatformClock(url),
         )
 
+    rate = settings.rate
     histories = DeviceHistories(
         settings.platform_zone,
         request_s=settings.request_s,
@@ -301,6 +302,7 @@ def client_of(
         history_window_s=settings.idempotency_ttl,
         acquire=acquire,
         rate_wait_s=rate_wait_s(settings),
+        searches_at_once=1 if rate is None else max(1, rate.count // rate.period_s),
     )
     return OneNETClient(products, new_site, settings.platform_zone, histories, request_s=settings.request_s)
 

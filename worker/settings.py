@@ -309,7 +309,10 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_rate(cls, text: str) -> str:
         if text.lower() != _OFF:
-            Rate.parse(text)
+            try:
+                Rate.parse(text)
+            except ValueError as exc:
+                raise ValueError(f"{exc}, or off") from exc
         return text
 
     @field_validator("otel_exporter_otlp_endpoint")
@@ -392,7 +395,8 @@ class Settings(BaseSettings):
         if len(owners) > 1:
             return ["ONENET_PRODUCT_ID, ONENET_USER_ID: set one of them, the owner of ONENET_ACCESS_KEY"]
         if bool(owners) != (key is not None):
-            return [f"{', '.join(owners or ['ONENET_PRODUCT_ID'])}, ONENET_ACCESS_KEY: set both or neither"]
+            owner = owners[0] if owners else "ONENET_PRODUCT_ID or ONENET_USER_ID"
+            return [f"{owner}, ONENET_ACCESS_KEY: set both or neither"]
         if self.onenet_api_key is not None and key is not None:
             return ['ONENET_API_KEY, ONENET_ACCESS_KEY: set one of them, for mode "common" or mode "safe"']
         api = generation(self.onenet_api, self.onenet_url)

@@ -155,6 +155,7 @@ def onenet_client(
         history_window_s=HISTORY_WINDOW_S,
         acquire=acquire,
         rate_wait_s=RATE_WAIT_S,
+        searches_at_once=1,
     )
     client = OneNETClient(
         {None: Product(url, api, v1_key if api == "v1" else v2_key)},

@@ -1,8 +1,10 @@
 """Reads the command history of a device: what may be a command in doubt, and what waits for the device."""
 
+import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from urllib.parse import quote, urlencode
@@ -45,6 +47,7 @@ class DeviceHistories:
         acquire: takes one request from a product's rate limit before each read, and waits until that is allowed; None:
             there is no limit.
         rate_wait_s: longest wait of one search for the limit, in seconds.
+        searches_at_once: how many searches of one product run at once while there is a limit.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class DeviceHistories:
         history_window_s: float,
         acquire: Callable[[str | None], Awaitable[None]] | None,
         rate_wait_s: float,
+        searches_at_once: int,
     ) -> None:
         self._zone = platform_zone
         self._request_s = request_s
@@ -63,6 +67,8 @@ class DeviceHistories:
         self._history_window = timedelta(seconds=history_window_s)
         self._acquire = acquire
         self._rate_wait_s = rate_wait_s
+        self._searches_at_once = searches_at_once
+        self._searches: dict[str | None, asyncio.Semaphore] = {}
         self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
 
     async def find_candidates(
@@ -80,20 +86,21 @@ class DeviceHistories:
             HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
                 the command, is a candidate with unclear fields.
         """
-        search = self._search(command)
-        pages, skew_s = await self._list(command, account, doubt.since or doubt.until - self._history_window, search)
-        window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
-        omitted_until = window.until + timedelta(seconds=max(0.0, skew_s, account.clock.highest_s))
-        items = candidates(pages.items, command, window, self._zone)
-        excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
-        found = []
-        for item in items:
-            if item.cmd_uuid not in excluded:
-                detail = await self._detail(item.cmd_uuid, command, account, search)
-                candidate = match(item, detail, command, window, self._zone, omitted_until=omitted_until)
-                if candidate is not None:
-                    found.append(candidate)
-        return found
+        async with self._search(command) as search:
+            since = doubt.since or doubt.until - self._history_window
+            pages, skew_s = await self._list(command, account, since, search)
+            window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
+            omitted_until = window.until + timedelta(seconds=max(0.0, skew_s, account.clock.highest_s))
+            items = candidates(pages.items, command, window, self._zone)
+            excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
+            found = []
+            for item in items:
+                if item.cmd_uuid not in excluded:
+                    detail = await self._detail(item.cmd_uuid, command, account, search)
+                    candidate = match(item, detail, command, window, self._zone, omitted_until=omitted_until)
+                    if candidate is not None:
+                        found.append(candidate)
+            return found
 
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
@@ -101,16 +108,17 @@ class DeviceHistories:
         Raises:
             HistoryUnreadable: the history could not be read far enough.
         """
-        search, now = self._search(command), account.clock.now()
+        now = account.clock.now()
         query = {"imei": command.imei, "start": platform_time(now - _KEPT, self._zone), "per_page": PER_PAGE}
         pages = HistoryPages()
-        for number in itertools.count(1):
-            path = f"{HISTORY}?{urlencode(query | {'page': number})}"
-            page, _ = await account.read(path, search, read_page)
-            pages.add(page)
-            waiting = sum(is_waiting(item, now, self._zone) for item in pages.items)
-            if waiting >= most or pages.is_complete:
-                break
+        async with self._search(command) as search:
+            for number in itertools.count(1):
+                path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+                page, _ = await account.read(path, search, read_page)
+                pages.add(page)
+                waiting = sum(is_waiting(item, now, self._zone) for item in pages.items)
+                if waiting >= most or pages.is_complete:
+                    break
         return min(waiting, most)
 
     async def read_clock(self, account: Account, command: Command) -> None:
@@ -120,11 +128,27 @@ class DeviceHistories:
             HistoryUnreadable: it could not be read.
         """
         query = {"imei": command.imei, "start": platform_time(account.clock.now(), self._zone), "per_page": 1}
-        await account.read(f"{HISTORY}?{urlencode(query)}", self._search(command), read_page)
+        async with self._search(command) as search:
+            await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
 
-    def _search(self, command: Command) -> SearchTime:
+    @asynccontextmanager
+    async def _search(self, command: Command) -> AsyncIterator[SearchTime]:
+        """Begin a search: at a low rate few at once, or they would take each other's turns, and none would end.
+
+        Raises:
+            HistoryUnreadable: the rate limit allows none soon.
+        """
         acquire = None if self._acquire is None else partial(self._acquire, command.product)
-        return SearchTime(self._request_s, acquire, self._rate_wait_s)
+        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
+        if acquire is None:
+            yield search
+            return
+        turns = self._searches.setdefault(command.product, asyncio.Semaphore(self._searches_at_once))
+        await search.wait(turns.acquire())
+        try:
+            yield search
+        finally:
+            turns.release()
 
     async def _detail(self, uuid: str, command: Command, account: Account, search: SearchTime) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""

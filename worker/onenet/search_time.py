@@ -27,12 +27,19 @@ class SearchTime:
         Raises:
             HistoryUnreadable: the limit allows none soon.
         """
-        if self._acquire is None:
-            return
+        if self._acquire is not None:
+            await self.wait(self._acquire())
+
+    async def wait(self, allowed: Awaitable[object]) -> None:
+        """Wait for what the rate limit allows; this time does not count towards the deadline.
+
+        Raises:
+            HistoryUnreadable: the limit does not allow it soon.
+        """
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._rate_wait_s):
-                await self._acquire()
+                await allowed
         except TimeoutError as exc:
             raise HistoryUnreadable("the rate limit allows no further read for now", is_rate_limited=True) from exc
         waited_s = time.monotonic() - began
