@@ -59,7 +59,7 @@ def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
     """
     if forgotten_before is None or not envelope.is_copy or envelope.is_unstarted:
         return False
-    return envelope.first_arrived_at < forgotten_before.timestamp()
+    return envelope.first_arrived_at <= forgotten_before.timestamp()
 
 
 def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:
@@ -75,7 +75,9 @@ def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope:
 
 def doubt_while_in_progress(since: datetime | None, envelope: Envelope, now: datetime) -> DoubtWindow:
     """Return the doubt window of a command that another delivery holds: its copy must not depend on the record."""
-    return DoubtWindow(since, now).union(envelope.doubt)
+    # Before a copy there was another delivery, of which the record may know nothing after a restart on ``memory://``.
+    begins = since if envelope.doubt is not None or not envelope.is_copy else None
+    return DoubtWindow(begins, now).union(envelope.doubt)
 
 
 def doubt_while_sending(doubt: DoubtWindow | None, began_at: datetime) -> DoubtWindow:
