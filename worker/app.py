@@ -54,7 +54,6 @@ _MIN_RATE_WAIT_S, _MAX_RATE_WAIT_S = 10.0, 120.0
 _READS, _FEWEST_READS = 30, 4  # of one search at a low rate: what it may wait for, and at the least
 _PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
-
 log = get_logger()
 
 
@@ -120,7 +119,6 @@ class Worker:
         if settings.onenet_products_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self.reload_products)
         broker, consumer, monitor = self._build(health)
-        gc.collect()
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
         running = asyncio.gather(broker.run(consumer), monitor.run())
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
@@ -253,9 +251,7 @@ class _Ending:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.stop.done():
-            os._exit(
-                128 + number
-            )  # the second signal ends the process at once; unacknowledged deliveries are redelivered
+            os._exit(128 + number)  # the second signal ends it at once: what is unacknowledged is redelivered
         self.stop.set_result(number.name)
 
     def _on_crash(self, error: BaseException) -> None:

@@ -68,8 +68,9 @@ class Bench:
     def __init__(self) -> None:
         self.channel = FakeChannel()
         self.deliveries: list[object] = []
+        self.acknowledged: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.consumer = QueueConsumer(1, TOPOLOGY, self.deliveries.append, self._run)
+        self.consumer = QueueConsumer(1, TOPOLOGY, self.deliveries.append, self.acknowledged.extend, self._run)
         self.consumer.channel.pika_channel = cast("Any", self.channel)
 
     async def settled(self) -> None:
@@ -114,9 +115,12 @@ async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(ben
     consumer.acknowledge(1)
     await asyncio.sleep(0)
     assert channel.unacknowledged == {1, 2}
+    assert bench.acknowledged == []  # who waits for it may be about to crash this process
     channel.deliver(3)  # which uses the prefetch up
     await stopping
     assert bench.channel.history[-2:] == ["cancel consumer-2", "ack up to 1"]
+    await asyncio.sleep(0)
+    assert bench.acknowledged == [1]
     assert bench.consumer.unacknowledged == 2
 
 

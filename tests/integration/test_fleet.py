@@ -3,16 +3,19 @@
 import asyncio
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
+from tests.support.crash_points import crash_at
+from tests.support.deployment import LONG_RECONCILE_DELAY_S, RETRY_DELAYS_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.simulator import onenet
 from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Key
+from worker.core.poison import MAX_CRASHES
 from worker.dev.services.ports import wait_until
 from worker.dev.services.redis import LocalRedis
 from worker.idempotency.redis import RedisStore
@@ -127,6 +130,33 @@ def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
             own_redis.start()
             assert_each_accepted_once(deployment, ["unrecorded"])
         assert len(slow.requests) == 1
+
+
+def test_a_command_that_crashes_each_worker_at_once_is_one_message_after_each_crash(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """The message that announced the attempt is acknowledged before it begins: otherwise it would come back as well."""
+    settings = {"WORKER_IN_DOUBT": "resend", **crash_at(tmp_path, "before request", 1)}
+    topology = deployment.topology
+    waiting_in = [topology.execute_queue, *(topology.retry_queue(delay_s) for delay_s in RETRY_DELAYS_S)]
+    crashes = 0
+    with deployment.worker(**settings) as first:
+        deployment.upstream.publish(a_command(command_id="poison"))
+        first.process.wait(PATIENCE_S)
+    while (reply := deployment.upstream.try_reply()) is None:
+        crashes += 1
+        wait_until(lambda: sum(map(deployment.upstream.count, waiting_in)) > 0, PATIENCE_S, "the message")
+        assert sum(map(deployment.upstream.count, waiting_in)) == 1
+        with deployment.start_worker(**settings) as worker:
+            wait_until(
+                lambda: not worker.process.is_running or "command_failed" in {each["event"] for each in worker.events},
+                PATIENCE_S,
+                "its end",
+            )
+            if worker.process.is_running:
+                worker.process.stop()
+    assert reply.json["error"]["code"] == "poison_message"
+    assert crashes == MAX_CRASHES + 1  # the first attempt was not announced
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])

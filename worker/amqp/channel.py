@@ -93,7 +93,7 @@ class BrokerChannel:
         return await self.until_lost(reply)
 
     def invoke(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call one of pika's methods without waiting for a reply; if pika raises, the channel is lost."""
+        """Call one of pika's methods, unless the channel is lost; if pika raises, it is."""
         if self.lost.done():
             return
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +30,7 @@ class QueueConsumer:
         session: number of the session, which each delivery carries.
         topology: what to consume from.
         on_delivery: called with each delivery.
+        on_acknowledged: called with delivery tags after their acknowledgements were written to the connection.
         run_in_background: runs a coroutine until it ends or the session is closed.
     """
 
@@ -38,12 +39,14 @@ class QueueConsumer:
         session: int,
         topology: Topology,
         on_delivery: Callable[[Delivery], None],
+        on_acknowledged: Callable[[Sequence[int]], None],
         run_in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self.channel = BrokerChannel()
         self._session = session
         self._topology = topology
         self._on_delivery = on_delivery
+        self._on_acknowledged = on_acknowledged
         self._run_in_background = run_in_background
         self._loop = asyncio.get_running_loop()
         self._consumers: dict[str, int] = {}  # prefetch by consumer tag
@@ -66,9 +69,8 @@ class QueueConsumer:
             BrokerUnavailable: the broker cannot be reached.
         """
         await self.channel.open(parameters, name)
-        self.channel.pika_channel.add_on_cancel_callback(
-            lambda _frame: self.channel.fail(BrokerUnavailable("the broker cancelled the consumer"))
-        )
+        cancelled = BrokerUnavailable("the broker cancelled the consumer")
+        self.channel.pika_channel.add_on_cancel_callback(lambda _frame: self.channel.fail(cancelled))
 
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
@@ -220,9 +222,8 @@ class QueueConsumer:
     def _adapt_caution(self, delivery: Delivery) -> None:
         """Take one delivery at a time after one with many returns, until enough with few returns have come."""
         was_cautious = self._is_cautious
-        if (
-            delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS
-        ):  # a sender may have written the count
+        # The first condition because a sender may have written the count.
+        if delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS:
             self._is_cautious, self._cautious_deliveries_left = True, CAUTIOUS_DELIVERIES
         elif self._is_cautious and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
             self._cautious_deliveries_left -= 1
@@ -244,16 +245,18 @@ class QueueConsumer:
     def _send_acknowledgements(self) -> None:
         """Acknowledge with one frame everything older than the oldest delivery in progress, and the rest one by one."""
         tags, self._to_acknowledge = self._to_acknowledge, []
+        if self.channel.lost.done():
+            return
         self._settle(tags)
         oldest_in_progress = next(iter(self._unacknowledged), math.inf)
         acknowledge = self.channel.pika_channel.basic_ack
         if older := [tag for tag in tags if tag < oldest_in_progress]:
             self.channel.invoke(acknowledge, max(older), multiple=True)
-        for tag in tags:
-            if tag > oldest_in_progress:
-                self.channel.invoke(acknowledge, tag)
+        for tag in set(tags).difference(older):
+            self.channel.invoke(acknowledge, tag)
+        self._loop.call_soon(self._on_acknowledged, tags)  # what pika wrote leaves before: it was scheduled before
 
-    def _settle(self, tags: Iterable[int]) -> None:
+    def _settle(self, tags: Sequence[int]) -> None:
         for tag in tags:
             self._unacknowledged.pop(tag, None)
             self._unacknowledged_of_consumers.discard(tag)

@@ -22,8 +22,7 @@ _RETRY_CAP_S = 30.0
 class Settlement:
     """A delivery that is acknowledged once all of its publications are confirmed.
 
-    ``confirmed``: True after that, False if the session was lost before. ``is_delivery_rejected``: it is rejected
-    instead, so that the broker dead-letters it.
+    ``confirmed``: True after that; False: the session was lost before. ``is_delivery_rejected``: it is rejected then.
     """
 
     delivery: Delivery

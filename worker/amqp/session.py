@@ -57,9 +57,10 @@ class Session:
         self._nodes = nodes
         self._suspects = suspects
         self._on_blocked = on_blocked
-        self._settlements: set[Settlement] = set()  # that are not confirmed yet
+        self._settlements: set[Settlement] = set()  # that have not ended
+        self._confirmed: dict[int, Settlement] = {}  # by tag, until they are acknowledged
         self._background: set[asyncio.Task[None]] = set()
-        self.consumer = QueueConsumer(number, topology, on_delivery, self._run_in_background)
+        self.consumer = QueueConsumer(number, topology, on_delivery, self._on_acknowledged, self._run_in_background)
         self.publishers = PublisherSupervisor(
             nodes,
             suspects,
@@ -96,10 +97,7 @@ class Session:
         await self.publishers.open()
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
-        """Publish, and acknowledge once everything is confirmed.
-
-        False: the session was lost before, or the delivery is another session's.
-        """
+        """Publish, and acknowledge once everything is confirmed; False: the session was lost before, or is another."""
         if delivery.session != self.number or self.lost.done():
             return False
         settlement = Settlement(delivery, len(publications), self._loop.create_future())
@@ -158,9 +156,14 @@ class Session:
         if not settlement.unconfirmed:
             if settlement.is_delivery_rejected:
                 self.consumer.reject(settlement.delivery.tag)
+                self._end(settlement, is_confirmed=True)
             else:
+                self._confirmed[settlement.delivery.tag] = settlement
                 self.consumer.acknowledge(settlement.delivery.tag)
-            self._end(settlement, is_confirmed=True)
+
+    def _on_acknowledged(self, tags: Sequence[int]) -> None:
+        for tag in tags:
+            self._end(self._confirmed.pop(tag), is_confirmed=True)
 
     def _on_blocked_change(self, is_blocked: bool) -> None:
         if is_blocked:
