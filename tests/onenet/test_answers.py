@@ -61,11 +61,17 @@ def test_refused_credentials_may_concern_all_devices(status: int) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    ["", [], {}, {"uuid": 1}, None, 7],
+    ["", [], {}, {"uuid": ""}, {"uuid": None}, {"of": ["uuid"]}, None, 7],
     ids=str,
 )
 def test_a_refusal_with_malformed_data_is_still_a_refusal(data: Any) -> None:
     assert answer(200, {"errno": 3, "error": "no", "data": data}) == Refused("onenet_rejected", "no", 3)
+
+
+@pytest.mark.parametrize("data", [{"uuid": 1}, {"uuid": ["u"]}, {"cmd_uuid": "u"}, [{"UUID": "u"}]], ids=str)
+def test_a_refusal_with_a_uuid_in_another_form_leaves_the_command_in_doubt(data: Any) -> None:
+    found = answer(200, {"errno": 3, "error": "no", "data": data})
+    assert found == InDoubt("errno 3, with a uuid in an unknown form")
 
 
 def test_a_refusal_with_a_missing_non_utf8_or_too_long_text_is_still_a_refusal() -> None:

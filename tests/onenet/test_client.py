@@ -306,7 +306,7 @@ async def test_the_history_of_a_platform_with_another_clock_is_found(offset_s: f
 
 async def test_a_clock_that_is_first_seen_in_a_history_is_known_to_the_next_read() -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
-        simulator.platform.clock_offset_s = 5 * 3600
+        simulator.platform.clock_offset_s = -5 * 3600
         with pytest.raises(HistoryUnreadable, match="the platform's clock is"):
             await client.find_candidates(command(), current_doubt(), none_owned)
         assert await client.find_candidates(command(), current_doubt(), none_owned) == []

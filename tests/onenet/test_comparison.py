@@ -346,6 +346,54 @@ def test_other_undamaged_chinese_args_are_certainly_different(sent: str, shown: 
     assert compare_args(sent, shown) is DIFFERENT
 
 
+def test_a_time_may_be_rounded_up_to_the_minute() -> None:
+    assert compare_time(datetime.fromisoformat("2026-08-06T18:30:35"), "2026-08-06 18:31", CHINA) is UNCLEAR
+
+
+@pytest.mark.parametrize("shown", ["2026-08-06 12:30:25", "2026-08-06 00:30:25", "2026-08-06T12:30:25.000"])
+def test_midnight_may_be_shown_as_twelve(shown: str) -> None:
+    assert compare_time(datetime.fromisoformat("2026-08-06T00:30:25"), shown, CHINA) is not DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown", "verdict"),
+    [(5, 4, UNCLEAR), (5, 0, UNCLEAR), (5, 6, DIFFERENT), (5, 5, EQUAL), (5, "4", UNCLEAR)],
+)
+def test_a_number_of_which_the_rest_is_shown_is_unclear(sent: int, shown: object, verdict: Verdict) -> None:
+    assert compare_parameter(sent, shown, range(11), 3, may_show_rest=True) is verdict
+
+
+HIDDEN = [
+    "[REDACTED]", "N/A", "n/a", "(hidden)", "<binary>", "<12 bytes>", "[hidden content]", "{secret}", "masked",
+    "unknown", "\u5df2\u9690\u85cf", "\u3010\u5df2\u52a0\u5bc6\u3011", "\u65e0",
+    "d41d8cd98f00b204e9800998ecf8427e", "k9Qm2bXc7RZw==",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", HIDDEN)
+def test_what_stands_for_args_that_are_not_shown_is_unclear(shown: str) -> None:
+    assert compare_args("on", shown) is UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("<on>", "<off>"),
+        ("[1]", "[2]"),
+        ("68AA00FF1668AA00", "68AA01FF1768AA00"),
+        ("hidden", "unknown"),
+        ("on", "[1, 2]"),
+    ],
+)
+def test_what_has_the_form_of_the_args_that_were_sent_stands_for_nothing(sent: str, shown: str) -> None:
+    assert compare_args(sent, shown) is DIFFERENT
+
+
+@pytest.mark.parametrize("shown", ["[111, 110]", "111 110", "0x6f,0x6e", "6f 6e", "b24=", '{"args":"on"}', "o*", "*n"])
+def test_args_that_are_shown_encoded_or_masked_are_unclear(shown: str) -> None:
+    assert compare_args("on", shown) is UNCLEAR
+
+
 @pytest.mark.parametrize(
     ("sent", "shown"),
     [
@@ -407,16 +455,17 @@ def test_a_time_that_means_no_value_is_never_different(shown: object) -> None:
         UNCLEAR: [
             "2026-08-06 18:30:00", "2026-08-06T18:30:00.000", "2026-08-06 18:30", "2026-08-06 00:00:00",
             "2026-08-06T00:00:00Z", "2026-08-06 10:30:25", "2026-08-06T10:30:25.000", "2026-08-06 10:30:00",
-            "2026-08-06 10:30",
+            "2026-08-06 10:30", "2026-08-06 10:30:25.300", "2026-08-06 06:30:25", "2026-08-07 02:30:25",
+            "2026-08-07 02:30", "2026-08-07 00:00:00",
         ],
         DIFFERENT: [
             "2026-08-06 18:30:24", "2026-08-06 18:30:01", "2026-08-06 18:31:00", "2026-08-06 18:29:00",
-            "2026-08-06 18:00:00", "2026-08-07 00:00:00", "2026-08-05 00:00:00", "2026-08-06 10:30:24",
-            "2026-08-07 02:30:25", "2026-08-06 11:30:25", "2026-08-06T02:30:25Z", "2026-08-06 10:31:00",
+            "2026-08-06 18:00:00", "2026-08-05 00:00:00", "2026-08-06 10:30:24",
+            "2026-08-07 06:30:25", "2026-08-06 11:30:25", "2026-08-06T02:30:25Z", "2026-08-06 10:31:00",
         ],
     }),
 )  # fmt: skip
-def test_a_time_that_lost_its_seconds_or_is_in_utc_is_unclear(shown: str, verdict: Verdict) -> None:
+def test_a_rounded_time_or_one_of_another_zone_or_of_twelve_hours_is_unclear(shown: str, verdict: Verdict) -> None:
     own = datetime.fromisoformat("2026-08-06T18:30:25")
     created = read_time("2026-08-05 12:00:01", CHINA)
     assert compare_time(own, shown, CHINA) is verdict

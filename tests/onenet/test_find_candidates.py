@@ -28,7 +28,7 @@ from tests.support.onenet_client import (
 )
 from tests.support.proxies import raw_server
 from tests.support.simulator import onenet
-from worker.core.answer import InDoubt
+from worker.core.answer import Cached, InDoubt
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate
@@ -376,13 +376,28 @@ async def test_the_offset_of_the_platforms_clock_shifts_the_doubt_window(
     assert entry.is_within_clock_skew == is_within_clock_skew
 
 
-@pytest.mark.parametrize("hours", [-1.1, 1.1])
-async def test_a_platform_clock_that_is_an_hour_off_makes_the_history_unreadable(hours: float) -> None:
+async def test_a_platform_clock_that_is_an_hour_behind_makes_the_history_unreadable() -> None:
     """The range that was read might begin after the command was cached."""
     wanted = command()
-    server = _history_server(wanted, in_seconds(0), _date(hours * 3600))
+    server = _history_server(wanted, in_seconds(0), _date(-1.1 * 3600))
     with raw_server(server) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable, match="clock"):
         await client.find_candidates(wanted, DoubtWindow(in_seconds(-1), in_seconds(0)), none_owned)
+
+
+@pytest.mark.parametrize(("offset_s", "later_offset_s"), [(7200, 0), (-7200, 0), (0, 7200), (-3600, 3600)])
+async def test_a_command_is_found_although_the_platforms_clock_was_set_after_it(
+    offset_s: float, later_offset_s: float
+) -> None:
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        for each in (offset_s, later_offset_s):
+            simulator.platform.clock_offset_s = each
+            for _ in range(5):
+                await client.execute(command(imei="865820030000002"), NEVER)
+            if each == offset_s:
+                sent = await client.execute(command(), NEVER)
+        found = await client.find_candidates(command(), DoubtWindow(in_seconds(-10), in_seconds(0)), none_owned)
+    assert isinstance(sent.answer, Cached)
+    assert [each.uuid for each in found] == [sent.answer.uuid]
 
 
 async def test_a_uuid_with_url_characters_is_quoted_in_the_path() -> None:
@@ -456,7 +471,6 @@ async def test_a_throttled_read_of_the_history_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("status", [413, 429, 503])
 async def test_the_wait_that_a_refused_read_asks_for_is_kept(status: int) -> None:
-    """urllib3's Retry would take such a response for a failure, and lose its header."""
     requests: list[bytes] = []
 
     def serve(sock: socket.socket) -> None:
@@ -480,6 +494,21 @@ async def test_a_page_with_many_more_entries_than_asked_for_is_unreadable() -> N
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(HistoryUnreadable):
         await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+async def test_each_try_of_a_read_whose_connection_is_lost_takes_one_request_of_the_limit() -> None:
+    taken: list[str | None] = []
+    requests: list[bytes] = []
+
+    async def acquire(product: str | None) -> None:
+        taken.append(product)
+
+    def serve(sock: socket.socket) -> None:
+        requests.append(sock.recv(65536))
+
+    with raw_server(serve) as url, onenet_client(url, acquire=acquire) as client, pytest.raises(HistoryUnreadable):
+        await client.find_candidates(command(), current_doubt(), none_owned)
+    assert len(taken) == len(requests) == 3
 
 
 async def test_each_read_of_a_page_or_a_detail_takes_one_request_of_the_products_limit(

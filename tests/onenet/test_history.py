@@ -31,7 +31,7 @@ from worker.onenet.v2 import V2
 CHINA = ZoneInfo("Asia/Shanghai")
 TRIED_AT = datetime(2026, 8, 5, 12, 0, 0, tzinfo=CHINA)
 DOUBT = DoubtWindow(TRIED_AT, TRIED_AT + timedelta(seconds=2))
-WINDOW = Window(DOUBT.since, DOUBT.until)
+WINDOW = Window(DOUBT.since, DOUBT.until, read_at=DOUBT.until)
 COMMAND: dict[str, Any] = a_command(
     expired_time="2026-08-06T08:00:00", valid_time="2026-08-05T20:00:00", retry=1, timeout=5, trigger_msg=4, args="on"
 )
@@ -74,7 +74,7 @@ def find(
 ) -> Candidate | None:
     """Look for a command in a history of one entry."""
     wanted = read_command(json.dumps(command).encode(), None, CHINA)
-    window = Window(doubt.since, doubt.until)
+    window = Window(doubt.since, doubt.until, read_at=doubt.until + timedelta(hours=12))
     for item in candidates([HistoryItem.model_validate(listed)], wanted, window, CHINA):
         detail = HistoryDetail(args=sent, content=content)
         return match(item, detail, wanted, window, CHINA, omitted_until=doubt.until)
@@ -229,6 +229,18 @@ def test_an_entry_created_outside_the_window_is_another_command(created: str) ->
     assert find(COMMAND, LISTED | {"create_time": created}, SENT, ON) is None
 
 
+def test_an_entry_created_after_it_was_read_is_unclear() -> None:
+    """Its time must be in another zone, or have the zone's offset added twice."""
+    assert unclear(COMMAND, LISTED | {"create_time": "2026-08-06 20:00:01"}, SENT, ON) == ("create_time",)
+
+
+def test_an_entry_may_be_created_in_the_afternoon_by_a_clock_of_twelve_hours() -> None:
+    doubt = DoubtWindow(TRIED_AT + timedelta(hours=3), DOUBT.until + timedelta(hours=3))
+    found = find(COMMAND, LISTED | {"create_time": "2026-08-05 03:00:01"}, SENT, ON, doubt)
+    assert found is not None
+    assert found.unclear == ("create_time",)
+
+
 @pytest.mark.parametrize("field", ["expired_time", "valid_time"])
 @pytest.mark.parametrize(
     ("wanted", "shown"),
@@ -283,12 +295,12 @@ def test_a_match_that_needs_a_large_clock_skew_is_marked() -> None:
     assert far == Candidate("u", is_within_clock_skew=False, valid_time_omitted=False)
 
 
-@pytest.mark.parametrize("skew_s", [-600, 600])
-def test_a_known_clock_skew_widens_the_window(skew_s: float) -> None:
-    window = Window(DOUBT.since, DOUBT.until, skew_s)
-    assert window.is_within(TRIED_AT + timedelta(seconds=skew_s), USUAL_SKEW)
+@pytest.mark.parametrize(("ahead_s", "behind_s"), [(600, 0), (0, 600), (600, 600)])
+def test_a_known_clock_skew_widens_the_window(ahead_s: float, behind_s: float) -> None:
+    window = Window(DOUBT.since, DOUBT.until, DOUBT.until, ahead_s, behind_s)
     assert window.is_within(TRIED_AT, USUAL_SKEW)  # the entry may have been written by a machine with another clock
-    assert not window.is_within(TRIED_AT - timedelta(seconds=skew_s), USUAL_SKEW)
+    assert window.is_within(TRIED_AT + timedelta(seconds=600), USUAL_SKEW) == bool(ahead_s)
+    assert window.is_within(TRIED_AT - timedelta(seconds=600), USUAL_SKEW) == bool(behind_s)
 
 
 def test_a_window_without_a_beginning_contains_any_earlier_time() -> None:
@@ -440,7 +452,7 @@ def test_candidates_are_sorted_by_distance_from_the_window(since: datetime | Non
         HistoryItem.model_validate(LISTED | {"cmd_uuid": str(number), "create_time": f"2026-08-05 {time}"})
         for number, time in enumerate(times)
     ]
-    window = Window(since, TRIED_AT + timedelta(seconds=13))
+    window = Window(since, TRIED_AT + timedelta(seconds=13), read_at=TRIED_AT)
     assert [item.cmd_uuid for item in candidates(items, wanted, window, CHINA)] == order
 
 

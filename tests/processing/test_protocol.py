@@ -172,7 +172,8 @@ class ModelPlatform:
         await suspend()
         if not current_faults.get().is_history_readable:
             raise HistoryUnreadable("no answer", is_outage=True)
-        window = Window(doubt.since, doubt.until + timedelta(seconds=RECONCILE_DELAY_S))
+        until = doubt.until + timedelta(seconds=RECONCILE_DELAY_S)
+        window = Window(doubt.since, until, read_at=until)
         found = [
             Candidate(kept.uuid, window.is_within(kept.created_at, USUAL_SKEW), valid_time_omitted=False)
             for kept in sorted(self._world.kept, key=lambda kept: window.distance(kept.created_at))

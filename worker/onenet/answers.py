@@ -48,6 +48,8 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
     if answer.uuid:  # the command was cached, whatever the code and the generation of the platform
         return Cached(answer.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
     is_foreign = answer.dialect is not dialect
+    if answer.code != SUCCESS and _has_uuid(answer.data):
+        return InDoubt(f"{answer.dialect.code_name} {answer.code}, with a uuid in an unknown form")
     if answer.code == SUCCESS:
         hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
         return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a uuid")
@@ -74,6 +76,13 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
                 may_concern_all_devices=kind is Kind.CREDENTIALS,
                 is_limit=kind is Kind.LIMIT,
             )
+
+
+def _has_uuid(data: object) -> bool:
+    """Tell whether an answer's content has a uuid anywhere, in whichever form."""
+    if isinstance(data, dict):
+        return any((bool(value) and "uuid" in name.lower()) or _has_uuid(value) for name, value in data.items())
+    return isinstance(data, list) and any(map(_has_uuid, data))
 
 
 def _too_many_requests(response: Response, now: datetime) -> NotSent:

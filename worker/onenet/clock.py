@@ -34,7 +34,9 @@ class PlatformClock:
         self.offset_s = 0.0
         """Seconds by which the platform's clock is ahead of ours."""
         self.highest_s = 0.0
-        """The highest offset so far: a ``valid_time`` may have been left out of a request by it."""
+        """The highest offset so far, at least 0: a command may have been sent while it held."""
+        self.lowest_s = 0.0
+        """The lowest offset so far, at most 0."""
         self.asked_at = -math.inf
         """When the platform was last asked for its time, on the monotonic clock."""
         self._platform = platform
@@ -80,6 +82,7 @@ class PlatformClock:
         if offset_s != self.offset_s:
             self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
             self.highest_s = max(self.highest_s, self.offset_s)
+            self.lowest_s = min(self.lowest_s, self.offset_s)
             self._report()
         return offset_s
 

@@ -45,6 +45,9 @@ _EXECUTE = "EXECUTE"
 _TYPES = ("READ", "WRITE", _EXECUTE)  # in the order of the platform's numbers for them
 _MINUTE = timedelta(seconds=59)  # uncertainty of a time without seconds
 _DAY = timedelta(hours=23, minutes=59, seconds=59)  # uncertainty of a date without a time
+_HALF_MINUTE = timedelta(seconds=30)  # a time without seconds may have been rounded up
+_HALF_DAY = timedelta(hours=12)  # a clock of twelve hours shows 15:00 as 03:00
+_NOON = 12  # the hour
 _YEARS = range(2001, 9000)  # other years mean "no value": an epoch, or the first or last day of a calendar
 
 _MAX_SHOWN_CHARS = 16_384  # args have at most 2 KB: no known form of them is longer
@@ -60,7 +63,15 @@ _CONSTANTS = {"true": "1.0", "false": "0.0", "null": "", "none": "", "undefined"
 _MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+")  # at which a store may truncate
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
-_MASK = re.compile(r"[*\u2022\u25cf]{2,}|[x\u00d7]{4,}", re.IGNORECASE)
+_MASK = re.compile(r"[*\u2022\u25cf]+|[x\u00d7]{4,}", re.IGNORECASE)
+# What is shown instead of a text that is hidden, binary or missing: one word of a list, or words in brackets.
+_PLACEHOLDER = re.compile(
+    r"(?:n/a|na|nil|hidden|redacted|masked|secret|encrypted|binary|omitted|unknown|protected|confidential"
+    r"|(?:已|被)?(?:隐藏|脱敏|屏蔽|加密|省略)|二进制|未知|无)\Z|[\[(<{\u3010][\w ./:-]+[\])>}\u3011]\Z",
+    re.IGNORECASE,
+)
+# A digest, or what an unknown key has encrypted.
+_CIPHERTEXT = re.compile(r"(?:0x)?[0-9a-f]{16,}\Z|[0-9a-z+/_-]{10,}={1,2}\Z", re.IGNORECASE)
 # The replacements that stores and decoders use for characters that they cannot represent.
 _LOSS = re.compile("[?\x00-\x08\x0e-\x1f\x7f-\x9f\u00bf\u25a0\u25a1\u3013\ue000-\uf8ff\ufffc\ufffd]")
 _CHARSETS = ("utf-8", "gb18030", "gbk", "gb2312", "big5", "cp1252", "latin-1", "shift_jis", "euc_kr")
@@ -92,13 +103,26 @@ def compare_number(sent: int, shown: object, allowed: range) -> Verdict:
     return DIFFERENT if number is not None and number in allowed else UNCLEAR
 
 
-def compare_parameter(sent: int | None, shown: object, allowed: range, default: int) -> Verdict:
-    """Compare an optional number; if it was not sent, the history has nothing or the platform's default."""
+def compare_parameter(
+    sent: int | None, shown: object, allowed: range, default: int, *, may_show_rest: bool = False
+) -> Verdict:
+    """Compare an optional number; if it was not sent, the history has nothing or the platform's default.
+
+    Args:
+        sent: the number; None if it was not sent.
+        shown: the value in the history.
+        allowed: the values that the platform accepts.
+        default: the platform's documented default.
+        may_show_rest: the history may show what is left of it, such as the attempts still to be made.
+    """
     if is_absent(shown):
         return EQUAL if sent in {None, default} else UNCLEAR
     verdict = compare_number(default if sent is None else sent, shown, allowed)
-    # The platform's default may differ from the documented one.
-    return UNCLEAR if sent is None and verdict is DIFFERENT else verdict
+    if verdict is not DIFFERENT:
+        return verdict
+    if sent is None:  # the platform's default may differ from the documented one
+        return UNCLEAR
+    return UNCLEAR if may_show_rest and whole_number(shown) in range(sent) else DIFFERENT
 
 
 def compare_imei(sent: str, shown: object) -> Verdict:
@@ -137,16 +161,23 @@ class ShownTime:
     uncertainty: timedelta
     has_offset: bool = False
 
-    def padded(self) -> "ShownTime":
-        """Return the time with the uncertainty that its zeros suggest: of the seconds, or of all but the date."""
-        padding = max((_padding(moment) for moment in self.readings), default=timedelta(0))
-        return ShownTime(self.readings, max(self.uncertainty, padding), self.has_offset)
+    def alternatives(self, zone: ZoneInfo) -> "list[ShownTime]":
+        """Return the other times that it may mean, each with the uncertainty that its zeros suggest.
 
-    def from_utc(self, zone: ZoneInfo) -> "ShownTime":
-        """Return the time, read as UTC written without an offset."""
-        if self.has_offset:
-            return self
-        return ShownTime(tuple(moment + _offset(moment, zone) for moment in self.readings), self.uncertainty)
+        It may be truncated or rounded, in UTC without an offset, or written with a clock of twelve hours.
+        """
+        found = []
+        for moment in self.readings:
+            uncertainty = max(self.uncertainty, _padding(moment))
+            earlier = timedelta(0) if uncertainty in {timedelta(0), _DAY} else _HALF_MINUTE  # it may be rounded up
+            shifts = [timedelta(0)]
+            if not self.has_offset:
+                shifts.append(_offset(moment, zone))
+            if uncertainty < _DAY and moment.hour < _NOON:
+                shifts.append(_HALF_DAY)
+            begins = [(moment + shift - earlier).replace(microsecond=0) for shift in shifts]
+            found += [ShownTime((begin,), uncertainty + earlier, self.has_offset) for begin in begins]
+        return found
 
 
 def _padding(moment: datetime) -> timedelta:
@@ -192,17 +223,19 @@ def is_no_value(shown: object) -> bool:
 def compare_time(sent: datetime, shown: object, zone: ZoneInfo) -> Verdict:
     """Compare a time that was sent, in the platform's local time without an offset, to the second.
 
-    A time that is truncated to the minute or the day, or is in UTC without an offset, is unclear.
+    A time that is truncated or rounded, in UTC without an offset, with the zone's offset added once more, or written
+    with a clock of twelve hours, is unclear.
     """
     found = read_time(shown, zone)
     if found is None:
         return UNCLEAR
     if any(moment.replace(microsecond=0) <= sent <= moment + found.uncertainty for moment in found.readings):
         return UNCLEAR if found.uncertainty else EQUAL
-    padded = found.padded()
-    in_utc = sent if found.has_offset else sent - _offset(sent, zone)
-    for moment in padded.readings:
-        if any(moment.replace(microsecond=0) <= wanted <= moment + padded.uncertainty for wanted in (sent, in_utc)):
+    shown_as = [sent] if found.has_offset else [sent, sent + _offset(sent, zone)]
+    if sent.hour == 0:
+        shown_as.append(sent + _HALF_DAY)  # half past midnight is 12:30
+    for each in found.alternatives(zone):
+        if any(each.readings[0] <= moment <= each.readings[0] + each.uncertainty for moment in shown_as):
             return UNCLEAR
     return DIFFERENT
 
@@ -261,6 +294,9 @@ def compare_args(sent: str | None, shown: object) -> Verdict:
     if shown == sent or _is_number_text(shown, sent):
         return EQUAL
     if isinstance(shown, str):
+        body = _json(shown)
+        if isinstance(body, dict) and "args" in body and compare_args(sent, body["args"]) is not DIFFERENT:
+            return UNCLEAR  # a body within the body
         return _compare_text(sent or "", shown)
     wanted = None if sent is None else _json(sent)
     if not any(isinstance(wanted, kind) and isinstance(shown, kind) for kind in (dict, list, int | float)):
@@ -289,10 +325,14 @@ def _is_spelling(sent: str, shown: str) -> bool:
     if not "".join(theirs[0].tokens):
         return True  # nothing is left to compare
     pairs = [*product(mine, theirs), *_sorted_objects(sent, shown), *_without_markup(mine[0], theirs[0])]
-    return any(
-        _is_rewritten(one, other) or _is_cut(one, other) or _is_garbled(one, other) or _is_masked(one, other)
-        for one, other in pairs
-    ) or _is_encoded(mine[0], theirs[0])
+    return (
+        any(
+            _is_rewritten(one, other) or _is_cut(one, other) or _is_garbled(one, other) or _is_masked(one, other)
+            for one, other in pairs
+        )
+        or _is_encoded(mine[0], theirs[0])
+        or _is_hidden(sent, shown)
+    )
 
 
 def _readings(text: str) -> list[str]:
@@ -464,10 +504,20 @@ def _places(word: str, text: str) -> int:
 
 
 def _is_encoded(sent: _Text, shown: _Text) -> bool:
-    """Tell whether a text is the other in base64 or hexadecimal digits."""
+    """Tell whether a text is the other in base64, in hexadecimal digits, or as a list of its bytes."""
     data = sent.text.encode("utf-8", "replace")
+    signed = memoryview(data).cast("b")  # as Java shows them
+    lists = ([f"{byte}" for byte in data], [f"{byte}" for byte in signed], [f"0x{byte:02x}" for byte in data])
     encoded = {_words(writing.casefold()) for writing in (base64.b64encode(data).decode(), data.hex())}
+    encoded |= {_words("".join(numbers)) for numbers in lists}
     return bool(data) and _words(shown.text.casefold()) in encoded
+
+
+def _is_hidden(sent: str, shown: str) -> bool:
+    """Tell whether a text may stand for one that is not shown, of another form than the text that was sent."""
+    one, other = (unicodedata.normalize("NFKC", text).strip() for text in (sent, shown))
+    has_value = isinstance(_json(other), dict | list)
+    return not has_value and any(form.match(other) and not form.match(one) for form in (_PLACEHOLDER, _CIPHERTEXT))
 
 
 def _json(text: str) -> object:

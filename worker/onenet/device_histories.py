@@ -5,7 +5,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
@@ -88,9 +88,12 @@ class DeviceHistories:
         """
         async with self._search(command) as search:
             since = doubt.since or doubt.until - self._history_window
-            pages, skew_s = await self._list(command, account, since, search)
-            window = Window(doubt.since, doubt.until + self._caching_delay, skew_s)
-            omitted_until = window.until + timedelta(seconds=max(0.0, skew_s, account.clock.highest_s))
+            pages, observed_s = await self._list(command, account, since, search)
+            # The clock may have been set since the command was cached, or be another node's: the window covers all.
+            ahead_s, behind_s = max(account.clock.highest_s, observed_s), max(-account.clock.lowest_s, -observed_s)
+            read_at = datetime.now(UTC) + timedelta(seconds=ahead_s)
+            window = Window(doubt.since, doubt.until + self._caching_delay, read_at, ahead_s, behind_s)
+            omitted_until = window.until + timedelta(seconds=ahead_s)
             items = candidates(pages.items, command, window, self._zone)
             excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
             found = []
@@ -168,20 +171,24 @@ class DeviceHistories:
     async def _list(
         self, command: Command, account: Account, since: datetime, search: SearchTime
     ) -> tuple[HistoryPages, float]:
-        """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead."""
-        assumed_s = account.clock.offset_s
+        """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead.
+
+        Raises:
+            HistoryUnreadable: it could not be read in full, or may have begun too late.
+        """
+        lowest_s = account.clock.lowest_s
         query = {
             "imei": command.imei,
-            "start": platform_time(since + timedelta(seconds=assumed_s) - START_MARGIN, self._zone),
+            "start": platform_time(since + timedelta(seconds=lowest_s) - START_MARGIN, self._zone),
             "sort": "ASC",  # commands cached during the read are appended, and move no entry to another page
             "per_page": PER_PAGE,
         }
         pages = HistoryPages()
         page, offset_s = await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
-        observed_s = assumed_s if offset_s is None else offset_s
-        if abs(observed_s - assumed_s) > (START_MARGIN - MAX_SKEW).total_seconds():
+        observed_s = account.clock.offset_s if offset_s is None else offset_s
+        if lowest_s - observed_s > (START_MARGIN - MAX_SKEW).total_seconds():
             raise HistoryUnreadable(
-                f"the platform's clock is {observed_s:.0f} s ahead of ours, and not {assumed_s:.0f} s"
+                f"the platform's clock is {-observed_s:.0f} s behind ours, and not at most {-lowest_s:.0f} s"
             )
         pages.add(page)
         for number in itertools.count(2):
@@ -189,5 +196,4 @@ class DeviceHistories:
                 break
             page, _ = await account.read(f"{HISTORY}?{urlencode(query | {'page': number})}", search, read_page)
             pages.add(page)
-        # The clock may have been set since the command was cached, or be another node's: the window covers both.
-        return pages, max(assumed_s, observed_s, key=abs)
+        return pages, observed_s

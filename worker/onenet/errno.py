@@ -71,7 +71,9 @@ _TEXTS = [
             Kind.THROTTLED,
             r"""(?<![a-z])freq(?![a-z]) | (?<![a-z])frequen(?:cy|t|tly)\b | \btoo\ fast\b | \bthrottl | \bqps\b
             | (?<![a-z])rate[ _-]?limit | \brate\ exceeded\b | \b(?:api|requests?|calls?)\ (?:call\ )?limit\b
-            | \btoo\ many\b(?!\ (?:\w+\ )?(?:commands?|param\w*|args?|arguments?|devices?|bytes|char\w*|objects?)\b)
+            | \btoken\ bucket\b
+            | \btoo\ many\b(?!\ (?:\w+\ )?(?:commands?|cmds?|param\w*|args?|arguments?|devices?|bytes|char\w*
+                 |objects?)\b)
             | 频率 | 频次 | 频繁 | [过太]快 | 限流 | 限频 | 限速 | (?:请求|调用|访问)(?:次?数|量)?(?:[过太]多|超)""",
         ),
         (
@@ -84,7 +86,8 @@ _TEXTS = [
         (
             Kind.LIMIT,
             r"""(?<![a-z])limit(?:s|ed|ation|ations)?(?![a-z]) | \bquota\b | 限制 | 上限 | 超限
-            | \btoo\ many\ (?:\w+\ )?commands?\b | \bqueue\ (?:\w+\ )?full\b | 队列(?:已|过)?满""",
+            | \btoo\ many\ (?:\w+\ )?(?:commands?|cmds?)\b | \b(?:commands?|cmds?)\ (?:already|are)\ (?:exist|wait)
+            | \bqueue\ (?:\w+\ )?full\b | 队列(?:已|过)?满""",
         ),
         (
             Kind.DEVICE,
@@ -142,9 +145,11 @@ def kind_of(errno: int, text: str, numbers: Mapping[int, Kind]) -> Kind:
     kind = kind or _kind_of_text(plain)
     if kind is None and errno == _PARAMETER_OR_RPC and not plain:
         return Kind.DEVICE_TROUBLE
+    numbered = _NUMBERS.get(errno) or numbers.get(errno, Kind.UNKNOWN)
     if kind is None or (_UNSUCCESS.match(plain) and kind not in _IN_DOUBT):
-        return _NUMBERS.get(errno) or numbers.get(errno, Kind.UNKNOWN)
-    return kind
+        return numbered
+    # A limit is told from a broken rule by a look at the device's history, and without one it is a refusal too.
+    return numbered if kind is Kind.PARAMETER and numbered is Kind.LIMIT else kind
 
 
 def _kind_of_text(text: str) -> Kind | None:

@@ -40,9 +40,12 @@ PER_PAGE = 100  # the platform's maximum
 USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
 MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it, and not USUAL_SKEW, decides nothing
 
+_ZONE_STEP = timedelta(hours=1)  # between neighbouring time zones
+
 _WAITS = 1  # send_status: waiting
 _FINAL = {2, 4, 5, 6}  # cancelled, expired, success, failed
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
+_RUN_DOWN = {"retry", "timeout"}  # the history may show how much of them is left
 # Half of a surrogate pair, which a serializer leaves where it truncates a text.
 _LONE_SURROGATE = re.compile(
     r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
@@ -58,12 +61,16 @@ class Window:
     Attributes:
         since: the beginning; None: unknown, so any earlier time is possible.
         until: the end.
-        skew_s: the seconds by which the platform's clock is ahead of ours, by the Date header of its responses.
+        read_at: when the history was read, on the platform's clock.
+        ahead_s: the most seconds by which the platform's clock may have been ahead of ours, at least 0.
+        behind_s: the most seconds by which it may have been behind, at least 0.
     """
 
     since: datetime | None
     until: datetime
-    skew_s: float = 0.0
+    read_at: datetime
+    ahead_s: float = 0.0
+    behind_s: float = 0.0
 
     def is_within(self, moment: datetime, allowed: timedelta, latest: datetime | None = None) -> bool:
         """Tell whether a time lies in the window, if the clocks differ by at most ``allowed``.
@@ -73,10 +80,9 @@ class Window:
             allowed: the greatest difference of the clocks.
             latest: of a time that is not known to the second, the latest possible one.
         """
-        ahead = timedelta(seconds=max(0.0, self.skew_s))
-        behind = timedelta(seconds=max(0.0, -self.skew_s))
-        begins_in_time = self.since is None or self.since - behind - allowed <= (moment if latest is None else latest)
-        return begins_in_time and moment <= self.until + ahead + allowed
+        begin = None if self.since is None else self.since - timedelta(seconds=self.behind_s) - allowed
+        is_late_enough = begin is None or begin <= (moment if latest is None else latest)
+        return is_late_enough and moment <= self.until + timedelta(seconds=self.ahead_s) + allowed
 
     def distance(self, moment: datetime) -> timedelta:
         """Return the distance of a time from the beginning of the window, or from its end if it has no beginning."""
@@ -194,7 +200,8 @@ def match(
     may_be_omitted = command.valid_at is not None and command.valid_at <= omitted_until
 
     def compare_optional(name: Literal["retry", "timeout", "trigger_msg"], shown: object) -> Verdict:
-        return compare_parameter(getattr(command, name), shown, _RANGES[name], PLATFORM_DEFAULTS[name])
+        sent, default = getattr(command, name), PLATFORM_DEFAULTS[name]
+        return compare_parameter(sent, shown, _RANGES[name], default, may_show_rest=name in _RUN_DOWN)
 
     def compare_valid(shown: object) -> Verdict:
         return compare_valid_time(valid_at, shown, created, zone, may_be_omitted=may_be_omitted)
@@ -235,19 +242,18 @@ def _place(
 ) -> tuple[Verdict, ShownTime | None]:
     """Compare the creation time of an entry with the window; returns it in the reading that lies in the window.
 
-    The time may have lost its seconds, or all but its date, or be in UTC without an offset.
+    A time that lies in it only in another reading than as written is unclear.
     """
     if created is None:
         return Verdict.UNCLEAR, None
     if _is_within(created, window, allowed, zone):
         return (Verdict.UNCLEAR if created.uncertainty else Verdict.EQUAL), created
-    padded, in_utc = created.padded(), created.from_utc(zone)
-    # Padding must be found before the conversion: midnight in UTC is not midnight in the zone.
-    padded_in_utc = padded.from_utc(zone)
-    for reading in (padded, in_utc, padded_in_utc):
+    for reading in created.alternatives(zone):
         if _is_within(reading, window, allowed, zone):
             return Verdict.UNCLEAR, reading
-    return Verdict.DIFFERENT, created
+    # Created long after it was read: it is in another zone's time, or otherwise not what it seems.
+    is_impossible = all(moment > window.read_at + _ZONE_STEP for moment in _moments(created, zone))
+    return Verdict.UNCLEAR if is_impossible else Verdict.DIFFERENT, created
 
 
 def _is_within(shown: ShownTime, window: Window, allowed: timedelta, zone: ZoneInfo) -> bool:

@@ -22,7 +22,6 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, SSLError
-from urllib3.util import Retry
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
@@ -37,11 +36,7 @@ from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
 
-_MAX_TRIES = 3  # per page, within the deadline
-# For connections that fail. A status is judged with its body: urllib3 would read all of it, however long, and drop it.
-_RETRIES = Retry(
-    total=_MAX_TRIES - 1, redirect=0, allowed_methods={"GET"}, backoff_factor=0.1, respect_retry_after_header=False
-)
+_MAX_TRIES = 3  # per page, within the deadline; not by urllib3's Retry: each takes one request from the rate limit
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -85,7 +80,7 @@ class HistoryReader:
         parse: Callable[[Response, Dialect], Model],
         clock: PlatformClock,
     ) -> tuple[Model, float | None]:
-        """Read one page, and the platform's clock by it. An answer that cannot be read is asked for again.
+        """Read one page, and the platform's clock by it; tried again if no answer comes, or none that can be read.
 
         Args:
             path: the path, relative to the platform's URL, with the query.
@@ -105,10 +100,7 @@ class HistoryReader:
             await search.acquire()
             sent_at = datetime.now(UTC)
             try:
-                response = await self.get(path, headers, search.deadline)
-            except TransportError as exc:
-                raise HistoryUnreadable(exc.reason, is_outage=True) from exc
-            try:
+                response = await self._get_or_fail(path, headers, search.deadline)
                 return _parsed(response, dialect, parse), clock.observe(response, sent_at, datetime.now(UTC))
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
@@ -117,6 +109,12 @@ class HistoryReader:
                     raise
                 await asyncio.sleep(wait_s)
         raise AssertionError  # itertools.count does not end
+
+    async def _get_or_fail(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
+        try:
+            return await self.get(path, headers, deadline)
+        except TransportError as exc:
+            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
 
     async def get(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
         """Get one response; redirects are not followed. If it is cancelled or late, the connection is cut.
@@ -168,12 +166,10 @@ class _Reading:
         Raises:
             TimeoutError: the read has been cut.
         """
-        self._assert_not_cut()  # urllib3's Retry may connect again after that
+        self._assert_not_cut()  # the thread may have waited for its turn
         sock = connect()
         with self._lock:
             self._assert_not_cut()
-            if self._sock is not None:
-                self._sock.close()  # of a try that failed
             self._sock = sock.dup()  # TLS takes the socket over
         return sock
 
@@ -240,7 +236,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
-        super().__init__(max_retries=_RETRIES)
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
