@@ -21,7 +21,7 @@ from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher
 
 BLOCKING_CALLS: list[Callable[[], object]] = [
-    lambda: time.sleep(0),
+    lambda: time.sleep(0),  # a blocking call, which the guard must refuse
     lambda: Path(__file__).read_text(),
     lambda: threading.Event().wait(0.001),
     lambda: threading.Thread().join(),
@@ -31,7 +31,7 @@ import time
 from worker.amqp.consumer import QueueConsumer
 take = QueueConsumer._on_message
 def take_late(*about):
-    time.sleep(0)
+    time.sleep(0)  # a blocking call, which must end the worker
     take(*about)
 replace(QueueConsumer, "_on_message", take_late)
 """
