@@ -65,9 +65,8 @@ def latency(stage: Stage, kind: Kind, commands: int, per_s: float, concurrency: 
         channel = connection.channel()
         began = time.monotonic()
         for number in range(commands):
-            time.sleep(
-                max(0.0, began + number / per_s - time.monotonic())
-            )  # the measured load: per_s commands a second
+            # The load under which latency is measured: per_s commands a second, evenly spaced.
+            time.sleep(max(0.0, began + number / per_s - time.monotonic()))
             command_id = f"latency-{began}-{number}"
             published_at[command_id] = time.monotonic()
             channel.basic_publish(stage.topology.commands_exchange, EXECUTE, command(number, command_id), PROPERTIES)

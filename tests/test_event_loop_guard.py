@@ -22,7 +22,7 @@ from worker.flow.dispatcher import Dispatcher
 from worker.flow.rate_limited_queue import Turns
 
 BLOCKING_CALLS: list[Callable[[], object]] = [
-    lambda: time.sleep(0),
+    lambda: time.sleep(0),  # a blocking call, which the guard must refuse
     lambda: Path(__file__).read_text(),
     lambda: threading.Event().wait(0.001),
     lambda: threading.Thread().join(),
@@ -32,7 +32,7 @@ import time
 from worker.amqp.consumer import QueueConsumer
 take = QueueConsumer._on_message
 def take_late(*about):
-    time.sleep(0)
+    time.sleep(0)  # a blocking call, which must end the worker
     take(*about)
 replace(QueueConsumer, "_on_message", take_late)
 """

@@ -6,6 +6,7 @@ delivers within the prefetch and answers when the test says so.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -149,6 +150,9 @@ class FakeBroker:
         self.published += [(publication.exchange, command_id) for publication in publications]
         return await asyncio.shield(self._confirm(delivery))  # it comes, whether or not anybody still waits for it
 
+    async def look_at_queue(self) -> tuple[int, int]:
+        return len(self.ready), 1
+
     async def _confirm(self, delivery: Delivery) -> bool:
         await asyncio.sleep(0)  # the confirm takes at least one turn of the loop
         await self.may_confirm.wait()
@@ -181,6 +185,22 @@ class Clock:
         return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
 
 
+class BreakerClock:
+    """The clock of the circuit breakers, which can be stopped: no probe is due then."""
+
+    def __init__(self) -> None:
+        self._stopped_at: float | None = None
+
+    def __call__(self) -> float:
+        return time.monotonic() if self._stopped_at is None else self._stopped_at
+
+    def stop(self) -> None:
+        self._stopped_at = time.monotonic()
+
+    def go_on(self) -> None:
+        self._stopped_at = None
+
+
 @dataclass
 class Harness:
     """A consumer between a queue and a platform."""
@@ -188,19 +208,23 @@ class Harness:
     queue: FakeBroker
     platform: BlockingPlatform
     breakers: CircuitBreakers
+    breaker_clock: BreakerClock
     consumer: Consumer
     clock: Clock
     metrics: Metrics
 
     async def pause(self) -> None:
         """Let the platform refuse a command, which pauses its product, until nothing is consumed any more."""
+        self.breaker_clock.stop()
         self.platform.answer = lambda _: NotSent("refused")
         self.platform.may_answer.set()
         self.queue.put("last-straw", DEVICES[0])
         await until(lambda: 0 in self.queue.asked_for)
+        self.breaker_clock.go_on()
 
     async def pause_product(self, product: str) -> None:
-        """Let the platform refuse a command of one product, which pauses it; other products go on."""
+        """Let the platform refuse a command of one product, which pauses it until ``breaker_clock`` goes on."""
+        self.breaker_clock.stop()
         self.platform.answer = lambda _: NotSent("503")
         self.platform.may_answer.set()
         self.queue.put("last-straw", DEVICES[0], product)
@@ -219,7 +243,8 @@ async def harness(
     interval_s: float = 0,
 ) -> AsyncIterator[Harness]:
     platform, queue, clock = BlockingPlatform(), FakeBroker(), Clock()
-    breakers = CircuitBreakers(products, 1, PROBE_S)
+    breaker_clock = BreakerClock()
+    breakers = CircuitBreakers(products, 1, PROBE_S, breaker_clock)
     history_breakers = CircuitBreakers(products, 1, PROBE_S, subject="history")
     metrics = Metrics("0", CONCURRENCY)
     policy = RetryPolicy((5, 60), max_attempts=9, reconcile_delay_s=60)
@@ -241,7 +266,7 @@ async def harness(
         probe_interval_s=look_s,
     )
     try:
-        yield Harness(queue, platform, breakers, queue.consumer, clock, metrics)
+        yield Harness(queue, platform, breakers, breaker_clock, queue.consumer, clock, metrics)
     finally:
         platform.may_answer.set()
         platform.may_show_history.set()
@@ -369,6 +394,7 @@ async def test_a_postponed_command_is_not_in_doubt_when_the_session_is_lost_befo
         await until(lambda: "a-1" in found.published_to("retry"))
         await found.queue.lose_session()
         found.platform.answer = lambda command: Cached(command.command_id)
+        found.breaker_clock.go_on()
         await until(lambda: can_be_sent(found.breakers, "a"))
         found.queue.deliver()
         await until(lambda: "a-1" in found.published_to("replies"))
@@ -387,6 +413,7 @@ async def test_a_command_postponed_after_the_session_was_lost_is_not_in_doubt() 
         found.queue.ready.append(replace(lost, session=found.queue.session, is_redelivered=True))
         found.queue.unacknowledged.clear()
         found.platform.answer = lambda command: Cached(command.command_id)
+        found.breaker_clock.go_on()
         await until(lambda: can_be_sent(found.breakers, "a"))
         found.queue.deliver()
         await until(lambda: "a-1" in found.published_to("replies"))

@@ -285,10 +285,15 @@ class Consumer:
             self._unstarted.mark_not_sent(task)  # it is delivered again: the copy may not have been stored
 
     async def _replace_with(self, task: Task, resolution: Resolution) -> bool:
-        """Publish a resolution while its task is processed; tells whether that was confirmed in time."""
+        """Publish a resolution while its task is processed; tells whether that was confirmed in time.
+
+        The broker has the acknowledgement too by then: one that was only written can be lost with its connection, and a
+        worker that dies in the attempt would get the message back beside the one that announced it.
+        """
         try:
             async with asyncio.timeout(ANNOUNCE_S):
-                return await self._publish(task, self._deliveries[task], resolution)
+                is_confirmed = await self._publish(task, self._deliveries[task], resolution)
+                return is_confirmed and await self._broker.look_at_queue() is not None  # answered in order
         except TimeoutError:
             return False
 

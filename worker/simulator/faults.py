@@ -82,7 +82,7 @@ class FaultPlan:
     """
 
     def __init__(self, faults: list[Fault], seed: int | None = None) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - not used for security
+        self._random = random.Random(seed)  # noqa: S311 - a seed must repeat a run, and nothing secret is drawn
         self._lock = threading.Lock()
         self.replace(faults)
 
