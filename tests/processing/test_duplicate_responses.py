@@ -1,21 +1,28 @@
 """Commands whose response has the uuid of another command: what their replies say, on both stores."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
 from tests.support.duplicating_server import DuplicatingServer
-from tests.support.engine import Engine, a_copy, a_task, expect, expect_reconciliation, failure_of, reply_of
+from tests.support.engine import (
+    Engine,
+    ScriptedPlatform,
+    a_copy,
+    a_task,
+    expect,
+    expect_reconciliation,
+    failure_of,
+    reply_of,
+)
 from tests.support.onenet_client import onenet_client
 from tests.support.proxies import raw_server
 from tests.support.stores import NOW
 from worker.core.answer import Cached
 from worker.core.claims import IdempotencyStore, Unseen
-from worker.core.command import Command
 from worker.core.decide import InDoubtMode
 from worker.core.doubt_window import DoubtWindow
-from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import AwaitReconciliation, Conclude, Replaced, Resolution
 from worker.processing.unstarted import key_of
 
@@ -49,29 +56,9 @@ async def test_every_reply_is_correct_when_the_platform_sends_each_response_twic
         assert reply == ("accepted", server.uuid(number))
 
 
-@dataclass
-class PlatformWithUuids:
-    """A platform that accepts every command, under the uuids of a script, and has an empty history."""
-
-    uuids: list[str]
-
-    def knows(self, _product: str | None) -> bool:
-        return True
-
-    async def execute(self, _command: Command, _not_after: float) -> Sent:
-        return Sent(Cached(self.uuids.pop(0)), valid_time_omitted=False)
-
-    def now(self, _product: str | None) -> datetime:
-        return datetime.now(UTC)
-
-    async def time_for(self, _command: Command) -> datetime:
-        return datetime.now(UTC)
-
-    async def count_waiting(self, _command: Command, _most: int) -> int:
-        return 0
-
-    async def find_candidates(self, _command: Command, _doubt: DoubtWindow, _others: OwnedByOthers) -> list[Candidate]:
-        return []
+def platform_with(uuids: Sequence[str]) -> ScriptedPlatform:
+    """Return a platform that accepts commands under these uuids."""
+    return ScriptedPlatform([], answers=[Cached(uuid) for uuid in uuids])
 
 
 @pytest.mark.parametrize("uuid", UUID_FORMS, ids=["a standard uuid", "another form"])
@@ -80,7 +67,7 @@ async def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
     store: IdempotencyStore, uuid: str, is_lookalike: bool
 ) -> None:
     """The command is in doubt, as if its response had been lost."""
-    engine = Engine(platform=PlatformWithUuids([uuid, uuid, "its own"]), store=store)
+    engine = Engine(platform=platform_with([uuid, uuid, "its own"]), store=store)
     assert reply_of(await engine.process(a_task())).uuid == uuid
     other = a_task(command_id="b", args="the same" if is_lookalike else "another")
     expect_doubt(await engine.process(other))
@@ -92,7 +79,7 @@ async def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
 async def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_resend(
     store: IdempotencyStore, in_doubt: InDoubtMode
 ) -> None:
-    engine = Engine(in_doubt, platform=PlatformWithUuids([UUID, UUID, "its own"]), store=store)
+    engine = Engine(in_doubt, platform=platform_with([UUID, UUID, "its own"]), store=store)
     await engine.process(a_task())
     copy = engine.copy_of(await engine.process(a_task(command_id="b")))
     resolution = await engine.process(a_task(copy, command_id="b"))
@@ -105,19 +92,19 @@ async def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_r
 async def test_resend_stops_at_max_attempts_when_every_response_has_the_uuid_of_another_command(
     store: IdempotencyStore,
 ) -> None:
-    engine = Engine("resend", platform=(platform := PlatformWithUuids([UUID] * 9)), store=store)
+    engine = Engine("resend", platform=(platform := platform_with([UUID] * 9)), store=store)
     await engine.process(a_task())
     resolution = await engine.process(a_task(command_id="b"))
     while isinstance(resolution, AwaitReconciliation):
         resolution = await engine.process(a_task(engine.copy_of(resolution), command_id="b"))
     assert failure_of(resolution).code == "outcome_unknown"
     assert reply_of(resolution).attempts == 3
-    assert len(platform.uuids) == 9 - 1 - 3
+    assert len(platform.answers) == 9 - 1 - 3
 
 
 async def test_a_crash_suspect_that_gets_the_uuid_of_another_command_stays_in_doubt(store: IdempotencyStore) -> None:
     """Its copy, which was published before the attempt, carries the doubt on."""
-    engine = Engine(platform=PlatformWithUuids([UUID, UUID]), store=store)
+    engine = Engine(platform=platform_with([UUID, UUID]), store=store)
     await engine.process(a_task())
     suspect = a_task(a_copy(doubt=DoubtWindow(NOW, NOW), crash_count=0), command_id="b")
     # The record that a crash leaves behind: in doubt, with the delay before the reconciliation over.
