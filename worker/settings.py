@@ -46,7 +46,6 @@ from worker.core.credentials import (
     Product,
     UserKey,
     generation,
-    plaintext_host,
 )
 from worker.core.rate import Rate
 from worker.core.urls import (
@@ -407,11 +406,6 @@ class Settings(BaseSettings):
         if self.onenet_user_id is not None and api == "v1":
             return [f"ONENET_USER_ID: is for v2 of the platform, {names} v1: set ONENET_PRODUCT_ID, or ONENET_API=v2"]
         return []
-
-    @property
-    def plaintext_host(self) -> str | None:
-        """Host to which the credentials are sent in plaintext; None with https or a loopback address."""
-        return plaintext_host(self.onenet_url)
 
     @property
     def rate(self) -> Rate | None:

@@ -194,12 +194,18 @@ def test_a_v2_answer_has_code_and_msg() -> None:
     assert of(V2, 200, wrong_key) == Refused(
         "onenet_rejected", "authentication failed", 10403, may_concern_all_devices=True
     )
-    assert of(V2, 200, {"code": 500, "msg": "whatever"}) == InDoubt("code 500: whatever")
-    assert of(V2, 200, {"code": 7, "msg": "calling too fast"}, {"retry-after": "7"}) == NotSent(
+    assert of(V2, 200, {"code": 500, "msg": "whatever", "request_id": "r"}) == InDoubt("code 500: whatever")
+    assert of(V2, 200, {"code": 7, "msg": "calling too fast", "request_id": "r"}, {"retry-after": "7"}) == NotSent(
         "code 7: calling too fast", 7.0, is_throttled=True
     )
     assert isinstance(of(V2, 200, {"code": 0, "msg": "succ"}), InDoubt)
     assert isinstance(of(V2, 200, {"code": "0", "msg": "succ", "data": {"uuid": "u"}}), InDoubt)
+
+
+@pytest.mark.parametrize("code", [1, 15, 503])
+def test_an_answer_in_the_form_of_v2_that_a_gateway_may_have_sent_leaves_the_command_in_doubt(code: int) -> None:
+    """It lacks the request_id; the gateway may have passed the command on."""
+    assert isinstance(of(V2, 200, {"code": code, "msg": "upstream overloaded"}), InDoubt)
 
 
 FOREIGN = [

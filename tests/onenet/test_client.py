@@ -1,5 +1,6 @@
 """The OneNET client on real sockets: the lease, valid_time, and check."""
 
+import asyncio
 import json
 import re
 import socket
@@ -7,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from pydantic import SecretStr
@@ -267,8 +269,8 @@ async def test_each_product_is_sent_to_its_own_platform() -> None:
 @pytest.mark.parametrize(
     ("offset_s", "note"),
     [
-        (8 * 3600, r"; the platform's clock is 28,(799|800) s ahead of this machine's: times are compared with it$"),
-        (-600, r"; the platform's clock is (599|600) s behind this machine's: times are compared with it$"),
+        (8 * 3600, r"; the platform's clock is 28,(799|800) s ahead of this machine's: commands expire by it$"),
+        (-600, r"; the platform's clock is (599|600) s behind this machine's: commands expire by it$"),
         (0, r"credentials accepted \(v1\)$"),
     ],
 )
@@ -291,6 +293,53 @@ async def test_whether_valid_time_has_passed_is_decided_on_the_platforms_clock()
         await client.execute(command(), NEVER)
         behind = await client.execute(command(command_id="b", valid_time=in_hours(-2)), NEVER)
         assert (type(behind.answer), behind.valid_time_omitted) == (Cached, False)
+
+
+@pytest.mark.parametrize(("clock_s", "times"), [(-7200, {"expired_time": -1}), (7200, {"valid_time": 1})])
+async def test_commands_that_come_at_once_wait_for_the_platforms_first_time(
+    clock_s: float, times: dict[str, float]
+) -> None:
+    """They are decided on its clock, though the first of them has it asked for and the others do not."""
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = clock_s
+        hours = {name: in_hours(value) for name, value in times.items()}
+        wanted = [command(command_id=str(number), **hours) for number in range(20)]
+        decided = await asyncio.gather(*map(client.time_for, wanted))
+    assert {abs((now - datetime.now(UTC)).total_seconds() - clock_s) < 60 for now in decided} == {True}
+
+
+async def test_no_command_expires_by_one_odd_date() -> None:
+    """A second answer tells that it was odd."""
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.clock_offset_s = 365 * 86_400
+        await client.execute(command(), NEVER)
+        assert abs(client.now(None) - datetime.now(UTC)) < timedelta(seconds=60)
+        simulator.platform.clock_offset_s = 0
+        assert abs(await client.time_for(command()) - datetime.now(UTC)) < timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_that_refuses_a_history_tells_the_platforms_time(status: int) -> None:
+    date = format_datetime(datetime.now(UTC) - timedelta(hours=2), usegmt=True).encode()
+    body = b'{"errno": 10, "error": "device not online"}'
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(65536)
+        head = b"HTTP/1.1 %d \r\nContent-Type: application/json\r\nDate: %b" % (status, date)
+        sock.sendall(head + b"\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url) as client:
+        now = await client.time_for(command(expired_time=in_hours(-1)))
+    assert abs((now - datetime.now(UTC)).total_seconds() + 7200) < 60
+
+
+async def test_a_valid_time_that_passes_on_the_way_is_left_out_of_another_request() -> None:
+    """The platform refuses it, so it has not cached the command."""
+    with onenet() as simulator, onenet_client(simulator.url) as client:
+        simulator.platform.now = lambda: datetime.now(CHINA) + timedelta(seconds=1)
+        soon = (datetime.now(CHINA) + timedelta(seconds=1)).replace(microsecond=0)
+        sent = await client.execute(command(valid_time=soon.isoformat()), NEVER)
+    assert (type(sent.answer), sent.valid_time_omitted) == (Cached, True)
 
 
 @pytest.mark.parametrize("offset_s", [-5 * 3600, 5 * 3600])

@@ -390,7 +390,8 @@ def test_what_has_the_form_of_the_args_that_were_sent_stands_for_nothing(sent: s
 
 
 @pytest.mark.parametrize(
-    "shown", ["[111, 110]", "111 110", "0x6f,0x6e", "6f 6e", "b24=", '{"args":"on"}', "args=on", "o*", "*n"]
+    "shown",
+    ["[111, 110]", "111 110", "0x6f,0x6e", "6f 6e", "b24=", '{"args":"on"}', "args=on", "<![CDATA[on]]>", "o*", "*n"],
 )
 def test_args_that_are_shown_encoded_or_masked_are_unclear(shown: str) -> None:
     assert compare_args("on", shown) is UNCLEAR

@@ -1,6 +1,7 @@
 """``onenet-worker simulator``."""
 
 import asyncio
+import base64
 import os
 import signal
 import sys
@@ -120,14 +121,12 @@ def simulator(
     from worker.simulator.platform import EVERY_DEVICE, Platform
 
     keys = {
-        f"{kind}/{identity}": os.environ.get(variable)
-        for kind, identity, variable in (
-            ("products", product_id, "SIMULATOR_ACCESS_KEY"),
-            ("userid", user_id, "SIMULATOR_USER_KEY"),
-            ("projects", project_id, "SIMULATOR_PROJECT_KEY"),
-        )
-        if identity is not None
+        f"products/{product_id}": _key("SIMULATOR_ACCESS_KEY", product_id and "--product-id"),
+        f"userid/{user_id}": _key("SIMULATOR_USER_KEY", user_id and "--user-id"),
+        f"projects/{project_id}": _key("SIMULATOR_PROJECT_KEY", project_id and "--project-id"),
     }
+    if wrong := [text for text in device or () if "=" not in text]:
+        raise SettingsError([f"--device: {wrong[0]!r} is not IMEI=BEHAVIOUR, such as 865820030000001=up"])
     own = dict(text.partition("=")[::2] for text in device or ())
     try:
         platform = Platform(
@@ -155,6 +154,18 @@ def simulator(
         asyncio.run(server.serve())
     except KeyboardInterrupt:
         typer.echo("stopped")
+
+
+def _key(variable: str, option: str | None) -> str | None:
+    """Return the key of tokens that an environment variable has; ``option``: the given option that needs it."""
+    key = os.environ.get(variable)
+    if key is None and option is not None:
+        raise SettingsError([f"{variable}: not set, but {option} needs it"])
+    try:
+        base64.b64decode(key or "", validate=True)
+    except ValueError as exc:
+        raise SettingsError([f"{variable}: is not base64"]) from exc
+    return key
 
 
 def _parse(text: str) -> "Fault":

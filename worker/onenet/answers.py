@@ -115,6 +115,8 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
         return None
     if dialect.code_name not in value:
         dialect = next((each for each in DIALECTS.values() if _is_written_in(each, value)), dialect)
+    if not _is_marked(dialect, value):
+        return None
     code, text = value.get(dialect.code_name), value.get(dialect.text_name)
     if is_strict and (not isinstance(code, int) or isinstance(code, bool)):
         return None
@@ -126,9 +128,13 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
 
 def _is_written_in(dialect: Dialect, answer: Mapping[str, object]) -> bool:
     """Tell whether an answer is one of a generation, and not the similar JSON of a gateway."""
+    return dialect.code_name in answer and dialect.text_name in answer and _is_marked(dialect, answer)
+
+
+def _is_marked(dialect: Dialect, answer: Mapping[str, object]) -> bool:
     code, data = answer.get(dialect.code_name), answer.get("data")
     is_own = code == SUCCESS or code in dialect.own_codes or dialect.mark in answer
-    return code is not None and dialect.text_name in answer and (is_own or (isinstance(data, dict) and "uuid" in data))
+    return is_own or (isinstance(data, dict) and "uuid" in data)
 
 
 def history_error(response: Response, answer: Envelope, dialect: Dialect, asked_s: float | None) -> HistoryUnreadable:

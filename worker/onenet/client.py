@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -22,7 +22,7 @@ from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
 from worker.onenet.account import Account, Site
 from worker.onenet.answers import foreign_answer, interpret, is_json, read_answer
-from worker.onenet.clock import NOTABLE_S
+from worker.onenet.clock import NOTABLE_S, PlatformClock
 from worker.onenet.device_histories import HISTORY, START_MARGIN, DeviceHistories
 from worker.onenet.errno import SUCCESS, Kind
 from worker.onenet.response import Response
@@ -33,6 +33,8 @@ _JSON = {"Content-Type": "application/json"}
 _NO_ARGS = b"{}"
 _MAX_RECENT_UUIDS = 5_000  # a duplicate response arrives soon; the store knows older uuids
 _ASK_AGAIN_S = 60.0
+_AGREEING_ANSWERS = 2  # that make the platform's clock certain
+_CLOCK_UNIT_S = 1.0  # of a Date: the platform's clock is known no better
 _TOKEN_TOLERANCE_S = 60.0
 _NO_CREDENTIALS = "the product has no credentials any more"
 
@@ -123,7 +125,14 @@ class OneNETClient:
         account = self._accounts.get(command.product)
         if account is None:
             return Sent(NotSent(_NO_CREDENTIALS), valid_time_omitted=False)
-        omit_valid_time = command.valid_at is not None and command.valid_at <= account.clock.now()
+        sent = await self._execute(command, account, not_after, omit_valid_time=_has_begun(command, account.clock, 0))
+        # What the platform refused it has not cached, and without the valid_time it may accept it.
+        has_begun = not sent.valid_time_omitted and _has_begun(command, account.clock, _CLOCK_UNIT_S)
+        if isinstance(sent.answer, Refused) and has_begun and time.monotonic() < not_after:
+            return await self._execute(command, account, not_after, omit_valid_time=True)
+        return sent
+
+    async def _execute(self, command: Command, account: Account, not_after: float, *, omit_valid_time: bool) -> Sent:
         request = self._request(command, account, omit_valid_time=omit_valid_time)
         deadline = min(time.monotonic() + self._request_s, not_after)
         secrets = tuple(account.headers().values())
@@ -176,27 +185,29 @@ class OneNETClient:
         return await self._histories.count_waiting(self._account_of(command), command, most)
 
     async def time_for(self, command: Command) -> datetime:
-        """Return the time by which a command's times are decided: that on its platform's clock, aware.
+        """Return the time by which a command counts as expired, as ``now`` does.
 
-        The platform is asked for it, at most once a minute, where too little is known: before a ``valid_time`` is sent
-        or left out, and before a command counts as expired.
+        The platform is asked for its time, at most once a minute, where too little is known: before a ``valid_time`` is
+        sent or left out, and before a command counts as expired.
         """
         account = self._accounts.get(command.product)
-        if account is None:
-            return datetime.now(UTC)
-        clock = account.clock
-        has_expired = command.expires_at <= clock.now()
-        is_needed = not clock.is_certain if has_expired else command.valid_at is not None and not clock.is_known
-        if is_needed and time.monotonic() - clock.asked_at > _ASK_AGAIN_S:
-            clock.asked_at = time.monotonic()
-            with suppress(HistoryUnreadable):
-                await self._histories.read_clock(account, command)
-        return clock.now()
+        if account is not None and _needs_clock(command, account.clock):
+            async with account.clock.asking:  # the commands of this moment wait for one answer
+                if time.monotonic() - account.clock.asked_at > _ASK_AGAIN_S:
+                    account.clock.asked_at = time.monotonic()
+                    await self._ask_time(account, command)
+        return self.now(command.product)
+
+    async def _ask_time(self, account: Account, command: Command) -> None:
+        for _ in range(_AGREEING_ANSWERS):
+            if _needs_clock(command, account.clock):
+                with suppress(HistoryUnreadable):
+                    await self._histories.read_clock(account, command)
 
     def now(self, product: str | None) -> datetime:
-        """Return the time on the clock of a product's platform, aware."""
+        """Return the time on the clock of a product's platform, aware; while that is not certain, ours if earlier."""
         account = self._accounts.get(product)
-        return datetime.now(UTC) if account is None else account.clock.now()
+        return datetime.now(UTC) if account is None else account.clock.earliest_now()
 
     def clock_offsets_s(self) -> dict[str | None, float]:
         """Return for each product the seconds by which its platform's clock is ahead of ours."""
@@ -210,26 +221,35 @@ class OneNETClient:
         """
         account = self._accounts[product_name]
         dialect, sent_at = account.dialect, datetime.now(UTC)
-        since = platform_time(sent_at - START_MARGIN, self._zone)
-        path = f"{dialect.path_prefix}{HISTORY}?{urlencode({'imei': imei, 'start': since})}"
-        try:
-            response = await account.reader.get(path, account.headers(), time.monotonic() + self._request_s)
-        except TLSError as exc:
-            raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
-        except TransportError as exc:
-            raise PlatformUnusable(f"cannot be reached: {exc.reason}") from exc
+        response = await self._get_history(account, imei)
         status, answer = response.status, read_answer(response.body, dialect)
+        offset_s = account.clock.offset_by(response, sent_at, datetime.now(UTC))
+        is_far = offset_s is not None and abs(offset_s) > _TOKEN_TOLERANCE_S
+        if is_far and answer is not None and answer.code != SUCCESS and answer.kind is Kind.CREDENTIALS:
+            account.clock.observe(response, sent_at, datetime.now(UTC))  # a token is signed for its time then
+            response = await self._get_history(account, imei)
+            status, answer = response.status, read_answer(response.body, dialect)
         if answer is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PlatformUnusable(_http_fault(response))
         text = answer.dialect.error(answer.code, response.redacted(" ".join(answer.text.split())[:200]))
         if answer.dialect is not dialect:
             raise PlatformUnusable(f"{foreign_answer(answer.dialect, dialect)}; {text}")
-        note = _clock_note(account.clock.offset_by(response, sent_at, datetime.now(UTC)))
+        note = _clock_note(offset_s)
         if answer.code != SUCCESS:
             raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}{note}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
         return f"{account.product.url}: credentials accepted ({dialect.generation}){note}"
+
+    async def _get_history(self, account: Account, imei: str) -> Response:
+        since = platform_time(datetime.now(UTC) - START_MARGIN, self._zone)
+        path = f"{account.dialect.path_prefix}{HISTORY}?{urlencode({'imei': imei, 'start': since})}"
+        try:
+            return await account.reader.get(path, account.headers(), time.monotonic() + self._request_s)
+        except TLSError as exc:
+            raise PlatformUnusable(f"TLS failed: {exc.reason}") from exc
+        except TransportError as exc:
+            raise PlatformUnusable(f"cannot be reached: {exc.reason}") from exc
 
     def _account_of(self, command: Command) -> Account:
         account = self._accounts.get(command.product)
@@ -256,6 +276,19 @@ class OneNETClient:
         return platform_time(moment, self._zone).replace(":", "%3A")
 
 
+def _needs_clock(command: Command, clock: PlatformClock) -> bool:
+    """Tell whether the platform's clock has to be known better before this command's times are decided."""
+    if command.expires_at <= clock.now():
+        return not clock.is_certain
+    return command.valid_at is not None and not clock.is_agreed
+
+
+def _has_begun(command: Command, clock: PlatformClock, tolerance_s: float) -> bool:
+    """Tell whether a command's ``valid_time`` has passed for the platform, which accepts only a later one."""
+    now = clock.now() + timedelta(seconds=tolerance_s)
+    return command.valid_at is not None and command.valid_at <= now
+
+
 def _is_refused_key(answer: Answer) -> bool:
     return isinstance(answer, Refused) and answer.code == "onenet_rejected" and answer.may_concern_all_devices
 
@@ -267,7 +300,7 @@ def _clock_note(offset_s: float | None) -> str:
     if abs(offset_s) <= NOTABLE_S:
         return ""
     direction = "ahead of" if offset_s > 0 else "behind"
-    return f"; the platform's clock is {abs(offset_s):,.0f} s {direction} this machine's: times are compared with it"
+    return f"; the platform's clock is {abs(offset_s):,.0f} s {direction} this machine's: commands expire by it"
 
 
 def _fault(kind: Kind, imei: str) -> str:

@@ -4,6 +4,7 @@ The platform compares a command's times with its own clock, so what has passed i
 Source: https://www.rfc-editor.org/rfc/rfc9110#field.date
 """
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -24,7 +25,8 @@ log = get_logger()
 class PlatformClock:
     """Estimates the offset of one platform's clock.
 
-    It is the median of the latest answers' offsets, so that one odd Date, such as a stale page's, changes nothing.
+    It is the middle one of the latest answers' offsets, of two the smaller, so that one odd Date, such as that of a
+    stale page, changes nothing once there are others.
 
     Args:
         platform: the platform's URL, for the log.
@@ -37,6 +39,8 @@ class PlatformClock:
         """The highest offset so far, at least 0: a command may have been sent while it held."""
         self.lowest_s = 0.0
         """The lowest offset so far, at most 0."""
+        self.asking = asyncio.Lock()
+        """Held while the platform is asked for its time."""
         self.asked_at = -math.inf
         """When the platform was last asked for its time, on the monotonic clock."""
         self._platform = platform
@@ -50,16 +54,25 @@ class PlatformClock:
         """Return the time on the platform's clock, aware."""
         return datetime.now(UTC) + timedelta(seconds=self.offset_s)
 
+    def earliest_now(self) -> datetime:
+        """Return the time on the platform's clock, or on ours if that is earlier and the platform's is not certain."""
+        ours = datetime.now(UTC)
+        offset_s = self.offset_s if self.is_certain else min(0.0, self.offset_s)
+        return ours + timedelta(seconds=offset_s)
+
     @property
-    def is_known(self) -> bool:
-        """Whether an answer has told the offset, and ours was not set since."""
-        return bool(self._offsets_s) and abs(_epoch() - self._epoch) < NOTABLE_S
+    def is_agreed(self) -> bool:
+        """Whether the last two answers agree, and our clock was not set since."""
+        return self._is_known and _agree([*self._offsets_s][-2:])
 
     @property
     def is_certain(self) -> bool:
         """Whether the last two answers agree, and the last one is recent."""
-        is_recent = time.monotonic() - self._observed_at < _RECENT_S
-        return self.is_known and is_recent and _agree([*self._offsets_s][-2:])
+        return self.is_agreed and time.monotonic() - self._observed_at < _RECENT_S
+
+    @property
+    def _is_known(self) -> bool:
+        return bool(self._offsets_s) and abs(_epoch() - self._epoch) < NOTABLE_S
 
     def observe(self, response: Response, sent_at: datetime, received_at: datetime) -> float | None:
         """Take the Date of an answer into account.
@@ -75,11 +88,11 @@ class PlatformClock:
         offset_s = self.offset_by(response, sent_at, received_at)
         if offset_s is None:
             return None
-        if not self.is_known:
+        if not self._is_known:
             self._offsets_s.clear()
         self._offsets_s.append(offset_s)
         self._observed_at, self._epoch = time.monotonic(), _epoch()
-        if offset_s != self.offset_s:
+        if offset_s != self.offset_s or self._reported_s:
             self.offset_s = sorted(self._offsets_s, key=abs)[(len(self._offsets_s) - 1) // 2]
             self.highest_s = max(self.highest_s, self.offset_s)
             self.lowest_s = min(self.lowest_s, self.offset_s)
@@ -103,6 +116,8 @@ class PlatformClock:
         change_s = abs(self.offset_s - self._reported_s)
         if change_s <= max(NOTABLE_S, abs(self._reported_s) / 2) or not (is_notable or self._reported_s):
             return
+        if not is_notable and any(abs(offset_s) > NOTABLE_S for offset_s in self._offsets_s):
+            return  # two machines of the platform differ: it would be said in turn
         offset_s = round(self.offset_s, 1)
         self._reported_s = self.offset_s if is_notable else 0.0
         if is_notable:

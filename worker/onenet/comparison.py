@@ -64,7 +64,7 @@ _MAY_END_TEXT = re.compile("[\x00-\x1f\x7f\U00010000-\U0010ffff]+|[\x80-\uffff]+
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ELLIPSIS = re.compile(r"\.{3,}|\.\.\s*\Z|[(\[<]truncated\b")
 _MASK = re.compile(r"[*\u2022\u25cf]+|[x\u00d7]{4,}", re.IGNORECASE)
-_NAME = re.compile(r"args ?[=:] ?", re.IGNORECASE)
+_WRAPPED = re.compile(r"args ?[=:] ?(.*)\Z|<!\[CDATA\[(.*)\]\]>\Z", re.IGNORECASE | re.DOTALL)
 # What is shown instead of a text that is hidden, binary or missing: one word of a list, or words in brackets.
 _PLACEHOLDER = re.compile(
     r"(?:n/a|na|nil|hidden|redacted|masked|secret|encrypted|binary|omitted|unknown|protected|confidential"
@@ -298,7 +298,7 @@ def compare_args(sent: str | None, shown: object) -> Verdict:
         body = _json(shown)
         if isinstance(body, dict) and "args" in body and compare_args(sent, body["args"]) is not DIFFERENT:
             return UNCLEAR  # a body within the body
-        if sent is not None and (named := _NAME.match(shown)) and compare_args(sent, shown[named.end() :]) is EQUAL:
+        if sent is not None and (wrapped := _WRAPPED.match(shown)) and sent in wrapped.groups():
             return UNCLEAR
         return _compare_text(sent or "", shown)
     wanted = None if sent is None else _json(sent)

@@ -67,8 +67,3 @@ class Envelope:
     def kind(self) -> Kind:
         """The kind of the error; the code is not 0."""
         return self.dialect.kind_of(self.code, self.text)
-
-    @property
-    def error(self) -> str:
-        """The error as text for people."""
-        return self.dialect.error(self.code, self.text)

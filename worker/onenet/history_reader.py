@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
-from worker.onenet.answers import asked_wait_s, http_history_error
+from worker.onenet.answers import asked_wait_s, http_history_error, is_json
 from worker.onenet.clock import PlatformClock
 from worker.onenet.dialect import Dialect
 from worker.onenet.response import Response
@@ -101,7 +101,7 @@ class HistoryReader:
             sent_at = datetime.now(UTC)
             try:
                 response = await self._get_or_fail(path, headers, search.deadline)
-                return _parsed(response, dialect, parse), clock.observe(response, sent_at, datetime.now(UTC))
+                return _observed(response, dialect, parse, clock, sent_at)
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
@@ -249,6 +249,24 @@ class _Adapter(HTTPAdapter):
 
     def cert_verify(self, *args: Any) -> None:
         """Add no authority: requests would load its own into the route's context."""
+
+
+def _observed(
+    response: Response,
+    dialect: Dialect,
+    parse: Callable[[Response, Dialect], Model],
+    clock: PlatformClock,
+    sent_at: datetime,
+) -> tuple[Model, float | None]:
+    """Read a response, and the platform's clock, which errors of the platform tell too."""
+    received_at = datetime.now(UTC)
+    try:
+        parsed = _parsed(response, dialect, parse)
+    except HistoryUnreadable:
+        if is_json(response):
+            clock.observe(response, sent_at, received_at)
+        raise
+    return parsed, clock.observe(response, sent_at, received_at)
 
 
 def _parsed(response: Response, dialect: Dialect, parse: Callable[[Response, Dialect], Model]) -> Model:
