@@ -318,8 +318,8 @@ def rate_wait_s(settings: Settings) -> float:
 def lease_s(settings: Settings) -> float:
     """Return the duration of a lease, in seconds.
 
-    Long enough to read a history at the rate limit and to send a request. After it nothing is sent, and whoever claims
-    the command takes it for one in doubt.
+    Long enough to read a history at the rate limit and to send a request. After it nothing is sent, and the next claim
+    takes the command for one in doubt.
     """
     return 2 * settings.request_s + rate_wait_s(settings) + PROCESSING_S
 
