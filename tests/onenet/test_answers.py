@@ -21,10 +21,12 @@ def answer(status: int, body: object, retry_after: str | None = None) -> Answer:
     return of(V1, status, body, {} if retry_after is None else {"retry-after": retry_after})
 
 
-def of(dialect: Dialect, status: int, body: object, headers: dict[str, str] | None = None) -> Answer:
+def of(
+    dialect: Dialect, status: int, body: object, headers: dict[str, str] | None = None, *, is_proven: bool = False
+) -> Answer:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     names = {name.encode(): value.encode() for name, value in (headers or {}).items()}
-    return interpret(Response(status, names, content, (KEY, TOKEN)), dialect, NOW)
+    return interpret(Response(status, names, content, (KEY, TOKEN)), dialect, NOW, is_proven=is_proven)
 
 
 def test_errno_0_with_a_uuid_means_cached() -> None:
@@ -252,13 +254,19 @@ def test_an_answer_of_the_other_generation_with_a_uuid_means_cached(
      (V2, {"errno": 16, "error": "unsuccess: TIME_OUT null"})],
     ids=str,
 )  # fmt: skip
-def test_an_answer_of_the_other_generation_after_which_the_command_may_be_cached_leaves_it_in_doubt(
+def test_an_answer_of_the_other_generation_is_in_doubt_only_if_the_configured_one_has_accepted_a_command(
     dialect: Dialect, body: dict[str, Any]
 ) -> None:
-    """A refusal may be followed by another request, when the product is paused."""
-    found = of(dialect, 200, body)
+    """Something in front of the platform has answered then; before, the settings are wrong and nothing is cached."""
+    found = of(dialect, 200, body, is_proven=True)
     assert isinstance(found, InDoubt)
     assert found.reason.startswith("ONENET_API: ")
+    for status in (200, 404, 500, 503):
+        refused = of(dialect, status, body)
+        assert isinstance(refused, Refused)
+        assert refused.message.startswith("ONENET_API: the platform answers as v")
+        assert refused.is_misconfigured
+        assert not refused.may_concern_all_devices  # or it would be sent again while the product is paused
 
 
 @pytest.mark.parametrize("code", [404, 500, 503, 504])

@@ -27,7 +27,7 @@ from tests.support.onenet_client import (
 )
 from tests.support.proxies import raw_server
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
-from worker.core.answer import Cached, InDoubt, NotSent
+from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.core.credentials import AccessKey, ApiKey, Generation, Product
 from worker.core.times import platform_time
 from worker.errors import HistoryUnreadable, PlatformUnusable
@@ -377,3 +377,20 @@ async def test_waiting_commands_are_found_behind_many_that_are_over() -> None:
             cache(simulator, command(), f"over-{number}")
             simulator.platform.commands[-1].send_status = (CANCELLED, EXPIRED)[number % 2]
         assert await client.count_waiting(command(), 10) == 1
+
+
+async def test_a_foreign_outage_is_a_doubt_once_the_configured_generation_has_accepted_a_command() -> None:
+    """Before that it is the error that the setting is wrong."""
+    accepted = b'{"errno": 0, "error": "succ", "data": {"uuid": "u"}}'
+    outage = b'{"code": 500, "msg": "internal error", "request_id": "r"}'
+    bodies = [outage, accepted, outage]
+
+    def serve(sock: socket.socket) -> None:
+        while bodies and read_request(sock):
+            body = bodies.pop(0)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url) as client:
+        answers = [(await client.execute(command(command_id=str(number)), NEVER)).answer for number in range(3)]
+    assert [type(answer) for answer in answers] == [Refused, Cached, InDoubt]
+    assert all("ONENET_API" in str(answer) for answer in (answers[0], answers[2]))

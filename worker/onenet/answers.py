@@ -25,19 +25,23 @@ _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
 
 
-def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
+def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven: bool) -> Answer:
     """Return what one HTTP response means for the command.
 
     Args:
         response: the response.
         dialect: the generation of the platform that is configured.
         now: when the response arrived, timezone-aware.
+        is_proven: the platform has accepted a command in the configured generation. An answer of the other one is then
+            no sign of wrong settings.
     """
     status = response.status
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return InDoubt(response.description)
     is_success = status < HTTPStatus.MULTIPLE_CHOICES
     answer = read_answer(response.body, dialect)
+    if answer is not None and answer.dialect is not dialect and not is_proven and not _has_uuid(answer.data):
+        return _misconfigured(response, answer, dialect, now)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return InDoubt(response.description)
     if answer is None:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(response, now)
@@ -67,7 +71,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
         case _ if status == HTTPStatus.TOO_MANY_REQUESTS:
             return _too_many_requests(response, now)
         case _ if is_foreign:
-            return Refused("onenet_rejected", error, answer.code, may_concern_all_devices=True, is_misconfigured=True)
+            return _misconfigured(response, answer, dialect, now)
         case kind:
             return Refused(
                 "onenet_rejected",
@@ -76,6 +80,26 @@ def interpret(response: Response, dialect: Dialect, now: datetime) -> Answer:
                 may_concern_all_devices=kind is Kind.CREDENTIALS,
                 is_limit=kind is Kind.LIMIT,
             )
+
+
+def _misconfigured(response: Response, answer: Envelope, dialect: Dialect, now: datetime) -> Answer:
+    """Return the error that ``ONENET_API`` is wrong: the platform has no command, for it does not know the path."""
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return _too_many_requests(response, now)
+    text = answer.dialect.error(answer.code, response.redacted(answer.text)[:_MAX_MESSAGE_CHARS])
+    # Only what the platform refused for certain may be sent again while the product is paused.
+    is_refused = (
+        response.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        and answer.code != SUCCESS
+        and answer.kind not in {Kind.OUTAGE, Kind.DEVICE_TROUBLE}
+    )
+    return Refused(
+        "onenet_rejected",
+        f"{foreign_answer(answer.dialect, dialect)}; {text}",
+        answer.code,
+        may_concern_all_devices=is_refused,
+        is_misconfigured=True,
+    )
 
 
 def _has_uuid(data: object) -> bool:
@@ -92,6 +116,12 @@ def _too_many_requests(response: Response, now: datetime) -> NotSent:
 def is_json(response: Response) -> bool:
     """Tell whether a response says that it is JSON, as OneNET's answers are; error pages are not."""
     return (response.header("content-type") or "").lower().startswith("application/json")
+
+
+def is_written_in(dialect: Dialect, response: Response) -> bool:
+    """Tell whether a response is an answer of a generation of the platform."""
+    answer = read_answer(response.body, dialect)
+    return answer is not None and answer.dialect is dialect
 
 
 def foreign_answer(found: Dialect, configured: Dialect) -> str:

@@ -21,7 +21,7 @@ from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
 from worker.onenet.account import Account, Site
-from worker.onenet.answers import foreign_answer, interpret, is_json, read_answer
+from worker.onenet.answers import foreign_answer, interpret, is_json, is_written_in, read_answer
 from worker.onenet.clock import NOTABLE_S, PlatformClock
 from worker.onenet.device_histories import HISTORY, START_MARGIN, DeviceHistories
 from worker.onenet.errno import SUCCESS, Kind
@@ -82,6 +82,7 @@ class OneNETClient:
         self._histories = histories
         self._request_s = request_s
         self._accounts: dict[str | None, Account] = {}
+        self._proven: set[str | None] = set()  # products with a command accepted in the configured generation
         self.replace_products(products)
         self._recent_uuids = _RecentUuids()
 
@@ -99,6 +100,7 @@ class OneNETClient:
             name: Account.of(product, self._sites[product.url]) if name in changed else former[name]
             for name, product in products.items()
         }
+        self._proven -= changed
         for name, account in former.items():
             if self._accounts.get(name) is not account:
                 account.transport.close()
@@ -142,9 +144,12 @@ class OneNETClient:
         def is_unique(response: Response) -> bool:
             """Interpret the response before its connection is reused: the next request must not read a duplicate."""
             now = datetime.now(UTC)
-            answer = interpret(replace(response, secrets=secrets), account.dialect, now)
+            is_proven = command.product in self._proven
+            answer = interpret(replace(response, secrets=secrets), account.dialect, now, is_proven=is_proven)
             is_new = False
             if isinstance(answer, Cached):
+                if not is_proven and is_written_in(account.dialect, response):
+                    self._proven.add(command.product)
                 former = self._recent_uuids.add(answer.uuid, command.command_id)
                 is_new = former is None
                 if former not in {None, command.command_id}:
