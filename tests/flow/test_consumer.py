@@ -94,6 +94,7 @@ class FakeBroker:
         self._count = 0
         self.bodies: list[bytes] = []
         self._counted: set[int] = set()  # what is unacknowledged of the present consumers
+        self._settling = 0  # how many calls of settle() have not returned
 
     def put(
         self,
@@ -132,6 +133,7 @@ class FakeBroker:
         self._counted.clear()
         await asyncio.sleep(0)
         self.consumer.on_lost()
+        await until(lambda: not self._settling)  # a new session takes longer than that
         again = [replace(delivery, session=self.session, is_redelivered=True) for delivery in void]
         self.ready = [*again, *self.ready]
 
@@ -148,7 +150,11 @@ class FakeBroker:
             return False
         command_id = json.loads(delivery.body)["command_id"]
         self.published += [(publication.exchange, command_id) for publication in publications]
-        return await asyncio.shield(self._confirm(delivery))  # it comes, whether or not anybody still waits for it
+        self._settling += 1
+        try:
+            return await asyncio.shield(self._confirm(delivery))  # it comes, whether or not anybody still waits for it
+        finally:
+            self._settling -= 1
 
     async def look_at_queue(self) -> tuple[int, int]:
         return len(self.ready), 1
