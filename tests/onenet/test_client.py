@@ -342,6 +342,30 @@ async def test_a_valid_time_that_passes_on_the_way_is_left_out_of_another_reques
     assert (type(sent.answer), sent.valid_time_omitted) == (Cached, True)
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"<html>not found</html>"),
+        (500, b'{"code": 500, "msg": "internal error", "request_id": "r"}'),
+        (200, b'{"errno": 2, "error": "auth failed"}'),
+    ],
+)
+async def test_a_refusal_of_something_else_than_valid_time_is_followed_by_no_other_request(
+    status: int, body: bytes
+) -> None:
+    asked = []
+
+    def serve(sock: socket.socket) -> None:
+        asked.append(read_request(sock))
+        sock.sendall(b"HTTP/1.1 %d \r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url) as client:
+        soon = datetime.now(CHINA).replace(microsecond=0) + timedelta(seconds=1)
+        sent = await client.execute(command(valid_time=soon.isoformat()), NEVER)
+    assert isinstance(sent.answer, Refused)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("offset_s", [-5 * 3600, 5 * 3600])
 async def test_the_history_of_a_platform_with_another_clock_is_found(offset_s: float) -> None:
     """Where it starts is said in the platform's time."""

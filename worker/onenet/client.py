@@ -128,9 +128,8 @@ class OneNETClient:
         if account is None:
             return Sent(NotSent(_NO_CREDENTIALS), valid_time_omitted=False)
         sent = await self._execute(command, account, not_after, omit_valid_time=_has_begun(command, account.clock, 0))
-        # What the platform refused it has not cached, and without the valid_time it may accept it.
         has_begun = not sent.valid_time_omitted and _has_begun(command, account.clock, _CLOCK_UNIT_S)
-        if isinstance(sent.answer, Refused) and has_begun and time.monotonic() < not_after:
+        if _is_refused_content(sent.answer) and has_begun and time.monotonic() < not_after:
             return await self._execute(command, account, not_after, omit_valid_time=True)
         return sent
 
@@ -292,6 +291,16 @@ def _has_begun(command: Command, clock: PlatformClock, tolerance_s: float) -> bo
     """Tell whether a command's ``valid_time`` has passed for the platform, which accepts only a later one."""
     now = clock.now() + timedelta(seconds=tolerance_s)
     return command.valid_at is not None and command.valid_at <= now
+
+
+def _is_refused_content(answer: Answer) -> bool:
+    """Tell whether the platform itself refused what the command says: it was not cached, and may be if it says less.
+
+    A refusal by something in front of the platform, or in the form of the other generation, proves too little for that.
+    """
+    if not isinstance(answer, Refused) or answer.code != "onenet_rejected":
+        return False
+    return not (answer.is_misconfigured or answer.may_concern_all_devices)
 
 
 def _is_refused_key(answer: Answer) -> bool:
