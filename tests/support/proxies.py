@@ -43,7 +43,8 @@ class Proxy:
         """Send every client a malformed frame: one without its end octet."""
         with self._lock:
             for client in self._pairs[::2]:
-                client.sendall(b"\x01\x00\x01\x00\x00\x00\x04none\x00")
+                with suppress(OSError):  # closed by now
+                    client.sendall(b"\x01\x00\x01\x00\x00\x00\x04none\x00")
 
     def close(self) -> None:
         _close(self._listener)
