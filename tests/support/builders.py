@@ -13,17 +13,14 @@ AN_IMEI = "865820030000001"
 
 
 def a_command(**changes: Any) -> dict[str, Any]:
-    """Return the fields of a valid command with a new id; a change to None removes the field.
-
-    Whenever two are made, they differ in nothing else: the time at which both expire is set once.
-    """
+    """Return the fields of a valid command with a new id; a change to None removes the field."""
     fields: dict[str, Any] = {
         "command_id": str(uuid4()),
         "imei": AN_IMEI,
         "obj_id": 3311,
         "obj_inst_id": 0,
         "res_id": 5850,
-        "expired_time": _TOMORROW,
+        "expired_time": in_hours(24),
     }
     return {name: value for name, value in (fields | changes).items() if value is not None}
 
@@ -37,9 +34,6 @@ def a_task(number: int, imei: str = AN_IMEI, **changes: Any) -> Task:
 def in_hours(hours: float) -> str:
     """Return the time in ``hours`` from now as a command has it."""
     return (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-_TOMORROW = in_hours(24)[:-3] + "30Z"  # not near a full minute, which a history may show instead of the time
 
 
 def fields_of(value: Any) -> str:

@@ -13,7 +13,7 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from tests.support.builders import a_command
+from tests.support.builders import a_command, in_hours
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID
 from worker.core.answer import Answer
 from worker.core.command import Command
@@ -121,9 +121,14 @@ def use_proxy(monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
 
 
+_TOMORROW = in_hours(24)[:-3] + "30Z"  # not near a full minute, which a history may show instead of the time
+
+
 def command(**changes: Any) -> Command:
-    """Return a valid command with args "on"."""
-    return read_command(json.dumps(a_command(**{"args": "on", **changes})).encode(), None, CHINA)
+    """Return a valid command with args "on"; two of them differ only in their ids, whenever they are made."""
+    return read_command(
+        json.dumps(a_command(**{"args": "on", "expired_time": _TOMORROW, **changes})).encode(), None, CHINA
+    )
 
 
 @contextmanager
