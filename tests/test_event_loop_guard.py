@@ -36,12 +36,12 @@ def take_late(*about):
     take(*about)
 replace(QueueConsumer, "_on_message", take_late)
 """
-SLOW_CALLBACK = """
+SLOW_CALLBACK = f"""
 import time
 from worker.amqp.consumer import QueueConsumer
 take = QueueConsumer._on_message
 def take_late(*about):
-    end = time.monotonic() + 6
+    end = time.monotonic() + {SLOW_CALLBACK_S + 1}
     while time.monotonic() < end:
         pass
     take(*about)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
 
-SLOW_CALLBACK_S = 5.0
+SLOW_CALLBACK_S = 10.0
 _SLOW = re.compile(r"Executing .* took ([\d.]+) seconds", re.DOTALL)
 _ALSO_WAITING = ("socket.getaddrinfo", "threading.Thread.join")
 _NOT_WAITING = ("threading.Lock.acquire", "threading.Lock.acquire_lock")  # short critical sections, as of the log
