@@ -27,7 +27,12 @@ class LocalProcess:
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
         self.output = output
-        inherited = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in _SETTINGS}
+        inherited = {
+            name: value
+            for name in os.environ
+            if name.removesuffix("_FILE") not in _SETTINGS
+            and (value := os.environ.get(name)) is not None  # another thread may take a variable away meanwhile
+        }
         with output.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", *arguments],
