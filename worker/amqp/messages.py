@@ -208,7 +208,13 @@ class MessageBuilder:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""
         envelope = delivery.envelope
         properties = _copied(
-            delivery, envelope.attempt, doubt, envelope.crash_count, is_free=envelope.is_free_attempt, is_unstarted=True
+            delivery,
+            envelope.attempt,
+            doubt,
+            envelope.crash_count,
+            is_free=envelope.is_free_attempt,
+            # Another copy may have a twin: the message that it was copied from, if that was not acknowledged.
+            is_unstarted=envelope.is_unstarted or not envelope.is_copy,
         )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
