@@ -107,6 +107,10 @@ def test_a_secret_is_read_from_the_file_that_name_file_names(
         ("WORKER_SHUTDOWN_GRACE", "-1"), ("IDEMPOTENCY_URL", "mysql://user:aSecret@host"), ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"), ("WORKER_RECONCILE_DELAY", "12"), ("WORKER_RECONCILE_DELAY", "60.5"),
         ("IDEMPOTENCY_URL", "redis://"), ("IDEMPOTENCY_URL", "redis://:aSecret@ho st"),
+        ("AMQP_URL", "amqp://user:aSecret@host/\namqp://user:aSecret@host/"), ("ONENET_URL", "https://host\n"),
+        ("ONENET_API_KEY", "aSecret "), ("ONENET_API_KEY", "aSecret\n"), ("HTTP_HOST", "a\nb"), ("HTTP_HOST", "[::1]"),
+        ("HTTP_HOST", "a..b"), ("HTTP_HOST", "h" * 64), ("WORKER_NAMESPACE", "onenet\n"), ("AMQP_DECLARE", "ja"),
+        ("WORKER_RETRY_DELAYS", ",".join(map(str, range(1, 52)))), ("WORKER_RETRY_DELAYS", "5;30"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_reported_in_one_line_that_names_it(
@@ -121,6 +125,49 @@ def test_a_wrong_setting_is_reported_in_one_line_that_names_it(
     assert line.startswith(f"{name}: ")
     assert "aSecret" not in line
     assert "\n" not in line
+
+
+NUMBERS = {
+    "ONENET_CONNECT_TIMEOUT": "a number from 0.1 to 300",
+    "ONENET_READ_TIMEOUT": "a number from 0.1 to 300",
+    "ONENET_DEVICE_INTERVAL": "a number from 0 to 60",
+    "WORKER_CONCURRENCY": "a whole number from 1 to 1000",
+    "WORKER_MAX_ATTEMPTS": "a whole number from 1 to 1000",
+    "WORKER_RECONCILE_DELAY": "a whole number from 1 to 86400",
+    "WORKER_PAUSE_AFTER_FAILURES": "a whole number from 1 to 100000",
+    "WORKER_PROBE_INTERVAL": "a number from 0.01 to 3600",
+    "WORKER_SHUTDOWN_GRACE": "a number from 0.1 to 3600",
+    "IDEMPOTENCY_TTL": "a whole number from 1 to 315360000",
+    "HTTP_PORT": "a whole number from 0 to 65535",
+}
+
+
+@pytest.mark.parametrize("value", ["-1", "100000000000000", "1e400", "1" * 5000, "nan", "inf", "5s", "0x10", "1,5"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_its_range_is_reported_with_the_range(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.lines == [f"{name}: must be {NUMBERS[name]}"]
+
+
+def test_every_number_among_the_settings_has_a_range() -> None:
+    numbers = {name.upper() for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
+    assert numbers == set(NUMBERS)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1_000", 1000), ("+7", 7), (" 7 ", 7), ("7.0", 7)])
+def test_a_whole_number_may_be_written_in_several_ways(text: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_MAX_ATTEMPTS", text)
+    assert load_settings().worker_max_attempts == number
+
+
+@pytest.mark.parametrize("text", ["no", "off", "0", "False", "N"])
+def test_a_switch_may_be_written_in_several_ways(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_DECLARE", text)
+    assert not load_settings().amqp_declare
 
 
 def test_each_wrong_setting_is_reported_in_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +242,7 @@ def test_a_choice_may_be_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_env_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"LOG_LEVEL=\xff\xfe")
-    with pytest.raises(SettingsError, match=r"\.env: cannot be read"):
+    with pytest.raises(SettingsError, match=r"\.env: line 1 is not in UTF-8"):
         load_settings()
 
 
@@ -225,7 +272,7 @@ def test_credentials_of_exactly_one_mode_must_be_complete(
 
 
 def test_each_incomplete_pair_of_settings_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cert.pem").touch()
+    (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     monkeypatch.setenv("AMQP_CERT_FILE", str(tmp_path / "cert.pem"))
     monkeypatch.setenv("ONENET_PRODUCT_ID", "1")
     with pytest.raises(SettingsError) as caught:

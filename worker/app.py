@@ -41,6 +41,7 @@ from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.otel_variables import checked_variables
 from worker.telemetry.tracing import NoTracing, Tracing
 
 if TYPE_CHECKING:
@@ -354,15 +355,16 @@ def tracing_of(settings: Settings, worker: str) -> Tracing:
     """Return the tracing: none, or OpenTelemetry if a collector is set.
 
     Raises:
-        SettingsError: the environment names an unusable proxy for the collector.
+        SettingsError: the environment names an unusable proxy for the collector, or an ``OTEL_*`` is unusable.
     """
     if settings.otel_exporter_otlp_endpoint is None:
         return NoTracing()
-    from worker.telemetry.otel import OpenTelemetry
-
     endpoint = settings.otel_exporter_otlp_endpoint.get_secret_value()
     environment_proxy(endpoint)  # checked here: the exporter would log an unusable proxy with its password
-    return OpenTelemetry(endpoint, __version__, worker, settings.topology.execute_queue)
+    with checked_variables():
+        from worker.telemetry.otel import OpenTelemetry  # some variables are read when the SDK is imported
+
+        return OpenTelemetry(endpoint, __version__, worker, settings.topology.execute_queue)
 
 
 def _explain(running: "asyncio.Future[Any]") -> int:

@@ -33,6 +33,10 @@ EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class WorkerError(Exception):
     """Base class of every error that the worker raises."""
 
@@ -41,12 +45,13 @@ class SettingsError(WorkerError):
     """A setting is unusable: the process ends with exit code 78.
 
     Args:
-        lines: one line per wrong setting; they hold no secret.
+        lines: one line per wrong setting; they hold no secret. What is not printable in them, such as a line break in
+            the name of a file, is escaped.
     """
 
     def __init__(self, lines: list[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = [_printable(line) for line in lines]
+        super().__init__("\n".join(self.lines))
 
 
 class UnusableCommand(WorkerError):

@@ -5,34 +5,26 @@ variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (Ope
 """
 
 import importlib.util
-import json
+import os
+import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    FilePath,
     SecretStr,
     ValidationError,
     field_validator,
     model_validator,
-)
-from pydantic_core import PydanticCustomError
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
 )
 
 from worker.amqp.address import BrokerAddress
@@ -40,18 +32,18 @@ from worker.amqp.topology import Topology
 from worker.core.credentials import (
     ID_PATTERN,
     AccessKey,
+    Api,
     ApiKey,
     Credentials,
-    Generation,
     Product,
     UserKey,
     generation,
+    platform_url,
 )
 from worker.core.rate import Rate
 from worker.core.urls import (
     HOW_TO_WRITE,
     MANY_SEGMENTS,
-    NO_USER,
     NUMBER,
     ONE_SEGMENT,
     STRICT_USER,
@@ -59,22 +51,36 @@ from worker.core.urls import (
     USER_WITH_PASSWORD,
     UrlForm,
 )
+from worker.core.validation import messages
 from worker.errors import SettingsError
+from worker.products_file import read_products
+from worker.settings_files import (
+    MissingFile,
+    UnusableFile,
+    check_certificates,
+    check_private_key,
+    read_secret,
+    read_text,
+)
 
 MEMORY = "memory://"
 _OFF = "off"
-_SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url")
-_WHOLE_LINE = "whole_line"  # type of a validation error whose message names the setting itself
+_ENV_FILE = Path(".env")
+_SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url", "otel_exporter_otlp_endpoint")
 _RENAMED = {
     "worker_settle": "worker_reconcile_delay",
     "worker_pause_after": "worker_pause_after_failures",
     "worker_pause_probe": "worker_probe_interval",
 }
 MAX_RETRY_DELAY_S = 24 * 3600
+MAX_RETRY_DELAYS = 50  # each different one is a queue
+_TEN_YEARS_S = 3650 * 24 * 3600
 _AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
 _REDIS = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
-_ONENET = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
 _COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
+_HTTP_HOST = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?"
+)
 
 
 def _checked(url: str, form: UrlForm, wanted: str) -> str:
@@ -101,67 +107,22 @@ def _split_secret(value: object) -> object:
     return _split(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
-def _platform_url(url: str) -> str:
-    wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
-    return _checked(url, _ONENET, wanted).rstrip("/")
-
-
-Api = Literal["auto", "v1", "v2"]
 CommaSeparated = BeforeValidator(_split)
 AnyCase = BeforeValidator(_lower)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unusable:
-    """Stands in for the value of a setting that a source cannot supply; validation reports its line."""
-
-    line: str
-
-
-def _from_files(variables: Mapping[str, str | None]) -> dict[str, str | _Unusable]:
-    """Return the secrets that lie in files, and what is wrong with them and with names that settings no longer have.
-
-    pydantic-settings' own ``secrets_dir`` takes a directory, not a ``NAME_FILE`` for each secret.
-
-    Args:
-        variables: the environment, by lower-case name.
-    """
-    found: dict[str, str | _Unusable] = {}
-    for name in _SECRETS:
-        path = variables.get(f"{name}_file")
-        if path:
-            found[name] = _read_secret(name, path, is_set=bool(variables.get(name)))
-    for old, new in _RENAMED.items():
-        if variables.get(old):
-            found[new] = _Unusable(f"{old.upper()}: was renamed; set {new.upper()} instead")
-    return found
-
-
-def _read_secret(name: str, path: str, *, is_set: bool) -> str | _Unusable:
-    variable = f"{name}_file".upper()
-    if is_set:
-        return _Unusable(f"{variable}: set, and {name.upper()} too: leave one of them out")
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as exc:
-        return _Unusable(f"{variable}: cannot be read: {type(exc).__name__}")
-    return text or _Unusable(f"{variable}: is empty")
-
-
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything a deployment may change. Built once, in the command line, then passed down."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True, env_file=".env"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    amqp_url: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secret)] = Field(
+    amqp_url: Annotated[tuple[SecretStr, ...], BeforeValidator(_split_secret)] = Field(
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
         description="URL of the broker; several, separated by commas, are tried in turn; `amqps://` for TLS",
     )
-    amqp_ca_file: FilePath | None = Field(None, description="CA certificates (PEM) that verify the broker")
-    amqp_cert_file: FilePath | None = Field(None, description="client certificate (PEM)")
-    amqp_key_file: FilePath | None = Field(None, description="private key of the client certificate (PEM)")
+    amqp_ca_file: Path | None = Field(None, description="CA certificates (PEM) that verify the broker")
+    amqp_cert_file: Path | None = Field(None, description="client certificate (PEM)")
+    amqp_key_file: Path | None = Field(None, description="private key of the client certificate (PEM)")
     amqp_declare: bool = Field(
         True, description="declare exchanges and queues on start; `false`: only check that they exist"
     )
@@ -179,16 +140,16 @@ class Settings(BaseSettings):
         None, pattern=ID_PATTERN, description="user that `ONENET_ACCESS_KEY` belongs to instead of a product; v2 only"
     )
     onenet_access_key: SecretStr | None = Field(None, description='key that signs the tokens (mode "safe")')
-    onenet_products_file: FilePath | None = Field(
+    onenet_products_file: Path | None = Field(
         None,
         description='JSON: product name → `{"api_key": …}`, `{"product_id": …, "access_key": …}` or '
         '`{"user_id": …, "access_key": …}`, each with `url` and `api` of its own where they differ',
     )
-    onenet_connect_timeout: float = Field(3, gt=0, le=300, description="seconds to connect to the platform")
+    onenet_connect_timeout: float = Field(3, ge=0.1, le=300, description="seconds to connect to the platform")
     onenet_read_timeout: float = Field(
-        10, gt=0, le=300, description="seconds to wait for an answer; both timeouts together bound one whole request"
+        10, ge=0.1, le=300, description="seconds to wait for an answer; both timeouts together bound one whole request"
     )
-    onenet_ca_file: FilePath | None = Field(None, description="CA certificates (PEM) that verify the platform")
+    onenet_ca_file: Path | None = Field(None, description="CA certificates (PEM) that verify the platform")
     onenet_rate_limit: str = Field(
         "300/second",
         description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`; "
@@ -206,7 +167,7 @@ class Settings(BaseSettings):
         "onenet", pattern=r"^[A-Za-z0-9._-]{1,100}$", description="prefix of every exchange and queue"
     )
     worker_concurrency: int = Field(32, ge=1, le=1000, description="concurrent requests")
-    worker_retry_delays: Annotated[tuple[int, ...], NoDecode, CommaSeparated] = Field(
+    worker_retry_delays: Annotated[tuple[int, ...], CommaSeparated] = Field(
         (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
     )
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts after which a command fails")
@@ -232,18 +193,18 @@ class Settings(BaseSettings):
     )
     worker_probe_interval: float = Field(
         5,
-        gt=0,
+        ge=0.01,
         le=3600,
         description="seconds between probes while paused; doubles after each failed probe, up to 60",
     )
     worker_shutdown_grace: float = Field(
-        30, gt=0, le=3600, description="seconds for a shutdown to finish open commands"
+        30, ge=0.1, le=3600, description="seconds for a shutdown to finish open commands"
     )
     idempotency_url: SecretStr = Field(
         SecretStr(MEMORY),
         description="store of claims and outcomes: `memory://` for one worker, `redis://…` for several",
     )
-    idempotency_ttl: int = Field(604800, ge=1, description="seconds for which an outcome is kept")
+    idempotency_ttl: int = Field(604800, ge=1, le=_TEN_YEARS_S, description="seconds for which an outcome is kept")
     http_host: str = Field("127.0.0.1", description="address to serve `/livez`, `/readyz` and `/metrics` on")
     http_port: int = Field(9108, ge=0, le=65535, description="port to serve them on; 0 turns them off")
     otel_exporter_otlp_endpoint: SecretStr | None = Field(
@@ -256,31 +217,6 @@ class Settings(BaseSettings):
         None, description="`json` or `console`; default: `console` on a terminal, else `json`"
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the source that reads ``NAME_FILE``; pydantic-settings calls this."""
-        del file_secret_settings  # of `secrets_dir`, which is not used
-        variables: dict[str, str | None] = {}
-        for source in (dotenv_settings, env_settings):  # the environment wins
-            if isinstance(source, EnvSettingsSource):
-                variables |= source.env_vars
-        files = InitSettingsSource(settings_cls, dict(_from_files(variables)))
-        return init_settings, files, env_settings, dotenv_settings
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_supplied(cls, value: object) -> object:
-        if isinstance(value, _Unusable):
-            raise PydanticCustomError(_WHOLE_LINE, "{line}", {"line": value.line})
-        return value
-
     @field_validator("amqp_url")
     @classmethod
     def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -292,16 +228,31 @@ class Settings(BaseSettings):
     @field_validator("onenet_url")
     @classmethod
     def _is_http_url(cls, url: str) -> str:
-        return _platform_url(url)
+        return platform_url(url)
 
     @field_validator("amqp_ca_file", "onenet_ca_file")
     @classmethod
-    def _holds_certificates(cls, path: Path | None) -> Path | None:
+    def _holds_authorities(cls, path: Path | None) -> Path | None:
         if path is not None:
+            check_certificates(path)
             try:
                 ssl.create_default_context(cafile=str(path))
-            except (OSError, ssl.SSLError) as exc:
-                raise ValueError("holds no certificate in PEM form") from exc
+            except (OSError, ssl.SSLError):
+                raise UnusableFile("holds a certificate that cannot be read", path) from None
+        return path
+
+    @field_validator("amqp_cert_file")
+    @classmethod
+    def _holds_a_certificate(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            check_certificates(path)
+        return path
+
+    @field_validator("amqp_key_file")
+    @classmethod
+    def _holds_a_private_key(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            check_private_key(path)
         return path
 
     @field_validator("onenet_rate_limit")
@@ -313,6 +264,13 @@ class Settings(BaseSettings):
             except ValueError as exc:
                 raise ValueError(f"{exc}, or off") from exc
         return text
+
+    @field_validator("http_host")
+    @classmethod
+    def _is_a_host(cls, host: str) -> str:
+        if not _HTTP_HOST.fullmatch(host):
+            raise ValueError("must be an address or a host name, such as 127.0.0.1, 0.0.0.0 or ::")
+        return host
 
     @field_validator("otel_exporter_otlp_endpoint")
     @classmethod
@@ -337,6 +295,8 @@ class Settings(BaseSettings):
     @field_validator("worker_retry_delays")
     @classmethod
     def _are_delays(cls, delays_s: tuple[int, ...]) -> tuple[int, ...]:
+        if len(delays_s) > MAX_RETRY_DELAYS:
+            raise ValueError(f"must be at most {MAX_RETRY_DELAYS} delays")
         if any(not 1 <= delay_s <= MAX_RETRY_DELAY_S for delay_s in delays_s):
             raise ValueError(f"each must be between 1 and {MAX_RETRY_DELAY_S} seconds")
         if list(delays_s) != sorted(delays_s):
@@ -449,12 +409,86 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: with one line per wrong setting.
     """
+    variables, lines = _read_variables()
+    values = {name: variables[name] for name in Settings.model_fields if name in variables}
+    files: dict[str, Path] = {}
+    for name in _SECRETS:
+        path = variables.get(f"{name}_file")
+        if path is None:
+            continue
+        files[name] = Path(path)
+        try:
+            values[name] = read_secret(files[name])
+        except UnusableFile as exc:
+            lines.append(f"{name.upper()}_FILE: {exc}")
+        if name in variables:
+            lines.append(f"{name.upper()}_FILE: set, and {name.upper()} too: leave one of them out")
+    for old, new in _RENAMED.items():
+        if old in variables:
+            lines.append(f"{old.upper()}: was renamed; set {new.upper()} instead")
     try:
-        return Settings()
-    except ValidationError as exc:
-        raise SettingsError(_lines(exc)) from None  # its cause contains the input, which may be a secret
-    except (OSError, UnicodeDecodeError) as exc:  # of python-dotenv; no other source lets one pass
-        raise SettingsError([f".env: cannot be read: {type(exc).__name__}"]) from exc
+        settings = Settings.model_validate(values)
+    except ValidationError as exc:  # not chained: it contains the input, which may be a secret
+        lines += _lines(exc, files, are_complete=not lines)
+    if lines:
+        raise SettingsError(lines) from None
+    return settings
+
+
+def _read_variables() -> tuple[dict[str, str], list[str]]:
+    """Return the variables that are set, by lower-case name, and a line for each error in ``.env``.
+
+    The environment wins over ``.env``. An empty variable counts as not set: Compose files pass unset ones on as empty
+    ones.
+    """
+    lines: list[str] = []
+    try:
+        text = read_text(_ENV_FILE)
+    except MissingFile:
+        text = ""
+    except UnusableFile as exc:
+        text = ""
+        lines.append(f".env: {exc}")
+    faults = [binding.original for binding in parse_stream(StringIO(text)) if binding.error]
+    for fault in faults:
+        blank = len(fault.string) - len(fault.string.lstrip())  # characters, before what was not understood
+        number = fault.line + fault.string.count("\n", 0, blank)
+        lines.append(f".env: line {number}: must be NAME=value")
+    in_file = {} if faults else dotenv_values(stream=StringIO(text))  # which only logs the faults
+    variables: dict[str, str] = {}
+    for source in (in_file, os.environ):
+        # In reverse order, so that NAME wins over name.
+        variables |= {name.lower(): value for name, value in sorted(source.items(), reverse=True) if value}
+    return variables, lines
+
+
+def _lines(error: ValidationError, files: Mapping[str, Path], *, are_complete: bool) -> list[str]:
+    """Return one line per wrong setting that names it. Values are left out: they may be secrets.
+
+    Args:
+        error: the result of the validation.
+        files: those that settings were read from.
+        are_complete: whether every setting that was made was read; what is wrong with several together may be due to
+            one that was not.
+    """
+    found = messages(error)
+    together = found.pop("", "")
+    lines = [
+        f"{name.upper()}: {_number_rule(name) or message}" + (f" ({files[name]})" if name in files else "")
+        for name, message in found.items()
+    ]
+    return lines + (together.split("\n") if together and are_complete else [])
+
+
+def _number_rule(name: str) -> str:
+    """Return what a setting must be that is a number; empty for others."""
+    setting = Settings.model_fields[name]
+    low = [bound.ge for bound in setting.metadata if hasattr(bound, "ge")]
+    high = [bound.le for bound in setting.metadata if hasattr(bound, "le")]
+    if not (low and high):
+        return ""
+    kind = "whole number" if setting.annotation is int else "number"
+    return f"must be a {kind} from {low[0]} to {high[0]}"
 
 
 def load_products(settings: Settings) -> dict[str | None, Product]:
@@ -469,10 +503,14 @@ def load_products(settings: Settings) -> dict[str | None, Product]:
         api = generation(settings.onenet_api, settings.onenet_url)
         products[None] = Product(settings.onenet_url, api, credentials)
     if settings.onenet_products_file is not None:
-        products.update(_read_products(settings.onenet_products_file, settings))
+        found, faults = read_products(settings.onenet_products_file, settings.onenet_url, settings.onenet_api)
+        if faults:
+            raise SettingsError([f"ONENET_PRODUCTS_FILE: {fault}" for fault in faults])
+        products.update(found)
     if not products:
         wanted = "ONENET_ACCESS_KEY with ONENET_PRODUCT_ID or ONENET_USER_ID"
-        raise SettingsError([f"ONENET_API_KEY: not set, nor {wanted}, nor ONENET_PRODUCTS_FILE"])
+        empty = "" if settings.onenet_products_file is None else ", which names no product"
+        raise SettingsError([f"ONENET_API_KEY: not set, nor {wanted}, nor ONENET_PRODUCTS_FILE{empty}"])
     return products
 
 
@@ -485,66 +523,3 @@ def _default_credentials(settings: Settings) -> Credentials | None:
         return UserKey(user_id=settings.onenet_user_id, access_key=settings.onenet_access_key)
     assert settings.onenet_product_id is not None  # checked with the settings
     return AccessKey(product_id=settings.onenet_product_id, access_key=settings.onenet_access_key)
-
-
-def _read_products(path: Path, settings: Settings) -> dict[str | None, Product]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise SettingsError([f"ONENET_PRODUCTS_FILE: cannot be read as JSON: {type(exc).__name__}"]) from exc
-    if not isinstance(found, dict):
-        raise SettingsError(["ONENET_PRODUCTS_FILE: must be a JSON object: product name → credentials"])
-    products: dict[str | None, Product] = {}
-    lines: list[str] = []
-    for name, entry in found.items():
-        try:
-            products[name] = _read_product(entry, settings)
-        except ValidationError as exc:
-            lines += [f"ONENET_PRODUCTS_FILE: product {name}: {line}" for line in _lines(exc)]
-        except ValueError as exc:
-            lines.append(f"ONENET_PRODUCTS_FILE: product {name}: {exc}")
-    if lines:
-        raise SettingsError(lines)
-    return products
-
-
-class _Place(BaseModel):
-    """Where a product of the products file is; by default where ``ONENET_URL`` and ``ONENET_API`` say."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    url: Annotated[str, AfterValidator(_platform_url)]
-    api: Annotated[Api, AnyCase]
-
-
-def _read_product(entry: object, settings: Settings) -> Product:
-    """Return a product of the products file.
-
-    Raises:
-        ValueError: the entry is unusable; pydantic's ValidationError is one.
-    """
-    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    place = _Place.model_validate({"url": settings.onenet_url, "api": settings.onenet_api} | fields)
-    kinds: dict[str, type[Credentials]] = {"api_key": ApiKey, "product_id": AccessKey, "user_id": UserKey}
-    named = [name for name in kinds if name in fields]
-    if len(named) != 1:
-        raise ValueError("must be an object with one of api_key, product_id and user_id")
-    [kind] = named
-    credentials = kinds[kind].model_validate({key: fields[key] for key in fields.keys() - _Place.model_fields.keys()})
-    api: Generation = generation(place.api, place.url)
-    if kind == "api_key" and api == "v2":
-        raise ValueError("api_key: is for v1 of the platform; v2 needs product_id or user_id, and access_key")
-    if kind == "user_id" and api == "v1":
-        raise ValueError('user_id: is for v2 of the platform; use product_id, or set "api": "v2"')
-    return Product(place.url, api, credentials)
-
-
-def _lines(error: ValidationError) -> list[str]:
-    """Return one line per wrong setting that names it. Values are left out: they may be secrets."""
-    lines: dict[str, str] = {}
-    for item in error.errors(include_input=False, include_url=False, include_context=False):
-        message = item["msg"].removeprefix("Value error, ")
-        name = ".".join(str(part) for part in item["loc"][:1]).upper()
-        line = f"{name}: {message}" if name and item["type"] != _WHOLE_LINE else message
-        lines.setdefault(name, line)  # a list may be wrong at several places
-    return [line for text in lines.values() for line in text.split("\n")]

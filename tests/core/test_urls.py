@@ -189,18 +189,20 @@ def test_a_malformed_url_is_refused_in_one_line_that_does_not_quote_it(
     assert name == "ONENET_URL" or "/ as %2F, @ as %40" in line
 
 
-@pytest.mark.parametrize("rest", ["svc:12/S3cret@host/0/1", "svc:S3cret@@host/0", "svc:S3cret@host/0\nsvc:S3cret"])
+@pytest.mark.parametrize("rest", ["svc:12/S3cret@host/0/1", "svc:S3cret@@host/0"])
 @pytest.mark.parametrize("name", ["AMQP_URL", "IDEMPOTENCY_URL"])
 def test_a_malformed_url_in_a_secret_file_is_refused_in_one_line_that_does_not_quote_it(
     name: str, rest: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "secret").write_text(f"{SCHEMES[name]}://{rest}\n", encoding="utf-8")
-    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    path = tmp_path / "url"
+    path.write_text(f"{SCHEMES[name]}://{rest}\n", encoding="utf-8")
+    monkeypatch.setenv(f"{name}_FILE", str(path))
     with pytest.raises(SettingsError) as caught:
         load_settings()
     [line] = caught.value.lines
     assert line.startswith(f"{name}: must be ")
-    assert not [part for part in ("S3", "cret", "svc") if part in line]
+    assert line.endswith(f" ({path})")
+    assert not [part for part in ("S3", "cret", "svc") if part in line.removesuffix(f" ({path})")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
-from worker.app import client_of, rate_limit_url, store_of
+from worker.app import client_of, rate_limit_url, store_of, tracing_of
 from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
@@ -33,6 +33,7 @@ def check_all(imei: str) -> Iterator[CheckResult]:
     try:
         settings = load_settings()
         products = load_products(settings)
+        tracing_of(settings, "check").close(0)
     except SettingsError as exc:
         lines = exc.lines
     if lines:  # nothing else can be checked

@@ -11,8 +11,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from worker.core.urls import MANY_SEGMENTS, NO_USER, UrlForm
+
 ID_PATTERN = r"^[A-Za-z0-9_-]+$"  # of a product and of a user
 Generation = Literal["v1", "v2"]
+Api = Literal["auto", "v1", "v2"]
+_PLATFORM = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 _STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -81,7 +85,20 @@ class Product:
     credentials: Credentials
 
 
-def generation(api: Literal["auto", "v1", "v2"], url: str) -> Generation:
+def platform_url(url: str) -> str:
+    """Return the platform's URL without a trailing slash.
+
+    Raises:
+        ValueError: it is not the URL of a platform; the message does not quote it.
+    """
+    try:
+        return _PLATFORM.check(url).rstrip("/")
+    except ValueError:
+        wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
+        raise ValueError(f"must be {wanted}") from None
+
+
+def generation(api: Api, url: str) -> Generation:
     """Return the generation of the platform at a URL; ``auto``: v2 where the host begins with ``iot-api.``."""
     if api != "auto":
         return api

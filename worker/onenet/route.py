@@ -107,6 +107,7 @@ def _tls_context(authorities: str | bool) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     except (OSError, ssl.SSLError) as exc:
-        raise SettingsError([f"the certificate authorities that the environment names cannot be read: {path}"]) from exc
+        line = f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: holds no certificates that can be read ({path})"
+        raise SettingsError([line]) from exc
     context.set_alpn_protocols(["http/1.1"])
     return context
