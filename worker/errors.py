@@ -10,6 +10,7 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   ├── InvalidMessage       the body is not a JSON object
     │   └── InvalidCommand       a field breaks its rule
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
+    │   ├── UserRefused          the broker does not let this user in
     │   └── ClosedByBroker       the broker gave a reason
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
@@ -95,6 +96,10 @@ class InvalidCommand(UnusableCommand):
 
 class BrokerUnavailable(WorkerError):
     """RabbitMQ cannot be reached, or the connection was lost: back off and reconnect."""
+
+
+class UserRefused(BrokerUnavailable):
+    """The broker refused the connection: it does not accept the user name, the password or the vhost."""
 
 
 class ClosedByBroker(BrokerUnavailable):

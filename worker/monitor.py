@@ -1,27 +1,33 @@
-"""Feeds the health probes and the metrics: a heartbeat of the event loop, and a regular poll of the queue."""
+"""Feeds the health probes and the metrics: a report of the event loop each second, and a regular poll of the queue."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 from worker.amqp.broker import Broker
 from worker.flow.consumer import Consumer
 from worker.processing.circuit_breaker import CircuitBreakers
-from worker.telemetry.health import Health
+from worker.telemetry.health import Condition, Health
 from worker.telemetry.metrics import State
 
-_HEARTBEAT_INTERVAL_S = 1.0
+_REPORT_INTERVAL_S = 1.0
 _POLL_INTERVAL_S = 10.0  # a sixth of the minute after which an idle worker counts as stalled
 
 
 class HealthMonitor:
-    """Reports the worker's state to the health probes, and supplies the gauges of the metrics.
+    """Reports the worker's condition to the health probes, and supplies the gauges of the metrics.
+
+    A worker that takes nothing from its queue while commands wait there, though nothing keeps it from consuming, may be
+    a standby, whom the broker gives nothing, or have a consumer that the broker has forgotten. So it reconnects once;
+    if the broker still gives it nothing, that is the broker's will where there are other consumers, else a fault.
 
     Args:
-        broker: supplies the state of the connection and of the queue.
+        broker: supplies the state of the connection and of the queue, and reconnects.
         consumer: supplies the state of the deliveries.
         breakers: supply which products are paused.
-        health: receives the state.
+        health: receives the reports.
         clock_offsets_s: supplies the offsets of the platforms' clocks.
+        clock: monotonic time in seconds, the event loop's; replaced in tests.
     """
 
     def __init__(
@@ -31,18 +37,24 @@ class HealthMonitor:
         breakers: CircuitBreakers,
         health: Health,
         clock_offsets_s: Callable[[], Mapping[str | None, float]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
         self._consumer = consumer
         self._breakers = breakers
         self._health = health
         self._clock_offsets_s = clock_offsets_s
+        self._clock = clock
         self._ready_messages = 0
         self._consumers = 0
+        self._consumed_at = float("-inf")  # when it last consumed
+        self._explained_at = self._clock()  # when it last had a consumer, or a reason to have none
+        self._satisfied_at = self._clock()  # when no command waited that it should have taken
+        self._reconnected_at = float("-inf")  # because it took nothing
 
     async def run(self) -> None:
-        """Send heartbeats and poll the queue until cancelled."""
-        await asyncio.gather(self._heartbeat(), self._poll_queue())
+        """Send reports and poll the queue until cancelled."""
+        await asyncio.gather(self._report(), self._poll())
 
     def state(self) -> State:
         """Return the worker's state. May be called from any thread."""
@@ -58,22 +70,57 @@ class HealthMonitor:
             clock_offsets_s=self._clock_offsets_s(),
         )
 
-    async def _heartbeat(self) -> None:
-        while True:
-            self._health.heartbeat(is_connected=self._broker.is_connected, is_stopping=self._consumer.is_stopping)
-            await asyncio.sleep(_HEARTBEAT_INTERVAL_S)
+    async def poll_queue(self) -> None:
+        """Look at the queue, and reconnect if the broker gives this worker nothing of it."""
+        found = await self._broker.look_at_queue()
+        self._ready_messages, self._consumers = found or (0, 0)
+        if self._none_taken_s() > self._health.stall_s and not self._broker.unacknowledged:
+            self._reconnect()
 
-    async def _poll_queue(self) -> None:
+    async def _report(self) -> None:
         while True:
-            found = await self._broker.look_at_queue()
-            self._ready_messages, self._consumers = found or (0, 0)
-            self._health.observe_queue(
-                self._ready_messages,
-                self._consumer.taken_at,
-                self._consumer.longest_processing_s,
-                idle_is_expected=self._idle_is_expected(),
-            )
+            self._health.report(self.condition())
+            await asyncio.sleep(_REPORT_INTERVAL_S)
+
+    async def _poll(self) -> None:
+        while True:
+            await self.poll_queue()
             await asyncio.sleep(_POLL_INTERVAL_S)
+
+    def condition(self) -> Condition:
+        """Return the worker's condition."""
+        broker, consumer, now = self._broker, self._consumer, self._clock()
+        if broker.is_connected and consumer.is_consuming:
+            self._consumed_at = now
+        if broker.consumers or self._idle_is_expected():
+            self._explained_at = now
+        return Condition(
+            is_connected=broker.is_connected,
+            is_stopping=consumer.is_stopping,
+            is_blocked=broker.is_blocked,
+            is_paused=not self._breakers.allows_any(),
+            longest_handling_s=consumer.longest_processing_s,
+            unanswered_s=broker.unanswered_s,
+            none_settled_s=consumer.none_settled_s,
+            not_consuming_s=now - self._consumed_at,
+            unexplained_s=now - self._explained_at,
+            ready_messages=self._ready_messages,
+            none_taken_s=self._none_taken_s(),
+            is_standby=0 < broker.consumers < self._consumers and not broker.unacknowledged,
+            refused_s=broker.refused_s,
+        )
+
+    def _none_taken_s(self) -> float:
+        """Return for how long commands have waited in the queue that this worker should have taken."""
+        if not self._ready_messages or self._idle_is_expected():
+            self._satisfied_at = self._clock()
+        return self._clock() - max(self._satisfied_at, self._consumer.taken_at)
+
+    def _reconnect(self) -> None:
+        """Reconnect, unless nothing was taken since the last time."""
+        if self._reconnected_at < self._consumer.taken_at:
+            self._reconnected_at = self._satisfied_at = self._clock()
+            self._broker.reconnect(f"no delivery arrives, though {self._ready_messages} messages wait")
 
     def _idle_is_expected(self) -> bool:
         """Tell whether there is a known reason for taking no deliveries from the queue."""

@@ -22,7 +22,7 @@ from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.redis import RedisStore
 from worker.idempotency.redis_errors import code_of, is_other_server
-from worker.telemetry.health import Health
+from worker.telemetry.health import Condition, Health
 
 FEW = 3  # the store must work again within this many calls
 
@@ -136,7 +136,7 @@ async def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover:
     """PING succeeds on a demoted primary, on a full one, and on one with too few replicas."""
     loop = asyncio.get_running_loop()
     health = Health(60, lambda: asyncio.run_coroutine_threadsafe(failover.store.ping(), loop).result())
-    health.heartbeat(is_connected=True, is_stopping=False)
+    health.report(Condition(is_connected=True, not_consuming_s=0))
 
     async def is_ready() -> bool:
         return (await asyncio.to_thread(health.readiness)).ok  # probes are answered by other threads

@@ -219,7 +219,7 @@ def test_a_worker_that_receives_nothing_from_a_filled_queue_is_not_live(
         assert endpoints.get("/metrics").value("queue_ready_messages") == 1
 
 
-def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, endpoints: Endpoints) -> None:
+def test_a_paused_worker_stays_live_and_is_not_ready(tmp_path: Path, broker_url: str, endpoints: Endpoints) -> None:
     with onenet(Fault(kind="error_503")) as simulator, Deployment.set_up(broker_url, tmp_path, simulator) as deployment:
         settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS) | {"WORKER_PAUSE_AFTER_FAILURES": "1"}
         with deployment.worker(**settings, WORKER_PROBE_INTERVAL="3600") as worker:
@@ -230,7 +230,7 @@ def test_a_paused_worker_stays_live_and_ready(tmp_path: Path, broker_url: str, e
             response = endpoints.get("/metrics")
             assert (response.value("paused", product=""), response.value("consuming")) == (1, 0)
             assert endpoints.stays_live(3)
-            assert endpoints.get("/readyz").status == 200
+            endpoints.wait_for("/readyz", 503, paused=True, consuming=False, live=True)
 
 
 def test_a_worker_that_waits_for_its_rate_limit_stays_live(

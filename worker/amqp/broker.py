@@ -14,7 +14,7 @@ from worker.amqp.session import Session
 from worker.amqp.suspects import Suspects
 from worker.amqp.topology import Topology
 from worker.core.backoff import backoff_s
-from worker.errors import BrokerUnavailable, WorkerError
+from worker.errors import BrokerUnavailable, UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
@@ -70,6 +70,8 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._connected_at: float | None = None  # of the present session, or of the last one
         self._suspects = Suspects()
+        self.refused_s = 0.0
+        """From the first to the latest connection that the broker refused to this user since the last session."""
 
     async def run(self, listener: DeliveryListener) -> None:
         """Stay connected until cancelled.
@@ -78,6 +80,7 @@ class Broker:
             TopologyMismatch: the broker has exchanges or queues of these names with other arguments.
         """
         failures = 0
+        first_refused_at: float | None = None
         nodes = deque(self._parameters)
         for number in itertools.count(1):
             self._connected_at = None
@@ -85,6 +88,11 @@ class Broker:
             failed = nodes[0]
             nodes.rotate(-1)
             was_connected = self._connected_at is not None
+            if isinstance(error, UserRefused):
+                first_refused_at = first_refused_at or self._loop.time()
+                self.refused_s = self._loop.time() - first_refused_at
+            elif was_connected:
+                first_refused_at = None
             # Counted from the connection: the time that a dead node takes to fail says nothing about its stability.
             is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
             failures = 1 if is_stable else failures + 1
@@ -105,6 +113,7 @@ class Broker:
             log.info("broker_connected", broker=printable_address(nodes[0]))
             self._session = session
             self._connected_at = self._loop.time()
+            self.refused_s = 0.0
             if session.other_consumers and self._on_other_consumers is not None:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
@@ -158,6 +167,16 @@ class Broker:
         return self._session is not None and self._session.publishers.current.is_impaired
 
     @property
+    def unanswered_s(self) -> float:
+        """For how long a publication has waited that the broker neither confirmed nor rejected, in seconds."""
+        return 0.0 if self._session is None else self._session.publishers.current.unanswered_s
+
+    @property
+    def consumers(self) -> int:
+        """The number of this worker's consumers."""
+        return 0 if self._session is None else self._session.consumer.consumers
+
+    @property
     def unacknowledged(self) -> int:
         """The number of unacknowledged deliveries."""
         return 0 if self._session is None else self._session.consumer.unacknowledged
@@ -168,6 +187,11 @@ class Broker:
             return None if self._session is None else await self._session.consumer.look_at_queue()
         except (WorkerError, TimeoutError):
             return None
+
+    def reconnect(self, reason: str) -> None:
+        """End the session, if there is one, so that the next one begins."""
+        if self._session is not None:
+            self._session.consumer.channel.fail(BrokerUnavailable(reason))
 
     def requeue(self, delivery: Delivery) -> None:
         """Return a delivery that was not started to the queue, where it cannot be republished."""

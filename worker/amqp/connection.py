@@ -9,12 +9,18 @@ from urllib.parse import quote
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.connection import SSLOptions
-from pika.exceptions import AMQPError, IncompatibleProtocolError, ProbableAuthenticationError
+from pika.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.amqp.field_table import preserve_raw_values
-from worker.errors import BrokerUnavailable, SettingsError
+from worker.errors import BrokerUnavailable, SettingsError, UserRefused
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; with the default a lost peer is noticed after minutes
 CONNECT_S = 10
@@ -28,6 +34,7 @@ _TLS_ERRORS = {
 # What pika raises for an unusable option of a URL: some are Python literals, some name files. Its messages quote the
 # value, which may be a secret, so they are not passed on.
 _OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
+_REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
 _QUOTED_USER = re.compile(r"\buser (?:was )?\\?'.*'")
 
 
@@ -86,7 +93,7 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
         io: the connection's input and output; each connection needs its own.
 
     Raises:
-        BrokerUnavailable: it could not be opened in time.
+        BrokerUnavailable: it could not be opened in time, or the broker refused the user.
     """
     preserve_raw_values()
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,7 +104,9 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
 
     def on_error(_connection: Any, error: BaseException | str) -> None:
         if not opened.done():
-            opened.set_exception(BrokerUnavailable(reason_of(error, parameters)))
+            is_refused = any(isinstance(cause, _REFUSALS) for cause in _causes(error))
+            kind = UserRefused if is_refused else BrokerUnavailable
+            opened.set_exception(kind(reason_of(error, parameters)))
 
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
@@ -127,14 +136,7 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
     """
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"
-    inner: Any = error
-    while True:
-        causes = getattr(inner, "exceptions", None) or [getattr(inner, "exception", None)]
-        if causes[-1] is None and isinstance(inner, AMQPError) and inner.args:
-            causes = [inner.args[-1]]
-        if not isinstance(causes[-1], BaseException):
-            break
-        inner = causes[-1]
+    inner: Any = _causes(error)[-1]
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {inner.verify_message}"
     for code, meaning in _TLS_ERRORS.items():
@@ -146,3 +148,16 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
         question = "does it accept the client certificate" if is_tls else "is it a port for TLS, amqps://"
         return f"the connection ended before AMQP began; {question}? {inner.args[-1]}"
     return without_user(f"{type(inner).__name__}: {inner}") if str(inner) else type(inner).__name__
+
+
+def _causes(error: BaseException | str) -> list[BaseException | str]:
+    """Return an error and the one that it wraps, down to the innermost."""
+    found = [error]
+    while True:
+        inner: Any = found[-1]
+        causes = getattr(inner, "exceptions", None) or [getattr(inner, "exception", None)]
+        if causes[-1] is None and isinstance(inner, AMQPError) and inner.args:
+            causes = [inner.args[-1]]
+        if not isinstance(causes[-1], BaseException):
+            return found
+        found.append(causes[-1])

@@ -140,6 +140,11 @@ class QueueConsumer:
         """The number of unacknowledged deliveries."""
         return len(self._unacknowledged)
 
+    @property
+    def consumers(self) -> int:
+        """How many consumers the broker has registered over this channel."""
+        return len(self._consumers)
+
     async def look_at_queue(self) -> tuple[int, int]:
         """Return the queue's numbers of ready messages and of consumers.
 

@@ -98,9 +98,13 @@ class Publisher:
     @property
     def is_impaired(self) -> bool:
         """Whether the broker blocks the connection, rejects publications, or is slow to confirm them."""
+        return self.is_blocked or bool(self._retries) or self.unanswered_s > SLOW_CONFIRM_S
+
+    @property
+    def unanswered_s(self) -> float:
+        """For how long the oldest publication has waited that the broker neither confirmed nor rejected, in seconds."""
         oldest = next(iter(self.in_flight.values()), None)
-        is_slow = oldest is not None and self._loop.time() - oldest.published_at > SLOW_CONFIRM_S
-        return self.is_blocked or bool(self._retries) or is_slow
+        return 0.0 if oldest is None else self._loop.time() - oldest.published_at
 
     def publish(self, item: InFlight) -> None:
         """Publish at once; without an open channel the publication is kept for ``withdraw_unconfirmed``."""

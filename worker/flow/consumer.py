@@ -95,6 +95,8 @@ class Consumer:
         self._deliveries: dict[Task, Delivery] = {}  # of all tasks that are not settled
         self._started: dict[Task, float] = {}  # when each task started that is being processed
 
+        self._settling = 0  # publications and their acknowledgements that are in progress
+        self._settled_at = 0.0  # when one was last confirmed, or the first of these began
         self._is_blocked = False
         self._is_stopping = False
         self._full_prefetch = usual_prefetch
@@ -161,6 +163,11 @@ class Consumer:
         """For how long the longest processing that is in progress has lasted."""
         now = self._loop.time()
         return max((now - started for started in self._started.values()), default=0.0)
+
+    @property
+    def none_settled_s(self) -> float:
+        """For how long deliveries have waited for the broker's confirms while it confirmed none, in seconds."""
+        return self._loop.time() - self._settled_at if self._settling else 0.0
 
     async def stop(self) -> None:
         """Take nothing new, return what has not started, finish the rest, and see it acknowledged."""
@@ -301,12 +308,17 @@ class Consumer:
         """Publish what a resolution means, and acknowledge its delivery; tells whether all of that was confirmed."""
         publications = self._messages.publications(delivery, resolution)
         span_ends = [self._begin_span(publication) for publication in publications]
+        if not self._settling:
+            self._settled_at = self._loop.time()
+        self._settling += 1
         try:
             is_confirmed = await self._broker.settle(delivery, publications)
         finally:
+            self._settling -= 1
             for end in span_ends:
                 end()
         if is_confirmed:
+            self._settled_at = self._loop.time()
             for publication in publications:
                 if publication.status is not None:
                     self._metrics.time_command(publication.status, task.envelope.published_at)

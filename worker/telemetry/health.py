@@ -1,16 +1,57 @@
 """Liveness and readiness, for the probes of an orchestrator.
 
+Liveness judges what the worker itself can do: its event loop runs, what it holds gets further, it takes what it is
+given. Where it fails, a restart helps. Readiness judges what the worker needs from others: broker, store, platform.
 Source: https://kubernetes.io/docs/concepts/configuration/liveness-readiness-startup-probes/
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from worker.errors import StoreError
 
-MAX_SILENCE_S = 15.0  # without a heartbeat; the event loop sends one each second
+MAX_SILENCE_S = 15.0  # without a report; the event loop sends one each second
 STALL_S = 60.0
+REFUSED_S = 300.0  # a password that is being changed is refused for a while
+UNANSWERED_S = 300.0  # a cluster that elects leaders answers late
+GRACE_S = 15.0  # short waits, such as after a throttled request, leave a worker ready
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a worker knows of itself at one moment; durations in seconds, 0 where there is nothing to report.
+
+    Attributes:
+        is_connected: to the broker.
+        is_stopping: it takes nothing new and ends.
+        is_blocked: the broker takes no publications, because it is short of memory or disk.
+        is_paused: no command of any product may be sent.
+        longest_handling_s: how long the delivery that takes longest has been processed.
+        unanswered_s: how long a publication has waited that the broker neither confirmed nor rejected.
+        none_settled_s: how long outcomes have waited for the broker's confirms, while it confirmed none.
+        not_consuming_s: how long it has consumed nothing, or only probes, for whatever reason.
+        unexplained_s: how long it has had no consumer, though nothing keeps it from consuming.
+        ready_messages: how many commands wait in the queue.
+        none_taken_s: how long it has taken none of them, though nothing keeps it from consuming.
+        is_standby: it has a consumer and holds nothing, and other consumers are there that the broker may prefer.
+        refused_s: from the first to the latest of the connections in a row that the broker refused to this user.
+    """
+
+    is_connected: bool = False
+    is_stopping: bool = False
+    is_blocked: bool = False
+    is_paused: bool = False
+    longest_handling_s: float = 0
+    unanswered_s: float = 0
+    none_settled_s: float = 0
+    not_consuming_s: float = math.inf
+    unexplained_s: float = 0
+    ready_messages: int = 0
+    none_taken_s: float = 0
+    is_standby: bool = False
+    refused_s: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,85 +67,70 @@ class Health:
 
     Called from other threads than the event loop's, so that a blocked event loop is noticed.
 
-    Most probes pass a worker that is running, connected and idle while commands wait in its queue. These do not: a
-    worker that sees commands in its queue and takes none for a minute, without a known reason, has stalled.
-
     Args:
-        stall_s: seconds without a delivery while commands wait, or spent on one delivery, after which a worker has
-            stalled.
-        ping_store: raises StoreError if the idempotency store does not answer.
+        stall_s: seconds without a delivery while commands wait, without a consumer, or spent on one delivery, after
+            which a worker has stalled.
+        check_store: raises StoreError, with the reason, if the idempotency store cannot do its work.
         clock: monotonic time in seconds; replaced in tests.
     """
 
     def __init__(
         self,
         stall_s: float,
-        ping_store: Callable[[], None],
+        check_store: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stall_s = stall_s
-        self._ping_store = ping_store
+        self.stall_s = stall_s
+        self._check_store = check_store
         self._clock = clock
-        self._heartbeat_at = self._active_at = clock()
-        self._is_connected = False
-        self._is_stopping = False
-        self._ready_messages = 0
-        self._must_take = False
-        self._longest_handling_s = 0.0
+        self._reported_at = clock()
+        self._condition = Condition()
 
-    def heartbeat(self, *, is_connected: bool, is_stopping: bool) -> None:
-        """Report that the event loop runs, and its state."""
-        self._heartbeat_at = self._clock()
-        self._is_connected = is_connected
-        self._is_stopping = is_stopping
-
-    def observe_queue(
-        self, ready_messages: int, taken_at: float, longest_handling_s: float, *, idle_is_expected: bool
-    ) -> None:
-        """Report the state of the queue and of the deliveries taken from it.
-
-        Args:
-            ready_messages: messages that wait in the queue.
-            taken_at: when the last delivery arrived, in monotonic seconds.
-            longest_handling_s: the longest time that a delivery in flight has taken so far, in seconds.
-            idle_is_expected: there is a known reason for taking no deliveries.
-        """
-        self._longest_handling_s = longest_handling_s
-        self._ready_messages = ready_messages
-        self._must_take = ready_messages > 0 and not idle_is_expected
-        self._active_at = max(self._active_at, taken_at) if self._must_take else self._clock()
+    def report(self, condition: Condition) -> None:
+        """Report that the event loop runs, and the worker's condition."""
+        self._condition = condition
+        self._reported_at = self._clock()
 
     def liveness(self) -> ProbeResult:
         """Tell whether the process works; if it does not, only a restart helps."""
-        now = self._clock()
-        silence_s, idle_s = now - self._heartbeat_at, now - self._active_at
-        is_loop_blocked = silence_s > MAX_SILENCE_S
-        is_stalled = self._must_take and idle_s > self._stall_s
-        is_handling_stuck = self._longest_handling_s > self._stall_s
-        is_live = not (is_loop_blocked or is_stalled or is_handling_stuck)
-        details: dict[str, object] = {"live": is_live}
-        if is_loop_blocked:
-            details["event_loop_silent_s"] = round(silence_s, 1)
-        if is_stalled:
-            details |= {"ready_messages": self._ready_messages, "none_taken_s": round(idle_s, 1)}
-        if is_handling_stuck:
-            details["longest_handling_s"] = round(self._longest_handling_s, 1)
-        return ProbeResult(is_live, details)
+        found, stall_s = self._condition, self.stall_s
+        silence_s = self._clock() - self._reported_at
+        faults: dict[str, object] = {}
+        if silence_s > MAX_SILENCE_S:
+            faults["event_loop_silent_s"] = round(silence_s, 1)
+        if found.longest_handling_s > stall_s:
+            faults["longest_handling_s"] = round(found.longest_handling_s, 1)
+        if found.unanswered_s > UNANSWERED_S and not found.is_blocked:
+            faults["publication_unanswered_s"] = round(found.unanswered_s, 1)
+        if found.unexplained_s > stall_s:
+            faults["without_consumer_s"] = round(found.unexplained_s, 1)
+        if found.none_taken_s > stall_s and not found.is_standby:
+            faults |= {"ready_messages": found.ready_messages, "none_taken_s": round(found.none_taken_s, 1)}
+        if found.refused_s > REFUSED_S:
+            faults["refused_by_broker_s"] = round(found.refused_s, 1)
+        return ProbeResult(not faults, {"live": not faults, **faults})
 
     def readiness(self) -> ProbeResult:
-        """Tell whether this worker can process commands; a worker whose products are paused stays ready."""
-        is_live = self.liveness().ok
+        """Tell whether this worker has all that it needs to process commands."""
+        is_live, found = self.liveness().ok, self._condition
+        store_error = ""
         try:
-            self._ping_store()
-            is_store_reachable = True
-        except StoreError:
-            is_store_reachable = False
-        is_ready = is_live and self._is_connected and is_store_reachable and not self._is_stopping
-        details = {
+            self._check_store()
+        except StoreError as exc:
+            store_error = str(exc) or "no reason given"
+        is_consuming = found.is_connected and found.not_consuming_s <= GRACE_S
+        is_publishing = not found.is_blocked and found.none_settled_s <= GRACE_S
+        is_ready = is_live and is_consuming and is_publishing and not store_error and not found.is_stopping
+        details: dict[str, object] = {
             "ready": is_ready,
             "live": is_live,
-            "broker_connected": self._is_connected,
-            "store_reachable": is_store_reachable,
-            "stopping": self._is_stopping,
+            "broker_connected": found.is_connected,
+            "consuming": is_consuming,
+            "publishing": is_publishing,
+            "paused": found.is_paused,
+            "store_reachable": not store_error,
+            "stopping": found.is_stopping,
         }
+        if store_error:
+            details["store_error"] = store_error
         return ProbeResult(is_ready, details)
