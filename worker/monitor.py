@@ -105,8 +105,8 @@ class HealthMonitor:
             not_consuming_s=now - self._consumed_at,
             unexplained_s=now - self._explained_at,
             ready_messages=self._ready_messages,
-            none_taken_s=self._none_taken_s(),
-            is_standby=0 < broker.consumers < self._consumers and not broker.unacknowledged,
+            none_taken_s=self._none_taken_s() if broker.unacknowledged or self._has_reconnected() else 0.0,
+            is_standby=self._is_standby(),
             refused_s=broker.refused_s,
         )
 
@@ -116,9 +116,19 @@ class HealthMonitor:
             self._satisfied_at = self._clock()
         return self._clock() - max(self._satisfied_at, self._consumer.taken_at)
 
+    def _is_standby(self) -> bool:
+        """Tell whether the broker may have reasons of its own for giving this worker nothing."""
+        own = self._broker.consumers
+        has_others = self._broker.other_consumers > 0 or self._consumers > own
+        return own > 0 and has_others and not self._broker.unacknowledged
+
+    def _has_reconnected(self) -> bool:
+        """Tell whether the worker has reconnected and taken nothing since."""
+        return self._reconnected_at >= self._consumer.taken_at
+
     def _reconnect(self) -> None:
         """Reconnect, unless nothing was taken since the last time."""
-        if self._reconnected_at < self._consumer.taken_at:
+        if not self._has_reconnected():
             self._reconnected_at = self._satisfied_at = self._clock()
             self._broker.reconnect(f"no delivery arrives, though {self._ready_messages} messages wait")
 

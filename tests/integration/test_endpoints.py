@@ -17,6 +17,7 @@ from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
+from worker.amqp.blocking import declare_on
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.errors import EXIT_CONFIG
@@ -209,14 +210,34 @@ def test_a_worker_with_a_blocked_event_loop_is_not_live(
         assert endpoints.get("/metrics").status == 200
 
 
-def test_a_worker_that_receives_nothing_from_a_filled_queue_is_not_live(
-    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
-) -> None:
+def test_a_worker_without_a_consumer_is_not_live(deployment: Deployment, tmp_path: Path, endpoints: Endpoints) -> None:
     with deployment.worker(**endpoints.settings, **run_at_startup(tmp_path, SHORT_WAITS + NO_DELIVERIES)):
         endpoints.wait_for("/livez", 200)
         deployment.upstream.publish(a_command())
-        assert endpoints.wait_for("/livez", 503)["ready_messages"] == 1
+        assert endpoints.wait_for("/livez", 503)["without_consumer_s"] >= 1
         assert endpoints.get("/metrics").value("queue_ready_messages") == 1
+
+
+def test_a_standby_of_a_single_active_consumer_stays_live_and_ready(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    """The broker gives it nothing while another consumer is active, however many commands wait."""
+    channel, queue = deployment.upstream.channel, deployment.topology.execute_queue
+    declare_on(channel, deployment.topology)
+    channel.queue_delete(queue)
+    channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
+    channel.queue_bind(queue, deployment.topology.commands_exchange, "execute")
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue, lambda *_: None)  # takes one delivery and keeps it
+    settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS)
+    with deployment.worker(**settings, AMQP_DECLARE="false") as worker:
+        for _ in range(3):
+            deployment.upstream.publish(a_command())
+        endpoints.wait_for_ready_messages()
+        worker.wait_for("consumer_started", count=2)  # to be sure, it has reconnected once
+        assert endpoints.stays_live(3)
+        assert endpoints.wait_for("/readyz", 200)["ready"]
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 2
 
 
 def test_a_paused_worker_stays_live_and_is_not_ready(tmp_path: Path, broker_url: str, endpoints: Endpoints) -> None:

@@ -34,7 +34,8 @@ class Condition:
         not_consuming_s: how long it has consumed nothing, or only probes, for whatever reason.
         unexplained_s: how long it has had no consumer, though nothing keeps it from consuming.
         ready_messages: how many commands wait in the queue.
-        none_taken_s: how long it has taken none of them, though nothing keeps it from consuming.
+        none_taken_s: how long it has taken none of them, though nothing keeps it from consuming and, if it holds no
+            delivery, although it has reconnected.
         is_standby: it has a consumer and holds nothing, and other consumers are there that the broker may prefer.
         refused_s: from the first to the latest of the connections in a row that the broker refused to this user.
     """
