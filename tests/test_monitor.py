@@ -13,6 +13,7 @@ ABLE_TO_CONSUME: dict[str, Any] = {
     "is_connected": True,
     "is_publishing_impaired": False,
     "may_send": True,
+    "is_available": True,
     "is_rate_limiting": False,
     "is_stopping": False,
 }
@@ -20,12 +21,13 @@ ABLE_TO_CONSUME: dict[str, Any] = {
 
 @dataclass
 class Parts:
-    """The state of a worker's broker, consumer and breakers, on a clock that the test advances."""
+    """The state of a worker's broker, consumer, breakers and store, on a clock that the test advances."""
 
     now: float = 1000.0
     is_connected: bool = True
     is_publishing_impaired: bool = False
     may_send: bool = True
+    is_available: bool = True
     is_rate_limiting: bool = False
     is_stopping: bool = False
     is_blocked: bool = False
@@ -47,7 +49,7 @@ class Parts:
 
     def watched(self) -> HealthMonitor:
         parts, health = cast("Any", self), Health(STALL_S, lambda: None, lambda: self.now)
-        return HealthMonitor(parts, parts, parts, health, dict, clock=lambda: self.now)
+        return HealthMonitor(parts, parts, parts, parts, health, dict, clock=lambda: self.now)
 
     def allows_any(self) -> bool:
         return self.may_send

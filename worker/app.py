@@ -20,7 +20,15 @@ from worker.amqp.messages import MessageBuilder
 from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
-from worker.errors import EXIT_CONFIG, EXIT_SOFTWARE, SettingsError, StoreUnavailable, TopologyMismatch
+from worker.core.redis_address import RedisAddress
+from worker.errors import (
+    EXIT_CONFIG,
+    EXIT_SOFTWARE,
+    SettingsError,
+    StoreUnavailable,
+    StoreUnusable,
+    TopologyMismatch,
+)
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.rate_limited_queue import Turns
@@ -36,7 +44,8 @@ from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
-from worker.settings import Settings, load_products
+from worker.processing.store_watch import StoreWatch
+from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -119,9 +128,10 @@ class Worker:
         ending = _Ending(loop)
         if settings.onenet_products_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self.reload_products)
-        broker, consumer, monitor = self._build(health)
+        store_watch = StoreWatch(self._store)
+        broker, consumer, monitor = self._build(health, store_watch)
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
-        running = asyncio.gather(broker.run(consumer), monitor.run())
+        running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run())
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
         if ending.stop.done():
             exit_code = await self._stop(consumer, ending)
@@ -157,7 +167,7 @@ class Worker:
             self._http_server.close()
         self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
 
-    def _build(self, health: Health) -> tuple[Broker, Consumer, HealthMonitor]:
+    def _build(self, health: Health, store_watch: StoreWatch) -> tuple[Broker, Consumer, HealthMonitor]:
         """Build the parts that run on the event loop."""
         settings, store = self._settings, self._store
         policy = RetryPolicy(
@@ -191,6 +201,7 @@ class Worker:
             MessageBuilder(settings.topology, self._name),
             broker,
             self._breakers,
+            store_watch,
             queues,
             None if self._limiter is None else self._limiter.acquire,
             self._turns,
@@ -201,7 +212,7 @@ class Worker:
             usual_prefetch=settings.prefetch,
             probe_interval_s=settings.worker_probe_interval,
         )
-        monitor = HealthMonitor(broker, consumer, self._breakers, health, self._client.clock_offsets_s)
+        monitor = HealthMonitor(broker, consumer, self._breakers, store_watch, health, self._client.clock_offsets_s)
         self._metrics.observe(monitor.state)
         return broker, consumer, monitor
 
@@ -333,13 +344,15 @@ def store_of(settings: Settings) -> IdempotencyStore:
         ttl_s=settings.idempotency_ttl,
         lease_s=lease_s(settings),
         began_at=datetime.now(UTC),
+        reconcile_delay_s=settings.worker_reconcile_delay,
+        replicas=settings.idempotency_wait_replicas,
     )
 
 
-def rate_limit_url(settings: Settings) -> str | None:
-    """Return the Redis server through which workers share the rate limit: the idempotency store's, if that is Redis."""
+def rate_limit_address(settings: Settings) -> RedisAddress | None:
+    """Return the Redis through which workers share the rate limit: the idempotency store's, if that is Redis."""
     url = settings.idempotency_url.get_secret_value()
-    return url if url.startswith(("redis://", "rediss://")) else None
+    return None if url == MEMORY else RedisAddress.parse(url)
 
 
 def limiter_of(settings: Settings) -> "RateLimiter | None":
@@ -348,7 +361,7 @@ def limiter_of(settings: Settings) -> "RateLimiter | None":
         return None
     from worker.flow.rate_limiter import RateLimiter  # 7 MiB with its library: only where it is used
 
-    return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_url(settings))
+    return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_address(settings))
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:
@@ -371,6 +384,9 @@ def _explain(running: "asyncio.Future[Any]") -> int:
     error = running.exception()
     if isinstance(error, TopologyMismatch):
         log.error("topology_mismatch", reason=str(error))
+        return EXIT_CONFIG
+    if isinstance(error, StoreUnusable):
+        log.error("store_unusable", reason=str(error))
         return EXIT_CONFIG
     return _crashed(error)
 

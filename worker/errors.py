@@ -21,6 +21,8 @@ Each is named for what happened. A library's exceptions are translated into thes
     ├── PlatformUnusable         OneNET failed the `check` command             -> exit code 1
     ├── StoreError               the idempotency store failed                  -> postpone the command
     │   ├── StoreUnavailable     it did not answer
+    │   │   └── StoreRefused     it answered no                            -> pause until it does not
+    │   │       └── StoreUnusable  and always will                         -> exit code 78
     │   ├── LeaseLost            another worker has claimed the command
     │   └── UuidTaken            the uuid belongs to another command           -> the command is in doubt
     └── LocalServiceError        a service for demo or tests did not start     -> exit code 1
@@ -186,6 +188,23 @@ class StoreError(WorkerError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or does not answer."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answers, and refuses what the work needs: it is full, a replica, or its user may not do this.
+
+    Args:
+        message: its words.
+        concerns_all: it refuses every command; otherwise the reason may be one command's keys.
+    """
+
+    def __init__(self, message: str, *, concerns_all: bool = True) -> None:
+        super().__init__(message)
+        self.concerns_all = concerns_all
+
+
+class StoreUnusable(StoreRefused):
+    """The store is of a kind that is not supported: waiting cannot help."""
 
 
 class LeaseLost(StoreError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from worker.amqp.broker import Broker
 from worker.flow.consumer import Consumer
 from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.store_watch import StoreWatch
 from worker.telemetry.health import Condition, Health
 from worker.telemetry.metrics import State
 
@@ -25,6 +26,7 @@ class HealthMonitor:
         broker: supplies the state of the connection and of the queue, and reconnects.
         consumer: supplies the state of the deliveries.
         breakers: supply which products are paused.
+        store_watch: supplies whether the store can be used.
         health: receives the reports.
         clock_offsets_s: supplies the offsets of the platforms' clocks.
         clock: monotonic time in seconds, the event loop's; replaced in tests.
@@ -35,6 +37,7 @@ class HealthMonitor:
         broker: Broker,
         consumer: Consumer,
         breakers: CircuitBreakers,
+        store_watch: StoreWatch,
         health: Health,
         clock_offsets_s: Callable[[], Mapping[str | None, float]],
         clock: Callable[[], float] = time.monotonic,
@@ -42,6 +45,7 @@ class HealthMonitor:
         self._broker = broker
         self._consumer = consumer
         self._breakers = breakers
+        self._store_watch = store_watch
         self._health = health
         self._clock_offsets_s = clock_offsets_s
         self._clock = clock
@@ -61,6 +65,7 @@ class HealthMonitor:
         return State(
             is_connected=self._broker.is_connected,
             is_blocked=self._broker.is_blocked,
+            is_store_available=self._store_watch.is_available,
             is_consuming=self._broker.is_connected and self._consumer.is_consuming,
             in_flight=self._consumer.in_flight,
             unacknowledged=self._broker.unacknowledged,
@@ -138,6 +143,7 @@ class HealthMonitor:
             not self._broker.is_connected
             or self._broker.is_publishing_impaired
             or not self._breakers.allows_any()
+            or not self._store_watch.is_available
             or self._consumer.is_rate_limiting
             or self._consumer.is_stopping
         )

@@ -41,13 +41,12 @@ from worker.core.credentials import (
     platform_url,
 )
 from worker.core.rate import Rate
+from worker.core.redis_address import RedisAddress
 from worker.core.urls import (
     HOW_TO_WRITE,
     MANY_SEGMENTS,
-    NUMBER,
     ONE_SEGMENT,
     STRICT_USER,
-    USER,
     USER_WITH_PASSWORD,
     UrlForm,
 )
@@ -76,7 +75,6 @@ MAX_RETRY_DELAY_S = 24 * 3600
 MAX_RETRY_DELAYS = 50  # each different one is a queue
 _TEN_YEARS_S = 3650 * 24 * 3600
 _AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
-_REDIS = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
 _COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
 _HTTP_HOST = re.compile(
     r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?"
@@ -202,9 +200,13 @@ class Settings(BaseModel):
     )
     idempotency_url: SecretStr = Field(
         SecretStr(MEMORY),
-        description="store of claims and outcomes: `memory://` for one worker, `redis://…` for several",
+        description="store of claims and outcomes: `memory://` for one worker; for several `redis://…`, `rediss://…` "
+        "or `redis+sentinel://user:password@host:port,host:port/<master name>/<db>`",
     )
     idempotency_ttl: int = Field(604800, ge=1, le=_TEN_YEARS_S, description="seconds for which an outcome is kept")
+    idempotency_wait_replicas: int = Field(
+        0, ge=0, le=100, description="a claim and an outcome count only when so many replicas of Redis have them"
+    )
     http_host: str = Field("127.0.0.1", description="address to serve `/livez`, `/readyz` and `/metrics` on")
     http_port: int = Field(9108, ge=0, le=65535, description="port to serve them on; 0 turns them off")
     otel_exporter_otlp_endpoint: SecretStr | None = Field(
@@ -309,11 +311,11 @@ class Settings(BaseModel):
         text = url.get_secret_value()
         if text == MEMORY:
             return url
-        wanted = "memory://, redis://user:password@host:port/number or rediss://…; within user and password "
-        text = _checked(text, _REDIS, wanted + HOW_TO_WRITE)
+        RedisAddress.parse(text)
         if importlib.util.find_spec("redis") is None:
             raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
-        return SecretStr(text)
+        scheme, separator, rest = text.partition("://")
+        return SecretStr(f"{scheme.lower()}{separator}{rest}")
 
     @field_validator("onenet_access_key")
     @classmethod
@@ -336,6 +338,8 @@ class Settings(BaseModel):
                 "WORKER_RECONCILE_DELAY: must be at least ONENET_CONNECT_TIMEOUT and ONENET_READ_TIMEOUT together, "
                 f"{self.request_s:g} s: the history must not be read while the request may still be in flight"
             )
+        if self.idempotency_wait_replicas and self.idempotency_url.get_secret_value() == MEMORY:
+            lines.append("IDEMPOTENCY_WAIT_REPLICAS: needs IDEMPOTENCY_URL=redis://…: memory:// has no replicas")
         if lines:
             raise ValueError("\n".join(lines))
         return self

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.claims import Key, KnownNotSent, Lease, Unresolved, Unseen
+from worker.core.claims import Key, KnownNotSent, Lease, Loss, Unresolved, Unseen
 from worker.core.doubt import (
     doubt_after_answer,
     doubt_after_claim,
@@ -37,10 +37,14 @@ REPLAYED_FROM_THE_FUTURE = Envelope(is_copy=True, replay=Replay(LATER, None))
 SUSPECTED = Envelope(is_copy=True, crash_count=0)
 
 IN_MEMORY = Unseen(LEASE, BEGAN, forgotten_before=BEGAN)
-SHARED = Unseen(LEASE, NOW)
-RELEASED, RELEASED_AND_PERHAPS_LOST = KnownNotSent(LEASE), KnownNotSent(LEASE, NOW)
+SHARED = Unseen(LEASE, NOW, loss=Loss.NONE)
+SHARED_BEFORE_LONG = Unseen(LEASE, NOW, forgotten_before=BEGAN, loss=Loss.NONE)
+SHARED_BEFORE = Unseen(LEASE, NOW, forgotten_before=BEGAN, loss=Loss.OF_REDELIVERIES)
+SHARED_JUST_LOST = Unseen(LEASE, NOW, forgotten_before=LATER, loss=Loss.ANY)
+RELEASED, RELEASED_AND_PERHAPS_LOST = KnownNotSent(LEASE), KnownNotSent(LEASE, Loss.ANY)
+RELEASED_ON_AN_UNKNOWN_SERVER = KnownNotSent(LEASE, Loss.OF_REDELIVERIES)
 DOUBTFUL, CRASHED = Unresolved(LEASE, RECORDED, False), Unresolved(LEASE, RECORDED, True)
-DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
+DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, Loss.ANY)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,12 @@ DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
         (IN_MEMORY, FRESH, None),
         (SHARED, FRESH, None),
         (IN_MEMORY, REDELIVERED, DoubtWindow(None, NOW)),
-        (SHARED, REDELIVERED, DoubtWindow(None, NOW)),
+        (SHARED, REDELIVERED, None),  # it was never claimed: its worker was killed before that
+        (SHARED_BEFORE, REDELIVERED, DoubtWindow(None, NOW)),
+        (SHARED_BEFORE, FRESH, None),
+        (SHARED_JUST_LOST, REDELIVERED, DoubtWindow(None, NOW)),
+        (SHARED_JUST_LOST, FRESH, DoubtWindow(None, NOW)),  # upstream may have published it again
+        (SHARED_JUST_LOST, DOUBTED, DoubtWindow(EARLIER, NOW)),
         (IN_MEMORY, DOUBTED, DoubtWindow(EARLIER, BEGAN)),
         (SHARED, DOUBTED, DoubtWindow(EARLIER, NOW)),
         (IN_MEMORY, SECOND_ATTEMPT, DoubtWindow(None, BEGAN)),
@@ -60,6 +69,8 @@ DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
         (IN_MEMORY, NEW_COPY, None),
         (IN_MEMORY, RETURNED, None),  # by a worker that stopped before it started the command
         (SHARED, OLD_COPY, None),
+        (SHARED_BEFORE_LONG, OLD_COPY, DoubtWindow(None, NOW)),  # its original may have been sent before the loss
+        (SHARED_BEFORE_LONG, NEW_COPY, None),
         (IN_MEMORY, Envelope(first_arrived_at=EARLIER.timestamp()), None),
         # An operator's replay may have been processed before.
         (IN_MEMORY, REPLAYED, DoubtWindow(EARLIER, NOW)),
@@ -68,14 +79,16 @@ DOUBTFUL_AND_PERHAPS_LOST = Unresolved(LEASE, RECORDED, False, NOW)
         (RELEASED, FRESH, None),
         (RELEASED, REDELIVERED, None),
         (RELEASED, DOUBTED, NOTED),
-        (RELEASED_AND_PERHAPS_LOST, SECOND_ATTEMPT, None),
+        (RELEASED_AND_PERHAPS_LOST, SECOND_ATTEMPT, DoubtWindow(None, NOW)),
+        (RELEASED_ON_AN_UNKNOWN_SERVER, SECOND_ATTEMPT, None),
+        (RELEASED_ON_AN_UNKNOWN_SERVER, REDELIVERED, DoubtWindow(None, NOW)),
         (RELEASED_AND_PERHAPS_LOST, REDELIVERED, DoubtWindow(None, NOW)),
         # An attempt ended without an outcome.
         (DOUBTFUL, FRESH, RECORDED),
         (DOUBTFUL, DOUBTED, DoubtWindow(EARLIER, BEGAN)),
         (DOUBTFUL, REDELIVERED, RECORDED),
         (DOUBTFUL_AND_PERHAPS_LOST, REDELIVERED, DoubtWindow(BEGAN, NOW)),
-        (DOUBTFUL_AND_PERHAPS_LOST, FRESH, RECORDED),
+        (DOUBTFUL_AND_PERHAPS_LOST, FRESH, DoubtWindow(BEGAN, NOW)),
     ],
 )
 def test_a_claim_and_its_delivery_decide_what_is_in_doubt(
@@ -88,7 +101,9 @@ def test_a_claim_and_its_delivery_decide_what_is_in_doubt(
     ("claim", "envelope", "expected"),
     [
         (SHARED, FRESH, False),
-        (SHARED, REDELIVERED, True),
+        (SHARED, REDELIVERED, False),
+        (SHARED_BEFORE, REDELIVERED, True),
+        (SHARED_JUST_LOST, FRESH, False),
         (SHARED, SUSPECTED, True),
         (SHARED, DOUBTED, False),
         (RELEASED, REDELIVERED, False),

@@ -34,6 +34,7 @@ from worker.flow.rate_limited_queue import Acquire, Turns
 from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
+from worker.processing.store_watch import StoreWatch
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import NoTracing
 
@@ -261,6 +262,7 @@ async def harness(
         MessageBuilder(Topology("onenet", (5, 60)), "host:1"),
         cast("Any", queue),
         breakers,
+        StoreWatch(used),
         queues,
         acquire,
         Turns(),

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from worker.core.rate import Rate
+from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
 from worker.flow.rate_limiter import RateLimiter
 
@@ -21,7 +22,7 @@ async def make() -> AsyncIterator[Make]:
     made: list[RateLimiter] = []
 
     def build(rate: Rate, url: str | None, namespace: str | None = None) -> RateLimiter:
-        made.append(RateLimiter(rate, namespace or f"test-{uuid4()}", url))
+        made.append(RateLimiter(rate, namespace or f"test-{uuid4()}", RedisAddress.parse(url) if url else None))
         return made[-1]
 
     yield build

@@ -16,6 +16,7 @@ from tests.support.proxies import Proxy, raw_server
 from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
 from worker.core.rate import Rate
+from worker.core.redis_address import RedisAddress
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
@@ -159,7 +160,7 @@ async def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover:
 
 
 async def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
-    limiter = RateLimiter(Rate(1, 600), failover.namespace, failover.name.redis_url)
+    limiter = RateLimiter(Rate(1, 600), failover.namespace, RedisAddress.parse(failover.name.redis_url))
     assert await limiter.acquire(None) == 0
     assert await limiter.acquire("heating") == 0
     failover.fail_over()
@@ -188,6 +189,11 @@ ANSWERS = [
     ("OOM command not allowed when used memory > 'maxmemory'.", "OOM", False),
     ("MISCONF Redis is configured to save RDB snapshots, but it is unable to persist to disk.", "MISCONF", False),
     ("NOPERM this user has no permissions to run the 'evalsha' command", "NOPERM", False),
+    (
+        "ERR The user executing the script can't run this command or subcommand script: 4ca2, on @user_script:1.",
+        "NOPERM",
+        False,
+    ),
     ("WRONGTYPE Operation against a key holding the wrong kind of value", None, False),
     ("ERR unknown command", None, False),
 ]

@@ -1,10 +1,11 @@
 """Redis loses its last writes while a worker is killed or disconnected: no command is sent twice.
 
-Each test is the smallest case of one command. It restores an earlier state of Redis key by key: the state of a replica
-that is promoted a second too early, or of a file that was written a second before a power failure.
+Each test is the smallest case of one command. It restores an earlier state of Redis key by key, and promotes the
+server: the state of a replica that is promoted a second too early.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -24,12 +25,18 @@ from tests.support.engine import (
     redelivered,
     reply_of,
 )
-from tests.support.stores import LONG_S
+from tests.support.stores import held, key
 from worker.core.answer import InDoubt, NotSent
 from worker.core.envelope import Envelope, Replay, Task
+from worker.core.epoch import REDELIVERED_S
 from worker.core.resolution import Conclude
+from worker.dev.services.ports import free_port
+from worker.dev.services.redis import LocalRedis
+from worker.errors import LeaseLost
 from worker.idempotency.redis import RedisStore
 
+LEASE_S = 30
+WEEK_S = 7 * 24 * 3600
 EXPIRED = "2026-01-01T00:00:00"
 
 
@@ -41,15 +48,15 @@ class EngineOnRedis(Engine):
         self._namespace = f"test-{uuid4().hex}"
         self._redis: Any = redis.Redis.from_url(url)
         self._stores: list[RedisStore] = []
-        super().__init__(store=self._new_store())
+        super().__init__(store=self.new_store())
 
     def restart_on_redis(self) -> None:
         """Start a new process, whose only records are those in Redis."""
-        self.restart(self._new_store())
+        self.restart(self.new_store())
 
     def wait(self) -> None:
-        """Let the reconcile delay pass."""
-        self.ahead_s += RECONCILE_DELAY_S + 1
+        """Let the reconcile delay pass, after the last lease that may have been lost."""
+        self.ahead_s += LEASE_S + RECONCILE_DELAY_S + 1
 
     def state(self) -> dict[bytes, bytes]:
         return {name: self._redis.dump(name) for name in self._redis.keys(f"{{{self._namespace}}}:*")}
@@ -60,6 +67,21 @@ class EngineOnRedis(Engine):
             self._redis.delete(name)
         for name, value in state.items():
             self._redis.restore(name, 60_000, value)
+        self.promote()
+
+    def promote(self) -> None:
+        """Make the server a replica of nothing, and the primary again, with a new history."""
+        self._redis.replicaof("127.0.0.1", free_port())
+        self._redis.replicaof("NO", "ONE")
+
+    def settle(self) -> None:
+        """Let the time pass for which first deliveries are in doubt after a loss."""
+        self.age(LEASE_S + RECONCILE_DELAY_S + 1)
+
+    def age(self, seconds: float) -> None:
+        """Let the epoch have begun earlier."""
+        name = f"{{{self._namespace}}}:epoch"
+        self._redis.hset(name, "since", int(self._redis.hget(name, "since")) - round(seconds * 1000))
 
     async def kill_during_request(self, task: Task) -> None:
         """Process a delivery in a worker that is killed after its request was sent; the next process starts."""
@@ -69,17 +91,38 @@ class EngineOnRedis(Engine):
     async def close(self) -> None:
         for store in self._stores:
             await store.close()
+        self.empty()
         self._redis.close()
 
-    def _new_store(self) -> RedisStore:
-        store = RedisStore(self._url, self._namespace, ttl_s=60, lease_s=LONG_S)
+    def empty(self) -> None:
+        """Delete all records."""
+        for name in self.state():
+            self._redis.delete(name)
+
+    def rest_for(self, seconds: float) -> None:
+        """Let no command have been claimed for some time."""
+        name = f"{{{self._namespace}}}:epoch"
+        self._redis.hset(name, "used", int(self._redis.hget(name, "used")) - round(seconds * 1000))
+
+    @contextmanager
+    def forbidding(self, *rules: str) -> Iterator[None]:
+        """Forbid the user of the stores some commands."""
+        self._redis.acl_setuser("default", enabled=True, nopass=True, commands=list(rules))
+        try:
+            yield
+        finally:
+            self._redis.execute_command("ACL", "SETUSER", "default", "on", "nopass", "+@all", "~*")
+
+    def new_store(self, ttl_s: int = WEEK_S) -> RedisStore:
+        """Return a store of another process."""
+        store = RedisStore(self._url, self._namespace, ttl_s=ttl_s, lease_s=LEASE_S)
         self._stores.append(store)
         return store
 
 
 @pytest.fixture
-async def engine(redis_url: str) -> AsyncIterator[EngineOnRedis]:
-    made = EngineOnRedis(redis_url)
+async def engine(own_redis: LocalRedis) -> AsyncIterator[EngineOnRedis]:
+    made = EngineOnRedis(own_redis.url)
     yield made
     await made.close()
 
@@ -139,7 +182,7 @@ async def test_a_second_attempt_is_not_repeated_after_every_record_was_lost(engi
     engine.platform.answers = [NotSent("refused")]
     retry = engine.copy_of(expect_retry(await engine.process(a_task())))
     # The connection was lost after the retry was confirmed.
-    expect_reconciliation(await engine.process(a_task(redelivered())))
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
     engine.set_back({})
     await assert_sent_once(engine, retry)
 
@@ -173,7 +216,150 @@ async def test_a_first_delivery_is_sent_at_once(engine: EngineOnRedis) -> None:
     assert engine.announced == []
 
 
-async def test_a_redelivered_command_that_was_not_sent_is_in_doubt_with_a_shared_store(engine: EngineOnRedis) -> None:
-    """A record that it was not sent could outlive the lost record of another delivery's later request, and deny it."""
-    engine.unstarted.mark_not_sent(a_task())
+async def begin_long_ago(engine: EngineOnRedis) -> None:
+    """Let the store have records for longer than any delivery stays unacknowledged."""
+    await engine.process(a_task(command_id="first", args="first"))
+    engine.age(REDELIVERED_S)
+
+
+async def test_what_was_never_claimed_is_sent_at_once_after_a_kill(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    engine.restart_on_redis()
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
+    assert engine.announced == []
+
+
+async def test_a_store_that_is_new_to_the_workers_proves_nothing_about_redeliveries(engine: EngineOnRedis) -> None:
+    """It may have been emptied while no worker ran, or the workers may have used another store."""
+    assert reply_of(await engine.process(a_task(command_id="b", args="b"))).status == "accepted"
     expect_reconciliation(await engine.process(a_task(redelivered())))
+    engine.settle()
+    assert reply_of(await engine.process(a_task(redelivered(), command_id="c", args="c"))).status == "accepted"
+
+
+async def test_a_record_that_says_not_sent_counts_for_a_redelivery_unless_writes_were_lost(
+    engine: EngineOnRedis,
+) -> None:
+    await begin_long_ago(engine)
+    engine.platform.answers = [NotSent("refused")]
+    retry = engine.copy_of(expect_retry(await engine.process(a_task())))
+    assert reply_of(await engine.process(a_task(redelivered(retry)))).status == "accepted"
+
+
+async def test_a_command_that_upstream_publishes_again_after_a_loss_is_in_doubt(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    before = engine.state()
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.set_back(before)
+    await assert_sent_once(engine, a_task().envelope)
+
+
+async def test_a_worker_that_starts_later_recognises_the_loss(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    before = engine.state()
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.set_back(before)
+    engine.restart_on_redis()
+    await assert_sent_once(engine, a_task().envelope)
+
+
+async def test_a_worker_that_knew_records_recognises_a_store_that_was_emptied(engine: EngineOnRedis) -> None:
+    """Also if another worker, which never knew them, comes first."""
+    await begin_long_ago(engine)
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.empty()
+    newcomer = engine.new_store()
+    await newcomer.ping()
+    await assert_sent_once(engine, a_task().envelope)
+
+
+async def test_a_first_delivery_is_sent_at_once_when_the_loss_has_settled(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    engine.promote()
+    expect_reconciliation(await engine.process(a_task()))
+    engine.settle()
+    assert reply_of(await engine.process(a_task(command_id="b", args="b"))).status == "accepted"
+    expect_reconciliation(await engine.process(a_task(redelivered(), command_id="c", args="c")))
+    engine.age(REDELIVERED_S)
+    assert reply_of(await engine.process(a_task(redelivered(), command_id="d", args="d"))).status == "accepted"
+
+
+async def test_a_command_in_doubt_after_a_loss_waits_once(engine: EngineOnRedis) -> None:
+    """Its record is of the new epoch by then, in which nothing was lost."""
+    await begin_long_ago(engine)
+    engine.promote()
+    copy = engine.copy_of(expect_reconciliation(await engine.process(a_task())))
+    engine.wait()
+    assert reply_of(await engine.process(a_task(copy))).status == "accepted"
+
+
+async def test_a_copy_from_before_the_loss_is_in_doubt_however_late_it_comes(engine: EngineOnRedis) -> None:
+    """Its worker was killed after the copy was confirmed, and the original was sent: that record is lost."""
+    await begin_long_ago(engine)
+    copy = a_copy()
+    before = engine.state()
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
+    engine.set_back(before)
+    await engine.process(a_task(command_id="b", args="b"))
+    engine.settle()
+    engine.age(REDELIVERED_S)
+    engine.ahead_s += LEASE_S + RECONCILE_DELAY_S + REDELIVERED_S + 1
+    await assert_sent_once(engine, copy)
+
+
+async def test_a_retry_from_before_the_loss_is_in_doubt_however_late_it_comes(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    engine.platform.answers = [NotSent("refused")]
+    retry = engine.copy_of(expect_retry(await engine.process(a_task())))
+    before = engine.state()
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
+    engine.set_back(before)
+    await engine.process(a_task(command_id="b", args="b"))
+    engine.settle()
+    engine.age(REDELIVERED_S)
+    await assert_sent_once(engine, retry)
+
+
+async def test_a_record_that_lives_shortly_proves_nothing_about_redeliveries(engine: EngineOnRedis) -> None:
+    """It may have expired between the kill and the redelivery."""
+    engine.restart(engine.new_store(ttl_s=3600))
+    await begin_long_ago(engine)
+    await assert_sent_once(engine, redelivered())
+
+
+async def test_records_may_be_gone_after_a_time_without_any_claim(engine: EngineOnRedis) -> None:
+    """For as long as a record lives nobody has claimed anything, and so no record of before is left."""
+    await begin_long_ago(engine)
+    engine.rest_for(WEEK_S + 1)
+    await assert_sent_once(engine, redelivered())
+
+
+async def test_a_time_without_any_claim_is_no_loss_to_the_other_workers(engine: EngineOnRedis) -> None:
+    await begin_long_ago(engine)
+    engine.rest_for(WEEK_S + 1)
+    await engine.new_store().ping()
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+
+
+async def test_a_server_that_does_not_tell_who_it_is_proves_nothing_about_redeliveries(
+    engine: EngineOnRedis,
+) -> None:
+    with engine.forbidding("-info"):
+        await begin_long_ago_without_epoch(engine)
+        await assert_sent_once(engine, redelivered())
+
+
+async def begin_long_ago_without_epoch(engine: EngineOnRedis) -> None:
+    assert reply_of(await engine.process(a_task(command_id="first", args="first"))).status == "accepted"
+
+
+async def test_a_late_write_of_a_lease_that_was_lost_is_refused_to_its_former_holder(engine: EngineOnRedis) -> None:
+    """Leases are told apart even where the count of their record was set back."""
+    store, other = engine.new_store(), engine.new_store()
+    now = engine.now()
+    first = held(await store.claim(key("x"), now))
+    engine.set_back({})
+    second = held(await other.claim(key("x"), now))
+    assert first.token != second.token
+    with pytest.raises(LeaseLost):
+        await store.release(first, None)

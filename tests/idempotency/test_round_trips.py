@@ -9,14 +9,15 @@ from uuid import uuid4
 
 import pytest
 import redis
-from redis.asyncio import Connection
 
 from tests.support.stores import LONG_S, NOW, U1, U, complete, held, key, reply
 from tests.support.waiting import PATIENCE_S, until
 from worker.core.claims import Completed, KnownNotSent
+from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
 from worker.errors import StoreUnavailable
 from worker.idempotency.redis import RedisStore
+from worker.idempotency.redis_server import RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
 
 ECHO = Script("return ARGV[1]")
@@ -99,9 +100,7 @@ async def connect() -> AsyncIterator[Connect]:
     made: list[BatchedCalls] = []
 
     def to(url: str, timeout_s: float = PATIENCE_S) -> BatchedCalls:
-        target = urlsplit(url)
-        connection = Connection(host=str(target.hostname), port=target.port or 6379, decode_responses=True)
-        made.append(BatchedCalls(connection, timeout_s, lambda: None))
+        made.append(BatchedCalls(RedisServer(RedisAddress.parse(url), timeout_s).connect, timeout_s, lambda: None))
         return made[-1]
 
     yield to

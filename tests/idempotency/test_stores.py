@@ -37,6 +37,7 @@ from worker.core.claims import (
     Key,
     KeyReused,
     KnownNotSent,
+    Loss,
     Unresolved,
     Unseen,
 )
@@ -635,7 +636,10 @@ class TestRedis:
         own_redis.start()
         claim = await store.claim(key("a"), NOW)
         assert isinstance(claim, Unseen)
-        assert claim.unrecorded_until == NOW
+        assert (claim.loss, claim.unrecorded_until) == (
+            Loss.ANY,
+            NOW + timedelta(seconds=9),
+        )  # the lease of the founder
         with pytest.raises(LeaseLost):
             await complete(store, lease, reply("b"))
         await founder.close()
@@ -648,13 +652,13 @@ class TestRedis:
             await store.close()
 
 
-@pytest.mark.parametrize(
-    "option", ["nonsense=1", "timeout=5s", "socket_timeout=5s", "family=0", "db=x", "protocol=9", "max_connections=-1"]
-)
-def test_a_url_with_an_unusable_option_opens_no_store(option: str) -> None:
+def test_a_url_with_an_unusable_option_opens_no_store() -> None:
     """It is known before the event loop runs, and the message does not contain the password."""
-    with pytest.raises(SettingsError, match=r"^IDEMPOTENCY_URL: an option after \? cannot be used: \w+$"):
-        open_store(f"redis://user:secret@localhost/0?{option}", "n", ttl_s=60, lease_s=9, began_at=NOW)
+    with pytest.raises(
+        SettingsError,
+        match=r"^IDEMPOTENCY_URL: an option after \? is not known; there are [a-z_, ]+$",
+    ):
+        open_store("redis://user:secret@localhost/0?timeout=5s", "n", ttl_s=60, lease_s=9, began_at=NOW)
 
 
 def test_a_url_of_another_scheme_opens_no_store() -> None:

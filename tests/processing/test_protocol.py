@@ -6,10 +6,12 @@ end of a connection, or of the worker itself. Time only passes when the model sa
 """
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,16 +30,18 @@ from tests.support.suspending import SuspendingStore
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
-from worker.core.claims import Claim, Key, KnownNotSent, Unresolved, Unseen
+from worker.core.claims import Claim, Key, KnownNotSent, Lease, Loss, Unresolved, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay, Task
+from worker.core.epoch import REDELIVERED_S, Epoch, Retention
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable, StoreUnavailable
+from worker.idempotency.memory import MemoryStore
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
@@ -45,6 +49,8 @@ from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
 REQUEST_S, RECONCILE_DELAY_S, LEASE_S = 2, 3, 9
+RETENTION = Retention(LEASE_S, RECONCILE_DELAY_S, 10**9)
+KEPT = ("_accepted", "_records", "_owners", "_guesses", "_values", "_lookalikes", "_epochs")  # of the store
 METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, reconcile_delay_s=RECONCILE_DELAY_S)
 HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S, in_doubt="dead-letter")
@@ -205,12 +211,37 @@ class ModelPlatform:
 
 
 class FailingStore(SuspendingStore):
-    """The real store behind a connection that may fail; it may stand for one that outlives its workers."""
+    """The real store behind a connection that may fail; it may stand for one that outlives its workers.
+
+    Such a one may lose its last writes, and knows then, as Redis does by the identity of its server.
+    """
 
     def __init__(self, world: World, *, outlives_workers: bool) -> None:
         super().__init__(10**9, LEASE_S, began_at=world.now, clock=world.seconds)
         self._world = world
         self._outlives_workers = outlives_workers
+        # The first workers knew each other's records for long: nothing was lost for as long as redeliveries take.
+        self._epoch = Epoch(world.now - timedelta(seconds=2 * REDELIVERED_S), follows_loss=False)
+        self._losses = 0
+        self._epochs: dict[str, int] = {}  # of each record: how many losses were before it
+        self._tokens = itertools.count(1)
+        self.replica: dict[str, Any] | None = None  # what a replica has
+
+    def replicate(self) -> None:
+        """Let the replica have everything."""
+        self.replica = deepcopy({name: getattr(self, name) for name in KEPT})
+
+    def fail_over(self) -> None:
+        """Promote the replica: whatever was written since it was up to date is lost."""
+        assert self.replica is not None
+        for name, value in deepcopy(self.replica).items():
+            setattr(self, name, value)
+        self._epoch = Epoch(self._world.now, follows_loss=True)
+        self._losses += 1
+
+    def _grant(self, record: Any, now: datetime) -> Lease:
+        record.token = next(self._tokens)
+        return super()._grant(record, now)
 
     @property
     def local(self) -> Any:
@@ -221,7 +252,21 @@ class FailingStore(SuspendingStore):
         claim = await super().claim(key, now, replay)
         if isinstance(claim, Unseen | KnownNotSent | Unresolved):
             claim = replace(claim, lease=replace(claim.lease, ends_at=ends_at))
-        return Unseen(claim.lease, now) if self._outlives_workers and isinstance(claim, Unseen) else claim
+        return claim
+
+    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None) -> Claim:
+        """Claim in one step, as a script does, and say what may have been lost."""
+        claim = await MemoryStore.claim(self, key, now, replay)
+        if not self._outlives_workers:
+            return claim
+        is_of_epoch = self._epochs.get(key.command_id) == self._losses
+        if isinstance(claim, Unseen | KnownNotSent | Unresolved):
+            self._epochs[key.command_id] = self._losses
+        if isinstance(claim, Unseen):
+            return self._epoch.unseen(claim.lease, now, RETENTION)
+        if isinstance(claim, KnownNotSent | Unresolved) and not is_of_epoch:
+            return replace(claim, loss=Loss.ANY, unrecorded_until=self._epoch.unrecorded_until(now, RETENTION))
+        return claim
 
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         if not self._outlives_workers:  # no call of the memory suspends
@@ -350,6 +395,7 @@ class Protocol(RuleBasedStateMachine):
     is_shared = False
     has_lookalikes = False  # when their records are gone, lookalikes cannot be told apart
     is_replayed = False
+    is_published_once = False
     policy = POLICY
     bodies: dict[str, bytes]
 
@@ -369,7 +415,7 @@ class Protocol(RuleBasedStateMachine):
     def publish(self, number: int) -> None:
         ids = sorted(self.bodies)
         command_id = ids[number % len(ids)]
-        if command_id in self.published and not self.is_shared:
+        if command_id in self.published and (self.is_published_once or not self.is_shared):
             return  # after a restart on memory the record of an id is lost
         self.published.add(command_id)
         self.world.messages.append(Message(self.bodies[command_id], BasicProperties(), False, self.world.now))
@@ -402,8 +448,9 @@ class Protocol(RuleBasedStateMachine):
     ) -> None:
         """Process a message: to its end, or to any of its suspensions, where its worker goes on with something else."""
         ready, worker = self.world.ready(), self.worker(number)
-        if not self.is_shared:  # memory does not fail, and does not know the uuids of an earlier process
-            failing_call, request = None, "none" if request == "of another command" else request
+        if not self.is_shared:  # memory does not fail
+            failing_call = None
+        request = self.recognisable(request)
         faults = Faults(request, is_history_readable, failing_call, is_confirm_late)
         processing = worker.start(ready[which % len(ready)], faults)
         if until == "published":
@@ -432,7 +479,9 @@ class Protocol(RuleBasedStateMachine):
     def stall(self, which: int, number: int, request: str, steps: int) -> None:
         """A delivery stands still: its connection is lost, its lease ends, and others go on before it does."""
         ready, worker, other = self.world.ready(), self.worker(number), self.worker(number + 1)
-        stalled = worker.start(ready[which % len(ready)], Faults(request if self.is_shared else "none"))
+        stalled = worker.start(
+            ready[which % len(ready)], Faults(self.recognisable(request) if self.is_shared else "none")
+        )
         worker.go_on(stalled, steps)
         worker.lose_connection()
         for _ in range(3 * LEASE_S):
@@ -457,6 +506,11 @@ class Protocol(RuleBasedStateMachine):
         else:
             self.world.take([MESSAGES.republish(delivery, unstarted.doubt_of_copy(task))])
             self.world.messages.remove(message)
+
+    def recognisable(self, request: str) -> str:
+        """Return a fault; not the uuid of another command where its owner may be forgotten."""
+        knows_owners = self.is_shared and not self.is_published_once
+        return "none" if request == "of another command" and not knows_owners else request
 
     def worker(self, number: int) -> Worker:
         return self.workers[number % len(self.workers)]
@@ -555,6 +609,38 @@ class Fleet(Protocol):
     has_lookalikes = True
 
 
+class FleetOnReplicas(Fleet):
+    """The same, and the store fails over to a replica that lacks the last writes, again and again.
+
+    Upstream publishes each command once: what it publishes again long after a loss is sent again, as documented. There
+    are no lookalikes: where the owner of a uuid was lost, they cannot be told apart.
+    """
+
+    is_published_once = True
+    has_lookalikes = False
+
+    @rule()
+    def replicate(self) -> None:
+        self.store.replicate()
+
+    @precondition(lambda self: self.store.replica is not None)
+    @rule()
+    def fail_over(self) -> None:
+        self.store.fail_over()
+
+    @precondition(lambda self: self.store.replica is not None)
+    @rule()
+    def fail_over_and_wait_for_long(self) -> None:
+        """What was returned is delivered soon, and copies come from the delay queues when the failover is long ago."""
+        self.store.fail_over()
+        for worker in list(self.workers):
+            self.kill(worker)
+        for message in self.world.ready():
+            if message.times_returned:
+                self.worker(0).go_on(self.worker(0).start(message, Faults()), ALL_STEPS)
+        self.pass_time(2 * REDELIVERED_S)
+
+
 class Replayed(Protocol):
     """A worker with few attempts, and an operator who replays its dead letters, sometimes twice."""
 
@@ -600,6 +686,8 @@ TestOneWorkerOnMemory = Protocol.TestCase
 TestOneWorkerOnMemory.settings = _SETTINGS
 TestFleet: Any = Fleet.TestCase
 TestFleet.settings = _SETTINGS
+TestFleetOnReplicas: Any = FleetOnReplicas.TestCase
+TestFleetOnReplicas.settings = _SETTINGS
 TestReplayed: Any = Replayed.TestCase
 TestReplayed.settings = _SETTINGS
 TestReplayedFleet: Any = ReplayedFleet.TestCase

@@ -19,7 +19,11 @@ class SuspendingStore(MemoryStore):
     """The real store in memory."""
 
     async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        return await self.suspended(super().claim, key, now, replay)
+        return await self.suspended(self.suspended_claim, key, now, replay)
+
+    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None) -> Claim:
+        """Claim, in one step."""
+        return await super().claim(key, now, replay)
 
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         await self.suspended(super().release, lease, doubt, holder_crashed=holder_crashed)

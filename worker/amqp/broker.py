@@ -118,7 +118,8 @@ class Broker:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
             await session.consumer.consume(self._prefetch)
-            self._log_consuming()
+            if self._prefetch:
+                self._log_consuming()
             return await asyncio.shield(session.lost)
         except BrokerUnavailable as exc:
             return exc
@@ -140,12 +141,11 @@ class Broker:
         self._prefetch = prefetch
         if self._session is not None:
             await self._session.consumer.consume(prefetch)
-            if is_new:
+            if is_new and prefetch > 1:  # a prefetch of 1 takes a probe only
                 self._log_consuming()
 
     def _log_consuming(self) -> None:
-        if self._prefetch > 1:  # a prefetch of 1 takes a probe only
-            log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
+        log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""

@@ -1,17 +1,17 @@
 """The checks of ``onenet-worker check``: everything that a worker needs. No command is sent.
 
-Nothing is changed except one Redis key, which expires within seconds: only a write proves that writes are accepted.
+Nothing is changed except the record of a command of its own in Redis, which is deleted: only what the work does proves
+that the work can be done.
 """
 
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
-from worker.app import client_of, rate_limit_url, store_of, tracing_of
-from worker.core.claims import IdempotencyStore
+from worker.app import client_of, rate_limit_address, store_of, tracing_of
+from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.settings import Settings, load_products, load_settings
@@ -51,7 +51,7 @@ def check_all(imei: str) -> Iterator[CheckResult]:
 
 def _pace(settings: Settings) -> str:
     """Return how fast the worker sends, in words."""
-    sharing = "of each worker" if rate_limit_url(settings) is None else "shared through Redis"
+    sharing = "of each worker" if rate_limit_address(settings) is None else "shared through Redis"
     rate = "no rate limit" if settings.rate is None else f"{settings.rate} for each product, {sharing}"
     interval_s = settings.onenet_device_interval
     return f"{rate}; " + (f"{interval_s:g} s between two commands of a device" if interval_s else "no interval")
@@ -85,21 +85,21 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
     except SettingsError as exc:
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
-    if not store.is_shared:
-        yield CheckResult("idempotency", ok=True, detail="in memory: for a single worker")
-        return
     try:
-        asyncio.run(_ping(store))
+        found = asyncio.run(_try_store(store))
     except WorkerError as exc:
         yield CheckResult("idempotency", ok=False, detail=str(exc))
         return
-    url = urlsplit(settings.idempotency_url.get_secret_value())
-    yield CheckResult("idempotency", ok=True, detail=f"Redis at {url.hostname}:{url.port or 6379}")
+    address = rate_limit_address(settings)
+    facts = "; ".join([*([] if address is None else [str(address)]), *found.facts])
+    yield CheckResult("idempotency", ok=True, detail="; warning: ".join([facts, *found.warnings]))
 
 
-async def _ping(store: IdempotencyStore) -> None:
+async def _try_store(store: IdempotencyStore) -> Inspection:
+    """Do what the work does, and look at what may cost records."""
     try:
         await store.ping()
+        return await store.inspect()
     finally:
         await store.close()
 

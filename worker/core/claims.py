@@ -5,9 +5,10 @@ sent after that. Every lease has its own fencing token, so that a late write of 
 Source: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 from typing import Protocol
 
 from schemas.reply import Reply
@@ -15,6 +16,7 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import OwnershipFacts
 from worker.core.times import milliseconds
+from worker.errors import StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +41,37 @@ class Lease:
     ends_at: float
 
 
+class Loss(Enum):
+    """Of which deliveries the store may have lost the record of an attempt, so that its answer proves nothing."""
+
+    NONE = auto()
+    OF_REDELIVERIES = auto()
+    ANY = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Unseen:
     """The store has no record of the command.
 
     ``unrecorded_until``: an attempt whose record is lost may have been in progress until then. ``forgotten_before``:
-    records of commands that first arrived before this time may be gone; None: records outlive the workers.
+    records of commands that first arrived before this time may be gone; None: no record is.
     """
 
     lease: Lease
     unrecorded_until: datetime
     forgotten_before: datetime | None = None
+    loss: Loss = Loss.OF_REDELIVERIES
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNotSent:
     """Every recorded attempt is known not to have been sent.
 
-    ``unrecorded_until``: a later attempt whose record is lost may have been in progress until then; None: there was
-    none.
+    ``unrecorded_until``: if a record is lost, its attempt may have been in progress until then; None: until now.
     """
 
     lease: Lease
+    loss: Loss = Loss.NONE
     unrecorded_until: datetime | None = None
 
 
@@ -69,13 +80,13 @@ class Unresolved:
     """An earlier attempt ended without an outcome.
 
     ``holder_crashed``: the holder of its lease did not release it, so the command may have crashed its worker.
-    ``unrecorded_until``: a later attempt whose record is lost may have been in progress until then; None: there was
-    none.
+    ``unrecorded_until``: if a record is lost, its attempt may have been in progress until then; None: until now.
     """
 
     lease: Lease
     doubt: DoubtWindow
     holder_crashed: bool
+    loss: Loss = Loss.NONE
     unrecorded_until: datetime | None = None
 
 
@@ -99,6 +110,14 @@ class KeyReused:
 
 
 Claim = Unseen | KnownNotSent | Unresolved | InProgress | Completed | KeyReused
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a store's server says of itself. ``warnings``: what may cost records."""
+
+    facts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class LocalRecords(Protocol):
@@ -128,6 +147,9 @@ class IdempotencyStore(Protocol):
     def is_shared(self) -> bool:
         """Whether several workers share the records."""
 
+    on_unavailable: Callable[[StoreUnavailable], object]
+    """Called when a call for a command has failed."""
+
     @property
     def local(self) -> LocalRecords | None:
         """The records of this process; None where they outlive it.
@@ -143,6 +165,12 @@ class IdempotencyStore(Protocol):
             key: the command.
             now: the time of the claim, on the clock that history times are compared with.
             replay: discards the recorded failure that it names; never any other outcome.
+        """
+
+    async def is_known_not_sent(self, key: Key) -> bool | None:
+        """Return whether a record says that a command is known not to have been sent, without claiming it.
+
+        None: there is no record, or the store refuses to be read.
         """
 
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
@@ -169,7 +197,10 @@ class IdempotencyStore(Protocol):
         """
 
     async def ping(self) -> None:
-        """Check that the store answers and accepts writes."""
+        """Do what the work does, on a record of its own, so that whatever refuses the work refuses this."""
+
+    async def inspect(self) -> "Inspection":
+        """Return what an operator should know of the store's server."""
 
     async def close(self) -> None:
         """Close the store's connections."""

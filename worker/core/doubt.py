@@ -6,7 +6,7 @@ Pure functions: each returns the new window, or None where the command is known 
 from datetime import datetime
 
 from worker.core.answer import Answer, NotSent, Refused
-from worker.core.claims import KnownNotSent, Unresolved, Unseen
+from worker.core.claims import KnownNotSent, Loss, Unresolved, Unseen
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope
 
@@ -27,24 +27,22 @@ def doubt_after_claim(
         now: the time of the claim, aware.
     """
     doubt = envelope.doubt
-    match claim:
-        case Unseen() if envelope.replay is not None:  # it may have been processed before, and its record be lost
-            return DoubtWindow(min(envelope.replay.failed_at, now), now).union(doubt)
-        case Unseen() if envelope.is_redelivered:
-            return extended(doubt, now)
-        case Unseen(_, unrecorded_until, forgotten_before) if (
-            envelope.attempt > 1 or doubt is not None or is_forgotten(forgotten_before, envelope)
-        ):
-            return extended(doubt, unrecorded_until)
-        case Unseen():
-            return None
-        case KnownNotSent():
-            known = doubt
-        case Unresolved(_, recorded):
-            known = recorded.union(doubt)
-    if envelope.is_redelivered and claim.unrecorded_until is not None:
-        return extended(known, claim.unrecorded_until)
-    return known
+    if isinstance(claim, Unresolved):
+        doubt = claim.doubt.union(doubt)
+    if isinstance(claim, Unseen) and envelope.replay is not None:  # it may have been processed, and its record be lost
+        return DoubtWindow(min(envelope.replay.failed_at, now), now).union(doubt)
+    if may_be_lost(claim, envelope):
+        return extended(doubt, max(now, claim.unrecorded_until or now))
+    if isinstance(claim, Unseen) and (
+        envelope.attempt > 1 or doubt is not None or is_forgotten(claim.forgotten_before, envelope)
+    ):
+        return extended(doubt, claim.unrecorded_until)
+    return doubt
+
+
+def may_be_lost(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:
+    """Tell whether the store may have lost the record of an attempt at a command, later than the one that it has."""
+    return claim.loss is Loss.ANY or (claim.loss is Loss.OF_REDELIVERIES and envelope.is_redelivered)
 
 
 def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
@@ -64,13 +62,15 @@ def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
 
 def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -> bool:
     """Tell whether an earlier attempt may have crashed its worker, as far as store and delivery know."""
+    if envelope.is_redelivered and may_be_lost(claim, envelope):
+        return True
     match claim:
         case Unseen():
-            return envelope.is_redelivered or envelope.crash_count is not None
-        case KnownNotSent(_, unrecorded_until):
-            return envelope.is_redelivered and unrecorded_until is not None
-        case Unresolved(_, _, holder_crashed, unrecorded_until):
-            return holder_crashed or (envelope.is_redelivered and unrecorded_until is not None)
+            return envelope.crash_count is not None
+        case KnownNotSent():
+            return False
+        case Unresolved():
+            return claim.holder_crashed
 
 
 def doubt_while_in_progress(since: datetime | None, envelope: Envelope, now: datetime) -> DoubtWindow:

@@ -11,7 +11,7 @@ from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, MessageBuilder, Publication
 from worker.core.envelope import Task
 from worker.core.parsing import read_task
-from worker.core.resolution import Postpone, Replaced, Resolution
+from worker.core.resolution import Conclude, Postpone, Replaced, Resolution
 from worker.errors import WorkerError
 from worker.flow import prefetch
 from worker.flow.background import Background
@@ -21,6 +21,7 @@ from worker.flow.rate_limited_queue import Acquire, Turns
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.crash_guard import ANNOUNCE_S
 from worker.processing.engine import Engine
+from worker.processing.store_watch import PROBE_INTERVAL_S, StoreWatch
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.tracing import Tracing
@@ -39,6 +40,7 @@ class Consumer:
         messages: builds the publications.
         broker: settles deliveries.
         breakers: tell whether anything may be sent; while nothing may, single commands are taken as probes.
+        store_watch: tells whether commands can be claimed; while none can, single ones are taken: some have expired.
         queues: keep the order within a device.
         acquire: takes one request from a product's rate limit; None: there is no rate limit.
         turns: shared with the reads of the history, which take requests from the same rate limit.
@@ -56,6 +58,7 @@ class Consumer:
         messages: MessageBuilder,
         broker: Broker,
         breakers: CircuitBreakers,
+        store_watch: StoreWatch,
         queues: KeyedQueues,
         acquire: Acquire | None,
         turns: Turns,
@@ -72,6 +75,7 @@ class Consumer:
         self._messages = messages
         self._broker = broker
         self._breakers = breakers
+        self._store_watch = store_watch
         self._queues = queues
         self._metrics = metrics
         self._tracing = tracing
@@ -107,7 +111,7 @@ class Consumer:
         self._in_doubt: set[Task] = set()  # taken while nothing is sent: their histories come first, so none is a probe
         self._look_at = 0.0  # the earliest time to look for the next probe
         self._has_changed = asyncio.Event()
-        self._breakers.on_change = self._has_changed.set
+        self._breakers.on_change = self._store_watch.on_change = self._has_changed.set
         self._steering = self._background.start(self._steer())
 
     def on_delivery(self, delivery: Delivery) -> None:
@@ -206,7 +210,7 @@ class Consumer:
     def _demand(self) -> prefetch.Demand:
         return prefetch.Demand(
             is_idle=self._is_stopping or self._is_blocked,
-            allows_any=self._breakers.allows_any(),
+            allows_any=self._breakers.allows_any() and self._store_watch.is_available,
             retry_in_s=self._breakers.retry_in_s(),
             look_in_s=self._look_at - self._loop.time(),
             has_probe=self._probe is not None,
@@ -224,8 +228,8 @@ class Consumer:
             self._full_prefetch = self._usual_prefetch
             self._not_submitted += self._withdraw()
             if not is_idle:
-                next_try_in_s = round(self._breakers.retry_in_s(), 1)
-                log.warning("consumption_paused", reason=self._breakers.reason(), next_try_in_s=next_try_in_s)
+                reason = self._store_watch.reason or self._breakers.reason()
+                log.warning("consumption_paused", reason=reason, next_try_in_s=round(self._breakers.retry_in_s(), 1))
         try:
             await self._broker.consume(wanted)
         except WorkerError:
@@ -241,7 +245,7 @@ class Consumer:
 
     def _look_at_first(self, task: Task) -> None:
         """Start the probe, or a command in doubt that may precede the probe."""
-        if not task.looks_in_doubt:
+        if not task.looks_in_doubt or not self._store_watch.is_available:
             self._probe = task
             self._submit(task)
             return
@@ -278,7 +282,7 @@ class Consumer:
             duration_s = self._loop.time() - self._started.pop(task)
             self._dispatcher.finish(task)  # the next of its device starts when this coroutine waits for the broker
             if task is self._probe or task in self._in_doubt:
-                self._on_look_end(task)
+                self._on_look_end(task, resolution)
             await self._settle(task, resolution, duration_s)
 
     async def _settle(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
@@ -350,13 +354,16 @@ class Consumer:
             else:
                 self._broker.requeue(delivery)
 
-    def _on_look_end(self, task: Task) -> None:
+    def _on_look_end(self, task: Task, resolution: Resolution) -> None:
         """Continue to look for a probe, after one that was processed or a command in doubt."""
         if task is self._probe:
             self._probe = None
             # One that asked the platform nothing, or another product than the one that is due, is followed by the next
             # at once: else an hour's expired commands would keep the first good one waiting.
-            self._look_at = self._loop.time() + (0 if self._breakers.retry_in_s() == 0 else self._probe_interval_s)
+            is_at_once = self._breakers.retry_in_s() == 0
+            self._look_at = self._loop.time() + (0 if is_at_once else self._probe_interval_s)
+            if not self._store_watch.is_available and not isinstance(resolution, Conclude):
+                self._look_at = self._loop.time() + PROBE_INTERVAL_S
         self._in_doubt.discard(task)
         self._has_changed.set()
 

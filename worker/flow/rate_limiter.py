@@ -11,21 +11,47 @@ from datetime import timedelta
 from typing import Any
 
 from throttled.asyncio import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
+from throttled.asyncio.store.redis import RedisStoreBackend
 from throttled.exceptions import StoreUnavailableError
 
 from worker.core.rate import Rate
+from worker.core.redis_address import RedisAddress
 
 _BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
 
 
+class _Backend(RedisStoreBackend):
+    """Uses a client of ours: throttled-py reads fewer forms of URLs, and gives Sentinels the password of the server."""
+
+    client: Any
+
+    def get_client(self) -> Any:
+        return self.client
+
+
 class _SharedStore(RedisStore):
     """The Redis store of throttled-py, with what it lacks for recovery."""
+
+    _BACKEND_CLASS = _Backend
+    _backend: _Backend
+
+    def __init__(self, client: Any) -> None:
+        super().__init__()
+        self._backend.client = client
 
     async def disconnect(self) -> None:
         """Close the idle connections, so that the next call resolves the server's name again."""
         client: Any = self._backend.get_client()
         await client.connection_pool.disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        client: Any = self._backend.get_client()
+        await client.aclose()
+        sentinels = getattr(client.connection_pool, "sentinel_manager", None)
+        for each in [] if sentinels is None else sentinels.sentinels:
+            await each.aclose()
 
     async def delete(self, key: str) -> None:
         """Delete a key, which resets its limit."""
@@ -39,13 +65,12 @@ class RateLimiter:
     Args:
         rate: the limit of each product.
         namespace: prefix of every key in Redis.
-        redis_url: the Redis server through which workers share the limit; None: this process has the limit to itself.
+        address: the Redis through which workers share the limit; None: this process has the limit to itself.
     """
 
-    def __init__(self, rate: Rate, namespace: str, redis_url: str | None) -> None:
-        options = {"SOCKET_TIMEOUT": _TIMEOUT_S, "SOCKET_CONNECT_TIMEOUT": _TIMEOUT_S}
+    def __init__(self, rate: Rate, namespace: str, address: RedisAddress | None) -> None:
         burst = max(1, round(_BURST_S * rate.count / rate.period_s))
-        self._store = None if redis_url is None else _SharedStore(redis_url, options)
+        self._store = None if address is None else _SharedStore(_client(address))
         self._prefix = f"{{{namespace}}}:rate"
         count = rate.count - (burst - 1)
         self._longest_reset_s = (burst + 1) * rate.period_s / count
@@ -91,7 +116,7 @@ class RateLimiter:
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._store is not None:
-            await self._store.disconnect()
+            await self._store.close()
 
     async def _limit(self, key: str) -> tuple[float, bool]:
         """Return the seconds to wait, and whether the stored value is one that this rate can produce."""
@@ -100,3 +125,17 @@ class RateLimiter:
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}:v1:{RateLimiterType.GCRA.value}:{key}"
+
+
+def _client(address: RedisAddress) -> Any:
+    """Return a client of the server that workers share."""
+    from redis.asyncio import Redis, Sentinel
+
+    options: dict[str, Any] = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, **address.options}
+    options["ssl"] = address.is_encrypted
+    if address.master is None:
+        host, port = address.nodes[0]
+        return Redis(host=host, port=port, **options)
+    each: dict[str, Any] = {"socket_timeout": _TIMEOUT_S, "ssl": address.is_encrypted, **address.sentinel_options}
+    kind: Any = Sentinel  # redis declares no types for it
+    return kind(list(address.nodes), sentinel_kwargs=each).master_for(address.master, **options)

@@ -8,15 +8,26 @@ from worker.errors import SettingsError
 from worker.idempotency.memory import MemoryStore
 
 
-def open_store(url: str, namespace: str, *, ttl_s: int, lease_s: float, began_at: datetime) -> IdempotencyStore:
+def open_store(
+    url: str,
+    namespace: str,
+    *,
+    ttl_s: int,
+    lease_s: float,
+    began_at: datetime,
+    reconcile_delay_s: float = 60.0,
+    replicas: int = 0,
+) -> IdempotencyStore:
     """Open the store that a URL names.
 
     Args:
-        url: ``memory://``, ``redis://…`` or ``rediss://…``.
+        url: ``memory://``, ``redis://…``, ``rediss://…`` or ``redis+sentinel://…``.
         namespace: prefix of every key in a shared store.
         ttl_s: lifetime of a record after its last write, in seconds.
         lease_s: duration of a lease, in seconds.
         began_at: when this process started. Earlier attempts are not recorded in its memory.
+        reconcile_delay_s: for which the effect of a request may stay invisible, in seconds.
+        replicas: how many replicas must have a claim or an outcome before it counts.
 
     Raises:
         SettingsError: the URL names no store, or one of its options cannot be used.
@@ -24,9 +35,18 @@ def open_store(url: str, namespace: str, *, ttl_s: int, lease_s: float, began_at
     match urlsplit(url).scheme:
         case "memory":
             return MemoryStore(ttl_s, lease_s, began_at=began_at)
-        case "redis" | "rediss":
+        case "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel":
             from worker.idempotency.redis import RedisStore  # an optional dependency
 
-            return RedisStore(url, namespace, ttl_s=ttl_s, lease_s=lease_s)
+            return RedisStore(
+                url,
+                namespace,
+                ttl_s=ttl_s,
+                lease_s=lease_s,
+                reconcile_delay_s=reconcile_delay_s,
+                replicas=replicas,
+            )
         case _:
-            raise SettingsError(["IDEMPOTENCY_URL: must begin with memory://, redis:// or rediss://"])
+            raise SettingsError(
+                ["IDEMPOTENCY_URL: must begin with memory://, redis://, rediss:// or redis+sentinel://"]
+            )

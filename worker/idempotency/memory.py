@@ -12,6 +12,7 @@ from worker.core.claims import (
     Claim,
     Completed,
     InProgress,
+    Inspection,
     Key,
     KeyReused,
     KnownNotSent,
@@ -25,7 +26,7 @@ from worker.core.envelope import Replay
 from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.times import milliseconds
 from worker.core.uuids import canonical_uuid, folded_uuid
-from worker.errors import LeaseLost, UuidTaken
+from worker.errors import LeaseLost, StoreUnavailable, UuidTaken
 from worker.idempotency.packed_replies import PackedReplies
 
 MAX_ACCEPTED = 8_000  # at least this many accepted commands are kept, at most twice as many
@@ -76,6 +77,7 @@ class MemoryStore:
         self._lease_s = lease_s
         self._clock = clock
         self._max_others = max_others
+        self.on_unavailable: Callable[[StoreUnavailable], object] = lambda _error: None  # never called
         self._accepted = PackedReplies(ttl_s, max_accepted)
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all commands that are not in _accepted
         self._owners: dict[str, str] = {}  # value of a uuid -> command id
@@ -134,6 +136,12 @@ class MemoryStore:
             return self._accepted.find(key, self._clock()) is not None
         return any((record.reply, record.doubt, record.lease_ends_at))
 
+    async def is_known_not_sent(self, key: Key) -> bool | None:
+        record = self._records.get(key.command_id)
+        if record is None:
+            return None if self._accepted.find(key, self._clock()) is None else False
+        return not any((record.reply, record.doubt, record.lease_ends_at))
+
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         record = self._leased(lease)
         record.doubt, record.holder_crashed = doubt, holder_crashed
@@ -176,6 +184,9 @@ class MemoryStore:
 
     async def ping(self) -> None:
         """Do nothing: memory is always available."""
+
+    async def inspect(self) -> Inspection:
+        return Inspection(("in memory: for a single worker",))
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -1,50 +1,55 @@
 """The records of a fleet, in Redis. Each call that writes is one Lua script, hence one atomic step.
 
-Keys, all with the namespace as prefix: ``command:<id>`` is a command's record (a hash). ``uuid:<uuid>`` has the owner
-of a uuid, under its usual form and under the one that the platform gave. ``alike:<match key>`` is the set of the ids of
-lookalikes that are held or in doubt. ``ping`` is written by probes. Another version or a person may have written
-anything into them: a record that cannot be read proves nothing, so its command is in doubt.
+Keys, all with the namespace as prefix, and in one hash slot: ``command:<id>`` is a command's record (a hash).
+``uuid:<uuid>`` has the owner of a uuid, under its usual form and under the one that the platform gave. ``alike:<match
+key>`` is the set of the ids of lookalikes that are held or in doubt. ``epoch`` tells since when no record can have been
+lost. Another version or a person may have written anything into them: a record that cannot be read proves nothing, so
+its command is in doubt.
 """
 
+import asyncio
 import re
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any, get_args
+from uuid import uuid4
 
 import redis
 from pydantic import ValidationError
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from schemas.reply import FailureCode, RejectionCode, Reply
 from worker.core.claims import (
     Claim,
     Completed,
     InProgress,
+    Inspection,
     Key,
     KeyReused,
     KnownNotSent,
     Lease,
+    Loss,
     Unresolved,
     Unseen,
     failed_ms,
 )
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
+from worker.core.epoch import Epoch, Retention
 from worker.core.ownership import Owner, OwnershipFacts
+from worker.core.redis_address import RedisAddress
 from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
-from worker.errors import LeaseLost, SettingsError, StoreUnavailable, UuidTaken
-from worker.idempotency.redis_errors import MEANINGS, code_of
+from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
+from worker.idempotency.redis_errors import MEANINGS, NotReplicated, code_of
+from worker.idempotency.redis_facts import OPTIONS, SECTIONS, inspection
+from worker.idempotency.redis_server import ERRORS, RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
 
 TIMEOUT_S = 2.0  # of one round trip
-PING_S = 0.5  # a probe's own timeout is a second or two
-_PING_LASTS_MS = 10_000
-_ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
+PING_S = 0.8  # a probe's own timeout is a second or two
 _MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SCRIPTS = files("worker.idempotency") / "scripts"
@@ -60,42 +65,66 @@ class RedisStore:
     """Records commands for every worker that uses the same Redis and the same namespace.
 
     Args:
-        url: ``redis://…`` or ``rediss://…``.
+        url: ``redis://…``, ``rediss://…`` or ``redis+sentinel://…``.
         namespace: prefix of every key.
         ttl_s: lifetime of a record after its last write, in seconds.
         lease_s: duration of a lease, in seconds.
+        reconcile_delay_s: for which the effect of a request may stay invisible, in seconds.
+        replicas: how many of them must have a claim or an outcome before it counts.
 
     Raises:
-        SettingsError: an option of the URL cannot be used.
+        SettingsError: the URL, or an option of it, cannot be used.
     """
 
     is_shared = True
     local = None
 
-    def __init__(self, url: str, namespace: str, *, ttl_s: int, lease_s: float) -> None:
-        self._prefix = f"{{{namespace}}}:"  # a hash tag: a cluster keeps all of these keys on one node
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        *,
+        ttl_s: int,
+        lease_s: float,
+        reconcile_delay_s: float = 60.0,
+        replicas: int = 0,
+    ) -> None:
+        self._prefix = f"{{{namespace}}}:"  # a hash tag: all keys of a namespace are in one slot
         self._ttl_ms = ttl_s * 1000
         self._lease_s = lease_s
-        self._claim = load_script("claim", "clock", "types", "readable")
+        self._retention = Retention(lease_s, reconcile_delay_s, ttl_s)
+        self._replicas = replicas
+        self._epoch = ""  # the latest that this process has seen
+        self._probe = f"#{uuid4().hex}"  # no command id contains a #
+        self._claim = load_script("claim", "clock", "types", "readable", "epoch")
         self._release = load_script("release", "types", "lease")
         self._ownership = load_script("ownership", "clock", "types", "lease", "owners")
         self._complete = load_script("complete", "types", "lease", "owners")
+        self.on_unavailable: Callable[[StoreUnavailable], object] = lambda _error: None
         try:
-            self._calls = self._new_calls(url, TIMEOUT_S)
-            self._pings = self._new_calls(url, PING_S)  # a probe does not wait for a round trip of the commands
-        except (ValueError, TypeError, redis.RedisError) as exc:
-            line = f"IDEMPOTENCY_URL: an option after ? cannot be used: {type(exc).__name__}"
-            raise SettingsError([line]) from exc
+            address = RedisAddress.parse(url)
+        except ValueError as exc:
+            raise SettingsError([f"IDEMPOTENCY_URL: {exc}"]) from exc
+        timeout_s = address.options.get("socket_timeout")
+        self._calls = self._new_calls(address, timeout_s if isinstance(timeout_s, float) else TIMEOUT_S)
+        self._pings = self._new_calls(address, PING_S)  # a probe does not wait for a round trip of the commands
 
     async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        lease_ms = round(self._lease_s * 1000)
         discarded = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
-        identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
         unreadable = b""
         while True:
             began = time.monotonic()
-            arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable]
-            answer = await self._run(self._claim, self._keys(key), arguments)
+            names, arguments = self._claim_of(key, now, discarded, unreadable)
+            try:
+                answer = await self._calls.run(self._claim, names, arguments, is_durable=True)
+            except redis.RedisError as exc:
+                if isinstance(exc, NotReplicated):
+                    await self._give_back(key, exc.answer)
+                raise self._failed(exc) from exc
+            epoch_id, age_ms, follows_loss, *answer = answer
+            self._epoch = epoch_id or self._epoch
+            # A server that does not tell who it is may have lost records at any time.
+            epoch = Epoch(now - timedelta(milliseconds=int(age_ms)), follows_loss == "1") if epoch_id else None
             match answer:
                 case ["key-reused"]:
                     return KeyReused()
@@ -103,21 +132,34 @@ class RedisStore:
                     reply = _read_reply(text, key.command_id)
                     if reply is not None:
                         return Completed(reply)
-                    unreadable = text.encode(errors=_ERRORS)  # the next claim replaces it unless it has changed
+                    unreadable = text.encode(errors=ERRORS)  # the next claim replaces it unless it has changed
                 case ["in-progress", since]:
                     return InProgress(_moment(since) if since else None)
-                case [granted, token, since, until, holder_crashed, is_latest]:
+                case ["unseen", token, *_]:
                     lease = Lease(key, int(token), began + self._lease_s)
-                    # Redis may have lost its last writes without a sign of it: then this is the record before them.
-                    unrecorded_until = None if is_latest == "1" else now
-                    if granted == "unseen":
-                        return Unseen(lease, now)
+                    return Unseen(lease, now) if epoch is None else epoch.unseen(lease, now, self._retention)
+                case [granted, token, since, until, holder_crashed, is_of_epoch]:
+                    lease = Lease(key, int(token), began + self._lease_s)
+                    # A record of an earlier epoch may be the one before the writes that were lost.
+                    loss, unrecorded_until = Loss.OF_REDELIVERIES, None
+                    if epoch is not None:
+                        loss = Loss.NONE if is_of_epoch == "1" else Loss.ANY
+                        unrecorded_until = epoch.unrecorded_until(now, self._retention)
                     if granted == "known-not-sent":
-                        return KnownNotSent(lease, unrecorded_until)
+                        return KnownNotSent(lease, loss, unrecorded_until)
                     doubt = DoubtWindow(_moment(since) if since else None, _moment(until))
-                    return Unresolved(lease, doubt, holder_crashed == "1", unrecorded_until)
+                    return Unresolved(lease, doubt, holder_crashed == "1", loss, unrecorded_until)
                 case _:
                     raise AssertionError(answer)  # the script returns nothing else
+
+    async def is_known_not_sent(self, key: Key) -> bool | None:
+        [found] = await self._calls.execute(("HMGET", self._keys(key)[0], "digest", "state", "until"))
+        if isinstance(found, redis.ResponseError):
+            return None if code_of(found) else False
+        if isinstance(found, redis.RedisError):
+            raise self._failed(found) from found
+        content_hash, state, until = found
+        return None if content_hash is None else (content_hash, state, until) == (key.content_hash.hex(), "free", "")
 
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         arguments = [*_identity(lease), self._ttl_ms, *_interval(doubt), int(holder_crashed)]
@@ -133,7 +175,7 @@ class RedisStore:
         for answer in found:
             is_of_its_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
             if isinstance(answer, redis.RedisError) and not is_of_its_key:
-                raise unavailable(answer) from answer
+                raise self._failed(answer) from answer
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
             if isinstance(owner, str) and _COMMAND_ID.fullmatch(owner):
@@ -141,46 +183,73 @@ class RedisStore:
         return {uuid for uuid, owner in owners.items() if owner != key.command_id}
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
-        arguments: list[object] = [*_identity(lease), self._prefix]
-        for uuid in uuids:
-            spelled = self._spellings(uuid)
-            arguments += [len(spelled), *spelled]
-        lookalikes, is_held, *owners = await self._run_with_lease(self._ownership, lease, arguments)
-        return OwnershipFacts(dict(zip(uuids, map(_owner, owners), strict=True)), int(lookalikes), is_held == 1)
+        lookalikes: list[str] = []
+        while True:  # ends: each turn knows the lookalikes of all before it
+            names, arguments = self._ownership_of(lease, uuids, lookalikes)
+            match await self._run_with_lease(self._ownership, lease, arguments, names):
+                case ["more", found]:
+                    lookalikes = sorted({*lookalikes, *found})
+                case [number, is_held, *owners]:
+                    return OwnershipFacts(dict(zip(uuids, map(_owner, owners), strict=True)), number, is_held == 1)
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
-        command_id = lease.key.command_id
-        failed = failed_ms(reply)
-        outcome = [reply.model_dump_json(), "" if failed is None else failed]
-        owner = f"?{command_id}" if is_guess else command_id
-        spelled = self._spellings(reply.uuid) if reply.uuid else []
-        arguments = [*_identity(lease), self._ttl_ms, *outcome, *_interval(doubt), owner, *spelled]
-        if await self._run_with_lease(self._complete, lease, arguments) == "taken":
-            raise UuidTaken(command_id)
+        names, arguments = self._complete_of(lease, reply, doubt, is_guess=is_guess)
+        if await self._run_with_lease(self._complete, lease, arguments, names, is_durable=True) == "taken":
+            raise UuidTaken(lease.key.command_id)
 
     async def ping(self) -> None:
-        """Write a key: a server that no longer accepts writes still answers everything else."""
-        [answer] = await self._pings.execute(("SET", f"{self._prefix}ping", "1", "PX", _PING_LASTS_MS))
-        if isinstance(answer, redis.RedisError):
-            raise unavailable(answer) from answer
+        """Claim, look up and complete a command that nobody has sent, over a connection of its own.
+
+        PING succeeds on a server that refuses all of this: a full one, a demoted one, one whose disk is full, one whose
+        user may not run scripts or has other keys.
+        """
+        now = datetime.now(UTC)
+        key = Key(self._probe, b"", self._probe.encode())
+        names, arguments = self._claim_of(key, now, ["", "", ""], b"")
+        owner = self._owner_key(self._probe)
+        delete = ("DEL", *names[:2], owner)
+        _, claim = await self._probed(
+            self._pings.execute(delete), self._pings.run(self._claim, names, arguments, is_durable=True)
+        )
+        if claim[3] != "unseen":
+            return  # another probe is under way
+        self._epoch = claim[0] or self._epoch
+        lease = Lease(key, int(claim[4]), 0.0)
+        reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
+        await self._probed(
+            self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
+            self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
+            self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
+            self._pings.run(self._claim, names, arguments),  # which reads the record
+            self._pings.execute(delete),
+        )
+
+    async def inspect(self) -> Inspection:
+        """Read what the server says of its memory, its persistence and its replicas."""
+        answers = await self._pings.execute(
+            *(("INFO", section) for section in SECTIONS), *(("CONFIG", "GET", name) for name in OPTIONS)
+        )
+        lost = next((each for each in answers if isinstance(each, redis.ConnectionError | redis.TimeoutError)), None)
+        if lost is not None:
+            raise unavailable(lost) from lost
+        return inspection([None if isinstance(each, redis.RedisError) else each for each in answers], self._replicas)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._calls.close()
         await self._pings.close()
 
-    def _new_calls(self, url: str, timeout_s: float) -> BatchedCalls:
-        pool = ConnectionPool.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),  # a claim whose answer was lost may have been granted
-            decode_responses=True,
-            encoding_errors=_ERRORS,
-        )
-        timeout_s = float(pool.connection_kwargs.pop("socket_timeout"))  # the URL may give another one
-        connection = pool.connection_class(**pool.connection_kwargs)
-        return BatchedCalls(connection, timeout_s, self._reconnect)
+    def _new_calls(self, address: RedisAddress, timeout_s: float) -> BatchedCalls:
+        server = RedisServer(address, timeout_s)
+        return BatchedCalls(server.connect, timeout_s, self._reconnect, self._replicas)
+
+    async def _give_back(self, key: Key, answer: Any) -> None:
+        """Release a claim that too few replicas have: nothing was sent. If that fails, its lease ends by itself."""
+        match answer:
+            case [_, _, _, _, token, since, until, crashed, _]:
+                arguments = [key.command_id, token, self._ttl_ms, since, until, crashed]
+                with suppress(redis.RedisError):
+                    await self._calls.run(self._release, self._keys(key), arguments)
 
     def _reconnect(self) -> None:
         """Replace the connections to a former primary."""
@@ -193,33 +262,104 @@ class RedisStore:
     def _owner_key(self, spelling: str) -> str:
         return f"{self._prefix}uuid:{spelling}"
 
-    def _spellings(self, uuid: str) -> list[str]:
-        """Return the spellings of a uuid in the form that ``scripts/parts/owners.lua`` reads."""
-        return [f"{each.is_certain:d}{each.is_written:d}{self._owner_key(each.text)}" for each in recorded_forms(uuid)]
+    def _claim_of(
+        self, key: Key, now: datetime, discarded: Sequence[object], unreadable: bytes
+    ) -> tuple[list[str], list[object]]:
+        lease_ms = round(self._lease_s * 1000)
+        identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
+        wait = int(self._replicas > 0)
+        arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable, self._epoch, wait]
+        return [*self._keys(key), f"{self._prefix}epoch"], arguments
 
-    async def _run_with_lease(self, script: Script, lease: Lease, arguments: Sequence[object]) -> Any:
-        answer = await self._run(script, self._keys(lease.key), arguments)
+    def _ownership_of(
+        self, lease: Lease, uuids: Sequence[str], lookalikes: Sequence[str]
+    ) -> tuple[list[str | bytes], list[object]]:
+        ids = [each.encode(errors=ERRORS) for each in lookalikes]
+        names: list[str | bytes] = [*self._keys(lease.key)]
+        names += [f"{self._prefix}command:".encode() + each for each in ids]
+        arguments: list[object] = [*_identity(lease), len(ids), *ids]
+        for uuid in uuids:
+            forms, kinds = self._spellings(uuid)
+            names += forms
+            arguments += [len(kinds), *kinds]
+        return names, arguments
+
+    def _complete_of(
+        self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False
+    ) -> tuple[list[str], list[object]]:
+        command_id = lease.key.command_id
+        failed = failed_ms(reply)
+        outcome = [reply.model_dump_json(), "" if failed is None else failed]
+        owner = f"?{command_id}" if is_guess else command_id
+        forms, kinds = self._spellings(reply.uuid) if reply.uuid else ([], [])
+        arguments = [*_identity(lease), self._ttl_ms, *outcome, *_interval(doubt), owner, *kinds]
+        return [*self._keys(lease.key), *forms], arguments
+
+    def _spellings(self, uuid: str) -> tuple[list[str], list[str]]:
+        """Return the keys of a uuid's spellings, and their kinds as ``scripts/parts/owners.lua`` reads them."""
+        forms = recorded_forms(uuid)
+        kinds = [f"{each.is_certain:d}{each.is_written:d}" for each in forms]
+        return [self._owner_key(each.text) for each in forms], kinds
+
+    async def _run_with_lease(
+        self,
+        script: Script,
+        lease: Lease,
+        arguments: Sequence[object],
+        names: Sequence[str | bytes] | None = None,
+        *,
+        is_durable: bool = False,
+    ) -> Any:
+        answer = await self._run(script, names or self._keys(lease.key), arguments, is_durable=is_durable)
         if answer == "lost":
             raise LeaseLost(lease.key.command_id)
         return answer
 
-    async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _run(
+        self, script: Script, keys: Sequence[str | bytes], arguments: Sequence[Any], *, is_durable: bool = False
+    ) -> Any:
         try:
-            return await self._calls.run(script, keys, arguments)
+            return await self._calls.run(script, keys, arguments, is_durable=is_durable)
         except redis.RedisError as exc:
-            raise unavailable(exc) from exc
+            raise self._failed(exc) from exc
+
+    async def _probed(self, *calls: Awaitable[Any]) -> list[Any]:
+        """Make calls of a probe in one round trip, in this order; returns their answers.
+
+        Raises:
+            StoreUnavailable: one of them failed.
+        """
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for each in answers:
+            for answer in each if isinstance(each, list) else [each]:
+                if isinstance(answer, redis.RedisError):
+                    raise unavailable(answer) from answer
+                if isinstance(answer, BaseException):
+                    raise answer
+        return answers
+
+    def _failed(self, error: redis.RedisError) -> StoreUnavailable:
+        """Return why a call of a command failed, and tell who watches the store."""
+        found = unavailable(error)
+        self.on_unavailable(found)
+        return found
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Return why Redis cannot be used: its code or the error's type, not its text, which may contain the URL."""
     code = code_of(error)
-    return StoreUnavailable(f"Redis: {type(error).__name__}" if code is None else f"Redis: {code}: {MEANINGS[code]}")
+    if code is None:
+        text = f"Redis: {type(error).__name__}"
+        is_answer = isinstance(error, redis.ResponseError)
+        return StoreRefused(text, concerns_all=False) if is_answer else StoreUnavailable(text)
+    kind = StoreUnusable if code == "CLUSTER" else StoreRefused
+    return kind(f"Redis: {code}: {MEANINGS[code]}")
 
 
 def _read_reply(text: str, command_id: str) -> Reply | None:
     """Parse a recorded reply; None if it is not a reply to this command. Fields of a newer version are ignored."""
     try:
-        reply = Reply.model_validate_json(text.encode(errors=_ERRORS), extra="ignore")
+        reply = Reply.model_validate_json(text.encode(errors=ERRORS), extra="ignore")
     except ValidationError:
         return None
     code = None if reply.error is None else reply.error.code

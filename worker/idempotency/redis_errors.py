@@ -14,6 +14,8 @@ MEANINGS = {
     "MASTERDOWN": "a replica without its primary",
     "CLUSTERDOWN": "the cluster is down",
     "NOREPLICAS": "too few replicas to accept writes",
+    "NOWAIT": "too few replicas confirmed in time what was written",
+    "CLUSTER": "Redis Cluster is not supported: use one server, or one with replicas and Sentinels",
     "MISCONF": "it accepts no writes because it cannot save its data",
     "OOM": "out of memory",
     "NOAUTH": "it asks for a password",
@@ -33,13 +35,29 @@ _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.NoPermissionError: "NOPERM",
 }
 # Up to version 6 Redis quotes the error of a command within a script: "ERR Error running script (…): -READONLY …".
+# Of a command within a script Redis 7 gives no code.
+_FORBIDDEN_IN_SCRIPT = "The user executing the script can't"
 _CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
 
 
 def code_of(error: redis.RedisError) -> str | None:
     """Return the error's code if it is one of ``MEANINGS``, else None."""
+    if isinstance(error, redis.ResponseError) and _FORBIDDEN_IN_SCRIPT in str(error):
+        return "NOPERM"
     found = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
     return _CLASSES.get(type(error), found and found[1])
+
+
+class NotReplicated(redis.ResponseError):
+    """A call was carried out, and too few replicas have it.
+
+    Args:
+        answer: of the call.
+    """
+
+    def __init__(self, answer: object) -> None:
+        super().__init__("NOWAIT")
+        self.answer = answer
 
 
 def is_other_server(error: object) -> bool:

@@ -19,11 +19,12 @@ from worker.core.doubt import (
     doubt_while_in_progress,
     holder_may_have_crashed,
 )
+from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Task
 from worker.core.outcome import Failed, Outcome, outcome_unknown, reply_to
 from worker.core.platform import PlatformClient
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Resolution, Retry, Unpublished
-from worker.errors import StoreError, UnusableCommand
+from worker.errors import StoreError, StoreRefused, UnusableCommand
 from worker.processing.attempt import Attempt, SendPermit
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
 from worker.processing.crash_guard import ANNOUNCE_S, SUSPECT_WAIT_S, CrashGuard, ReplaceWith
@@ -112,6 +113,9 @@ class Engine:
         try:
             claim = await self._store.claim(key_of(command), now, envelope.replay)
         except StoreError as exc:
+            if isinstance(exc, StoreRefused) and await self._has_expired_unsent(task, command):
+                failed = _expired(None)
+                return self._conclude_unrecorded(task, failed, command.command_id, command.imei)
             return self._leases.postpone(envelope, exc, envelope.doubt, holder_crashed=False)
         match claim:
             case Completed(reply):
@@ -133,6 +137,23 @@ class Engine:
             permit,
         )
         return await self._proceed(attempt, replace_with, claimed_at=now)
+
+    async def _has_expired_unsent(self, task: Task, command: Command) -> bool:
+        """Tell whether a command that the store refuses to claim has expired and is known not to have been sent.
+
+        The store may refuse every claim for hours. What the message says counts if the store has no record, or refuses
+        to be read as well.
+        """
+        envelope = task.envelope
+        if envelope.is_redelivered or envelope.doubt is not None or envelope.replay is not None:
+            return False
+        if envelope.crash_count is not None or command.expires_at > await self._client.time_for(command):
+            return False
+        try:
+            is_known = await self._store.is_known_not_sent(key_of(command))
+        except StoreError:
+            return False
+        return envelope.attempt == 1 if is_known is None else is_known
 
     async def _proceed(self, attempt: Attempt, replace_with: ReplaceWith, claimed_at: datetime) -> Resolution:
         """Take the next step of a command that is claimed."""
@@ -165,7 +186,7 @@ class Engine:
         command, before = attempt.command, attempt.doubt
         began_at = self._now()
         if command.expires_at <= await self._client.time_for(command):
-            return await self._leases.conclude(attempt, _expired(attempt))
+            return await self._leases.conclude(attempt, _expired(attempt.doubt))
         permit = attempt.permit.acquire()
         if permit is None:
             return await self._postpone_paused(attempt)
@@ -252,7 +273,7 @@ def _key_reused() -> Failed:
     return Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
 
 
-def _expired(attempt: Attempt) -> Failed:
-    if attempt.doubt is not None:
+def _expired(doubt: DoubtWindow | None) -> Failed:
+    if doubt is not None:
         return outcome_unknown("expired_time has passed")
     return Failed("expired", "expired_time has passed", (Detail(field="expired_time", message="has passed"),))

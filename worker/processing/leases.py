@@ -9,9 +9,9 @@ from worker.core.decide import RetryPolicy, postponed
 from worker.core.doubt import doubt_of_copy, extended
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope
-from worker.core.outcome import Accepted, Outcome, outcome_unknown, reply_to
+from worker.core.outcome import Accepted, Failed, Outcome, outcome_unknown, reply_to
 from worker.core.resolution import AwaitReconciliation, Conclude, Postpone, Unpublished
-from worker.errors import StoreError, UuidTaken
+from worker.errors import StoreError, StoreRefused, UuidTaken
 from worker.processing.attempt import Attempt
 
 FOREIGN_UUID = "the uuid that it was answered with belongs to another command"
@@ -72,6 +72,9 @@ class Leases:
                 return replace(attempt, doubt=doubt).awaiting(self._policy, ENTRY_TAKEN)
             return self._await_own_uuid(attempt, doubt)
         except StoreError as exc:
+            is_expired = isinstance(outcome, Failed) and outcome.code == "expired"
+            if is_expired and attempt.doubt is None and isinstance(exc, StoreRefused):
+                return Conclude(outcome, reply)  # without a record: it expires again however often it is delivered
             return self.postpone(attempt.envelope, exc, attempt.doubt, holder_crashed=attempt.holder_crashed)
         return Conclude(outcome, reply)
 

@@ -45,6 +45,7 @@ class State:
 
     is_connected: bool = False
     is_blocked: bool = False
+    is_store_available: bool = False
     is_consuming: bool = False
     in_flight: int = 0
     unacknowledged: int = 0
@@ -159,6 +160,7 @@ class _StateMetrics(Collector):
         for name, text, value in (
             ("broker_connected", "1 while connected to the broker.", state.is_connected),
             ("broker_blocked", "1 while the broker blocks publications (connection.blocked).", state.is_blocked),
+            ("store_available", "1 while the idempotency store accepts claims and outcomes.", state.is_store_available),
             ("consuming", "1 while commands are consumed from the queue, not only a probe.", state.is_consuming),
             ("in_flight", "Commands that are being processed.", state.in_flight),
             ("unacknowledged", "Deliveries that are not acknowledged yet.", state.unacknowledged),

@@ -1,10 +1,11 @@
 -- Records an outcome and the owner of its uuid. Needs types.lua, lease.lua and owners.lua.
--- KEYS: record, lookalikes.
+-- KEYS: record, lookalikes; spellings of the uuid, none if the reply has no uuid.
 -- ARGV: command id, token, time to live, reply, time of the failure, the doubt's since and until, the owner to record;
--- spellings of the uuid, none if the reply has no uuid.
+-- the kinds of the spellings.
 -- Returns 'ok', 'lost', or 'taken' if the uuid belongs to another command, which then leaves this one in doubt.
-if #ARGV > 8 then
-    local spellings = {unpack(ARGV, 9)}
+if #KEYS > 2 then
+    local spellings = {}
+    for at = 1, #KEYS - 2 do spellings[at] = {KEYS[2 + at], ARGV[8 + at]} end
     local owner = owner_by(spellings)
     if owner and owner ~= ARGV[1] and owner ~= '?' .. ARGV[1] then
         redis.call('HSET', KEYS[1], 'state', 'free', 'since', ARGV[6], 'until', ARGV[7], 'crashed', '0')

@@ -1,0 +1,70 @@
+"""The rights that docs/operations.md names are enough, and the probe notices each that is missing."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from tests.support.stores import DOUBT, LONG_S, NOW, U, complete, held, key, reply
+from worker.core.claims import Completed, Unresolved
+from worker.core.rate import Rate
+from worker.core.redis_address import RedisAddress
+from worker.dev.services.redis import LocalRedis
+from worker.errors import StoreRefused
+from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.redis import RedisStore
+
+NAMESPACE = f"test-{uuid4().hex}"
+[DOCUMENTED] = re.findall(
+    r"\*\*The user of Redis\*\* needs(.*?)lets `check` say more", Path("docs/operations.md").read_text(), re.DOTALL
+)
+COMMANDS = [name for name in re.findall(r"`([a-z|]+)`", DOCUMENTED) if name not in {"wait", "config|get"}]
+OF_THE_RATE_LIMIT = {"get", "script|load"}
+
+Login = Callable[..., str]
+
+
+@pytest.fixture
+async def login(own_redis: LocalRedis) -> AsyncIterator[Login]:
+    """Returns the URL of a user with some commands, and only the keys of the namespace."""
+    with redis.Redis.from_url(own_redis.url) as raw:
+
+        def create(commands: list[str]) -> str:
+            rules = ["reset", "on", ">secret", f"~{{{NAMESPACE}}}:*", *(f"+{name}" for name in commands)]
+            raw.execute_command("ACL", "SETUSER", "worker", *rules)
+            return own_redis.url.replace("redis://", "redis://worker:secret@")
+
+        yield create
+        raw.execute_command("ACL", "DELUSER", "worker")
+
+
+async def test_the_documented_commands_are_all_that_a_worker_needs(login: Login) -> None:
+    url = login(COMMANDS)
+    store = RedisStore(url, NAMESPACE, ttl_s=60, lease_s=LONG_S)
+    await store.ping()
+    await store.release(held(await store.claim(key("a"), NOW)), DOUBT)
+    claim = await store.claim(key("a"), NOW)
+    assert isinstance(claim, Unresolved)
+    await store.owned_by_others(key("a"), [U])
+    await store.ownership(claim.lease, [U])
+    await complete(store, claim.lease, reply("a", U))
+    assert await store.claim(key("a"), NOW) == Completed(reply("a", U))
+    await store.inspect()
+    await store.close()
+    limiter = RateLimiter(Rate(1, 600), NAMESPACE, RedisAddress.parse(url))
+    await limiter.acquire("a")
+    assert await limiter.acquire("a") > 0
+    await limiter.close()
+
+
+@pytest.mark.parametrize("missing", sorted({*COMMANDS} - OF_THE_RATE_LIMIT - {"info", "eval"}))
+async def test_the_probe_notices_each_missing_command(login: Login, missing: str) -> None:
+    store = RedisStore(login([name for name in COMMANDS if name != missing]), NAMESPACE, ttl_s=60, lease_s=LONG_S)
+    try:
+        with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not do this$"):
+            await store.ping()
+    finally:
+        await store.close()

@@ -1,0 +1,172 @@
+"""A store that refuses: said once, everywhere; commands wait, and those that expire end."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import requests
+
+from tests.integration.test_check import check
+from tests.support.builders import a_command, in_hours
+from tests.support.deployment import Deployment
+from tests.support.redis_servers import Server, replicated, sentinel_url, watched
+from tests.support.waiting import PATIENCE_S
+from tests.support.worker_process import WorkerProcess
+from worker.dev.services.ports import free_port, wait_until
+from worker.errors import EXIT_CONFIG
+
+MANY = 10
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+def fill_memory(client: Any) -> None:
+    client.config_set("maxmemory", 1)
+
+
+def want_replicas(client: Any) -> None:
+    client.config_set("min-replicas-to-write", 1)
+
+
+def demote(client: Any) -> None:
+    client.replicaof("127.0.0.1", free_port())
+
+
+def forbid_scripts(client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
+
+
+def forbid_the_keys(client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~other:*")
+
+
+def repair(client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", "default", "+@all", "~*")
+    client.replicaof("NO", "ONE")
+    client.config_set("min-replicas-to-write", 0)
+    client.config_set("maxmemory", 0)
+
+
+REFUSALS = [
+    (fill_memory, "OOM"),
+    (want_replicas, "NOREPLICAS"),
+    (demote, "READONLY"),
+    (forbid_scripts, "NOPERM"),
+    (forbid_the_keys, "NOPERM"),
+]
+
+
+def events(worker: WorkerProcess, name: str) -> list[dict[str, Any]]:
+    return [event for event in worker.events if event["event"] == name]
+
+
+def in_seconds(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize(("refuse", "code"), REFUSALS)
+def test_a_store_that_refuses_is_said_once_and_nothing_is_lost(
+    deployment: Deployment, server: Server, refuse: Any, code: str
+) -> None:
+    port = free_port()
+    ids = [f"c{number}" for number in range(MANY)]
+    with (
+        server.client() as client,
+        deployment.worker(IDEMPOTENCY_URL=server.url, HTTP_PORT=str(port)) as worker,
+    ):
+        refuse(client)
+        for command_id in ids:
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id, expired_time=in_hours(1)))
+        assert worker.wait_for("store_unavailable")["reason"].startswith(f"Redis: {code}: ")
+        response = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S)
+        assert response.status_code == 503
+        assert f"Redis: {code}: " in response.json()["store_error"]
+        assert (
+            "onenet_worker_store_available 0.0"
+            in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
+        )
+        deployment.upstream.publish(a_command(command_id="brief", args="brief", expired_time=in_seconds(3)))
+        brief = deployment.upstream.reply(3 * PATIENCE_S).json
+        assert (brief["command_id"], brief["error"]["code"]) == ("brief", "expired")
+        assert deployment.simulator.platform.commands == []
+        repair(client)
+        worker.wait_for("store_available")
+        replies = [deployment.upstream.reply(3 * PATIENCE_S).json for _ in ids]
+        assert {reply["command_id"] for reply in replies} == set(ids)
+        assert all(reply["status"] == "accepted" for reply in replies)
+        assert len(events(worker, "store_unavailable")) == len(events(worker, "store_available")) == 1
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * MANY
+
+
+def test_a_refusal_is_not_logged_for_every_command(deployment: Deployment, server: Server) -> None:
+    """The worker takes one command a second, in case it has expired."""
+    with server.client() as client, deployment.worker(IDEMPOTENCY_URL=server.url) as worker:
+        fill_memory(client)
+        deployment.upstream.publish(a_command(command_id="first", expired_time=in_hours(1)))
+        worker.wait_for("store_unavailable")
+        worker.wait_for("consumption_paused")
+        for number in range(500):
+            deployment.upstream.publish(a_command(command_id=f"c{number}", expired_time=in_hours(1)))
+        before, began = len(worker.events), time.monotonic()
+        worker.wait_for("command_postponed", 4)
+        assert len(worker.events) - before <= 10 + 5 * (time.monotonic() - began)
+
+
+@pytest.mark.parametrize(("refuse", "code"), REFUSALS)
+def test_check_does_what_the_work_does(deployment: Deployment, server: Server, refuse: Any, code: str) -> None:
+    with server.client() as client:
+        refuse(client)
+    _, faults = check(deployment, IDEMPOTENCY_URL=server.url)
+    [fault] = faults["idempotency"]
+    assert fault.startswith(f"Redis: {code}: ")
+
+
+def test_check_names_what_may_cost_records(deployment: Deployment, server: Server) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        keys = client.keys()
+        _, faults = check(deployment, IDEMPOTENCY_URL=server.url)
+        left = set(client.keys()) - set(keys)
+    lines = [json.loads(line) for line in faults[""][0].splitlines()]
+    [detail] = [line["detail"] for line in lines if line["check"] == "idempotency" and line["ok"]]
+    assert f"Redis at 127.0.0.1:{server.port}; version " in detail
+    assert "warning: maxmemory-policy allkeys-lru removes records" in detail
+    assert "warning: a restart of Redis loses records" in detail
+    assert left == {f"{{{deployment.topology.namespace}}}:epoch"}
+
+
+def test_a_cluster_ends_the_worker_with_one_line(deployment: Deployment) -> None:
+    node = Server("--cluster-enabled", "yes")
+    with ExitStack() as stack:
+        stack.callback(node.close)
+        _, faults = check(deployment, IDEMPOTENCY_URL=node.url)
+        assert faults["idempotency"][0].startswith("Redis: CLUSTER: Redis Cluster is not supported")
+        worker = stack.enter_context(deployment.start_worker(IDEMPOTENCY_URL=node.url))
+        assert worker.wait_for("store_unusable")["reason"].startswith("Redis: CLUSTER: ")
+        wait_until(lambda: not worker.process.is_running, PATIENCE_S, "the end of the worker")
+        assert worker.events[-1]["exit_code"] == EXIT_CONFIG
+
+
+def test_a_fleet_goes_on_when_the_sentinels_fail_over(deployment: Deployment) -> None:
+    with (
+        replicated() as pair,
+        watched(pair[0]) as sentinels,
+        deployment.worker(IDEMPOTENCY_URL=sentinel_url(sentinels)) as worker,
+    ):
+        deployment.upstream.publish(a_command(command_id="a", args="a", expired_time=in_hours(1)))
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        pair[0].kill()
+        deployment.upstream.publish(a_command(command_id="b", args="b", expired_time=in_hours(1)))
+        assert deployment.upstream.reply(4 * PATIENCE_S).json["status"] == "accepted"
+        assert len(events(worker, "worker_started")) == 1
+    assert [deployment.cached(command_id) for command_id in "ab"] == [1, 1]

@@ -1,0 +1,59 @@
+"""What a shared store may have lost, judged by the epoch of its records. Pure.
+
+An epoch is a time during which the store has lost nothing. Another one begins with a failover or a restart of its
+server, and where nothing tells what was before.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.core.claims import Lease, Loss, Unseen
+
+# A delivery that nobody acknowledges is returned after the broker's consumer_timeout, 30 minutes by default; until then
+# its redelivery may miss a record that was lost.
+REDELIVERED_S = 3600.0
+LONG_TTL_S = 24 * 3600.0  # a record that lives shorter may have expired before its command is redelivered
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long claims last, in seconds.
+
+    ``lease_s``: a lease. ``reconcile_delay_s``: for which the effect of a request may stay invisible. ``ttl_s``: a
+    record after its last write.
+    """
+
+    lease_s: float
+    reconcile_delay_s: float
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The present epoch at a claim.
+
+    ``began_at``: on the clock of the claims. ``follows_loss``: records were lost before; otherwise it may be the first.
+    """
+
+    began_at: datetime
+    follows_loss: bool
+
+    def unseen(self, lease: Lease, now: datetime, retention: Retention) -> Unseen:
+        """Return the claim of a command without a record."""
+        unsettled_s = retention.lease_s + retention.reconcile_delay_s
+        age_s = (now - self.began_at).total_seconds()
+        if self.follows_loss and age_s < unsettled_s:
+            loss = Loss.ANY
+        elif (
+            age_s < (max(REDELIVERED_S, unsettled_s) if self.follows_loss else unsettled_s)
+            or retention.ttl_s < LONG_TTL_S
+        ):
+            loss = Loss.OF_REDELIVERIES
+        else:
+            loss = Loss.NONE
+        forgotten_before = self.began_at + timedelta(seconds=unsettled_s if self.follows_loss else 0)
+        return Unseen(lease, self.unrecorded_until(now, retention), forgotten_before, loss)
+
+    def unrecorded_until(self, now: datetime, retention: Retention) -> datetime:
+        """Return until when an attempt may have been in progress whose record is lost: its lease was granted before."""
+        return max(now, self.began_at + timedelta(seconds=retention.lease_s)) if self.follows_loss else now

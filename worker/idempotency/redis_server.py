@@ -1,0 +1,104 @@
+"""Connections to the Redis server that has the records: the one of the URL, or the primary that the Sentinels name."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import redis
+from redis.asyncio import Connection, Sentinel, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.core.redis_address import RedisAddress
+
+ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
+SENTINEL_S = 0.4  # for the answer of a Sentinel
+
+
+class RedisServer:
+    """Opens connections to the server that has the records.
+
+    Args:
+        address: of the server or of the Sentinels.
+        timeout_s: of connecting, where the URL gives no other.
+    """
+
+    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
+        self._address = address
+        self._options: dict[str, Any] = {
+            "socket_connect_timeout": timeout_s,
+            **{name: value for name, value in address.options.items() if name != "socket_timeout"},
+            # A claim whose answer was lost may have been granted.
+            "retry": Retry(NoBackoff(), 0),
+            "decode_responses": True,
+            "encoding_errors": ERRORS,
+        }
+
+    async def connect(self) -> Any:  # redis has no public name for all kinds of its connections
+        """Return a new connection.
+
+        Raises:
+            redis.RedisError: there is none, or the server is a node of Redis Cluster.
+        """
+        host, port = await self._primary()
+        kind: Any = SSLConnection if self._address.is_encrypted else Connection
+        connection = kind(host=host, port=port, **self._options)
+        try:
+            await connection.connect()
+            await _refuse_cluster(connection)
+        except BaseException:  # a timeout too
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _primary(self) -> tuple[str, int]:
+        """Return the address of the server that most Sentinels name.
+
+        One may be cut off from the others and still name the former primary, and one may hang. So all are asked at
+        once, and the answer of more than half of them is enough.
+        """
+        address = self._address
+        if address.master is None:
+            return address.nodes[0]
+        asked = [asyncio.create_task(self._ask(node, address.master)) for node in address.nodes]
+        votes: Counter[tuple[str, int]] = Counter()
+        try:
+            for answer in asyncio.as_completed(asked):
+                found = await answer
+                if found is not None:
+                    votes[found] += 1
+                    if 2 * votes[found] > len(asked):
+                        return found
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
+        if not votes:
+            raise redis.ConnectionError("no Sentinel names a primary")
+        return votes.most_common(1)[0][0]
+
+    async def _ask(self, node: tuple[str, int], master: str) -> tuple[str, int] | None:
+        """Return the primary that one Sentinel names; None if it does not answer, or takes the primary for dead."""
+        options: dict[str, Any] = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
+        options |= {"retry": Retry(NoBackoff(), 0), "ssl": self._address.is_encrypted}
+        kind: Any = Sentinel  # redis declares no types for it
+        sentinel = kind([node], sentinel_kwargs=options | dict(self._address.sentinel_options))
+        try:
+            async with asyncio.timeout(SENTINEL_S):
+                host, port = await sentinel.discover_master(master)
+                return str(host), int(port)
+        except (TimeoutError, redis.RedisError):
+            return None
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+
+
+async def _refuse_cluster(connection: Any) -> None:
+    await connection.send_command("INFO", "server")
+    try:
+        facts = str(await connection.read_response())
+    except redis.ResponseError:
+        return  # the user may not ask; what matters is noticed by what the commands need
+    if "redis_mode:cluster" in facts:
+        raise redis.ResponseError("CLUSTER is refused")
