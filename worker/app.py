@@ -45,7 +45,7 @@ from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
 from worker.processing.store_watch import StoreWatch
-from worker.settings import MEMORY, Settings, load_products
+from worker.settings import MEMORY, Settings, load_products, load_settings
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -103,7 +103,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         products = load_products(settings)
         self._plaintext_hosts = plaintext_hosts(products)
-        self._broker_parameters = connection_parameters(settings.broker_address)
+        self._broker_urls = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
         self._limiter = limiter_of(settings)
         self._turns = Turns()
@@ -189,7 +189,8 @@ class Worker:
             on_send=queues.note_sent,
         )
         broker = Broker(
-            self._broker_parameters,
+            self._broker_urls,
+            lambda: connection_parameters(load_settings().broker_address),
             settings.topology,
             name=f"onenet-execute-worker {self._name}",
             declare=settings.amqp_declare,

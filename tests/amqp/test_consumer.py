@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
 
+from worker.amqp.channel import BrokerChannel
 from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
 from worker.amqp.topology import Topology
 from worker.errors import BrokerUnavailable
@@ -26,21 +27,31 @@ class FakeChannel:
     def __init__(self) -> None:
         self.history: list[str] = []
         self.unacknowledged: set[int] = set()
+        self.consumers: set[str] = set()
         self._deliver: Callable[..., None]
-        self._consumers = 0
+        self._last_consumer = ""
 
     def basic_qos(self, *, prefetch_count: int, callback: Callable[[Any], None]) -> None:
         self._reply(f"qos {prefetch_count}", callback)
 
     def basic_consume(
-        self, _queue: str, *, on_message_callback: Callable[..., None], callback: Callable[[Any], None]
+        self,
+        _queue: str,
+        *,
+        consumer_tag: str,
+        on_message_callback: Callable[..., None],
+        callback: Callable[[Any], None],
     ) -> None:
+        assert not self.consumers, "one consumer at a time"
+        assert consumer_tag > self._last_consumer, "the broker returns messages in the order of the tags"
         self._deliver = on_message_callback
-        self._consumers += 1
-        self._reply("consume", callback, consumer_tag=f"consumer-{self._consumers}")
+        self._last_consumer = consumer_tag
+        self.consumers.add(consumer_tag)
+        self._reply("consume", callback)
 
     def basic_cancel(self, consumer_tag: str, *, callback: Callable[[Any], None]) -> None:
-        self._reply(f"cancel {consumer_tag}", callback)
+        self.consumers.remove(consumer_tag)
+        self._reply("cancel", callback)
 
     def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
         self.history.append(f"ack {'up to ' if multiple else ''}{tag}")
@@ -70,8 +81,9 @@ class Bench:
         self.deliveries: list[object] = []
         self.acknowledged: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.consumer = QueueConsumer(1, TOPOLOGY, self.deliveries.append, self.acknowledged.extend, self._run)
-        self.consumer.channel.pika_channel = cast("Any", self.channel)
+        channel = BrokerChannel()
+        channel.pika_channel = cast("Any", self.channel)
+        self.consumer = QueueConsumer(1, TOPOLOGY, channel, self.deliveries.append, self.acknowledged.extend, self._run)
 
     async def settled(self) -> None:
         """Wait until the consumer has finished the operations that it started."""
@@ -100,7 +112,19 @@ async def test_a_session_takes_one_delivery_and_then_as_many_as_wanted(bench: Be
     await bench.consumer.consume(10)
     bench.channel.deliver(1)
     await bench.settled()
-    assert bench.channel.history == ["qos 1", "consume", "cancel consumer-1", "qos 9", "consume"]
+    assert bench.channel.history == ["qos 1", "consume", "cancel", "qos 9", "consume"]
+
+
+async def test_more_deliveries_are_taken_by_another_consumer_in_the_place_of_the_first(bench: Bench) -> None:
+    """What the first one holds waits for busy devices, and must not take the place of deliveries for free ones."""
+    await bench.consumer.consume(3)
+    bench.channel.deliver(1)
+    await bench.settled()
+    for tag in (2, 3):
+        bench.channel.deliver(tag)
+    bench.channel.history.clear()
+    await bench.consumer.consume(6)
+    assert bench.channel.history == ["cancel", "qos 6", "consume"]
 
 
 async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(bench: Bench) -> None:
@@ -118,7 +142,7 @@ async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(ben
     assert bench.acknowledged == []  # who waits for it may be about to crash this process
     channel.deliver(3)  # which uses the prefetch up
     await stopping
-    assert bench.channel.history[-2:] == ["cancel consumer-2", "ack up to 1"]
+    assert bench.channel.history[-2:] == ["cancel", "ack up to 1"]
     await asyncio.sleep(0)
     assert bench.acknowledged == [1]
     assert bench.consumer.unacknowledged == 2
@@ -143,7 +167,7 @@ async def test_what_was_settled_before_consumers_are_cancelled_is_acknowledged_f
     bench.channel.deliver(1)
     bench.consumer.acknowledge(1)
     await bench.settled()
-    assert bench.channel.history.index("ack up to 1") < bench.channel.history.index("cancel consumer-1")
+    assert bench.channel.history.index("ack up to 1") < bench.channel.history.index("cancel")
 
 
 async def test_nothing_is_acknowledged_over_a_channel_that_was_lost_meanwhile(bench: Bench) -> None:
@@ -186,7 +210,7 @@ async def test_after_a_message_that_was_returned_many_times_one_delivery_is_take
     bench.channel.history.clear()
     bench.channel.deliver(2, times_returned=MANY_RETURNS)
     await bench.settled()
-    assert bench.channel.history == ["cancel consumer-2", "qos 1", "consume"]
+    assert bench.channel.history == ["cancel", "qos 1", "consume"]
 
 
 async def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_on(bench: Bench) -> None:

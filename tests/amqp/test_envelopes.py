@@ -1,6 +1,7 @@
 """From headers to envelopes and back: what is believed of a message, and that a copy says what its resolution said."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,8 +45,10 @@ def a_delivery(
 
 
 def returned(publication: Publication) -> Delivery:
-    """Return a copy as the broker delivers it."""
-    return Delivery(1, 1, False, publication.properties, publication.body, is_returned=True)
+    """Return a copy as the broker delivers it, after its delay."""
+    copy = Delivery(1, 1, False, publication.properties, publication.body, is_returned=True)
+    rests = copy.envelope.rests
+    return copy if rests is None else replace(copy, arrived_at=rests[1])
 
 
 def test_every_note_on_a_copy_is_read() -> None:

@@ -13,7 +13,7 @@ from pika import BasicProperties
 from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
+from worker.amqp.messages import FIRST_ARRIVED, RESTS, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
 from worker.core.doubt import doubt_of_copy
 from worker.core.doubt_window import DoubtWindow
@@ -71,8 +71,9 @@ def delivery(
 
 
 def headers(publication: Publication) -> dict[str, Any]:
-    """Return the headers, without the time of arrival that each copy has."""
-    return {name: value for name, value in (publication.properties.headers or {}).items() if name != FIRST_ARRIVED}
+    """Return the headers, without the times that each copy has."""
+    times = {FIRST_ARRIVED, RESTS}
+    return {name: value for name, value in (publication.properties.headers or {}).items() if name not in times}
 
 
 @pytest.mark.parametrize(("value", "attempt"), [(3, 3), (1, 1), (0, 1), (-2, 1), ("3", 1), (None, 1), (2**40, 2**40)])
@@ -434,3 +435,39 @@ def test_the_first_arrival_is_copied_every_time() -> None:
     assert (
         Delivery(1, 3, False, again, b"", False, ARRIVED_AT + 9).envelope.published_at == ARRIVED_AT + 9
     )  # not believed
+
+
+def test_a_delayed_copy_says_from_when_until_when_it_rests() -> None:
+    [copy] = MESSAGES.publications(delivery(), Retry(5, 2, "refused", None))
+    since, until = copied(copy, ARRIVED_AT).envelope.rests or (0, 0)
+    assert until - since == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("rests", "left_s"),
+    [
+        ((-1, 59), 59),
+        ((-55, 5), 0),  # within a tenth of the delay, as clocks differ
+        ((-3, 2), 0),  # or within two seconds
+        ((-61, -1), 0),
+        ((3600, 3660), 0),  # the clock was set back meanwhile
+    ],
+)
+def test_a_copy_that_comes_back_early_rests_for_what_is_left(rests: tuple[int, int], left_s: int) -> None:
+    since, until = (1000 * (int(ARRIVED_AT) + offset) for offset in rests)
+    copy = Delivery(1, 1, False, BasicProperties(headers={RESTS: f"{since}/{until}"}), b"", True, int(ARRIVED_AT))
+    assert copy.envelope.rest_left_s == left_s
+
+
+@pytest.mark.parametrize("value", ["", "1", "1/", "a/b", 7, b"1/2", None])
+def test_an_unreadable_time_of_rest_is_none(value: object) -> None:
+    assert delivery({RESTS: value}, returned=True).envelope.rests is None
+
+
+def test_a_time_of_rest_from_upstream_is_not_believed() -> None:
+    """A system must not be able to delay commands that it could not delay otherwise."""
+    assert delivery({RESTS: "0/9999999999999"}).envelope.rests is None
+
+
+def copied(publication: Publication, arrived_at: float) -> Delivery:
+    return Delivery(1, 2, False, publication.properties, publication.body, True, arrived_at)

@@ -16,6 +16,7 @@ from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import declare_on
+from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
@@ -40,7 +41,9 @@ class Opened:
 async def a_session(url: str, topology: Topology, number: int = 1) -> AsyncIterator[Opened]:
     deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
     nodes = connection_parameters(BrokerAddress([SecretStr(url)]))
-    session = Session(number, topology, nodes, Suspects(), deliveries.put_nowait, lambda _is_blocked: None)
+    channel = BrokerChannel()
+    await channel.open(nodes[0], "test consume")
+    session = Session(number, topology, channel, nodes, Suspects(), deliveries.put_nowait, lambda _is_blocked: None)
     try:
         await session.open("test", declare=False)
         await session.consumer.consume(10)
@@ -151,3 +154,30 @@ async def test_closing_a_session_ends_every_settle(broker_url: str, upstream: Up
         settling = asyncio.create_task(opened.session.settle(delivery, [a_reply(upstream.topology)]))
         await asyncio.sleep(0)  # published, and not yet written
     assert not await settling
+
+
+async def test_what_the_consumers_of_a_lost_session_held_comes_back_in_order(
+    broker_url: str, upstream: Upstream, proxy: Proxy
+) -> None:
+    """Each change of the prefetch is another consumer, and the cancelled ones still hold what they were sent."""
+    names = [f"{number:02}" for number in range(40)]
+    upstream.get(upstream.topology.execute_queue)  # the command of the fixture
+    for name in names:
+        upstream.publish(name.encode())
+    async with a_session(proxy.url, upstream.topology) as opened:
+        held = 10
+        for prefetch in (20, 5, 8):
+            for _ in range(held):
+                await opened.next()
+            await opened.session.consumer.consume(prefetch)
+            held = prefetch
+        proxy.cut()
+        async with asyncio.timeout(PATIENCE_S):
+            await opened.session.lost
+    async with a_session(broker_url, upstream.topology, number=2) as opened:
+        found = []
+        for _ in names:
+            delivery = await opened.next()
+            found.append(delivery.body.decode())
+            assert await opened.session.settle(delivery, [a_reply(upstream.topology)])
+    assert found == names

@@ -5,14 +5,22 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import pytest
+
+from tests.support.builders import a_command
 from tests.support.deployment import Deployment
 from tests.support.proxies import raw_server
-from tests.support.simulator import API_KEY
+from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.blocking import declare_on
-from worker.dev.services.ports import free_port
+from worker.amqp.blocking import declare_on, delete_on
+from worker.dev.services.broker import LocalBroker
+from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 
 
@@ -62,6 +70,116 @@ def test_check_exits_with_0_and_sends_no_command_when_everything_is_reachable(
     assert deployment.simulator.platform.commands == []
 
 
+@pytest.fixture
+def with_rights(own_broker: LocalBroker, tmp_path: Path) -> Iterator[tuple[Deployment, "Rights"]]:
+    """A deployment, and what gives its user rights."""
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        declare_on(deployment.upstream.channel, deployment.topology)
+        user = f"user-{uuid4().hex[:8]}"
+        own_broker.control("add_user", user, "password")
+
+        def rights(configure: str, write: str, read: str) -> dict[str, str]:
+            own_broker.control("set_permissions", user, configure, write, read)
+            target = urlsplit(own_broker.url)
+            return {"AMQP_URL": f"amqp://{user}:password@{target.hostname}:{target.port}/"}
+
+        yield deployment, rights
+        own_broker.control("delete_user", user)
+
+
+Rights = Callable[[str, str, str], dict[str, str]]
+
+
+def test_check_names_each_right_that_is_missing_and_changes_nothing(
+    with_rights: tuple[Deployment, Rights],
+) -> None:
+    deployment, rights = with_rights
+    topology, channel = deployment.topology, deployment.upstream.channel
+    deployment.upstream.publish(a_command())
+    assert check(deployment, **rights(".*", ".*", ".*"))[1].get("permissions") is None
+    assert check(deployment, AMQP_DECLARE="false", **rights("", ".*", ".*"))[1].get("permissions") is None
+    code, faults = check(deployment, **rights("^$", f"^{topology.replies_exchange}$", "^$"))
+    assert code == 1
+    lines = "\n".join(faults["permissions"])
+    for wanted in (
+        f"configure the queue {topology.execute_queue}",
+        f"configure the exchange {topology.commands_exchange}",
+        f"read the queue {topology.execute_queue}",
+        f"write to the exchange {topology.retry_exchange}",
+        f"write to the exchange {topology.dead_letters_exchange}",
+    ):
+        assert wanted in lines
+    assert topology.replies_exchange + " with" not in lines
+    code, faults = check(deployment, AMQP_DECLARE="false", **rights("^$", ".*", "^$"))
+    assert [line.removeprefix("this user has no right to ") for line in faults["permissions"]] == [
+        f"read the queue {topology.execute_queue}"
+    ]
+    for queue in topology.queues():  # the command is there, was not delivered, and nothing came beside it
+        expected = int(queue.name == topology.execute_queue)
+        assert channel.queue_declare(queue.name, passive=True).method.message_count == expected
+    method, _, _ = channel.basic_get(topology.execute_queue)
+    assert method is not None
+    assert not method.redelivered
+
+
+def test_check_names_missing_rights_before_anything_is_declared(with_rights: tuple[Deployment, Rights]) -> None:
+    """And creates nothing, whichever rights there are."""
+    deployment, rights = with_rights
+    delete_on(deployment.upstream.channel, deployment.topology)
+    for configure, missing in ((".*", False), ("^$", True)):
+        _, faults = check(deployment, **rights(configure, ".*", ".*"))
+        assert deployment.topology.execute_queue in faults["topology"][0]
+        assert ("permissions" in faults) == missing
+
+
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_check_finds_that_what_rests_comes_back_and_leaves_nothing(deployment: Deployment, has_worker: bool) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    with deployment.worker(AMQP_DECLARE="false") if has_worker else nullcontext():
+        code, faults = check(deployment, AMQP_DECLARE="false")
+        assert code == 0, faults
+        wait_until(
+            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in deployment.topology.queues()),
+            PATIENCE_S,
+            "the end of the probes",
+        )
+
+
+@pytest.mark.parametrize("direction", ["to the delay queue", "back"])
+def test_without_declaring_check_sees_a_missing_binding(deployment: Deployment, direction: str) -> None:
+    """What rests would stay for ever."""
+    topology, channel = deployment.topology, deployment.upstream.channel
+    declare_on(channel, topology)
+    if direction == "back":
+        channel.queue_unbind(topology.execute_queue, topology.returns_exchange, "execute")
+        named = topology.returns_exchange
+    else:
+        named = topology.retry_queue(topology.delay_queues_s[0])
+        channel.queue_unbind(named, topology.retry_exchange, named)
+    code, faults = check(deployment, AMQP_DECLARE="false")
+    assert code == 1
+    [fault] = faults["topology"]
+    assert named in fault
+    assert "no binding" in fault
+
+
+def test_without_the_right_to_declare_check_sees_delay_arguments_that_lead_elsewhere(
+    with_rights: tuple[Deployment, Rights],
+) -> None:
+    """This user may have a queue of its own to watch what comes back."""
+    deployment, rights = with_rights
+    topology, channel = deployment.topology, deployment.upstream.channel
+    queue = topology.retry_queue(topology.delay_queues_s[0])
+    channel.queue_delete(queue)
+    channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
+    channel.queue_bind(queue, topology.retry_exchange, queue)
+    code, faults = check(deployment, AMQP_DECLARE="false", **rights("^amq.gen-", ".*", ".*"))
+    assert code == 1
+    [fault] = faults["topology"]
+    assert queue in fault
+    assert "does not come back" in fault
+
+
 def test_check_does_not_declare_a_missing_topology(deployment: Deployment) -> None:
     for _ in range(2):
         code, faults = check(deployment)
@@ -85,7 +203,7 @@ def test_check_names_a_queue_with_other_arguments(deployment: Deployment) -> Non
     assert code == 1
     [fault] = faults["topology"]
     assert "x-delivery-limit" in fault
-    assert check(deployment, AMQP_DECLARE="false")[0] == 0  # without declaring, arguments cannot be compared
+    assert check(deployment, AMQP_DECLARE="false")[1]["topology"] == [fault]
 
 
 def test_check_prints_one_line_for_each_wrong_setting(deployment: Deployment) -> None:

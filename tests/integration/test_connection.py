@@ -5,9 +5,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pika
 import pytest
@@ -17,21 +19,14 @@ from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
-from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
-from worker.dev.services.ports import free_port
+from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
 pytestmark = pytest.mark.usefixtures("watched_workers")
-
-IMPATIENT = """
-import worker.amqp.broker, worker.amqp.connection
-replace(worker.amqp.connection, "CONNECT_S", 0.5)
-replace(worker.amqp.broker, "STABLE_S", 0.2)
-"""
 
 
 @pytest.fixture
@@ -93,6 +88,102 @@ def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: t
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
+def test_a_node_that_hangs_later_is_left_within_heartbeat_and_ten_seconds(deployment: Deployment) -> None:
+    """Its connections stay open, and new ones are never answered; another node of the list is well."""
+    proxy = Proxy(deployment.broker_url)
+    url = f"{proxy.url}?heartbeat=2"
+    with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}") as worker:
+        began = worker.wait_for("broker_connected")
+        assert began["broker"].endswith(f":{proxy.port}/")
+        proxy.hang()
+        lost = worker.wait_for("broker_connection_lost")
+        assert "missed heartbeats" in lost["reason"]
+        again = worker.wait_for("consumer_started", count=2)
+        assert (moment(again) - moment(lost)).total_seconds() < 8
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
+    proxy.close()
+
+
+def moment(event: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(event["timestamp"])
+
+
+def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
+    own_broker: LocalBroker, breakable: Deployment, tmp_path: Path
+) -> None:
+    """And a file that cannot be read for a while costs nothing."""
+    user = f"user-{uuid4().hex[:8]}"
+    target = urlsplit(own_broker.url)
+    secret = tmp_path / "amqp-url"
+    proxy = Proxy(own_broker.url)
+
+    def set_password(password: str) -> None:
+        own_broker.control("change_password", user, password)
+        write(password)
+
+    def write(password: str) -> None:
+        secret.write_text(f"amqp://{user}:{password}@{target.hostname}:{proxy.port}/\n")
+
+    own_broker.control("add_user", user, "first")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    write("first")
+    with breakable.worker(AMQP_URL="", AMQP_URL_FILE=str(secret)) as worker:
+        set_password("second")
+        proxy.cut()
+        worker.wait_for("consumer_started", count=2)
+        secret.unlink()
+        proxy.cut()
+        assert "AMQP_URL_FILE" in worker.wait_for("broker_settings_unusable")["reason"]
+        worker.wait_for("consumer_started", count=3)
+        own_broker.control("change_password", user, "third")
+        proxy.cut()
+        worker.wait_for("broker_unavailable", reason="the broker refused the user name or the password")
+        write("third")
+        worker.wait_for("consumer_started", count=4)
+    proxy.close()
+    own_broker.control("delete_user", user)
+
+
+def test_rights_that_are_withdrawn_from_a_running_worker_are_waited_for(
+    own_broker: LocalBroker, breakable: Deployment
+) -> None:
+    """At its start the worker ends instead: a setting may be wrong."""
+    user = f"user-{uuid4().hex[:8]}"
+    target = urlsplit(own_broker.url)
+    proxy = Proxy(own_broker.url)
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{proxy.port}/") as worker:
+        own_broker.control("set_permissions", user, "^$", "^$", "^$")
+        proxy.cut()
+        assert "403" in wait_for_line(worker, "broker_connection_lost", "ACCESS_REFUSED")
+        own_broker.control("set_permissions", user, "^$", ".*", ".*")
+        worker.wait_for("consumer_started", count=2)
+        assert "403" in worker.wait_for("topology_not_declared")["reason"]
+        own_broker.control("clear_permissions", user)
+        proxy.cut()
+        assert wait_for_line(worker, "broker_unavailable", "530")
+        own_broker.control("set_permissions", user, ".*", ".*", ".*")
+        worker.wait_for("consumer_started", count=3)
+        breakable.upstream.publish(a_command())
+        assert breakable.upstream.reply().json["status"] == "accepted"
+    proxy.close()
+    own_broker.control("delete_user", user)
+
+
+def wait_for_line(worker: WorkerProcess, event: str, words: str) -> str:
+    """Wait for an event whose reason has these words; returns the reason."""
+    found: list[str] = []
+
+    def is_there() -> bool:
+        found[:] = [line["reason"] for line in worker.events if line["event"] == event and words in line["reason"]]
+        return bool(found)
+
+    wait_until(is_there, PATIENCE_S, f"{event} with {words}")
+    return found[-1]
+
+
 def test_the_worker_reconnects_after_a_malformed_frame(proxied: tuple[Deployment, Proxy]) -> None:
     """A frame that cannot be decoded ends the connection, not the worker."""
     deployment, proxy = proxied
@@ -113,7 +204,7 @@ def test_the_worker_waits_for_a_broker_that_is_not_running_yet(deployment: Deplo
         proxy.close()
 
 
-def test_several_brokers_are_tried_in_turn(deployment: Deployment) -> None:
+def test_of_several_brokers_the_one_that_answers_is_used(deployment: Deployment) -> None:
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
     with deployment.worker(AMQP_URL=f"{dead},{deployment.broker_url}") as worker:
         assert worker.wait_for("broker_unavailable")["retry_in_s"] == 0
@@ -200,15 +291,15 @@ def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: t
         channel.queue_delete(name)
 
 
-def test_a_broker_that_never_answered_does_not_count_as_stable(deployment: Deployment) -> None:
-    """The timeout of a connection may be longer than the time after which a session counts as stable."""
-    with raw_server(_say_nothing) as first, raw_server(_say_nothing) as second:
-        urls = [with_local_port(deployment.broker_url, urlsplit(url).port or 0) for url in (first, second)]
-        with deployment.worker(
-            AMQP_URL=",".join([*urls, deployment.broker_url]), **run_at_startup(deployment.folder, IMPATIENT)
-        ) as worker:
-            tried = [line["broker"] for line in worker.events if line["event"] == "broker_unavailable"]
-            assert len(tried) == len(set(tried)) == 2
+def test_a_node_that_hangs_is_passed_over(deployment: Deployment) -> None:
+    """It accepts TCP connections and never answers, as a stopped process does."""
+    with raw_server(_say_nothing) as url:
+        hung = with_local_port(deployment.broker_url, urlsplit(url).port or 0)
+        with deployment.worker(AMQP_URL=f"{hung},{deployment.broker_url}") as worker:
+            passed_over = worker.wait_for("broker_unavailable")
+            assert passed_over["reason"] == "no answer within 0.5 s"
+            assert passed_over["broker"].endswith(f":{urlsplit(hung).port}/")
+            assert passed_over["retry_in_s"] == 0
 
 
 def _say_nothing(client: socket.socket) -> None:

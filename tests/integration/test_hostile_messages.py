@@ -10,12 +10,15 @@ import pytest
 
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
+from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
+from worker.amqp.blocking import declare_on
 from worker.amqp.consumer import MANY_RETURNS
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
+from worker.simulator.faults import Fault
 
 LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
@@ -137,6 +140,29 @@ def test_headers_that_fill_a_frame_or_route_copies_cost_no_connection(deployment
     letters = [deployment.upstream.dead_letter() for _ in range(2 * len(_ROUTING_HEADERS))]
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_command", "expired"}
     assert not any({"cc", "bcc"} & {name.strip().lower() for name in letter.headers} for letter in letters)
+
+
+def test_headers_larger_than_a_frame_that_the_broker_made_smaller_cost_no_connection(
+    own_broker: LocalBroker, tmp_path: Path
+) -> None:
+    """They were published before; the broker delivers them all the same, and refuses to take them back."""
+    headers = {f"h{number}": "v" * 250 for number in range(400)}
+    bodies: list[bytes | dict[str, Any]] = [b"{}", a_command(expired_time="2020-01-01T00:00:00Z"), a_command()]
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        declare_on(deployment.upstream.channel, deployment.topology)
+        for body in bodies:
+            deployment.upstream.publish(body, headers=headers)
+        ids = good_commands(deployment, 10)
+        simulator.faults.replace([Fault(kind="too_many_requests", seconds=0, count=1)])
+        own_broker.control("eval", "application:set_env(rabbit, frame_max, 16384).")
+        try:
+            with deployment.worker() as worker:
+                replies = deployment.upstream.replies(len(bodies) + len(ids))
+                events = {line["event"] for line in worker.events}
+        finally:
+            own_broker.control("eval", "application:set_env(rabbit, frame_max, 131072).")
+    assert events.isdisjoint({"broker_connection_lost", "publisher_replaced", "publication_refused"})
+    assert [reply["status"] for reply in replies].count("failed") == 2
 
 
 def test_a_second_bcc_header_routes_no_copy(deployment: Deployment) -> None:

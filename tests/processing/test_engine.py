@@ -1,11 +1,13 @@
 """The way of one command: claimed, sent once, recorded, and answered alike however often it is delivered."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tests.support.builders import in_hours
 from tests.support.engine import (
+    DELAYS_S,
     LONG_AGO,
     PAST_DOUBT,
     RECONCILE_DELAY_S,
@@ -443,3 +445,15 @@ async def test_a_duplicate_message_that_was_not_started_is_in_doubt_once_its_ori
         engine.restart()
         expect_reconciliation(await engine.process(a_task(copy)))
     assert engine.steps.count("request") == 1
+
+
+@pytest.mark.parametrize("doubt", [None, PAST_DOUBT])
+async def test_a_copy_that_its_delay_queue_returned_early_rests_on_as_it_is(
+    engine: Engine, doubt: DoubtWindow | None
+) -> None:
+    """A policy of the broker may give all queues a short time to live; that makes no doubt and uses up no attempt."""
+    now = time.time()
+    envelope = a_copy(attempt=2, doubt=doubt, arrived_at=now, rests=(now - 1, now + 59))
+    postponed = expect_postpone(await engine.process(a_task(envelope)), DELAYS_S[-1])
+    assert (postponed.attempt, postponed.doubt) == (2, doubt)
+    assert engine.platform.steps == []

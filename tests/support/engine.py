@@ -399,11 +399,11 @@ class Engine:
         return self.is_confirmed
 
     def _returned(self, original: Envelope, publication: Publication) -> Envelope:
-        """Return what the worker reads from a copy when the broker delivers it."""
+        """Return what the worker reads from a copy when the broker delivers it, after its delay."""
         copy = Delivery(1, 1, is_redelivered=False, properties=publication.properties, body=b"", is_returned=True)
         assert copy.envelope.is_copy
         assert copy.envelope.first_arrived_at <= original.first_arrived_at + 1
-        return copy.envelope
+        return replace(copy.envelope, rests=None)
 
 
 def replaced(resolution: Resolution) -> Unpublished | None:

@@ -24,6 +24,7 @@ class Proxy:
         self.url = with_local_port(url, self.port)
         self._pairs: list[socket.socket] = []
         self._silent: set[socket.socket] = set()
+        self._hangs = False
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -38,6 +39,11 @@ class Proxy:
         """Forward nothing more on the present connections, but keep them open."""
         with self._lock:
             self._silent |= set(self._pairs)
+
+    def hang(self) -> None:
+        """Forward nothing more, and accept further connections without a word, as a stopped process does."""
+        self._hangs = True
+        self.silence()
 
     def garble(self) -> None:
         """Send every client a malformed frame: one without its end octet."""
@@ -63,6 +69,8 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs += [client, server]
+                if self._hangs:
+                    self._silent |= {client, server}
             for source, target in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 

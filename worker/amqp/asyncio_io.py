@@ -29,6 +29,31 @@ class AsyncioIOServices(AbstractIOServices):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._protocol: _Protocol | None = None
+        self._is_paired = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a transport."""
+        return self._transport is not None
+
+    @property
+    def is_pairing(self) -> bool:
+        """Whether there is a transport that pika has not been told of yet."""
+        return self._transport is not None and not self._is_paired
+
+    @property
+    def silence_s(self) -> float:
+        """For how many seconds nothing has arrived that would have been read; 0 while nothing is read."""
+        if self._protocol is None or self._transport is None or not self._transport.is_reading():
+            return 0.0
+        return self._loop.time() - self._protocol.last_read_at
+
+    def abort(self) -> None:
+        """Drop the connection without a word to the peer; pika sees a lost connection."""
+        if self._transport is not None and self._protocol is not None:
+            self._protocol.error = ConnectionAbortedError("dropped by the worker")
+            self._transport.abort()
 
     def pause_reading(self) -> None:
         """Stop reading until ``resume_reading``."""
@@ -37,8 +62,11 @@ class AsyncioIOServices(AbstractIOServices):
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()  # does nothing where it is reading
+        if self._transport is None or self._protocol is None or self._transport.is_closing():
+            return
+        if not self._transport.is_reading():
+            self._protocol.last_read_at = self._loop.time()  # what came meanwhile is only read from now on
+            self._transport.resume_reading()
 
     def get_native_ioloop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -91,9 +119,14 @@ class AsyncioIOServices(AbstractIOServices):
                 ssl=ssl_context,
                 server_hostname=server_hostname if ssl_context is not None else None,
             )
+            self._protocol = protocol
             return protocol.stream, protocol.wrapped
 
-        return _Reference(create(), on_done)
+        def on_created(result: Any) -> None:
+            self._is_paired = True
+            on_done(result)
+
+        return _Reference(create(), on_created)
 
 
 class _Timer(AbstractTimerReference):
@@ -130,7 +163,8 @@ class _Protocol(asyncio.BufferedProtocol):
         self.wrapped = wrapped
         self._loop = loop
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
-        self._error: Exception | None = None
+        self.error: Exception | None = None  # why the connection ends, where the transport does not know
+        self.last_read_at = loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.stream = _Stream(self._loop, transport, self.wrapped)
@@ -146,17 +180,18 @@ class _Protocol(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.last_read_at = self._loop.time()
         try:
             self.wrapped.data_received(bytes(self._buffer[:nbytes]))
         except Exception as exc:  # noqa: BLE001 - as in pika's own adapters: unreadable data ends the connection
-            self._error = exc
+            self.error = exc
             self.stream.abort()
 
     def eof_received(self) -> bool | None:
         return self.wrapped.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.wrapped.connection_lost(self._error or exc)
+        self.wrapped.connection_lost(self.error or exc)
 
 
 class _Stream(AbstractStreamTransport):

@@ -23,6 +23,7 @@ from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
 
 _WAIT_SLICE_S = 0.25
 _BLOCKED_S = 30
+_ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
 
@@ -76,13 +77,14 @@ def declare_on(channel: BlockingChannel, topology: Topology) -> None:
         channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
 
-def check_topology(connection: BlockingConnection, topology: Topology, *, may_declare: bool) -> list[str]:
+def check_topology(connection: BlockingConnection, topology: Topology) -> list[str]:
     """Return one line per fault of the exchanges and queues; creates none. AMQP has no way to read bindings.
+
+    Their arguments are compared if this user has the right to declare them.
 
     Args:
         connection: to the broker; a fault closes a channel, and not the connection.
         topology: the expected one.
-        may_declare: whether to compare their arguments, for which the user needs the right to declare them.
 
     Raises:
         BrokerUnavailable: the connection was lost.
@@ -100,13 +102,12 @@ def check_topology(connection: BlockingConnection, topology: Topology, *, may_de
             try:
                 channel = connection.channel()
                 declare(channel, name, passive=True)
-                if may_declare:  # it exists, so that this creates nothing
-                    declare(channel, name, durable=True, arguments=arguments)
+                declare(channel, name, durable=True, arguments=arguments)  # it exists, so that this creates nothing
                 channel.close()
             except ChannelClosedByBroker as exc:
                 if exc.reply_code == _NOT_FOUND:
                     missing.append(name)
-                else:
+                elif exc.reply_code != _ACCESS_REFUSED:
                     faults.append(without_user(exc.reply_text))
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc

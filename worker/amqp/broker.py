@@ -2,24 +2,28 @@
 
 import asyncio
 import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pika import URLParameters
 
-from worker.amqp.connection import printable_address
+from worker.amqp.channel import BrokerChannel
+from worker.amqp.connection import CONNECT_S
+from worker.amqp.dialing import Dialler, Node
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
 from worker.amqp.suspects import Suspects
 from worker.amqp.topology import Topology
 from worker.core.backoff import backoff_s
-from worker.errors import BrokerUnavailable, UserRefused, WorkerError
+from worker.errors import BrokerUnavailable, ClosedByBroker, SettingsError, TopologyMismatch, WorkerError
 from worker.telemetry.logs import get_logger
 
 BACKOFF_BASE_S = 0.5
-BACKOFF_CAP_S = 15
+BACKOFF_CAP_S = 5
+MAX_DIAL_S = 20.0  # each round in which no node answers doubles the limit of a dial: a busy broker may need longer
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
+
+_NOT_FOUND = 404
 
 log = get_logger()
 
@@ -41,7 +45,9 @@ class Broker:
     """The connection to RabbitMQ, across sessions.
 
     Args:
-        parameters: the brokers, tried in turn.
+        urls: the broker's; the node that answers first is used.
+        read_urls: returns the URLs as the files say by now, with the certificates: called, in a thread, before each
+            connection. Raises SettingsError if a file cannot be used; then the former ones are tried again.
         topology: declared at each connection, or checked.
         name: of the worker, in the broker's list of connections.
         declare: whether to declare the topology.
@@ -52,7 +58,8 @@ class Broker:
 
     def __init__(
         self,
-        parameters: Sequence[URLParameters],
+        urls: Sequence[URLParameters],
+        read_urls: Callable[[], Sequence[URLParameters]],
         topology: Topology,
         *,
         name: str,
@@ -60,7 +67,8 @@ class Broker:
         prefetch: int,
         on_other_consumers: Callable[[int], object] | None = None,
     ) -> None:
-        self._parameters = parameters
+        self._urls = urls
+        self._read_urls = read_urls
         self._topology = topology
         self._name = name
         self._declare = declare
@@ -68,8 +76,12 @@ class Broker:
         self._on_other_consumers = on_other_consumers
         self._session: Session | None = None
         self._loop = asyncio.get_running_loop()
+        self._dialler = Dialler()
         self._connected_at: float | None = None  # of the present session, or of the last one
+        self._has_connected = False
+        self._is_prepared = False  # the topology was found as it should be, and nothing has shown otherwise since
         self._suspects = Suspects()
+        self._first_refused_at: float | None = None
         self.refused_s = 0.0
         """From the first to the latest connection that the broker refused to this user since the last session."""
 
@@ -77,51 +89,78 @@ class Broker:
         """Stay connected until cancelled.
 
         Raises:
-            TopologyMismatch: the broker has exchanges or queues of these names with other arguments.
+            TopologyMismatch: before the first session, the broker has exchanges or queues of these names with other
+                arguments, or this user may not declare them.
         """
-        failures = 0
-        first_refused_at: float | None = None
-        nodes = deque(self._parameters)
+        failures = unanswered = 0
         for number in itertools.count(1):
-            self._connected_at = None
-            error = await self._run_session(number, list(nodes), listener)
-            failed = nodes[0]
-            nodes.rotate(-1)
-            was_connected = self._connected_at is not None
-            if isinstance(error, UserRefused):
-                first_refused_at = first_refused_at or self._loop.time()
-                self.refused_s = self._loop.time() - first_refused_at
-            elif was_connected:
-                first_refused_at = None
-            # Counted from the connection: the time that a dead node takes to fail says nothing about its stability.
-            is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
-            failures = 1 if is_stable else failures + 1
-            # Every node is tried once before the first wait.
-            rounds, tried = divmod(failures, len(nodes))
-            wait_s = 0.0 if tried else backoff_s(rounds, BACKOFF_BASE_S, BACKOFF_CAP_S)
-            event = "broker_connection_lost" if was_connected else "broker_unavailable"
-            log.warning(event, broker=printable_address(failed), reason=str(error), retry_in_s=round(wait_s, 1))
+            await self._read_files()
+            limit_s = min(MAX_DIAL_S, CONNECT_S * 2**unanswered)
+            found = await self._dialler.dial(self._urls, f"{self._name} consume", limit_s)
+            if found.channel is None or found.node is None:
+                unanswered += 1
+                failures += 1
+                if found.is_user_refused:
+                    self._first_refused_at = self._first_refused_at or self._loop.time()
+                    self.refused_s = self._loop.time() - self._first_refused_at
+                wait_s = backoff_s(failures, BACKOFF_BASE_S, BACKOFF_CAP_S)
+                _log_unavailable(found.failures, wait_s)
+            else:
+                unanswered = 0
+                _log_unavailable(found.failures, 0)
+                self._connected_at = None
+                error = await self._run_session(number, found.channel, found.node, listener)
+                self._note_end(error)
+                # Counted from the connection: the time that a dead node takes to fail says nothing about its stability.
+                is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
+                failures = 1 if is_stable else failures + 1
+                wait_s = backoff_s(failures, BACKOFF_BASE_S, BACKOFF_CAP_S)
+                event = "broker_unavailable" if self._connected_at is None else "broker_connection_lost"
+                log.warning(event, broker=str(found.node), reason=str(error), retry_in_s=round(wait_s, 1))
+                self._dialler.demote(found.node)
             await asyncio.sleep(wait_s)
 
-    async def _run_session(
-        self, number: int, nodes: Sequence[URLParameters], listener: DeliveryListener
-    ) -> WorkerError:
-        """Run one session with the first node until it is lost or cannot begin; returns the reason."""
-        session = Session(number, self._topology, nodes, self._suspects, listener.on_delivery, listener.on_blocked)
+    async def _read_files(self) -> None:
+        """Use the password and the certificates that the files hold by now; established connections go on."""
         try:
-            await session.open(self._name, declare=self._declare)
-            log.info("broker_connected", broker=printable_address(nodes[0]))
+            self._urls = await self._loop.run_in_executor(None, self._read_urls)
+        except SettingsError as exc:
+            log.warning("broker_settings_unusable", reason="; ".join(exc.lines), hint="the former ones are tried again")
+
+    def _note_end(self, error: WorkerError) -> None:
+        """Learn from what ended a session.
+
+        Raises:
+            TopologyMismatch: no session has begun yet. A worker that has run waits until somebody mends it.
+        """
+        if isinstance(error, TopologyMismatch) and not self._has_connected:
+            raise error
+        if isinstance(error, TopologyMismatch) or (isinstance(error, ClosedByBroker) and error.code == _NOT_FOUND):
+            self._is_prepared = False
+
+    async def _run_session(
+        self, number: int, channel: BrokerChannel, node: Node, listener: DeliveryListener
+    ) -> WorkerError:
+        """Run one session until it is lost or cannot begin; returns the reason."""
+        nodes = [node.parameters(CONNECT_S), *(url for url in self._urls if url is not node.url)]
+        session = Session(
+            number, self._topology, channel, nodes, self._suspects, listener.on_delivery, listener.on_blocked
+        )
+        try:
+            await session.open(self._name, declare=self._declare, is_prepared=self._is_prepared)
+            log.info("broker_connected", broker=str(node))
             self._session = session
             self._connected_at = self._loop.time()
-            self.refused_s = 0.0
+            self._first_refused_at, self.refused_s = None, 0.0
             if session.other_consumers and self._on_other_consumers is not None:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
             await session.consumer.consume(self._prefetch)
+            self._has_connected = self._is_prepared = True
             if self._prefetch:
                 self._log_consuming()
             return await asyncio.shield(session.lost)
-        except BrokerUnavailable as exc:
+        except (BrokerUnavailable, TopologyMismatch) as exc:
             return exc
         finally:  # before any wait, so that no delivery is started that can no longer be settled
             if self._session is session:
@@ -215,3 +254,8 @@ class Broker:
         """
         if self._session is not None:
             await self._session.consumer.drain()
+
+
+def _log_unavailable(failures: Mapping[str, str], wait_s: float) -> None:
+    for broker, reason in failures.items():
+        log.warning("broker_unavailable", broker=broker, reason=reason, retry_in_s=round(wait_s, 1))

@@ -11,8 +11,10 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from worker.amqp.asyncio_io import AsyncioIOServices
-from worker.amqp.connection import CALL_S, close, connect, without_user
+from worker.amqp.connection import CALL_S, abandon, connect, without_user
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
+
+_HEARTBEAT_MARGIN = 5  # a fifth of the heartbeat, for a broker that is late
 
 
 class BrokerChannel:
@@ -41,8 +43,11 @@ class BrokerChannel:
         """
         self._connection = connection = await connect(parameters, name, self._io)
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
+        self._watch_silence()
         self.pika_channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
         self.pika_channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
+        cancelled = BrokerUnavailable("the broker cancelled the consumer")
+        self.pika_channel.add_on_cancel_callback(lambda _frame: self.fail(cancelled))
 
     @property
     def pika_connection(self) -> AsyncioConnection:
@@ -59,6 +64,11 @@ class BrokerChannel:
         """The negotiated heartbeat interval, in seconds; infinite where heartbeats are turned off."""
         heartbeat = self.pika_connection.params.heartbeat
         return heartbeat if isinstance(heartbeat, int) and heartbeat else math.inf
+
+    @property
+    def max_silence_s(self) -> float:
+        """For how many seconds a peer that is well may send nothing."""
+        return self.heartbeat_s + max(1.0, self.heartbeat_s / _HEARTBEAT_MARGIN)
 
     def pause_reading(self) -> None:
         """Stop reading from the connection, so that the broker has to wait; writing goes on."""
@@ -120,6 +130,12 @@ class BrokerChannel:
         if not self.lost.done():
             self.lost.set_result(error)
 
+    def abandon(self) -> None:
+        """Begin to close the connection, in whichever state it is."""
+        self.fail(BrokerUnavailable("closed"))
+        if self._connection is not None:
+            abandon(self._connection, self._io)
+
     async def close(self) -> None:
         """Close the connection."""
         self.fail(BrokerUnavailable("closed"))
@@ -129,8 +145,24 @@ class BrokerChannel:
         self.resume_reading()  # or the broker's reply would not be read
         closed = asyncio.Event()
         connection.add_on_close_callback(lambda *_: closed.set())
-        close(connection)
+        abandon(connection, self._io)
         await closed.wait()
+
+    def _watch_silence(self) -> None:
+        """End the connection once the peer has been silent for too long.
+
+        Pika looks at whole intervals, and so notices a peer that hangs after up to 40 s at a heartbeat of 15 s. A peer
+        that is well sends something within two halves of the heartbeat.
+        Source: https://www.rabbitmq.com/docs/heartbeats
+        """
+        if self.pika_connection.is_closed or math.isinf(self.heartbeat_s):
+            return
+        left_s = self.max_silence_s - self._io.silence_s
+        if left_s > 0:
+            self._loop.call_later(left_s, self._watch_silence)
+        else:
+            self.fail(BrokerUnavailable(f"missed heartbeats: nothing arrived for {self.max_silence_s:g} s"))
+            self._io.abort()  # a peer that hangs does not answer connection.close
 
 
 def _as_fault(error: BaseException) -> WorkerError:

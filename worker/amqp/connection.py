@@ -23,8 +23,8 @@ from worker.amqp.field_table import preserve_raw_values
 from worker.errors import BrokerUnavailable, SettingsError, UserRefused
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; with the default a lost peer is noticed after minutes
-CONNECT_S = 10
-CALL_S = 20  # for one reply of the broker; a declaration of many queues on a busy node takes that long
+CONNECT_S = 5  # from the TCP connection to an open AMQP connection
+CALL_S = 60  # for one reply of the broker: a cluster that has lost a node takes long for some (measured)
 # Of a TLS error after the handshake pika passes on the text only: it chooses the words of a message, and no behaviour.
 _TLS_ERRORS = {
     "ALERT_CERTIFICATE_REQUIRED": "the broker wants a client certificate: AMQP_CERT_FILE, AMQP_KEY_FILE",
@@ -52,8 +52,7 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
             raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {type(exc).__name__}"]) from exc
         parameters.heartbeat = parameters.heartbeat or HEARTBEAT_S
         parameters.blocked_connection_timeout = None  # an alarm has no time limit: wait, and stay live
-        parameters.socket_timeout = CONNECT_S / 2
-        parameters.stack_timeout = CONNECT_S
+        parameters.socket_timeout = parameters.stack_timeout = CONNECT_S
         parameters.connection_attempts = 1
         if parameters.ssl_options is not None:
             parameters.ssl_options = _tls(parameters.host, broker)
@@ -62,13 +61,28 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
 
 
 def _tls(host: str, broker: BrokerAddress) -> SSLOptions:
-    context = ssl.create_default_context(cafile=None if broker.ca_file is None else str(broker.ca_file))
+    try:
+        context = ssl.create_default_context(cafile=None if broker.ca_file is None else str(broker.ca_file))
+    except OSError as exc:  # ssl.SSLError is one
+        raise SettingsError([f"AMQP_CA_FILE: cannot be used: {exc}"]) from exc
     if broker.cert_file is not None and broker.key_file is not None:
         try:
-            context.load_cert_chain(broker.cert_file, broker.key_file)
-        except (OSError, ssl.SSLError) as exc:
+            context.load_cert_chain(broker.cert_file, broker.key_file, password=_refuse_passphrase)
+        except _KeyEncrypted as exc:
+            reason = "the private key is encrypted, and the worker cannot ask for its passphrase"
+            raise SettingsError([f"AMQP_KEY_FILE: cannot be used: {reason}"]) from exc
+        except OSError as exc:
             raise SettingsError([f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {exc}"]) from exc
     return SSLOptions(context, host)
+
+
+class _KeyEncrypted(Exception):
+    """The private key needs a passphrase."""
+
+
+def _refuse_passphrase() -> str:
+    """Called by OpenSSL for an encrypted key; without it OpenSSL would ask for the passphrase at the terminal."""
+    raise _KeyEncrypted
 
 
 def printable_address(parameters: URLParameters) -> str:
@@ -93,7 +107,7 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
         io: the connection's input and output; each connection needs its own.
 
     Raises:
-        BrokerUnavailable: it could not be opened in time, or the broker refused the user.
+        BrokerUnavailable: it could not be opened within the parameters' ``stack_timeout``, or the broker refused the user.
     """
     preserve_raw_values()
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -113,20 +127,26 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
         parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=io
     )
     try:
-        async with asyncio.timeout(CONNECT_S + 5):
+        async with asyncio.timeout(parameters.stack_timeout):
             await opened
     except TimeoutError as exc:
-        raise BrokerUnavailable(f"no connection within {CONNECT_S} s") from exc
+        raise BrokerUnavailable(f"no answer within {parameters.stack_timeout:g} s") from exc
     finally:
         if not opened.done() or opened.cancelled() or opened.exception() is not None:
-            close(connection)
+            abandon(connection, io)
     return connection
 
 
-def close(connection: AsyncioConnection) -> None:
-    """Begin to close a connection, in whichever state it is."""
-    if not (connection.is_closed or connection.is_closing):
+def abandon(connection: AsyncioConnection, io: AsyncioIOServices) -> None:
+    """Begin to close a connection, in whichever state it is; nobody waits for the end."""
+    if connection.is_closed or connection.is_closing:
+        return
+    if io.is_pairing:
+        asyncio.get_running_loop().call_soon(abandon, connection, io)
+    elif connection.is_open or not io.is_connected:
         connection.close()
+    else:  # pika cannot close a connection during its handshake: it takes a class for an error, and fails (1.4.4)
+        io.abort()
 
 
 def reason_of(error: BaseException | str, parameters: URLParameters | None = None) -> str:

@@ -1,21 +1,20 @@
 """Consumes one queue over a channel of its own: prefetch, cancellation and acknowledgements."""
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pika import URLParameters
 from pika.channel import Channel
 from pika.spec import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import CALL_S
-from worker.amqp.messages import Delivery
+from worker.amqp.messages import PROBE, Delivery
 from worker.amqp.topology import Topology
-from worker.errors import BrokerUnavailable
 
 DRAIN_PREFETCH_S = 1.0
 LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
@@ -29,6 +28,7 @@ class QueueConsumer:
     Args:
         session: number of the session, which each delivery carries.
         topology: what to consume from.
+        channel: open; nothing is consumed before ``consume``.
         on_delivery: called with each delivery.
         on_acknowledged: called with delivery tags after their acknowledgements were written to the connection.
         run_in_background: runs a coroutine until it ends or the session is closed.
@@ -38,39 +38,32 @@ class QueueConsumer:
         self,
         session: int,
         topology: Topology,
+        channel: BrokerChannel,
         on_delivery: Callable[[Delivery], None],
         on_acknowledged: Callable[[Sequence[int]], None],
         run_in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self.channel = BrokerChannel()
+        self.channel = channel
         self._session = session
         self._topology = topology
         self._on_delivery = on_delivery
         self._on_acknowledged = on_acknowledged
         self._run_in_background = run_in_background
         self._loop = asyncio.get_running_loop()
-        self._consumers: dict[str, int] = {}  # prefetch by consumer tag
+        self._consumer_tag: str | None = None
+        self._consumer_numbers = itertools.count(1)
+        self._consumer_prefetch = 0  # of that consumer
         self._prefetch = 0
         self._wanted_prefetch = 0
         self._is_cautious = True  # one delivery at a time
         self._cautious_deliveries_left = 1
         self._unacknowledged: dict[int, None] = {}  # tags, the oldest first
-        self._unacknowledged_of_consumers: set[int] = set()  # without those of cancelled consumers
+        self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
-
-    async def open(self, parameters: URLParameters, name: str) -> None:
-        """Connect; nothing is consumed before ``consume``.
-
-        Raises:
-            BrokerUnavailable: the broker cannot be reached.
-        """
-        await self.channel.open(parameters, name)
-        cancelled = BrokerUnavailable("the broker cancelled the consumer")
-        self.channel.pika_channel.add_on_cancel_callback(lambda _frame: self.channel.fail(cancelled))
 
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
@@ -79,7 +72,9 @@ class QueueConsumer:
         message that crashes every worker would otherwise drive up the delivery count of all the others, until the
         broker dead-letters them too.
 
-        The broker does not change the prefetch of a consumer that exists, so more prefetch is one more consumer.
+        The broker does not change the prefetch of a consumer that exists, so each change is another consumer. There is
+        one at a time: of two, each would get a part of what a device was sent, and the broker would return both parts
+        one after the other when the connection is lost.
         Source: https://www.rabbitmq.com/docs/consumer-prefetch
 
         Raises:
@@ -89,47 +84,54 @@ class QueueConsumer:
         await self._apply_prefetch()
 
     async def _apply_prefetch(self, *, force_new_consumer: bool = False) -> None:
-        """Start and cancel consumers until their prefetch is the wanted one, as it is by then."""
+        """Replace the consumer until its prefetch is the wanted one, as it is by then."""
         async with self._consumer_change:
             prefetch = min(self._wanted_prefetch, 1) if self._is_cautious else self._wanted_prefetch
             if prefetch == self._prefetch and not force_new_consumer:
                 return
-            more = prefetch
-            if prefetch > self._prefetch > 1:
-                more -= self._prefetch
-            elif self._consumers:
-                held = await self._cancel_consumers()
-                if prefetch > self._prefetch:  # the one delivery taken alone counts too, or there would be one too many
-                    more -= held
+            held = await self._cancel_consumer()
+            # The one delivery taken alone counts too, or there would be one too many. Others stay held for longer,
+            # behind busy devices, and must not take the place of those for devices that are free.
+            more = prefetch - held if self._prefetch == 1 < prefetch else prefetch
             self._prefetch = prefetch
             if more:
-                channel, queue = self.channel.pika_channel, self._topology.execute_queue
-                await self.channel.call(channel.basic_qos, prefetch_count=more)
-                frame = await self.channel.call(channel.basic_consume, queue, on_message_callback=self._on_message)
-                self._consumers[frame.method.consumer_tag] = more
+                await self._start_consumer(more)
 
-    async def _cancel_consumers(self) -> int:
-        """Cancel all consumers; returns how many unacknowledged deliveries they hold.
+    async def _start_consumer(self, prefetch: int) -> None:
+        channel, queue = self.channel.pika_channel, self._topology.execute_queue
+        # Ascending: the broker returns what several consumers of a lost channel held in the order of their tags, and
+        # the cancelled ones hold what came earlier (measured).
+        consumer_tag = f"{next(self._consumer_numbers):08}"
+        await self.channel.call(channel.basic_qos, prefetch_count=prefetch)
+        await self.channel.call(
+            channel.basic_consume, queue, on_message_callback=self._on_message, consumer_tag=consumer_tag
+        )
+        self._consumer_tag, self._consumer_prefetch = consumer_tag, prefetch
+
+    async def _cancel_consumer(self) -> int:
+        """Cancel the consumer, if there is one; returns how many unacknowledged deliveries it holds.
 
         Pika requeues what arrives between basic.cancel and the broker's reply, which makes an innocent message look as
         if it had been handled before. So acknowledgements are deferred first, until the prefetch is used up and the
         broker sends nothing more; if that takes longer than DRAIN_PREFETCH_S, next to nothing arrives anyway.
         """
+        if self._consumer_tag is None:
+            return 0
         self._send_acknowledgements()
         self._deferred_acks = []
-        prefetch = sum(self._consumers.values())
         end = self._loop.time() + DRAIN_PREFETCH_S
         # While a large message is held nothing else is read, so that nothing can arrive.
-        while len(self._unacknowledged_of_consumers) < prefetch and (self._large or self._loop.time() < end):
+        while len(self._unacknowledged_of_consumer) < self._consumer_prefetch and (
+            self._large or self._loop.time() < end
+        ):
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_PREFETCH_S if self._large else end - self._loop.time()):
                     await self._next_change()
-        consumers, self._consumers = self._consumers, {}
-        held = len(self._unacknowledged_of_consumers)
-        self._unacknowledged_of_consumers.clear()
+        consumer_tag, self._consumer_tag = self._consumer_tag, None
+        held = len(self._unacknowledged_of_consumer)
+        self._unacknowledged_of_consumer.clear()
         self.resume_reading()  # or the broker's reply would not be read
-        for consumer_tag in consumers:
-            await self.channel.call(self.channel.pika_channel.basic_cancel, consumer_tag)
+        await self.channel.call(self.channel.pika_channel.basic_cancel, consumer_tag)
         deferred, self._deferred_acks = self._deferred_acks, None
         for tag in deferred:
             self.acknowledge(tag)
@@ -183,7 +185,7 @@ class QueueConsumer:
         It was handled without crashing the worker, but a publication for it may be rejected for long: the next delivery
         must not wait for it.
         """
-        if self._is_cautious and tag in self._unacknowledged_of_consumers:
+        if self._is_cautious and tag in self._unacknowledged_of_consumer:
             has_room = len(self._unacknowledged) < self._wanted_prefetch
             self._run_in_background(self._apply_prefetch(force_new_consumer=has_room))
 
@@ -206,8 +208,11 @@ class QueueConsumer:
         if self.channel.lost.done():
             return  # the broker delivers it again, to the next session
         tag: int = method.delivery_tag
+        if method.exchange == self._topology.returns_exchange and PROBE in (properties.headers or {}):
+            self.channel.invoke(self.channel.pika_channel.basic_ack, tag)
+            return
         self._unacknowledged[tag] = None
-        self._unacknowledged_of_consumers.add(tag)
+        self._unacknowledged_of_consumer.add(tag)
         self._notify()
         exchange = method.exchange
         delivery = Delivery(
@@ -264,7 +269,7 @@ class QueueConsumer:
     def _settle(self, tags: Sequence[int]) -> None:
         for tag in tags:
             self._unacknowledged.pop(tag, None)
-            self._unacknowledged_of_consumers.discard(tag)
+            self._unacknowledged_of_consumer.discard(tag)
             if tag in self._large:
                 self._forget_large(tag)
         self._notify()

@@ -25,7 +25,9 @@ CRASH_COUNT = "x-onenet-crash-count"
 FREE_ATTEMPT = "x-onenet-free-attempt"
 FIRST_ARRIVED = "x-onenet-first-arrived"
 UNSTARTED = "x-onenet-unstarted"
+RESTS = "x-onenet-rests"
 REPLAY = "x-onenet-replay"
+PROBE = "x-onenet-probe"  # of a message that only shows whether messages come back: nothing becomes of it
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
 DETAILS = "x-onenet-details"
@@ -105,6 +107,7 @@ class Delivery:
             replay=_replay(own.get(REPLAY), doubt),
             arrived_at=self.arrived_at,
             first_arrived_at=first_arrived_at,
+            rests=_rests(own.get(RESTS)),
             published_at=self._published_at(first_arrived_at),
             message_id=self.properties.message_id,
             trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)},
@@ -150,6 +153,14 @@ class Delivery:
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
+
+
+def _rests(text: object) -> tuple[float, float] | None:
+    since, _, until = str(text).partition("/")
+    try:
+        return None if text is None else (int(since) / 1000, int(until) / 1000)
+    except ValueError:
+        return None
 
 
 def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
@@ -271,6 +282,9 @@ class MessageBuilder:
     ) -> Publication:
         spread = spread_ms(delay_s) if has_jitter else None
         properties.expiration = None if spread is None else str(spread)
+        since_ms = round(time.time() * 1000)
+        until_ms = since_ms + (delay_s * 1000 if spread is None else spread)
+        properties.headers = {**(properties.headers or {}), RESTS: f"{since_ms}/{until_ms}"}
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 

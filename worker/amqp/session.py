@@ -1,4 +1,4 @@
-"""One attachment to the broker, from connecting to the first fault: a consumer and a publisher with a common fate.
+"""One attachment to the broker, from a connection to its first fault: a consumer and a publisher with a common fate.
 
 Each has a connection of its own, because the broker stops reading a connection that publishes while it is short of
 memory or disk, and acknowledgements must get through all the same. Whatever breaks, a connection, a channel, the
@@ -7,22 +7,29 @@ publications the broker goes on rejecting is replaced within the session.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pika import URLParameters
 
+from worker.amqp.channel import BrokerChannel
 from worker.amqp.consumer import QueueConsumer
+from worker.amqp.declaring import prepare_topology
 from worker.amqp.messages import Delivery, Publication, plain
 from worker.amqp.publisher import InFlight, Settlement
 from worker.amqp.publisher_supervisor import CLOSE_S, PublisherSupervisor
 from worker.amqp.suspects import Suspects
-from worker.amqp.topology import Queue, Topology
+from worker.amqp.topology import Topology
 from worker.errors import BrokerUnavailable, ChannelRefused, TopologyMismatch, WorkerError
+from worker.telemetry.logs import get_logger
 
 _PRECONDITION_FAILED = 406
 _ACCESS_REFUSED = 403
+_PREPARE_AGAIN_S = 10.0  # after a topology that could not be declared in time
+
+log = get_logger()
 
 
 class Session:
@@ -34,6 +41,7 @@ class Session:
     Args:
         number: tells the deliveries of this session from those of every other.
         topology: what to consume from.
+        channel: open, to the first of the nodes.
         nodes: the brokers; the session is with the first, and its publisher may be replaced by one with another.
         suspects: counts the messages over whose publications the broker closed a channel.
         on_delivery: called with each delivery.
@@ -44,6 +52,7 @@ class Session:
         self,
         number: int,
         topology: Topology,
+        channel: BrokerChannel,
         nodes: Sequence[URLParameters],
         suspects: Suspects,
         on_delivery: Callable[[Delivery], None],
@@ -60,7 +69,9 @@ class Session:
         self._settlements: set[Settlement] = set()  # that have not ended
         self._confirmed: dict[int, Settlement] = {}  # by tag, until they are acknowledged
         self._background: set[asyncio.Task[None]] = set()
-        self.consumer = QueueConsumer(number, topology, on_delivery, self._on_acknowledged, self._run_in_background)
+        self.consumer = QueueConsumer(
+            number, topology, channel, on_delivery, self._on_acknowledged, self._run_in_background
+        )
         self.publishers = PublisherSupervisor(
             nodes,
             suspects,
@@ -72,28 +83,32 @@ class Session:
             run_in_background=self._run_in_background,
         )
 
-    async def open(self, name: str, *, declare: bool) -> None:
-        """Connect, and declare the topology or check that it is there.
+    async def open(self, name: str, *, declare: bool, is_prepared: bool = False) -> None:
+        """Connect the publisher, and declare the topology or check that it is there.
 
         Args:
             name: of the worker, in the broker's list of connections.
             declare: whether to declare the topology.
+            is_prepared: an earlier session found the topology as it should be, so that this one need not wait for that.
 
         Raises:
             BrokerUnavailable: the broker cannot be reached, or the topology is not there yet.
             TopologyMismatch: it is there, but different, or this user may not declare it.
         """
-        await self.consumer.open(self._nodes[0], f"{name} consume")
         await self.publishers.connect(f"{name} publish")
         self.consumer.channel.lost.add_done_callback(lambda lost: self._fail(lost.result()))
-        try:
-            await (self._declare() if declare else self._check())
-        except ChannelRefused as exc:
-            if exc.code == _PRECONDITION_FAILED:
-                raise TopologyMismatch(str(exc)) from exc
-            if exc.code == _ACCESS_REFUSED:
-                raise TopologyMismatch(f"{exc}; with AMQP_DECLARE=false the topology is only checked") from exc
-            raise
+        preparing = partial(prepare_topology, self._nodes, f"{name} topology", self._topology, declare=declare)
+        if is_prepared:
+            self._run_in_background(self._prepare_meanwhile(preparing))
+        else:
+            try:
+                self.other_consumers = await preparing()
+            except ChannelRefused as exc:
+                if exc.code == _PRECONDITION_FAILED:
+                    raise TopologyMismatch(str(exc)) from exc
+                if exc.code == _ACCESS_REFUSED:
+                    raise TopologyMismatch(f"{exc}; with AMQP_DECLARE=false the topology is only checked") from exc
+                raise
         await self.publishers.open()
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
@@ -123,30 +138,22 @@ class Session:
         closing = (self.consumer.channel.close(), self.publishers.current.close())
         await asyncio.wait([asyncio.ensure_future(each) for each in closing], timeout=CLOSE_S)
 
-    async def _declare(self) -> None:
-        channel = self.publishers.current.channel
-        call, pika_channel = channel.call, channel.pika_channel
-        for exchange in self._topology.exchanges():
-            kind, arguments = exchange.kind, exchange.arguments
-            await call(pika_channel.exchange_declare, exchange.name, kind, durable=True, arguments=arguments)
-        for queue in self._topology.queues():
-            frame = await call(pika_channel.queue_declare, queue.name, durable=True, arguments=queue.arguments)
-            self._note_consumers(queue, frame)
-        for binding in self._topology.bindings():
-            await call(pika_channel.queue_bind, binding.queue, binding.exchange, binding.routing_key)
-
-    async def _check(self) -> None:
-        channel = self.publishers.current.channel
-        call, pika_channel = channel.call, channel.pika_channel
-        for exchange in self._topology.exchanges():
-            await call(pika_channel.exchange_declare, exchange.name, passive=True)
-        for queue in self._topology.queues():
-            frame = await call(pika_channel.queue_declare, queue.name, passive=True)
-            self._note_consumers(queue, frame)
-
-    def _note_consumers(self, queue: Queue, frame: Any) -> None:
-        if queue.name == self._topology.execute_queue:
-            self.other_consumers = frame.method.consumer_count
+    async def _prepare_meanwhile(self, prepare: Callable[[], Awaitable[int]]) -> None:
+        """See to the topology while messages are consumed: a cluster without one of its nodes may take minutes."""
+        while True:
+            try:
+                await prepare()
+            except ChannelRefused as exc:
+                if exc.code == _ACCESS_REFUSED:
+                    log.warning("topology_not_declared", reason=str(exc))  # what is there can be used
+                else:
+                    self._fail(exc)
+                return
+            except BrokerUnavailable as exc:
+                log.warning("topology_not_declared", reason=str(exc), retry_in_s=_PREPARE_AGAIN_S)
+                await asyncio.sleep(_PREPARE_AGAIN_S)
+            else:
+                return
 
     def _on_confirmed(self, item: InFlight) -> None:
         if self.lost.done():

@@ -1,7 +1,7 @@
 """The checks of ``onenet-worker check``: everything that a worker needs. No command is sent.
 
 Nothing is changed except the record of a command of its own in Redis, which is deleted: only what the work does proves
-that the work can be done.
+that the work can be done. With AMQP_DECLARE=false probes go through the delay queues, and are gone afterwards.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
+from worker.amqp.rights import faults_of_delays, missing_rights
 from worker.app import client_of, rate_limit_address, store_of, tracing_of
 from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
@@ -58,6 +59,10 @@ def _pace(settings: Settings) -> str:
 
 
 def _broker(settings: Settings) -> Iterator[CheckResult]:
+    """Check the connection, the exchanges and queues, the user's rights and, with AMQP_DECLARE=false, the bindings.
+
+    A worker that declares the topology adds what is missing.
+    """
     try:
         connection, parameters = connect_blocking(settings.broker_address)
     except SettingsError as exc:
@@ -67,16 +72,25 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("broker", ok=False, detail=str(exc))
         return
     yield CheckResult("broker", ok=True, detail=printable_address(parameters))
+    topology, may_declare = settings.topology, settings.amqp_declare
     try:
-        faults = check_topology(connection, settings.topology, may_declare=settings.amqp_declare)
+        faults = check_topology(connection, topology)
+        rights = missing_rights(connection, topology, may_declare=may_declare)
+        untold: list[str] = []
+        if not faults and not rights and not may_declare:
+            faults, untold = faults_of_delays(connection, topology)
     except WorkerError as exc:
-        faults = [str(exc)]
+        yield CheckResult("topology", ok=False, detail=str(exc))
+        return
     finally:
         if connection.is_open:
             connection.close()
     yield from (CheckResult("topology", ok=False, detail=fault) for fault in faults)
     if not faults:
-        yield CheckResult("topology", ok=True, detail="all exchanges and queues exist")
+        yield CheckResult("topology", ok=True, detail="; ".join(["all exchanges and queues exist", *untold]))
+    yield from (CheckResult("permissions", ok=False, detail=line) for line in rights)
+    if not rights:
+        yield CheckResult("permissions", ok=True, detail="this user may do all that a worker does")
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:

@@ -1,0 +1,52 @@
+"""What becomes of files for TLS that cannot be used: one line, and no question at the terminal."""
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import SecretStr
+
+from tests.support.certificates import Authority, Certificate
+from worker.amqp.address import BrokerAddress
+from worker.amqp.connection import connection_parameters
+from worker.errors import SettingsError
+
+URL = SecretStr("amqps://guest:guest@127.0.0.1/")
+
+
+@pytest.fixture
+def certificate(authority: Authority, tmp_path: Path) -> Certificate:
+    return authority.issue("worker", tmp_path / "worker")
+
+
+def test_an_encrypted_key_is_one_line(certificate: Certificate, tmp_path: Path) -> None:
+    """OpenSSL would ask for its passphrase at the terminal, and wait."""
+    key = load_pem_private_key(certificate.key.read_bytes(), None)
+    encrypted = tmp_path / "encrypted.pem"
+    encrypted.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(SettingsError) as raised:
+        connection_parameters(BrokerAddress([URL], certificate.ca, certificate.cert, encrypted))
+    [line] = raised.value.lines
+    assert "AMQP_KEY_FILE" in line
+    assert "encrypted" in line
+
+
+@pytest.mark.parametrize("name", ["missing.pem", "no/folder.pem", "."])
+def test_authorities_that_cannot_be_read_are_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        connection_parameters(BrokerAddress([URL], tmp_path / name))
+    [line] = raised.value.lines
+    assert line.startswith("AMQP_CA_FILE: cannot be used")
+
+
+def test_certificates_are_read_anew_for_each_connection(certificate: Certificate, tmp_path: Path) -> None:
+    address = BrokerAddress([URL], certificate.ca, certificate.cert, certificate.key)
+    connection_parameters(address)
+    certificate.cert.write_text("renewed, but cut off")
+    with pytest.raises(SettingsError):
+        connection_parameters(address)

@@ -1,0 +1,87 @@
+"""Which node of the broker is dialled when, with real connections."""
+
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import SecretStr
+
+from tests.support.proxies import raw_server, with_local_port
+from tests.support.waiting import PATIENCE_S
+from worker.amqp import dialing
+from worker.amqp.address import BrokerAddress
+from worker.amqp.connection import connection_parameters
+from worker.amqp.dialing import Dialled, Dialler
+from worker.dev.services.ports import free_port
+
+
+@pytest.fixture
+def hung(broker_url: str) -> Iterator[str]:
+    """A node that accepts TCP connections and never answers."""
+    with raw_server(_say_nothing) as url:
+        yield with_local_port(broker_url, urlsplit(url).port or 0)
+
+
+def _say_nothing(client: socket.socket) -> None:
+    while client.recv(4096):
+        pass
+
+
+@asynccontextmanager
+async def dialled(dialler: Dialler, urls: Sequence[str], limit_s: float = PATIENCE_S) -> AsyncIterator[Dialled]:
+    found = await dialler.dial(connection_parameters(BrokerAddress([SecretStr(url) for url in urls])), "test", limit_s)
+    yield found
+    if found.channel is not None:
+        await found.channel.close()
+
+
+async def test_the_first_node_is_used_while_it_answers(
+    broker_url: str, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialing, "HEAD_START_S", PATIENCE_S)
+    async with dialled(Dialler(), [broker_url, hung]) as found:
+        assert str(found.node).endswith(f":{urlsplit(broker_url).port}/")
+        assert found.failures == {}
+
+
+async def test_a_node_that_was_slow_is_dialled_last_from_then_on(
+    broker_url: str, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialler = Dialler()
+    async with dialled(dialler, [hung, broker_url]) as found:
+        assert str(found.node).endswith(f":{urlsplit(broker_url).port}/")
+        assert list(found.failures.values()) == ["no answer within 0.5 s"]
+    monkeypatch.setattr(dialing, "HEAD_START_S", PATIENCE_S)  # so that the second is dialled only if the first fails
+    async with dialled(dialler, [hung, broker_url]) as found:
+        assert found.failures == {}
+
+
+async def test_a_node_whose_session_was_lost_is_dialled_last(
+    broker_url: str, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialler = Dialler()
+    async with dialled(dialler, [broker_url]) as found:
+        assert found.node is not None
+        dialler.demote(found.node)
+    async with dialled(dialler, [broker_url, hung]) as found:  # the other one is dialled first by now
+        assert list(found.failures.values()) == ["no answer within 0.5 s"]
+
+
+async def test_a_node_that_refuses_is_followed_at_once(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialing, "HEAD_START_S", 2 * PATIENCE_S)
+    refusing = with_local_port(broker_url, free_port())
+    async with dialled(Dialler(), [refusing, broker_url]) as found:
+        assert found.channel is not None
+        [reason] = found.failures.values()
+        assert "ConnectionRefusedError" in reason
+
+
+async def test_where_no_node_answers_the_reason_of_each_is_told(broker_url: str, hung: str) -> None:
+    """One that hangs, one that refuses, and one whose name nobody knows."""
+    refusing = with_local_port(broker_url, free_port())
+    unknown = "amqp://guest:guest@onenet.invalid:5672/"
+    async with dialled(Dialler(), [hung, refusing, unknown], limit_s=1) as found:
+        assert found.channel is None
+        assert len(found.failures) == 3

@@ -1,0 +1,226 @@
+"""Finds out what this user may do with the topology, and whether what rests comes back; for ``onenet-worker check``.
+
+A right is tried with a request that the broker refuses for another reason, or that is rolled back, so that nothing
+changes. The broker checks rights first: it answers 403 only where one is missing.
+Source: https://www.rabbitmq.com/docs/access-control#authorisation
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from pika import BasicProperties, DeliveryMode
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+
+from worker.amqp.connection import reason_of, without_user
+from worker.amqp.messages import PROBE
+from worker.amqp.topology import EXECUTE, Topology
+from worker.errors import BrokerUnavailable
+
+_ACCESS_REFUSED = 403
+_COMES_BACK_S = 5.0
+_UNUSABLE = "none"  # no value of any of the arguments that are used
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A request for which a right is needed: ``right`` in words."""
+
+    right: str
+    request: Callable[[BlockingChannel], object]
+
+
+def missing_rights(connection: BlockingConnection, topology: Topology, *, may_declare: bool) -> list[str]:
+    """Return one line for each right that a worker would need, and this user lacks.
+
+    Args:
+        connection: to the broker; a missing right closes a channel, and not the connection.
+        topology: what the worker uses.
+        may_declare: whether the worker declares the topology.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    trials = [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)]
+    return [f"this user has no right to {trial.right}" for trial in trials if _is_refused(connection, trial)]
+
+
+def _is_refused(connection: BlockingConnection, trial: _Trial) -> bool:
+    try:
+        channel = connection.channel()
+        trial.request(channel)
+        channel.close()
+    except ChannelClosedByBroker as exc:
+        return exc.reply_code == _ACCESS_REFUSED  # any other: the broker has got to the unusable argument
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return False
+
+
+def _to_declare(topology: Topology) -> Iterator[_Trial]:
+    for exchange in topology.exchanges():
+        arguments = {"alternate-exchange": 0}
+        declare = partial(
+            BlockingChannel.exchange_declare,
+            exchange=exchange.name,
+            exchange_type=exchange.kind,
+            durable=True,
+            arguments=arguments,
+        )
+        yield _Trial(f"configure the exchange {exchange.name}", declare)
+    for queue in topology.queues():
+        arguments_of_queue = {"x-message-ttl": _UNUSABLE}
+        declare_queue = partial(
+            BlockingChannel.queue_declare, queue=queue.name, durable=True, arguments=arguments_of_queue
+        )
+        yield _Trial(f"configure the queue {queue.name}", declare_queue)
+    for binding in topology.bindings():
+        unbind = partial(
+            BlockingChannel.queue_unbind,
+            queue=binding.queue,
+            exchange=binding.exchange,
+            routing_key=f"check.{uuid4()}",  # of no binding
+        )
+        yield _Trial(f"bind: write {binding.queue} and read {binding.exchange}", unbind)
+
+
+def _to_work(topology: Topology) -> Iterator[_Trial]:
+    consume = partial(
+        BlockingChannel.basic_consume,
+        queue=topology.execute_queue,
+        on_message_callback=_on_no_message,
+        arguments={"x-priority": _UNUSABLE},
+    )
+    yield _Trial(f"read the queue {topology.execute_queue}", consume)
+    for exchange, routing_key in (
+        (topology.replies_exchange, f"{EXECUTE}.accepted.unknown"),
+        (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
+        (topology.returns_exchange, EXECUTE),
+        *((topology.retry_exchange, topology.retry_queue(delay_s)) for delay_s in topology.delay_queues_s),
+    ):
+        write = partial(_publish_and_roll_back, exchange=exchange, routing_key=routing_key)
+        yield _Trial(f"write to the exchange {exchange} with the routing key {routing_key}", write)
+
+
+def _publish_and_roll_back(channel: BlockingChannel, exchange: str, routing_key: str) -> None:
+    channel.tx_select()
+    channel.basic_publish(exchange, routing_key, b"")
+    channel.tx_rollback()
+
+
+def _on_no_message(*_: object) -> None:
+    """Nothing is delivered to a consumer that the broker refused."""
+
+
+def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
+    """Send a probe through each delay queue and back; returns the faults, and why something could not be tried.
+
+    The probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
+    queue, if that is empty otherwise.
+
+    Args:
+        connection: to the broker.
+        topology: the expected one.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    try:
+        return _Circuit(connection, topology).run()
+    except ChannelClosedByBroker as exc:
+        return [], [f"whether what rests comes back could not be tried: {without_user(exc.reply_text)}"]
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+
+
+class _Circuit:
+    """The way of a delayed message: retry exchange, delay queue, returns exchange, command queue."""
+
+    def __init__(self, connection: BlockingConnection, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+        self._channel = connection.channel()
+        self._channel.confirm_delivery()
+        self._name = str(uuid4())
+        self._arrived: set[object] = set()  # the queues through which a probe came back
+
+    def run(self) -> tuple[list[str], list[str]]:
+        topology = self._topology
+        state = self._channel.queue_declare(topology.execute_queue, passive=True).method
+        has_worker = state.consumer_count > 0
+        if not has_worker and state.message_count:
+            return [], ["whether what rests comes back was not tried: commands wait, and no worker is running"]
+        faults, untold = [], []
+        if not self._publish(topology.returns_exchange, EXECUTE, "", expiration=None):
+            faults.append(f"no binding: {topology.returns_exchange} does not lead to {topology.execute_queue}")
+        self._watch()
+        queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
+        sent = [name for name in queues if self._publish(topology.retry_exchange, name, name, expiration="1")]
+        faults += [
+            f"no binding: {topology.retry_exchange} does not lead to {name}" for name in queues if name not in sent
+        ]
+        self._wait_for(set(sent))
+        for name in sent:
+            if name in self._arrived:
+                continue
+            waiting = self._channel.queue_declare(name, passive=True).method.message_count
+            if waiting > 1:  # one that expires is only seen at the head of its queue
+                untold.append(f"whether what rests in {name} comes back cannot be told: {waiting} messages wait there")
+            else:
+                faults.append(f"what rests in {name} does not come back through {topology.returns_exchange}")
+        if not has_worker and not faults:
+            self._take_back()
+        return faults, untold
+
+    def _publish(self, exchange: str, routing_key: str, probe: str, expiration: str | None) -> bool:
+        """Publish a probe; tells whether a queue took it."""
+        properties = BasicProperties(
+            headers={PROBE: f"{self._name}/{probe}"},
+            delivery_mode=DeliveryMode.Persistent,
+            expiration=expiration,
+        )
+        try:
+            self._channel.basic_publish(exchange, routing_key, b"", properties, mandatory=True)
+        except (UnroutableError, NackError):
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Get a copy of what comes back."""
+        queue = self._channel.queue_declare("", exclusive=True).method.queue
+        self._channel.queue_bind(queue, self._topology.returns_exchange, EXECUTE)
+
+        def on_message(_channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
+            name, _, probe = str((properties.headers or {}).get(PROBE)).partition("/")
+            if name == self._name:
+                self._arrived.add(probe)
+
+        self._channel.basic_consume(queue, on_message, auto_ack=True)
+
+    def _wait_for(self, probes: set[str]) -> None:
+        deadline = time.monotonic() + _COMES_BACK_S
+        while not probes <= self._arrived and time.monotonic() < deadline:
+            self._connection.process_data_events(time_limit=0.1)
+
+    def _take_back(self) -> None:
+        """Take the probes out of the command queue, as a worker would."""
+        deadline = time.monotonic() + _COMES_BACK_S
+        left = len(self._arrived) + 1
+        while left and time.monotonic() < deadline:
+            method, properties, _ = self._channel.basic_get(self._topology.execute_queue)
+            if method is None:
+                self._connection.process_data_events(time_limit=0.05)
+            elif properties is not None and PROBE in (properties.headers or {}):
+                self._channel.basic_ack(_tag(method))
+                left -= 1
+            else:  # a command that has just arrived
+                self._channel.basic_nack(_tag(method))
+                return
+
+
+def _tag(method: Any) -> int:
+    return int(method.delivery_tag)
