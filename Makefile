@@ -36,7 +36,7 @@ containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker 
 	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
 	@$(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)
 
-chaos: $(STAMP) ## minutes of kills, cuts and faults on both stores; CHAOS_ARGS="--seed 7" replays one
+chaos: $(STAMP) ## an hour of faults: storms, a cluster, Sentinels, two versions, a soak; CHAOS_ARGS="--runs hang --seed 7"
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works

@@ -13,6 +13,7 @@ from worker.dev.services import broker, redis
 
 Server = Literal["rabbitmq", "redis"]
 APT_INSTALL = Path(__file__).with_name("apt-install")
+_IS_INSTALLED = {"rabbitmq": broker.is_installed, "redis": redis.is_installed}
 _AVAILABLE = {"rabbitmq": broker.is_available, "redis": redis.is_available}
 
 
@@ -20,6 +21,13 @@ def provide(*servers: Server) -> None:
     """Install what is missing; where that is not allowed, starting the server fails and names the alternatives."""
     for server in servers:
         if not _AVAILABLE[server]():
+            subprocess.run([APT_INSTALL, f"{server}-server"], check=False)
+
+
+def provide_installed(*servers: Server) -> None:
+    """Install what is not installed: a cluster consists of private processes, not of containers."""
+    for server in servers:
+        if not _IS_INSTALLED[server]():
             subprocess.run([APT_INSTALL, f"{server}-server"], check=False)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.chaos import Plan, run
+from tests.support.chaos import Plan, run, storm
 from worker.dev.services.broker import LocalBroker
 
 SEED = 20261122
@@ -15,6 +15,7 @@ def test_random_faults_lose_no_command_and_cache_none_twice(
     store: str, workers: int, own_broker: LocalBroker, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = None if store == "memory" else request.getfixturevalue("redis_url")
-    report = run(Plan(SEED, 12, 300, workers, url, broker_kills=1), own_broker, tmp_path)
+    plan = Plan("storm", SEED, 12, 300, workers, url)
+    report = run(plan, own_broker.url, tmp_path, storm(own_broker, broker_kills=1))
     print(report)
     assert not report.violations, str(report)

@@ -27,6 +27,9 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 }
 POD = MANIFESTS["Deployment"]["spec"]["template"]
 (CONTAINER,) = POD["spec"]["containers"]
+ANTI_AFFINITY = POD["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+PERFORMANCE = json.loads((DOCKER.parent / "docs" / "performance.json").read_text())["medians"]
+HELD_MIB = 64  # most that large messages and histories take in addition
 
 
 def test_the_image_exposes_the_default_port() -> None:
@@ -102,7 +105,9 @@ def test_manifests_refer_to_each_other_by_existing_names() -> None:
     selectors = [
         MANIFESTS["Deployment"]["spec"]["selector"],
         MANIFESTS["PodDisruptionBudget"]["spec"]["selector"],
+        MANIFESTS["NetworkPolicy"]["spec"]["podSelector"],
         *(constraint["labelSelector"] for constraint in POD["spec"]["topologySpreadConstraints"]),
+        *(preferred["podAffinityTerm"]["labelSelector"] for preferred in ANTI_AFFINITY),
     ]
     assert all(selector["matchLabels"].items() <= labels for selector in selectors)
     scaled = MANIFESTS["ScaledObject"]["spec"]
@@ -132,6 +137,43 @@ def test_probes_request_the_endpoints_of_the_worker() -> None:
     probes = {name: CONTAINER[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert {probe["port"] for probe in probes.values()} == {port["name"]}
     assert [probe["path"] for probe in probes.values()] == ["/livez", "/livez", "/readyz"]
+
+
+def test_workers_spread_over_zones_and_machines() -> None:
+    """Without a requirement: where only one machine is left, all workers run there."""
+    constraints = POD["spec"]["topologySpreadConstraints"]
+    keys = {constraint["topologyKey"] for constraint in constraints}
+    assert keys == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+    assert {constraint["whenUnsatisfiable"] for constraint in constraints} == {"ScheduleAnyway"}
+    assert [preferred["podAffinityTerm"]["topologyKey"] for preferred in ANTI_AFFINITY] == ["kubernetes.io/hostname"]
+
+
+def test_the_container_has_the_resources_that_were_measured() -> None:
+    """The memory of the measurement and of large messages, and the processor time of 32 requests of 50 ms at a time."""
+    requests, limits = CONTAINER["resources"]["requests"], CONTAINER["resources"]["limits"]
+    needed_mib = PERFORMANCE["worker.memory.peak_mib"] + HELD_MIB
+    assert needed_mib < int(requests["memory"].removesuffix("Mi")) < 1.5 * needed_mib
+    assert 1.5 * needed_mib < int(limits["memory"].removesuffix("Mi"))
+    needed_milli = PERFORMANCE["worker.slow.per_s"] * PERFORMANCE["worker.slow.cpu_us"] / 1000
+    assert needed_milli < int(requests["cpu"].removesuffix("m")) < 2 * needed_milli
+    assert "cpu" not in limits
+
+
+def test_the_network_policy_admits_what_the_worker_needs() -> None:
+    policy = MANIFESTS["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (port,) = CONTAINER["ports"]
+    assert [rule["ports"] for rule in policy["ingress"]] == [[{"protocol": "TCP", "port": port["name"]}]]
+    reached = {(one["protocol"], one["port"]) for rule in policy["egress"] for one in rule["ports"]}
+    names, broker, store, platform = {("UDP", 53), ("TCP", 53)}, {5672, 5671}, {6379, 26379}, {443}
+    assert reached == names | {("TCP", number) for number in broker | store | platform}
+
+
+def test_a_cold_cluster_starts_in_any_order() -> None:
+    """Nothing waits for another: a worker without a broker is live, so the startup probe does not restart it."""
+    assert "initContainers" not in POD["spec"]
+    assert SERVICES["worker"]["restart"] == "unless-stopped"  # a restarted engine ignores depends_on
+    assert "fallback" not in MANIFESTS["ScaledObject"]["spec"]
 
 
 def test_the_pod_is_unprivileged() -> None:

@@ -95,7 +95,7 @@ def test_a_node_that_hangs_later_is_left_within_heartbeat_and_ten_seconds(deploy
     with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}") as worker:
         began = worker.wait_for("broker_connected")
         assert began["broker"].endswith(f":{proxy.port}/")
-        proxy.hang()
+        proxy.hold()
         lost = worker.wait_for("broker_connection_lost")
         assert "missed heartbeats" in lost["reason"]
         again = worker.wait_for("consumer_started", count=2)

@@ -1,6 +1,7 @@
 """A deployment under test: workers, an upstream system and a simulator in one namespace of a broker."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,14 @@ class Deployment:
     def set_up(
         cls, broker_url: str, folder: Path, simulator: Simulator, reconcile_delay_s: int = LONG_RECONCILE_DELAY_S
     ) -> Iterator["Deployment"]:
-        """Yield a deployment in a new namespace, and delete the namespace at the end."""
+        """Yield a deployment in a new namespace, and delete the namespace at the end.
+
+        Args:
+            broker_url: of the broker; of a cluster the URLs of its nodes, comma-separated.
+            folder: for the workers' logs.
+            simulator: the platform.
+            reconcile_delay_s: the workers' WORKER_RECONCILE_DELAY.
+        """
         topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, reconcile_delay_s))
         upstream = Upstream(broker_url, topology)
         try:
@@ -45,8 +53,8 @@ class Deployment:
         finally:
             upstream.close()
 
-    def start_worker(self, **settings: str) -> WorkerProcess:
-        """Start a worker and return at once."""
+    def start_worker(self, python: Path | str = sys.executable, **settings: str) -> WorkerProcess:
+        """Start a worker, in the environment of an interpreter, and return at once."""
         environment = {
             "AMQP_URL": self.broker_url,
             "ONENET_URL": self.simulator.url,
@@ -62,7 +70,7 @@ class Deployment:
             "HTTP_PORT": "0",
         } | settings
         output = self.folder / f"worker-{uuid4().hex[:8]}"
-        return WorkerProcess(LocalProcess(["run"], environment, output))
+        return WorkerProcess(LocalProcess(["run"], environment, output, python))
 
     def worker(self, **settings: str) -> WorkerProcess:
         """Start a worker, wait until it consumes, and bind a queue for its replies."""

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 def with_local_port(url: str, port: int) -> str:
     """Return a broker's URL with its host and port replaced by a port of this machine."""
     target = urlsplit(url)
-    return target._replace(netloc=f"{target.username}:{target.password}@127.0.0.1:{port}").geturl()
+    credentials, at, _ = target.netloc.rpartition("@")
+    return target._replace(netloc=f"{credentials}{at}127.0.0.1:{port}").geturl()
 
 
 class Proxy:
-    """A TCP proxy in front of a broker that can reset, silence or corrupt its connections."""
+    """A TCP proxy in front of a server that can reset, silence, hold or corrupt its connections."""
 
     def __init__(self, url: str, port: int = 0) -> None:
         target = urlsplit(url)
@@ -24,7 +25,8 @@ class Proxy:
         self.url = with_local_port(url, self.port)
         self._pairs: list[socket.socket] = []
         self._silent: set[socket.socket] = set()
-        self._hangs = False
+        self._is_open = threading.Event()
+        self._is_open.set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -40,10 +42,13 @@ class Proxy:
         with self._lock:
             self._silent |= set(self._pairs)
 
-    def hang(self) -> None:
-        """Forward nothing more, and accept further connections without a word, as a stopped process does."""
-        self._hangs = True
-        self.silence()
+    def hold(self) -> None:
+        """Forward nothing until ``release``, on new connections neither, as a stopped process or a partition does."""
+        self._is_open.clear()
+
+    def release(self) -> None:
+        """Forward what was held, and go on."""
+        self._is_open.set()
 
     def garble(self) -> None:
         """Send every client a malformed frame: one without its end octet."""
@@ -69,14 +74,13 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs += [client, server]
-                if self._hangs:
-                    self._silent |= {client, server}
             for source, target in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self._is_open.wait()
                 if source not in self._silent:
                     target.sendall(data)
         _close(source)

@@ -39,22 +39,33 @@ class Message:
 
 
 class Upstream:
-    """An upstream system on a connection of its own."""
+    """An upstream system on a connection of its own.
+
+    Args:
+        url: of the broker; of a cluster the URLs of its nodes, comma-separated, tried in turn.
+        topology: of the workers.
+    """
 
     def __init__(self, url: str, topology: Topology) -> None:
         self.topology = topology
-        self._url = url
+        self._urls = url.split(",")
         self._wants_all = True
         self.connect()
 
     def connect(self) -> None:
         """Connect, or connect again after the connection was lost."""
         preserve_raw_values()
-        parameters = pika.URLParameters(self._url)
-        parameters.blocked_connection_timeout = PATIENCE_S
-        self.connection = pika.BlockingConnection(parameters)
+        nodes = [pika.URLParameters(url) for url in self._urls]
+        for node in nodes:
+            node.blocked_connection_timeout = PATIENCE_S
+        self.connection = pika.BlockingConnection(nodes)
         self.channel = self.connection.channel()
         self.channel.confirm_delivery()
+
+    def disconnect(self) -> None:
+        """Close the connection and leave the topology."""
+        with suppress(AMQPError):
+            self.connection.close()
 
     def close(self) -> None:
         """Delete the topology of the namespace and close the connection."""
@@ -71,7 +82,8 @@ class Upstream:
     def bind_replies(self, routing_key: str = _ALL) -> None:
         """Bind a durable queue for replies, so that none is lost while the broker is down."""
         self._wants_all = routing_key == _ALL
-        self.channel.queue_declare(self._replies_queue, durable=True)
+        arguments = {"x-queue-type": "quorum"} if len(self._urls) > 1 else None  # a classic one is on one node only
+        self.channel.queue_declare(self._replies_queue, durable=True, arguments=arguments)
         self.channel.queue_bind(self._replies_queue, self.topology.replies_exchange, routing_key)
 
     def publish(self, body: bytes | dict[str, Any], **properties: Any) -> None:
@@ -131,6 +143,10 @@ class Upstream:
     def replies(self, count: int) -> list[dict[str, Any]]:
         """Wait for ``count`` replies."""
         return [self.reply().json for _ in range(count)]
+
+    def replies_waiting(self) -> int:
+        """Return the number of replies that can be read."""
+        return self.count(self._replies_queue)
 
     def consumers(self) -> int:
         """Return the number of consumers of commands; a closed one counts until its deliveries are requeued."""

@@ -81,16 +81,11 @@ class PrivateNode:
         self._server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        environment = self._environment()
-        epmd = shutil.which("epmd")
-        if epmd is not None and self._epmd is None:  # in the foreground, so that this process can stop it
-            self._epmd = subprocess.Popen(
-                [epmd, "-address", "127.0.0.1"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+        self._start_epmd()
         with (self._folder / "output").open("ab") as output:
             self._server = subprocess.Popen(
                 [str(self._script)],
-                env=environment,
+                env=self._environment(),
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -128,6 +123,17 @@ class PrivateNode:
             self._epmd.wait()
             self._epmd = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start_epmd(self) -> None:
+        """Start the port mapper in the foreground, so that this process can stop it."""
+        epmd = shutil.which("epmd")
+        if epmd is not None and self._epmd is None:
+            self._epmd = subprocess.Popen(
+                [epmd, "-address", "127.0.0.1"],
+                env=self._environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
 
     def _is_ready(self) -> bool:
         assert self._server is not None  # set by start()
@@ -212,9 +218,14 @@ class DockerBroker:
         return int(code) == 0 and is_listening(*self._address)
 
 
+def is_installed() -> bool:
+    """Tell whether the server is installed, so that private nodes can be started."""
+    return _script() is not None
+
+
 def is_available() -> bool:
     """Tell whether a broker can be started; True where an image is named, since nothing else will do then."""
-    return bool(_NAMED_IMAGE) or _script() is not None or engine.has_image(IMAGE)
+    return bool(_NAMED_IMAGE) or is_installed() or engine.has_image(IMAGE)
 
 
 def start_local_broker(tls: Path | None = None) -> LocalBroker:
@@ -232,12 +243,21 @@ def start_local_broker(tls: Path | None = None) -> LocalBroker:
         return broker
     if _NAMED_IMAGE:
         raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
+    node = PrivateNode(installed_script(), tls)
+    node.start()
+    return node
+
+
+def installed_script() -> Path:
+    """Return the script that starts the installed server.
+
+    Raises:
+        LocalServiceError: it is not installed.
+    """
     script = _script()
     if script is None:
         raise LocalServiceError(UNAVAILABLE)
-    node = PrivateNode(script, tls)
-    node.start()
-    return node
+    return script
 
 
 def _start_in_docker(tls: Path | None) -> LocalBroker | None:

@@ -23,9 +23,16 @@ class LocalProcess:
         arguments: of ``onenet-worker``.
         environment: its settings; it does not inherit the settings of this process, nor read its ``.env``.
         output: file for stdout and stderr.
+        python: interpreter in whose environment the worker is installed.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: Path,
+        python: Path | str = sys.executable,
+    ) -> None:
         self.output = output
         inherited = {
             name: value
@@ -35,7 +42,7 @@ class LocalProcess:
         }
         with output.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker", *arguments],
+                [str(python), "-m", "worker", *arguments],
                 env={**inherited, **_NO_PROXY, **environment},
                 cwd=output.parent,
                 stdout=stream,

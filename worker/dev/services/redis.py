@@ -109,9 +109,14 @@ def answers(url: str) -> bool:
         return False
 
 
+def is_installed() -> bool:
+    """Tell whether the server is installed, so that private processes can be started."""
+    return shutil.which("redis-server") is not None
+
+
 def is_available() -> bool:
     """Tell whether a Redis can be started."""
-    return shutil.which("redis-server") is not None or engine.has_image(IMAGE)
+    return is_installed() or engine.has_image(IMAGE)
 
 
 def start_local_redis() -> LocalRedis:
