@@ -145,7 +145,7 @@ class QueueConsumer:
     @property
     def consumers(self) -> int:
         """How many consumers the broker has registered over this channel."""
-        return len(self._consumers)
+        return int(self._consumer_tag is not None)
 
     async def look_at_queue(self) -> tuple[int, int]:
         """Return the queue's numbers of ready messages and of consumers.
