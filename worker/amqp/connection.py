@@ -107,7 +107,7 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
         io: the connection's input and output; each connection needs its own.
 
     Raises:
-        BrokerUnavailable: it could not be opened within the parameters' ``stack_timeout``, or the broker refused the user.
+        BrokerUnavailable: it did not open within the parameters' ``stack_timeout``, or the broker refused the user.
     """
     preserve_raw_values()
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
