@@ -33,6 +33,7 @@ from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.rate_limited_queue import Turns
 from worker.idempotency import open_store
+from worker.idempotency.latest_address import LatestAddress
 from worker.monitor import HealthMonitor
 from worker.onenet.account import Site
 from worker.onenet.client import OneNETClient
@@ -347,6 +348,7 @@ def store_of(settings: Settings) -> IdempotencyStore:
         began_at=datetime.now(UTC),
         reconcile_delay_s=settings.worker_reconcile_delay,
         replicas=settings.idempotency_wait_replicas,
+        read_address=_read_redis_address,
     )
 
 
@@ -356,13 +358,27 @@ def rate_limit_address(settings: Settings) -> RedisAddress | None:
     return None if url == MEMORY else RedisAddress.parse(url)
 
 
+def _read_redis_address() -> RedisAddress:
+    """Return the address of Redis as the settings say by now.
+
+    Raises:
+        SettingsError: they are unusable, or name no Redis.
+    """
+    address = rate_limit_address(load_settings())
+    if address is None:
+        raise SettingsError([f"IDEMPOTENCY_URL: is {MEMORY} by now: another kind of store needs a restart"])
+    return address
+
+
 def limiter_of(settings: Settings) -> "RateLimiter | None":
     """Return the rate limiter, or None if there is no rate limit."""
     if settings.rate is None:
         return None
     from worker.flow.rate_limiter import RateLimiter  # 7 MiB with its library: only where it is used
 
-    return RateLimiter(settings.rate, settings.worker_namespace, rate_limit_address(settings))
+    address = rate_limit_address(settings)
+    latest = None if address is None else LatestAddress(address, _read_redis_address)
+    return RateLimiter(settings.rate, settings.worker_namespace, latest)
 
 
 def tracing_of(settings: Settings, worker: str) -> Tracing:

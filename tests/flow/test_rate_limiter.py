@@ -10,6 +10,7 @@ from worker.core.rate import Rate
 from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
 from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.latest_address import LatestAddress
 
 ONE_A_DAY = Rate(1, 86_400)  # so slow that no second request is allowed within a test
 
@@ -22,7 +23,8 @@ async def make() -> AsyncIterator[Make]:
     made: list[RateLimiter] = []
 
     def build(rate: Rate, url: str | None, namespace: str | None = None) -> RateLimiter:
-        made.append(RateLimiter(rate, namespace or f"test-{uuid4()}", RedisAddress.parse(url) if url else None))
+        latest = LatestAddress(RedisAddress.parse(url)) if url else None
+        made.append(RateLimiter(rate, namespace or f"test-{uuid4()}", latest))
         return made[-1]
 
     yield build

@@ -21,6 +21,7 @@ from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_local_redis
 from worker.errors import StoreError, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 from worker.idempotency.redis_errors import code_of, is_other_server
 from worker.telemetry.health import Condition, Health
@@ -160,7 +161,7 @@ async def test_a_worker_is_not_ready_while_its_redis_accepts_no_writes(failover:
 
 
 async def test_the_rate_limit_holds_after_a_failover(failover: Failover) -> None:
-    limiter = RateLimiter(Rate(1, 600), failover.namespace, RedisAddress.parse(failover.name.redis_url))
+    limiter = RateLimiter(Rate(1, 600), failover.namespace, LatestAddress(RedisAddress.parse(failover.name.redis_url)))
     assert await limiter.acquire(None) == 0
     assert await limiter.acquire("heating") == 0
     failover.fail_over()

@@ -15,6 +15,7 @@ from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
 from worker.errors import StoreRefused
 from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 
 NAMESPACE = f"test-{uuid4().hex}"
@@ -54,7 +55,7 @@ async def test_the_documented_commands_are_all_that_a_worker_needs(login: Login)
     assert await store.claim(key("a"), NOW) == Completed(reply("a", U))
     await store.inspect()
     await store.close()
-    limiter = RateLimiter(Rate(1, 600), NAMESPACE, RedisAddress.parse(url))
+    limiter = RateLimiter(Rate(1, 600), NAMESPACE, LatestAddress(RedisAddress.parse(url)))
     await limiter.acquire("a")
     assert await limiter.acquire("a") > 0
     await limiter.close()

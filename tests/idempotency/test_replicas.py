@@ -17,6 +17,7 @@ from worker.core.redis_address import RedisAddress
 from worker.dev.services.ports import wait_until
 from worker.errors import StoreRefused, StoreUnavailable, StoreUnusable
 from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 
 Open = Callable[..., RedisStore]
@@ -144,7 +145,8 @@ async def test_a_restart_is_recognised_by_a_worker_that_starts_after_it(open_sto
 async def test_the_sentinels_lead_to_the_new_primary(open_store: Open, pair: list[Server]) -> None:
     with watched(pair[0]) as sentinels:
         store = open_store(sentinel_url(sentinels))
-        limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", RedisAddress.parse(sentinel_url(sentinels)))
+        latest = LatestAddress(RedisAddress.parse(sentinel_url(sentinels)))
+        limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", latest)
         await store.ping()
         lease = held(await store.claim(key("a"), NOW))
         assert await limiter.acquire(None) == 0

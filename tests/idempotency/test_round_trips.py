@@ -16,6 +16,7 @@ from worker.core.claims import Completed, KnownNotSent
 from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
 from worker.errors import StoreUnavailable
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 from worker.idempotency.redis_server import RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
@@ -100,7 +101,8 @@ async def connect() -> AsyncIterator[Connect]:
     made: list[BatchedCalls] = []
 
     def to(url: str, timeout_s: float = PATIENCE_S) -> BatchedCalls:
-        made.append(BatchedCalls(RedisServer(RedisAddress.parse(url), timeout_s).connect, timeout_s, lambda: None))
+        server = RedisServer(LatestAddress(RedisAddress.parse(url)), timeout_s)
+        made.append(BatchedCalls(server.connect, timeout_s, lambda: None))
         return made[-1]
 
     yield to

@@ -21,6 +21,7 @@ from worker.core.redis_address import RedisAddress
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 
 NOW_MS = milliseconds(NOW)
@@ -260,7 +261,7 @@ async def test_unreadable_values_of_keys_that_are_never_read_are_ignored(rig: Ri
 @pytest.mark.parametrize("value", [b"garbage", b"\xff", b"1e300", b"inf", b"nan", None])
 async def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, value: bytes | None) -> None:
     """Otherwise the rate would no longer be limited, or nothing would ever be sent again."""
-    limiter = RateLimiter(Rate(1, 600), rig.namespace, RedisAddress.parse(rig.url))
+    limiter = RateLimiter(Rate(1, 600), rig.namespace, LatestAddress(RedisAddress.parse(rig.url)))
     assert await limiter.acquire(None) == 0
     [name] = rig.redis.keys(f"{{{rig.namespace}}}:rate*")
     if value is None:

@@ -16,6 +16,7 @@ from throttled.exceptions import StoreUnavailableError
 
 from worker.core.rate import Rate
 from worker.core.redis_address import RedisAddress
+from worker.idempotency.latest_address import LatestAddress
 
 _BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
@@ -36,27 +37,26 @@ class _SharedStore(RedisStore):
     _BACKEND_CLASS = _Backend
     _backend: _Backend
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, latest: LatestAddress) -> None:
         super().__init__()
-        self._backend.client = client
+        self._latest = latest
+        self._client = self._backend.client = _client(latest.address)
 
-    async def disconnect(self) -> None:
-        """Close the idle connections, so that the next call resolves the server's name again."""
-        client: Any = self._backend.get_client()
-        await client.connection_pool.disconnect(inuse_connections=False)
+    async def reconnect(self) -> None:
+        """Use new connections, for which the address is read and the server's name is resolved again."""
+        former = self._client.connection_pool
+        self._client.connection_pool = _client(await self._latest.get()).connection_pool
+        await former.disconnect(inuse_connections=False)
+        await _close_sentinels(former)
 
     async def close(self) -> None:
         """Close all connections."""
-        client: Any = self._backend.get_client()
-        await client.aclose()
-        sentinels = getattr(client.connection_pool, "sentinel_manager", None)
-        for each in [] if sentinels is None else sentinels.sentinels:
-            await each.aclose()
+        await self._client.aclose()
+        await _close_sentinels(self._client.connection_pool)
 
     async def delete(self, key: str) -> None:
         """Delete a key, which resets its limit."""
-        client: Any = self._backend.get_client()
-        await client.delete(key)
+        await self._client.delete(key)
 
 
 class RateLimiter:
@@ -65,12 +65,12 @@ class RateLimiter:
     Args:
         rate: the limit of each product.
         namespace: prefix of every key in Redis.
-        address: the Redis through which workers share the limit; None: this process has the limit to itself.
+        latest: the Redis through which workers share the limit; None: this process has the limit to itself.
     """
 
-    def __init__(self, rate: Rate, namespace: str, address: RedisAddress | None) -> None:
+    def __init__(self, rate: Rate, namespace: str, latest: LatestAddress | None) -> None:
         burst = max(1, round(_BURST_S * rate.count / rate.period_s))
-        self._store = None if address is None else _SharedStore(_client(address))
+        self._store = None if latest is None else _SharedStore(latest)
         self._prefix = f"{{{namespace}}}:rate"
         count = rate.count - (burst - 1)
         self._longest_reset_s = (burst + 1) * rate.period_s / count
@@ -92,6 +92,7 @@ class RateLimiter:
         if self._store is None:
             return (await self._limit(key))[0]
         from redis import RedisError, ResponseError
+        from redis.exceptions import ConnectionError as NotConnected
 
         from worker.idempotency.redis_errors import code_of, is_other_server
 
@@ -102,8 +103,8 @@ class RateLimiter:
                     return wait_s
                 await self._store.delete(self._name(key))
             except StoreUnavailableError as exc:
-                if is_other_server(exc.__cause__):
-                    await self._store.disconnect()
+                if isinstance(exc.__cause__, NotConnected) or is_other_server(exc.__cause__):
+                    await self._store.reconnect()
                 elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:
                     with suppress(RedisError):  # the key holds a value that GCRA cannot read
                         await self._store.delete(self._name(key))
@@ -125,6 +126,12 @@ class RateLimiter:
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}:v1:{RateLimiterType.GCRA.value}:{key}"
+
+
+async def _close_sentinels(pool: Any) -> None:
+    sentinels = getattr(pool, "sentinel_manager", None)
+    for each in [] if sentinels is None else sentinels.sentinels:
+        await each.aclose()
 
 
 def _client(address: RedisAddress) -> Any:

@@ -1,9 +1,11 @@
 """Stores for the records of commands: the memory of one process, or Redis for a fleet."""
 
+from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import urlsplit
 
 from worker.core.claims import IdempotencyStore
+from worker.core.redis_address import RedisAddress
 from worker.errors import SettingsError
 from worker.idempotency.memory import MemoryStore
 
@@ -17,6 +19,7 @@ def open_store(
     began_at: datetime,
     reconcile_delay_s: float = 60.0,
     replicas: int = 0,
+    read_address: Callable[[], RedisAddress] | None = None,
 ) -> IdempotencyStore:
     """Open the store that a URL names.
 
@@ -28,6 +31,8 @@ def open_store(
         began_at: when this process started. Earlier attempts are not recorded in its memory.
         reconcile_delay_s: for which the effect of a request may stay invisible, in seconds.
         replicas: how many replicas must have a claim or an outcome before it counts.
+        read_address: returns the address of Redis as the settings say by now; called, in a thread, before each
+            connection.
 
     Raises:
         SettingsError: the URL names no store, or one of its options cannot be used.
@@ -45,6 +50,7 @@ def open_store(
                 lease_s=lease_s,
                 reconcile_delay_s=reconcile_delay_s,
                 replicas=replicas,
+                read_address=read_address,
             )
         case _:
             raise SettingsError(

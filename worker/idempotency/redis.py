@@ -43,6 +43,7 @@ from worker.core.redis_address import RedisAddress
 from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
+from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis_errors import MEANINGS, NotReplicated, code_of
 from worker.idempotency.redis_facts import OPTIONS, SECTIONS, inspection
 from worker.idempotency.redis_server import ERRORS, RedisServer
@@ -71,6 +72,7 @@ class RedisStore:
         lease_s: duration of a lease, in seconds.
         reconcile_delay_s: for which the effect of a request may stay invisible, in seconds.
         replicas: how many of them must have a claim or an outcome before it counts.
+        read_address: returns the address as the settings say by now; called, in a thread, before each connection.
 
     Raises:
         SettingsError: the URL, or an option of it, cannot be used.
@@ -88,6 +90,7 @@ class RedisStore:
         lease_s: float,
         reconcile_delay_s: float = 60.0,
         replicas: int = 0,
+        read_address: Callable[[], RedisAddress] | None = None,
     ) -> None:
         self._prefix = f"{{{namespace}}}:"  # a hash tag: all keys of a namespace are in one slot
         self._ttl_ms = ttl_s * 1000
@@ -106,8 +109,9 @@ class RedisStore:
         except ValueError as exc:
             raise SettingsError([f"IDEMPOTENCY_URL: {exc}"]) from exc
         timeout_s = address.options.get("socket_timeout")
-        self._calls = self._new_calls(address, timeout_s if isinstance(timeout_s, float) else TIMEOUT_S)
-        self._pings = self._new_calls(address, PING_S)  # a probe does not wait for a round trip of the commands
+        latest = LatestAddress(address, read_address)
+        self._calls = self._new_calls(latest, timeout_s if isinstance(timeout_s, float) else TIMEOUT_S)
+        self._pings = self._new_calls(latest, PING_S)  # a probe does not wait for a round trip of the commands
 
     async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
         discarded = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
@@ -239,8 +243,8 @@ class RedisStore:
         await self._calls.close()
         await self._pings.close()
 
-    def _new_calls(self, address: RedisAddress, timeout_s: float) -> BatchedCalls:
-        server = RedisServer(address, timeout_s)
+    def _new_calls(self, latest: LatestAddress, timeout_s: float) -> BatchedCalls:
+        server = RedisServer(latest, timeout_s)
         return BatchedCalls(server.connect, timeout_s, self._reconnect, self._replicas)
 
     async def _give_back(self, key: Key, answer: Any) -> None:

@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.core.redis_address import RedisAddress
+from worker.idempotency.latest_address import LatestAddress
 
 ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
 SENTINEL_S = 0.4  # for the answer of a Sentinel
@@ -19,20 +20,13 @@ class RedisServer:
     """Opens connections to the server that has the records.
 
     Args:
-        address: of the server or of the Sentinels.
+        latest: the address of the server or of the Sentinels.
         timeout_s: of connecting, where the URL gives no other.
     """
 
-    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
-        self._address = address
-        self._options: dict[str, Any] = {
-            "socket_connect_timeout": timeout_s,
-            **{name: value for name, value in address.options.items() if name != "socket_timeout"},
-            # A claim whose answer was lost may have been granted.
-            "retry": Retry(NoBackoff(), 0),
-            "decode_responses": True,
-            "encoding_errors": ERRORS,
-        }
+    def __init__(self, latest: LatestAddress, timeout_s: float) -> None:
+        self._latest = latest
+        self._timeout_s = timeout_s
 
     async def connect(self) -> Any:  # redis has no public name for all kinds of its connections
         """Return a new connection.
@@ -40,9 +34,10 @@ class RedisServer:
         Raises:
             redis.RedisError: there is none, or the server is a node of Redis Cluster.
         """
-        host, port = await self._primary()
-        kind: Any = SSLConnection if self._address.is_encrypted else Connection
-        connection = kind(host=host, port=port, **self._options)
+        address = await self._latest.get()
+        host, port = await _primary(address)
+        kind: Any = SSLConnection if address.is_encrypted else Connection
+        connection = kind(host=host, port=port, **self._options(address))
         try:
             await connection.connect()
             await _refuse_cluster(connection)
@@ -51,47 +46,58 @@ class RedisServer:
             raise
         return connection
 
-    async def _primary(self) -> tuple[str, int]:
-        """Return the address of the server that most Sentinels name.
+    def _options(self, address: RedisAddress) -> dict[str, Any]:
+        return {
+            "socket_connect_timeout": self._timeout_s,
+            **{name: value for name, value in address.options.items() if name != "socket_timeout"},
+            # A claim whose answer was lost may have been granted.
+            "retry": Retry(NoBackoff(), 0),
+            "decode_responses": True,
+            "encoding_errors": ERRORS,
+        }
 
-        One may be cut off from the others and still name the former primary, and one may hang. So all are asked at
-        once, and the answer of more than half of them is enough.
-        """
-        address = self._address
-        if address.master is None:
-            return address.nodes[0]
-        asked = [asyncio.create_task(self._ask(node, address.master)) for node in address.nodes]
-        votes: Counter[tuple[str, int]] = Counter()
-        try:
-            for answer in asyncio.as_completed(asked):
-                found = await answer
-                if found is not None:
-                    votes[found] += 1
-                    if 2 * votes[found] > len(asked):
-                        return found
-        finally:
-            for each in asked:
-                each.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
-        if not votes:
-            raise redis.ConnectionError("no Sentinel names a primary")
-        return votes.most_common(1)[0][0]
 
-    async def _ask(self, node: tuple[str, int], master: str) -> tuple[str, int] | None:
-        """Return the primary that one Sentinel names; None if it does not answer, or takes the primary for dead."""
-        options: dict[str, Any] = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
-        options |= {"retry": Retry(NoBackoff(), 0), "ssl": self._address.is_encrypted}
-        kind: Any = Sentinel  # redis declares no types for it
-        sentinel = kind([node], sentinel_kwargs=options | dict(self._address.sentinel_options))
-        try:
-            async with asyncio.timeout(SENTINEL_S):
-                host, port = await sentinel.discover_master(master)
-                return str(host), int(port)
-        except (TimeoutError, redis.RedisError):
-            return None
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
+async def _primary(address: RedisAddress) -> tuple[str, int]:
+    """Return the address of the server that most Sentinels name.
+
+    One may be cut off from the others and still name the former primary, and one may hang. So all are asked at
+    once, and the answer of more than half of them is enough.
+    """
+    if address.master is None:
+        return address.nodes[0]
+    asked = [asyncio.create_task(_ask(node, address, address.master)) for node in address.nodes]
+    votes: Counter[tuple[str, int]] = Counter()
+    try:
+        for answer in asyncio.as_completed(asked):
+            found = await answer
+            if found is not None:
+                votes[found] += 1
+                if 2 * votes[found] > len(asked):
+                    return found
+    finally:
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
+    if not votes:
+        raise redis.ConnectionError("no Sentinel names a primary")
+    return votes.most_common(1)[0][0]
+
+
+async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tuple[str, int] | None:
+    """Return the primary that one Sentinel names; None if it does not answer, or takes the primary for dead."""
+    options: dict[str, Any] = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
+    options |= {"retry": Retry(NoBackoff(), 0), "ssl": address.is_encrypted}
+    kind: Any = Sentinel  # redis declares no types for it
+    sentinel = kind([node], sentinel_kwargs=options | dict(address.sentinel_options))
+    try:
+        async with asyncio.timeout(SENTINEL_S):
+            host, port = await sentinel.discover_master(master)
+            return str(host), int(port)
+    except (TimeoutError, redis.RedisError):
+        return None
+    finally:
+        for client in sentinel.sentinels:
+            await client.aclose()
 
 
 async def _refuse_cluster(connection: Any) -> None:
