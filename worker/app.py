@@ -102,7 +102,8 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        products = load_products(settings)
+        products: Mapping[str | None, Product] = load_products(settings)
+        self._products = products
         self._plaintext_hosts = plaintext_hosts(products)
         self._broker_urls = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
@@ -132,7 +133,7 @@ class Worker:
         store_watch = StoreWatch(self._store)
         broker, consumer, monitor = self._build(health, store_watch)
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
-        running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run())
+        running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run(), self._watch_credentials())
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
         if ending.stop.done():
             exit_code = await self._stop(consumer, ending)
@@ -151,16 +152,35 @@ class Worker:
         return exit_code
 
     def reload_products(self) -> None:
-        """Read the credentials of the products again; if the file is unusable, keep the old ones."""
+        """Read the credentials of the products again; if a file is unusable, keep the old ones."""
         try:
-            found = load_products(self._settings)
-            changed = self._client.replace_products(found)
+            self._use(load_products(load_settings()))
         except SettingsError as exc:
             log.warning("products_not_reloaded", reason="; ".join(exc.lines))
-            return
+
+    async def _watch_credentials(self) -> None:
+        """While a product is paused, read the credentials before each probe: wrong ones may be the reason."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._settings.worker_probe_interval)
+            if not any(self._breakers.paused().values()):
+                continue
+            with suppress(SettingsError):  # such as half of a file that is being written
+                found = await loop.run_in_executor(None, lambda: load_products(load_settings()))
+                if found != self._products:
+                    self._use(found)
+
+    def _use(self, products: Mapping[str | None, Product]) -> None:
+        """Use other products from now on.
+
+        Raises:
+            SettingsError: a platform cannot be reached as the environment says; the products stay as they were.
+        """
+        changed = self._client.replace_products(products)
+        self._products = products
         for breakers in (self._breakers, self._history_breakers):
-            breakers.replace(found.keys(), changed)
-        log.info("products_reloaded", products=len(found), changed=len(changed))
+            breakers.replace(products.keys(), changed)
+        log.info("products_reloaded", products=len(products), changed=len(changed))
 
     def close(self) -> None:
         """Stop the HTTP server, and export the last spans."""

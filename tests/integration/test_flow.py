@@ -148,6 +148,21 @@ def test_a_wrong_key_pauses_the_product_before_a_full_queue_is_rejected(deployme
     assert_no_dead_letters(deployment)
 
 
+def test_a_key_that_changes_on_disk_is_used_once_the_former_is_refused(deployment: Deployment) -> None:
+    """No signal is needed: a container cannot get one when a secret is renewed."""
+    secret = deployment.folder / "key"
+    secret.write_text("former\n")
+    with deployment.worker(**QUICK, ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret)) as worker:
+        ids = publish_many(deployment, 2 * PAUSE_AFTER)
+        assert "authentication refused" in worker.wait_for("product_paused")["reason"]
+        secret.write_text(f"{API_KEY}\n")
+        reloaded = worker.wait_for("products_reloaded")
+        assert (reloaded["products"], reloaded["changed"]) == (1, 1)
+        found = Counter(status for status, _ in outcomes_of(deployment, ids).values())
+        assert found == {"rejected": PAUSE_AFTER - 1, "accepted": PAUSE_AFTER + 1}
+        assert API_KEY not in json.dumps(worker.events)
+
+
 @pytest.mark.parametrize("kind", ["not_found", "redirect"])
 def test_a_gateway_that_refuses_all_requests_pauses_the_product(deployment: Deployment, kind: Any) -> None:
     deployment.simulator.faults.replace([Fault(kind=kind)])
