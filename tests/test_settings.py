@@ -138,6 +138,7 @@ NUMBERS = {
     "WORKER_PROBE_INTERVAL": "a number from 0.01 to 3600",
     "WORKER_SHUTDOWN_GRACE": "a number from 0.1 to 3600",
     "IDEMPOTENCY_TTL": "a whole number from 1 to 315360000",
+    "IDEMPOTENCY_WAIT_REPLICAS": "a whole number from 0 to 100",
     "HTTP_PORT": "a whole number from 0 to 65535",
 }
 

@@ -171,6 +171,22 @@ def test_a_command_can_expire_during_an_outage() -> None:
     assert code(decision(NotSent("refused"), left_s=5, is_paused=True)) == "expired"
 
 
+@pytest.mark.parametrize(
+    ("ended_s", "delay_s"),
+    [
+        pytest.param(0, 60, id="it has just been sent"),
+        pytest.param(59, 60, id="the usual delay is never divided"),
+        pytest.param(-31, 60, id="records were lost: the next longer delay would be too long"),
+        pytest.param(-60, 120, id="records were lost: one long delay instead of two"),
+        pytest.param(-3600, 600, id="no delay is longer"),
+    ],
+)
+def test_a_history_that_cannot_tell_yet_is_awaited_in_few_delays(ended_s: float, delay_s: int) -> None:
+    policy = RetryPolicy((5, 30, 120, 600), max_attempts=3, reconcile_delay_s=60)
+    until = NOW - timedelta(seconds=ended_s)
+    assert policy.wait_s(DoubtWindow(None, until), NOW) == delay_s
+
+
 def waiting(attempt: int, *, is_free: bool = False, crash_count: int | None = None) -> AwaitReconciliation:
     return AwaitReconciliation(60, attempt, "answer lost", DOUBT, is_free=is_free, crash_count=crash_count)
 

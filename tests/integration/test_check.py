@@ -1,10 +1,7 @@
 """``onenet-worker check``: the exit code, and the report of each part that cannot be used."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from tests.support.builders import a_command
+from tests.support.checks import check
 from tests.support.deployment import Deployment
 from tests.support.proxies import raw_server
 from tests.support.simulator import API_KEY, onenet
@@ -22,38 +20,6 @@ from worker.amqp.blocking import declare_on, delete_on
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
-
-
-def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int, dict[str, list[str]]]:
-    """Return the exit code and the details of each failed check; under ``""`` is the raw output."""
-    environment = {
-        "AMQP_URL": deployment.broker_url,
-        "ONENET_URL": deployment.simulator.url,
-        "ONENET_API_KEY": API_KEY,
-        "WORKER_NAMESPACE": deployment.topology.namespace,
-        "WORKER_RETRY_DELAYS": ",".join(str(delay_s) for delay_s in sorted(deployment.topology.delay_queues_s)),
-        "ONENET_CONNECT_TIMEOUT": "1",
-        "ONENET_READ_TIMEOUT": "1",
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(Path.cwd()),
-        "NO_PROXY": "127.0.0.1",
-    }
-    result = subprocess.run(
-        [sys.executable, "-m", "worker", "check", "--json", *arguments],
-        cwd=deployment.folder,
-        env=environment | changes,
-        capture_output=True,
-        text=True,
-        timeout=3 * PATIENCE_S,
-        check=False,
-    )
-    assert result.stderr == ""
-    findings = [json.loads(line) for line in result.stdout.splitlines()]
-    faults: dict[str, list[str]] = {"": [result.stdout]}
-    for finding in findings:
-        if not finding["ok"]:
-            faults.setdefault(finding["check"], []).append(finding["detail"])
-    return result.returncode, faults
 
 
 def _swallow(sock: socket.socket) -> None:

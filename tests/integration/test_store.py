@@ -1,17 +1,19 @@
 """A store that refuses: said once, everywhere; commands wait, and those that expire end."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.integration.test_check import check
 from tests.support.builders import a_command, in_hours
+from tests.support.checks import check
 from tests.support.deployment import Deployment
 from tests.support.redis_servers import Server, replicated, sentinel_url, watched
 from tests.support.waiting import PATIENCE_S
@@ -49,7 +51,18 @@ def forbid_the_keys(client: Any) -> None:
     client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~other:*")
 
 
+def fail_to_save(client: Any) -> None:
+    """A snapshot fails, as on a full disk: its file is a folder."""
+    folder = Path(client.config_get("dir")["dir"], "snapshot")
+    folder.mkdir()
+    client.config_set("dbfilename", folder.name)
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", PATIENCE_S, "a failed snapshot")
+
+
 def repair(client: Any) -> None:
+    client.config_set("save", "")
     client.execute_command("ACL", "SETUSER", "default", "+@all", "~*")
     client.replicaof("NO", "ONE")
     client.config_set("min-replicas-to-write", 0)
@@ -62,6 +75,7 @@ REFUSALS = [
     (demote, "READONLY"),
     (forbid_scripts, "NOPERM"),
     (forbid_the_keys, "NOPERM"),
+    (fail_to_save, "MISCONF"),
 ]
 
 
@@ -143,6 +157,65 @@ def test_check_names_what_may_cost_records(deployment: Deployment, server: Serve
     assert "warning: maxmemory-policy allkeys-lru removes records" in detail
     assert "warning: a restart of Redis loses records" in detail
     assert left == {f"{{{deployment.topology.namespace}}}:epoch"}
+
+
+def test_a_store_that_hangs_costs_no_command(deployment: Deployment, server: Server) -> None:
+    """A stopped process keeps its connections open, and accepts new ones."""
+    port = free_port()
+    ids = [f"c{number}" for number in range(MANY)]
+    with deployment.worker(IDEMPOTENCY_URL=server.url, HTTP_PORT=str(port)) as worker:
+        server.signal(signal.SIGSTOP)
+        for command_id in ids:
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id, expired_time=in_hours(1)))
+        worker.wait_for("store_unavailable")
+        assert requests.get(f"http://127.0.0.1:{port}/livez", timeout=PATIENCE_S).status_code == 200
+        assert requests.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S).status_code == 503
+        assert deployment.simulator.platform.commands == []
+        server.signal(signal.SIGCONT)
+        worker.wait_for("store_available")
+        replies = [deployment.upstream.reply(3 * PATIENCE_S).json for _ in ids]
+        assert {(reply["command_id"], reply["status"]) for reply in replies} == {(each, "accepted") for each in ids}
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * MANY
+
+
+def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
+    deployment: Deployment, server: Server, tmp_path: Path
+) -> None:
+    """By the store and by the rate limit; and a file that cannot be read for a while costs nothing."""
+    secret = tmp_path / "idempotency-url"
+
+    def set_password(password: str) -> None:
+        client.execute_command("ACL", "SETUSER", "worker", "resetpass", f">{password}", "on", "~*", "+@all")
+        secret.write_text(server.url.replace("redis://", f"redis://worker:{password}@"))
+
+    def cut() -> None:
+        for each in client.client_list():
+            if each["user"] == "worker":
+                client.client_kill_filter(each["id"])
+
+    def send(command_id: str) -> None:
+        deployment.upstream.publish(a_command(command_id=command_id, args=command_id))
+        assert deployment.upstream.reply(3 * PATIENCE_S).json["status"] == "accepted"
+
+    settings = {"IDEMPOTENCY_URL": "", "IDEMPOTENCY_URL_FILE": str(secret), "ONENET_RATE_LIMIT": "1000/second"}
+    with server.client() as client:
+        set_password("first")
+        with deployment.worker(**settings) as worker:
+            send("a")
+            set_password("second")
+            send("b")  # over the connections that there are
+            cut()
+            send("c")
+            wait_until(lambda: len(client.client_list()) > 2, PATIENCE_S, "the connections of store and rate limit")
+            text = secret.read_text()
+            secret.unlink()
+            cut()
+            send("d")
+            assert "IDEMPOTENCY_URL_FILE" in worker.wait_for("store_settings_unusable")["reason"]
+            secret.write_text(text)
+            assert not events(worker, "store_unavailable")
+            assert "second" not in worker.process.output.read_text()
+    assert [deployment.cached(command_id) for command_id in "abcd"] == [1] * 4
 
 
 def test_a_cluster_ends_the_worker_with_one_line(deployment: Deployment) -> None:

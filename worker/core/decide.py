@@ -35,6 +35,18 @@ class RetryPolicy:
     reconcile_delay_s: int = 60
     in_doubt: InDoubtMode = "reconcile"
 
+    def wait_s(self, doubt: DoubtWindow, now: datetime) -> int:
+        """Return the delay of a command in doubt whose history cannot tell yet, in seconds.
+
+        After a loss of records its doubt ends in the future, so it takes a longer delay than the usual one.
+
+        Args:
+            doubt: when it may have been sent.
+            now: the time, aware.
+        """
+        left_s = (doubt.until - now).total_seconds() + self.reconcile_delay_s
+        return max(self.reconcile_delay_s, postponement_s(self.delays_s, left_s))
+
     def mode(self, envelope: Envelope) -> InDoubtMode:
         """Return what becomes of a command in doubt; for a replay its history is read."""
         return self.in_doubt if envelope.replay is None else "reconcile"

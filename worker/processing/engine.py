@@ -164,7 +164,10 @@ class Engine:
             case Failed() as failed:
                 return await self._leases.conclude(attempt, failed)
             case Step.WAIT:
-                return await self._leases.release(attempt, attempt.awaiting(self._policy, NO_RECORD))
+                assert doubt is not None  # otherwise there is nothing to wait for
+                waiting = attempt.awaiting(self._policy, NO_RECORD)
+                waiting = replace(waiting, delay_s=self._policy.wait_s(doubt, claimed_at))
+                return await self._leases.release(attempt, waiting)
             case Step.RECONCILE:
                 return await self._reconcile(attempt)
             case Step.RECONCILE_WITH_CARE:
