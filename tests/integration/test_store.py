@@ -53,9 +53,7 @@ def forbid_the_keys(client: Any) -> None:
 
 def fail_to_save(client: Any) -> None:
     """A snapshot fails, as on a full disk: its file is a folder."""
-    folder = Path(client.config_get("dir")["dir"], "snapshot")
-    folder.mkdir()
-    client.config_set("dbfilename", folder.name)
+    Path(client.config_get("dir")["dir"], client.config_get("dbfilename")["dbfilename"]).mkdir()
     client.config_set("save", "3600 1")
     client.bgsave()
     wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", PATIENCE_S, "a failed snapshot")

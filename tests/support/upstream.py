@@ -58,6 +58,8 @@ class Upstream:
         nodes = [pika.URLParameters(url) for url in self._urls]
         for node in nodes:
             node.blocked_connection_timeout = PATIENCE_S
+            if len(nodes) == 1:  # a test may do other things for minutes, without answering heartbeats
+                node.heartbeat = 0
         self.connection = pika.BlockingConnection(nodes)
         self.channel = self.connection.channel()
         self.channel.confirm_delivery()
