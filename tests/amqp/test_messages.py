@@ -459,6 +459,15 @@ def test_a_copy_that_comes_back_early_rests_for_what_is_left(rests: tuple[int, i
     assert copy.envelope.rest_left_s == left_s
 
 
+def test_a_copy_that_came_back_early_rests_until_the_same_time() -> None:
+    """Otherwise a policy that shortens every delay would keep it circling for ever."""
+    times = f"{int(ARRIVED_AT) * 1000 - 1000}/{int(ARRIVED_AT) * 1000 + 59000}"
+    early = Delivery(1, 1, False, BasicProperties(headers={RESTS: times}), b"", True, int(ARRIVED_AT))
+    [delayed] = MESSAGES.publications(early, Postpone(60, 1, "its delay queue returned it early"))
+    for copy in (delayed, MESSAGES.republish(early, None)):
+        assert (copy.properties.headers or {})[RESTS] == times
+
+
 @pytest.mark.parametrize("value", ["", "1", "1/", "a/b", 7, b"1/2", None])
 def test_an_unreadable_time_of_rest_is_none(value: object) -> None:
     assert delivery({RESTS: value}, returned=True).envelope.rests is None

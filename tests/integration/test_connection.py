@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -26,6 +27,7 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
+CLOCKS_DIFFER_S = 2  # by which a message may come back early
 pytestmark = pytest.mark.usefixtures("watched_workers")
 
 
@@ -170,6 +172,39 @@ def test_rights_that_are_withdrawn_from_a_running_worker_are_waited_for(
         assert breakable.upstream.reply().json["status"] == "accepted"
     proxy.close()
     own_broker.control("delete_user", user)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recovered"),
+    [
+        pytest.param("too_many_requests", False, id="what was not sent is in no doubt, and sent after its delay"),
+        pytest.param("drop_after_caching", True, id="what is in doubt is recovered after its delay"),
+    ],
+)
+def test_a_policy_that_shortens_the_delays_changes_nothing(
+    own_broker: LocalBroker, tmp_path: Path, kind: Any, recovered: bool
+) -> None:
+    """What comes back early rests on."""
+    delay_s = 8
+    settings = {"WORKER_RETRY_DELAYS": str(delay_s), "WORKER_RECONCILE_DELAY": str(delay_s)}
+    with (
+        onenet(Fault(kind=kind, count=1)) as simulator,
+        Deployment.set_up(own_broker.url, tmp_path, simulator, delay_s) as deployment,
+        deployment.worker(**settings) as worker,
+    ):
+        name = f"policy-{uuid4().hex[:8]}"
+        own_broker.control(
+            "set_policy", name, rf"^{deployment.topology.namespace}\.execute\.retry\.", '{"message-ttl": 500}'
+        )
+        published_at = time.monotonic()
+        deployment.upstream.publish(a_command())
+        reply = deployment.upstream.reply(3 * PATIENCE_S).json
+        assert time.monotonic() - published_at > delay_s - CLOCKS_DIFFER_S
+        assert (reply["status"], reply["recovered"]) == ("accepted", recovered)
+        assert len(simulator.platform.commands) == 1
+        worker.wait_for("command_postponed", count=3, reason="its delay queue returned it early")
+        assert recovered or not [event for event in worker.events if event["event"] == "command_in_doubt"]
+        own_broker.control("clear_policy", name)
 
 
 def wait_for_line(worker: WorkerProcess, event: str, words: str) -> str:

@@ -155,6 +155,10 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
+def _rest(since: float, until: float) -> str:
+    return f"{round(since * 1000)}/{round(until * 1000)}"
+
+
 def _rests(text: object) -> tuple[float, float] | None:
     since, _, until = str(text).partition("/")
     try:
@@ -282,9 +286,9 @@ class MessageBuilder:
     ) -> Publication:
         spread = spread_ms(delay_s) if has_jitter else None
         properties.expiration = None if spread is None else str(spread)
-        since_ms = round(time.time() * 1000)
-        until_ms = since_ms + (delay_s * 1000 if spread is None else spread)
-        properties.headers = {**(properties.headers or {}), RESTS: f"{since_ms}/{until_ms}"}
+        since = time.time()
+        rests = _rest(since, since + (delay_s if spread is None else spread / 1000))
+        properties.headers = {RESTS: rests, **(properties.headers or {})}
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
@@ -304,6 +308,8 @@ def _copied(
         own[FREE_ATTEMPT] = True
     if is_unstarted:
         own[UNSTARTED] = True
+    if envelope.rests is not None and envelope.rest_left_s:
+        own[RESTS] = _rest(*envelope.rests)  # it came back early, and its delays end when the first was to end
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)
     if crash_count is not None:
