@@ -111,7 +111,8 @@ class _Runs:
 
     def _steady(self, name: str, seconds: float, store_url: str, settings: dict[str, str] | None = None) -> Plan:
         """Return a plan in which commands wait from beginning to end, so that only a stall makes a gap."""
-        workers, concurrency, rate = 3, 4, 20
+        # So fast that a search of a history, of several reads, ends within the second that a read may take.
+        workers, concurrency, rate = 3, 2, 20
         latency_s = workers * concurrency * _STEADY_LOAD / rate
         return Plan(
             name,
