@@ -1,5 +1,6 @@
 """Which node of the broker is dialled when, with real connections."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from tests.support.proxies import raw_server, with_local_port
 from tests.support.waiting import PATIENCE_S
 from worker.amqp import dialing
 from worker.amqp.address import BrokerAddress
+from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import connection_parameters
 from worker.amqp.dialing import Dialled, Dialler
 from worker.dev.services.ports import free_port
@@ -85,3 +87,22 @@ async def test_where_no_node_answers_the_reason_of_each_is_told(broker_url: str,
     async with dialled(Dialler(), [hung, refusing, unknown], limit_s=1) as found:
         assert found.channel is None
         assert len(found.failures) == 3
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_connection_that_is_given_up_while_it_connects_leaves_nothing_behind(hung: str, turns: int) -> None:
+    """Whatever it was doing: pika's own timer of the whole attempt ends later, and must find nothing to do."""
+    loop, errors = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _loop, context: errors.append(context))
+    [parameters] = connection_parameters(BrokerAddress([SecretStr(hung)]))
+    parameters.stack_timeout = 0.2
+    opening = asyncio.ensure_future(BrokerChannel().open(parameters, "test"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    ended = loop.create_future()
+    loop.call_later(2 * parameters.stack_timeout, ended.set_result, None)  # behind pika's timer
+    await ended
+    assert errors == []

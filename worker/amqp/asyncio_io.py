@@ -31,6 +31,9 @@ class AsyncioIOServices(AbstractIOServices):
         self._transport: asyncio.Transport | None = None
         self._protocol: _Protocol | None = None
         self._is_paired = False
+        self._is_dropped = False
+        self._socket: socket.socket | None = None  # while it connects
+        self._operation: _Reference | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -49,8 +52,21 @@ class AsyncioIOServices(AbstractIOServices):
             return 0.0
         return self._loop.time() - self._protocol.last_read_at
 
+    def drop(self) -> None:
+        """End connecting, before there is a transport; pika is told of nothing more.
+
+        It could not be closed: without a transport it waits for the end of one, and fails (1.4.4).
+        """
+        self._is_dropped = True
+        if self._operation is not None:
+            self._operation.cancel()
+        if self._protocol is not None:
+            self._protocol.is_dropped = True
+        if self._socket is not None:
+            self._socket.close()
+
     def abort(self) -> None:
-        """Drop the connection without a word to the peer; pika sees a lost connection."""
+        """End the connection without a word to the peer; pika sees a lost connection."""
         if self._transport is not None and self._protocol is not None:
             self._protocol.error = ConnectionAbortedError("dropped by the worker")
             self._transport.abort()
@@ -84,7 +100,11 @@ class AsyncioIOServices(AbstractIOServices):
         self._loop.call_soon_threadsafe(callback)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> AbstractTimerReference:
-        return _Timer(self._loop.call_later(delay, callback))
+        def call() -> None:
+            if not self._is_dropped:
+                callback()
+
+        return _Timer(self._loop.call_later(delay, call))
 
     def getaddrinfo(
         self,
@@ -97,12 +117,13 @@ class AsyncioIOServices(AbstractIOServices):
         flags: int = 0,
     ) -> AbstractIOReference:
         found = self._loop.getaddrinfo(host, port, family=family, type=socktype, proto=proto, flags=flags)
-        return _Reference(found, on_done)
+        return self._begin(found, on_done)
 
     def connect_socket(
         self, sock: socket.socket, resolved_addr: tuple[str, int], on_done: Callable[[Any], None]
     ) -> AbstractIOReference:
-        return _Reference(self._loop.sock_connect(sock, resolved_addr), on_done)
+        self._socket = sock
+        return self._begin(self._loop.sock_connect(sock, resolved_addr), on_done)
 
     def create_streaming_connection(
         self,
@@ -112,21 +133,27 @@ class AsyncioIOServices(AbstractIOServices):
         ssl_context: ssl.SSLContext | None = None,
         server_hostname: str | None = None,
     ) -> AbstractIOReference:
+        self._socket = None  # it belongs to the transport
+
         async def create() -> tuple[AbstractStreamTransport, AbstractStreamProtocol]:
-            self._transport, protocol = await self._loop.create_connection(
-                lambda: _Protocol(self._loop, protocol_factory()),
+            protocol = self._protocol = _Protocol(self._loop, protocol_factory())
+            self._transport, _ = await self._loop.create_connection(
+                lambda: protocol,
                 sock=sock,
                 ssl=ssl_context,
                 server_hostname=server_hostname if ssl_context is not None else None,
             )
-            self._protocol = protocol
             return protocol.stream, protocol.wrapped
 
         def on_created(result: Any) -> None:
             self._is_paired = True
             on_done(result)
 
-        return _Reference(create(), on_created)
+        return self._begin(create(), on_created)
+
+    def _begin(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> "_Reference":
+        self._operation = _Reference(work, on_done)
+        return self._operation
 
 
 class _Timer(AbstractTimerReference):
@@ -143,14 +170,15 @@ class _Reference(AbstractIOReference):
     def __init__(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> None:
         self._task = asyncio.ensure_future(work)
         self._on_done = on_done
+        self._is_cancelled = False
         self._task.add_done_callback(self._report)
 
     def cancel(self) -> bool:
-        self._task.remove_done_callback(self._report)  # it may have ended in this iteration of the loop
+        self._is_cancelled = True  # it may have ended by now, and its report be due
         return self._task.cancel()
 
     def _report(self, task: "asyncio.Task[Any]") -> None:
-        if not task.cancelled():
+        if not (self._is_cancelled or task.cancelled()):
             self._on_done(task.exception() or task.result())
 
 
@@ -164,6 +192,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self._loop = loop
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self.error: Exception | None = None  # why the connection ends, where the transport does not know
+        self.is_dropped = False  # pika is told of nothing more
         self.last_read_at = loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -191,7 +220,8 @@ class _Protocol(asyncio.BufferedProtocol):
         return self.wrapped.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.wrapped.connection_lost(self.error or exc)
+        if not self.is_dropped:
+            self.wrapped.connection_lost(self.error or exc)
 
 
 class _Stream(AbstractStreamTransport):

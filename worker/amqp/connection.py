@@ -126,13 +126,15 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
     connection = AsyncioConnection(
         parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=io
     )
+    is_wanted = False
     try:
         async with asyncio.timeout(parameters.stack_timeout):
             await opened
+        is_wanted = True
     except TimeoutError as exc:
         raise BrokerUnavailable(f"no answer within {parameters.stack_timeout:g} s") from exc
     finally:
-        if not opened.done() or opened.cancelled() or opened.exception() is not None:
+        if not is_wanted:  # it failed, or the caller was cancelled, perhaps just when it had opened
             abandon(connection, io)
     return connection
 
@@ -143,7 +145,9 @@ def abandon(connection: AsyncioConnection, io: AsyncioIOServices) -> None:
         return
     if io.is_pairing:
         asyncio.get_running_loop().call_soon(abandon, connection, io)
-    elif connection.is_open or not io.is_connected:
+    elif not io.is_connected:
+        io.drop()
+    elif connection.is_open:
         connection.close()
     else:  # pika cannot close a connection during its handshake: it takes a class for an error, and fails (1.4.4)
         io.abort()

@@ -107,11 +107,14 @@ class _Race:
         self._limit_s = limit_s
         self._place = place
         self._loop = asyncio.get_running_loop()
-        self._dial_next_at = 0.0
+        # The look-ups get a head start, so that the first URL is dialled first.
+        self._dial_next_at = self._loop.time() + HEAD_START_S
         self._waiting: list[Node] = []
         self._dialled: list[Node] = []
         self._reasons: dict[str, str] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._urls = list(urls)
+        self._looked_up = 0
         for url in urls:
             self._start(self._look_up(url))
 
@@ -152,10 +155,13 @@ class _Race:
         except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
             reason = str(exc) or f"its name could not be looked up within {self._limit_s:g} s"
             self._reasons[printable_address(url)] = f"{type(exc).__name__}: {reason}"
-            return
+            found = []
         for host in dict.fromkeys(str(address[0]) for _, _, _, _, address in found):
             self._waiting.append(Node(url, host))
-        self._waiting.sort(key=self._place)
+        self._waiting.sort(key=lambda node: (self._place(node), self._urls.index(node.url)))
+        self._looked_up += 1
+        if self._looked_up == len(self._urls):
+            self._dial_next_at = 0.0
 
     async def _dial(self, node: Node) -> None:
         channel = BrokerChannel()
