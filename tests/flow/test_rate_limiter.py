@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.proxies import raw_server
 from worker.core.rate import Rate
 from worker.core.redis_address import RedisAddress
 from worker.dev.services.redis import LocalRedis
@@ -105,3 +106,11 @@ async def test_the_limiter_does_not_delay_requests_while_redis_is_unavailable(
         assert [await limiter.acquire(None), await limiter.acquire(None)] == [0, 0]
     finally:
         own_redis.start()
+
+
+async def test_the_limiter_asks_a_redis_that_does_not_answer_only_once_more(make: Make) -> None:
+    """Not again and again: all commands of the product wait for it."""
+    asked: list[object] = []
+    with raw_server(asked.append) as url:
+        assert await make(ONE_A_DAY, url.replace("http://", "redis://")).acquire(None) == 0
+    assert len(asked) == 2

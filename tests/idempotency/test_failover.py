@@ -13,13 +13,14 @@ import redis
 from redis.connection import DefaultParser
 
 from tests.support.proxies import Proxy, raw_server
+from tests.support.redis_servers import Server, servers
 from tests.support.stores import LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Unseen
 from worker.core.rate import Rate
 from worker.core.redis_address import RedisAddress
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis, start_local_redis
-from worker.errors import StoreError, StoreUnavailable
+from worker.errors import StoreError, StoreRefused, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
@@ -233,4 +234,15 @@ async def test_an_error_that_names_another_server_ends_its_connection(text: str,
         assert isinstance(await store.claim(key("a"), NOW), Unseen)
         assert await store.owned_by_others(key("a"), [U]) == set()
         await store.ping()
+        await store.close()
+
+
+async def test_a_refusal_to_be_read_that_passes_tells_nothing_of_a_record() -> None:
+    server = Server("--replica-serve-stale-data", "no")
+    with servers(server), server.client() as client:
+        store = RedisStore(server.url, "n", ttl_s=60, lease_s=LONG_S)
+        await complete(store, held(await store.claim(key("a"), NOW)), reply("a", U))
+        client.replicaof("127.0.0.1", free_port())
+        with pytest.raises(StoreRefused, match="MASTERDOWN"):
+            await store.is_known_not_sent(key("a"))
         await store.close()

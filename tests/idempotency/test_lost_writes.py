@@ -6,6 +6,7 @@ server: the state of a replica that is promoted a second too early.
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -27,13 +28,15 @@ from tests.support.engine import (
 )
 from tests.support.stores import held, key
 from worker.core.answer import InDoubt, NotSent
+from worker.core.claims import Key, Unresolved, Unseen
 from worker.core.envelope import Envelope, Replay, Task
 from worker.core.epoch import REDELIVERED_S
 from worker.core.resolution import Conclude
 from worker.dev.services.ports import free_port
 from worker.dev.services.redis import LocalRedis
-from worker.errors import LeaseLost
+from worker.errors import LeaseLost, StoreRefused
 from worker.idempotency.redis import RedisStore
+from worker.processing.unstarted import key_of
 
 LEASE_S = 30
 WEEK_S = 7 * 24 * 3600
@@ -113,9 +116,14 @@ class EngineOnRedis(Engine):
         finally:
             self._redis.execute_command("ACL", "SETUSER", "default", "on", "nopass", "+@all", "~*")
 
-    def new_store(self, ttl_s: int = WEEK_S) -> RedisStore:
+    def end_leases(self) -> None:
+        """Let the time of all leases pass."""
+        for name in self._redis.keys(f"{{{self._namespace}}}:command:*"):
+            self._redis.hset(name, "lease", 1)
+
+    def new_store(self, ttl_s: int = WEEK_S, replicas: int = 0) -> RedisStore:
         """Return a store of another process."""
-        store = RedisStore(self._url, self._namespace, ttl_s=ttl_s, lease_s=LEASE_S)
+        store = RedisStore(self._url, self._namespace, ttl_s=ttl_s, lease_s=LEASE_S, replicas=replicas)
         self._stores.append(store)
         return store
 
@@ -261,6 +269,45 @@ async def test_a_worker_that_starts_later_recognises_the_loss(engine: EngineOnRe
     engine.set_back(before)
     engine.restart_on_redis()
     await assert_sent_once(engine, a_task().envelope)
+
+
+async def lose_an_accepted_command(engine: EngineOnRedis) -> Key:
+    """Let a command be accepted, and its record be lost; returns its key."""
+    await begin_long_ago(engine)
+    before, task = engine.state(), a_task()
+    assert reply_of(await engine.process(task)).status == "accepted"
+    engine.set_back(before)
+    assert task.command is not None
+    return key_of(task.command)
+
+
+async def test_a_claim_whose_worker_was_killed_after_a_loss_says_nothing_of_the_time_before(
+    engine: EngineOnRedis,
+) -> None:
+    """The request was sent before that claim, at an unknown time."""
+    lost = await lose_an_accepted_command(engine)
+    await engine.new_store().claim(lost, datetime.now(UTC))
+    engine.end_leases()
+    claim = await engine.new_store().claim(lost, datetime.now(UTC))
+    assert isinstance(claim, Unresolved)
+    assert claim.doubt.since is None
+
+
+async def test_a_claim_that_too_few_replicas_have_leaves_the_doubt_of_a_loss(engine: EngineOnRedis) -> None:
+    lost = await lose_an_accepted_command(engine)
+    with pytest.raises(StoreRefused, match="NOWAIT"):
+        await engine.new_store(replicas=1).claim(lost, datetime.now(UTC))
+    claim = await engine.new_store().claim(lost, datetime.now(UTC))
+    assert isinstance(claim, Unresolved)
+    assert claim.doubt.since is None
+
+
+async def test_a_store_that_seems_new_leaves_time_for_a_worker_that_hangs(engine: EngineOnRedis) -> None:
+    """It may still send what it claimed before the store was emptied."""
+    claim = await engine.new_store().claim(Key("a", b"", b""), datetime.now(UTC))
+    assert isinstance(claim, Unseen)
+    assert claim.unrecorded_until is not None
+    assert claim.unrecorded_until > datetime.now(UTC) + timedelta(seconds=LEASE_S - 10)
 
 
 async def test_a_worker_that_knew_records_recognises_a_store_that_was_emptied(engine: EngineOnRedis) -> None:

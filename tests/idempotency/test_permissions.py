@@ -62,10 +62,24 @@ async def test_the_documented_commands_are_all_that_a_worker_needs(login: Login)
 
 
 @pytest.mark.parametrize("missing", sorted({*COMMANDS} - OF_THE_RATE_LIMIT - {"info", "eval"}))
-async def test_the_probe_notices_each_missing_command(login: Login, missing: str) -> None:
+async def test_the_probe_notices_each_missing_command(login: Login, own_redis: LocalRedis, missing: str) -> None:
+    """Also the first one, when Redis knows no script yet."""
     store = RedisStore(login([name for name in COMMANDS if name != missing]), NAMESPACE, ttl_s=60, lease_s=LONG_S)
+    with redis.Redis.from_url(own_redis.url) as raw:
+        raw.script_flush()
     try:
         with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not do this$"):
             await store.ping()
+    finally:
+        await store.close()
+
+
+async def test_a_wrong_password_is_a_refusal_that_concerns_all(login: Login) -> None:
+    store = RedisStore(login(COMMANDS).replace("secret", "wrong"), NAMESPACE, ttl_s=60, lease_s=LONG_S)
+    try:
+        with pytest.raises(StoreRefused, match=r"^Redis: WRONGPASS: ") as caught:
+            await store.claim(key("a"), NOW)
+        assert caught.value.concerns_all
+        assert await store.is_known_not_sent(key("a")) is None  # nothing can be read for long
     finally:
         await store.close()

@@ -613,7 +613,10 @@ class TestRedis:
         namespace = uuid4().hex
         one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9) for _ in range(2))
         claims = [await store.claim(key(command_id), NOW) for store, command_id in ((one, "a"), (other, "b"))]
-        assert [claim.unrecorded_until for claim in claims if isinstance(claim, Unseen)] == [NOW, NOW]
+        for claim in claims:  # a worker that hangs may still use a lease that is lost
+            assert isinstance(claim, Unseen)
+            assert claim.unrecorded_until is not None
+            assert NOW < claim.unrecorded_until <= NOW + timedelta(seconds=9)
         await one.close()
         await other.close()
 

@@ -174,6 +174,23 @@ def test_rights_that_are_withdrawn_from_a_running_worker_are_waited_for(
     own_broker.control("delete_user", user)
 
 
+def test_a_topology_that_was_changed_under_a_running_worker_is_waited_for(proxied: tuple[Deployment, Proxy]) -> None:
+    """Without consuming meanwhile: each session would give back what it held."""
+    deployment, proxy = proxied
+    topology, channel = deployment.topology, deployment.upstream.channel
+    queue = topology.dead_letters_exchange
+    with deployment.worker(AMQP_URL=proxy.url) as worker:
+        channel.queue_delete(queue)
+        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})  # other arguments
+        proxy.cut()
+        worker.wait_for("broker_unavailable", count=3)
+        begun = len([event for event in worker.events if event["event"] == "consumer_started"])
+        worker.wait_for("broker_unavailable", count=5)
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == begun
+        channel.queue_delete(queue)
+        worker.wait_for("consumer_started", count=begun + 1)
+
+
 @pytest.mark.parametrize(
     ("kind", "recovered"),
     [
@@ -186,7 +203,7 @@ def test_a_policy_that_shortens_the_delays_changes_nothing(
 ) -> None:
     """What comes back early rests on."""
     delay_s = 8
-    settings = {"WORKER_RETRY_DELAYS": str(delay_s), "WORKER_RECONCILE_DELAY": str(delay_s)}
+    settings = {"WORKER_RETRY_DELAYS": str(delay_s), "WORKER_RECONCILE_DELAY": str(delay_s), "LOG_LEVEL": "debug"}
     with (
         onenet(Fault(kind=kind, count=1)) as simulator,
         Deployment.set_up(own_broker.url, tmp_path, simulator, delay_s) as deployment,
@@ -203,6 +220,7 @@ def test_a_policy_that_shortens_the_delays_changes_nothing(
         assert (reply["status"], reply["recovered"]) == ("accepted", recovered)
         assert len(simulator.platform.commands) == 1
         worker.wait_for("command_postponed", count=3, reason="its delay queue returned it early")
+        assert len([event for event in worker.events if event["event"] == "delays_shortened"]) == 1
         assert recovered or not [event for event in worker.events if event["event"] == "command_in_doubt"]
         own_broker.control("clear_policy", name)
 

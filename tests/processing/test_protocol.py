@@ -33,6 +33,7 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Claim, Key, KnownNotSent, Lease, Loss, Unresolved, Unseen
 from worker.core.command import Command
 from worker.core.decide import RetryPolicy
+from worker.core.doubt import extended
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay, Task
 from worker.core.epoch import REDELIVERED_S, Epoch, Retention
@@ -247,14 +248,14 @@ class FailingStore(SuspendingStore):
     def local(self) -> Any:
         return None if self._outlives_workers else self
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
         ends_at = self._world.seconds() + LEASE_S  # as for Redis, whose claim takes its time
-        claim = await super().claim(key, now, replay)
+        claim = await super().claim(key, now, replay, is_first=is_first)
         if isinstance(claim, Unseen | KnownNotSent | Unresolved):
             claim = replace(claim, lease=replace(claim.lease, ends_at=ends_at))
         return claim
 
-    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None) -> Claim:
+    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None, *, is_first: bool) -> Claim:
         """Claim in one step, as a script does, and say what may have been lost."""
         claim = await MemoryStore.claim(self, key, now, replay)
         if not self._outlives_workers:
@@ -262,9 +263,14 @@ class FailingStore(SuspendingStore):
         is_of_epoch = self._epochs.get(key.command_id) == self._losses
         if isinstance(claim, Unseen | KnownNotSent | Unresolved):
             self._epochs[key.command_id] = self._losses
+        record = self._records.get(key.command_id)
         if isinstance(claim, Unseen):
-            return self._epoch.unseen(claim.lease, now, RETENTION)
-        if isinstance(claim, KnownNotSent | Unresolved) and not is_of_epoch:
+            claim = self._epoch.unseen(claim.lease, now, RETENTION)
+            if record is not None and claim.loss is not Loss.NONE and (claim.loss is Loss.ANY or not is_first):
+                record.doubt = DoubtWindow(None, now)
+        elif isinstance(claim, KnownNotSent | Unresolved) and not is_of_epoch:
+            if record is not None:
+                record.doubt = extended(record.doubt, now)
             return replace(claim, loss=Loss.ANY, unrecorded_until=self._epoch.unrecorded_until(now, RETENTION))
         return claim
 

@@ -35,10 +35,10 @@ class RefusingStore(RecordingStore):
     async def is_known_not_sent(self, _key: Key) -> bool | None:
         return self.known
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
         if self.refused == "claim":
             raise StoreRefused("Redis: OOM: out of memory")
-        return await super().claim(key, now, replay)
+        return await super().claim(key, now, replay, is_first=is_first)
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         if self.refused == "complete":

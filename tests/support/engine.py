@@ -225,10 +225,10 @@ class RecordingStore(MemoryStore):
         self.failing: set[str] = set()  # names of the calls
         self.guesses: list[bool] = []  # of each recorded outcome
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
         self._check("claim")
         self.steps.append("claim")
-        return await super().claim(key, now, replay)
+        return await super().claim(key, now, replay, is_first=is_first)
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         self._check("complete")

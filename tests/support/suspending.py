@@ -18,12 +18,12 @@ T = TypeVar("T")
 class SuspendingStore(MemoryStore):
     """The real store in memory."""
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
-        return await self.suspended(self.suspended_claim, key, now, replay)
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
+        return await self.suspended(self.suspended_claim, key, now, replay, is_first=is_first)
 
-    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None) -> Claim:
+    async def suspended_claim(self, key: Key, now: datetime, replay: Replay | None, *, is_first: bool) -> Claim:
         """Claim, in one step."""
-        return await super().claim(key, now, replay)
+        return await super().claim(key, now, replay, is_first=is_first)
 
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         await self.suspended(super().release, lease, doubt, holder_crashed=holder_crashed)

@@ -23,7 +23,7 @@ BACKOFF_CAP_S = 5
 MAX_DIAL_S = 20.0  # each round in which no node answers doubles the limit of a dial: a busy broker may need longer
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
 
-_NOT_FOUND = 404
+_TOPOLOGY_FAULTS = {404, 406}  # something is not there, or is different
 
 log = get_logger()
 
@@ -135,7 +135,8 @@ class Broker:
         """
         if isinstance(error, TopologyMismatch) and not self._has_connected:
             raise error
-        if isinstance(error, TopologyMismatch) or (isinstance(error, ClosedByBroker) and error.code == _NOT_FOUND):
+        is_fault = isinstance(error, ClosedByBroker) and error.code in _TOPOLOGY_FAULTS
+        if is_fault or isinstance(error, TopologyMismatch):
             self._is_prepared = False
 
     async def _run_session(

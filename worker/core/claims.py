@@ -158,13 +158,14 @@ class IdempotencyStore(Protocol):
         would deny that delivery's request.
         """
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
         """Claim a command.
 
         Args:
             key: the command.
             now: the time of the claim, on the clock that history times are compared with.
             replay: discards the recorded failure that it names; never any other outcome.
+            is_first: as far as the delivery says, there was none before it.
         """
 
     async def is_known_not_sent(self, key: Key) -> bool | None:

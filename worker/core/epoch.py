@@ -27,6 +27,11 @@ class Retention:
     reconcile_delay_s: float
     ttl_s: float
 
+    @property
+    def unsettled_s(self) -> float:
+        """How long after a loss an attempt may be in progress, or invisible, whose record was lost."""
+        return self.lease_s + self.reconcile_delay_s
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -40,7 +45,7 @@ class Epoch:
 
     def unseen(self, lease: Lease, now: datetime, retention: Retention) -> Unseen:
         """Return the claim of a command without a record."""
-        unsettled_s = retention.lease_s + retention.reconcile_delay_s
+        unsettled_s = retention.unsettled_s
         age_s = (now - self.began_at).total_seconds()
         if self.follows_loss and age_s < unsettled_s:
             loss = Loss.ANY
@@ -55,5 +60,9 @@ class Epoch:
         return Unseen(lease, self.unrecorded_until(now, retention), forgotten_before, loss)
 
     def unrecorded_until(self, now: datetime, retention: Retention) -> datetime:
-        """Return until when an attempt may have been in progress whose record is lost: its lease was granted before."""
-        return max(now, self.began_at + timedelta(seconds=retention.lease_s)) if self.follows_loss else now
+        """Return until when an attempt may have been in progress whose record is lost.
+
+        Its lease was granted before the epoch began, also before one that seems to be the first: a worker that hangs
+        may know an earlier one.
+        """
+        return max(now, self.began_at + timedelta(seconds=retention.lease_s))

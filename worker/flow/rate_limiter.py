@@ -20,6 +20,7 @@ from worker.idempotency.latest_address import LatestAddress
 
 _BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
+_SENTINEL_S = 0.4
 
 
 class _Backend(RedisStoreBackend):
@@ -137,12 +138,14 @@ async def _close_sentinels(pool: Any) -> None:
 def _client(address: RedisAddress) -> Any:
     """Return a client of the server that workers share."""
     from redis.asyncio import Redis, Sentinel
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
 
-    options: dict[str, Any] = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, **address.options}
-    options["ssl"] = address.is_encrypted
+    once: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "ssl": address.is_encrypted}  # else it tries for long
+    options = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, **address.options, **once}
     if address.master is None:
         host, port = address.nodes[0]
         return Redis(host=host, port=port, **options)
-    each: dict[str, Any] = {"socket_timeout": _TIMEOUT_S, "ssl": address.is_encrypted, **address.sentinel_options}
+    each = {"socket_timeout": _SENTINEL_S, "socket_connect_timeout": _SENTINEL_S, **address.sentinel_options, **once}
     kind: Any = Sentinel  # redis declares no types for it
     return kind(list(address.nodes), sentinel_kwargs=each).master_for(address.master, **options)

@@ -97,7 +97,14 @@ class MemoryStore:
         """When the records begin."""
         return self._unrecorded_until
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(
+        self,
+        key: Key,
+        now: datetime,
+        replay: Replay | None = None,
+        *,
+        is_first: bool = True,  # noqa: ARG002 - whatever the delivery says: its records end with the process
+    ) -> Claim:
         self._now = now
         record = self._records.get(key.command_id)
         if record is not None and self._is_stale(record):

@@ -44,13 +44,14 @@ from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
 from worker.idempotency.latest_address import LatestAddress
-from worker.idempotency.redis_errors import MEANINGS, NotReplicated, code_of
+from worker.idempotency.redis_errors import LASTING, MEANINGS, NotReplicated, code_of
 from worker.idempotency.redis_facts import OPTIONS, SECTIONS, inspection
 from worker.idempotency.redis_server import ERRORS, RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
 
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
+_WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
 _MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SCRIPTS = files("worker.idempotency") / "scripts"
@@ -110,15 +111,17 @@ class RedisStore:
             raise SettingsError([f"IDEMPOTENCY_URL: {exc}"]) from exc
         timeout_s = address.options.get("socket_timeout")
         latest = LatestAddress(address, read_address)
-        self._calls = self._new_calls(latest, timeout_s if isinstance(timeout_s, float) else TIMEOUT_S)
+        call_s = timeout_s if isinstance(timeout_s, float) else TIMEOUT_S
+        self._wait_s = _WAIT_SHARE * min(call_s, PING_S)  # the same, or the probe would say what is not so
+        self._calls = self._new_calls(latest, call_s)
         self._pings = self._new_calls(latest, PING_S)  # a probe does not wait for a round trip of the commands
 
-    async def claim(self, key: Key, now: datetime, replay: Replay | None = None) -> Claim:
+    async def claim(self, key: Key, now: datetime, replay: Replay | None = None, *, is_first: bool = True) -> Claim:
         discarded = ["", "", ""] if replay is None else [milliseconds(replay.failed_at), *_interval(replay.doubt)]
         unreadable = b""
         while True:
             began = time.monotonic()
-            names, arguments = self._claim_of(key, now, discarded, unreadable)
+            names, arguments = self._claim_of(key, now, discarded, unreadable, is_first=is_first)
             try:
                 answer = await self._calls.run(self._claim, names, arguments, is_durable=True)
             except redis.RedisError as exc:
@@ -158,9 +161,12 @@ class RedisStore:
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
         [found] = await self._calls.execute(("HMGET", self._keys(key)[0], "digest", "state", "until"))
-        if isinstance(found, redis.ResponseError):
-            return None if code_of(found) else False
         if isinstance(found, redis.RedisError):
+            code = code_of(found)
+            if code in LASTING:
+                return None
+            if code is None and isinstance(found, redis.ResponseError):
+                return False  # the key holds something else
             raise self._failed(found) from found
         content_hash, state, until = found
         return None if content_hash is None else (content_hash, state, until) == (key.content_hash.hex(), "free", "")
@@ -209,7 +215,7 @@ class RedisStore:
         """
         now = datetime.now(UTC)
         key = Key(self._probe, b"", self._probe.encode())
-        names, arguments = self._claim_of(key, now, ["", "", ""], b"")
+        names, arguments = self._claim_of(key, now, ["", "", ""], b"", is_first=True)
         owner = self._owner_key(self._probe)
         delete = ("DEL", *names[:2], owner)
         _, claim = await self._probed(
@@ -224,6 +230,9 @@ class RedisStore:
             self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
             self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
             self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
+        )
+        # Not in the same round trip: a script that Redis does not know yet runs after the rest of it.
+        await self._probed(
             self._pings.run(self._claim, names, arguments),  # which reads the record
             self._pings.execute(delete),
         )
@@ -245,7 +254,7 @@ class RedisStore:
 
     def _new_calls(self, latest: LatestAddress, timeout_s: float) -> BatchedCalls:
         server = RedisServer(latest, timeout_s)
-        return BatchedCalls(server.connect, timeout_s, self._reconnect, self._replicas)
+        return BatchedCalls(server.connect, timeout_s, self._reconnect, self._replicas, self._wait_s)
 
     async def _give_back(self, key: Key, answer: Any) -> None:
         """Release a claim that too few replicas have: nothing was sent. If that fails, its lease ends by itself."""
@@ -267,12 +276,14 @@ class RedisStore:
         return f"{self._prefix}uuid:{spelling}"
 
     def _claim_of(
-        self, key: Key, now: datetime, discarded: Sequence[object], unreadable: bytes
+        self, key: Key, now: datetime, discarded: Sequence[object], unreadable: bytes, *, is_first: bool
     ) -> tuple[list[str], list[object]]:
         lease_ms = round(self._lease_s * 1000)
+        unsettled_ms = round(self._retention.unsettled_s * 1000)
         identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
         wait = int(self._replicas > 0)
         arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable, self._epoch, wait]
+        arguments += [unsettled_ms, int(is_first)]
         return [*self._keys(key), f"{self._prefix}epoch"], arguments
 
     def _ownership_of(

@@ -22,6 +22,7 @@ MEANINGS = {
     "WRONGPASS": "the user name or the password is wrong",
     "NOPERM": "the user may not do this",
 }
+LASTING = {"NOAUTH", "WRONGPASS", "NOPERM"}  # they last until somebody changes the user or the URL
 _OTHER_SERVER = {"READONLY", "MOVED", "ASK", "LOADING", "MASTERDOWN", "CLUSTERDOWN"}
 _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.ReadOnlyError: "READONLY",
@@ -33,6 +34,8 @@ _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.ClusterDownError: "CLUSTERDOWN",
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.AuthenticationError: "WRONGPASS",  # on connecting: its text has no code
+    redis.exceptions.AuthenticationWrongNumberOfArgsError: "NOAUTH",
 }
 # Up to version 6 Redis quotes the error of a command within a script: "ERR Error running script (…): -READONLY …".
 # Of a command within a script Redis 7 gives no code.

@@ -11,7 +11,6 @@ import redis
 
 from worker.idempotency.redis_errors import NotReplicated, is_other_server
 
-_WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
 _IDLE_S = 1.0  # after which the server may have closed the connection, so that it is checked before it is used
 
 
@@ -56,6 +55,7 @@ class BatchedCalls:
             taken for that of a later call.
         on_other_server: called when Redis says that another server has to be asked.
         replicas: how many of them must confirm the durable calls of a round trip, with one ``WAIT`` for all of them.
+        wait_s: longest wait for them; a round trip may have it twice, where scripts are not known.
     """
 
     def __init__(
@@ -64,13 +64,14 @@ class BatchedCalls:
         timeout_s: float,
         on_other_server: Callable[[], object],
         replicas: int = 0,
+        wait_s: float = 0.0,
     ) -> None:
         self._connect = connect
         self._connection: Any = None
         self._timeout_s = timeout_s
         self._on_other_server = on_other_server
         self._replicas = replicas
-        wait: tuple[Any, ...] = ("WAIT", replicas, round(_WAIT_SHARE * timeout_s * 1000))
+        wait: tuple[Any, ...] = ("WAIT", replicas, round(wait_s * 1000))
         self._packed_wait = hiredis.pack_command(wait)
         self._must_reconnect = False
         self._used_at = 0.0  # monotonic

@@ -113,7 +113,8 @@ class Engine:
     async def _claim(self, task: Task, command: Command, permit: SendPermit, replace_with: ReplaceWith) -> Resolution:
         envelope, now = task.envelope, self._now()
         try:
-            claim = await self._store.claim(key_of(command), now, envelope.replay)
+            is_first = not (envelope.may_have_been_sent or envelope.is_copy)
+            claim = await self._store.claim(key_of(command), now, envelope.replay, is_first=is_first)
         except StoreError as exc:
             if isinstance(exc, StoreRefused) and await self._has_expired_unsent(task, command):
                 failed = _expired(None)

@@ -1,5 +1,9 @@
 """Tells operators what becomes of each delivery: its log line and its metrics."""
 
+import logging
+import math
+import time
+
 from worker.core.answer import Answer
 from worker.core.envelope import Task
 from worker.core.outcome import Accepted, Failed, Rejected
@@ -7,6 +11,8 @@ from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Pos
 from worker.errors import UnusableCommand
 from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
+
+_WARNING_INTERVAL_S = 60.0
 
 log = get_logger()
 
@@ -20,6 +26,7 @@ class Reporter:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._warned_at = -math.inf  # monotonic: of delays that are shortened
 
     def report(self, task: Task, resolution: Resolution, duration_s: float = 0.0) -> None:
         """Report what becomes of a delivery.
@@ -49,13 +56,23 @@ class Reporter:
                 )
             case Postpone(delay_s, attempt, reason):
                 self._metrics.count_postponement()
-                log.info("command_postponed", **_about(task, attempt), delay_s=delay_s, reason=reason)
+                is_early = bool(task.envelope.rest_left_s)
+                if is_early:
+                    self._warn_of_early_returns()
+                level = logging.DEBUG if is_early else logging.INFO  # it may come back many times a second
+                log.log(level, "command_postponed", **_about(task, attempt), delay_s=delay_s, reason=reason)
             case AwaitReconciliation(delay_s, attempt, reason):
                 self._metrics.count_doubt()
                 log.warning("command_in_doubt", **_about(task, attempt), reason=reason, reconcile_delay_s=delay_s)
             case Replaced(result):
                 if result is not None:
                     self.report(task, result, duration_s)
+
+    def _warn_of_early_returns(self) -> None:
+        """Log, at most once a minute, that delay queues return messages early."""
+        if time.monotonic() - self._warned_at > _WARNING_INTERVAL_S:
+            self._warned_at = time.monotonic()
+            log.warning("delays_shortened", hint="a policy of the broker shortens the delay queues' message-ttl")
 
     def report_doubt(self, task: Task, attempt: int, reason: str) -> None:
         """Report that a command may have been cached, where its history is not read."""

@@ -2,7 +2,8 @@
 -- KEYS: record, lookalikes, epoch.
 -- ARGV: command id, content hash, time of the claim, lease, time to live; of a replay the time of the failure and its
 -- doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; whether it waits
--- for replicas, so that there must be a write to wait for.
+-- for replicas, so that there must be a write to wait for; how long after a loss its claims are in doubt; whether the
+-- delivery is a first one, as far as it says.
 -- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', or 'completed', reply, or
 -- 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed, whether the record
 -- is of this epoch.
@@ -50,9 +51,22 @@ if content_hash then
 end
 local ends = string.format('%.0f', now + lease)
 local is_of_epoch = epoch ~= '' and r[11] == epoch
+-- The record of an earlier attempt may be lost, as core/epoch.py judges it. Later claims find this one's record instead,
+-- so it says so until its holder has recorded what it did.
+local may_be_lost = content_hash and epoch ~= '' and not is_of_epoch
+if not content_hash then
+    local unsettled, is_first = tonumber(ARGV[12]), ARGV[13] == '1'
+    local risky = loss == '1' and math.max(hour, unsettled) or unsettled
+    may_be_lost = (epoch ~= '' and loss == '1' and now - began < unsettled)
+        or (not is_first and (epoch == '' or now - began < risky or ttl < day))
+end
+if may_be_lost then
+    if till == '' then since = '' end
+    if till == '' or tonumber(ARGV[3]) > tonumber(till) then till = ARGV[3] end
+end
 redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'token', token, 'epoch', epoch, 'state', 'held', 'lease', ends,
     'claimed', ARGV[3])
-if content_hash then redis.call('HSET', KEYS[1], 'since', since, 'until', till, 'crashed', crashed) end
+if content_hash or may_be_lost then redis.call('HSET', KEYS[1], 'since', since, 'until', till, 'crashed', crashed) end
 redis.call('PEXPIRE', KEYS[1], math.max(ttl, 2 * lease))
 if not is_type(KEYS[2], 'set') then redis.call('DEL', KEYS[2]) end
 redis.call('SADD', KEYS[2], ARGV[1])
