@@ -146,6 +146,26 @@ def test_without_the_right_to_declare_check_sees_delay_arguments_that_lead_elsew
     assert "does not come back" in fault
 
 
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_without_a_queue_of_its_own_check_sees_missing_bindings_and_leaves_nothing(
+    with_rights: tuple[Deployment, Rights], has_worker: bool
+) -> None:
+    """The usual rights where AMQP_DECLARE is false: this user may declare nothing."""
+    deployment, rights = with_rights
+    topology, channel = deployment.topology, deployment.upstream.channel
+    declare_on(channel, topology)
+    usual = rights("^$", ".*", ".*")
+    unbound, *_ = (topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s)
+    with deployment.worker(AMQP_DECLARE="false", **usual) if has_worker else nullcontext():
+        assert check(deployment, AMQP_DECLARE="false", **usual)[0] == 0
+        channel.queue_unbind(unbound, topology.retry_exchange, unbound)
+        code, faults = check(deployment, AMQP_DECLARE="false", **usual)
+        assert code == 1
+        [fault] = faults["topology"]
+        assert fault == f"no binding: {topology.retry_exchange} does not lead to {unbound}"
+        wait_until(lambda: deployment.upstream.count(topology.execute_queue) == 0, PATIENCE_S, "the end of the probes")
+
+
 def test_check_does_not_declare_a_missing_topology(deployment: Deployment) -> None:
     for _ in range(2):
         code, faults = check(deployment)

@@ -23,6 +23,7 @@ from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
 _COMES_BACK_S = 5.0
+_NOTHING = (None, None, None)
 _UNUSABLE = "none"  # no value of any of the arguments that are used
 
 
@@ -46,7 +47,8 @@ def missing_rights(connection: BlockingConnection, topology: Topology, *, may_de
         BrokerUnavailable: the connection was lost.
     """
     trials = [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)]
-    return [f"this user has no right to {trial.right}" for trial in trials if _is_refused(connection, trial)]
+    missing = [trial.right for trial in trials if _is_refused(connection, trial)]
+    return [f"this user has no right to {right}" for right in dict.fromkeys(missing)]
 
 
 def _is_refused(connection: BlockingConnection, trial: _Trial) -> bool:
@@ -78,6 +80,8 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
             BlockingChannel.queue_declare, queue=queue.name, durable=True, arguments=arguments_of_queue
         )
         yield _Trial(f"configure the queue {queue.name}", declare_queue)
+        if "x-dead-letter-exchange" in queue.arguments:  # which needs the right to read the queue as well
+            yield _to_read(queue.name)
     for binding in topology.bindings():
         unbind = partial(
             BlockingChannel.queue_unbind,
@@ -86,16 +90,18 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
             routing_key=f"check.{uuid4()}",  # of no binding
         )
         yield _Trial(f"bind: write {binding.queue} and read {binding.exchange}", unbind)
+    unbind_exchange = partial(
+        BlockingChannel.exchange_unbind,
+        destination=topology.unrouted_exchange,
+        source=topology.replies_exchange,
+        routing_key=f"check.{uuid4()}",
+    )
+    exchanges = f"read {topology.replies_exchange} and write {topology.unrouted_exchange}, its alternate exchange"
+    yield _Trial(exchanges, unbind_exchange)
 
 
 def _to_work(topology: Topology) -> Iterator[_Trial]:
-    consume = partial(
-        BlockingChannel.basic_consume,
-        queue=topology.execute_queue,
-        on_message_callback=_on_no_message,
-        arguments={"x-priority": _UNUSABLE},
-    )
-    yield _Trial(f"read the queue {topology.execute_queue}", consume)
+    yield _to_read(topology.execute_queue)
     for exchange, routing_key in (
         (topology.replies_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
@@ -104,6 +110,16 @@ def _to_work(topology: Topology) -> Iterator[_Trial]:
     ):
         write = partial(_publish_and_roll_back, exchange=exchange, routing_key=routing_key)
         yield _Trial(f"write to the exchange {exchange} with the routing key {routing_key}", write)
+
+
+def _to_read(queue: str) -> _Trial:
+    consume = partial(
+        BlockingChannel.basic_consume,
+        queue=queue,
+        on_message_callback=_on_no_message,
+        arguments={"x-priority": _UNUSABLE},
+    )
+    return _Trial(f"read the queue {queue}", consume)
 
 
 def _publish_and_roll_back(channel: BlockingChannel, exchange: str, routing_key: str) -> None:
@@ -117,7 +133,7 @@ def _on_no_message(*_: object) -> None:
 
 
 def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
-    """Send a probe through each delay queue and back; returns the faults, and why something could not be tried.
+    """Send a probe through each delay queue and back; returns the faults, and what could not be told.
 
     The probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
     queue, if that is empty otherwise.
@@ -129,52 +145,68 @@ def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tupl
     Raises:
         BrokerUnavailable: the connection was lost.
     """
+    circuit = _Circuit(connection, topology)
     try:
-        return _Circuit(connection, topology).run()
+        circuit.run()
     except ChannelClosedByBroker as exc:
-        return [], [f"whether what rests comes back could not be tried: {without_user(exc.reply_text)}"]
+        circuit.untold.append(f"whether what rests comes back could not be tried: {without_user(exc.reply_text)}")
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return circuit.faults, circuit.untold
 
 
 class _Circuit:
     """The way of a delayed message: retry exchange, delay queue, returns exchange, command queue."""
 
     def __init__(self, connection: BlockingConnection, topology: Topology) -> None:
+        self.faults: list[str] = []
+        self.untold: list[str] = []
         self._connection = connection
         self._topology = topology
-        self._channel = connection.channel()
-        self._channel.confirm_delivery()
+        self._channel = self._open()
         self._name = str(uuid4())
-        self._arrived: set[object] = set()  # the queues through which a probe came back
+        self._arrived: set[str] = set()  # the queues through which a probe came back; "" of the one that was in none
 
-    def run(self) -> tuple[list[str], list[str]]:
+    def run(self) -> None:
         topology = self._topology
         state = self._channel.queue_declare(topology.execute_queue, passive=True).method
         has_worker = state.consumer_count > 0
         if not has_worker and state.message_count:
-            return [], ["whether what rests comes back was not tried: commands wait, and no worker is running"]
-        faults, untold = [], []
-        if not self._publish(topology.returns_exchange, EXECUTE, "", expiration=None):
-            faults.append(f"no binding: {topology.returns_exchange} does not lead to {topology.execute_queue}")
-        self._watch()
+            self.untold.append("whether what rests comes back was not tried: commands wait, and no worker is running")
+            return
+        comes_back = self._publish(topology.returns_exchange, EXECUTE, "", expiration=None)
+        if not comes_back:
+            self.faults.append(f"no binding: {topology.returns_exchange} does not lead to {topology.execute_queue}")
+        is_watched = self._watch()
         queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
         sent = [name for name in queues if self._publish(topology.retry_exchange, name, name, expiration="1")]
-        faults += [
+        self.faults += [
             f"no binding: {topology.retry_exchange} does not lead to {name}" for name in queues if name not in sent
         ]
-        self._wait_for(set(sent))
+        takes_back = not has_worker and comes_back
+        is_undisturbed = self._wait_for({*sent, ""} if takes_back else set(sent), takes_back=takes_back)
+        if not is_undisturbed:
+            self.untold.append("a command arrived meanwhile: the next worker drops the probes that are left")
+        if not is_watched and not (takes_back and is_undisturbed):
+            self.untold.append(
+                "whether what rests comes back cannot be told: this user may not have a queue of its own"
+            )
+            return
         for name in sent:
-            if name in self._arrived:
-                continue
-            waiting = self._channel.queue_declare(name, passive=True).method.message_count
-            if waiting > 1:  # one that expires is only seen at the head of its queue
-                untold.append(f"whether what rests in {name} comes back cannot be told: {waiting} messages wait there")
-            else:
-                faults.append(f"what rests in {name} does not come back through {topology.returns_exchange}")
-        if not has_worker and not faults:
-            self._take_back()
-        return faults, untold
+            if name not in self._arrived:
+                self._tell_missing(name)
+
+    def _tell_missing(self, name: str) -> None:
+        waiting = self._channel.queue_declare(name, passive=True).method.message_count
+        if waiting > 1:  # one that expires is only seen at the head of its queue
+            self.untold.append(f"whether what rests in {name} comes back cannot be told: {waiting} messages wait there")
+        else:
+            self.faults.append(f"what rests in {name} does not come back through {self._topology.returns_exchange}")
+
+    def _open(self) -> BlockingChannel:
+        channel = self._connection.channel()
+        channel.confirm_delivery()
+        return channel
 
     def _publish(self, exchange: str, routing_key: str, probe: str, expiration: str | None) -> bool:
         """Publish a probe; tells whether a queue took it."""
@@ -189,37 +221,48 @@ class _Circuit:
             return False
         return True
 
-    def _watch(self) -> None:
-        """Get a copy of what comes back."""
-        queue = self._channel.queue_declare("", exclusive=True).method.queue
-        self._channel.queue_bind(queue, self._topology.returns_exchange, EXECUTE)
+    def _watch(self) -> bool:
+        """Get a copy of what comes back; tells whether this user may."""
 
         def on_message(_channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
-            name, _, probe = str((properties.headers or {}).get(PROBE)).partition("/")
-            if name == self._name:
-                self._arrived.add(probe)
+            self._note(properties)
 
-        self._channel.basic_consume(queue, on_message, auto_ack=True)
+        try:
+            queue = self._channel.queue_declare("", exclusive=True).method.queue
+            self._channel.queue_bind(queue, self._topology.returns_exchange, EXECUTE)
+            self._channel.basic_consume(queue, on_message, auto_ack=True)
+        except ChannelClosedByBroker as exc:
+            if exc.reply_code != _ACCESS_REFUSED:
+                raise
+            self._channel = self._open()
+            return False
+        return True
 
-    def _wait_for(self, probes: set[str]) -> None:
-        deadline = time.monotonic() + _COMES_BACK_S
-        while not probes <= self._arrived and time.monotonic() < deadline:
-            self._connection.process_data_events(time_limit=0.1)
+    def _note(self, properties: BasicProperties) -> bool:
+        """Note a probe that came back; tells whether it is one of these."""
+        name, _, probe = str((properties.headers or {}).get(PROBE)).partition("/")
+        if name == self._name:
+            self._arrived.add(probe)
+        return name == self._name
 
-    def _take_back(self) -> None:
-        """Take the probes out of the command queue, as a worker would."""
-        deadline = time.monotonic() + _COMES_BACK_S
-        left = len(self._arrived) + 1
-        while left and time.monotonic() < deadline:
-            method, properties, _ = self._channel.basic_get(self._topology.execute_queue)
+    def _wait_for(self, probes: set[str], *, takes_back: bool) -> bool:
+        """Wait until the probes have come back and, where no worker drops them, take them out of the command queue.
+
+        Returns:
+            False if another message was in the way there, which is left: each look would count as a delivery of it.
+        """
+        deadline, taken = time.monotonic() + _COMES_BACK_S, 0
+        while time.monotonic() < deadline and not (probes <= self._arrived and taken == len(probes) * takes_back):
+            method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if takes_back else _NOTHING
             if method is None:
                 self._connection.process_data_events(time_limit=0.05)
-            elif properties is not None and PROBE in (properties.headers or {}):
+            elif properties is not None and self._note(properties):
                 self._channel.basic_ack(_tag(method))
-                left -= 1
-            else:  # a command that has just arrived
+                taken += 1
+            else:
                 self._channel.basic_nack(_tag(method))
-                return
+                return False
+        return True
 
 
 def _tag(method: Any) -> int:

@@ -52,6 +52,7 @@ from worker.idempotency.round_trips import BatchedCalls, Script
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
+_MAX_ANSWER = 100  # characters of an error of Redis that is passed on
 _MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SCRIPTS = files("worker.idempotency") / "scripts"
@@ -228,6 +229,7 @@ class RedisStore:
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
         await self._probed(
             self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
+            self._pings.execute(("GETRANGE", f"{self._prefix}rate:{self._probe}", 0, 0)),  # as the rate limit does
             self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
             self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
         )
@@ -361,12 +363,13 @@ class RedisStore:
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
-    """Return why Redis cannot be used: its code or the error's type, not its text, which may contain the URL."""
+    """Return why Redis cannot be used: its code, its answer, or the error's type: other texts may contain the URL."""
     code = code_of(error)
     if code is None:
-        text = f"Redis: {type(error).__name__}"
-        is_answer = isinstance(error, redis.ResponseError)
-        return StoreRefused(text, concerns_all=False) if is_answer else StoreUnavailable(text)
+        if isinstance(error, redis.ResponseError):
+            answer = " ".join(str(error).split())[:_MAX_ANSWER]
+            return StoreRefused(f"Redis: {answer}", concerns_all=False)
+        return StoreUnavailable(f"Redis: {type(error).__name__}")
     kind = StoreUnusable if code == "CLUSTER" else StoreRefused
     return kind(f"Redis: {code}: {MEANINGS[code]}")
 
