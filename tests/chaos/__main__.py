@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class _Runs:
         for name, settings in (("asynchronous", {}), ("waited for", {"IDEMPOTENCY_WAIT_REPLICAS": "1"})):
             store = self._servers.sentinels(is_sure=False)
             plan = self._steady(f"Sentinel failovers, replicas {name}", 180, store.url, settings)
+            plan = replace(plan, keeps_records=bool(settings))
             yield self._run(plan, self._servers.broker.url, scenarios.redis_failovers(store))
 
     def versions(self) -> Iterator[Report]:
