@@ -174,6 +174,23 @@ def test_rights_that_are_withdrawn_from_a_running_worker_are_waited_for(
     own_broker.control("delete_user", user)
 
 
+def test_a_right_to_publish_that_is_withdrawn_is_tried_ever_more_rarely(
+    own_broker: LocalBroker, breakable: Deployment
+) -> None:
+    user = f"user-{uuid4().hex[:8]}"
+    target = urlsplit(own_broker.url)
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/") as worker:
+        own_broker.control("set_permissions", user, ".*", "^$", ".*")
+        breakable.upstream.publish(a_command())
+        sixth = worker.wait_for("publisher_replaced", count=6)
+        assert (moment(worker.wait_for("publisher_replaced", count=7)) - moment(sixth)).total_seconds() > 1
+        own_broker.control("set_permissions", user, ".*", ".*", ".*")
+        assert breakable.upstream.reply().json["status"] == "accepted"
+    own_broker.control("delete_user", user)
+
+
 def test_a_topology_that_was_changed_under_a_running_worker_is_waited_for(proxied: tuple[Deployment, Proxy]) -> None:
     """Without consuming meanwhile: each session would give back what it held."""
     deployment, proxy = proxied

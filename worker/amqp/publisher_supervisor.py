@@ -23,6 +23,7 @@ MAX_REJECTIONS = 3  # of one publication, or
 REJECTED_S = 5.0  # for this long: then the publisher is replaced
 CLOSE_S = 2.0
 _REPLACE_CAP_S = 60.0
+_CLOSED_BASE_S, _CLOSED_CAP_S = 0.1, 10.0
 _RETIRE_S = 10.0  # time limit for the confirms that a replaced publisher still waits for
 
 log = get_logger()
@@ -69,6 +70,8 @@ class PublisherSupervisor:
         self._replacements = 0  # in the present series of rejections
         self._replace_not_before = 0.0
         self._last_rejected_at = 0.0
+        self._closures = 0  # of channels, in the present series of those that no sender has caused
+        self._last_closed_at = 0.0
         self.current = self._new_publisher()
 
     async def connect(self, name: str) -> None:
@@ -134,6 +137,8 @@ class PublisherSupervisor:
         unconfirmed = [*closed.withdraw_unconfirmed(), *closed.withdraw_retries()]
         await _close(closed)
         parameters = self._nodes[0]
+        if all(plain(item.publication) == item.publication for item in unconfirmed):  # this user may not publish it
+            await asyncio.sleep(self._next_wait_s())
         try:
             await new.connect(parameters, self._name)
             await new.open()
@@ -147,6 +152,15 @@ class PublisherSupervisor:
                     await self._publish_alone(item)
         except WorkerError as exc:
             self._on_fault(exc)
+
+    def _next_wait_s(self) -> float:
+        """Return how long to wait after a closed channel that no sender has caused: longer, the more there were."""
+        now = self._loop.time()
+        if now - self._last_closed_at > _REPLACE_CAP_S:
+            self._closures = 0
+        self._last_closed_at = now
+        self._closures += 1
+        return min(_CLOSED_CAP_S, _CLOSED_BASE_S * 2.0 ** min(self._closures - 1, 10))
 
     async def _publish_alone(self, item: InFlight) -> None:
         """Publish one item over a channel of its own, and as ``plain`` if the broker closes that channel over it.
