@@ -127,6 +127,20 @@ async def test_more_deliveries_are_taken_by_another_consumer_in_the_place_of_the
     assert bench.channel.history == ["cancel", "qos 6", "consume"]
 
 
+async def test_a_larger_prefetch_waits_until_the_present_one_is_used_up(bench: Bench) -> None:
+    """What the broker sends while a consumer is cancelled goes back as redelivered, though nobody has handled it."""
+    await bench.consumer.consume(3)
+    bench.channel.deliver(1)
+    await bench.settled()
+    bench.channel.deliver(2)
+    bench.channel.history.clear()
+    await bench.consumer.consume(6)
+    assert bench.channel.history == []
+    bench.channel.deliver(3)
+    await bench.settled()
+    assert bench.channel.history == ["cancel", "qos 6", "consume"]
+
+
 async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(bench: Bench) -> None:
     """An acknowledgement before would have the broker send a delivery that pika requeues as if it had been handled."""
     channel, consumer = bench.channel, bench.consumer
@@ -166,6 +180,9 @@ async def test_what_was_settled_before_consumers_are_cancelled_is_acknowledged_f
     await bench.consumer.consume(3)
     bench.channel.deliver(1)
     bench.consumer.acknowledge(1)
+    await bench.settled()
+    assert bench.channel.history == ["qos 1", "consume", "ack up to 1"]
+    bench.channel.deliver(2)
     await bench.settled()
     assert bench.channel.history.index("ack up to 1") < bench.channel.history.index("cancel")
 

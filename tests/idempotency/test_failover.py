@@ -196,6 +196,11 @@ ANSWERS = [
         "NOPERM",
         False,
     ),
+    (
+        "ERR ACL failure in script: User worker has no permissions to run the 'hdel' command script: 4ca2",
+        "NOPERM",
+        False,
+    ),
     ("WRONGTYPE Operation against a key holding the wrong kind of value", None, False),
     ("ERR unknown command", None, False),
 ]

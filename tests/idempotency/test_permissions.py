@@ -68,7 +68,18 @@ async def test_the_probe_notices_each_missing_command(login: Login, own_redis: L
     with redis.Redis.from_url(own_redis.url) as raw:
         raw.script_flush()
     try:
-        with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not do this$"):
+        # Of a command within a script Redis 7.0 does not say which one it is.
+        named = rf"^Redis: NOPERM: the user may not run ({re.escape(missing)}|one of the commands that docs/\S+ names)$"
+        with pytest.raises(StoreRefused, match=named):
+            await store.ping()
+    finally:
+        await store.close()
+
+
+async def test_the_probe_notices_that_the_user_has_other_keys(login: Login) -> None:
+    store = RedisStore(login(COMMANDS), "other", ttl_s=60, lease_s=LONG_S)
+    try:
+        with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not use the keys of WORKER_NAMESPACE$"):
             await store.ping()
     finally:
         await store.close()

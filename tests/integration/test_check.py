@@ -1,6 +1,7 @@
 """``onenet-worker check``: the exit code, and the report of each part that cannot be used."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from tests.support.proxies import raw_server
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on, delete_on
+from worker.amqp.topology import EXECUTE
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
@@ -155,14 +157,26 @@ def test_without_a_queue_of_its_own_check_sees_missing_bindings_and_leaves_nothi
     topology, channel = deployment.topology, deployment.upstream.channel
     declare_on(channel, topology)
     usual = rights("^$", ".*", ".*")
+    of_workers = "|".join(
+        re.escape(exchange.name) for exchange in topology.exchanges() if exchange.name != topology.commands_exchange
+    )
     unbound, *_ = (topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s)
     with deployment.worker(AMQP_DECLARE="false", **usual) if has_worker else nullcontext():
         assert check(deployment, AMQP_DECLARE="false", **usual)[0] == 0
+        code, lines = check(deployment, AMQP_DECLARE="false", **rights("^$", f"^({of_workers})$", ".*"))
+        assert (code, "cannot be told by this user" in lines[""][0]) == (0, True)
+        usual = rights("^$", ".*", ".*")
         channel.queue_unbind(unbound, topology.retry_exchange, unbound)
         code, faults = check(deployment, AMQP_DECLARE="false", **usual)
         assert code == 1
-        [fault] = faults["topology"]
-        assert fault == f"no binding: {topology.retry_exchange} does not lead to {unbound}"
+        assert faults["topology"] == [f"no binding: {topology.retry_exchange} does not lead to {unbound}"]
+        channel.queue_bind(unbound, topology.retry_exchange, unbound)
+        for exchange in (topology.commands_exchange, topology.returns_exchange):
+            channel.queue_unbind(topology.execute_queue, exchange, EXECUTE)
+            code, faults = check(deployment, AMQP_DECLARE="false", **usual)
+            assert code == 1
+            assert faults["topology"] == [f"no binding: {exchange} does not lead to {topology.execute_queue}"]
+            channel.queue_bind(topology.execute_queue, exchange, EXECUTE)
         wait_until(lambda: deployment.upstream.count(topology.execute_queue) == 0, PATIENCE_S, "the end of the probes")
 
 

@@ -82,6 +82,12 @@ class Broker:
         self._is_prepared = False  # the topology was found as it should be, and nothing has shown otherwise since
         self._suspects = Suspects()
         self._first_refused_at: float | None = None
+        self.other_consumers = 0
+        """The number of other consumers of the command queue when a session last looked at the topology first.
+
+        Of a queue with a single active consumer the broker counts the active one only, so that a standby never sees the
+        others beside its own (measured on 3.10).
+        """
         self.refused_s = 0.0
         """From the first to the latest connection that the broker refused to this user since the last session."""
 
@@ -153,6 +159,8 @@ class Broker:
             self._session = session
             self._connected_at = self._loop.time()
             self._first_refused_at, self.refused_s = None, 0.0
+            if not self._is_prepared:
+                self.other_consumers = session.other_consumers
             if session.other_consumers and self._on_other_consumers is not None:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
@@ -217,15 +225,6 @@ class Broker:
         return 0 if self._session is None else self._session.consumer.consumers
 
     @property
-    def other_consumers(self) -> int:
-        """The number of other consumers of the command queue when the session began.
-
-        Of a queue with a single active consumer the broker counts the active one only, so that a standby never sees the
-        others beside its own (measured on 3.10).
-        """
-        return 0 if self._session is None else self._session.other_consumers
-
-    @property
     def unacknowledged(self) -> int:
         """The number of unacknowledged deliveries."""
         return 0 if self._session is None else self._session.consumer.unacknowledged
@@ -238,7 +237,8 @@ class Broker:
             return None
 
     def reconnect(self, reason: str) -> None:
-        """End the session, if there is one, so that the next one begins."""
+        """End the session, if there is one; the next one looks at the topology and at other consumers first."""
+        self._is_prepared = False
         if self._session is not None:
             self._session.consumer.channel.fail(BrokerUnavailable(reason))
 

@@ -84,11 +84,18 @@ class QueueConsumer:
         await self._apply_prefetch()
 
     async def _apply_prefetch(self, *, force_new_consumer: bool = False) -> None:
-        """Replace the consumer until its prefetch is the wanted one, as it is by then."""
+        """Replace the consumer by one with the wanted prefetch, as it is by then.
+
+        A larger prefetch waits until the present one is used up, and is needed only then: what arrives while a consumer
+        is cancelled goes back as redelivered.
+        """
         async with self._consumer_change:
-            prefetch = min(self._wanted_prefetch, 1) if self._is_cautious else self._wanted_prefetch
+            prefetch = self._allowed_prefetch
             if prefetch == self._prefetch and not force_new_consumer:
                 return
+            self._send_acknowledgements()
+            if 0 < self._prefetch < prefetch and not self._is_used_up and not force_new_consumer:
+                return  # the delivery that uses it up continues here
             held = await self._cancel_consumer()
             # The one delivery taken alone counts too, or there would be one too many. Others stay held for longer,
             # behind busy devices, and must not take the place of those for devices that are free.
@@ -117,13 +124,10 @@ class QueueConsumer:
         """
         if self._consumer_tag is None:
             return 0
-        self._send_acknowledgements()
         self._deferred_acks = []
         end = self._loop.time() + DRAIN_PREFETCH_S
         # While a large message is held nothing else is read, so that nothing can arrive.
-        while len(self._unacknowledged_of_consumer) < self._consumer_prefetch and (
-            self._large or self._loop.time() < end
-        ):
+        while not self._is_used_up and (self._large or self._loop.time() < end):
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_PREFETCH_S if self._large else end - self._loop.time()):
                     await self._next_change()
@@ -136,6 +140,15 @@ class QueueConsumer:
         for tag in deferred:
             self.acknowledge(tag)
         return held
+
+    @property
+    def _allowed_prefetch(self) -> int:
+        return min(self._wanted_prefetch, 1) if self._is_cautious else self._wanted_prefetch
+
+    @property
+    def _is_used_up(self) -> bool:
+        """Whether the broker sends nothing more to this consumer until a delivery of it is acknowledged."""
+        return len(self._unacknowledged_of_consumer) >= self._consumer_prefetch
 
     @property
     def unacknowledged(self) -> int:
@@ -208,7 +221,7 @@ class QueueConsumer:
         if self.channel.lost.done():
             return  # the broker delivers it again, to the next session
         tag: int = method.delivery_tag
-        if method.exchange == self._topology.returns_exchange and PROBE in (properties.headers or {}):
+        if not body and PROBE in (properties.headers or {}):
             self.channel.invoke(self.channel.pika_channel.basic_ack, tag)
             return
         self._unacknowledged[tag] = None
@@ -225,6 +238,8 @@ class QueueConsumer:
             is_moved=exchange in self._topology.exchanges_closed_to_upstream,
         )
         self._adapt_caution(delivery)
+        if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
+            self._run_in_background(self._apply_prefetch())
         if len(body) > MAX_BODY_BYTES:
             self._read_nothing_beside(tag)
         self._on_delivery(delivery)
@@ -238,7 +253,7 @@ class QueueConsumer:
         elif self._is_cautious and len(delivery.body) <= MAX_BODY_BYTES:  # a large one is taken alone anyway
             self._cautious_deliveries_left -= 1
             self._is_cautious = self._cautious_deliveries_left > 0
-        if was_cautious != self._is_cautious:
+        if self._is_cautious and not was_cautious:
             self._run_in_background(self._apply_prefetch())
 
     def _read_nothing_beside(self, tag: int) -> None:

@@ -133,14 +133,17 @@ def _on_no_message(*_: object) -> None:
 
 
 def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
-    """Send a probe through each delay queue and back; returns the faults, and what could not be told.
+    """Send probes to the command queue, and through each delay queue and back.
 
-    The probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
-    queue, if that is empty otherwise.
+    A probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
+    queue, if that is empty otherwise. Dead letters and replies get none: somebody might read it.
 
     Args:
         connection: to the broker.
         topology: the expected one.
+
+    Returns:
+        The faults, and what could not be told.
 
     Raises:
         BrokerUnavailable: the connection was lost.
@@ -165,7 +168,7 @@ class _Circuit:
         self._topology = topology
         self._channel = self._open()
         self._name = str(uuid4())
-        self._arrived: set[str] = set()  # the queues through which a probe came back; "" of the one that was in none
+        self._arrived: set[str] = set()  # the exchanges and delay queues whose probe has come to the command queue
 
     def run(self) -> None:
         topology = self._topology
@@ -174,20 +177,32 @@ class _Circuit:
         if not has_worker and state.message_count:
             self.untold.append("whether what rests comes back was not tried: commands wait, and no worker is running")
             return
-        comes_back = self._publish(topology.returns_exchange, EXECUTE, "", expiration=None)
-        if not comes_back:
-            self.faults.append(f"no binding: {topology.returns_exchange} does not lead to {topology.execute_queue}")
+        leading: set[str] = set()
+        for exchange in (topology.returns_exchange, topology.commands_exchange):
+            try:
+                is_routed = self._publish(exchange, EXECUTE, exchange, expiration=None)
+            except ChannelClosedByBroker as exc:
+                if exc.reply_code != _ACCESS_REFUSED or exchange != topology.commands_exchange:
+                    raise
+                self._channel = self._open()  # workers need no right to write there
+                self.untold.append(f"whether {exchange} leads to {topology.execute_queue} cannot be told by this user")
+                continue
+            if is_routed:
+                leading.add(exchange)
+            else:
+                self.faults.append(f"no binding: {exchange} does not lead to {topology.execute_queue}")
+        comes_back = topology.returns_exchange in leading
         is_watched = self._watch()
         queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
         sent = [name for name in queues if self._publish(topology.retry_exchange, name, name, expiration="1")]
         self.faults += [
             f"no binding: {topology.retry_exchange} does not lead to {name}" for name in queues if name not in sent
         ]
-        takes_back = not has_worker and comes_back
-        is_undisturbed = self._wait_for({*sent, ""} if takes_back else set(sent), takes_back=takes_back)
+        to_take: set[str] = set() if has_worker else {*leading, *(sent if comes_back else ())}
+        is_undisturbed = self._wait_for({*to_take, *(sent if is_watched else ())}, len(to_take))
         if not is_undisturbed:
             self.untold.append("a command arrived meanwhile: the next worker drops the probes that are left")
-        if not is_watched and not (takes_back and is_undisturbed):
+        if not is_watched and not (is_undisturbed and comes_back and not has_worker):
             self.untold.append(
                 "whether what rests comes back cannot be told: this user may not have a queue of its own"
             )
@@ -245,20 +260,24 @@ class _Circuit:
             self._arrived.add(probe)
         return name == self._name
 
-    def _wait_for(self, probes: set[str], *, takes_back: bool) -> bool:
-        """Wait until the probes have come back and, where no worker drops them, take them out of the command queue.
+    def _wait_for(self, probes: set[str], to_take: int) -> bool:
+        """Wait until the probes have come and, where no worker drops them, take them out of the command queue.
+
+        Args:
+            probes: those that are seen.
+            to_take: how many to take out of the command queue.
 
         Returns:
             False if another message was in the way there, which is left: each look would count as a delivery of it.
         """
-        deadline, taken = time.monotonic() + _COMES_BACK_S, 0
-        while time.monotonic() < deadline and not (probes <= self._arrived and taken == len(probes) * takes_back):
-            method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if takes_back else _NOTHING
+        deadline = time.monotonic() + _COMES_BACK_S
+        while time.monotonic() < deadline and (to_take or not probes <= self._arrived):
+            method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if to_take else _NOTHING
             if method is None:
                 self._connection.process_data_events(time_limit=0.05)
             elif properties is not None and self._note(properties):
                 self._channel.basic_ack(_tag(method))
-                taken += 1
+                to_take -= 1
             else:
                 self._channel.basic_nack(_tag(method))
                 return False

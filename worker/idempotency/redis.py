@@ -44,7 +44,7 @@ from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
 from worker.idempotency.latest_address import LatestAddress
-from worker.idempotency.redis_errors import LASTING, MEANINGS, NotReplicated, code_of
+from worker.idempotency.redis_errors import LASTING, NotReplicated, Unreachable, code_of, meaning_of
 from worker.idempotency.redis_facts import OPTIONS, SECTIONS, inspection
 from worker.idempotency.redis_server import ERRORS, RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
@@ -363,15 +363,17 @@ class RedisStore:
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
-    """Return why Redis cannot be used: its code, its answer, or the error's type: other texts may contain the URL."""
+    """Return why Redis cannot be used: its code, its answer, or the error's type: other texts may contain secrets."""
     code = code_of(error)
     if code is None:
         if isinstance(error, redis.ResponseError):
             answer = " ".join(str(error).split())[:_MAX_ANSWER]
             return StoreRefused(f"Redis: {answer}", concerns_all=False)
-        return StoreUnavailable(f"Redis: {type(error).__name__}")
+        if isinstance(error, redis.TimeoutError):
+            return StoreUnavailable("Redis: no answer in time")
+        return StoreUnavailable(f"Redis: {error if isinstance(error, Unreachable) else type(error).__name__}")
     kind = StoreUnusable if code == "CLUSTER" else StoreRefused
-    return kind(f"Redis: {code}: {MEANINGS[code]}")
+    return kind(f"Redis: {meaning_of(error)}")
 
 
 def _read_reply(text: str, command_id: str) -> Reply | None:

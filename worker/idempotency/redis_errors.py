@@ -38,17 +38,38 @@ _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.AuthenticationWrongNumberOfArgsError: "NOAUTH",
 }
 # Up to version 6 Redis quotes the error of a command within a script: "ERR Error running script (…): -READONLY …".
-# Of a command within a script Redis 7 gives no code.
-_FORBIDDEN_IN_SCRIPT = "The user executing the script can't"
+# Of a command within a script Redis 7 and 8 give no code, and Redis 7.0 does not name the command.
+_FORBIDDEN_IN_SCRIPT = re.compile("The user executing the script can't|ACL failure in script")
+_FORBIDDEN_COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
 
 
 def code_of(error: redis.RedisError) -> str | None:
     """Return the error's code if it is one of ``MEANINGS``, else None."""
-    if isinstance(error, redis.ResponseError) and _FORBIDDEN_IN_SCRIPT in str(error):
+    if isinstance(error, redis.ResponseError) and _FORBIDDEN_IN_SCRIPT.search(str(error)):
         return "NOPERM"
     found = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
     return _CLASSES.get(type(error), found and found[1])
+
+
+def meaning_of(error: redis.RedisError) -> str | None:
+    """Return the error's code and what it means, and for a missing permission which one; None: it has no such code."""
+    code, text = code_of(error), str(error)
+    if code is None:
+        return None
+    meaning = MEANINGS[code]
+    if code == "NOPERM":
+        if found := _FORBIDDEN_COMMAND.search(text):
+            meaning = f"the user may not run {found[1]}"
+        elif " key" in text:
+            meaning = "the user may not use the keys of WORKER_NAMESPACE"
+        elif _FORBIDDEN_IN_SCRIPT.search(text):
+            meaning = "the user may not run one of the commands that docs/operations.md names"
+    return f"{code}: {meaning}"
+
+
+class Unreachable(redis.ConnectionError):
+    """There is no connection. The text says why, without secrets."""
 
 
 class NotReplicated(redis.ResponseError):

@@ -1,6 +1,7 @@
 """Connections to the Redis server that has the records: the one of the URL, or the primary that the Sentinels name."""
 
 import asyncio
+import ssl
 from collections import Counter
 from typing import Any
 
@@ -11,9 +12,11 @@ from redis.backoff import NoBackoff
 
 from worker.core.redis_address import RedisAddress
 from worker.idempotency.latest_address import LatestAddress
+from worker.idempotency.redis_errors import Unreachable
 
 ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
 SENTINEL_S = 0.4  # for the answer of a Sentinel
+_CONNECT_SHARE = 0.9  # of the caller's time limit, which would not tell what took so long
 
 
 class RedisServer:
@@ -21,7 +24,7 @@ class RedisServer:
 
     Args:
         latest: the address of the server or of the Sentinels.
-        timeout_s: of connecting, where the URL gives no other.
+        timeout_s: of the caller; the URL may give a shorter one for connecting.
     """
 
     def __init__(self, latest: LatestAddress, timeout_s: float) -> None:
@@ -41,14 +44,20 @@ class RedisServer:
         try:
             await connection.connect()
             await _refuse_cluster(connection)
-        except BaseException:  # a timeout too
+        except redis.ConnectionError as exc:
+            await connection.disconnect(nowait=True)
+            raise _without_secrets(exc) from exc
+        except redis.TimeoutError as exc:
+            await connection.disconnect(nowait=True)
+            raise Unreachable(f"no connection{' with TLS' * address.is_encrypted} in time") from exc
+        except BaseException:  # the caller's time limit too
             await connection.disconnect(nowait=True)
             raise
         return connection
 
     def _options(self, address: RedisAddress) -> dict[str, Any]:
         return {
-            "socket_connect_timeout": self._timeout_s,
+            "socket_connect_timeout": _CONNECT_SHARE * self._timeout_s,
             **{name: value for name, value in address.options.items() if name != "socket_timeout"},
             # A claim whose answer was lost may have been granted.
             "retry": Retry(NoBackoff(), 0),
@@ -79,7 +88,7 @@ async def _primary(address: RedisAddress) -> tuple[str, int]:
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
     if not votes:
-        raise redis.ConnectionError("no Sentinel names a primary")
+        raise Unreachable(f"no Sentinel names a primary {address.master}")
     return votes.most_common(1)[0][0]
 
 
@@ -98,6 +107,15 @@ async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tup
     finally:
         for client in sentinel.sentinels:
             await client.aclose()
+
+
+def _without_secrets(error: redis.ConnectionError) -> redis.ConnectionError:
+    """Return why there is no connection, in words of the operating system or of TLS, which know no secret."""
+    origin = error.__context__
+    if type(error) is not redis.ConnectionError or not isinstance(origin, OSError):
+        return error  # an answer of Redis
+    reason = origin.verify_message if isinstance(origin, ssl.SSLCertVerificationError) else origin.strerror
+    return Unreachable(reason or type(origin).__name__)
 
 
 async def _refuse_cluster(connection: Any) -> None:
