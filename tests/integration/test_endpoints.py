@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
+from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
@@ -230,14 +232,22 @@ def test_a_standby_of_a_single_active_consumer_stays_live_and_ready(
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue, lambda *_: None)  # takes one delivery and keeps it
     settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS)
-    with deployment.worker(**settings, AMQP_DECLARE="false") as worker:
+    with (
+        closing(Proxy(deployment.broker_url)) as proxy,
+        deployment.worker(**settings, AMQP_DECLARE="false", AMQP_URL=proxy.url) as worker,
+    ):
         for _ in range(3):
             deployment.upstream.publish(a_command())
         endpoints.wait_for_ready_messages()
         worker.wait_for("consumer_started", count=2)  # to be sure, it has reconnected once
+        endpoints.wait_for("/livez", 200)  # with so short a wait a slow broker looks like one that gives no consumer
+        assert endpoints.stays_live(3)
+        proxy.cut()  # what it knows of the other consumer outlasts the connection
+        worker.wait_for("consumer_started", count=3)
+        endpoints.wait_for("/livez", 200)
         assert endpoints.stays_live(3)
         assert endpoints.wait_for("/readyz", 200)["ready"]
-        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 2
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 3
 
 
 def test_a_paused_worker_stays_live_and_is_not_ready(tmp_path: Path, broker_url: str, endpoints: Endpoints) -> None:
