@@ -21,7 +21,8 @@ SETTLED_S = 40 + 60
         (True, REDELIVERED_S - 1, LONG_TTL_S, Loss.OF_REDELIVERIES),
         (True, REDELIVERED_S, LONG_TTL_S, Loss.NONE),
         (False, 0, LONG_TTL_S, Loss.OF_REDELIVERIES),
-        (False, SETTLED_S, LONG_TTL_S, Loss.NONE),
+        (False, REDELIVERED_S - 1, LONG_TTL_S, Loss.OF_REDELIVERIES),
+        (False, REDELIVERED_S, LONG_TTL_S, Loss.NONE),
         (False, REDELIVERED_S, LONG_TTL_S - 1, Loss.OF_REDELIVERIES),  # the record may have expired
     ],
 )

@@ -66,11 +66,19 @@ class EngineOnRedis(Engine):
 
     def set_back(self, state: dict[bytes, bytes]) -> None:
         """Lose all writes since a state."""
+        self.restore(state)
+        self.promote()
+
+    def restore(self, state: dict[bytes, bytes]) -> None:
+        """Have the records of an earlier state, on the same server."""
         for name in self._redis.keys(f"{{{self._namespace}}}:*"):
             self._redis.delete(name)
         for name, value in state.items():
             self._redis.restore(name, 60_000, value)
-        self.promote()
+
+    def let_another_server_have_written(self) -> None:
+        """Let the epoch be one of another server, as after its data was copied to this one."""
+        self._redis.hset(f"{{{self._namespace}}}:epoch", "run", "0" * 40)
 
     def promote(self) -> None:
         """Make the server a replica of nothing, and the primary again, with a new history."""
@@ -240,9 +248,95 @@ async def test_what_was_never_claimed_is_sent_at_once_after_a_kill(engine: Engin
 async def test_a_store_that_is_new_to_the_workers_proves_nothing_about_redeliveries(engine: EngineOnRedis) -> None:
     """It may have been emptied while no worker ran, or the workers may have used another store."""
     assert reply_of(await engine.process(a_task(command_id="b", args="b"))).status == "accepted"
+    engine.age(REDELIVERED_S - 10)
     expect_reconciliation(await engine.process(a_task(redelivered())))
-    engine.settle()
+    engine.age(11)
     assert reply_of(await engine.process(a_task(redelivered(), command_id="c", args="c"))).status == "accepted"
+
+
+async def test_an_epoch_does_not_age_before_the_first_claim(engine: EngineOnRedis) -> None:
+    """The workers probe an emptied store long before the broker is back, which then redelivers."""
+    store = engine.new_store()
+    await store.ping()
+    engine.age(REDELIVERED_S)
+    await store.ping()
+    engine.age(REDELIVERED_S)
+    expect_reconciliation(await engine.process(a_task(redelivered())))
+
+
+async def test_what_has_arrived_in_this_epoch_is_sent_at_once_after_a_kill(engine: EngineOnRedis) -> None:
+    """Also on a new store: the record of the arrival shows that there was no earlier attempt."""
+    await engine.unstarted.note_arrival(a_task())
+    engine.restart_on_redis()
+    assert reply_of(await engine.process(a_task(redelivered()))).status == "accepted"
+    assert engine.announced == []
+
+
+async def test_an_arrival_proves_nothing_after_a_loss(engine: EngineOnRedis) -> None:
+    await engine.unstarted.note_arrival(a_task())
+    before = engine.state()
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.set_back(before)
+    await assert_sent_once(engine, redelivered())
+
+
+async def test_an_arrival_soon_after_a_loss_proves_nothing(engine: EngineOnRedis) -> None:
+    """Upstream may have published the command again, and the record of the first attempt may be lost."""
+    await begin_long_ago(engine)
+    engine.promote()
+    task = a_task(Envelope(arrived_at=engine.now().timestamp() - 20))
+    await engine.unstarted.note_arrival(task)
+    engine.settle()
+    await engine.unstarted.note_arrival(task)  # from a worker that hung for a while
+    expect_reconciliation(await engine.process(a_task(redelivered())))
+
+
+async def test_an_arrival_changes_no_record(engine: EngineOnRedis) -> None:
+    task = a_task()
+    assert reply_of(await engine.process(task)).status == "accepted"
+    before = engine.state()
+    await engine.unstarted.note_arrival(task)
+    assert engine.state() == before
+
+
+async def test_arrivals_are_noted_only_where_a_redelivery_would_be_in_doubt(engine: EngineOnRedis) -> None:
+    store, shortly = engine.new_store(), engine.new_store(ttl_s=60)
+    assert store.wants_arrivals
+    await begin_long_ago(engine)
+    for each in (store, shortly):
+        await each.claim(key("x"), engine.now())
+    assert (store.wants_arrivals, shortly.wants_arrivals) == (False, True)
+
+
+@pytest.mark.parametrize("follows_loss", [False, True])
+async def test_a_return_to_records_of_before_is_a_loss(engine: EngineOnRedis, follows_loss: bool) -> None:
+    """A name or a virtual address leads to another server and back, or the keys are restored from a copy."""
+    await begin_long_ago(engine)
+    if follows_loss:
+        engine.promote()
+        await engine.process(a_task(command_id="b", args="b"))
+        engine.age(2 * REDELIVERED_S)
+    before = engine.state()
+    engine.let_another_server_have_written()
+    await engine.process(a_task(command_id="c", args="c"))
+    engine.settle()
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.restore(before)
+    await assert_sent_once(engine, redelivered())
+
+
+async def test_a_record_from_before_a_return_to_former_records_proves_nothing(engine: EngineOnRedis) -> None:
+    """It says that the command was not sent, and a later attempt is recorded on the other server."""
+    await begin_long_ago(engine)
+    engine.platform.answers = [NotSent("refused")]
+    retry = engine.copy_of(expect_retry(await engine.process(a_task())))
+    before = engine.state()
+    engine.let_another_server_have_written()
+    await engine.process(a_task(command_id="c", args="c"))
+    engine.settle()
+    await engine.process(a_task(a_copy(), command_id="d", args="d"))
+    engine.restore(before)
+    expect_reconciliation(await engine.process(a_task(redelivered(retry))))
 
 
 async def test_a_record_that_says_not_sent_counts_for_a_redelivery_unless_writes_were_lost(
@@ -300,6 +394,7 @@ async def test_a_claim_that_too_few_replicas_have_leaves_the_doubt_of_a_loss(eng
     claim = await engine.new_store().claim(lost, datetime.now(UTC))
     assert isinstance(claim, Unresolved)
     assert claim.doubt.since is None
+    assert claim.doubt.until > datetime.now(UTC) + timedelta(seconds=LEASE_S - 10)  # a worker that hangs may send it
 
 
 async def test_a_store_that_seems_new_leaves_time_for_a_worker_that_hangs(engine: EngineOnRedis) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.support.stores import DOUBT, LONG_S, NOW, U1, U2, U, assign, complete, failure, held, key, reply
 from worker.core.claims import Completed, InProgress, KeyReused, KnownNotSent, Unresolved, Unseen
-from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, Owner
 from worker.core.rate import Rate
@@ -122,10 +121,22 @@ async def test_an_unreadable_record_leaves_its_command_in_doubt(rig: Rig, unread
     rig.write(unreadable)
     claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
-    assert (claim.doubt, claim.holder_crashed) == (DoubtWindow(None, NOW), False)
+    assert (claim.doubt.since, claim.holder_crashed) == (None, False)
+    # A lease that was granted before this first epoch may last as long.
+    assert NOW <= claim.doubt.until <= NOW + timedelta(seconds=LONG_S)
     assert await rig.store.claim(key("a"), NOW) == InProgress(None)
     await complete(rig.store, claim.lease, reply("a", U))
     assert await rig.store.claim(key("a"), NOW) == Completed(reply("a", U))
+
+
+@pytest.mark.parametrize("field", ["id", "run", "replication", "since", "loss", "used", "claimed"])
+async def test_an_unreadable_epoch_begins_another_one(rig: Rig, field: str) -> None:
+    await rig.store.claim(key("a"), NOW)
+    for value in (*NO_TIMES, "-1e18", b"\xff" * 16):
+        rig.redis.hset(rig.name("epoch"), field, value)
+        claim = await rig.store.claim(key(f"b{uuid4()}"), NOW)
+        assert isinstance(claim, Unseen)
+        assert claim.unrecorded_until >= NOW
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "set", "zset", "stream"])

@@ -168,6 +168,18 @@ class IdempotencyStore(Protocol):
             is_first: as far as the delivery says, there was none before it.
         """
 
+    @property
+    def wants_arrivals(self) -> bool:
+        """Whether a redelivery without a record would be in doubt, so that first arrivals are worth a record."""
+
+    async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
+        """Record that a command has arrived for the first time, so that until it is claimed it is known not sent.
+
+        Args:
+            key: the command.
+            arrived_at: when it did, aware.
+        """
+
     async def is_known_not_sent(self, key: Key) -> bool | None:
         """Return whether a record says that a command is known not to have been sent, without claiming it.
 
@@ -200,7 +212,7 @@ class IdempotencyStore(Protocol):
     async def ping(self) -> None:
         """Do what the work does, on a record of its own, so that whatever refuses the work refuses this."""
 
-    async def inspect(self) -> "Inspection":
+    async def inspect(self) -> Inspection:
         """Return what an operator should know of the store's server."""
 
     async def close(self) -> None:

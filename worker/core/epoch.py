@@ -4,13 +4,14 @@ An epoch is a time during which the store has lost nothing. Another one begins w
 server, and where nothing tells what was before.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from worker.core.claims import Lease, Loss, Unseen
 
 # A delivery that nobody acknowledges is returned after the broker's consumer_timeout, 30 minutes by default; until then
-# its redelivery may miss a record that was lost.
+# its redelivery may miss a record that was lost before the epoch began.
 REDELIVERED_S = 3600.0
 LONG_TTL_S = 24 * 3600.0  # a record that lives shorter may have expired before its command is redelivered
 
@@ -32,6 +33,11 @@ class Retention:
         """How long after a loss an attempt may be in progress, or invisible, whose record was lost."""
         return self.lease_s + self.reconcile_delay_s
 
+    @property
+    def risky_s(self) -> float:
+        """How long after an epoch began a redelivery may miss its record; infinite if records live shortly."""
+        return max(REDELIVERED_S, self.unsettled_s) if self.ttl_s >= LONG_TTL_S else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -43,19 +49,18 @@ class Epoch:
     began_at: datetime
     follows_loss: bool
 
+    def age_s(self, now: datetime) -> float:
+        """Return how long ago it began, in seconds."""
+        return (now - self.began_at).total_seconds()
+
     def unseen(self, lease: Lease, now: datetime, retention: Retention) -> Unseen:
         """Return the claim of a command without a record."""
         unsettled_s = retention.unsettled_s
-        age_s = (now - self.began_at).total_seconds()
+        age_s = self.age_s(now)
         if self.follows_loss and age_s < unsettled_s:
             loss = Loss.ANY
-        elif (
-            age_s < (max(REDELIVERED_S, unsettled_s) if self.follows_loss else unsettled_s)
-            or retention.ttl_s < LONG_TTL_S
-        ):
-            loss = Loss.OF_REDELIVERIES
         else:
-            loss = Loss.NONE
+            loss = Loss.OF_REDELIVERIES if age_s < retention.risky_s else Loss.NONE
         forgotten_before = self.began_at + timedelta(seconds=unsettled_s if self.follows_loss else 0)
         return Unseen(lease, self.unrecorded_until(now, retention), forgotten_before, loss)
 

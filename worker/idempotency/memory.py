@@ -143,6 +143,13 @@ class MemoryStore:
             return self._accepted.find(key, self._clock()) is not None
         return any((record.reply, record.doubt, record.lease_ends_at))
 
+    @property
+    def wants_arrivals(self) -> bool:
+        return False  # the consumer marks what it did not start
+
+    async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
+        """Do nothing: records end with the process that a redelivery may come from."""
+
     async def is_known_not_sent(self, key: Key) -> bool | None:
         record = self._records.get(key.command_id)
         if record is None:

@@ -8,13 +8,14 @@ its command is in doubt.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 import redis
@@ -54,6 +55,8 @@ PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
 _MAX_ANSWER = 100  # characters of an error of Redis that is passed on
 _MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
+_LONG_S = 10 * 365 * 24 * 3600.0  # stands for an infinite time
+ClaimKind = Literal["claim", "wait", "probe"]
 _COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SCRIPTS = files("worker.idempotency") / "scripts"
 
@@ -100,8 +103,10 @@ class RedisStore:
         self._retention = Retention(lease_s, reconcile_delay_s, ttl_s)
         self._replicas = replicas
         self._epoch = ""  # the latest that this process has seen
+        self._young_until = math.inf  # monotonic: until then a redelivery without a record is in doubt
         self._probe = f"#{uuid4().hex}"  # no command id contains a #
         self._claim = load_script("claim", "clock", "types", "readable", "epoch")
+        self._arrive = load_script("arrive", "clock", "types", "readable", "epoch")
         self._release = load_script("release", "types", "lease")
         self._ownership = load_script("ownership", "clock", "types", "lease", "owners")
         self._complete = load_script("complete", "types", "lease", "owners")
@@ -129,10 +134,8 @@ class RedisStore:
                 if isinstance(exc, NotReplicated):
                     await self._give_back(key, exc.answer)
                 raise self._failed(exc) from exc
-            epoch_id, age_ms, follows_loss, *answer = answer
-            self._epoch = epoch_id or self._epoch
-            # A server that does not tell who it is may have lost records at any time.
-            epoch = Epoch(now - timedelta(milliseconds=int(age_ms)), follows_loss == "1") if epoch_id else None
+            epoch_facts, answer = answer[:3], answer[3:]
+            epoch = self._read_epoch(epoch_facts, now)
             match answer:
                 case ["key-reused"]:
                     return KeyReused()
@@ -159,6 +162,15 @@ class RedisStore:
                     return Unresolved(lease, doubt, holder_crashed == "1", loss, unrecorded_until)
                 case _:
                     raise AssertionError(answer)  # the script returns nothing else
+
+    @property
+    def wants_arrivals(self) -> bool:
+        return time.monotonic() < self._young_until
+
+    async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
+        names = [self._keys(key)[0], self._epoch_key]
+        arguments = [key.content_hash.hex(), milliseconds(arrived_at), self._ttl_ms, self._epoch, *self._doubtful_ms]
+        self._read_epoch(await self._run(self._arrive, names, arguments), datetime.now(UTC))
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
         [found] = await self._calls.execute(("HMGET", self._keys(key)[0], "digest", "state", "until"))
@@ -216,16 +228,18 @@ class RedisStore:
         """
         now = datetime.now(UTC)
         key = Key(self._probe, b"", self._probe.encode())
-        names, arguments = self._claim_of(key, now, ["", "", ""], b"", is_first=True)
+        names, arguments = self._claim_of(key, now, ["", "", ""], b"", is_first=True, kind="probe")
         owner = self._owner_key(self._probe)
         delete = ("DEL", *names[:2], owner)
         _, claim = await self._probed(
             self._pings.execute(delete), self._pings.run(self._claim, names, arguments, is_durable=True)
         )
-        if claim[3] != "unseen":
-            return  # another probe is under way
-        self._epoch = claim[0] or self._epoch
-        lease = Lease(key, int(claim[4]), 0.0)
+        self._read_epoch(claim[:3], now)
+        match claim[3:]:
+            case ["unseen", token, *_]:
+                lease = Lease(key, int(token), 0.0)
+            case _:
+                return  # another probe is under way
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
         await self._probed(
             self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
@@ -277,16 +291,43 @@ class RedisStore:
     def _owner_key(self, spelling: str) -> str:
         return f"{self._prefix}uuid:{spelling}"
 
+    @property
+    def _epoch_key(self) -> str:
+        return f"{self._prefix}epoch"
+
+    @property
+    def _doubtful_ms(self) -> tuple[int, int]:
+        """How long after a loss first deliveries are in doubt, and redeliveries."""
+        retention = self._retention
+        return round(retention.unsettled_s * 1000), round(min(retention.risky_s, _LONG_S) * 1000)
+
+    def _read_epoch(self, facts: Sequence[str], now: datetime) -> Epoch | None:
+        """Note the present epoch; None: the server does not tell who it is, and may have lost records at any time."""
+        epoch_id, age_ms, follows_loss = facts
+        if not epoch_id:
+            self._young_until = -math.inf  # no record of an arrival would prove anything
+            return None
+        self._epoch = epoch_id
+        epoch = Epoch(now - timedelta(milliseconds=int(age_ms)), follows_loss == "1")
+        self._young_until = time.monotonic() + self._retention.risky_s - epoch.age_s(now)
+        return epoch
+
     def _claim_of(
-        self, key: Key, now: datetime, discarded: Sequence[object], unreadable: bytes, *, is_first: bool
+        self,
+        key: Key,
+        now: datetime,
+        discarded: Sequence[object],
+        unreadable: bytes,
+        *,
+        is_first: bool,
+        kind: ClaimKind = "claim",
     ) -> tuple[list[str], list[object]]:
-        lease_ms = round(self._lease_s * 1000)
-        unsettled_ms = round(self._retention.unsettled_s * 1000)
         identity = [key.command_id, key.content_hash.hex(), milliseconds(now)]
-        wait = int(self._replicas > 0)
-        arguments = [*identity, lease_ms, self._ttl_ms, *discarded, unreadable, self._epoch, wait]
-        arguments += [unsettled_ms, int(is_first)]
-        return [*self._keys(key), f"{self._prefix}epoch"], arguments
+        arguments = [*identity, round(self._lease_s * 1000), self._ttl_ms, *discarded, unreadable, self._epoch]
+        if kind == "claim" and self._replicas:
+            kind = "wait"
+        arguments += [kind, *self._doubtful_ms, int(is_first)]
+        return [*self._keys(key), self._epoch_key], arguments
 
     def _ownership_of(
         self, lease: Lease, uuids: Sequence[str], lookalikes: Sequence[str]

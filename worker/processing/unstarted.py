@@ -1,5 +1,8 @@
 """Postpones or republishes deliveries that were not started, and keeps their attempts, doubt and crash counts."""
 
+from contextlib import suppress
+from datetime import UTC, datetime
+
 from worker.core.backoff import postponement_s
 from worker.core.claims import IdempotencyStore, Key
 from worker.core.clock import Clock
@@ -9,6 +12,7 @@ from worker.core.doubt import doubt_of_copy, is_forgotten
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Task
 from worker.core.resolution import Postpone
+from worker.errors import StoreError
 from worker.processing.circuit_breaker import CircuitBreakers
 
 
@@ -61,6 +65,17 @@ class Unstarted:
         if is_forgotten(local.forgotten_before, task.envelope):
             return DoubtWindow(None, local.forgotten_before)
         return DoubtWindow(None, now) if local.was_claimed(key_of(task.command)) else None
+
+    def wants_note(self, task: Task) -> bool:
+        """Tell whether a delivery that has just arrived should be noted."""
+        is_first = not (task.envelope.may_have_been_sent or task.envelope.is_copy)
+        return is_first and task.command is not None and self._store.wants_arrivals
+
+    async def note_arrival(self, task: Task) -> None:
+        """Record that a command has arrived: if this worker is killed before it claims it, it is not in doubt."""
+        assert task.command is not None  # otherwise it has no record
+        with suppress(StoreError):  # it may be in doubt then
+            await self._store.note_arrival(key_of(task.command), datetime.fromtimestamp(task.envelope.arrived_at, UTC))
 
     def mark_not_sent(self, task: Task) -> None:
         """Record that a delivery was not started, so that its redelivery is not in doubt."""

@@ -1,9 +1,9 @@
 -- Claims a command. Needs clock.lua, types.lua, readable.lua and epoch.lua.
 -- KEYS: record, lookalikes, epoch.
 -- ARGV: command id, content hash, time of the claim, lease, time to live; of a replay the time of the failure and its
--- doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; whether it waits
--- for replicas, so that there must be a write to wait for; how long after a loss its claims are in doubt; whether the
--- delivery is a first one, as far as it says.
+-- doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; the kind of claim,
+-- as epoch.lua has them; how long after a loss first deliveries are in doubt, and redeliveries; whether the delivery is a
+-- first one, as far as it says.
 -- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', or 'completed', reply, or
 -- 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed, whether the record
 -- is of this epoch.
@@ -18,7 +18,8 @@ if is_type(KEYS[1], 'hash') and redis.call('HSTRLEN', KEYS[1], 'reply') <= 65536
 elseif not is_type(KEYS[1], 'none') then
     is_unreadable = true
 end
-local epoch, began, loss = epoch_of(KEYS[3], ARGV[10], ttl, ARGV[11] == '1')
+local unsettled, risky = tonumber(ARGV[12]), tonumber(ARGV[13])
+local epoch, began, loss = epoch_of(KEYS[3], ARGV[10], ttl, risky, ARGV[11])
 local facts = {epoch, string.format('%.0f', now - began), loss}
 local function answered(...)
     for _, each in ipairs({...}) do facts[#facts + 1] = each end
@@ -55,14 +56,15 @@ local is_of_epoch = epoch ~= '' and r[11] == epoch
 -- so it says so until its holder has recorded what it did.
 local may_be_lost = content_hash and epoch ~= '' and not is_of_epoch
 if not content_hash then
-    local unsettled, is_first = tonumber(ARGV[12]), ARGV[13] == '1'
-    local risky = loss == '1' and math.max(hour, unsettled) or unsettled
-    may_be_lost = (epoch ~= '' and loss == '1' and now - began < unsettled)
-        or (not is_first and (epoch == '' or now - began < risky or ttl < day))
+    local age = now - began
+    may_be_lost = (epoch ~= '' and loss == '1' and age < unsettled)
+        or (ARGV[14] ~= '1' and (epoch == '' or age < risky))
 end
 if may_be_lost then
     if till == '' then since = '' end
-    if till == '' or tonumber(ARGV[3]) > tonumber(till) then till = ARGV[3] end
+    -- On the clock of the claim: a lease from before the epoch may last as long.
+    local ends = tonumber(ARGV[3]) + (epoch == '' and 0 or math.max(0, began + lease - now))
+    if till == '' or ends > tonumber(till) then till = string.format('%.0f', ends) end
 end
 redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'token', token, 'epoch', epoch, 'state', 'held', 'lease', ends,
     'claimed', ARGV[3])
