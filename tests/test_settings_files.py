@@ -332,6 +332,21 @@ def test_a_certificate_or_key_that_cannot_be_used_is_refused(
     if not is_authority:
         monkeypatch.setenv("AMQP_CERT_FILE", str(issued.cert))
     assert the_line() == f"{name}: {reason} ({file})"
+    monkeypatch.delenv(name)
+    monkeypatch.delenv("AMQP_CERT_FILE", raising=False)
+    option = f"ssl_ca_certs={file}" if is_authority else f"ssl_certfile={issued.cert}&ssl_keyfile={file}"
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"rediss://host?{option}")
+    named = "ssl_ca_certs" if is_authority else "ssl_keyfile"
+    assert the_line() == f"IDEMPOTENCY_URL: an option after ? cannot be used: {named}: {reason} ({file})"
+
+
+def test_a_certificate_for_redis_needs_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    issued, other = (Authority().issue("host", tmp_path / name) for name in ("tls", "other"))
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"rediss://host?ssl_certfile={issued.cert}&ssl_keyfile={issued.key}")
+    load_settings()
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"rediss://host?ssl_certfile={issued.cert}&ssl_keyfile={other.key}")
+    line = "IDEMPOTENCY_URL: an option after ? cannot be used: ssl_certfile: does not belong to its key"
+    assert the_line() == line
 
 
 def test_certificates_and_keys_may_have_any_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,44 @@ _HTTP_HOST = re.compile(
 )
 
 
+def _check_authorities(path: Path) -> None:
+    """Check that a file holds the certificates of authorities.
+
+    Raises:
+        UnusableFile: it does not, or cannot be read.
+    """
+    check_certificates(path)
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except (OSError, ssl.SSLError):
+        raise UnusableFile("holds a certificate that cannot be read", path) from None
+
+
+def _check_files(address: RedisAddress) -> None:
+    """Check the files that the options of a Redis URL name.
+
+    Raises:
+        ValueError: one cannot be used.
+    """
+    authorities, certificate, key = map(address.options.get, ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
+    checks = (
+        ("ssl_ca_certs", authorities, _check_authorities),
+        ("ssl_certfile", certificate, check_certificates),
+        ("ssl_keyfile" if key else "ssl_certfile", key or certificate, check_private_key),
+    )
+    for name, path, check in checks:
+        try:
+            if path is not None:
+                check(Path(str(path)))
+        except UnusableFile as exc:
+            raise ValueError(f"an option after ? cannot be used: {name}: {exc}") from exc
+    if certificate is not None:
+        try:
+            ssl.create_default_context().load_cert_chain(str(certificate), str(key or certificate), password="")
+        except (OSError, ssl.SSLError) as exc:
+            raise ValueError("an option after ? cannot be used: ssl_certfile: does not belong to its key") from exc
+
+
 def _checked(url: str, form: UrlForm, wanted: str) -> str:
     """Return the URL if it has that form.
 
@@ -236,11 +274,7 @@ class Settings(BaseModel):
     @classmethod
     def _holds_authorities(cls, path: Path | None) -> Path | None:
         if path is not None:
-            check_certificates(path)
-            try:
-                ssl.create_default_context(cafile=str(path))
-            except (OSError, ssl.SSLError):
-                raise UnusableFile("holds a certificate that cannot be read", path) from None
+            _check_authorities(path)
         return path
 
     @field_validator("amqp_cert_file")
@@ -311,7 +345,7 @@ class Settings(BaseModel):
         text = url.get_secret_value()
         if text == MEMORY:
             return url
-        RedisAddress.parse(text)
+        _check_files(RedisAddress.parse(text))
         if importlib.util.find_spec("redis") is None:
             raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
         scheme, separator, rest = text.partition("://")

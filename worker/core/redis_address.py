@@ -1,12 +1,13 @@
-"""The URL of Redis, checked whole: no option of it is left for a library to find wrong later. Pure."""
+"""The URL of Redis, checked whole: no option of it is left for a library to find wrong later. Pure.
+
+The files that it names are checked with the settings.
+"""
 
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from worker.core.urls import HOW_TO_WRITE, NUMBER, USER, UrlForm
 
@@ -19,7 +20,8 @@ _SENTINEL = UrlForm(
 _NODES = re.compile(r"(?P<before>[^/]*//(?:.*@)?)(?P<nodes>[^/@?]*)(?P<after>.*)")
 _WANTED = (
     "memory://, redis://user:password@host:port/number, rediss://… for TLS, or "
-    "redis+sentinel://user:password@host:port,host:port/master name/number; within user and password " + HOW_TO_WRITE
+    "redis+sentinel://user:password@host:port,host:port/master name/number, rediss+sentinel://… for TLS; "
+    "within user and password " + HOW_TO_WRITE
 )
 
 
@@ -53,19 +55,9 @@ def _requirement(text: str) -> str:
     return text.lower()
 
 
-def _file(text: str) -> str:
-    try:
-        Path(text).read_bytes()
-    except (OSError, ValueError) as exc:
-        raise ValueError(f"cannot be read: {type(exc).__name__}") from exc
-    return text
-
-
-def _authorities(text: str) -> str:
-    try:
-        ssl.create_default_context(cafile=_file(text))
-    except ssl.SSLError as exc:
-        raise ValueError("holds no certificate in PEM form") from exc
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{1,100}", text):
+        raise ValueError("must be of printable characters of ASCII, without a blank")
     return text
 
 
@@ -75,7 +67,7 @@ _OPTIONS: Mapping[str, Callable[[str], object]] = MappingProxyType(
         "protocol": _protocol,
         "username": str,
         "password": str,
-        "client_name": str,
+        "client_name": _name,
         "socket_timeout": _seconds,
         "socket_connect_timeout": _seconds,
         "socket_keepalive": _flag,
@@ -84,9 +76,9 @@ _OPTIONS: Mapping[str, Callable[[str], object]] = MappingProxyType(
 )
 _TLS_OPTIONS: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
-        "ssl_ca_certs": _authorities,
-        "ssl_certfile": _file,
-        "ssl_keyfile": _file,
+        "ssl_ca_certs": str,
+        "ssl_certfile": str,
+        "ssl_keyfile": str,
         "ssl_cert_reqs": _requirement,
         "ssl_check_hostname": _flag,
     }
@@ -147,7 +139,7 @@ class RedisAddress:
         sentinel_options = {
             name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_OPTIONS if name in options
         }
-        sentinel_options |= {name: value for name, value in options.items() if name in _TLS_OPTIONS}
+        sentinel_options |= {name: value for name, value in options.items() if name.startswith("ssl_")}
         return cls(nodes, master, is_encrypted, options, sentinel_options)
 
 
@@ -164,7 +156,8 @@ def _options(url: SplitResult, *, is_encrypted: bool, has_sentinels: bool) -> di
     """
     known = {**_OPTIONS, **(_SENTINEL_OPTIONS if has_sentinels else {}), **(_TLS_OPTIONS if is_encrypted else {})}
     options: dict[str, object] = {}
-    for name, value in parse_qsl(url.query):
+    for option in filter(None, url.query.split("&")):
+        name, _, value = map(unquote, option.partition("="))  # not parse_qsl: a plus stays one, as before the @
         if name in _TLS_OPTIONS and not is_encrypted:
             scheme = url.scheme.replace("redis", "rediss", 1)
             raise ValueError(f"an option after ? cannot be used: {name}: needs TLS, {scheme}://")
@@ -176,19 +169,8 @@ def _options(url: SplitResult, *, is_encrypted: bool, has_sentinels: bool) -> di
             options[name] = known[name](value)
         except ValueError as exc:
             raise ValueError(f"an option after ? cannot be used: {name}: {exc}") from exc
-    if "ssl_certfile" in options or "ssl_keyfile" in options:
-        _check_pair(options)
-    return options
-
-
-def _check_pair(options: Mapping[str, object]) -> None:
-    certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
-    if certificate is None:
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
         raise ValueError("an option after ? cannot be used: ssl_keyfile: needs ssl_certfile")
-    try:
-        # Without a password: one that is asked for on the terminal would hold up the start.
-        ssl.create_default_context().load_cert_chain(str(certificate), str(key) if key else None, password="")
-    except (OSError, ssl.SSLError) as exc:
-        raise ValueError(
-            "an option after ? cannot be used: ssl_certfile: holds no certificate with a key that can be used"
-        ) from exc
+    if "ssl_certfile" in options:
+        options["ssl_password"] = ""  # otherwise OpenSSL asks on the terminal for that of an encrypted key, and waits
+    return options
