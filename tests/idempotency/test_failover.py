@@ -24,7 +24,8 @@ from worker.errors import StoreError, StoreRefused, StoreUnavailable
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
-from worker.idempotency.redis_errors import code_of, is_other_server
+from worker.idempotency.redis_errors import Unreachable, code_of, is_other_server, reason_of
+from worker.idempotency.redis_server import primary_of
 from worker.telemetry.health import Condition, Health
 
 FEW = 3  # the store must work again within this many calls
@@ -213,6 +214,54 @@ def test_the_code_of_an_error_tells_whether_another_server_must_be_asked(
     parser: Any = DefaultParser
     error = parser.parse_error(text)
     assert (code_of(error), is_other_server(error)) == (code, is_other)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'u' 'hunter2'", "unknown command 'HELLO'"),
+        ("ERR unknown command `AUTH`, with args beginning with: `u`, `hunter2`,", "unknown command `AUTH`"),
+        ("NOAUTH Authentication required.", "NOAUTH: it asks for a password"),
+        ("WRONGPASS invalid username-password pair", "WRONGPASS: the user name or the password is wrong"),
+        ("ERR max number of clients reached", "max number of clients reached"),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", "NOPERM: the user may not run evalsha"),
+        ("ERR " + "x" * 1000, "x" * 100),
+    ],
+)
+def test_the_reason_of_a_refusal_is_said_without_secrets(text: str, reason: str) -> None:
+    parser: Any = DefaultParser
+    assert reason_of(parser.parse_error(text)) == reason
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://127.0.0.1:{free}", "ConnectionError: Connect call failed"),
+        ("redis://name.invalid:1", "ConnectionError: "),
+        ("redis+sentinel://127.0.0.1:{free}/main", "no Sentinel names a primary main: ConnectionError: Connect call"),
+        ("redis+sentinel://127.0.0.1:{redis}/main", "no Sentinel names a primary main: unknown command"),
+        ("rediss://127.0.0.1:{redis}", "no connection with TLS in time"),
+    ],
+)
+async def test_the_reason_of_a_missing_connection_is_said(redis_url: str, url: str, reason: str) -> None:
+    places = {"free": free_port(), "redis": urlsplit(redis_url).port}
+    store = RedisStore(url.format_map(places), "test", ttl_s=60, lease_s=60)
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.ping()
+    await store.close()
+    assert str(caught.value).startswith(f"Redis: {reason}")
+
+
+async def test_sentinels_that_disagree_name_no_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is cut off from the others, and the third hangs."""
+    answers = iter([("a", 1), ("b", 1), "no answer in time"])
+
+    async def ask(*_: object) -> object:
+        return next(answers)
+
+    monkeypatch.setattr("worker.idempotency.redis_server._ask", ask)
+    with pytest.raises(Unreachable, match="disagree"):
+        await primary_of(RedisAddress.parse("redis+sentinel://x,y,z/main"))
 
 
 def test_an_error_of_the_operating_system_has_no_redis_code() -> None:

@@ -76,6 +76,16 @@ async def test_the_probe_notices_each_missing_command(login: Login, own_redis: L
         await store.close()
 
 
+async def test_a_user_who_may_not_wait_for_replicas_is_told_so(login: Login) -> None:
+    store = RedisStore(login(COMMANDS), NAMESPACE, ttl_s=60, lease_s=LONG_S, replicas=1)
+    try:
+        for call in (store.ping(), store.claim(key("w"), NOW)):
+            with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not run wait$"):
+                await call
+    finally:
+        await store.close()
+
+
 async def test_the_probe_notices_that_the_user_has_other_keys(login: Login) -> None:
     store = RedisStore(login(COMMANDS), "other", ttl_s=60, lease_s=LONG_S)
     try:

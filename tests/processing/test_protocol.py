@@ -42,7 +42,7 @@ from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable, StoreUnavailable
-from worker.idempotency.memory import MemoryStore
+from worker.idempotency.memory import MemoryStore, _Record
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
@@ -274,6 +274,17 @@ class FailingStore(SuspendingStore):
             return replace(claim, loss=Loss.ANY, unrecorded_until=self._epoch.unrecorded_until(now, RETENTION))
         return claim
 
+    @property
+    def wants_arrivals(self) -> bool:
+        return self._outlives_workers
+
+    async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
+        settled_at = self._epoch.began_at + timedelta(seconds=RETENTION.unsettled_s)
+        is_settled = not self._epoch.follows_loss or arrived_at >= settled_at
+        if is_settled and key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
+            self._write(_Record(key))
+            self._epochs[key.command_id] = self._losses
+
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         if not self._outlives_workers:  # no call of the memory suspends
             return await call(*args, **options)
@@ -320,6 +331,8 @@ class Worker:
         delivery = delivery_of(message, self._world.now)
         task = read_task(delivery.envelope, delivery.body, CHINA, self._world.seconds())
         message.holder = self
+        if self.engine.unstarted.wants_note(task) and faults.failing_call is None:
+            self.loop.start(self.engine.unstarted.note_arrival(task)).result()
         processing = Processing(message, delivery, task, faults)
         self.processings[processing] = self.loop.start(self._process(processing))
         return processing

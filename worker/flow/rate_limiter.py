@@ -6,6 +6,7 @@ requests than the rate allows, whenever the period begins.
 Source: https://brandur.org/rate-limiting
 """
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -20,7 +21,6 @@ from worker.idempotency.latest_address import LatestAddress
 
 _BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
-_SENTINEL_S = 0.4
 
 
 class _Backend(RedisStoreBackend):
@@ -41,19 +41,34 @@ class _SharedStore(RedisStore):
     def __init__(self, latest: LatestAddress) -> None:
         super().__init__()
         self._latest = latest
-        self._client = self._backend.client = _client(latest.address)
+        self._connecting = asyncio.Lock()
+        # One client for all time, because the scripts keep theirs; its connections are replaced before they are used.
+        self._client = self._backend.client = _client(latest.address, *latest.address.nodes[0])
+        self.connections: Any = None
 
-    async def reconnect(self) -> None:
-        """Use new connections, for which the address is read and the server's name is resolved again."""
-        former = self._client.connection_pool
-        self._client.connection_pool = _client(await self._latest.get()).connection_pool
-        await former.disconnect(inuse_connections=False)
-        await _close_sentinels(former)
+    async def connect(self, former: Any) -> None:
+        """Use new connections, for which the address is read and the server's name is resolved again.
+
+        Args:
+            former: the connections that failed, or None; if there are others by now, those stay.
+
+        Raises:
+            redis.RedisError: no Sentinel names a server.
+        """
+        async with self._connecting:
+            if self.connections is not former:
+                return
+            from worker.idempotency.redis_server import primary_of  # of an optional dependency
+
+            address = await self._latest.get()
+            client = _client(address, *await primary_of(address))
+            self.connections = self._client.connection_pool = client.connection_pool
+            if former is not None:
+                await former.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-        await _close_sentinels(self._client.connection_pool)
 
     async def delete(self, key: str) -> None:
         """Delete a key, which resets its limit."""
@@ -98,14 +113,18 @@ class RateLimiter:
         from worker.idempotency.redis_errors import code_of, is_other_server
 
         for _ in range(2):
+            connections = self._store.connections
             try:
+                if connections is None:
+                    await self._store.connect(connections)
                 wait_s, is_plausible = await self._limit(key)
                 if is_plausible:
                     return wait_s
                 await self._store.delete(self._name(key))
             except StoreUnavailableError as exc:
                 if isinstance(exc.__cause__, NotConnected) or is_other_server(exc.__cause__):
-                    await self._store.reconnect()
+                    with suppress(RedisError):
+                        await self._store.connect(connections)
                 elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:
                     with suppress(RedisError):  # the key holds a value that GCRA cannot read
                         await self._store.delete(self._name(key))
@@ -129,23 +148,12 @@ class RateLimiter:
         return f"{self._prefix}:v1:{RateLimiterType.GCRA.value}:{key}"
 
 
-async def _close_sentinels(pool: Any) -> None:
-    sentinels = getattr(pool, "sentinel_manager", None)
-    for each in [] if sentinels is None else sentinels.sentinels:
-        await each.aclose()
-
-
-def _client(address: RedisAddress) -> Any:
+def _client(address: RedisAddress, host: str, port: int) -> Any:
     """Return a client of the server that workers share."""
-    from redis.asyncio import Redis, Sentinel
+    from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
     once: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "ssl": address.is_encrypted}  # else it tries for long
     options = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, **address.options, **once}
-    if address.master is None:
-        host, port = address.nodes[0]
-        return Redis(host=host, port=port, **options)
-    each = {"socket_timeout": _SENTINEL_S, "socket_connect_timeout": _SENTINEL_S, **address.sentinel_options, **once}
-    kind: Any = Sentinel  # redis declares no types for it
-    return kind(list(address.nodes), sentinel_kwargs=each).master_for(address.master, **options)
+    return Redis(host=host, port=port, **options)

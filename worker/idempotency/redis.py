@@ -45,7 +45,7 @@ from worker.core.times import milliseconds
 from worker.core.uuids import recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
 from worker.idempotency.latest_address import LatestAddress
-from worker.idempotency.redis_errors import LASTING, NotReplicated, Unreachable, code_of, meaning_of
+from worker.idempotency.redis_errors import LASTING, NotReplicated, code_of, reason_of
 from worker.idempotency.redis_facts import OPTIONS, SECTIONS, inspection
 from worker.idempotency.redis_server import ERRORS, RedisServer
 from worker.idempotency.round_trips import BatchedCalls, Script
@@ -53,7 +53,6 @@ from worker.idempotency.round_trips import BatchedCalls, Script
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
-_MAX_ANSWER = 100  # characters of an error of Redis that is passed on
 _MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
 _LONG_S = 10 * 365 * 24 * 3600.0  # stands for an infinite time
 ClaimKind = Literal["claim", "wait", "probe"]
@@ -254,14 +253,15 @@ class RedisStore:
         )
 
     async def inspect(self) -> Inspection:
-        """Read what the server says of its memory, its persistence and its replicas."""
+        """Read what the server says of its memory, its persistence and its replicas. Call ``ping`` before."""
         answers = await self._pings.execute(
             *(("INFO", section) for section in SECTIONS), *(("CONFIG", "GET", name) for name in OPTIONS)
         )
         lost = next((each for each in answers if isinstance(each, redis.ConnectionError | redis.TimeoutError)), None)
         if lost is not None:
             raise unavailable(lost) from lost
-        return inspection([None if isinstance(each, redis.RedisError) else each for each in answers], self._replicas)
+        known = [None if isinstance(each, redis.RedisError) else each for each in answers]
+        return inspection(known, self._replicas, has_epoch=bool(self._epoch))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -404,17 +404,13 @@ class RedisStore:
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
-    """Return why Redis cannot be used: its code, its answer, or the error's type: other texts may contain secrets."""
-    code = code_of(error)
-    if code is None:
-        if isinstance(error, redis.ResponseError):
-            answer = " ".join(str(error).split())[:_MAX_ANSWER]
-            return StoreRefused(f"Redis: {answer}", concerns_all=False)
-        if isinstance(error, redis.TimeoutError):
-            return StoreUnavailable("Redis: no answer in time")
-        return StoreUnavailable(f"Redis: {error if isinstance(error, Unreachable) else type(error).__name__}")
-    kind = StoreUnusable if code == "CLUSTER" else StoreRefused
-    return kind(f"Redis: {meaning_of(error)}")
+    """Return why Redis cannot be used."""
+    reason, code = f"Redis: {reason_of(error)}", code_of(error)
+    if code is None and not isinstance(error, redis.ResponseError):
+        return StoreUnavailable(reason)
+    if code == "CLUSTER":
+        return StoreUnusable(reason)
+    return StoreRefused(reason, concerns_all=code is not None)
 
 
 def _read_reply(text: str, command_id: str) -> Reply | None:

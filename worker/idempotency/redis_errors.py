@@ -1,6 +1,7 @@
 """Error codes of Redis, for all parts that talk to it."""
 
 import re
+import ssl
 
 import redis
 
@@ -40,6 +41,9 @@ _CLASSES: dict[type[redis.RedisError], str] = {
 # Up to version 6 Redis quotes the error of a command within a script: "ERR Error running script (…): -READONLY …".
 # Of a command within a script Redis 7 and 8 give no code, and Redis 7.0 does not name the command.
 _FORBIDDEN_IN_SCRIPT = re.compile("The user executing the script can't|ACL failure in script")
+_UNAUTHENTICATED = "Authentication required"
+_TOO_MANY = "max number of clients reached"
+_MAX_ANSWER = 100  # characters of an error of Redis that is passed on
 _FORBIDDEN_COMMAND = re.compile(r"run the '([a-z|]{1,40})' command")
 _CODE = re.compile(rf"(?:^|[\s:]-)({'|'.join(MEANINGS)})\b")
 
@@ -48,24 +52,10 @@ def code_of(error: redis.RedisError) -> str | None:
     """Return the error's code if it is one of ``MEANINGS``, else None."""
     if isinstance(error, redis.ResponseError) and _FORBIDDEN_IN_SCRIPT.search(str(error)):
         return "NOPERM"
+    if isinstance(error, redis.exceptions.AuthenticationError) and _UNAUTHENTICATED in str(error):
+        return "NOAUTH"
     found = _CODE.search(str(error)) if isinstance(error, redis.ResponseError) else None
     return _CLASSES.get(type(error), found and found[1])
-
-
-def meaning_of(error: redis.RedisError) -> str | None:
-    """Return the error's code and what it means, and for a missing permission which one; None: it has no such code."""
-    code, text = code_of(error), str(error)
-    if code is None:
-        return None
-    meaning = MEANINGS[code]
-    if code == "NOPERM":
-        if found := _FORBIDDEN_COMMAND.search(text):
-            meaning = f"the user may not run {found[1]}"
-        elif " key" in text:
-            meaning = "the user may not use the keys of WORKER_NAMESPACE"
-        elif _FORBIDDEN_IN_SCRIPT.search(text):
-            meaning = "the user may not run one of the commands that docs/operations.md names"
-    return f"{code}: {meaning}"
 
 
 class Unreachable(redis.ConnectionError):
@@ -73,15 +63,49 @@ class Unreachable(redis.ConnectionError):
 
 
 class NotReplicated(redis.ResponseError):
-    """A call was carried out, and too few replicas have it.
+    """A call was carried out, and too few replicas have it, as far as is known.
 
     Args:
         answer: of the call.
+        cause: why the replicas could not be waited for; None: too few have confirmed it.
     """
 
-    def __init__(self, answer: object) -> None:
+    def __init__(self, answer: object, cause: redis.ResponseError | None) -> None:
         super().__init__("NOWAIT")
         self.answer = answer
+        self.cause = cause
+
+
+def reason_of(error: redis.RedisError) -> str:
+    """Return why a call or a connection failed. Texts that may contain a secret are left out."""
+    if isinstance(error, NotReplicated) and error.cause is not None:
+        return reason_of(error.cause)
+    code, origin = code_of(error), error.__context__
+    if code is not None:
+        return f"{code}: {_meaning(code, str(error))}"
+    if isinstance(error, redis.TimeoutError):
+        return "no answer in time"
+    if isinstance(error, Unreachable) or _TOO_MANY in str(error):
+        return str(error)
+    if isinstance(error, redis.ResponseError):
+        answer, _, _ = " ".join(str(error).split()).partition(", with args")  # a password may be among them
+        return answer[:_MAX_ANSWER]
+    if isinstance(origin, ssl.SSLCertVerificationError):
+        return origin.verify_message
+    words = origin.strerror if isinstance(origin, OSError) else None
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _meaning(code: str, text: str) -> str:
+    """Return what a code means, and for a missing permission which one."""
+    if code == "NOPERM":
+        if found := _FORBIDDEN_COMMAND.search(text):
+            return f"the user may not run {found[1]}"
+        if " key" in text:
+            return "the user may not use the keys of WORKER_NAMESPACE"
+        if _FORBIDDEN_IN_SCRIPT.search(text):
+            return "the user may not run one of the commands that docs/operations.md names"
+    return MEANINGS[code]
 
 
 def is_other_server(error: object) -> bool:

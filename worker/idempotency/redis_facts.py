@@ -10,13 +10,14 @@ OPTIONS = ("appendfsync", "save", "min-replicas-to-write")
 UNKNOWN = "unknown"
 
 
-def inspection(answers: Sequence[Any], wanted_replicas: int) -> Inspection:
+def inspection(answers: Sequence[Any], wanted_replicas: int, *, has_epoch: bool) -> Inspection:
     """Return what matters for records, and what may cost some.
 
     Args:
         answers: to ``INFO`` of each of ``SECTIONS`` and then to ``CONFIG GET`` of each of ``OPTIONS``; None where the
             server refused one, as managed services do.
         wanted_replicas: how many replicas must have a claim before it counts.
+        has_epoch: the server tells scripts who it is.
     """
     facts = {name: value for text in answers[: len(SECTIONS)] if text for name, value in _lines(str(text))}
     for name, found in zip(OPTIONS, answers[len(SECTIONS) :], strict=True):
@@ -32,14 +33,16 @@ def inspection(answers: Sequence[Any], wanted_replicas: int) -> Inspection:
     warnings = []
     if facts.get("maxmemory", "0") != "0" and policy not in {"noeviction", UNKNOWN}:
         warnings.append(f"maxmemory-policy {policy} removes records when memory is short: set noeviction")
-    if persistence in {"none", "snapshots"} and wanted_replicas == 0:
+    if persistence == "none" or (persistence == "snapshots" and wanted_replicas == 0):
         warnings.append("a restart of Redis loses records: set appendonly yes, and appendfsync always or replicas")
     if facts.get("role") not in {"master", None}:
         warnings.append("the server is a replica, which accepts no writes")
     if replicas != UNKNOWN and int(replicas) < wanted_replicas:
         warnings.append(f"IDEMPOTENCY_WAIT_REPLICAS is {wanted_replicas}, and {replicas} replicas are connected")
-    if not {"run_id", "master_replid"} <= facts.keys():
-        warnings.append("the server does not tell who it is (INFO): every redelivery without a record is in doubt")
+    if not has_epoch:
+        warnings.append(
+            "the server does not tell scripts who it is (INFO): every redelivery without a record is in doubt"
+        )
     version = facts.get("redis_version", UNKNOWN)
     return Inspection(
         (f"version {version}", f"eviction {policy}", f"persistence {persistence}", f"replicas {replicas}"),

@@ -1,18 +1,17 @@
 """Connections to the Redis server that has the records: the one of the URL, or the primary that the Sentinels name."""
 
 import asyncio
-import ssl
 from collections import Counter
 from typing import Any
 
 import redis
-from redis.asyncio import Connection, Sentinel, SSLConnection
+from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.core.redis_address import RedisAddress
 from worker.idempotency.latest_address import LatestAddress
-from worker.idempotency.redis_errors import Unreachable
+from worker.idempotency.redis_errors import Unreachable, reason_of
 
 ERRORS = "surrogateescape"  # bytes that are not UTF-8 can be read, and written back unchanged
 SENTINEL_S = 0.4  # for the answer of a Sentinel
@@ -38,15 +37,12 @@ class RedisServer:
             redis.RedisError: there is none, or the server is a node of Redis Cluster.
         """
         address = await self._latest.get()
-        host, port = await _primary(address)
+        host, port = await primary_of(address)
         kind: Any = SSLConnection if address.is_encrypted else Connection
         connection = kind(host=host, port=port, **self._options(address))
         try:
             await connection.connect()
-            await _refuse_cluster(connection)
-        except redis.ConnectionError as exc:
-            await connection.disconnect(nowait=True)
-            raise _without_secrets(exc) from exc
+            await _refuse_other_modes(connection)
         except redis.TimeoutError as exc:
             await connection.disconnect(nowait=True)
             raise Unreachable(f"no connection{' with TLS' * address.is_encrypted} in time") from exc
@@ -66,59 +62,61 @@ class RedisServer:
         }
 
 
-async def _primary(address: RedisAddress) -> tuple[str, int]:
+async def primary_of(address: RedisAddress) -> tuple[str, int]:
     """Return the address of the server that most Sentinels name.
 
     One may be cut off from the others and still name the former primary, and one may hang. So all are asked at
     once, and the answer of more than half of them is enough.
+
+    Raises:
+        Unreachable: none names one, or they disagree.
     """
     if address.master is None:
         return address.nodes[0]
     asked = [asyncio.create_task(_ask(node, address, address.master)) for node in address.nodes]
     votes: Counter[tuple[str, int]] = Counter()
+    reasons: dict[str, None] = {}
     try:
         for answer in asyncio.as_completed(asked):
-            found = await answer
-            if found is not None:
-                votes[found] += 1
-                if 2 * votes[found] > len(asked):
-                    return found
+            match await answer:
+                case str() as reason:
+                    reasons[reason] = None
+                case found:
+                    votes[found] += 1
+                    if 2 * votes[found] > len(asked):
+                        return found
     finally:
         for each in asked:
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
     if not votes:
-        raise Unreachable(f"no Sentinel names a primary {address.master}")
-    return votes.most_common(1)[0][0]
+        raise Unreachable(f"no Sentinel names a primary {address.master}: {', '.join(reasons)}")
+    (found, most), *others = votes.most_common(2)
+    if others and others[0][1] == most:
+        raise Unreachable(f"the Sentinels disagree about the primary {address.master}")
+    return found
 
 
-async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tuple[str, int] | None:
-    """Return the primary that one Sentinel names; None if it does not answer, or takes the primary for dead."""
+async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tuple[str, int] | str:
+    """Return the primary that one Sentinel names, or why it names none."""
     options: dict[str, Any] = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
     options |= {"retry": Retry(NoBackoff(), 0), "ssl": address.is_encrypted}
-    kind: Any = Sentinel  # redis declares no types for it
-    sentinel = kind([node], sentinel_kwargs=options | dict(address.sentinel_options))
+    sentinel: Any = Redis(host=node[0], port=node[1], **(options | dict(address.sentinel_options)))
     try:
         async with asyncio.timeout(SENTINEL_S):
-            host, port = await sentinel.discover_master(master)
-            return str(host), int(port)
-    except (TimeoutError, redis.RedisError):
-        return None
+            found = (await sentinel.sentinel_masters()).get(master)
+    except (TimeoutError, redis.RedisError) as exc:
+        return reason_of(exc) if isinstance(exc, redis.RedisError) else "no answer in time"
     finally:
-        for client in sentinel.sentinels:
-            await client.aclose()
+        await sentinel.aclose()
+    if found is None:
+        return "it is not known"
+    if not found["is_master"] or found["is_sdown"] or found["is_odown"]:
+        return "it is down"
+    return str(found["ip"]), int(found["port"])
 
 
-def _without_secrets(error: redis.ConnectionError) -> redis.ConnectionError:
-    """Return why there is no connection, in words of the operating system or of TLS, which know no secret."""
-    origin = error.__context__
-    if type(error) is not redis.ConnectionError or not isinstance(origin, OSError):
-        return error  # an answer of Redis
-    reason = origin.verify_message if isinstance(origin, ssl.SSLCertVerificationError) else origin.strerror
-    return Unreachable(reason or type(origin).__name__)
-
-
-async def _refuse_cluster(connection: Any) -> None:
+async def _refuse_other_modes(connection: Any) -> None:
     await connection.send_command("INFO", "server")
     try:
         facts = str(await connection.read_response())
@@ -126,3 +124,5 @@ async def _refuse_cluster(connection: Any) -> None:
         return  # the user may not ask; what matters is noticed by what the commands need
     if "redis_mode:cluster" in facts:
         raise redis.ResponseError("CLUSTER is refused")
+    if "redis_mode:sentinel" in facts:
+        raise Unreachable("this is a Sentinel: name it in redis+sentinel://")

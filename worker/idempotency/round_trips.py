@@ -160,10 +160,9 @@ class BatchedCalls:
             [*(call.packed for call in calls), *([self._packed_wait] if must_wait else [])]
         )
         answers = [await self._read() for _ in calls]
-        is_replicated = True
-        if must_wait:
-            confirmed = await self._read()  # an error if the user may not wait
-            is_replicated = isinstance(confirmed, int) and confirmed >= self._replicas
+        confirmed = await self._read() if must_wait else 0  # an error if the user may not wait
+        is_replicated = not must_wait or (isinstance(confirmed, int) and confirmed >= self._replicas)
+        cause = confirmed if isinstance(confirmed, redis.ResponseError) else None
         unknown = []
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, redis.exceptions.NoScriptError) and call.fallback is not None:
@@ -173,7 +172,7 @@ class BatchedCalls:
                 self._note_other_server(answer)
                 call.end(answer)
             else:
-                call.end(NotReplicated(answer) if call.is_durable and not is_replicated else answer)
+                call.end(NotReplicated(answer, cause) if call.is_durable and not is_replicated else answer)
         return unknown
 
     async def _read(self) -> Any:
