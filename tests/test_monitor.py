@@ -38,6 +38,7 @@ class Parts:
     none_settled_s: float = 0
     longest_processing_s: float = 0
     consumers: int = 1
+    is_changing_consumer: bool = False
     other_consumers: int = 0  # when the session began
     taken_at: float = 1000.0
     queue: tuple[int, int] | None = (0, 1)  # ready messages and consumers

@@ -46,7 +46,7 @@ from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
 from worker.processing.store_watch import StoreWatch
-from worker.settings import MEMORY, Settings, load_products, load_settings
+from worker.settings import MEMORY, Settings, load_broker_address, load_products, load_settings, load_store_url
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -211,7 +211,7 @@ class Worker:
         )
         broker = Broker(
             self._broker_urls,
-            lambda: connection_parameters(load_settings().broker_address),
+            lambda: connection_parameters(load_broker_address()),
             settings.topology,
             name=f"onenet-execute-worker {self._name}",
             declare=settings.amqp_declare,
@@ -374,7 +374,10 @@ def store_of(settings: Settings) -> IdempotencyStore:
 
 def rate_limit_address(settings: Settings) -> RedisAddress | None:
     """Return the Redis through which workers share the rate limit: the idempotency store's, if that is Redis."""
-    url = settings.idempotency_url.get_secret_value()
+    return _redis_address(settings.idempotency_url.get_secret_value())
+
+
+def _redis_address(url: str) -> RedisAddress | None:
     return None if url == MEMORY else RedisAddress.parse(url)
 
 
@@ -384,7 +387,7 @@ def _read_redis_address() -> RedisAddress:
     Raises:
         SettingsError: they are unusable, or name no Redis.
     """
-    address = rate_limit_address(load_settings())
+    address = _redis_address(load_store_url())
     if address is None:
         raise SettingsError([f"IDEMPOTENCY_URL: is {MEMORY} by now: another kind of store needs a restart"])
     return address

@@ -97,7 +97,7 @@ class HealthMonitor:
         broker, consumer, now = self._broker, self._consumer, self._clock()
         if broker.is_connected and consumer.is_consuming:
             self._consumed_at = now
-        if broker.consumers or self._idle_is_expected():
+        if broker.consumers or broker.is_changing_consumer or self._idle_is_expected():
             self._explained_at = now
         return Condition(
             is_connected=broker.is_connected,

@@ -11,12 +11,14 @@ import ssl
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -61,6 +63,8 @@ from worker.settings_files import (
     read_secret,
     read_text,
 )
+
+Some = TypeVar("Some", bound=BaseModel)
 
 MEMORY = "memory://"
 _OFF = "off"
@@ -143,22 +147,82 @@ def _split_secret(value: object) -> object:
     return _split(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
+def _check_store_url(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    if text == MEMORY:
+        return url
+    _check_files(RedisAddress.parse(text))
+    if importlib.util.find_spec("redis") is None:
+        raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
+    scheme, separator, rest = text.partition("://")
+    return SecretStr(f"{scheme.lower()}{separator}{rest}")
+
+
+StoreUrl = Annotated[SecretStr, AfterValidator(_check_store_url)]
 CommaSeparated = BeforeValidator(_split)
 AnyCase = BeforeValidator(_lower)
 
 
-class Settings(BaseModel):
-    """Everything a deployment may change. Built once, in the command line, then passed down."""
+class _BrokerSettings(BaseModel):
+    """Where the broker is, and with which certificates it is reached. They may change while a worker runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     amqp_url: Annotated[tuple[SecretStr, ...], BeforeValidator(_split_secret)] = Field(
         (SecretStr("amqp://guest:guest@localhost:5672/"),),
-        description="URL of the broker; several, separated by commas, are tried in turn; `amqps://` for TLS",
+        description="URL of the broker, or of several nodes, separated by commas: the one that answers first is used; "
+        "`amqps://` for TLS",
     )
     amqp_ca_file: Path | None = Field(None, description="CA certificates (PEM) that verify the broker")
     amqp_cert_file: Path | None = Field(None, description="client certificate (PEM)")
     amqp_key_file: Path | None = Field(None, description="private key of the client certificate (PEM)")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        wanted = "amqp://user:password@host:port/vhost, or amqps://…; within user, password and vhost " + HOW_TO_WRITE
+        if not urls:
+            raise ValueError(f"must be {wanted}")
+        return tuple(SecretStr(_checked(url.get_secret_value(), _AMQP, wanted)) for url in urls)
+
+    @field_validator("amqp_ca_file")
+    @classmethod
+    def _holds_authorities(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            _check_authorities(path)
+        return path
+
+    @field_validator("amqp_cert_file")
+    @classmethod
+    def _holds_a_certificate(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            check_certificates(path)
+        return path
+
+    @field_validator("amqp_key_file")
+    @classmethod
+    def _holds_a_private_key(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            check_private_key(path)
+        return path
+
+    @property
+    def broker_address(self) -> BrokerAddress:
+        """URLs and certificates of the broker."""
+        return BrokerAddress(self.amqp_url, self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
+
+
+class _StoreSettings(BaseModel):
+    """Where the store is, which may change while a worker runs."""
+
+    model_config = _BrokerSettings.model_config
+
+    idempotency_url: StoreUrl = SecretStr(MEMORY)
+
+
+class Settings(_BrokerSettings):
+    """Everything a deployment may change. Built once, in the command line, then passed down."""
+
     amqp_declare: bool = Field(
         True, description="declare exchanges and queues on start; `false`: only check that they exist"
     )
@@ -236,7 +300,7 @@ class Settings(BaseModel):
     worker_shutdown_grace: float = Field(
         30, ge=0.1, le=3600, description="seconds for a shutdown to finish open commands"
     )
-    idempotency_url: SecretStr = Field(
+    idempotency_url: StoreUrl = Field(
         SecretStr(MEMORY),
         description="store of claims and outcomes: `memory://` for one worker; for several `redis://…`, `rediss://…` "
         "or `redis+sentinel://user:password@host:port,host:port/<master name>/<db>`",
@@ -257,38 +321,16 @@ class Settings(BaseModel):
         None, description="`json` or `console`; default: `console` on a terminal, else `json`"
     )
 
-    @field_validator("amqp_url")
-    @classmethod
-    def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        wanted = "amqp://user:password@host:port/vhost, or amqps://…; within user, password and vhost " + HOW_TO_WRITE
-        if not urls:
-            raise ValueError(f"must be {wanted}")
-        return tuple(SecretStr(_checked(url.get_secret_value(), _AMQP, wanted)) for url in urls)
-
     @field_validator("onenet_url")
     @classmethod
     def _is_http_url(cls, url: str) -> str:
         return platform_url(url)
 
-    @field_validator("amqp_ca_file", "onenet_ca_file")
+    @field_validator("onenet_ca_file")
     @classmethod
-    def _holds_authorities(cls, path: Path | None) -> Path | None:
+    def _is_of_authorities(cls, path: Path | None) -> Path | None:
         if path is not None:
             _check_authorities(path)
-        return path
-
-    @field_validator("amqp_cert_file")
-    @classmethod
-    def _holds_a_certificate(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            check_certificates(path)
-        return path
-
-    @field_validator("amqp_key_file")
-    @classmethod
-    def _holds_a_private_key(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            check_private_key(path)
         return path
 
     @field_validator("onenet_rate_limit")
@@ -338,18 +380,6 @@ class Settings(BaseModel):
         if list(delays_s) != sorted(delays_s):
             raise ValueError("must be in ascending order")
         return delays_s
-
-    @field_validator("idempotency_url")
-    @classmethod
-    def _is_a_store(cls, url: SecretStr) -> SecretStr:
-        text = url.get_secret_value()
-        if text == MEMORY:
-            return url
-        _check_files(RedisAddress.parse(text))
-        if importlib.util.find_spec("redis") is None:
-            raise ValueError("Redis needs an extra: pip install 'onenet-execute-worker[redis]'")
-        scheme, separator, rest = text.partition("://")
-        return SecretStr(f"{scheme.lower()}{separator}{rest}")
 
     @field_validator("onenet_access_key")
     @classmethod
@@ -421,11 +451,6 @@ class Settings(BaseModel):
         return tuple(sorted({*self.worker_retry_delays, self.worker_reconcile_delay}))
 
     @property
-    def broker_address(self) -> BrokerAddress:
-        """URLs and certificates of the broker."""
-        return BrokerAddress(self.amqp_url, self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
-
-    @property
     def topology(self) -> Topology:
         """The exchanges and queues that the worker uses."""
         return Topology(self.worker_namespace, self.delay_queues_s)
@@ -447,12 +472,34 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: with one line per wrong setting.
     """
+    return _load(Settings, _RENAMED)
+
+
+def load_broker_address() -> BrokerAddress:
+    """Read and check where the broker is by now; the other settings may be wrong.
+
+    Raises:
+        SettingsError: with one line per wrong setting.
+    """
+    return _load(_BrokerSettings).broker_address
+
+
+def load_store_url() -> str:
+    """Read and check where the store is by now; the other settings may be wrong.
+
+    Raises:
+        SettingsError: with one line per wrong setting.
+    """
+    return _load(_StoreSettings).idempotency_url.get_secret_value()
+
+
+def _load(model: type[Some], renamed: Mapping[str, str] = MappingProxyType({})) -> Some:
     variables, lines = _read_variables()
-    values = {name: variables[name] for name in Settings.model_fields if name in variables}
+    values = {name: variables[name] for name in model.model_fields if name in variables}
     files: dict[str, Path] = {}
     for name in _SECRETS:
         path = variables.get(f"{name}_file")
-        if path is None:
+        if path is None or name not in model.model_fields:
             continue
         files[name] = Path(path)
         try:
@@ -461,11 +508,11 @@ def load_settings() -> Settings:
             lines.append(f"{name.upper()}_FILE: {exc}")
         if name in variables:
             lines.append(f"{name.upper()}_FILE: set, and {name.upper()} too: leave one of them out")
-    for old, new in _RENAMED.items():
+    for old, new in renamed.items():
         if old in variables:
             lines.append(f"{old.upper()}: was renamed; set {new.upper()} instead")
     try:
-        settings = Settings.model_validate(values)
+        settings = model.model_validate(values)
     except ValidationError as exc:  # not chained: it contains the input, which may be a secret
         lines += _lines(exc, files, are_complete=not lines)
     if lines:

@@ -50,3 +50,8 @@ def test_certificates_are_read_anew_for_each_connection(certificate: Certificate
     certificate.cert.write_text("renewed, but cut off")
     with pytest.raises(SettingsError):
         connection_parameters(address)
+
+
+def test_a_heartbeat_that_amqp_cannot_say_is_refused() -> None:
+    with pytest.raises(SettingsError, match="AMQP_URL: heartbeat: must be a number of seconds up to 65535"):
+        connection_parameters(BrokerAddress([SecretStr("amqp://host/?heartbeat=70000")]))

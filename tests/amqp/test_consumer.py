@@ -28,6 +28,7 @@ class FakeChannel:
         self.history: list[str] = []
         self.unacknowledged: set[int] = set()
         self.consumers: set[str] = set()
+        self.arrives_with_reply: list[int] = []  # in the same read as the next consume-ok
         self._deliver: Callable[..., None]
         self._last_consumer = ""
 
@@ -47,6 +48,9 @@ class FakeChannel:
         self._deliver = on_message_callback
         self._last_consumer = consumer_tag
         self.consumers.add(consumer_tag)
+        for tag in self.arrives_with_reply:
+            self.deliver(tag)
+        self.arrives_with_reply = []
         self._reply("consume", callback)
 
     def basic_cancel(self, consumer_tag: str, *, callback: Callable[[Any], None]) -> None:
@@ -139,6 +143,18 @@ async def test_a_larger_prefetch_waits_until_the_present_one_is_used_up(bench: B
     bench.channel.deliver(3)
     await bench.settled()
     assert bench.channel.history == ["cancel", "qos 6", "consume"]
+
+
+async def test_a_delivery_that_comes_with_the_brokers_reply_uses_the_prefetch_up(bench: Bench) -> None:
+    await bench.consumer.consume(3)
+    bench.channel.deliver(1)
+    await bench.settled()
+    bench.consumer.acknowledge(1)
+    await bench.consumer.consume(0)
+    bench.channel.arrives_with_reply = [2]
+    await bench.consumer.consume(1)
+    await bench.consumer.consume(3)
+    assert bench.channel.history[-3:] == ["cancel", "qos 2", "consume"]
 
 
 async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(bench: Bench) -> None:

@@ -1,9 +1,11 @@
 """Which node of the broker is dialled when, with real connections."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -106,3 +108,25 @@ async def test_a_connection_that_is_given_up_while_it_connects_leaves_nothing_be
     loop.call_later(2 * parameters.stack_timeout, ended.set_result, None)  # behind pika's timer
     await ended
     assert errors == []
+
+
+async def test_an_address_for_which_no_socket_can_be_made_is_one_that_fails(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of IPv6 on a machine without it; pika lets that error through."""
+    no_socket = OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+    monkeypatch.setattr("pika.adapters.utils.connection_workflow.socket.socket", Mock(side_effect=no_socket))
+    async with dialled(Dialler(), [broker_url]) as found:
+        assert found.channel is None
+        [reason] = found.failures.values()
+        assert "Address family not supported" in reason
+
+
+async def test_a_node_that_was_dialled_just_before_another_answered_was_not_slow(
+    broker_url: str, hung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialing, "HEAD_START_S", PATIENCE_S)
+    refusing = with_local_port(broker_url, free_port())
+    dialler = Dialler()
+    async with dialled(dialler, [refusing, broker_url, hung]) as found:
+        assert found.failures.keys() == {f"amqp://127.0.0.1:{urlsplit(refusing).port}/"}

@@ -16,10 +16,12 @@ import pika
 import pytest
 
 from tests.support.builders import a_command
+from tests.support.certificates import Authority
 from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
@@ -107,14 +109,39 @@ def test_a_node_that_hangs_later_is_left_within_heartbeat_and_ten_seconds(deploy
     proxy.close()
 
 
+def test_a_broker_that_takes_longer_than_usual_for_each_connection_is_used(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """The time limit grows while no node is in time, for all connections of a session."""
+    proxy = Proxy(deployment.broker_url, delay_s=1.5)
+    shorter = run_at_startup(tmp_path, "import worker.amqp.broker\nreplace(worker.amqp.broker, 'CONNECT_S', 1)\n")
+    with deployment.worker(AMQP_URL=proxy.url, **shorter):
+        deployment.upstream.publish(a_command())
+        assert deployment.upstream.reply().json["status"] == "accepted"
+    proxy.close()
+
+
+def test_two_connections_are_enough(own_broker: LocalBroker, breakable: Deployment) -> None:
+    """The broker may limit the number of a user's connections; the topology has one of its own where it can."""
+    user = f"user-{uuid4().hex[:8]}"
+    target = urlsplit(own_broker.url)
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    own_broker.control("set_user_limits", user, '{"max-connections": 2}')
+    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/"):
+        breakable.upstream.publish(a_command())
+        assert breakable.upstream.reply().json["status"] == "accepted"
+    own_broker.control("delete_user", user)
+
+
 def moment(event: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(event["timestamp"])
 
 
 def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
-    own_broker: LocalBroker, breakable: Deployment, tmp_path: Path
+    own_broker: LocalBroker, breakable: Deployment, authority: Authority, tmp_path: Path
 ) -> None:
-    """And a file that cannot be read for a while costs nothing."""
+    """And a file that cannot be read for a while costs nothing, nor does one that has nothing to do with the broker."""
     user = f"user-{uuid4().hex[:8]}"
     target = urlsplit(own_broker.url)
     secret = tmp_path / "amqp-url"
@@ -130,7 +157,10 @@ def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
     own_broker.control("add_user", user, "first")
     own_broker.control("set_permissions", user, ".*", ".*", ".*")
     write("first")
-    with breakable.worker(AMQP_URL="", AMQP_URL_FILE=str(secret)) as worker:
+    authority_file = tmp_path / "platform.pem"
+    authority.issue("platform", tmp_path / "tls").ca.rename(authority_file)
+    with breakable.worker(AMQP_URL="", AMQP_URL_FILE=str(secret), ONENET_CA_FILE=str(authority_file)) as worker:
+        authority_file.unlink()
         set_password("second")
         proxy.cut()
         worker.wait_for("consumer_started", count=2)

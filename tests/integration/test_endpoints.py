@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 import requests
@@ -262,6 +264,28 @@ def test_a_paused_worker_stays_live_and_is_not_ready(tmp_path: Path, broker_url:
             assert (response.value("paused", product=""), response.value("consuming")) == (1, 0)
             assert endpoints.stays_live(3)
             endpoints.wait_for("/readyz", 503, paused=True, consuming=False, live=True)
+
+
+def test_a_worker_that_may_not_publish_stays_live(
+    own_broker: LocalBroker, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    """A restart would not give it the right."""
+    user, target = f"user-{uuid4().hex[:8]}", urlsplit(own_broker.url)
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    settings = endpoints.settings | run_at_startup(tmp_path, SHORT_WAITS) | {"WORKER_CONCURRENCY": "1"}
+    settings |= {"AMQP_URL": f"amqp://{user}:password@{target.hostname}:{target.port}/"}
+    with (
+        onenet() as simulator,
+        Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment,
+        deployment.worker(**settings) as worker,
+    ):
+        own_broker.control("set_permissions", user, ".*", "^$", ".*")
+        for number in range(40):
+            deployment.upstream.publish(a_command(command_id=f"c{number}", args=f"c{number}"))
+        worker.wait_for("publisher_replaced", count=5)  # by then it waits for more than a second each time
+        assert endpoints.stays_live(5)
+    own_broker.control("delete_user", user)
 
 
 def test_a_worker_that_waits_for_its_rate_limit_stays_live(

@@ -222,6 +222,25 @@ def test_a_forbidden_reply_to_changes_the_routing_of_its_own_reply_only(
         own_broker.control("clear_topic_permissions", "-p", "/", "guest")
 
 
+def test_many_forbidden_reply_tos_delay_no_other_reply(deployment: Deployment, own_broker: LocalBroker) -> None:
+    """Each is found alone, and another may be refused meanwhile."""
+    allowed = "^execute[.].*"
+    own_broker.control("set_topic_permissions", "-p", "/", "guest", deployment.topology.replies_exchange, allowed, ".*")
+    try:
+        with deployment.worker():
+            ids = {f"m-{number}" for number in range(120)}
+            for number, command_id in enumerate(sorted(ids)):
+                command = a_command(command_id=command_id, args=command_id)
+                deployment.upstream.publish(command, reply_to=None if number % 6 else "evil")
+            missing = set(ids)
+            while missing:
+                reply = deployment.upstream.reply()
+                assert reply.routing_key == "execute.accepted.unknown"
+                missing.discard(reply.json["command_id"])
+    finally:
+        own_broker.control("clear_topic_permissions", "-p", "/", "guest")
+
+
 def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(deployment: Deployment) -> None:
     """Such messages are processed one at a time, but not while a full queue refuses their replies."""
     channel, name = deployment.upstream.channel, f"{deployment.topology.namespace}.full"

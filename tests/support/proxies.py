@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
@@ -15,15 +16,22 @@ def with_local_port(url: str, port: int) -> str:
 
 
 class Proxy:
-    """A TCP proxy in front of a server that can reset, silence, hold or corrupt its connections."""
+    """A TCP proxy in front of a server that can reset, silence, hold or corrupt its connections.
 
-    def __init__(self, url: str, port: int = 0) -> None:
+    Args:
+        url: of the server.
+        port: to listen on; 0 takes a free one.
+        delay_s: how long each connection forwards nothing at first, in seconds.
+    """
+
+    def __init__(self, url: str, port: int = 0, delay_s: float = 0) -> None:
         target = urlsplit(url)
         self._target = (str(target.hostname), target.port or 5672)
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = with_local_port(url, self.port)
         self._pairs: list[socket.socket] = []
+        self._delay_s = delay_s
         self._silent: set[socket.socket] = set()
         self._is_open = threading.Event()
         self._is_open.set()
@@ -78,6 +86,7 @@ class Proxy:
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        time.sleep(self._delay_s)  # this is what it simulates
         with suppress(OSError):
             while data := source.recv(65536):
                 self._is_open.wait()

@@ -32,6 +32,8 @@ class AsyncioIOServices(AbstractIOServices):
         self._protocol: _Protocol | None = None
         self._is_paired = False
         self._is_dropped = False
+        self.on_fault: Callable[[OSError], object] = lambda _error: None
+        """Called with an error that pika does not handle while it connects, such as a socket that cannot be made."""
         self._socket: socket.socket | None = None  # while it connects
         self._operation: _Reference | None = None
 
@@ -152,7 +154,7 @@ class AsyncioIOServices(AbstractIOServices):
         return self._begin(create(), on_created)
 
     def _begin(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> "_Reference":
-        self._operation = _Reference(work, on_done)
+        self._operation = _Reference(work, on_done, self.on_fault)
         return self._operation
 
 
@@ -167,9 +169,15 @@ class _Timer(AbstractTimerReference):
 class _Reference(AbstractIOReference):
     """A running operation; pika receives its result or its error through the same callback."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, Any],
+        on_done: Callable[[Any], None],
+        on_fault: Callable[[OSError], object],
+    ) -> None:
         self._task = asyncio.ensure_future(work)
         self._on_done = on_done
+        self._on_fault = on_fault
         self._is_cancelled = False
         self._task.add_done_callback(self._report)
 
@@ -178,8 +186,12 @@ class _Reference(AbstractIOReference):
         return self._task.cancel()
 
     def _report(self, task: "asyncio.Task[Any]") -> None:
-        if not (self._is_cancelled or task.cancelled()):
+        if self._is_cancelled or task.cancelled():
+            return
+        try:
             self._on_done(task.exception() or task.result())
+        except OSError as exc:
+            self._on_fault(exc)
 
 
 class _Protocol(asyncio.BufferedProtocol):

@@ -89,7 +89,7 @@ class Broker:
         others beside its own (measured on 3.10).
         """
         self.refused_s = 0.0
-        """From the first to the latest connection that the broker refused to this user since the last session."""
+        """From the first to the latest of the connections in a row that the broker refused to this user."""
 
     async def run(self, listener: DeliveryListener) -> None:
         """Stay connected until cancelled.
@@ -106,16 +106,14 @@ class Broker:
             if found.channel is None or found.node is None:
                 unanswered += 1
                 failures += 1
-                if found.is_user_refused:
-                    self._first_refused_at = self._first_refused_at or self._loop.time()
-                    self.refused_s = self._loop.time() - self._first_refused_at
+                self._note_refusal(is_refused=found.is_user_refused)
                 wait_s = backoff_s(failures, BACKOFF_BASE_S, BACKOFF_CAP_S)
                 _log_unavailable(found.failures, wait_s)
             else:
-                unanswered = 0
                 _log_unavailable(found.failures, 0)
                 self._connected_at = None
-                error = await self._run_session(number, found.channel, found.node, listener)
+                error = await self._run_session(number, found.channel, found.node, limit_s, listener)
+                unanswered = unanswered + 1 if self._connected_at is None else 0
                 self._note_end(error)
                 # Counted from the connection: the time that a dead node takes to fail says nothing about its stability.
                 is_stable = self._connected_at is not None and self._loop.time() - self._connected_at > STABLE_S
@@ -133,6 +131,12 @@ class Broker:
         except SettingsError as exc:
             log.warning("broker_settings_unusable", reason="; ".join(exc.lines), hint="the former ones are tried again")
 
+    def _note_refusal(self, *, is_refused: bool) -> None:
+        """Note whether the broker has refused a connection to this user, or what came last was something else."""
+        now = self._loop.time()
+        self._first_refused_at = (self._first_refused_at or now) if is_refused else None
+        self.refused_s = 0.0 if self._first_refused_at is None else now - self._first_refused_at
+
     def _note_end(self, error: WorkerError) -> None:
         """Learn from what ended a session.
 
@@ -146,10 +150,11 @@ class Broker:
             self._is_prepared = False
 
     async def _run_session(
-        self, number: int, channel: BrokerChannel, node: Node, listener: DeliveryListener
+        self, number: int, channel: BrokerChannel, node: Node, limit_s: float, listener: DeliveryListener
     ) -> WorkerError:
         """Run one session until it is lost or cannot begin; returns the reason."""
-        nodes = [node.parameters(CONNECT_S), *(url for url in self._urls if url is not node.url)]
+        others = (Node(url, url.host) for url in self._urls if url is not node.url)
+        nodes = [each.parameters(limit_s) for each in (node, *others)]
         session = Session(
             number, self._topology, channel, nodes, self._suspects, listener.on_delivery, listener.on_blocked
         )
@@ -158,7 +163,7 @@ class Broker:
             log.info("broker_connected", broker=str(node))
             self._session = session
             self._connected_at = self._loop.time()
-            self._first_refused_at, self.refused_s = None, 0.0
+            self._note_refusal(is_refused=False)
             if not self._is_prepared:
                 self.other_consumers = session.other_consumers
             if session.other_consumers and self._on_other_consumers is not None:
@@ -175,7 +180,7 @@ class Broker:
             if self._session is session:
                 self._session = None
                 listener.on_lost()
-            if session.publishers.current.is_blocked:
+            if session.publishers.was_blocked:
                 listener.on_blocked(False)  # the broker tells the next connection whether it is blocked
             await session.close()
 
@@ -223,6 +228,11 @@ class Broker:
     def consumers(self) -> int:
         """The number of this worker's consumers."""
         return 0 if self._session is None else self._session.consumer.consumers
+
+    @property
+    def is_changing_consumer(self) -> bool:
+        """Whether a consumer is being replaced."""
+        return self._session is not None and self._session.consumer.is_changing
 
     @property
     def unacknowledged(self) -> int:

@@ -23,6 +23,7 @@ from worker.amqp.field_table import preserve_raw_values
 from worker.errors import BrokerUnavailable, SettingsError, UserRefused
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; with the default a lost peer is noticed after minutes
+_MAX_HEARTBEAT_S = 65535  # two bytes in AMQP
 CONNECT_S = 5  # from the TCP connection to an open AMQP connection
 CALL_S = 60  # for one reply of the broker: a cluster that has lost a node takes long for some (measured)
 # Of a TLS error after the handshake pika passes on the text only: it chooses the words of a message, and no behaviour.
@@ -50,6 +51,8 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
             parameters = URLParameters(url.get_secret_value())
         except _OPTION_ERRORS as exc:
             raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {type(exc).__name__}"]) from exc
+        if isinstance(parameters.heartbeat, int) and parameters.heartbeat > _MAX_HEARTBEAT_S:
+            raise SettingsError([f"AMQP_URL: heartbeat: must be a number of seconds up to {_MAX_HEARTBEAT_S}"])
         parameters.heartbeat = parameters.heartbeat or HEARTBEAT_S
         parameters.blocked_connection_timeout = None  # an alarm has no time limit: wait, and stay live
         parameters.socket_timeout = parameters.stack_timeout = CONNECT_S
@@ -122,6 +125,7 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
             kind = UserRefused if is_refused else BrokerUnavailable
             opened.set_exception(kind(reason_of(error, parameters)))
 
+    io.on_fault = lambda error: on_error(None, error)
     parameters.client_properties = {"connection_name": name, "product": "onenet-execute-worker"}
     connection = AsyncioConnection(
         parameters, on_open_callback=on_open, on_open_error_callback=on_error, custom_ioloop=io

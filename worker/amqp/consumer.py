@@ -97,6 +97,7 @@ class QueueConsumer:
             if 0 < self._prefetch < prefetch and not self._is_used_up and not force_new_consumer:
                 return  # the delivery that uses it up continues here
             held = await self._cancel_consumer()
+            prefetch = self._allowed_prefetch  # what arrived meanwhile may have changed it
             # The one delivery taken alone counts too, or there would be one too many. Others stay held for longer,
             # behind busy devices, and must not take the place of those for devices that are free.
             more = prefetch - held if self._prefetch == 1 < prefetch else prefetch
@@ -109,11 +110,12 @@ class QueueConsumer:
         # Ascending: the broker returns what several consumers of a lost channel held in the order of their tags, and
         # the cancelled ones hold what came earlier (measured).
         consumer_tag = f"{next(self._consumer_numbers):08}"
+        self._consumer_prefetch = prefetch  # before the broker's reply: deliveries may come with it
         await self.channel.call(channel.basic_qos, prefetch_count=prefetch)
         await self.channel.call(
             channel.basic_consume, queue, on_message_callback=self._on_message, consumer_tag=consumer_tag
         )
-        self._consumer_tag, self._consumer_prefetch = consumer_tag, prefetch
+        self._consumer_tag = consumer_tag
 
     async def _cancel_consumer(self) -> int:
         """Cancel the consumer, if there is one; returns how many unacknowledged deliveries it holds.
@@ -159,6 +161,11 @@ class QueueConsumer:
     def consumers(self) -> int:
         """How many consumers the broker has registered over this channel."""
         return int(self._consumer_tag is not None)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a consumer is being replaced, for which the broker may take its time."""
+        return self._consumer_change.locked()
 
     async def look_at_queue(self) -> tuple[int, int]:
         """Return the queue's numbers of ready messages and of consumers.
@@ -221,7 +228,7 @@ class QueueConsumer:
         if self.channel.lost.done():
             return  # the broker delivers it again, to the next session
         tag: int = method.delivery_tag
-        if not body and PROBE in (properties.headers or {}):
+        if method.exchange == self._topology.returns_exchange and PROBE in (properties.headers or {}):
             self.channel.invoke(self.channel.pika_channel.basic_ack, tag)
             return
         self._unacknowledged[tag] = None

@@ -13,7 +13,9 @@ from worker.errors import BrokerUnavailable, ClosedByBroker
 DECLARE_S = 120.0  # a cluster that has just lost a node answers each declaration after many seconds (measured)
 
 
-async def prepare_topology(nodes: Sequence[URLParameters], name: str, topology: Topology, *, declare: bool) -> int:
+async def prepare_topology(
+    nodes: Sequence[URLParameters], name: str, topology: Topology, *, declare: bool, spare: BrokerChannel | None = None
+) -> int:
     """Declare a topology, or check that it is there; returns the number of consumers of the command queue.
 
     A node leads the queues that were declared on it. If it hangs, connections to other nodes go on at once with another
@@ -26,31 +28,35 @@ async def prepare_topology(nodes: Sequence[URLParameters], name: str, topology: 
         name: of the connection, in the broker's list of connections.
         topology: the exchanges, queues and bindings.
         declare: whether to declare them.
+        spare: open, to use if no other connection can be made: the broker may limit their number for each user.
 
     Raises:
         BrokerUnavailable: the broker cannot be reached, or does not answer in time.
         ChannelRefused: something is not there (404), is different (406), or this user may not declare it (403).
     """
-    try:
-        return await _prepare_on(nodes[-1], name, topology, declare=declare)
-    except ClosedByBroker:
-        raise
-    except BrokerUnavailable:
-        if len(nodes) == 1:
+    error = BrokerUnavailable("")  # there is a node
+    for parameters in nodes[-1:] if len(nodes) == 1 else (nodes[-1], nodes[0]):
+        channel = BrokerChannel()
+        try:
+            await channel.open(parameters, name)
+            return await _prepare_over(channel, topology, declare=declare)
+        except ClosedByBroker:
             raise
-    return await _prepare_on(nodes[0], name, topology, declare=declare)
+        except BrokerUnavailable as exc:
+            error = exc
+        finally:
+            channel.abandon()
+    if spare is None:
+        raise error
+    return await _prepare_over(spare, topology, declare=declare)
 
 
-async def _prepare_on(parameters: URLParameters, name: str, topology: Topology, *, declare: bool) -> int:
-    channel = BrokerChannel()
+async def _prepare_over(channel: BrokerChannel, topology: Topology, *, declare: bool) -> int:
     try:
-        await channel.open(parameters, name)
         async with asyncio.timeout(DECLARE_S):
             return await (_declare(channel, topology) if declare else _check(channel, topology))
     except TimeoutError as exc:
         raise BrokerUnavailable(f"the topology was not declared within {DECLARE_S:g} s") from exc
-    finally:
-        channel.abandon()
 
 
 async def _declare(channel: BrokerChannel, topology: Topology) -> int:

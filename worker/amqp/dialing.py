@@ -102,7 +102,7 @@ class _Race:
         self.channel: BrokerChannel | None = None
         self.node: Node | None = None
         self.is_user_refused = False
-        self.beaten: list[Node] = []  # in the order in which they were dialled
+        self.beaten: list[Node] = []  # those that were slower or failed, in the order in which they were dialled
         self._name = name
         self._limit_s = limit_s
         self._place = place
@@ -110,7 +110,7 @@ class _Race:
         # The look-ups get a head start, so that the first URL is dialled first.
         self._dial_next_at = self._loop.time() + HEAD_START_S
         self._waiting: list[Node] = []
-        self._dialled: list[Node] = []
+        self._dialled: list[tuple[Node, float]] = []  # and when, on the loop's clock
         self._reasons: dict[str, str] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._urls = list(urls)
@@ -124,11 +124,17 @@ class _Race:
             now = self._loop.time()
             if self._waiting and now >= self._dial_next_at:
                 self._dial_next_at = now + HEAD_START_S
-                self._dialled.append(self._waiting.pop(0))
-                self._start(self._dial(self._dialled[-1]))
+                node = self._waiting.pop(0)
+                self._dialled.append((node, now))
+                self._start(self._dial(node))
             wait_s = self._dial_next_at - now if self._waiting else None
             await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        self.beaten = [node for node in self._dialled if node is not self.node]
+        late = self._loop.time() - HEAD_START_S
+        self.beaten = [
+            node
+            for node, began in self._dialled
+            if node is not self.node and (began < late or str(node) in self._reasons)
+        ]
 
     def cancel(self) -> None:
         """End the dials that are still in progress."""
@@ -176,6 +182,6 @@ class _Race:
             self.is_user_refused |= isinstance(exc, UserRefused)
             self._reasons[str(node)] = str(exc)
         finally:
+            self._dial_next_at = 0.0
             if self.channel is not channel:
                 channel.abandon()
-        self._dial_next_at = 0.0

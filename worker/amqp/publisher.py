@@ -97,8 +97,8 @@ class Publisher:
 
     @property
     def is_impaired(self) -> bool:
-        """Whether the broker blocks the connection, rejects publications, or is slow to confirm them."""
-        return self.is_blocked or bool(self._retries) or self.unanswered_s > SLOW_CONFIRM_S
+        """Whether it is not open yet, or the broker blocks it, rejects publications, or is slow to confirm them."""
+        return not self._is_open or self.is_blocked or bool(self._retries) or self.unanswered_s > SLOW_CONFIRM_S
 
     @property
     def unanswered_s(self) -> float:

@@ -95,6 +95,11 @@ class PublisherSupervisor:
         await self.current.open()
         self._watch(self.current)
 
+    @property
+    def was_blocked(self) -> bool:
+        """Whether the broker blocks publishing, as last reported."""
+        return self._was_blocked
+
     def stop(self) -> None:
         """Publish nothing again and replace nothing: the session is lost."""
         self._is_stopped = True
@@ -147,7 +152,7 @@ class PublisherSupervisor:
             log.warning("publisher_replaced", broker=printable_address(parameters), reason=str(error))
             for item in unconfirmed:
                 if plain(item.publication) == item.publication:  # nothing in it is a sender's: it is never rejected
-                    new.publish(item)
+                    self.current.publish(item)  # perhaps another than this one by now
                 else:
                     await self._publish_alone(item)
         except WorkerError as exc:

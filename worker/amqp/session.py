@@ -7,6 +7,7 @@ publications the broker goes on rejecting is replaced within the session.
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -101,8 +102,9 @@ class Session:
         if is_prepared:
             self._run_in_background(self._prepare_meanwhile(preparing))
         else:
+            prepared = asyncio.ensure_future(preparing(spare=self.publishers.current.channel))
             try:
-                self.other_consumers = await preparing()
+                self.other_consumers = await self.consumer.channel.until_lost(prepared)
             except ChannelRefused as exc:
                 if exc.code == _PRECONDITION_FAILED:
                     raise TopologyMismatch(str(exc)) from exc
@@ -140,7 +142,7 @@ class Session:
 
     async def _prepare_meanwhile(self, prepare: Callable[[], Awaitable[int]]) -> None:
         """See to the topology while messages are consumed: a cluster without one of its nodes may take minutes."""
-        while True:
+        for wait_s in (_PREPARE_AGAIN_S * 2.0 ** min(turn, 6) for turn in itertools.count()):
             try:
                 await prepare()
             except ChannelRefused as exc:
@@ -150,8 +152,8 @@ class Session:
                     self._fail(exc)
                 return
             except BrokerUnavailable as exc:
-                log.warning("topology_not_declared", reason=str(exc), retry_in_s=_PREPARE_AGAIN_S)
-                await asyncio.sleep(_PREPARE_AGAIN_S)
+                log.warning("topology_not_declared", reason=str(exc), retry_in_s=wait_s)
+                await asyncio.sleep(wait_s)
             else:
                 return
 
