@@ -85,6 +85,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
 def _names(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield each name of the objects in a valid JSON text, after those of the objects around it, with its line."""
     around: list[str] = []
+    line, counted = 1, 0
     for token in _TOKEN.finditer(text):
         if token[0] == "{":
             around.append("")
@@ -92,7 +93,9 @@ def _names(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
             around.pop()
         elif token["name"] is not None:
             around[-1] = json.loads(token["name"])
-            yield tuple(around), text.count("\n", 0, token.start()) + 1
+            line += text.count("\n", counted, token.start())
+            counted = token.start()
+            yield tuple(around), line
 
 
 def _described(product: str, *fields: str) -> str:

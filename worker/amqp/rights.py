@@ -1,4 +1,4 @@
-"""Finds out what this user may do with the topology, and whether what rests comes back; for ``onenet-worker check``.
+"""Finds out what this user may do with the topology, and whether delayed commands return; for ``onenet-worker check``.
 
 A right is tried with a request that the broker refuses for another reason, or that is rolled back, so that nothing
 changes. The broker checks rights first: it answers 403 only where one is missing.
@@ -22,7 +22,7 @@ from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
-_COMES_BACK_S = 5.0
+_RETURNS_S = 5.0
 _NOTHING = (None, None, None)
 _UNUSABLE = "none"  # no value of any of the arguments that are used
 
@@ -132,7 +132,7 @@ def _on_no_message(*_: object) -> None:
     """Nothing is delivered to a consumer that the broker refused."""
 
 
-def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
+def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
     """Send probes to the command queue, and through each delay queue and back.
 
     A probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
@@ -148,22 +148,22 @@ def faults_of_delays(connection: BlockingConnection, topology: Topology) -> tupl
     Raises:
         BrokerUnavailable: the connection was lost.
     """
-    circuit = _Circuit(connection, topology)
+    path = _DelayPath(connection, topology)
     try:
-        circuit.run()
+        path.run()
     except ChannelClosedByBroker as exc:
-        circuit.untold.append(f"whether what rests comes back could not be tried: {without_user(exc.reply_text)}")
+        path.unknown.append(f"whether delayed commands return could not be tried: {without_user(exc.reply_text)}")
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-    return circuit.faults, circuit.untold
+    return path.faults, path.unknown
 
 
-class _Circuit:
+class _DelayPath:
     """The way of a delayed message: retry exchange, delay queue, returns exchange, command queue."""
 
     def __init__(self, connection: BlockingConnection, topology: Topology) -> None:
         self.faults: list[str] = []
-        self.untold: list[str] = []
+        self.unknown: list[str] = []
         self._connection = connection
         self._topology = topology
         self._channel = self._open()
@@ -175,48 +175,64 @@ class _Circuit:
         state = self._channel.queue_declare(topology.execute_queue, passive=True).method
         has_worker = state.consumer_count > 0
         if not has_worker and state.message_count:
-            self.untold.append("whether what rests comes back was not tried: commands wait, and no worker is running")
+            self.unknown.append(
+                "whether delayed commands return was not tried: commands wait, and no worker is running"
+            )
             return
-        leading: set[str] = set()
-        for exchange in (topology.returns_exchange, topology.commands_exchange):
-            try:
-                is_routed = self._publish(exchange, EXECUTE, exchange, expiration=None)
-            except ChannelClosedByBroker as exc:
-                if exc.reply_code != _ACCESS_REFUSED or exchange != topology.commands_exchange:
-                    raise
-                self._channel = self._open()  # workers need no right to write there
-                self.untold.append(f"whether {exchange} leads to {topology.execute_queue} cannot be told by this user")
-                continue
-            if is_routed:
-                leading.add(exchange)
-            else:
-                self.faults.append(f"no binding: {exchange} does not lead to {topology.execute_queue}")
-        comes_back = topology.returns_exchange in leading
+        leading = {exchange for exchange in self._to_try(has_worker=has_worker) if self._leads_to_commands(exchange)}
+        returns = topology.returns_exchange in leading
         is_watched = self._watch()
         queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
         sent = [name for name in queues if self._publish(topology.retry_exchange, name, name, expiration="1")]
         self.faults += [
             f"no binding: {topology.retry_exchange} does not lead to {name}" for name in queues if name not in sent
         ]
-        to_take: set[str] = set() if has_worker else {*leading, *(sent if comes_back else ())}
+        to_take: set[str] = set() if has_worker else {*leading, *(sent if returns else ())}
         is_undisturbed = self._wait_for({*to_take, *(sent if is_watched else ())}, len(to_take))
         if not is_undisturbed:
-            self.untold.append("a command arrived meanwhile: the next worker drops the probes that are left")
-        if not is_watched and not (is_undisturbed and comes_back and not has_worker):
-            self.untold.append(
-                "whether what rests comes back cannot be told: this user may not have a queue of its own"
+            self.unknown.append("a command arrived meanwhile: the next worker drops the probes that are left")
+        if not is_watched and not (is_undisturbed and returns and not has_worker):
+            self.unknown.append(
+                "whether delayed commands return cannot be told: this user may not have a queue amq.gen-… to watch"
             )
             return
         for name in sent:
             if name not in self._arrived:
-                self._tell_missing(name)
+                self._report_missing(name)
 
-    def _tell_missing(self, name: str) -> None:
+    def _to_try(self, *, has_worker: bool) -> Iterator[str]:
+        """Yield the exchanges from which a probe is sent to the command queue.
+
+        Workers drop no probe that came by the exchange of upstream systems: those could make messages vanish so.
+        """
+        yield self._topology.returns_exchange
+        if has_worker:
+            exchange, queue = self._topology.commands_exchange, self._topology.execute_queue
+            self.unknown.append(f"whether {exchange} leads to {queue} was not tried: a worker is running")
+        else:
+            yield self._topology.commands_exchange
+
+    def _leads_to_commands(self, exchange: str) -> bool:
+        """Publish a probe that a queue should take; notes the fault if none does."""
+        queue = self._topology.execute_queue
+        try:
+            is_routed = self._publish(exchange, EXECUTE, exchange, expiration=None)
+        except ChannelClosedByBroker as exc:
+            if exc.reply_code != _ACCESS_REFUSED or exchange != self._topology.commands_exchange:
+                raise
+            self._channel = self._open()  # workers need no right to write there
+            self.unknown.append(f"whether {exchange} leads to {queue} cannot be told by this user")
+            return False
+        if not is_routed:
+            self.faults.append(f"no binding: {exchange} does not lead to {queue}")
+        return is_routed
+
+    def _report_missing(self, name: str) -> None:
         waiting = self._channel.queue_declare(name, passive=True).method.message_count
         if waiting > 1:  # one that expires is only seen at the head of its queue
-            self.untold.append(f"whether what rests in {name} comes back cannot be told: {waiting} messages wait there")
+            self.unknown.append(f"whether commands return from {name} cannot be told: {waiting} messages wait there")
         else:
-            self.faults.append(f"what rests in {name} does not come back through {self._topology.returns_exchange}")
+            self.faults.append(f"commands do not return from {name} through {self._topology.returns_exchange}")
 
     def _open(self) -> BlockingChannel:
         channel = self._connection.channel()
@@ -237,7 +253,7 @@ class _Circuit:
         return True
 
     def _watch(self) -> bool:
-        """Get a copy of what comes back; tells whether this user may."""
+        """Get a copy of what returns; tells whether this user may."""
 
         def on_message(_channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
             self._note(properties)
@@ -270,7 +286,7 @@ class _Circuit:
         Returns:
             False if another message was in the way there, which is left: each look would count as a delivery of it.
         """
-        deadline = time.monotonic() + _COMES_BACK_S
+        deadline = time.monotonic() + _RETURNS_S
         while time.monotonic() < deadline and (to_take or not probes <= self._arrived):
             method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if to_take else _NOTHING
             if method is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
-from worker.amqp.rights import faults_of_delays, missing_rights
+from worker.amqp.rights import delay_faults, missing_rights
 from worker.app import client_of, rate_limit_address, store_of, tracing_of
 from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
@@ -76,9 +76,9 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
     try:
         faults = check_topology(connection, topology)
         rights = missing_rights(connection, topology, may_declare=may_declare)
-        untold: list[str] = []
+        unknown: list[str] = []
         if not faults and not rights and not may_declare:
-            faults, untold = faults_of_delays(connection, topology)
+            faults, unknown = delay_faults(connection, topology)
     except WorkerError as exc:
         yield CheckResult("topology", ok=False, detail=str(exc))
         return
@@ -87,7 +87,7 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
             connection.close()
     yield from (CheckResult("topology", ok=False, detail=fault) for fault in faults)
     if not faults:
-        yield CheckResult("topology", ok=True, detail="; ".join(["all exchanges and queues exist", *untold]))
+        yield CheckResult("topology", ok=True, detail="; ".join(["all exchanges and queues exist", *unknown]))
     yield from (CheckResult("permissions", ok=False, detail=line) for line in rights)
     if not rights:
         yield CheckResult("permissions", ok=True, detail="this user may do all that a worker does")
