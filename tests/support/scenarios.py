@@ -127,7 +127,7 @@ def soak(store_url: str) -> Scenario:
 
     def cause(scene: Scene) -> None:
         watch = Soak(scene, store_url)
-        scene.wait(scene.plan.seconds / 10)
+        scene.wait(scene.plan.seconds / 3)
         watch.begin()
         while scene.elapsed_s < 0.85 * scene.plan.seconds:
             scene.wait(20)
