@@ -13,8 +13,11 @@ from worker.core.doubt_window import DoubtWindow
 from worker.idempotency.redis import RedisStore
 
 
-async def measure(url: str, replicas: int, commands: int, concurrency: int) -> str:
-    """Claim and complete new commands, so many at once; returns a line with the results."""
+async def measure(url: str, replicas: int, commands: int, concurrency: int, *, is_young: bool) -> str:
+    """Claim and complete new commands, so many at once; returns a line with the results.
+
+    ``is_young``: each arrival is recorded too, as in the first hour of an epoch.
+    """
     store = RedisStore(url, f"bench-{uuid4().hex}", ttl_s=600, lease_s=60, replicas=replicas)
     numbers, took_s = iter(range(commands)), list[float]()
     now = datetime.now(UTC)
@@ -23,7 +26,9 @@ async def measure(url: str, replicas: int, commands: int, concurrency: int) -> s
         for number in numbers:
             began = time.perf_counter()
             name = f"c{number}"
-            claim = await store.claim(Key(name, b"1" * 16, number.to_bytes(16, "big")), now)
+            key = Key(name, b"1" * 16, number.to_bytes(16, "big"))
+            arrival = [store.note_arrival(key, now)] if is_young else []
+            claim, *_ = await asyncio.gather(store.claim(key, now), *arrival)
             assert isinstance(claim, Unseen)
             reply = Reply(command_id=name, status="accepted", uuid=str(uuid4()), attempts=1, completed_at=now)
             await store.complete(claim.lease, reply, DoubtWindow(now, now))
@@ -46,9 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--replicas", type=int, default=0)
+    parser.add_argument("--young", action="store_true", help="record each arrival, as in the first hour of an epoch")
     arguments = parser.parse_args()
     for concurrency, commands in ((1, 1_500), (32, 12_000)):
-        print(asyncio.run(measure(arguments.url, arguments.replicas, commands, concurrency)))
+        print(asyncio.run(measure(arguments.url, arguments.replicas, commands, concurrency, is_young=arguments.young)))
 
 
 if __name__ == "__main__":
