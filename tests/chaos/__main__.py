@@ -104,7 +104,8 @@ class _Runs:
         # Each command leaves a record for the time to live, which is longer than any command waits, and so short that
         # the number of records is level before the first measurement. With so short a one each redelivery is in doubt.
         plan = self._steady("soak", seconds, url, {"IDEMPOTENCY_TTL": str(round(seconds / 4))})
-        plan = replace(plan, commands=round(0.75 * plan.commands))  # histories take their share of the platform's time
+        # Published until the end, and so slowly that none waits: histories take their share of the platform's time.
+        plan = replace(plan, publishing=1.0, commands=round(0.75 * plan.commands))
         yield self._run(plan, ",".join(self._servers.cluster.urls), scenarios.soak(url))
 
     def _on_cluster(self, name: str, seconds: float, scenario: Scenario) -> Report:

@@ -129,7 +129,7 @@ def soak(store_url: str) -> Scenario:
         watch = Soak(scene, store_url)
         scene.wait(scene.plan.seconds / 3)
         watch.begin()
-        while scene.elapsed_s < 0.85 * scene.plan.seconds:
+        while scene.elapsed_s < scene.plan.seconds - 20:
             scene.wait(20)
             scene.note("cuts")
             scene.fleet.cut(scene.randomness.randrange(scene.plan.workers))
