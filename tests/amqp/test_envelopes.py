@@ -47,8 +47,8 @@ def a_delivery(
 def returned(publication: Publication) -> Delivery:
     """Return a copy as the broker delivers it, after its delay."""
     copy = Delivery(1, 1, False, publication.properties, publication.body, is_returned=True)
-    rests = copy.envelope.rests
-    return copy if rests is None else replace(copy, arrived_at=rests[1])
+    delay = copy.envelope.delay
+    return copy if delay is None else replace(copy, arrived_at=delay[1])
 
 
 def test_every_note_on_a_copy_is_read() -> None:

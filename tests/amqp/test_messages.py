@@ -13,7 +13,7 @@ from pika import BasicProperties
 from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
-from worker.amqp.messages import FIRST_ARRIVED, RESTS, Delivery, MessageBuilder, Publication, fitted, plain
+from worker.amqp.messages import DELAY, FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
 from worker.core.doubt import doubt_of_copy
 from worker.core.doubt_window import DoubtWindow
@@ -72,7 +72,7 @@ def delivery(
 
 def headers(publication: Publication) -> dict[str, Any]:
     """Return the headers, without the times that each copy has."""
-    times = {FIRST_ARRIVED, RESTS}
+    times = {FIRST_ARRIVED, DELAY}
     return {name: value for name, value in (publication.properties.headers or {}).items() if name not in times}
 
 
@@ -439,12 +439,12 @@ def test_the_first_arrival_is_copied_every_time() -> None:
 
 def test_a_delayed_copy_says_from_when_until_when_it_rests() -> None:
     [copy] = MESSAGES.publications(delivery(), Retry(5, 2, "refused", None))
-    since, until = copied(copy, ARRIVED_AT).envelope.rests or (0, 0)
+    since, until = copied(copy, ARRIVED_AT).envelope.delay or (0, 0)
     assert until - since == pytest.approx(5)
 
 
 @pytest.mark.parametrize(
-    ("rests", "left_s"),
+    ("delay", "left_s"),
     [
         ((-1, 59), 59),
         ((-55, 5), 0),  # within a tenth of the delay, as clocks differ
@@ -453,29 +453,29 @@ def test_a_delayed_copy_says_from_when_until_when_it_rests() -> None:
         ((3600, 3660), 0),  # the clock was set back meanwhile
     ],
 )
-def test_a_copy_that_comes_back_early_rests_for_what_is_left(rests: tuple[int, int], left_s: int) -> None:
-    since, until = (1000 * (int(ARRIVED_AT) + offset) for offset in rests)
-    copy = Delivery(1, 1, False, BasicProperties(headers={RESTS: f"{since}/{until}"}), b"", True, int(ARRIVED_AT))
-    assert copy.envelope.rest_left_s == left_s
+def test_a_copy_that_comes_back_early_waits_for_what_is_left(delay: tuple[int, int], left_s: int) -> None:
+    since, until = (1000 * (int(ARRIVED_AT) + offset) for offset in delay)
+    copy = Delivery(1, 1, False, BasicProperties(headers={DELAY: f"{since}/{until}"}), b"", True, int(ARRIVED_AT))
+    assert copy.envelope.delay_left_s == left_s
 
 
 def test_a_copy_that_came_back_early_rests_until_the_same_time() -> None:
     """Otherwise a policy that shortens every delay would keep it circling for ever."""
     times = f"{int(ARRIVED_AT) * 1000 - 1000}/{int(ARRIVED_AT) * 1000 + 59000}"
-    early = Delivery(1, 1, False, BasicProperties(headers={RESTS: times}), b"", True, int(ARRIVED_AT))
+    early = Delivery(1, 1, False, BasicProperties(headers={DELAY: times}), b"", True, int(ARRIVED_AT))
     [delayed] = MESSAGES.publications(early, Postpone(60, 1, "its delay queue returned it early"))
     for copy in (delayed, MESSAGES.republish(early, None)):
-        assert (copy.properties.headers or {})[RESTS] == times
+        assert (copy.properties.headers or {})[DELAY] == times
 
 
 @pytest.mark.parametrize("value", ["", "1", "1/", "a/b", 7, b"1/2", None])
 def test_an_unreadable_time_of_rest_is_none(value: object) -> None:
-    assert delivery({RESTS: value}, returned=True).envelope.rests is None
+    assert delivery({DELAY: value}, returned=True).envelope.delay is None
 
 
 def test_a_time_of_rest_from_upstream_is_not_believed() -> None:
     """A system must not be able to delay commands that it could not delay otherwise."""
-    assert delivery({RESTS: "0/9999999999999"}).envelope.rests is None
+    assert delivery({DELAY: "0/9999999999999"}).envelope.delay is None
 
 
 def copied(publication: Publication, arrived_at: float) -> Delivery:

@@ -453,7 +453,7 @@ async def test_a_copy_that_its_delay_queue_returned_early_rests_on_as_it_is(
 ) -> None:
     """A policy of the broker may give all queues a short time to live; that makes no doubt and uses up no attempt."""
     now = time.time()
-    envelope = a_copy(attempt=2, doubt=doubt, arrived_at=now, rests=(now - 1, now + 59))
+    envelope = a_copy(attempt=2, doubt=doubt, arrived_at=now, delay=(now - 1, now + 59))
     postponed = expect_postpone(await engine.process(a_task(envelope)), DELAYS_S[-1])
     assert (postponed.attempt, postponed.doubt) == (2, doubt)
     assert engine.platform.steps == []

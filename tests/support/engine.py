@@ -403,7 +403,7 @@ class Engine:
         copy = Delivery(1, 1, is_redelivered=False, properties=publication.properties, body=b"", is_returned=True)
         assert copy.envelope.is_copy
         assert copy.envelope.first_arrived_at <= original.first_arrived_at + 1
-        return replace(copy.envelope, rests=None)
+        return replace(copy.envelope, delay=None)
 
 
 def replaced(resolution: Resolution) -> Unpublished | None:

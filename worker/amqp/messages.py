@@ -25,7 +25,7 @@ CRASH_COUNT = "x-onenet-crash-count"
 FREE_ATTEMPT = "x-onenet-free-attempt"
 FIRST_ARRIVED = "x-onenet-first-arrived"
 UNSTARTED = "x-onenet-unstarted"
-RESTS = "x-onenet-rests"
+DELAY = "x-onenet-delay"
 REPLAY = "x-onenet-replay"
 PROBE = "x-onenet-probe"  # of a message that only shows whether messages come back: nothing becomes of it
 REASON = "x-onenet-reason"
@@ -107,7 +107,7 @@ class Delivery:
             replay=_replay(own.get(REPLAY), doubt),
             arrived_at=self.arrived_at,
             first_arrived_at=first_arrived_at,
-            rests=_rests(own.get(RESTS)),
+            delay=_delay(own.get(DELAY)),
             published_at=self._published_at(first_arrived_at),
             message_id=self.properties.message_id,
             trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)},
@@ -155,11 +155,11 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _rest(since: float, until: float) -> str:
+def _delay_text(since: float, until: float) -> str:
     return f"{round(since * 1000)}/{round(until * 1000)}"
 
 
-def _rests(text: object) -> tuple[float, float] | None:
+def _delay(text: object) -> tuple[float, float] | None:
     since, _, until = str(text).partition("/")
     try:
         return None if text is None else (int(since) / 1000, int(until) / 1000)
@@ -287,8 +287,8 @@ class MessageBuilder:
         spread = spread_ms(delay_s) if has_jitter else None
         properties.expiration = None if spread is None else str(spread)
         since = time.time()
-        rests = _rest(since, since + (delay_s if spread is None else spread / 1000))
-        properties.headers = {RESTS: rests, **(properties.headers or {})}
+        delay = _delay_text(since, since + (delay_s if spread is None else spread / 1000))
+        properties.headers = {DELAY: delay, **(properties.headers or {})}
         routing_key = self._topology.retry_queue(delay_s)
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
@@ -308,8 +308,8 @@ def _copied(
         own[FREE_ATTEMPT] = True
     if is_unstarted:
         own[UNSTARTED] = True
-    if envelope.rests is not None and envelope.rest_left_s:
-        own[RESTS] = _rest(*envelope.rests)  # it came back early, and its delays end when the first was to end
+    if envelope.delay is not None and envelope.delay_left_s:
+        own[DELAY] = _delay_text(*envelope.delay)  # it came back early, and its delays end when the first was to end
     if doubt is not None:
         own[IN_DOUBT] = str(doubt)
     if crash_count is not None:

@@ -40,7 +40,7 @@ class Envelope:
         replay: an operator's order to try it again.
         arrived_at: when this delivery arrived, in seconds of the epoch.
         first_arrived_at: when the command first arrived at a worker, in seconds of the epoch.
-        rests: from when until when its delay queue was to hold it, in seconds of the epoch; None: it was in none.
+        delay: from when until when its delay queue was to hold it, in seconds of the epoch; None: it was in none.
         published_at: when the command was published as far as its property says, else ``first_arrived_at``.
         message_id: the AMQP property; None where it is not set, bytes where it is not UTF-8.
         trace: the W3C trace headers.
@@ -57,20 +57,20 @@ class Envelope:
     replay: Replay | None = None
     arrived_at: float = 0.0
     first_arrived_at: float = 0.0
-    rests: tuple[float, float] | None = None
+    delay: tuple[float, float] | None = None
     published_at: float = 0.0
     message_id: object = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def rest_left_s(self) -> float:
+    def delay_left_s(self) -> float:
         """For how many seconds more its delay queue was to hold it; 0 where it came back in time.
 
         A policy of the broker may shorten the delays. Clocks may differ a little, and one may have been set meanwhile.
         """
-        if self.rests is None:
+        if self.delay is None:
             return 0
-        since, until = self.rests
+        since, until = self.delay
         left_s = until - self.arrived_at
         is_early = since <= self.arrived_at and left_s > max(_CLOCKS_DIFFER_S, (until - since) / 10)
         return left_s if is_early else 0

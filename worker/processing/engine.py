@@ -97,8 +97,8 @@ class Engine:
                 return self._conclude_unrecorded(task, failed, error.command_id, error.imei)
             case Command() as command:
                 pass
-        if task.envelope.rest_left_s:
-            return self.unstarted.postpone(task, "its delay queue returned it early", task.envelope.rest_left_s)
+        if task.envelope.delay_left_s:
+            return self.unstarted.postpone(task, "its delay queue returned it early", task.envelope.delay_left_s)
         if not self._client.knows(command.product) and task.envelope.doubt is None:
             return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
         permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))

@@ -56,7 +56,7 @@ class Reporter:
                 )
             case Postpone(delay_s, attempt, reason):
                 self._metrics.count_postponement()
-                is_early = bool(task.envelope.rest_left_s)
+                is_early = bool(task.envelope.delay_left_s)
                 if is_early:
                     self._warn_of_early_returns()
                 level = logging.DEBUG if is_early else logging.INFO  # it may come back many times a second
