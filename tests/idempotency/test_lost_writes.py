@@ -308,6 +308,25 @@ async def test_arrivals_are_noted_only_where_a_redelivery_would_be_in_doubt(engi
     assert (store.wants_arrivals, shortly.wants_arrivals) == (False, True)
 
 
+@pytest.mark.parametrize("is_claimed", [False, True])
+async def test_what_a_newcomer_recorded_before_the_loss_was_recognised_proves_nothing(
+    engine: EngineOnRedis, is_claimed: bool
+) -> None:
+    """It took the emptied store for a new one, until a worker that knew records of before spoke."""
+    await begin_long_ago(engine)
+    assert reply_of(await engine.process(a_task())).status == "accepted"
+    engine.empty()
+    newcomer, task = engine.new_store(), a_task()
+    assert task.command is not None
+    if is_claimed:
+        await newcomer.release(held(await newcomer.claim(key_of(task.command), engine.now())), None)
+    else:
+        await newcomer.note_arrival(key_of(task.command), engine.now())
+    await engine.process(a_task(command_id="b", args="b"))
+    engine.restart(newcomer)
+    await assert_sent_once(engine, task.envelope)
+
+
 @pytest.mark.parametrize("follows_loss", [False, True])
 async def test_a_return_to_records_of_before_is_a_loss(engine: EngineOnRedis, follows_loss: bool) -> None:
     """A name or a virtual address leads to another server and back, or the keys are restored from a copy."""

@@ -142,6 +142,35 @@ async def test_a_restart_is_recognised_by_a_worker_that_starts_after_it(open_sto
         assert isinstance(again, Unresolved | InProgress)
 
 
+async def test_the_rate_limit_leaves_a_primary_that_hangs(pair: list[Server]) -> None:
+    with watched(pair[0]) as sentinels:
+        latest = LatestAddress(RedisAddress.parse(sentinel_url(sentinels)))
+        limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", latest)
+        assert await limiter.acquire(None) == 0
+        pair[0].signal(signal.SIGSTOP)
+
+        async def limits() -> None:
+            if not await limiter.acquire(None):  # always 0 while Redis does not answer
+                raise StoreUnavailable("no limit")
+
+        await until_it_works(limits)
+        await limiter.close()
+
+
+async def test_both_connections_of_a_store_lead_to_the_same_server(open_store: Open, pair: list[Server]) -> None:
+    """Each server knows other epochs: connections to two of them would find a loss at each claim."""
+    addresses = [RedisAddress.parse(server.url) for server in pair]
+    with pair[1].client() as client:
+        client.replicaof("NO", "ONE")
+    store = open_store(pair[0].url, read_address=lambda: addresses[0])
+    await store.claim(key("a"), NOW)
+    addresses.reverse()
+    await store.ping()  # over a connection of its own, which is new
+    await store.claim(key("b"), NOW)
+    with pair[1].client() as client:
+        assert len([name for name in client.keys("*") if "command:b" in name]) == 1
+
+
 async def test_the_sentinels_lead_to_the_new_primary(open_store: Open, pair: list[Server]) -> None:
     with watched(pair[0]) as sentinels:
         store = open_store(sentinel_url(sentinels))

@@ -101,7 +101,7 @@ async def connect() -> AsyncIterator[Connect]:
     made: list[BatchedCalls] = []
 
     def to(url: str, timeout_s: float = PATIENCE_S) -> BatchedCalls:
-        server = RedisServer(LatestAddress(RedisAddress.parse(url)), timeout_s)
+        server = RedisServer(LatestAddress(RedisAddress.parse(url)), timeout_s, lambda _identity: None)
         made.append(BatchedCalls(server.connect, timeout_s, lambda: None))
         return made[-1]
 

@@ -214,8 +214,8 @@ def test_a_right_to_publish_that_is_withdrawn_is_tried_ever_more_rarely(
     with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/") as worker:
         own_broker.control("set_permissions", user, ".*", "^$", ".*")
         breakable.upstream.publish(a_command())
-        sixth = worker.wait_for("publisher_replaced", count=6)
-        assert (moment(worker.wait_for("publisher_replaced", count=7)) - moment(sixth)).total_seconds() > 1
+        sixth = worker.wait_for("publication_refused", count=6)
+        assert (moment(worker.wait_for("publication_refused", count=7)) - moment(sixth)).total_seconds() > 1
         own_broker.control("set_permissions", user, ".*", ".*", ".*")
         assert breakable.upstream.reply().json["status"] == "accepted"
     own_broker.control("delete_user", user)

@@ -283,7 +283,7 @@ def test_a_worker_that_may_not_publish_stays_live(
         own_broker.control("set_permissions", user, ".*", "^$", ".*")
         for number in range(40):
             deployment.upstream.publish(a_command(command_id=f"c{number}", args=f"c{number}"))
-        worker.wait_for("publisher_replaced", count=5)  # by then it waits for more than a second each time
+        worker.wait_for("publication_refused", count=5)  # by then it waits for more than a second each time
         assert endpoints.stays_live(5)
     own_broker.control("delete_user", user)
 

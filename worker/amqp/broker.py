@@ -217,7 +217,7 @@ class Broker:
     @property
     def is_publishing_impaired(self) -> bool:
         """Whether the broker blocks publishing, rejects publications, or is slow to confirm them."""
-        return self._session is not None and self._session.publishers.current.is_impaired
+        return self._session is not None and self._session.publishers.is_impaired
 
     @property
     def unanswered_s(self) -> float:

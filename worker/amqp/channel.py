@@ -42,6 +42,9 @@ class BrokerChannel:
             BrokerUnavailable: the broker cannot be reached.
         """
         self._connection = connection = await connect(parameters, name, self._io)
+        if self.lost.done():  # it was closed meanwhile
+            abandon(connection, self._io)
+            raise self.lost.result()
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
         self._watch_silence()
         self.pika_channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))

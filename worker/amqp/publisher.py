@@ -96,6 +96,11 @@ class Publisher:
             self.publish(item)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it publishes."""
+        return self._is_open and not self.channel.lost.done()
+
+    @property
     def is_impaired(self) -> bool:
         """Whether it is not open yet, or the broker blocks it, rejects publications, or is slow to confirm them."""
         return not self._is_open or self.is_blocked or bool(self._retries) or self.unanswered_s > SLOW_CONFIRM_S

@@ -72,6 +72,7 @@ class PublisherSupervisor:
         self._last_rejected_at = 0.0
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
+        self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
         self.current = self._new_publisher()
 
     async def connect(self, name: str) -> None:
@@ -99,6 +100,19 @@ class PublisherSupervisor:
     def was_blocked(self) -> bool:
         """Whether the broker blocks publishing, as last reported."""
         return self._was_blocked
+
+    @property
+    def is_impaired(self) -> bool:
+        """Whether the broker does not take all that is published, or is slow to confirm it."""
+        return bool(self._withheld) or self.current.is_impaired
+
+    def publish(self, item: InFlight) -> None:
+        """Publish at once, or once this user may publish to that exchange again."""
+        withheld = self._withheld.get(item.publication.exchange)
+        if withheld is None:
+            self.current.publish(item)
+        else:
+            withheld.append(item)
 
     def stop(self) -> None:
         """Publish nothing again and replace nothing: the session is lost."""
@@ -137,13 +151,11 @@ class PublisherSupervisor:
         """Publish one by one, each over a channel of its own, what was unconfirmed when the broker closed a publisher.
 
         So the broker shows which publication it rejects, and the others are published unchanged. Everything else goes
-        on over a new publisher meanwhile.
+        on over a new publisher meanwhile, which may be replaced in its turn.
         """
         unconfirmed = [*closed.withdraw_unconfirmed(), *closed.withdraw_retries()]
         await _close(closed)
         parameters = self._nodes[0]
-        if all(plain(item.publication) == item.publication for item in unconfirmed):  # this user may not publish it
-            await asyncio.sleep(self._next_wait_s())
         try:
             await new.connect(parameters, self._name)
             await new.open()
@@ -151,8 +163,8 @@ class PublisherSupervisor:
             self._report_blocked()
             log.warning("publisher_replaced", broker=printable_address(parameters), reason=str(error))
             for item in unconfirmed:
-                if plain(item.publication) == item.publication:  # nothing in it is a sender's: it is never rejected
-                    self.current.publish(item)  # perhaps another than this one by now
+                if item.publication.exchange in self._withheld:
+                    self.publish(item)
                 else:
                     await self._publish_alone(item)
         except WorkerError as exc:
@@ -170,36 +182,89 @@ class PublisherSupervisor:
     async def _publish_alone(self, item: InFlight) -> None:
         """Publish one item over a channel of its own, and as ``plain`` if the broker closes that channel over it.
 
+        If nothing in it is a sender's, it is this user who may not publish it: then it is withheld.
+
         Raises:
             WorkerError: the broker cannot be reached, or rejects the plain publication too.
         """
+        is_own = plain(item.publication) == item.publication
         while True:
             alone = self._new_publisher()
             try:
                 await alone.connect(self._nodes[0], f"{self._name} one")
-                await alone.open()
-                alone.publish(item)
-                await alone.wait_until_confirmed()
-            except WorkerError as exc:
-                if not alone.in_flight or not may_be_about_a_publication(exc):
-                    raise
-            else:
-                return
-            finally:
+            except WorkerError:  # the broker may limit the connections
                 await _close(alone)
+                self._suspects.note(item.settlement.delivery)
+                if is_own:
+                    await asyncio.sleep(self._next_wait_s())
+                self.publish(InFlight(plain(item.publication), item.settlement))
+                return
+            refusal = await self._refusal(alone, item)
+            if refusal is None:
+                return
+            if is_own and len(item.publication.body) <= MAX_BODY_BYTES:
+                self._withhold(item)
+                return
             closures = self._suspects.note(item.settlement.delivery)
-            log.warning(
-                "publication_refused",
-                exchange=item.publication.exchange,
-                routing_key=item.publication.routing_key,
-                reason=str(alone.channel.lost.result()),
-            )
             if closures > 1 or len(item.publication.body) > MAX_BODY_BYTES:  # perhaps too large for this broker
                 if self.leave_to_broker(item):
                     return
                 if closures > 1:
-                    raise alone.channel.lost.result()
+                    raise refusal
             item = InFlight(plain(item.publication), item.settlement)
+
+    async def _refusal(self, alone: Publisher, item: InFlight) -> WorkerError | None:
+        """Publish one item over a connected publisher, and close that; returns why the broker closed it over the item.
+
+        Raises:
+            WorkerError: the connection was lost for another reason.
+        """
+        try:
+            await alone.open()
+            alone.publish(item)
+            await alone.wait_until_confirmed()
+        except WorkerError as exc:
+            if not alone.in_flight or not may_be_about_a_publication(exc):
+                raise
+            log.warning(
+                "publication_refused",
+                exchange=item.publication.exchange,
+                routing_key=item.publication.routing_key,
+                reason=str(exc),
+            )
+            return exc
+        finally:
+            await _close(alone)
+        return None
+
+    def _withhold(self, item: InFlight) -> None:
+        """Publish nothing to an exchange until one item, tried alone from time to time, is not refused any more.
+
+        Over the shared channel each refusal would withdraw, and repeat, whatever else is not confirmed yet.
+        """
+        exchange = item.publication.exchange
+        if exchange not in self._withheld:
+            self._withheld[exchange] = []
+            self._run_in_background(self._try_withheld(exchange))
+        self._withheld[exchange].append(item)
+
+    async def _try_withheld(self, exchange: str) -> None:
+        first = self._withheld[exchange][0]
+        try:
+            while True:
+                await asyncio.sleep(self._next_wait_s())
+                alone = self._new_publisher()
+                try:
+                    await alone.connect(self._nodes[0], f"{self._name} one")
+                except WorkerError:  # the broker may limit the connections
+                    await _close(alone)
+                    self._publish_all(self._withheld.pop(exchange))
+                    return
+                if await self._refusal(alone, first) is None:
+                    self._publish_all(self._withheld.pop(exchange)[1:])
+                    return
+        except WorkerError as exc:
+            self._on_fault(exc)
 
     def _retry_rejected(self, item: InFlight) -> None:
         """Publish again after a backoff: nothing is acknowledged before the broker has stored its publication."""
@@ -237,7 +302,7 @@ class PublisherSupervisor:
         try:
             await new.connect(parameters, self._name)
             await new.open()
-            if self.current.channel.lost.done():
+            if not self.current.is_open:
                 return  # it is being replaced for another reason
             old, self.current = self.current, new
             self._watch(new)
@@ -256,7 +321,7 @@ class PublisherSupervisor:
 
     def _publish_all(self, items: Iterable[InFlight]) -> None:
         for item in items:
-            self.current.publish(item)
+            self.publish(item)
 
     def _report_blocked(self) -> None:
         """Report whether the present publisher is blocked, when that has changed."""

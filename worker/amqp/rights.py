@@ -190,7 +190,7 @@ class _DelayPath:
         to_take: set[str] = set() if has_worker else {*leading, *(sent if returns else ())}
         is_undisturbed = self._wait_for({*to_take, *(sent if is_watched else ())}, len(to_take))
         if not is_undisturbed:
-            self.unknown.append("a command arrived meanwhile: the next worker drops the probes that are left")
+            self.unknown.append("a command arrived meanwhile: a worker sees the probes that are left")
         if not is_watched and not (is_undisturbed and returns and not has_worker):
             self.unknown.append(
                 "whether delayed commands return cannot be told: this user may not have a queue amq.gen-… to watch"
@@ -286,7 +286,7 @@ class _DelayPath:
         Returns:
             False if another message was in the way there, which is left: each look would count as a delivery of it.
         """
-        deadline = time.monotonic() + _RETURNS_S
+        deadline, is_undisturbed = time.monotonic() + _RETURNS_S, True
         while time.monotonic() < deadline and (to_take or not probes <= self._arrived):
             method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if to_take else _NOTHING
             if method is None:
@@ -296,8 +296,8 @@ class _DelayPath:
                 to_take -= 1
             else:
                 self._channel.basic_nack(_tag(method))
-                return False
-        return True
+                to_take, is_undisturbed = 0, False  # the others can still be watched
+        return is_undisturbed
 
 
 def _tag(method: Any) -> int:

@@ -124,7 +124,7 @@ class Session:
             item = InFlight(plain(publication) if closures else publication, settlement)
             if closures > 1 and self.publishers.leave_to_broker(item):
                 continue
-            self.publishers.current.publish(item)
+            self.publishers.publish(item)
         return await settlement.confirmed
 
     def requeue(self, delivery: Delivery) -> None:

@@ -119,7 +119,7 @@ class Consumer:
         self.taken_at = self._loop.time()
         task = read_task(delivery.envelope, delivery.body, self._zone, self.taken_at)
         self._deliveries[task] = delivery
-        if self._unstarted.wants_note(task):
+        if self._engine.wants_note(task):
             self._background.start(self._unstarted.note_arrival(task))
         if self._prefetch > 1:
             self._submit(task)

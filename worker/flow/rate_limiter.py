@@ -109,6 +109,7 @@ class RateLimiter:
             return (await self._limit(key))[0]
         from redis import RedisError, ResponseError
         from redis.exceptions import ConnectionError as NotConnected
+        from redis.exceptions import TimeoutError as NoAnswer
 
         from worker.idempotency.redis_errors import code_of, is_other_server
 
@@ -122,7 +123,7 @@ class RateLimiter:
                     return wait_s
                 await self._store.delete(self._name(key))
             except StoreUnavailableError as exc:
-                if isinstance(exc.__cause__, NotConnected) or is_other_server(exc.__cause__):
+                if isinstance(exc.__cause__, NotConnected | NoAnswer) or is_other_server(exc.__cause__):
                     with suppress(RedisError):
                         await self._store.connect(connections)
                 elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:

@@ -102,6 +102,7 @@ class RedisStore:
         self._retention = Retention(lease_s, reconcile_delay_s, ttl_s)
         self._replicas = replicas
         self._epoch = ""  # the latest that this process has seen
+        self._server = ""  # that the latest connection leads to
         self._young_until = math.inf  # monotonic: until then a redelivery without a record is in doubt
         self._probe = f"#{uuid4().hex}"  # no command id contains a #
         self._claim = load_script("claim", "clock", "types", "readable", "epoch")
@@ -269,7 +270,7 @@ class RedisStore:
         await self._pings.close()
 
     def _new_calls(self, latest: LatestAddress, timeout_s: float) -> BatchedCalls:
-        server = RedisServer(latest, timeout_s)
+        server = RedisServer(latest, timeout_s, self._note_server)
         return BatchedCalls(server.connect, timeout_s, self._reconnect, self._replicas, self._wait_s)
 
     async def _give_back(self, key: Key, answer: Any) -> None:
@@ -279,6 +280,12 @@ class RedisStore:
                 arguments = [key.command_id, token, self._ttl_ms, since, until, crashed]
                 with suppress(redis.RedisError):
                     await self._calls.run(self._release, self._keys(key), arguments)
+
+    def _note_server(self, identity: str) -> None:
+        """Note which server a connection leads to: none may stay with another, which knows other epochs."""
+        if self._server not in {"", identity}:
+            self._reconnect()
+        self._server = identity
 
     def _reconnect(self) -> None:
         """Replace the connections to a former primary."""

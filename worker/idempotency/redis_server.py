@@ -1,7 +1,9 @@
 """Connections to the Redis server that has the records: the one of the URL, or the primary that the Sentinels name."""
 
 import asyncio
+import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -24,11 +26,13 @@ class RedisServer:
     Args:
         latest: the address of the server or of the Sentinels.
         timeout_s: of the caller; the URL may give a shorter one for connecting.
+        on_connected: called with what tells the server from others.
     """
 
-    def __init__(self, latest: LatestAddress, timeout_s: float) -> None:
+    def __init__(self, latest: LatestAddress, timeout_s: float, on_connected: Callable[[str], object]) -> None:
         self._latest = latest
         self._timeout_s = timeout_s
+        self._on_connected = on_connected
 
     async def connect(self) -> Any:  # redis has no public name for all kinds of its connections
         """Return a new connection.
@@ -42,7 +46,7 @@ class RedisServer:
         connection = kind(host=host, port=port, **self._options(address))
         try:
             await connection.connect()
-            await _refuse_other_modes(connection)
+            self._on_connected(await _identity_of(connection) or f"{host}:{port}")
         except redis.TimeoutError as exc:
             await connection.disconnect(nowait=True)
             raise Unreachable(f"no connection{' with TLS' * address.is_encrypted} in time") from exc
@@ -105,24 +109,35 @@ async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tup
     try:
         async with asyncio.timeout(SENTINEL_S):
             found = (await sentinel.sentinel_masters()).get(master)
-    except (TimeoutError, redis.RedisError) as exc:
-        return reason_of(exc) if isinstance(exc, redis.RedisError) else "no answer in time"
+        if found is None:
+            return "it is not known"
+        if not found["is_master"] or found["is_sdown"] or found["is_odown"]:
+            return "it is down"
+        return str(found["ip"]), int(found["port"])
+    except TimeoutError:
+        return "no answer in time"
+    except redis.RedisError as exc:
+        return reason_of(exc)
+    except (KeyError, TypeError, ValueError):
+        return "an unusable answer"
     finally:
         await sentinel.aclose()
-    if found is None:
-        return "it is not known"
-    if not found["is_master"] or found["is_sdown"] or found["is_odown"]:
-        return "it is down"
-    return str(found["ip"]), int(found["port"])
 
 
-async def _refuse_other_modes(connection: Any) -> None:
+async def _identity_of(connection: Any) -> str:
+    """Return the server's ``run_id``; empty if it does not tell.
+
+    Raises:
+        redis.RedisError: the server is a node of Redis Cluster, or a Sentinel.
+    """
     await connection.send_command("INFO", "server")
     try:
         facts = str(await connection.read_response())
     except redis.ResponseError:
-        return  # the user may not ask; what matters is noticed by what the commands need
+        return ""  # the user may not ask; what matters is noticed by what the commands need
     if "redis_mode:cluster" in facts:
         raise redis.ResponseError("CLUSTER is refused")
     if "redis_mode:sentinel" in facts:
         raise Unreachable("this is a Sentinel: name it in redis+sentinel://")
+    found = re.search(r"run_id:(\w+)", facts)
+    return found[1] if found else ""

@@ -81,6 +81,10 @@ class Engine:
         self._guard = CrashGuard(store, self._leases, policy, now)
         self._reconciler = Reconciler(client, store, self._leases, breakers, history_breakers, policy)
 
+    def wants_note(self, task: Task) -> bool:
+        """Tell whether the arrival of a task should be recorded: not of one that will be refused without a record."""
+        return self.unstarted.wants_note(task) and task.command is not None and self._client.knows(task.command.product)
+
     async def run(self, task: Task, replace_with: ReplaceWith, on_history_first: OnHistoryFirst) -> Resolution:
         """Process one delivery; returns its resolution, an outcome only after it is recorded.
 

@@ -1,6 +1,5 @@
 -- The epoch: a time during which the records can have lost nothing. Another begins where the server is not the one that
--- wrote the last (a failover, a restart), where the epoch itself is missing, and where the caller has seen a later one
--- elsewhere. It begins anew when no command was claimed for as long as records live, and does not age before the first
+-- wrote the last (a failover, a restart), where the epoch itself is missing, and where the caller has seen another one. It begins anew when no command was claimed for as long as records live, and does not age before the first
 -- claim: until then nobody knows what was delivered before. Needs clock.lua, types.lua and readable.lua.
 local month = 2592000000
 local function fact(section, name)
@@ -24,11 +23,11 @@ local function epoch_of(key, known, ttl, risky, kind)
     -- A server without replicas takes another replication id now and then; only a promotion keeps the former one.
     local is_promoted = e[3] ~= replication and string.find(fact('replication', 'master_replid2') or '1', '[^0]')
     local latest_id = math.max(tonumber(is_readable and id or '0'), tonumber(known) or 0)
-    if not is_readable or e[2] ~= run or is_promoted or latest_id > tonumber(id) then
+    -- The caller may know an earlier epoch than the worker that took this one for the first.
+    local is_known_loss = known ~= '' and known ~= id and loss == '0'
+    if not is_readable or e[2] ~= run or is_promoted or latest_id > tonumber(id) or is_known_loss then
         loss = (is_readable or known ~= '') and '1' or '0'
         id, since, claimed = string.format('%.0f', math.max(t[1] * 1000000 + t[2], latest_id + 1)), now, '0'
-    elseif known ~= '' and known ~= id and loss == '0' then
-        loss, since = '1', now -- the caller knows an earlier epoch than the worker that took this one for the first
     elseif now - used > math.max(ttl, risky) then
         since, loss = now, '0' -- every record of before has expired
     elseif claimed ~= '1' then
