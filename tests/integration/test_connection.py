@@ -128,9 +128,15 @@ def test_two_connections_are_enough(own_broker: LocalBroker, breakable: Deployme
     own_broker.control("add_user", user, "password")
     own_broker.control("set_permissions", user, ".*", ".*", ".*")
     own_broker.control("set_user_limits", user, '{"max-connections": 2}')
-    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/"):
-        breakable.upstream.publish(a_command())
-        assert breakable.upstream.reply().json["status"] == "accepted"
+    replies = breakable.topology.replies_exchange
+    own_broker.control("set_topic_permissions", user, replies, "^execute[.].*", ".*")
+    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/") as worker:
+        for number, reply_to in enumerate([None, "evil", None]):
+            breakable.upstream.publish(a_command(command_id=f"c{number}", args=f"c{number}"), reply_to=reply_to)
+        missing = {"c0", "c1", "c2"}
+        while missing:
+            missing.discard(breakable.upstream.reply().json["command_id"])
+        assert not [event for event in worker.events if event["event"] == "broker_connection_lost"]
     own_broker.control("delete_user", user)
 
 

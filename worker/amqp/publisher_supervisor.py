@@ -16,7 +16,7 @@ from worker.amqp.connection import printable_address
 from worker.amqp.messages import plain
 from worker.amqp.publisher import InFlight, Publisher
 from worker.amqp.suspects import Suspects, may_be_about_a_publication
-from worker.errors import WorkerError
+from worker.errors import UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
 
 MAX_REJECTIONS = 3  # of one publication, or
@@ -192,7 +192,7 @@ class PublisherSupervisor:
             alone = self._new_publisher()
             try:
                 await alone.connect(self._nodes[0], f"{self._name} one")
-            except WorkerError:  # the broker may limit the connections
+            except UserRefused:  # the broker may limit the connections of this user
                 await _close(alone)
                 self._suspects.note(item.settlement.delivery)
                 if is_own:
@@ -256,7 +256,7 @@ class PublisherSupervisor:
                 alone = self._new_publisher()
                 try:
                     await alone.connect(self._nodes[0], f"{self._name} one")
-                except WorkerError:  # the broker may limit the connections
+                except UserRefused:  # the broker may limit the connections of this user
                     await _close(alone)
                     self._publish_all(self._withheld.pop(exchange))
                     return
