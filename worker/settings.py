@@ -536,7 +536,7 @@ def _read_variables() -> tuple[dict[str, str], list[str]]:
         lines.append(f".env: {exc}")
     faults = [binding.original for binding in parse_stream(StringIO(text)) if binding.error]
     for fault in faults:
-        blank = len(fault.string) - len(fault.string.lstrip())  # characters, before what was not understood
+        blank = len(fault.string) - len(fault.string.lstrip())  # characters before the invalid text
         number = fault.line + fault.string.count("\n", 0, blank)
         lines.append(f".env: line {number}: must be NAME=value")
     in_file = {} if faults else dotenv_values(stream=StringIO(text))  # which only logs the faults

@@ -247,7 +247,7 @@ def test_a_topology_that_was_changed_under_a_running_worker_is_waited_for(proxie
 @pytest.mark.parametrize(
     ("kind", "recovered"),
     [
-        pytest.param("too_many_requests", False, id="what was not sent is in no doubt, and sent after its delay"),
+        pytest.param("too_many_requests", False, id="a command known not to be sent is sent after its delay"),
         pytest.param("drop_after_caching", True, id="what is in doubt is recovered after its delay"),
     ],
 )

@@ -55,7 +55,7 @@ class ClusterNode(PrivateNode):
 
     def link_to(self, other: "ClusterNode") -> None:
         """Open the proxy to another node; call this before the node is started."""
-        self.links[other.name] = Proxy(f"tcp://127.0.0.1:{other._distribution_port}")  # noqa: SLF001 - of this class
+        self.links[other.name] = Proxy(f"tcp://127.0.0.1:{other.distribution_port}")
 
     def hang(self) -> None:
         """Stop the node's processes: its connections stay open, and nothing answers."""

@@ -141,7 +141,7 @@ class Broker:
         """Learn from what ended a session.
 
         Raises:
-            TopologyMismatch: no session has begun yet. A worker that has run waits until somebody mends it.
+            TopologyMismatch: before the first session. Later the worker retries until the topology is corrected.
         """
         if isinstance(error, TopologyMismatch) and not self._has_connected:
             raise error

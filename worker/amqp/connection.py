@@ -144,7 +144,7 @@ async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -
 
 
 def abandon(connection: AsyncioConnection, io: AsyncioIOServices) -> None:
-    """Begin to close a connection, in whichever state it is; nobody waits for the end."""
+    """Begin to close a connection in any state, without waiting until it is closed."""
     if connection.is_closed or connection.is_closing:
         return
     if io.is_pairing:

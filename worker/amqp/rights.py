@@ -136,7 +136,7 @@ def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[li
     """Send probes to the command queue, and through each delay queue and back.
 
     A probe ends its delay at once. Workers drop it, and without a worker this function takes it from the command
-    queue, if that is empty otherwise. Dead letters and replies get none: somebody might read it.
+    queue, if that is empty otherwise. None is sent to dead letters or replies: a consumer would receive it.
 
     Args:
         connection: to the broker.

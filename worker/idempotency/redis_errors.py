@@ -23,7 +23,7 @@ MEANINGS = {
     "WRONGPASS": "the user name or the password is wrong",
     "NOPERM": "the user may not do this",
 }
-LASTING = {"NOAUTH", "WRONGPASS", "NOPERM"}  # they last until somebody changes the user or the URL
+LASTING = {"NOAUTH", "WRONGPASS", "NOPERM"}  # until an administrator changes the user or the URL
 _OTHER_SERVER = {"READONLY", "MOVED", "ASK", "LOADING", "MASTERDOWN", "CLUSTERDOWN"}
 _CLASSES: dict[type[redis.RedisError], str] = {
     redis.exceptions.ReadOnlyError: "READONLY",

@@ -67,7 +67,7 @@ class PrivateNode:
         self.origin = "a private node of the rabbitmq-server on this machine"
         self._script = script
         self._folder = Path(tempfile.mkdtemp(prefix="onenet-rabbitmq-"))
-        self._port, self._distribution_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._port, self.distribution_port, self._epmd_port = free_port(), free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
         self.tls_url = ""
         configuration = f"listeners.tcp.local = 127.0.0.1:{self._port}\nlog.file.level = warning\n"
@@ -151,7 +151,7 @@ class PrivateNode:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_NODENAME": f"onenet{self._port}@localhost",
-            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
             "RABBITMQ_MNESIA_BASE": f"{folder}/data",
             "RABBITMQ_LOG_BASE": f"{folder}/log",
