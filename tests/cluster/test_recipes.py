@@ -13,7 +13,6 @@ from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.amqp.topology import Topology
-from worker.dev.services.ports import wait_until
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one process of pytest-xdist runs all of them, on one cluster
 
@@ -64,7 +63,7 @@ def test_the_commands_for_rabbitmq_succeed(cluster: RabbitCluster) -> None:
             if arguments == ["stop"]:
                 first.kill()
                 first.start()
-                wait_until(cluster.is_whole, PATIENCE_S, "the node")
+                cluster.wait_until_whole()
     finally:
         upstream.close()
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,8 @@ from worker.dev.services.broker import PrivateNode, installed_script
 from worker.dev.services.ports import is_listening, wait_until
 
 _SIZE = 3
+_WHOLE_S = 3 * PATIENCE_S  # nodes that start wait for each other, and share the processors with other tests
+_ANSWER_S = 10
 # The recommendations of docs/operations.md; tests/cluster/test_recipes.py compares the two.
 CONFIGURATION = """\
 cluster_partition_handling = pause_minority
@@ -82,15 +85,6 @@ class ClusterNode(PrivateNode):
             timeout=PATIENCE_S,
         ).stdout
 
-    def sees(self) -> set[str]:
-        """Return the nodes that run as far as this one knows; ``cluster_status`` would ask them, and wait."""
-        return set(
-            re.findall(
-                r"rabbit\d+@localhost",
-                self.run("rabbitmqctl", "--silent", "eval", "rabbit_mnesia:cluster_nodes(running)."),
-            )
-        )
-
     def stop(self) -> None:
         with suppress(ProcessLookupError):
             self.resume()
@@ -152,7 +146,7 @@ class RabbitCluster:
         """Start all nodes at once, as after a loss of power; returns when they form a cluster."""
         try:
             self._with_each(ClusterNode.start)
-            wait_until(self.is_whole, PATIENCE_S, "the cluster of RabbitMQ nodes", every_s=1)
+            self.wait_until_whole()
         except BaseException:
             self.stop()
             raise
@@ -201,12 +195,9 @@ class RabbitCluster:
         for proxy in self._links_of(node):
             proxy.release()
 
-    def is_whole(self) -> bool:
-        """Tell whether each node knows that all of them run."""
-        try:
-            return all(node.sees() == {each.name for each in self.nodes} for node in self.nodes)
-        except subprocess.SubprocessError:  # a node does not answer yet
-            return False
+    def wait_until_whole(self) -> None:
+        """Wait until each node knows that all of them run."""
+        wait_until(self._is_whole, _WHOLE_S, "the cluster of RabbitMQ nodes", every_s=1)
 
     def stop(self) -> None:
         self._with_each(ClusterNode.stop)
@@ -217,3 +208,15 @@ class RabbitCluster:
     def _with_each(self, act: Callable[[ClusterNode], None]) -> None:
         with ThreadPoolExecutor(len(self.nodes)) as pool:
             list(pool.map(act, self.nodes))
+
+    def _is_whole(self) -> bool:
+        names = [node.name for node in self.nodes]
+        # One command asks all of them, because each command starts an Erlang VM, which takes seconds on a busy machine.
+        # Each node is asked what it knows itself; ``cluster_status`` would ask the others, and wait for them.
+        nodes = ", ".join(f"'{name}'" for name in names)
+        expression = f"rpc:multicall([{nodes}], rabbit_mnesia, cluster_nodes, [running], {_ANSWER_S * 1000})."
+        try:
+            answers = self.nodes[0].run("rabbitmqctl", "--silent", "eval", expression)
+        except subprocess.SubprocessError:  # the node does not answer yet
+            return False
+        return Counter(re.findall(r"rabbit\d+@localhost", answers)) == dict.fromkeys(names, len(names))

@@ -14,7 +14,6 @@ from worker.dev.services.ports import wait_until
 
 _WARM_UP_S = 5
 _BETWEEN_FAILOVERS_S = 30  # what was delivered after one is in doubt for a lease and WORKER_RECONCILE_DELAY
-_WHOLE_S = 2 * PATIENCE_S  # a node that comes back is slow where it shares two processors with all the others
 
 
 def leader_away(cluster: RabbitCluster, away_s: float, times: int = 1) -> Scenario:
@@ -28,7 +27,7 @@ def leader_away(cluster: RabbitCluster, away_s: float, times: int = 1) -> Scenar
             leader.kill()
             scene.wait(away_s)
             leader.start()
-            _wait_until_whole(cluster)
+            cluster.wait_until_whole()
 
     return cause
 
@@ -45,7 +44,7 @@ def hung_node(cluster: RabbitCluster, hangs_s: float) -> Scenario:
             scene.wait(hangs_s)
         finally:
             node.resume()
-        _wait_until_whole(cluster)
+        cluster.wait_until_whole()
 
     return cause
 
@@ -59,7 +58,7 @@ def rolling_restart(cluster: RabbitCluster) -> Scenario:
             scene.note("restarts of a node")
             node.stop_gracefully()
             node.start()
-            _wait_until_whole(cluster)
+            cluster.wait_until_whole()
 
     return cause
 
@@ -76,7 +75,7 @@ def partition(cluster: RabbitCluster, lasts_s: float) -> Scenario:
             scene.wait(lasts_s)
         finally:
             cluster.heal(node)
-        _wait_until_whole(cluster)
+        cluster.wait_until_whole()
 
     return cause
 
@@ -146,7 +145,3 @@ def _leader_but_first(cluster: RabbitCluster, scene: Scene) -> ClusterNode:
     """Return the leader, or another node if that is the first, which the upstream system of the run is connected to."""
     leader = _leader(cluster, scene)
     return cluster.nodes[1] if leader is cluster.nodes[0] else leader
-
-
-def _wait_until_whole(cluster: RabbitCluster) -> None:
-    wait_until(cluster.is_whole, _WHOLE_S, "the whole cluster", every_s=2)
