@@ -198,6 +198,7 @@ class Worker:
             settings.worker_in_doubt,
         )
         interval_s = settings.onenet_device_interval
+        is_isolated = settings.worker_tenants == "isolated"
         by_device = settings.worker_ordering == "device" or interval_s > 0  # one at a time, to be an interval apart
         queues = KeyedQueues(by_device=by_device, interval_s=interval_s, clock=asyncio.get_running_loop().time)
         engine = Engine(
@@ -220,7 +221,7 @@ class Worker:
         )
         consumer = Consumer(
             engine,
-            MessageBuilder(settings.topology, self._name),
+            MessageBuilder(settings.topology, self._name, is_isolated=is_isolated),
             broker,
             self._breakers,
             store_watch,
@@ -233,6 +234,7 @@ class Worker:
             concurrency=settings.worker_concurrency,
             usual_prefetch=settings.prefetch,
             probe_interval_s=settings.worker_probe_interval,
+            is_isolated=is_isolated,
         )
         monitor = HealthMonitor(broker, consumer, self._breakers, store_watch, health, self._client.clock_offsets_s)
         self._metrics.observe(monitor.state)

@@ -288,6 +288,11 @@ class Settings(_BrokerSettings):
         description="`device`: send commands of one device one at a time, in order of arrival; `none`: no order, and "
         "all at once if `ONENET_DEVICE_INTERVAL` is 0",
     )
+    worker_tenants: Annotated[Literal["trusted", "isolated"], AnyCase] = Field(
+        "trusted",
+        description="`isolated`: a command needs the AMQP property `user_id`, equal to `app_id`, and a `reply_to` that "
+        "is the `app_id` or begins with it and a dot",
+    )
     worker_pause_after_failures: int = Field(
         20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"
     )

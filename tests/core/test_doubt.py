@@ -21,7 +21,7 @@ from worker.core.envelope import Envelope, Replay
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
 EARLIER, LATER = NOW - timedelta(hours=1), NOW + timedelta(hours=1)
 BEGAN = NOW - timedelta(minutes=1)  # when the process, and so its records in memory, began
-LEASE = Lease(Key("a", b"", b""), 1, 0.0)
+LEASE = Lease(Key("a", b"", b""), 1, 0.0, "a")
 NOTED = DoubtWindow(EARLIER, EARLIER)  # what the message says
 RECORDED = DoubtWindow(BEGAN, BEGAN)  # what the store says
 

@@ -8,7 +8,7 @@ from worker.core.claims import Key, Lease, Loss
 from worker.core.epoch import LONG_TTL_S, REDELIVERED_S, Epoch, Retention
 
 BEGAN = datetime(2026, 8, 5, 12, tzinfo=UTC)
-LEASE = Lease(Key("a", b"", b""), 1, 0.0)
+LEASE = Lease(Key("a", b"", b""), 1, 0.0, "a")
 SETTLED_S = 40 + 60
 
 

@@ -117,13 +117,13 @@ async def test_one_refused_call_replaces_the_connections_of_all_calls(failover: 
     """Calls that only read would otherwise read the former primary forever."""
     store = failover.store
     await store.claim(key("b"), NOW)
-    assert await store.owned_by_others(key("a"), [U]) == set()
+    assert await store.owned_by_others("a", [U]) == set()
     failover.fail_over()
     failover.new.set(f"{{{failover.namespace}}}:uuid:{U}", "b")
-    assert await store.owned_by_others(key("a"), [U]) == set()
+    assert await store.owned_by_others("a", [U]) == set()
     with pytest.raises(StoreUnavailable):
         await store.claim(key("a"), NOW)
-    assert await store.owned_by_others(key("a"), [U]) == {U}
+    assert await store.owned_by_others("a", [U]) == {U}
 
 
 async def test_a_refused_ping_replaces_the_connections_of_all_calls(failover: Failover) -> None:
@@ -281,12 +281,12 @@ async def test_an_error_that_names_another_server_ends_its_connection(text: str,
 
     with raw_server(refuse) as url, closing(Name(url.replace("http", "redis"))) as name:
         store = RedisStore(name.redis_url, f"test-{uuid4().hex}", ttl_s=60, lease_s=LONG_S)
-        for call in (lambda: store.claim(key("a"), NOW), store.ping, lambda: store.owned_by_others(key("a"), [U])):
+        for call in (lambda: store.claim(key("a"), NOW), store.ping, lambda: store.owned_by_others("a", [U])):
             with pytest.raises(StoreUnavailable):
                 await call()
         name.lead_to(redis_url)
         assert isinstance(await store.claim(key("a"), NOW), Unseen)
-        assert await store.owned_by_others(key("a"), [U]) == set()
+        assert await store.owned_by_others("a", [U]) == set()
         await store.ping()
         await store.close()
 

@@ -36,7 +36,7 @@ async def test_a_refused_outcome_records_the_doubt_and_ends_the_lease_in_one_ste
     claim = await store.claim(key("b"), NOW)
     assert isinstance(claim, Unresolved)
     assert (claim.doubt, claim.holder_crashed) == (DOUBT, False)
-    assert await store.owned_by_others(key("b"), [U]) == {U}
+    assert await store.owned_by_others("b", [U]) == {U}
     assert await assign(store, claim.lease, [U]) == NoCandidate()
 
 

@@ -220,7 +220,7 @@ async def test_a_command_whose_only_entry_was_guessed_for_a_lookalike_is_ambiguo
     """Its time fits one entry only, its lookalike's time both: sent again, it would be cached twice."""
     await store.release(held(await store.claim(key("b"), NOW)), DOUBT)
     assert await recover(store, held(await store.claim(key("a"), NOW)), likely, unlikely) == Assigned(U1, is_guess=True)
-    assert await store.owned_by_others(key("b"), [U1, U2]) == set()
+    assert await store.owned_by_others("b", [U1, U2]) == set()
     lease = held(await store.claim(key("b"), NOW))
     assert await assign(store, lease, [U1]) == Ambiguous()
     assert await assign(store, lease, []) == NoCandidate()
@@ -326,7 +326,7 @@ async def test_a_uuid_in_another_spelling_still_belongs_to_its_command(
     await complete(store, held(await store.claim(key("a"), NOW)), reply("a", answered))
     assert await store.claim(key("a"), NOW) == Completed(reply("a", answered))  # as the platform spelled it
     lookalike = held(await store.claim(key("b"), NOW))
-    assert await store.owned_by_others(lookalike.key, [shown, U]) == {shown}
+    assert await store.owned_by_others(lookalike.owner_id, [shown, U]) == {shown}
     assert await assign(store, lookalike, [shown]) == NoCandidate()
     assert await assign(store, lookalike, [shown, U]) == Assigned(U, is_guess=False)
     with pytest.raises(UuidTaken):
@@ -354,7 +354,7 @@ async def test_a_guess_stays_a_guess_in_another_spelling_of_its_uuid(
     assert await recover(store, held(await store.claim(key("a"), NOW)), [recorded, U]) == Assigned(
         recorded, is_guess=True
     )
-    assert await store.owned_by_others(key("b"), [shown]) == set()
+    assert await store.owned_by_others("b", [shown]) == set()
     lookalike = held(await store.claim(key("b"), NOW))
     assert (await store.ownership(lookalike, [shown])).owners == {shown: Owner("a", is_certain=False)}
     assert await assign(store, lookalike, [shown]) == Ambiguous()
@@ -372,7 +372,7 @@ async def test_an_owner_of_a_nonstandard_uuid_that_differs_in_case_or_blanks_is_
     """It may be the same uuid or another: a certain owner could have the other command sent twice."""
     await complete(store, held(await store.claim(key("a"), NOW)), reply("a", answered))
     lookalike = held(await store.claim(key("b"), NOW))
-    assert await store.owned_by_others(lookalike.key, [answered, shown]) == {answered}
+    assert await store.owned_by_others(lookalike.owner_id, [answered, shown]) == {answered}
     assert await assign(store, lookalike, [answered]) == NoCandidate()
     assert await assign(store, lookalike, [shown]) == Ambiguous()
 
@@ -384,7 +384,7 @@ async def test_a_uuid_that_differs_in_more_than_its_spelling_has_no_owner(store:
     await complete(store, held(await store.claim(key("a"), NOW)), reply("a", "order-7x"))
     await complete(store, held(await store.claim(key("c"), NOW)), reply("c", STANDARD))
     lease = held(await store.claim(key("b"), NOW))
-    assert await store.owned_by_others(lease.key, [shown]) == set()
+    assert await store.owned_by_others(lease.owner_id, [shown]) == set()
     assert (await store.ownership(lease, [shown])).owners == {shown: None}
     assert await assign(store, lease, [shown]) == Assigned(shown, is_guess=False)
 
@@ -505,7 +505,7 @@ class TestMemory:
             other = Key(str(number), b"1" * 16, number.to_bytes(16, "big"))
             await complete(store, held(await store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
         lease = held(await store.claim(key("a"), NOW))
-        assert await store.owned_by_others(lease.key, [U]) == {U}
+        assert await store.owned_by_others(lease.owner_id, [U]) == {U}
         assert await assign(store, lease, [U]) == NoCandidate()
 
     async def test_the_owner_of_a_guessed_uuid_outlasts_the_packed_replies(self) -> None:
@@ -552,7 +552,7 @@ class TestRedis:
         with redis.Redis.from_url(redis_url) as raw:
             raw.set(f"{{{namespace}}}:uuid:{recorded}", "a", ex=60)
         lookalike = held(await store.claim(key("b"), NOW))
-        assert await store.owned_by_others(lookalike.key, [shown]) == ({shown} if is_certain else set())
+        assert await store.owned_by_others(lookalike.owner_id, [shown]) == ({shown} if is_certain else set())
         assert await assign(store, lookalike, [shown]) == (NoCandidate() if is_certain else Ambiguous())
         with pytest.raises(UuidTaken):
             await complete(store, lookalike, reply("b", shown))

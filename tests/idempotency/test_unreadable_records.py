@@ -254,7 +254,7 @@ async def test_a_uuid_with_an_unreadable_owner_is_assigned_to_no_command(rig: Ri
     else:
         rig.redis.set(rig.name(f"uuid:{U}"), value)
     lease = held(await rig.store.claim(key("a"), NOW))
-    assert await rig.store.owned_by_others(key("a"), [U, U1]) == set()
+    assert await rig.store.owned_by_others("a", [U, U1]) == set()
     assert (await rig.store.ownership(lease, [U, U1])).owners == {U: Owner(None, is_certain=False), U1: None}
     assert await assign(rig.store, lease, [U]) == Ambiguous()
     assert await assign(rig.store, lease, []) == NoCandidate()
@@ -315,7 +315,7 @@ async def test_no_unreadable_record_stops_a_worker_or_its_own_command(
         assert float(mixed["lease"]) < (NOW + timedelta(days=36_500)).timestamp() * 1000
         return
     assert claim.lease.token >= 1
-    await rig.store.owned_by_others(key("a"), [U, U1])
+    await rig.store.owned_by_others("a", [U, U1])
     assignment = await assign(rig.store, claim.lease, [U, U1])
     is_guess = isinstance(assignment, Assigned) and assignment.is_guess
     try:

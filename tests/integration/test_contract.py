@@ -420,7 +420,9 @@ def test_a_token_signed_with_an_access_key_is_accepted_by_the_platform(running: 
 def test_a_repeated_command_id_gets_the_recorded_reply_and_no_request(running: SharedWorker) -> None:
     command = a_command()
     first = running.ask(command, app_id="a")
-    again = running.ask(json.dumps(command, indent=2).encode(), reply_to="elsewhere", correlation_id="call-9")
+    again = running.ask(
+        json.dumps(command, indent=2).encode(), app_id="a", reply_to="elsewhere", correlation_id="call-9"
+    )
     assert again.body == first.body
     assert (again.routing_key, again.properties.correlation_id) == ("elsewhere", "call-9")
     assert len(running.simulator.requests) == 1

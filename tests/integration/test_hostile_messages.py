@@ -8,6 +8,7 @@ from typing import Any
 import pika
 import pytest
 
+from schemas.command import MAX_BODY_BYTES
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
 from tests.support.simulator import onenet
@@ -44,13 +45,23 @@ def memory_mib(worker: WorkerProcess, kind: str) -> float:
     return int(found[1]) / 1024
 
 
-def good_commands(deployment: Deployment, count: int) -> set[str]:
+def good_commands(deployment: Deployment, count: int, first: int = 0) -> set[str]:
+    """Publish commands for as many devices."""
     ids = {f"good-{number}" for number in range(count)}
-    for number, command_id in enumerate(sorted(ids)):
+    for number, command_id in enumerate(sorted(ids), first):
         deployment.upstream.publish(
             a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id)
         )
     return ids
+
+
+def wait_for_replies(deployment: Deployment, ids: set[str]) -> None:
+    """Wait until all of these commands are accepted, whatever else is answered meanwhile."""
+    missing = set(ids)
+    while missing:
+        reply = deployment.upstream.reply().json
+        assert reply["status"] == "accepted"
+        missing.discard(reply["command_id"])
 
 
 def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any]], ids: set[str]) -> None:
@@ -74,6 +85,50 @@ def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deplo
     assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
     assert most < 2.5 * LARGE_BYTES / MIB
+
+
+def padded(**fields: Any) -> bytes:
+    """Return a valid command that is as large as a command may be."""
+    return json.dumps(a_command(**fields)).encode().ljust(MAX_BODY_BYTES)
+
+
+FULL_HEADERS = {f"h{number}": "v" * 250 for number in range(450)}
+
+
+def test_padded_commands_for_one_device_take_bounded_memory(deployment: Deployment) -> None:
+    """They wait for each other: above a bound the broker keeps them, not the worker."""
+    with deployment.worker(ONENET_DEVICE_INTERVAL="60") as worker:
+        deployment.upstream.publish(a_command(command_id="first", imei="865820039999999"))
+        deployment.upstream.reply()
+        before = memory_mib(worker, "VmRSS")
+        for number in range(700):  # 125 MiB
+            deployment.upstream.publish(padded(command_id=f"padded-{number}"), headers=FULL_HEADERS)
+        ids = good_commands(deployment, 10, first=2)
+        wait_for_replies(deployment, ids)
+        worker.wait_for("command_postponed", count=500)
+        most = memory_mib(worker, "VmHWM") - before
+    assert most < 64
+
+
+def test_thousands_of_small_headers_take_bounded_memory(deployment: Deployment) -> None:
+    """Each takes a hundred bytes of memory, thirty times what it takes in the frame."""
+    table = b"".join(b"\x03%03xt\x01" % number for number in range(4096))
+    bombs = 100
+    with deployment.worker(ONENET_DEVICE_INTERVAL="60", WORKER_CONCURRENCY="200") as worker:
+        deployment.upstream.publish(a_command(command_id="first", imei="865820039999999"))
+        deployment.upstream.reply()
+        before = memory_mib(worker, "VmRSS")
+        nested = b"\x01nA" + len(_EMPTY_TABLES).to_bytes(4) + _EMPTY_TABLES
+        for number in range(bombs):
+            body = json.dumps(a_command(command_id=f"bomb-{number}")).encode()
+            publish_with_table(deployment, body, table + nested)
+        ids = good_commands(deployment, 10, first=2)
+        wait_for_replies(deployment, ids)
+        most = memory_mib(worker, "VmHWM") - before
+    assert most < 64
+
+
+_EMPTY_TABLES = b"F\0\0\0\0" * 15_000
 
 
 def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(deployment: Deployment, tmp_path: Path) -> None:

@@ -240,9 +240,9 @@ class RecordingStore(MemoryStore):
         self._check("release")
         await super().release(lease, doubt, holder_crashed=holder_crashed)
 
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+    async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
         self._check("owned_by_others")
-        return await super().owned_by_others(key, uuids)
+        return await super().owned_by_others(owner_id, uuids)
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         self._check("ownership")

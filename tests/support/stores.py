@@ -56,7 +56,7 @@ async def assign(
 ) -> Assignment:
     """Assign one of the uuids to a command by the facts of its store, as the worker does."""
     facts = await store.ownership(lease, [*likely, *unlikely])
-    return assign_uuid(lease.key.command_id, likely, unlikely, facts)
+    return assign_uuid(lease.owner_id, likely, unlikely, facts)
 
 
 async def complete(store: IdempotencyStore, lease: Lease, outcome: Reply, *, is_guess: bool = False) -> None:

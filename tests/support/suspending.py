@@ -28,8 +28,8 @@ class SuspendingStore(MemoryStore):
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         await self.suspended(super().release, lease, doubt, holder_crashed=holder_crashed)
 
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        return await self.suspended(super().owned_by_others, key, uuids)
+    async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
+        return await self.suspended(super().owned_by_others, owner_id, uuids)
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         return await self.suspended(super().ownership, lease, uuids)

@@ -147,14 +147,26 @@ class CommandClient:
     Args:
         broker: to connect to.
         topology: names the exchanges.
-        app_id: the name of the upstream system.
+        app_id: the name of the upstream system; None: that of the broker's user.
         wants_replies: whether to read replies.
+        names_user: whether each message names the broker's user as its sender, for whom the broker then vouches.
     """
 
-    def __init__(self, broker: BrokerAddress, topology: Topology, *, app_id: str, wants_replies: bool) -> None:
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        topology: Topology,
+        *,
+        app_id: str | None,
+        wants_replies: bool,
+        names_user: bool = False,
+    ) -> None:
         self._topology = topology
-        self._app_id = app_id
-        self._connection, _ = connect_blocking(broker)
+        self._connection, parameters = connect_blocking(broker)
+        credentials: Any = parameters.credentials
+        user = credentials.username
+        self._user_id = user if names_user else None
+        self._app_id = app_id or user
         self._reply_to: str | None = None
         self._replies: list[dict[str, Any]] = []
         try:
@@ -193,6 +205,7 @@ class CommandClient:
             delivery_mode=pika.DeliveryMode.Persistent,
             message_id=command_id,
             app_id=self._app_id,
+            user_id=self._user_id,
             reply_to=self._reply_to,
             timestamp=int(time.time()),
         )
@@ -223,7 +236,7 @@ class CommandClient:
 
     def _read_replies(self) -> None:
         queue = self._channel.queue_declare("", exclusive=True).method.queue
-        self._reply_to = f"onenet-worker-send.{uuid4()}"
+        self._reply_to = f"{self._app_id}.send.{uuid4()}"
         self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
 
         def on_reply(_channel: object, _method: object, _properties: object, body: bytes) -> None:

@@ -11,6 +11,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from worker.amqp.asyncio_io import AsyncioIOServices
+from worker.amqp.bodies import BoundedAssembler
 from worker.amqp.connection import CALL_S, abandon, connect, without_user
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
 
@@ -47,7 +48,9 @@ class BrokerChannel:
             raise self.lost.result()
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
         self._watch_silence()
-        self.pika_channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
+        channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
+        channel._content_assembler = BoundedAssembler(channel._content_assembler)  # noqa: SLF001 - pika has no other way
+        self.pika_channel = channel
         self.pika_channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
         cancelled = BrokerUnavailable("the broker cancelled the consumer")
         self.pika_channel.add_on_cancel_callback(lambda _frame: self.fail(cancelled))

@@ -18,6 +18,8 @@ from worker.amqp.topology import Topology
 
 DRAIN_PREFETCH_S = 1.0
 LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
+MAX_HELD_BYTES = 12 * 1024 * 1024  # of memory, which what is published for them takes twice more
+RELIEF_S = 5.0  # the broker ends a connection of which nothing is read for 15 s
 MANY_RETURNS = 3  # a message that was returned this often may be one that crashes workers
 CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
 
@@ -57,10 +59,12 @@ class QueueConsumer:
         self._wanted_prefetch = 0
         self._is_cautious = True  # one delivery at a time
         self._cautious_deliveries_left = 1
-        self._unacknowledged: dict[int, None] = {}  # tags, the oldest first
+        self._unacknowledged: dict[int, int] = {}  # tags, the oldest first, and how much memory each takes, in bytes
+        self._held_bytes = 0  # the sum
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
+        self._relief: asyncio.TimerHandle | None = None  # while too much is held: when to read one more
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
@@ -231,9 +235,6 @@ class QueueConsumer:
         if method.exchange == self._topology.returns_exchange and PROBE in (properties.headers or {}):
             self.channel.invoke(self.channel.pika_channel.basic_ack, tag)
             return
-        self._unacknowledged[tag] = None
-        self._unacknowledged_of_consumer.add(tag)
-        self._notify()
         exchange = method.exchange
         delivery = Delivery(
             self._session,
@@ -244,11 +245,17 @@ class QueueConsumer:
             is_returned=exchange == self._topology.returns_exchange,
             is_moved=exchange in self._topology.exchanges_closed_to_upstream,
         )
+        self._unacknowledged[tag] = delivery.size
+        self._held_bytes += delivery.size
+        self._unacknowledged_of_consumer.add(tag)
+        self._notify()
         self._adapt_caution(delivery)
         if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
             self._run_in_background(self._apply_prefetch())
         if len(body) > MAX_BODY_BYTES:
             self._read_nothing_beside(tag)
+        elif self._held_bytes > MAX_HELD_BYTES:
+            self._read_nothing_for_now()
         self._on_delivery(delivery)
 
     def _adapt_caution(self, delivery: Delivery) -> None:
@@ -274,6 +281,19 @@ class QueueConsumer:
         if not self._large:
             self.resume_reading()
 
+    def _read_nothing_for_now(self) -> None:
+        """Leave the other messages with the broker until enough is settled; one more is read every few seconds."""
+        self.channel.pause_reading()
+        if self._relief is None:
+            self._relief = self._loop.call_later(min(RELIEF_S, self.channel.heartbeat_s), self._read_more)
+
+    def _read_more(self) -> None:
+        if self._relief is not None:
+            self._relief.cancel()
+            self._relief = None
+        if not self._large:
+            self.resume_reading()
+
     def _send_acknowledgements(self) -> None:
         """Acknowledge with one frame everything older than the oldest delivery in progress, and the rest one by one."""
         tags, self._to_acknowledge = self._to_acknowledge, []
@@ -290,10 +310,12 @@ class QueueConsumer:
 
     def _settle(self, tags: Sequence[int]) -> None:
         for tag in tags:
-            self._unacknowledged.pop(tag, None)
+            self._held_bytes -= self._unacknowledged.pop(tag, 0)
             self._unacknowledged_of_consumer.discard(tag)
             if tag in self._large:
                 self._forget_large(tag)
+        if self._relief is not None and self._held_bytes <= MAX_HELD_BYTES:
+            self._read_more()
         self._notify()
 
     async def _next_change(self) -> None:

@@ -1,6 +1,7 @@
 """The messages that arrive and that are published: the one place where headers are read and written."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from copy import copy
@@ -12,11 +13,13 @@ from typing import Any, assert_never
 from pika import BasicProperties, DeliveryMode
 
 from schemas.reply import Reply, ReplyError, Status
+from worker.amqp.bodies import TruncatedBody
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
+from worker.core.tenants import own_reply_to
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
@@ -32,10 +35,12 @@ REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
 DETAILS = "x-onenet-details"
 FAILED_AT = "x-onenet-failed-at"
+USER_ID = "x-onenet-user-id"
 _HEADERS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, CRASH_COUNT, FREE_ATTEMPT, FIRST_ARRIVED, REPLAY})
 _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
+_MESSAGE_BYTES = 2_000  # with short properties, and what this process makes of it
 _MAX_TEXT_BYTES = 4096
 # All properties are sent in one frame: 8 bytes of framing and 12 bytes of content header are added to them.
 # Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
@@ -76,9 +81,19 @@ class Delivery:
     is_moved: bool = False
 
     @property
+    def is_truncated(self) -> bool:
+        """Whether the body is only the beginning of the message's, so that no copy may be published."""
+        return isinstance(self.body, TruncatedBody)
+
+    @property
     def headers(self) -> Mapping[str, Any]:
         """The message's headers."""
         return self.properties.headers or {}
+
+    @cached_property
+    def size(self) -> int:
+        """How much memory the message takes, in bytes: thousands of small headers take thirty times their bytes."""
+        return _MESSAGE_BYTES + len(self.body) + _memory(self.headers)
 
     @cached_property
     def envelope(self) -> Envelope:
@@ -91,6 +106,9 @@ class Delivery:
                 first_arrived_at=self.arrived_at,
                 published_at=self._published_at(self.arrived_at),
                 message_id=self.properties.message_id,
+                app_id=self._app_id,
+                user_id=self._user_id,
+                reply_to=self._reply_to,
             )
         own = headers if self.is_returned else {}
         doubt = self._doubt()
@@ -110,8 +128,27 @@ class Delivery:
             delay=_delay(own.get(DELAY)),
             published_at=self._published_at(first_arrived_at),
             message_id=self.properties.message_id,
+            app_id=self._app_id,
+            user_id=self._user_id,
+            reply_to=self._reply_to,
             trace={name: headers[name] for name in _TRACE if isinstance(headers.get(name), str)},
         )
+
+    @property
+    def _app_id(self) -> str:
+        named = self.properties.app_id
+        return named if isinstance(named, str) else ""
+
+    @property
+    def _user_id(self) -> str | None:
+        """The user for whom the broker vouched when the message was published to the worker's exchange."""
+        user_id = self.headers.get(USER_ID) if self.is_returned else self.properties.user_id
+        return user_id if isinstance(user_id, str) else None
+
+    @property
+    def _reply_to(self) -> str | None:
+        asked = self.properties.reply_to
+        return asked if isinstance(asked, str) and asked else None
 
     def _doubt(self) -> DoubtWindow | None:
         """Return when the command may have been sent, as far as the message says.
@@ -192,11 +229,13 @@ class MessageBuilder:
     Args:
         topology: where to publish.
         worker: the name under which this process signs dead letters.
+        is_isolated: the upstream systems do not trust each other, so that none may choose where a reply goes.
     """
 
-    def __init__(self, topology: Topology, worker: str) -> None:
+    def __init__(self, topology: Topology, worker: str, *, is_isolated: bool = False) -> None:
         self._topology = topology
         self._worker = worker
+        self._is_isolated = is_isolated
 
     def publications(self, delivery: Delivery, resolution: Resolution) -> list[Publication]:
         """Return what must be confirmed before a delivery is acknowledged."""
@@ -248,12 +287,11 @@ class MessageBuilder:
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to the sender of the command."""
-        asked = delivery.properties
-        if isinstance(asked.reply_to, str) and asked.reply_to:
-            routing_key = asked.reply_to
-        else:
-            source = asked.app_id if isinstance(asked.app_id, str) and asked.app_id else "unknown"
-            routing_key = _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
+        asked, envelope = delivery.properties, delivery.envelope
+        reply_to = own_reply_to(envelope) if self._is_isolated else envelope.reply_to
+        # Where app_id is not the user's name, the user is the one who has to know.
+        source = (envelope.user_id if self._is_isolated else envelope.app_id) or "unknown"
+        routing_key = reply_to or _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
         trace: dict[str, Any] = {
             name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
         }
@@ -405,6 +443,12 @@ def _details(error: ReplyError) -> str:
     while len(text := json.dumps(details)) > _MAX_TEXT_BYTES:
         details.pop()
     return text
+
+
+def _memory(value: object) -> int:
+    """Return the memory that headers, one name or one value take, in bytes."""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sys.getsizeof(value) + sum(map(_memory, inner))
 
 
 def _text(name: object) -> str:

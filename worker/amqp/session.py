@@ -122,7 +122,7 @@ class Session:
         closures = self._suspects.closures(delivery)
         for publication in publications:
             item = InFlight(plain(publication) if closures else publication, settlement)
-            if closures > 1 and self.publishers.leave_to_broker(item):
+            if (closures > 1 or delivery.is_truncated) and self.publishers.leave_to_broker(item):
                 continue
             self.publishers.publish(item)
         return await settlement.confirmed

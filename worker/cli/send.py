@@ -41,7 +41,13 @@ def send(
             readable=True,
         ),
     ] = None,
-    app_id: Annotated[str, typer.Option(help="The upstream system's name, for the reply's routing key.")] = "cli",
+    app_id: Annotated[
+        str | None,
+        typer.Option(
+            help="The upstream system's name; default: cli, or with WORKER_TENANTS=isolated the broker's user, "
+            "the only one that is taken then."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the replies and print them, one per line.")] = False,
     wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for the replies.", min=0)] = 60.0,
 ) -> None:
@@ -74,7 +80,14 @@ def send(
         raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
     settings = load_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
-    with CommandClient(settings.broker_address, settings.topology, app_id=app_id, wants_replies=wait) as client:
+    is_isolated = settings.worker_tenants == "isolated"
+    with CommandClient(
+        settings.broker_address,
+        settings.topology,
+        app_id=app_id or (None if is_isolated else "cli"),
+        wants_replies=wait,
+        names_user=is_isolated,
+    ) as client:
         sent = 0
         try:
             with progress("sending", len(commands), is_shown=file is not None) as advance:

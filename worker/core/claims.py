@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from schemas.reply import Reply
+from worker.core.command import scoped_id
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import OwnershipFacts
@@ -24,21 +25,33 @@ class Key:
     """Identifies a command's record.
 
     ``content_hash``: equal for equal content. ``match_key``: equal for commands that the platform's history cannot tell
-    apart; two commands with different ids and the same match key are lookalikes.
+    apart; two commands with different ids and the same match key are lookalikes. ``app_id``: the upstream system to
+    which the command id belongs; empty where it is not known.
     """
 
     command_id: str
     content_hash: bytes
     match_key: bytes
+    app_id: str = ""
+
+    @property
+    def scoped_id(self) -> str:
+        """The id with its upstream system."""
+        return scoped_id(self.command_id, self.app_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The exclusive right to process a command. ``ends_at``: its end on this process's monotonic clock."""
+    """The exclusive right to process a command.
+
+    ``ends_at``: its end on this process's monotonic clock. ``owner_id``: the name under which the store records what
+    belongs to the command; no other command on record has it.
+    """
 
     key: Key
     token: int
     ends_at: float
+    owner_id: str
 
 
 class Loss(Enum):
@@ -189,8 +202,8 @@ class IdempotencyStore(Protocol):
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         """Release a command without an outcome. ``doubt``: None where the command is known not to have been sent."""
 
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        """Return the uuids that belong to other commands for certain."""
+    async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
+        """Return the uuids that belong for certain to other commands than the one with a lease's ``owner_id``."""
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         """Return who owns each of the uuids, and which lookalikes compete for them; records nothing."""

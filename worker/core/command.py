@@ -10,7 +10,10 @@ PLATFORM_DEFAULTS = {"retry": 3, "timeout": 25, "trigger_msg": 7}  # used by the
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A valid command. Times are aware; ``trigger_msg`` is the sum of its bits; None means "not given"."""
+    """A valid command. Times are aware; ``trigger_msg`` is the sum of its bits; None means "not given".
+
+    ``app_id``: the upstream system that sent it, whose ids are its own; empty where the message names none.
+    """
 
     command_id: str
     imei: str
@@ -24,6 +27,12 @@ class Command:
     trigger_msg: int | None
     args: str | None
     product: str | None
+    app_id: str = ""
+
+    @property
+    def scoped_id(self) -> str:
+        """The id with its upstream system, which no command of another system has."""
+        return scoped_id(self.command_id, self.app_id)
 
     def content_hash(self) -> bytes:
         """Return 16 bytes that are the same for the same content, however its JSON was written."""
@@ -45,6 +54,11 @@ class Command:
     def _target(self) -> tuple[object, ...]:
         numbers = self.obj_id, self.obj_inst_id, self.res_id
         return self.imei, *numbers, self.expires_at.timestamp(), self.args
+
+
+def scoped_id(command_id: str, app_id: str) -> str:
+    """Return a command id with its upstream system; no command id contains the slash."""
+    return f"{command_id}/{app_id}" if app_id else command_id
 
 
 def _hash(*content: object) -> bytes:

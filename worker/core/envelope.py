@@ -43,6 +43,9 @@ class Envelope:
         delay: from when until when its delay queue was to hold it, in seconds of the epoch; None: it was in none.
         published_at: when the command was published as far as its property says, else ``first_arrived_at``.
         message_id: the AMQP property; None where it is not set, bytes where it is not UTF-8.
+        app_id: the upstream system that the message names; empty where it names none, or not in UTF-8.
+        user_id: the user who published it, for whom the broker vouches; None where it vouches for none.
+        reply_to: the routing key that the message asks for; None where it asks for none.
         trace: the W3C trace headers.
     """
 
@@ -60,6 +63,9 @@ class Envelope:
     delay: tuple[float, float] | None = None
     published_at: float = 0.0
     message_id: object = None
+    app_id: str = ""
+    user_id: str | None = None
+    reply_to: str | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -89,11 +95,13 @@ class Task:
         envelope: what the delivery says of itself.
         parsed: its command, or why it carries none; None: parsing it may be what crashes workers.
         arrived_at: monotonic time in seconds.
+        size: how much memory its message takes, in bytes.
     """
 
     envelope: Envelope
     parsed: Command | UnusableCommand | None
     arrived_at: float
+    size: int = 0
 
     @property
     def command(self) -> Command | None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 class Owner:
     """The command that a uuid is recorded for.
 
-    ``command_id``: None where the id is not known; such an owner is never the command that asks. ``is_certain``: False
-    where a lookalike could equally own the uuid, where the owner cannot be read, or where the uuid was recorded in a
-    spelling that may be another uuid.
+    ``owner_id``: that of its lease; None where it is not known: such an owner is never the command that asks.
+    ``is_certain``: False where a lookalike could equally own the uuid, where the owner cannot be read, or where the
+    uuid was recorded in a spelling that may be another uuid.
     """
 
-    command_id: str | None
+    owner_id: str | None
     is_certain: bool
 
 
@@ -34,10 +34,10 @@ class OwnershipFacts:
     lookalikes: int
     is_lookalike_held: bool
 
-    def is_available(self, uuid: str, command_id: str) -> bool:
+    def is_available(self, uuid: str, owner_id: str) -> bool:
         """Return whether a uuid has no owner, or is recorded for this command already."""
         owner = self.owners[uuid]
-        return owner is None or owner.command_id == command_id
+        return owner is None or owner.owner_id == owner_id
 
     def is_guess(self, uuid: str) -> bool:
         """Return whether a uuid has an owner that is not certain."""
@@ -71,7 +71,7 @@ class Ambiguous:
 Assignment = Assigned | NoCandidate | LookalikeInProgress | Ambiguous
 
 
-def assign_uuid(command_id: str, likely: Sequence[str], unlikely: Sequence[str], facts: OwnershipFacts) -> Assignment:
+def assign_uuid(owner_id: str, likely: Sequence[str], unlikely: Sequence[str], facts: OwnershipFacts) -> Assignment:
     """Choose which uuid of its device's history belongs to a command in doubt.
 
     A uuid that is recorded for the command already comes first. If a lookalike could equally own the chosen uuid, the
@@ -80,14 +80,14 @@ def assign_uuid(command_id: str, likely: Sequence[str], unlikely: Sequence[str],
     meanwhile.
 
     Args:
-        command_id: the command in doubt.
+        owner_id: of the lease of the command in doubt.
         likely: uuids of the entries that match in every respect, the best match first.
         unlikely: uuids of the entries that match except for their time. None of them is ever assigned, but each without
             an owner must be explained by another command.
         facts: cover every uuid of both lists.
     """
-    available = [uuid for uuid in likely if facts.is_available(uuid, command_id)]
-    unexplained = len(available) + sum(facts.is_available(uuid, command_id) for uuid in unlikely)
+    available = [uuid for uuid in likely if facts.is_available(uuid, owner_id)]
+    unexplained = len(available) + sum(facts.is_available(uuid, owner_id) for uuid in unlikely)
     if not unexplained:
         return Ambiguous() if any(map(facts.is_guess, [*likely, *unlikely])) else NoCandidate()
     if facts.is_lookalike_held:

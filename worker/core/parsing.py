@@ -15,6 +15,7 @@ from schemas.reply import Detail
 from worker.core.command import Command
 from worker.core.envelope import Envelope, Task
 from worker.core.poison import is_quarantined
+from worker.core.tenants import violations
 from worker.core.times import parse_time
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
@@ -31,7 +32,16 @@ _MAX_DETAILS = 20
 _MAX_FIELD_CHARS = 100
 
 
-def read_task(envelope: Envelope, body: bytes, platform_zone: ZoneInfo, arrived_at: float) -> Task:
+def read_task(
+    envelope: Envelope,
+    body: bytes,
+    platform_zone: ZoneInfo,
+    arrived_at: float,
+    *,
+    size: int = 0,
+    is_readable: bool = True,
+    is_isolated: bool = False,
+) -> Task:
     """Return what a delivery carries, unless parsing it may be what crashes workers.
 
     Args:
@@ -39,24 +49,31 @@ def read_task(envelope: Envelope, body: bytes, platform_zone: ZoneInfo, arrived_
         body: the message's body.
         platform_zone: where times without an offset are read.
         arrived_at: when it arrived, monotonic.
+        size: how much memory the message takes, in bytes.
+        is_readable: the body is short enough to be parsed.
+        is_isolated: the upstream systems do not trust each other.
     """
-    if is_quarantined(envelope):
-        return Task(envelope, None, arrived_at)
+    if is_quarantined(envelope) and is_readable:
+        return Task(envelope, None, arrived_at, size)
     try:
-        return Task(envelope, read_command(body, envelope.message_id, platform_zone), arrived_at)
+        command = read_command(body, envelope.message_id, platform_zone, envelope.app_id)
+        if is_isolated and (found := violations(envelope)):
+            raise _invalid_command(found, command.command_id, command.imei)
+        return Task(envelope, command, arrived_at, size)
     except UnusableCommand as exc:
         # Its traceback would keep the body, which may be large, until the garbage collector runs.
         exc.__traceback__ = exc.__cause__ = exc.__context__ = None
-        return Task(envelope, exc, arrived_at)
+        return Task(envelope, exc, arrived_at, size)
 
 
-def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Command:
+def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo, app_id: str = "") -> Command:
     """Return the command that a message carries.
 
     Args:
         body: the message's body.
         message_id: the AMQP property of that name, None where it is not set.
         platform_zone: where times without an offset are read.
+        app_id: the upstream system that sent it; empty where the message names none.
 
     Raises:
         InvalidMessage: the body is no JSON object.
@@ -72,8 +89,7 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Co
     known_imei = imei if isinstance(imei, str) and _IMEI.match(imei) else None
 
     def invalid(found: Sequence[Detail]) -> NoReturn:
-        text = "; ".join(f"{detail.field}: {detail.message}" if detail.field else detail.message for detail in found)
-        raise InvalidCommand(text, tuple(found), command_id=command_id, imei=known_imei)
+        raise _invalid_command(found, command_id, known_imei)
 
     try:
         command = COMMAND.validate_python(fields)
@@ -106,12 +122,18 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo) -> Co
         trigger_msg=sum(_TRIGGER_BITS[name] for name in trigger) if isinstance(trigger, list) else trigger,
         args=command.get("args"),
         product=command.get("product"),
+        app_id=app_id,
     )
 
 
 def as_command_id(value: object) -> str | None:
     """Return a value if it can be a command's id."""
     return value if isinstance(value, str) and _COMMAND_ID.match(value) else None
+
+
+def _invalid_command(found: Sequence[Detail], command_id: str | None, imei: str | None) -> InvalidCommand:
+    text = "; ".join(f"{detail.field}: {detail.message}" if detail.field else detail.message for detail in found)
+    return InvalidCommand(text, tuple(found), command_id=command_id, imei=imei)
 
 
 def _command_id(fields: dict[str, object], message_id: object) -> tuple[str | None, list[Detail]]:
@@ -158,7 +180,7 @@ def _invalid_message(field: str, message: str) -> InvalidMessage:
 
 def _parse(body: bytes) -> dict[str, object]:
     if len(body) > MAX_BODY_BYTES:
-        raise _invalid_message("", f"the body has {len(body)} bytes, more than {MAX_BODY_BYTES}")
+        raise _invalid_message("", f"the body has more than {MAX_BODY_BYTES} bytes")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:

@@ -50,6 +50,7 @@ class Consumer:
         concurrency: how many commands are processed at once.
         usual_prefetch: deliveries held at once, besides those that wait for their device.
         probe_interval_s: seconds between two looks for a command that may be the probe.
+        is_isolated: the upstream systems do not trust each other.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Consumer:
         concurrency: int,
         usual_prefetch: int,
         probe_interval_s: float,
+        is_isolated: bool = False,
     ) -> None:
         self._engine = engine
         self._unstarted = engine.unstarted
@@ -83,6 +85,7 @@ class Consumer:
         self._concurrency = concurrency
         self._usual_prefetch = usual_prefetch
         self._probe_interval_s = probe_interval_s
+        self._is_isolated = is_isolated
         self._loop = asyncio.get_running_loop()
         self.taken_at = self._loop.time()  # when a delivery last arrived
 
@@ -117,7 +120,15 @@ class Consumer:
     def on_delivery(self, delivery: Delivery) -> None:
         """Take one delivery."""
         self.taken_at = self._loop.time()
-        task = read_task(delivery.envelope, delivery.body, self._zone, self.taken_at)
+        task = read_task(
+            delivery.envelope,
+            delivery.body,
+            self._zone,
+            self.taken_at,
+            size=delivery.size,
+            is_readable=not delivery.is_truncated,
+            is_isolated=self._is_isolated,
+        )
         self._deliveries[task] = delivery
         if self._engine.wants_note(task):
             self._background.start(self._unstarted.note_arrival(task))
@@ -260,7 +271,10 @@ class Consumer:
 
     def _submit(self, task: Task) -> None:
         """Have a task run as soon as its device is free."""
-        if self._queues.waiting >= prefetch.MAX_WAITING and self._queues.is_busy(task):
+        is_full = (
+            self._queues.waiting >= prefetch.MAX_WAITING or self._queues.waiting_bytes >= prefetch.MAX_WAITING_BYTES
+        )
+        if is_full and self._queues.is_busy(task):
             self._postpone(task, "too many commands wait for busy devices", OVERFLOW_DELAY_S)
         elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
             self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + prefetch.MAX_WAITING)
@@ -350,7 +364,7 @@ class Consumer:
         for task in tasks:
             self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
             delivery = self._deliveries.pop(task)
-            if self._broker.is_connected and not self._broker.is_blocked:
+            if self._broker.is_connected and not self._broker.is_blocked and not delivery.is_truncated:
                 copy = self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))
                 self._background.start(self._broker.settle(delivery, [copy]))
             else:

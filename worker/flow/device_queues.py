@@ -20,6 +20,7 @@ class KeyedQueues:
 
     def __init__(self, *, by_device: bool, interval_s: float, clock: Callable[[], float]) -> None:
         self.waiting = 0  # tasks in all queues
+        self.waiting_bytes = 0  # the memory that their messages take
         self.on_wait: Callable[[float, str], object]  # told when a rest that tasks wait for ends; then: end_rest
         self._by_device = by_device
         self._interval_s = interval_s
@@ -52,6 +53,7 @@ class KeyedQueues:
             self.on_wait(free_at, key)
         queue.append(task)
         self.waiting += 1
+        self.waiting_bytes += task.size
         return False
 
     def note_sent(self, command: Command) -> None:
@@ -89,6 +91,7 @@ class KeyedQueues:
             while queue and queue[0].arrived_at < arrived_before:
                 withdrawn.append(queue.popleft())
         self.waiting -= len(withdrawn)
+        self.waiting_bytes -= sum(task.size for task in withdrawn)
         return withdrawn
 
     def _next(self, key: str) -> Task | None:
@@ -96,8 +99,10 @@ class KeyedQueues:
         if not queue:
             del self._queues[key]
             return None
+        task = queue.popleft()
         self.waiting -= 1
-        return queue.popleft()
+        self.waiting_bytes -= task.size
+        return task
 
     def _key_of(self, task: Task) -> str | None:
         return task.command.imei if self._by_device and task.command is not None else None

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-MAX_WAITING = 2_000  # deliveries held behind busy devices; further ones are postponed
+# Deliveries held behind busy devices, and the memory of their messages; further ones are postponed.
+MAX_WAITING = 2_000
+MAX_WAITING_BYTES = 8 * 1024 * 1024
 SWEEP_S = 30.0
 
 

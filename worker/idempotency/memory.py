@@ -80,12 +80,12 @@ class MemoryStore:
         self.on_unavailable: Callable[[StoreUnavailable], object] = lambda _error: None  # never called
         self._accepted = PackedReplies(ttl_s, max_accepted)
         self._records: OrderedDict[str, _Record] = OrderedDict()  # of all commands that are not in _accepted
-        self._owners: dict[str, str] = {}  # value of a uuid -> command id
+        self._owners: dict[str, str] = {}  # value of a uuid -> scoped id of its command
         self._guesses: set[str] = set()  # values of the uuids whose owner is a guess
         self._values: dict[str, str] = {}  # folded uuid -> value of the first such uuid with an owner
         self._now = began_at
         self._unrecorded_until = began_at  # attempts before may have been recorded by another process
-        self._lookalikes: dict[bytes, set[str]] = {}  # match key -> ids of the commands that are held or in doubt
+        self._lookalikes: dict[bytes, set[str]] = {}  # match key -> scoped ids of the commands held or in doubt
 
     @property
     def local(self) -> Self:
@@ -106,7 +106,7 @@ class MemoryStore:
         is_first: bool = True,  # noqa: ARG002 - whatever the delivery says: its records end with the process
     ) -> Claim:
         self._now = now
-        record = self._records.get(key.command_id)
+        record = self._records.get(key.scoped_id)
         if record is not None and self._is_stale(record):
             self._remove(record)
             record = None
@@ -134,11 +134,11 @@ class MemoryStore:
         return Unresolved(lease, record.doubt, record.holder_crashed)
 
     def mark_not_sent(self, key: Key) -> None:
-        if key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
+        if key.scoped_id not in self._records and self._accepted.find(key, self._clock()) is None:
             self._write(_Record(key))
 
     def was_claimed(self, key: Key) -> bool:
-        record = self._records.get(key.command_id)
+        record = self._records.get(key.scoped_id)
         if record is None:
             return self._accepted.find(key, self._clock()) is not None
         return any((record.reply, record.doubt, record.lease_ends_at))
@@ -151,7 +151,7 @@ class MemoryStore:
         """Do nothing: records end with the process that a redelivery may come from."""
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
-        record = self._records.get(key.command_id)
+        record = self._records.get(key.scoped_id)
         if record is None:
             return None if self._accepted.find(key, self._clock()) is None else False
         return not any((record.reply, record.doubt, record.lease_ends_at))
@@ -163,14 +163,13 @@ class MemoryStore:
             self._remove_lookalike(record)
         self._end_lease(record)
 
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
-        return {uuid for uuid in self._others(key.command_id, uuids) if not self._is_guess(uuid)}
+    async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
+        return {uuid for uuid in self._others(owner_id, uuids) if not self._is_guess(uuid)}
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         self._leased(lease)
-        command_id = lease.key.command_id
-        others = self._others(command_id, uuids)
-        lookalikes = self._lookalikes[lease.key.match_key] - {command_id}
+        others = self._others(lease.owner_id, uuids)
+        lookalikes = self._lookalikes[lease.key.match_key] - {lease.owner_id}
         return OwnershipFacts(
             {uuid: self._owner(uuid, is_other=uuid in others) for uuid in uuids},
             len(lookalikes),
@@ -179,7 +178,7 @@ class MemoryStore:
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         record = self._leased(lease)
-        if reply.uuid is not None and self._others(lease.key.command_id, [reply.uuid]):
+        if reply.uuid is not None and self._others(lease.owner_id, [reply.uuid]):
             record.doubt, record.holder_crashed = doubt, False
             self._end_lease(record)
             raise UuidTaken(lease.key.command_id)
@@ -209,12 +208,12 @@ class MemoryStore:
         record.token += 1
         record.claimed_at = now
         record.lease_ends_at = self._clock() + self._lease_s
-        self._lookalikes.setdefault(record.key.match_key, set()).add(record.key.command_id)
+        self._lookalikes.setdefault(record.key.match_key, set()).add(record.key.scoped_id)
         self._write(record)
-        return Lease(record.key, record.token, record.lease_ends_at)
+        return Lease(record.key, record.token, record.lease_ends_at, record.key.scoped_id)
 
     def _leased(self, lease: Lease) -> _Record:
-        record = self._records.get(lease.key.command_id)
+        record = self._records.get(lease.owner_id)
         if record is None or record.token != lease.token or record.lease_ends_at is None:
             raise LeaseLost(lease.key.command_id)
         return record
@@ -237,10 +236,10 @@ class MemoryStore:
             self._set_owner(lookalike, uuid)
             self._write(lookalike)
 
-    def _others(self, command_id: str, uuids: Sequence[str]) -> set[str]:
+    def _others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
         """Return which uuids belong to other commands, for certain or as a guess."""
-        others = {uuid for uuid in uuids if self._owner_id(uuid) not in {None, command_id}}
-        accepted = self._accepted.owned_by_others(command_id, map(canonical_uuid, uuids))
+        others = {uuid for uuid in uuids if self._owner_id(uuid) not in {None, owner_id}}
+        accepted = self._accepted.owned_by_others(owner_id, map(canonical_uuid, uuids))
         return others | {uuid for uuid in uuids if canonical_uuid(uuid) in accepted} if accepted else others
 
     def _owner(self, uuid: str, *, is_other: bool) -> Owner | None:
@@ -258,19 +257,19 @@ class MemoryStore:
 
     def _set_owner(self, record: _Record, uuid: str) -> None:
         record.uuid = canonical_uuid(uuid)
-        self._owners.setdefault(record.uuid, record.key.command_id)
+        self._owners.setdefault(record.uuid, record.key.scoped_id)
         self._values.setdefault(folded_uuid(uuid), record.uuid)
 
     def _remove_lookalike(self, record: _Record) -> None:
         lookalikes = self._lookalikes.get(record.key.match_key, set())
-        lookalikes.discard(record.key.command_id)
+        lookalikes.discard(record.key.scoped_id)
         if not lookalikes:
             self._lookalikes.pop(record.key.match_key, None)
 
     def _write(self, record: _Record) -> None:
         record.expires_at = self._clock() + self._ttl_s
-        self._records[record.key.command_id] = record
-        self._records.move_to_end(record.key.command_id)
+        self._records[record.key.scoped_id] = record
+        self._records.move_to_end(record.key.scoped_id)
         while len(self._records) > self._max_others or self._is_stale(next(iter(self._records.values()))):
             oldest = next(iter(self._records.values()))
             if oldest.lease_ends_at is not None:
@@ -283,7 +282,7 @@ class MemoryStore:
         self._delete(record)
 
     def _delete(self, record: _Record) -> None:
-        del self._records[record.key.command_id]
+        del self._records[record.key.scoped_id]
         self._remove_lookalike(record)
         if record.uuid is not None:
             self._owners.pop(record.uuid, None)

@@ -31,11 +31,11 @@ class PackedReplies:
     def __init__(self, ttl_s: float, generation_size: int) -> None:
         self._ttl_s = ttl_s
         self._generation_size = generation_size
-        self._newer: dict[int, bytes] = {}  # by hash of the command id
+        self._newer: dict[int, bytes] = {}  # by hash of the scoped id
         self._older: dict[int, bytes] = {}
         self._newer_uuids: set[int] = set()  # hashes of the uuids: most look-ups of an owner need no search
         self._older_uuids: set[int] = set()
-        self._newer_matches: dict[bytes, int] = {}  # start of a match key -> hash of the latest such command's id
+        self._newer_matches: dict[bytes, int] = {}  # start of a match key -> hash of the latest command's id
         self._older_matches: dict[bytes, int] = {}
 
     def add(self, key: Key, reply: Reply, now: float) -> bool:
@@ -47,7 +47,7 @@ class PackedReplies:
             self._older, self._newer = self._newer, {}
             self._older_matches, self._newer_matches = self._newer_matches, {}
             self._older_uuids, self._newer_uuids = self._newer_uuids, set()
-        command_hash = hash(key.command_id)
+        command_hash = hash(key.scoped_id)
         self._newer_matches[key.match_key[:8]] = command_hash
         uuid = _packed(str(reply.uuid))
         self._newer_uuids.add(hash(uuid))
@@ -64,7 +64,7 @@ class PackedReplies:
 
     def find(self, key: Key, now: float) -> Completed | KeyReused | None:
         """Return the recorded reply to a command; None if there is none, or it has expired."""
-        command_hash = hash(key.command_id)
+        command_hash = hash(key.scoped_id)
         record = self._newer.get(command_hash) or self._older.get(command_hash)
         if record is None:
             return None
@@ -92,13 +92,13 @@ class PackedReplies:
         record = None if command_hash is None else self._newer.get(command_hash) or self._older.get(command_hash)
         return None if record is None else _unpacked(record[_UUID_AT])
 
-    def owned_by_others(self, command_id: str, uuids: Iterable[str]) -> set[str]:
+    def owned_by_others(self, owner_id: str, uuids: Iterable[str]) -> set[str]:
         """Return the uuids that belong to other commands. Searches all records if one of them may be there."""
         packed = ((_packed(uuid), uuid) for uuid in uuids if _UUID.fullmatch(uuid))
         wanted = {each: uuid for each, uuid in packed if self._may_have(hash(each))}
         if not wanted:
             return set()
-        own_hash = hash(command_id)
+        own_hash = hash(owner_id)
         records = (*self._older.items(), *self._newer.items())
         return {
             wanted[record[_UUID_AT]] for owner, record in records if record[_UUID_AT] in wanted and owner != own_hash

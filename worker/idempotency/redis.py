@@ -1,10 +1,11 @@
 """The records of a fleet, in Redis. Each call that writes is one Lua script, hence one atomic step.
 
-Keys, all with the namespace as prefix, and in one hash slot: ``command:<id>`` is a command's record (a hash).
-``uuid:<uuid>`` has the owner of a uuid, under its usual form and under the one that the platform gave. ``alike:<match
-key>`` is the set of the ids of lookalikes that are held or in doubt. ``epoch`` tells since when no record can have been
-lost. Another version or a person may have written anything into them: a record that cannot be read proves nothing, so
-its command is in doubt.
+Keys, all with the namespace as prefix, and in one hash slot: ``command:<owner id>`` is a command's record (a hash). The
+owner id is the command id, or with a slash and the system that sent it, where another system has that id
+(``scripts/parts/place.lua``). ``uuid:<uuid>`` has the owner of a uuid, under its usual form and under the one that the
+platform gave. ``alike:<match key>`` is the set of the owner ids of lookalikes that are held or in doubt. ``epoch``
+tells since when no record can have been lost. Another version or a person may have written anything into them: a record
+that cannot be read proves nothing, so its command is in doubt.
 """
 
 import asyncio
@@ -53,10 +54,10 @@ from worker.idempotency.round_trips import BatchedCalls, Script
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
-_MAX_OWNER_BYTES = 200  # longer than any command id with a question mark
+_MAX_OWNER_BYTES = 386  # longer than any owner id with a question mark
 _LONG_S = 10 * 365 * 24 * 3600.0  # stands for an infinite time
 ClaimKind = Literal["claim", "wait", "probe"]
-_COMMAND_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_OWNER_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}(?:/.{0,255})?", re.DOTALL)
 _SCRIPTS = files("worker.idempotency") / "scripts"
 
 
@@ -105,8 +106,8 @@ class RedisStore:
         self._server = ""  # that the latest connection leads to
         self._young_until = math.inf  # monotonic: until then a redelivery without a record is in doubt
         self._probe = f"#{uuid4().hex}"  # no command id contains a #
-        self._claim = load_script("claim", "clock", "types", "readable", "epoch")
-        self._arrive = load_script("arrive", "clock", "types", "readable", "epoch")
+        self._claim = load_script("claim", "clock", "types", "readable", "epoch", "place")
+        self._arrive = load_script("arrive", "clock", "types", "readable", "epoch", "place")
         self._release = load_script("release", "types", "lease")
         self._ownership = load_script("ownership", "clock", "types", "lease", "owners")
         self._complete = load_script("complete", "types", "lease", "owners")
@@ -146,11 +147,11 @@ class RedisStore:
                     unreadable = text.encode(errors=ERRORS)  # the next claim replaces it unless it has changed
                 case ["in-progress", since]:
                     return InProgress(_moment(since) if since else None)
-                case ["unseen", token, *_]:
-                    lease = Lease(key, int(token), began + self._lease_s)
+                case ["unseen", token, *_, is_own]:
+                    lease = Lease(key, int(token), began + self._lease_s, _owner_id(key, is_own))
                     return Unseen(lease, now) if epoch is None else epoch.unseen(lease, now, self._retention)
-                case [granted, token, since, until, holder_crashed, is_of_epoch]:
-                    lease = Lease(key, int(token), began + self._lease_s)
+                case [granted, token, since, until, holder_crashed, is_of_epoch, is_own]:
+                    lease = Lease(key, int(token), began + self._lease_s, _owner_id(key, is_own))
                     # A record of an earlier epoch may be the one before the writes that were lost.
                     loss, unrecorded_until = Loss.OF_REDELIVERIES, None
                     if epoch is not None:
@@ -168,12 +169,17 @@ class RedisStore:
         return time.monotonic() < self._young_until
 
     async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
-        names = [self._keys(key)[0], self._epoch_key]
+        names = [*self._places(key), self._epoch_key]
         arguments = [key.content_hash.hex(), milliseconds(arrived_at), self._ttl_ms, self._epoch, *self._doubtful_ms]
+        arguments.append(key.app_id)
         self._read_epoch(await self._run(self._arrive, names, arguments), datetime.now(UTC))
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
-        [found] = await self._calls.execute(("HMGET", self._keys(key)[0], "digest", "state", "until"))
+        plain, own = await self._calls.execute(
+            *(("HMGET", place, "digest", "state", "until", "app") for place in self._places(key))
+        )
+        is_elsewhere = isinstance(plain, list) and plain[3] not in {None, key.app_id}
+        found = own if is_elsewhere or isinstance(own, redis.RedisError) or own[0] is not None else plain
         if isinstance(found, redis.RedisError):
             code = code_of(found)
             if code in LASTING:
@@ -181,14 +187,14 @@ class RedisStore:
             if code is None and isinstance(found, redis.ResponseError):
                 return False  # the key holds something else
             raise self._failed(found) from found
-        content_hash, state, until = found
+        content_hash, state, until, _ = found
         return None if content_hash is None else (content_hash, state, until) == (key.content_hash.hex(), "free", "")
 
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         arguments = [*_identity(lease), self._ttl_ms, *_interval(doubt), int(holder_crashed)]
         await self._run_with_lease(self._release, lease, arguments)
 
-    async def owned_by_others(self, key: Key, uuids: Sequence[str]) -> set[str]:
+    async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
         if not uuids:
             return set()
         spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
@@ -201,9 +207,9 @@ class RedisStore:
                 raise self._failed(answer) from answer
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
-            if isinstance(owner, str) and _COMMAND_ID.fullmatch(owner):
+            if isinstance(owner, str) and _OWNER_ID.fullmatch(owner):
                 owners.setdefault(uuid, owner)
-        return {uuid for uuid, owner in owners.items() if owner != key.command_id}
+        return {uuid for uuid, owner in owners.items() if owner != owner_id}
 
     async def ownership(self, lease: Lease, uuids: Sequence[str]) -> OwnershipFacts:
         lookalikes: list[str] = []
@@ -230,14 +236,14 @@ class RedisStore:
         key = Key(self._probe, b"", self._probe.encode())
         names, arguments = self._claim_of(key, now, ["", "", ""], b"", is_first=True, kind="probe")
         owner = self._owner_key(self._probe)
-        delete = ("DEL", *names[:2], owner)
+        delete = ("DEL", *names[:-1], owner)
         _, claim = await self._probed(
             self._pings.execute(delete), self._pings.run(self._claim, names, arguments, is_durable=True)
         )
         self._read_epoch(claim[:3], now)
         match claim[3:]:
             case ["unseen", token, *_]:
-                lease = Lease(key, int(token), 0.0)
+                lease = Lease(key, int(token), 0.0, key.command_id)
             case _:
                 return  # another probe is under way
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
@@ -276,10 +282,11 @@ class RedisStore:
     async def _give_back(self, key: Key, answer: Any) -> None:
         """Release a claim that too few replicas have: nothing was sent. If that fails, its lease ends by itself."""
         match answer:
-            case [_, _, _, _, token, since, until, crashed, _]:
-                arguments = [key.command_id, token, self._ttl_ms, since, until, crashed]
+            case [_, _, _, _, token, since, until, crashed, _, is_own]:
+                lease = Lease(key, int(token), 0.0, _owner_id(key, is_own))
+                arguments = [*_identity(lease), self._ttl_ms, since, until, crashed]
                 with suppress(redis.RedisError):
-                    await self._calls.run(self._release, self._keys(key), arguments)
+                    await self._calls.run(self._release, self._keys(lease), arguments)
 
     def _note_server(self, identity: str) -> None:
         """Note which server a connection leads to: none may stay with another, which knows other epochs."""
@@ -292,8 +299,18 @@ class RedisStore:
         self._calls.reconnect()
         self._pings.reconnect()
 
-    def _keys(self, key: Key) -> list[str]:
-        return [f"{self._prefix}command:{key.command_id}", f"{self._prefix}alike:{key.match_key.hex()}"]
+    def _places(self, key: Key) -> list[str]:
+        """Return the keys under which a command's record may be."""
+        return [self._record_key(key.command_id), self._record_key(_owner_id(key, "1"))]
+
+    def _keys(self, lease: Lease) -> list[str]:
+        return [self._record_key(lease.owner_id), self._lookalikes_key(lease.key)]
+
+    def _record_key(self, owner_id: str) -> str:
+        return f"{self._prefix}command:{owner_id}"
+
+    def _lookalikes_key(self, key: Key) -> str:
+        return f"{self._prefix}alike:{key.match_key.hex()}"
 
     def _owner_key(self, spelling: str) -> str:
         return f"{self._prefix}uuid:{spelling}"
@@ -333,15 +350,14 @@ class RedisStore:
         arguments = [*identity, round(self._lease_s * 1000), self._ttl_ms, *discarded, unreadable, self._epoch]
         if kind == "claim" and self._replicas:
             kind = "wait"
-        arguments += [kind, *self._doubtful_ms, int(is_first)]
-        return [*self._keys(key), self._epoch_key], arguments
+        arguments += [kind, *self._doubtful_ms, int(is_first), key.app_id]
+        return [*self._places(key), self._lookalikes_key(key), self._epoch_key], arguments
 
     def _ownership_of(
         self, lease: Lease, uuids: Sequence[str], lookalikes: Sequence[str]
     ) -> tuple[list[str | bytes], list[object]]:
         ids = [each.encode(errors=ERRORS) for each in lookalikes]
-        names: list[str | bytes] = [*self._keys(lease.key)]
-        names += [f"{self._prefix}command:".encode() + each for each in ids]
+        names: list[str | bytes] = [*self._keys(lease), *(f"{self._prefix}command:".encode() + each for each in ids)]
         arguments: list[object] = [*_identity(lease), len(ids), *ids]
         for uuid in uuids:
             forms, kinds = self._spellings(uuid)
@@ -352,13 +368,12 @@ class RedisStore:
     def _complete_of(
         self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False
     ) -> tuple[list[str], list[object]]:
-        command_id = lease.key.command_id
         failed = failed_ms(reply)
         outcome = [reply.model_dump_json(), "" if failed is None else failed]
-        owner = f"?{command_id}" if is_guess else command_id
+        owner = f"?{lease.owner_id}" if is_guess else lease.owner_id
         forms, kinds = self._spellings(reply.uuid) if reply.uuid else ([], [])
         arguments = [*_identity(lease), self._ttl_ms, *outcome, *_interval(doubt), owner, *kinds]
-        return [*self._keys(lease.key), *forms], arguments
+        return [*self._keys(lease), *forms], arguments
 
     def _spellings(self, uuid: str) -> tuple[list[str], list[str]]:
         """Return the keys of a uuid's spellings, and their kinds as ``scripts/parts/owners.lua`` reads them."""
@@ -375,7 +390,7 @@ class RedisStore:
         *,
         is_durable: bool = False,
     ) -> Any:
-        answer = await self._run(script, names or self._keys(lease.key), arguments, is_durable=is_durable)
+        answer = await self._run(script, names or self._keys(lease), arguments, is_durable=is_durable)
         if answer == "lost":
             raise LeaseLost(lease.key.command_id)
         return answer
@@ -438,13 +453,18 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
 
 
 def _identity(lease: Lease) -> list[object]:
-    return [lease.key.command_id, lease.token]
+    return [lease.owner_id, lease.token]
+
+
+def _owner_id(key: Key, is_own: str) -> str:
+    """Return the name of a command's record; ``is_own``: "1" where another system has its id."""
+    return f"{key.command_id}/{key.app_id}" if is_own == "1" else key.command_id
 
 
 def _owner(text: str) -> Owner | None:
     """Read an owner as ``scripts/parts/owners.lua`` writes it."""
-    command_id = text.removeprefix("?")
-    return Owner(command_id or None, is_certain=command_id == text) if text else None
+    owner_id = text.removeprefix("?")
+    return Owner(owner_id or None, is_certain=owner_id == text) if text else None
 
 
 def _interval(doubt: DoubtWindow | None) -> tuple[int | str, int | str]:

@@ -43,16 +43,16 @@ class _RecentUuids:
     """The uuids of the latest responses, so that a response that arrives twice is noticed."""
 
     def __init__(self) -> None:
-        self._command_ids: OrderedDict[str, str] = OrderedDict()  # folded uuid -> the command that got it first
+        self._scoped_ids: OrderedDict[str, str] = OrderedDict()  # folded uuid -> the command that got it first
 
-    def add(self, uuid: str, command_id: str) -> str | None:
+    def add(self, uuid: str, scoped_id: str) -> str | None:
         """Record the uuid that a command got; returns the command that got it before, None if it is new."""
         key = folded_uuid(uuid)  # two uuids that differ only in case: treating them as one is the safe side
-        former = self._command_ids.get(key)
+        former = self._scoped_ids.get(key)
         if former is None:
-            self._command_ids[key] = command_id
-            if len(self._command_ids) > _MAX_RECENT_UUIDS:
-                self._command_ids.popitem(last=False)
+            self._scoped_ids[key] = scoped_id
+            if len(self._scoped_ids) > _MAX_RECENT_UUIDS:
+                self._scoped_ids.popitem(last=False)
         return former
 
 
@@ -149,9 +149,9 @@ class OneNETClient:
             if isinstance(answer, Cached):
                 if not is_proven and is_written_in(account.dialect, response):
                     self._proven.add(command.product)
-                former = self._recent_uuids.add(answer.uuid, command.command_id)
+                former = self._recent_uuids.add(answer.uuid, command.scoped_id)
                 is_new = former is None
-                if former not in {None, command.command_id}:
+                if former not in {None, command.scoped_id}:
                     answer = InDoubt("the response has the uuid of another command", is_outage=False)
             if is_new or is_json(response):
                 known_s = account.clock.offset_s

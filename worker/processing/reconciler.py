@@ -104,7 +104,7 @@ class Reconciler:
 
     async def _find(self, attempt: Attempt) -> Sequence[Candidate]:
         assert attempt.doubt is not None  # otherwise there is nothing to reconcile
-        owned_by_others = partial(self._store.owned_by_others, attempt.lease.key)
+        owned_by_others = partial(self._store.owned_by_others, attempt.lease.owner_id)
         return await self._client.find_candidates(attempt.command, attempt.doubt, owned_by_others)
 
     async def _decide(self, attempt: Attempt, candidates: Sequence[Candidate], send: Send) -> Unpublished:
@@ -113,12 +113,12 @@ class Reconciler:
         unclear = [each for each in candidates if each.unclear]
         unclear_uuids = [each.uuid for each in unclear]
         facts = await self._store.ownership(attempt.lease, [*likely, *unlikely, *unclear_uuids])
-        command_id = attempt.command.command_id
-        assignment = assign_uuid(command_id, likely, unlikely, facts)
+        owner_id = attempt.lease.owner_id
+        assignment = assign_uuid(owner_id, likely, unlikely, facts)
         reason = "the device's command history has several like it, and no record tells which is whose"
         if isinstance(assignment, NoCandidate) and unclear:
             # Only now: a platform writes one value in one way, so an equal entry leaves no doubt about the others.
-            assignment = assign_uuid(command_id, [], unclear_uuids, facts)
+            assignment = assign_uuid(owner_id, [], unclear_uuids, facts)
             reason = _describe(unclear)
         match assignment:
             case Assigned(uuid, is_guess):

@@ -1,6 +1,6 @@
 -- Records an outcome and the owner of its uuid. Needs types.lua, lease.lua and owners.lua.
 -- KEYS: record, lookalikes; spellings of the uuid, none if the reply has no uuid.
--- ARGV: command id, token, time to live, reply, time of the failure, the doubt's since and until, the owner to record;
+-- ARGV: owner id, token, time to live, reply, time of the failure, the doubt's since and until, the owner to record;
 -- the kinds of the spellings.
 -- Returns 'ok', 'lost', or 'taken' if the uuid belongs to another command, which then leaves this one in doubt.
 if #KEYS > 2 then

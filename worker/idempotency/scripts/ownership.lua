@@ -1,8 +1,8 @@
 -- Reads who owns each of several uuids, and which lookalikes compete for them. Writes nothing.
 -- Needs clock.lua, types.lua, lease.lua and owners.lua.
 -- KEYS: record, lookalikes, the records of the lookalikes, the spellings of the uuids.
--- ARGV: command id, token, number of lookalikes, their ids; per uuid the number of its spellings, and their kinds.
--- Returns 'lost', or {'more', the ids of all lookalikes} if there are others than the caller names, or {number of
+-- ARGV: owner id, token, number of lookalikes, their owner ids; per uuid the number of its spellings, and their kinds.
+-- Returns 'lost', or {'more', the owner ids of all lookalikes} if there are others than the caller names, or {number of
 -- lookalikes, whether one of them holds a lease, the owner of each uuid or an empty text}.
 local known = tonumber(ARGV[3])
 local record_of = {}

@@ -1,0 +1,33 @@
+"""What holds between upstream systems that do not trust each other: ``WORKER_TENANTS=isolated``. Pure.
+
+RabbitMQ lets nobody set the property ``user_id`` to another user's name, but anybody may set ``app_id`` and
+``reply_to``. Source: https://www.rabbitmq.com/docs/validated-user-id
+"""
+
+from schemas.reply import Detail
+from worker.core.envelope import Envelope
+
+
+def violations(envelope: Envelope) -> list[Detail]:
+    """Return what a message claims to be without being allowed to; none: its sender is who it says."""
+    if envelope.user_id is None:
+        return [_detail("user_id", "must be set to the user who publishes")]
+    if envelope.app_id != envelope.user_id:
+        return [_detail("app_id", "must be the same as the AMQP property user_id")]
+    if not _is_own_address(envelope):
+        return [_detail("reply_to", "must be the app_id, or begin with it and a dot")]
+    return []
+
+
+def own_reply_to(envelope: Envelope) -> str | None:
+    """Return the routing key that a message asks for, if it is its sender's."""
+    return None if violations(envelope) else envelope.reply_to
+
+
+def _is_own_address(envelope: Envelope) -> bool:
+    address, app_id = envelope.reply_to, envelope.app_id
+    return address is None or address == app_id or address.startswith(f"{app_id}.")
+
+
+def _detail(name: str, message: str) -> Detail:
+    return Detail(field=name, message=f"the AMQP property {name} {message}")
