@@ -66,11 +66,11 @@ class FakeChannel:
         self.history.append(f"nack {tag}")
         self.unacknowledged.remove(tag)
 
-    def deliver(self, tag: int, times_returned: int = 0) -> None:
+    def deliver(self, tag: int, times_returned: int = 0, body: bytes = b"{}") -> None:
         """Deliver one message."""
         self.unacknowledged.add(tag)
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
-        self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), b"{}")
+        self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), body)
 
     def _reply(self, call: str, callback: Callable[[Any], None], **fields: str) -> None:
         self.history.append(call)
@@ -104,6 +104,17 @@ class Bench:
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.ensure_future(work))
+
+
+class Reading:
+    """Whether the connection of a bench is read."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_on = asyncio.Event()
+        self.is_on.set()
+        monkeypatch.setattr(bench.consumer.channel, "pause_reading", self.is_on.clear)
+        monkeypatch.setattr(bench.consumer.channel, "resume_reading", self.is_on.set)
+        monkeypatch.setattr(BrokerChannel, "heartbeat_s", 60.0)
 
 
 @pytest.fixture
@@ -253,3 +264,43 @@ async def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_o
     bench.channel.deliver(1)
     assert bench.deliveries == []
     assert bench.consumer.unacknowledged == 0
+
+
+async def test_nothing_is_read_while_what_is_held_takes_too_much_memory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 100_000)
+    reading = Reading(bench, monkeypatch)
+    await bench.consume_several()
+    bench.channel.deliver(2, body=b" " * 60_000)
+    assert reading.is_on.is_set()
+    bench.channel.deliver(3, body=b" " * 60_000)
+    assert not reading.is_on.is_set()
+    bench.consumer.acknowledge(2)
+    await asyncio.sleep(0)
+    assert reading.is_on.is_set()
+
+
+async def test_while_too_much_is_held_single_messages_are_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker ends a connection of which nothing is read, and what is held may wait for a slow platform."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
+    monkeypatch.setattr("worker.amqp.consumer.RELIEF_S", 0)
+    reading = Reading(bench, monkeypatch)
+    await bench.consume_several()
+    for tag in (2, 3):
+        bench.channel.deliver(tag, body=b" " * 60_000)
+        assert not reading.is_on.is_set()
+        await reading.is_on.wait()
+
+
+async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
+    reading = Reading(bench, monkeypatch)
+    await bench.consume_several()
+    bench.channel.deliver(2, body=b" " * 60_000)
+    bench.channel.deliver(3, body=b" " * 70_000)
+    bench.consumer.acknowledge(2)
+    await asyncio.sleep(0)
+    assert not reading.is_on.is_set()

@@ -194,6 +194,43 @@ def test_a_reply_is_routed_by_reply_to_or_status_and_app_id(properties: dict[str
     assert (found.exchange, found.routing_key) == ("onenet.replies", routing_key)
 
 
+ISOLATED = MessageBuilder(Topology("onenet", (5,)), "host:1", is_isolated=True)
+
+
+@pytest.mark.parametrize(
+    ("properties", "routing_key"),
+    [
+        ({"app_id": "billing", "user_id": "billing"}, "execute.accepted.billing"),
+        ({"app_id": "billing", "user_id": "billing", "reply_to": "billing.x"}, "billing.x"),
+        ({"app_id": "billing", "user_id": "billing", "reply_to": "metering.x"}, "execute.accepted.billing"),
+        ({"app_id": "metering", "user_id": "billing", "reply_to": "metering.x"}, "execute.accepted.billing"),
+        ({"app_id": "metering", "reply_to": "metering.x"}, "execute.accepted.unknown"),
+    ],
+    ids=str,
+)
+def test_between_isolated_systems_a_reply_goes_only_to_whom_the_broker_vouches_for(
+    properties: dict[str, Any], routing_key: str
+) -> None:
+    [found] = ISOLATED.publications(delivery(**properties), Duplicate(REPLY))
+    assert found.routing_key == routing_key
+
+
+def test_the_user_of_a_message_is_known_of_its_copies_and_replays_too() -> None:
+    came = delivery(user_id="billing", app_id="billing")
+    copy = retry(came, Retry(5, 2, ""))
+    assert copy.properties.user_id is None  # the broker takes no other user's name from the worker
+    back = Delivery(1, 1, is_redelivered=False, properties=copy.properties, body=b"", is_returned=True)
+    assert back.envelope.user_id == "billing"
+    assert delivery({"x-onenet-user-id": "billing"}).envelope.user_id is None
+
+
+def test_the_memory_of_a_message_is_that_of_its_decoded_headers() -> None:
+    """Thirty times what they take in the frame."""
+    plain_size = delivery().size
+    assert delivery({f"{number:03x}": True for number in range(4096)}).size > plain_size + 300_000
+    assert delivery({"deep": {"list": [{}] * 1000}}).size > plain_size + 1000 * 64
+
+
 def test_the_brokers_record_of_deaths_is_not_copied() -> None:
     """With it the broker sees a cycle and drops the message silently on a later pass."""
     brokers = {

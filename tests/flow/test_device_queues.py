@@ -1,5 +1,7 @@
 """Serial execution of the commands of one device, in order of arrival."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.builders import AN_IMEI, a_task
@@ -39,6 +41,17 @@ def test_withdraw_removes_waiting_tasks_by_their_arrival_and_leaves_the_running_
     assert queues.waiting == 1
     assert queues.finish(running) is new
     assert queues.withdraw(arrived_before=9) == []
+
+
+def test_the_memory_of_what_waits_is_known(queues: KeyedQueues) -> None:
+    running, waiting, withdrawn = (replace(a_task(number), size=10 + number) for number in range(3))
+    for each in (running, waiting, withdrawn):
+        queues.try_start(each)
+    assert queues.waiting_bytes == 11 + 12
+    queues.finish(running)
+    assert queues.waiting_bytes == 12
+    queues.withdraw(arrived_before=9)
+    assert queues.waiting_bytes == 0
 
 
 def test_a_message_without_a_command_never_waits(queues: KeyedQueues) -> None:

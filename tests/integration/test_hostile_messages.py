@@ -87,6 +87,28 @@ def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deplo
     assert most < 2.5 * LARGE_BYTES / MIB
 
 
+def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: Deployment, tmp_path: Path) -> None:
+    """Bodies of up to 128 MiB are accepted by RabbitMQ 3; of more than 16 MiB the worker keeps only the beginning."""
+    smaller = run_at_startup(tmp_path, 'import worker.amqp.bodies as b\nreplace(b, "MAX_KEPT_BYTES", 1024 * 1024)')
+    body = b"x" * LARGE_BYTES
+    with deployment.worker(**smaller) as worker:
+        deployment.upstream.publish(a_command(command_id="first"))
+        deployment.upstream.reply()
+        before = memory_mib(worker, "VmRSS")
+        for _ in range(3):
+            deployment.upstream.publish(body, message_id="large")
+        ids = good_commands(deployment, 10)
+        replies = deployment.upstream.replies(13)
+        letters = [deployment.upstream.dead_letter() for _ in range(3)]
+        most = memory_mib(worker, "VmHWM") - before
+    assert_all_accepted_once(deployment, replies, ids)
+    failed = [reply for reply in replies if reply["status"] == "failed"]
+    assert [(reply["command_id"], reply["error"]["code"]) for reply in failed] == [("large", "invalid_message")] * 3
+    assert [letter.body == body for letter in letters] == [True] * 3
+    assert {letter.headers["x-first-death-reason"] for letter in letters} == {"rejected"}
+    assert most < LARGE_BYTES / MIB
+
+
 def padded(**fields: Any) -> bytes:
     """Return a valid command that is as large as a command may be."""
     return json.dumps(a_command(**fields)).encode().ljust(MAX_BODY_BYTES)

@@ -34,7 +34,7 @@ local answer = 'unseen'
 -- No other lease has this token, not even one whose record was lost: every write of a former holder is refused.
 local token = string.format('%.0f', math.max(t[1] * 1000000 + t[2], tonumber(not is_unreadable and r[9] or '0') + 1))
 if is_unreadable then
-    local recorded_app = is_type(record, 'hash') and redis.call('HGET', record, 'app')
+    local recorded_app = is_type(record, 'hash') and redis.call('HMGET', record, 'app')[1]
     redis.call('DEL', record)
     redis.call('HSET', record, 'digest', ARGV[2], 'token', token)
     if recorded_app then redis.call('HSET', record, 'app', recorded_app) end
