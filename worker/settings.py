@@ -290,8 +290,8 @@ class Settings(_BrokerSettings):
     )
     worker_tenants: Annotated[Literal["trusted", "isolated"], AnyCase] = Field(
         "trusted",
-        description="`isolated`: a command needs the AMQP property `user_id`, equal to `app_id`, and a `reply_to` that "
-        "is the `app_id` or begins with it and a dot",
+        description="whether upstream systems trust each other; `isolated`: a command needs the AMQP property "
+        "`user_id`, equal to `app_id`, and a `reply_to` that is the `app_id` or begins with it and a dot",
     )
     worker_pause_after_failures: int = Field(
         20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"
