@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.builders import a_command
 from tests.support.crash_points import crash_at
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
 
@@ -77,7 +77,7 @@ def play(broker_url: str, folder: Path, url: str, row: tuple[str, Fault | None, 
         onenet(*([fault] if fault else [])) as simulator,
         Deployment.set_up(broker_url, folder, simulator) as deployment,
     ):
-        store = {"IDEMPOTENCY_URL": url}
+        store = SOON_CERTAIN | {"IDEMPOTENCY_URL": url}
         with deployment.worker(**store, **crash_at(folder, point, times)) as first:
             deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()

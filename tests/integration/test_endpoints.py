@@ -16,7 +16,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.builders import a_command
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
@@ -167,7 +167,7 @@ def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_
     with (
         onenet(busy, lost) as simulator,
         Deployment.set_up(broker_url, tmp_path, simulator) as deployment,
-        deployment.worker(**endpoints.settings),
+        deployment.worker(**endpoints.settings, **SOON_CERTAIN),
     ):
         deployment.upstream.publish(a_command(imei="865820030000001"))
         deployment.upstream.reply()

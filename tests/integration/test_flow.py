@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.outcomes import assert_each_accepted_once, outcomes_of, publish_many
 from tests.support.proxies import Proxy
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
@@ -50,7 +50,7 @@ def test_a_platform_outage_costs_no_command_and_no_attempt(deployment: Deploymen
     """More probes fail than there are attempts, and still no command is dead-lettered."""
     with onenet(latency_s=0.02) as simulator:
         deployment.simulator = simulator
-        with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+        with deployment.worker(**QUICK, **SOON_CERTAIN, WORKER_MAX_ATTEMPTS="2") as worker:
             ids = publish_many(deployment, 20)
             worker.wait_for("command_accepted", count=10)
             simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
@@ -69,7 +69,7 @@ def test_commands_sent_as_failing_probes_keep_their_attempts(deployment: Deploym
     """Each command is the probe several times, and in doubt after each."""
     deployment.simulator.faults.replace([Fault(kind="error_503")])
     settings = QUICK | {"WORKER_PAUSE_AFTER_FAILURES": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PROBE_INTERVAL": "0.01"}
-    with deployment.worker(**settings) as worker:
+    with deployment.worker(**settings, **SOON_CERTAIN) as worker:
         ids = publish_many(deployment, 2)
         worker.wait_for("probe_failed", count=6)
         deployment.simulator.faults.replace([])
@@ -81,7 +81,7 @@ def test_the_worker_resumes_when_an_unreachable_platform_is_back(deployment: Dep
     """The latency makes the outage begin under load: the simulator still serves connections that are open."""
     with onenet(Fault(kind="refuse", seconds=3, count=1), latency_s=0.05) as simulator:
         deployment.simulator = simulator
-        with deployment.worker(**QUICK) as worker:
+        with deployment.worker(**QUICK, **SOON_CERTAIN) as worker:
             ids = publish_many(deployment, 100)
             assert "ConnectionRefusedError" in worker.wait_for("consumption_paused")["reason"]
             worker.wait_for("product_resumed")
@@ -207,7 +207,7 @@ def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> N
     """At first execute requests fail too, with lost answers, so that later only a new command can be their probe."""
     unreadable = Fault(kind="error_500", endpoint="history")
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
-    with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
+    with deployment.worker(**QUICK, **SOON_CERTAIN, WORKER_MAX_ATTEMPTS="5") as worker:
         in_doubt = publish_many(deployment, 12)
         worker.wait_for("product_paused")
         worker.wait_for("history_paused")
@@ -224,7 +224,7 @@ def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> N
 
 def test_commands_in_doubt_are_recovered_while_executions_are_paused(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching")])
-    with deployment.worker(**QUICK) as worker:
+    with deployment.worker(**QUICK, **SOON_CERTAIN) as worker:
         ids = publish_many(deployment, PAUSE_AFTER + 3)
         worker.wait_for("product_paused")
         assert_each_accepted_once(deployment, ids)
@@ -328,8 +328,7 @@ def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deploym
     """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
     deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
-    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": "60", "WORKER_CONCURRENCY": "4"}
-    with deployment.worker(**patient) as worker:
+    with deployment.worker(WORKER_CONCURRENCY="4") as worker:
         for number in range(2_100):
             deployment.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
         ids = publish_many(deployment, 100)

@@ -11,7 +11,7 @@ from worker.dev.services.ports import is_listening, wait_until
 from worker.errors import LocalServiceError
 from worker.settings import Settings
 
-_STOP_S = 40
+_STOP_S = 90
 _NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # a proxy of the environment cannot reach this machine
 _SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
