@@ -66,6 +66,13 @@ async def test_a_claim_counts_when_the_replicas_have_it(open_store: Open, pair: 
     await complete(promoted, lease, reply("a", U))
 
 
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores wait for replicas for less than half a second."""
+    monkeypatch.setattr("worker.idempotency.redis._WAIT_SHARE", 0.4 / PATIENCE_S)
+
+
+@pytest.mark.usefixtures("short_wait")
 async def test_a_claim_that_no_replica_has_is_given_back(open_store: Open, pair: list[Server]) -> None:
     """It was not sent, and the next claim knows."""
     store = open_store(pair[0].url, replicas=1)
@@ -76,9 +83,10 @@ async def test_a_claim_that_no_replica_has_is_given_back(open_store: Open, pair:
     assert isinstance(await until_it_works(lambda: store.claim(key("a"), NOW)), KnownNotSent)
 
 
+@pytest.mark.usefixtures("short_wait")
 async def test_an_outcome_that_no_replica_has_is_recorded_and_not_told(open_store: Open, pair: list[Server]) -> None:
     store = open_store(pair[0].url, replicas=1)
-    lease = held(await store.claim(key("a"), NOW))
+    lease = held(await until_it_works(lambda: store.claim(key("a"), NOW)))
     pair[1].signal(signal.SIGSTOP)
     with pytest.raises(StoreRefused, match="NOWAIT"):
         await complete(store, lease, reply("a", U))
@@ -142,7 +150,8 @@ async def test_a_restart_is_recognised_by_a_worker_that_starts_after_it(open_sto
         assert isinstance(again, Unresolved | InProgress)
 
 
-async def test_the_rate_limit_leaves_a_primary_that_hangs(pair: list[Server]) -> None:
+async def test_the_rate_limit_leaves_a_primary_that_hangs(pair: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.flow.rate_limiter._TIMEOUT_S", 1.0)
     with watched(pair[0]) as sentinels:
         latest = LatestAddress(RedisAddress.parse(sentinel_url(sentinels)))
         limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", latest)

@@ -90,18 +90,20 @@ def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: t
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_node_that_hangs_later_is_left_within_heartbeat_and_ten_seconds(deployment: Deployment) -> None:
+def test_a_node_that_hangs_later_is_left_before_the_time_limit_of_a_dial(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     """Its connections stay open, and new ones are never answered; another node of the list is well."""
+    long = run_at_startup(tmp_path, "import worker.amqp.broker\nreplace(worker.amqp.broker, 'CONNECT_S', 3600)\n")
     proxy = Proxy(deployment.broker_url)
     url = f"{proxy.url}?heartbeat=2"
-    with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}") as worker:
+    with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}", **long) as worker:
         began = worker.wait_for("broker_connected")
         assert began["broker"].endswith(f":{proxy.port}/")
         proxy.hold()
         lost = worker.wait_for("broker_connection_lost")
         assert "missed heartbeats" in lost["reason"]
-        again = worker.wait_for("consumer_started", count=2)
-        assert (moment(again) - moment(lost)).total_seconds() < 8
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
     proxy.close()

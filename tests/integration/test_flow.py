@@ -249,8 +249,8 @@ def test_retry_after_pauses_all_requests_of_the_worker(deployment: Deployment) -
         assert_each_accepted_once(deployment, ids)
     [began] = struck
     received = [datetime.fromisoformat(request["received_at"]) for request in deployment.simulator.requests]
-    in_flight = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
-    assert not [moment for moment in received if began + in_flight < moment < began + timedelta(seconds=3)]
+    # Only those that left before the answer had arrived: at most one more for each that was in flight with it.
+    assert len([moment for moment in received if began < moment < began + timedelta(seconds=3)]) <= 2 * 4
     assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
 
 
@@ -327,8 +327,9 @@ def test_ordering_none_sends_the_commands_of_one_device_concurrently(deployment:
 def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deployment: Deployment) -> None:
     """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
-    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
-    with deployment.worker(WORKER_CONCURRENCY="4") as worker:
+    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2 * PATIENCE_S, imei=slow)])
+    patient = {"ONENET_READ_TIMEOUT": "300", "WORKER_RECONCILE_DELAY": "315", "WORKER_CONCURRENCY": "4"}
+    with deployment.worker(**patient) as worker:
         for number in range(2_100):
             deployment.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
         ids = publish_many(deployment, 100)
@@ -336,7 +337,7 @@ def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deploym
         while missing:
             missing.discard(deployment.upstream.reply().json["command_id"])
         sent_to_it = [request for request in deployment.simulator.requests if request["query"]["imei"] == slow]
-        assert len(sent_to_it) < 20  # each takes 2 s, so the other devices did not wait for many of them
+        assert len(sent_to_it) == 1  # which has not been answered yet
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
@@ -355,24 +356,25 @@ def in_spans(moments: list[datetime], seconds: float) -> list[int]:
 def test_the_rate_limit_holds_over_ten_seconds_for_one_worker_and_for_a_fleet(
     deployment: Deployment, store: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
-    """At 50 per second, ten seconds have at most 5 % more requests, and single seconds at most a quarter more.
+    """At 50 per second, no ten seconds have more than 5 % more requests.
 
-    A machine that stalls for a moment hands over at once what was sent before: one span in twenty may have more. How
-    close a worker comes to the rate depends on the machine.
+    A machine that stalls for a moment hands over at once what was allowed before it, and no more than the deliveries
+    that the workers hold: six each. How close a worker comes to the rate depends on the machine.
     """
     url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     declare_on(deployment.upstream.channel, deployment.topology)
     deployment.upstream.bind_replies()
     ids = publish_many(deployment, 1_000)  # before a worker competes for the processor
+    settings = {"ONENET_RATE_LIMIT": "50/second", "IDEMPOTENCY_URL": url, "WORKER_CONCURRENCY": "4"}
     with ExitStack() as stack:
         for _ in range(workers):
-            stack.enter_context(deployment.start_worker(ONENET_RATE_LIMIT="50/second", IDEMPOTENCY_URL=url))
+            stack.enter_context(deployment.start_worker(**settings))
         wait_until(lambda: len(deployment.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
         assert_each_accepted_once(deployment, ids)
     moments = [command.created_at for command in deployment.simulator.platform.commands]
-    tens, seconds = sorted(in_spans(moments, 10)), sorted(in_spans(moments, 1))
-    assert tens[len(tens) * 19 // 20] <= 525
-    assert seconds[len(seconds) * 19 // 20] <= 62
+    held = 6 * workers
+    assert max(in_spans(moments, 10)) <= 500 + 1 + held
+    assert max(in_spans(moments, 1)) <= 50 + 1 + held
 
 
 def test_commands_waiting_for_the_rate_limit_return_to_the_queue_on_shutdown(deployment: Deployment) -> None:

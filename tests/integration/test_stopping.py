@@ -138,8 +138,8 @@ def test_a_worker_stops_on_sigterm_while_its_probe_is_answered(deployment: Deplo
     with deployment.worker(**pause) as worker:
         deployment.upstream.publish(a_command(command_id="first", imei="865820030000001"))
         worker.wait_for("consumption_paused")
-        asked = len(deployment.simulator.requests)
         deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2)])
+        asked = len(deployment.simulator.requests)
         ids = publish_many(deployment, 20)
         wait_until(lambda: len(deployment.simulator.requests) > asked, PATIENCE_S, "the probe")
         worker.process.signal(signal.SIGTERM)

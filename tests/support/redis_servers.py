@@ -65,6 +65,11 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def patient(url: str) -> str:
+    """Return a server's URL with a time limit for its answers that no slow machine exceeds."""
+    return f"{url}?socket_timeout=60"
+
+
 @contextmanager
 def servers(*made: Server) -> Iterator[None]:
     """End servers at the end of a block."""
