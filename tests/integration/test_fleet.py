@@ -106,7 +106,7 @@ def test_a_command_leased_by_another_worker_waits_for_its_outcome(
 
 
 def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deployment, own_redis: LocalRedis) -> None:
-    with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+    with deployment.worker(**SOON_CERTAIN, IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(deployment, 5)
         worker.wait_for("command_postponed", count=5)

@@ -206,7 +206,7 @@ def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
         deployment.upstream.publish(a_command(command_id=command_id, args=command_id))
         assert deployment.upstream.reply(3 * PATIENCE_S).json["status"] == "accepted"
 
-    settings = SOON_CERTAIN | {
+    settings = {
         "IDEMPOTENCY_URL": "",
         "IDEMPOTENCY_URL_FILE": str(secret),
         "ONENET_RATE_LIMIT": "1000/second",
