@@ -85,7 +85,7 @@ class LocalProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def wait_for_port(self, port: int, timeout_s: float = 20) -> None:
+    def wait_for_port(self, port: int, timeout_s: float = 90) -> None:
         """Wait until it listens on a port.
 
         Raises:
