@@ -14,12 +14,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.workermanage import NodeManager
 
 from scripts import services
 from tests.support.blocking import BlockedLoop, forbid_blocking_calls
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
+from tests.support.redis_servers import patient
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from worker.core.claims import IdempotencyStore
@@ -42,6 +44,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 forbid_blocking_calls()
+
+# How long an example takes depends on the machine.
+settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +116,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
     if named:
         return named
     own: LocalRedis = request.getfixturevalue("own_redis")
-    return own.url
+    return patient(own.url)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from tests.support.engine import (
     reply_of,
 )
 from tests.support.stores import held, key
+from tests.support.waiting import PATIENCE_S
 from worker.core.answer import InDoubt, NotSent
 from worker.core.claims import Key, Unresolved, Unseen
 from worker.core.envelope import Envelope, Replay, Task
@@ -406,22 +407,27 @@ async def test_a_claim_whose_worker_was_killed_after_a_loss_says_nothing_of_the_
     assert claim.doubt.since is None
 
 
-async def test_a_claim_that_too_few_replicas_have_leaves_the_doubt_of_a_loss(engine: EngineOnRedis) -> None:
+async def test_a_claim_that_too_few_replicas_have_leaves_the_doubt_of_a_loss(
+    engine: EngineOnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.idempotency.redis._WAIT_SHARE", 0.4 / PATIENCE_S)
     lost = await lose_an_accepted_command(engine)
+    before = datetime.now(UTC)
     with pytest.raises(StoreRefused, match="NOWAIT"):
         await engine.new_store(replicas=1).claim(lost, datetime.now(UTC))
     claim = await engine.new_store().claim(lost, datetime.now(UTC))
     assert isinstance(claim, Unresolved)
     assert claim.doubt.since is None
-    assert claim.doubt.until > datetime.now(UTC) + timedelta(seconds=LEASE_S - 10)  # a worker that hangs may send it
+    assert claim.doubt.until > before + timedelta(seconds=LEASE_S - 10)  # a worker that hangs may send it
 
 
 async def test_a_store_that_seems_new_leaves_time_for_a_worker_that_hangs(engine: EngineOnRedis) -> None:
     """It may still send what it claimed before the store was emptied."""
-    claim = await engine.new_store().claim(Key("a", b"", b""), datetime.now(UTC))
+    before = datetime.now(UTC)
+    claim = await engine.new_store().claim(Key("a", b"", b""), before)
     assert isinstance(claim, Unseen)
     assert claim.unrecorded_until is not None
-    assert claim.unrecorded_until > datetime.now(UTC) + timedelta(seconds=LEASE_S - 10)
+    assert claim.unrecorded_until > before + timedelta(seconds=LEASE_S - 10)
 
 
 async def test_a_worker_that_knew_records_recognises_a_store_that_was_emptied(engine: EngineOnRedis) -> None:

@@ -55,6 +55,16 @@ async def until_it_works(call: Callable[[], Awaitable[Any]]) -> Any:
                 await asyncio.sleep(0.1)  # only Sentinels and replicas can end this
 
 
+async def until_it_limits(limiter: RateLimiter) -> None:
+    """Ask a limiter whose rate is used up until it says so."""
+
+    async def limits() -> None:
+        if not await limiter.acquire(None):  # always 0 while Redis does not answer
+            raise StoreUnavailable("no limit")
+
+    await until_it_works(limits)
+
+
 async def test_a_claim_counts_when_the_replicas_have_it(open_store: Open, pair: list[Server]) -> None:
     store = open_store(pair[0].url, replicas=1)
     lease = held(await store.claim(key("a"), NOW))
@@ -66,6 +76,13 @@ async def test_a_claim_counts_when_the_replicas_have_it(open_store: Open, pair: 
     await complete(promoted, lease, reply("a", U))
 
 
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores wait for replicas for less than half a second."""
+    monkeypatch.setattr("worker.idempotency.redis._WAIT_SHARE", 0.4 / PATIENCE_S)
+
+
+@pytest.mark.usefixtures("short_wait")
 async def test_a_claim_that_no_replica_has_is_given_back(open_store: Open, pair: list[Server]) -> None:
     """It was not sent, and the next claim knows."""
     store = open_store(pair[0].url, replicas=1)
@@ -76,9 +93,10 @@ async def test_a_claim_that_no_replica_has_is_given_back(open_store: Open, pair:
     assert isinstance(await until_it_works(lambda: store.claim(key("a"), NOW)), KnownNotSent)
 
 
+@pytest.mark.usefixtures("short_wait")
 async def test_an_outcome_that_no_replica_has_is_recorded_and_not_told(open_store: Open, pair: list[Server]) -> None:
     store = open_store(pair[0].url, replicas=1)
-    lease = held(await store.claim(key("a"), NOW))
+    lease = held(await until_it_works(lambda: store.claim(key("a"), NOW)))
     pair[1].signal(signal.SIGSTOP)
     with pytest.raises(StoreRefused, match="NOWAIT"):
         await complete(store, lease, reply("a", U))
@@ -142,18 +160,15 @@ async def test_a_restart_is_recognised_by_a_worker_that_starts_after_it(open_sto
         assert isinstance(again, Unresolved | InProgress)
 
 
-async def test_the_rate_limit_leaves_a_primary_that_hangs(pair: list[Server]) -> None:
+async def test_the_rate_limit_leaves_a_primary_that_hangs(pair: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.flow.rate_limiter._TIMEOUT_S", 1.0)
     with watched(pair[0]) as sentinels:
         latest = LatestAddress(RedisAddress.parse(sentinel_url(sentinels)))
         limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", latest)
         assert await limiter.acquire(None) == 0
         pair[0].signal(signal.SIGSTOP)
 
-        async def limits() -> None:
-            if not await limiter.acquire(None):  # always 0 while Redis does not answer
-                raise StoreUnavailable("no limit")
-
-        await until_it_works(limits)
+        await until_it_limits(limiter)
         await limiter.close()
 
 
@@ -171,21 +186,24 @@ async def test_both_connections_of_a_store_lead_to_the_same_server(open_store: O
         assert len([name for name in client.keys("*") if "command:b" in name]) == 1
 
 
-async def test_the_sentinels_lead_to_the_new_primary(open_store: Open, pair: list[Server]) -> None:
+async def test_the_sentinels_lead_to_the_new_primary(
+    open_store: Open, pair: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.idempotency.redis_server.SENTINEL_S", 1.0)
     with watched(pair[0]) as sentinels:
         store = open_store(sentinel_url(sentinels))
         latest = LatestAddress(RedisAddress.parse(sentinel_url(sentinels)))
         limiter = RateLimiter(Rate(1, 600), f"test-{uuid4().hex}", latest)
-        await store.ping()
-        lease = held(await store.claim(key("a"), NOW))
+        await until_it_works(store.ping)
+        lease = held(await until_it_works(lambda: store.claim(key("a"), NOW)))
         assert await limiter.acquire(None) == 0
-        assert await limiter.acquire(None) > 0
+        await until_it_limits(limiter)
         pair[0].kill()
         sentinels[0].signal(signal.SIGSTOP)  # one that hangs does not hold up the others
         await until_it_works(store.ping)
-        await complete(store, lease, reply("a", U))
-        assert await store.claim(key("a"), NOW) == Completed(reply("a", U))
-        claim = await store.claim(key("b"), NOW)
+        await until_it_works(lambda: complete(store, lease, reply("a", U)))
+        assert await until_it_works(lambda: store.claim(key("a"), NOW)) == Completed(reply("a", U))
+        claim = await until_it_works(lambda: store.claim(key("b"), NOW))
         assert isinstance(claim, Unseen)
         assert claim.loss is Loss.ANY
         await limiter.close()

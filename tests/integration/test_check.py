@@ -237,6 +237,8 @@ def test_check_ends_although_no_service_answers(deployment: Deployment) -> None:
             AMQP_URL=f"amqp://{silent}/",
             IDEMPOTENCY_URL=f"redis://{silent}/0",
             ONENET_URL=f"http://{silent}",
+            ONENET_CONNECT_TIMEOUT="1",
+            ONENET_READ_TIMEOUT="1",
         )
     assert code == 1
     assert faults.keys() == {"", "broker", "idempotency", "OneNET"}

@@ -263,7 +263,7 @@ def test_the_simulator_stops_on_sigterm_and_sigint(tmp_path: Path) -> None:
         port = free_port()
         simulator = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / f"simulator-{number}")
         simulator.wait_for_port(port)
-        assert requests.get(f"http://127.0.0.1:{port}/control/commands", timeout=10).json() == []
+        assert requests.get(f"http://127.0.0.1:{port}/control/commands", timeout=PATIENCE_S).json() == []
         simulator.signal(number)
         assert simulator.wait() == 0
         assert "Traceback" not in simulator.output.read_text()

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +16,16 @@ import pytest
 
 from tests.support.builders import a_command
 from tests.support.certificates import Authority
-from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
+from tests.support.deployment import RECONCILE_DELAY_S, SOON_CERTAIN, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, raw_server, with_local_port
-from tests.support.simulator import onenet
+from tests.support.simulator import answers_held, onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
-from worker.simulator.platform import Platform
 
 CLOCKS_DIFFER_S = 2  # by which a message may come back early
 pytestmark = pytest.mark.usefixtures("watched_workers")
@@ -92,18 +90,20 @@ def test_a_silent_broker_connection_is_detected_by_missing_heartbeats(proxied: t
         assert deployment.upstream.reply().json["status"] == "accepted"
 
 
-def test_a_node_that_hangs_later_is_left_within_heartbeat_and_ten_seconds(deployment: Deployment) -> None:
+def test_a_node_that_hangs_later_is_left_before_the_time_limit_of_a_dial(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     """Its connections stay open, and new ones are never answered; another node of the list is well."""
+    long = run_at_startup(tmp_path, "import worker.amqp.broker\nreplace(worker.amqp.broker, 'CONNECT_S', 3600)\n")
     proxy = Proxy(deployment.broker_url)
     url = f"{proxy.url}?heartbeat=2"
-    with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}") as worker:
+    with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}", **long) as worker:
         began = worker.wait_for("broker_connected")
         assert began["broker"].endswith(f":{proxy.port}/")
         proxy.hold()
         lost = worker.wait_for("broker_connection_lost")
         assert "missed heartbeats" in lost["reason"]
-        again = worker.wait_for("consumer_started", count=2)
-        assert (moment(again) - moment(lost)).total_seconds() < 8
+        worker.wait_for("consumer_started", count=2)
         deployment.upstream.publish(a_command())
         assert deployment.upstream.reply().json["status"] == "accepted"
     proxy.close()
@@ -256,7 +256,8 @@ def test_a_policy_that_shortens_the_delays_changes_nothing(
 ) -> None:
     """What comes back early rests on."""
     delay_s = 8
-    settings = {"WORKER_RETRY_DELAYS": str(delay_s), "WORKER_RECONCILE_DELAY": str(delay_s), "LOG_LEVEL": "debug"}
+    delays = {"WORKER_RETRY_DELAYS": str(delay_s), "WORKER_RECONCILE_DELAY": str(delay_s)}
+    settings = SOON_CERTAIN | delays | {"LOG_LEVEL": "debug"}
     with (
         onenet(Fault(kind=kind, count=1)) as simulator,
         Deployment.set_up(own_broker.url, tmp_path, simulator, delay_s) as deployment,
@@ -421,20 +422,12 @@ def publishing_blocked(
 
     The broker blocks a connection when it publishes, so the platform delays all answers until the alarm is set.
     """
-    may_answer, execute = threading.Event(), Platform.execute
-
-    def execute_late(*about: Any) -> Any:
-        assert may_answer.wait(PATIENCE_S)
-        return execute(*about)
-
-    monkeypatch.setattr(Platform, "execute", execute_late)
-    long_s = {"ONENET_READ_TIMEOUT": "40", "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S)}
-    with deployment.worker(WORKER_CONCURRENCY="2", **long_s) as worker:
-        ids = publish_many(deployment, 40)
-        deployment.wait_for_request()
+    with deployment.worker(WORKER_CONCURRENCY="2") as worker:
         try:
-            broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
-            may_answer.set()
+            with answers_held(monkeypatch):
+                ids = publish_many(deployment, 40)
+                deployment.wait_for_request()
+                broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
             worker.wait_for("publishing_blocked")
             yield worker, ids
         finally:  # otherwise every other test would be blocked
@@ -479,7 +472,7 @@ def test_a_redelivery_without_a_record_is_looked_up_in_the_history_before_it_is_
         deployment.upstream.publish(a_command(command_id="orphan", args="orphan"))
         deployment.wait_for_request()
         first.process.kill()
-    with deployment.worker():
+    with deployment.worker(**SOON_CERTAIN):
         assert_each_accepted_once(deployment, ["orphan"])
     assert len(deployment.simulator.requests) == (2 if kind == "hang" else 1)
 
@@ -489,7 +482,7 @@ def test_a_second_attempt_without_a_record_is_looked_up_in_the_history_before_it
 ) -> None:
     """The retry may be a duplicate of one that another process has sent already."""
     command = a_command(args="retried")
-    with deployment.worker() as worker:
+    with deployment.worker(**SOON_CERTAIN) as worker:
         deployment.upstream.publish_as_returned(command, {"x-onenet-attempt": 2})
         worker.wait_for("command_in_doubt", command_id=command["command_id"])
         assert deployment.upstream.reply().json["status"] == "accepted"
@@ -505,8 +498,8 @@ def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_se
 ) -> None:
     """A shovel publishes a new message: neither ``redelivered`` nor a record of an earlier worker is left."""
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with deployment.worker(WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as first:
-        resting = deployment.topology.retry_queue(LONG_RECONCILE_DELAY_S)
+    with deployment.worker() as first:
+        resting = deployment.topology.retry_queue(RECONCILE_DELAY_S)
         deployment.upstream.publish(a_command(command_id="moved", args="moved"))
         first.wait_for("command_in_doubt", command_id="moved")
         message = deployment.upstream.get(resting)
@@ -518,7 +511,7 @@ def test_a_command_moved_by_a_shovel_is_looked_up_in_the_history_before_it_is_se
         exchange, headers, routing_key = "", message.headers, deployment.topology.execute_queue
     properties = pika.BasicProperties(delivery_mode=2, headers=headers)
     deployment.upstream.channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
-    with deployment.worker() as second:
+    with deployment.worker(**SOON_CERTAIN) as second:
         second.wait_for("command_in_doubt", command_id="moved")
         assert_each_accepted_once(deployment, ["moved"])
     assert len(deployment.simulator.requests) == 1
@@ -533,7 +526,7 @@ def test_a_dead_letter_moved_by_a_shovel_is_looked_up_in_the_history_before_it_i
     letter = deployment.upstream.dead_letter()
     exchange = deployment.topology.returns_exchange
     deployment.upstream.channel.basic_publish(exchange, "execute", letter.body, letter.properties, mandatory=True)
-    with deployment.worker() as worker:
+    with deployment.worker(**SOON_CERTAIN) as worker:
         worker.wait_for("command_recovered", command_id="moved")
         assert_each_accepted_once(deployment, ["moved"])
     assert len(deployment.simulator.requests) == 1

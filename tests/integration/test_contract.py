@@ -15,11 +15,12 @@ import pytest
 
 from schemas.reply import Reply
 from tests.support.builders import a_command, in_hours
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.simulator import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
 from tests.support.upstream import Message, Upstream
 from tests.support.worker_process import WorkerProcess
 from worker.amqp.field_table import RawFieldValue
+from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
@@ -57,9 +58,7 @@ def module_worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     )
     with onenet() as simulator, Deployment.set_up(broker_url, folder, simulator) as deployment:
-        settings = {
-            "ONENET_CONNECT_TIMEOUT": "1",
-            "ONENET_READ_TIMEOUT": "1",
+        settings = SOON_CERTAIN | {
             "WORKER_MAX_ATTEMPTS": "3",
             "ONENET_PRODUCTS_FILE": str(products),
         }
@@ -217,7 +216,7 @@ def test_a_refusal_without_onenets_json_is_http_rejected(running: SharedWorker, 
         Fault(kind="drop_after_caching"),
         Fault(kind="hang", seconds=30),
         Fault(kind="slow_drip", seconds=0.5),
-        Fault(kind="late_caching", seconds=1.5),
+        Fault(kind="late_caching", seconds=5),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.error}" if "errno" in fault.kind else fault.kind,
 )
@@ -546,13 +545,12 @@ def test_a_reply_without_a_bound_queue_is_kept_as_unrouted(running: SharedWorker
 
 def test_a_command_is_retried_after_a_refused_connection(deployment: Deployment) -> None:
     """Nothing was sent, so a retry is safe."""
-    with onenet() as other:
-        pass  # nothing listens on its port any more
-    with deployment.worker(ONENET_URL=other.url, WORKER_MAX_ATTEMPTS="2") as worker:
+    port = free_port()
+    with deployment.worker(ONENET_URL=f"http://127.0.0.1:{port}", WORKER_MAX_ATTEMPTS="2") as worker:
         command = a_command()
         deployment.upstream.publish(command)
         worker.wait_for("command_retry_scheduled", command_id=command["command_id"])
-        with onenet(port=other.port) as back:
+        with onenet(port=port) as back:
             assert deployment.upstream.reply().json["status"] == "accepted"
             assert len(back.platform.commands) == 1
 
@@ -569,7 +567,9 @@ def test_no_secret_reaches_a_log_or_a_process_listing(deployment: Deployment, tm
     secret = tmp_path / "key"
     secret.write_text("the-master-key\n")
     deployment.simulator.faults.replace([Fault(kind="error_500", count=1)])
-    with deployment.worker(ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret), LOG_LEVEL="debug") as worker:
+    with deployment.worker(
+        **SOON_CERTAIN, ONENET_API_KEY="", ONENET_API_KEY_FILE=str(secret), LOG_LEVEL="debug"
+    ) as worker:
         for _ in range(2):
             deployment.upstream.publish(a_command())
             deployment.upstream.reply()

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.builders import a_command
-from tests.support.deployment import RECONCILE_DELAY_S, Deployment
+from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
 from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
@@ -33,7 +33,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, RECONCILE_DELAY_S) as found:
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, SOON_S) as found:
         declare_on(found.upstream.channel, found.topology)
         yield found
 
@@ -312,7 +312,7 @@ def test_replaying_a_command_that_may_have_been_cached_reads_its_history(
 ) -> None:
     command = a_command(args="on")
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching")])
-    with deployment.worker(WORKER_IN_DOUBT="dead-letter"):
+    with deployment.worker(**SOON_CERTAIN, WORKER_IN_DOUBT="dead-letter"):
         deployment.upstream.publish(command)
         assert deployment.upstream.reply().json["error"]["code"] == "outcome_unknown"
         deployment.simulator.faults.replace([])
@@ -342,7 +342,7 @@ def test_replaying_a_command_that_the_broker_dead_lettered_puts_it_in_doubt(
     tolerance = timedelta(minutes=1)  # of the broker's clock
     assert before - tolerance < datetime.fromisoformat(letter["failed_at"]) < datetime.now(UTC) + tolerance
     assert dead_letters("replay", command["command_id"]).returncode == 0
-    with deployment.worker() as worker:
+    with deployment.worker(**SOON_CERTAIN) as worker:
         worker.wait_for("command_in_doubt")
         assert deployment.upstream.reply().json["status"] == "accepted"
     assert len(deployment.simulator.platform.commands) == 1

@@ -11,9 +11,9 @@ import redis
 
 from tests.support.builders import a_command
 from tests.support.crash_points import crash_at
-from tests.support.deployment import LONG_RECONCILE_DELAY_S, RETRY_DELAYS_S, Deployment
+from tests.support.deployment import RETRY_DELAYS_S, SOON_CERTAIN, Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
-from tests.support.simulator import onenet
+from tests.support.simulator import answers_held
 from tests.support.waiting import PATIENCE_S
 from worker.core.claims import Key
 from worker.core.poison import MAX_CRASHES
@@ -26,7 +26,7 @@ from worker.simulator.faults import Fault
 @pytest.fixture
 def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:
     """The settings of a fleet whose store already has a record."""
-    settings = {"IDEMPOTENCY_URL": redis_url}
+    settings = SOON_CERTAIN | {"IDEMPOTENCY_URL": redis_url}
     with deployment.worker(**settings) as worker:
         deployment.upstream.publish(a_command())
         deployment.upstream.reply()
@@ -46,8 +46,8 @@ def test_what_was_never_claimed_is_sent_at_once_after_a_kill(
     deployment: Deployment, redis_settings: dict[str, str]
 ) -> None:
     """It had only waited in the killed worker, which has recorded that it arrived."""
-    one_at_a_time = redis_settings | {"WORKER_CONCURRENCY": "1"}
-    deployment.simulator.faults.replace([Fault(kind="hang", seconds=1, count=1)])
+    one_at_a_time = {"IDEMPOTENCY_URL": redis_settings["IDEMPOTENCY_URL"], "WORKER_CONCURRENCY": "1"}
+    deployment.simulator.faults.replace([Fault(kind="hang", seconds=2 * PATIENCE_S, count=1)])
     with deployment.worker(**one_at_a_time) as first:
         deployment.upstream.publish(a_command(command_id="under-way"))
         deployment.wait_for_request()
@@ -57,7 +57,7 @@ def test_what_was_never_claimed_is_sent_at_once_after_a_kill(
             wait_until(lambda: raw.exists(*names) == len(names), PATIENCE_S, "the records of the arrivals")
         first.process.kill()
     with deployment.worker(**one_at_a_time) as second:
-        replies = {reply["command_id"]: reply for reply in deployment.upstream.replies(3)}
+        replies = {reply["command_id"]: reply for reply in deployment.upstream.replies(len(ids))}
         in_doubt = {event["command_id"] for event in second.events if event["event"] == "command_in_doubt"}
     assert {replies[command_id]["status"] for command_id in ids} == {"accepted"}
     assert [deployment.cached(command_id) for command_id in ids] == [1, 1]
@@ -68,8 +68,8 @@ def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_cl
     deployment: Deployment, own_redis: LocalRedis
 ) -> None:
     """The new Redis has no record of the claim, but one of a later command, so it does not look empty."""
-    settings = {"IDEMPOTENCY_URL": own_redis.url, "ONENET_READ_TIMEOUT": "5", "WORKER_RECONCILE_DELAY": "6"}
-    slow_answer = Fault(kind="slow_drip", seconds=0.1, count=1)  # of 5 s; the command is cached before it
+    settings = SOON_CERTAIN | {"IDEMPOTENCY_URL": own_redis.url}
+    slow_answer = Fault(kind="slow_drip", seconds=1, count=1)  # the command is cached before it
     deployment.simulator.faults.replace([slow_answer])
     with deployment.worker(**settings) as first:
         deployment.upstream.publish(a_command(command_id="lost", args="lost"))
@@ -85,30 +85,28 @@ def test_no_command_is_sent_twice_when_a_worker_is_killed_and_redis_loses_its_cl
 
 
 def test_a_command_leased_by_another_worker_waits_for_its_outcome(
-    deployment: Deployment, redis_settings: dict[str, str]
+    deployment: Deployment, redis_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with onenet(latency_s=1.5) as slow:
-        deployment.simulator = slow
-        settings = redis_settings | {
-            "ONENET_READ_TIMEOUT": "5",
-            "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S),
-            "WORKER_CONCURRENCY": "1",
-        }
-        command = a_command(args="once", command_id="once")
-        with deployment.worker(**settings) as one, deployment.worker(**settings) as other:
+    settings = {"IDEMPOTENCY_URL": redis_settings["IDEMPOTENCY_URL"], "WORKER_CONCURRENCY": "1"}
+    command = a_command(args="once", command_id="once")
+    with deployment.worker(**settings) as one, deployment.worker(**settings) as other:
+
+        def events() -> set[str]:
+            return {event["event"] for worker in (one, other) for event in worker.events}
+
+        with answers_held(monkeypatch):
             deployment.upstream.publish(command)
-            deployment.wait_for_request(slow)
+            deployment.wait_for_request()
             deployment.upstream.publish(command)
-            replies = deployment.upstream.replies(2)
-            events = [event["event"] for worker in (one, other) for event in worker.events]
+            wait_until(lambda: "command_postponed" in events(), PATIENCE_S, "the second delivery")
+        replies = deployment.upstream.replies(2)
         assert replies[0] == replies[1]
         assert deployment.cached("once") == 1
-        assert "command_postponed" in events
-        assert "idempotency_not_shared" not in events
+        assert "idempotency_not_shared" not in events()
 
 
 def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deployment, own_redis: LocalRedis) -> None:
-    with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+    with deployment.worker(**SOON_CERTAIN, IDEMPOTENCY_URL=own_redis.url) as worker:
         own_redis.kill()
         ids = publish_many(deployment, 5)
         worker.wait_for("command_postponed", count=5)
@@ -118,26 +116,25 @@ def test_no_command_is_sent_while_the_store_is_unavailable(deployment: Deploymen
 
 
 def test_a_command_whose_outcome_cannot_be_recorded_is_reconciled(
-    deployment: Deployment, own_redis: LocalRedis
+    deployment: Deployment, own_redis: LocalRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis is lost during the request: the answer cannot be recorded, so the command is in doubt."""
-    with onenet(latency_s=0.5) as slow:
-        deployment.simulator = slow
-        with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+    with deployment.worker(IDEMPOTENCY_URL=own_redis.url, **SOON_CERTAIN) as worker:
+        with answers_held(monkeypatch):
             deployment.upstream.publish(a_command(command_id="unrecorded", args="unrecorded"))
-            deployment.wait_for_request(slow)
+            deployment.wait_for_request()
             own_redis.kill()
-            worker.wait_for("command_postponed", command_id="unrecorded")
-            own_redis.start()
-            assert_each_accepted_once(deployment, ["unrecorded"])
-        assert len(slow.requests) == 1
+        worker.wait_for("command_postponed", command_id="unrecorded")
+        own_redis.start()
+        assert_each_accepted_once(deployment, ["unrecorded"])
+    assert len(deployment.simulator.requests) == 1
 
 
 def test_a_command_that_crashes_each_worker_at_once_is_one_message_after_each_crash(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     """The message that announced the attempt is acknowledged before it begins: otherwise it would come back as well."""
-    settings = {"WORKER_IN_DOUBT": "resend", **crash_at(tmp_path, "before request", 1)}
+    settings = {**SOON_CERTAIN, "WORKER_IN_DOUBT": "resend", **crash_at(tmp_path, "before request", 1)}
     topology = deployment.topology
     waiting_in = [topology.execute_queue, *(topology.retry_queue(delay_s) for delay_s in RETRY_DELAYS_S)]
     crashes = 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.outcomes import assert_each_accepted_once, outcomes_of, publish_many
 from tests.support.proxies import Proxy
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
@@ -50,7 +50,7 @@ def test_a_platform_outage_costs_no_command_and_no_attempt(deployment: Deploymen
     """More probes fail than there are attempts, and still no command is dead-lettered."""
     with onenet(latency_s=0.02) as simulator:
         deployment.simulator = simulator
-        with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="2") as worker:
+        with deployment.worker(**QUICK, **SOON_CERTAIN, WORKER_MAX_ATTEMPTS="2") as worker:
             ids = publish_many(deployment, 20)
             worker.wait_for("command_accepted", count=10)
             simulator.faults.replace([fault, Fault(kind="error_503", endpoint="history")])
@@ -69,7 +69,7 @@ def test_commands_sent_as_failing_probes_keep_their_attempts(deployment: Deploym
     """Each command is the probe several times, and in doubt after each."""
     deployment.simulator.faults.replace([Fault(kind="error_503")])
     settings = QUICK | {"WORKER_PAUSE_AFTER_FAILURES": "2", "WORKER_MAX_ATTEMPTS": "2", "WORKER_PROBE_INTERVAL": "0.01"}
-    with deployment.worker(**settings) as worker:
+    with deployment.worker(**settings, **SOON_CERTAIN) as worker:
         ids = publish_many(deployment, 2)
         worker.wait_for("probe_failed", count=6)
         deployment.simulator.faults.replace([])
@@ -81,7 +81,7 @@ def test_the_worker_resumes_when_an_unreachable_platform_is_back(deployment: Dep
     """The latency makes the outage begin under load: the simulator still serves connections that are open."""
     with onenet(Fault(kind="refuse", seconds=3, count=1), latency_s=0.05) as simulator:
         deployment.simulator = simulator
-        with deployment.worker(**QUICK) as worker:
+        with deployment.worker(**QUICK, **SOON_CERTAIN) as worker:
             ids = publish_many(deployment, 100)
             assert "ConnectionRefusedError" in worker.wait_for("consumption_paused")["reason"]
             worker.wait_for("product_resumed")
@@ -207,7 +207,7 @@ def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> N
     """At first execute requests fail too, with lost answers, so that later only a new command can be their probe."""
     unreadable = Fault(kind="error_500", endpoint="history")
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=12), unreadable])
-    with deployment.worker(**QUICK, WORKER_MAX_ATTEMPTS="5") as worker:
+    with deployment.worker(**QUICK, **SOON_CERTAIN, WORKER_MAX_ATTEMPTS="5") as worker:
         in_doubt = publish_many(deployment, 12)
         worker.wait_for("product_paused")
         worker.wait_for("history_paused")
@@ -224,7 +224,7 @@ def test_failing_history_reads_delay_no_new_command(deployment: Deployment) -> N
 
 def test_commands_in_doubt_are_recovered_while_executions_are_paused(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="error_500_after_caching")])
-    with deployment.worker(**QUICK) as worker:
+    with deployment.worker(**QUICK, **SOON_CERTAIN) as worker:
         ids = publish_many(deployment, PAUSE_AFTER + 3)
         worker.wait_for("product_paused")
         assert_each_accepted_once(deployment, ids)
@@ -249,8 +249,8 @@ def test_retry_after_pauses_all_requests_of_the_worker(deployment: Deployment) -
         assert_each_accepted_once(deployment, ids)
     [began] = struck
     received = [datetime.fromisoformat(request["received_at"]) for request in deployment.simulator.requests]
-    in_flight = timedelta(seconds=0.5)  # for requests that were in flight when the answer arrived
-    assert not [moment for moment in received if began + in_flight < moment < began + timedelta(seconds=3)]
+    # Only those that left before the answer had arrived: at most one more for each that was in flight with it.
+    assert len([moment for moment in received if began < moment < began + timedelta(seconds=3)]) <= 2 * 4
     assert [moment for moment in received if moment >= began + timedelta(seconds=3)]
 
 
@@ -327,8 +327,8 @@ def test_ordering_none_sends_the_commands_of_one_device_concurrently(deployment:
 def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deployment: Deployment) -> None:
     """More commands wait than the prefetch, and than a worker holds for a busy device."""
     slow = "865820039000000"
-    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2, imei=slow)])
-    patient = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": "60", "WORKER_CONCURRENCY": "4"}
+    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2 * PATIENCE_S, imei=slow)])
+    patient = {"ONENET_READ_TIMEOUT": "300", "WORKER_RECONCILE_DELAY": "315", "WORKER_CONCURRENCY": "4"}
     with deployment.worker(**patient) as worker:
         for number in range(2_100):
             deployment.upstream.publish(a_command(command_id=f"slow-{number}", imei=slow))
@@ -337,7 +337,7 @@ def test_a_slow_device_with_many_waiting_commands_delays_no_other_device(deploym
         while missing:
             missing.discard(deployment.upstream.reply().json["command_id"])
         sent_to_it = [request for request in deployment.simulator.requests if request["query"]["imei"] == slow]
-        assert len(sent_to_it) < 20  # each takes 2 s, so the other devices did not wait for many of them
+        assert len(sent_to_it) == 1  # which has not been answered yet
         assert not [event for event in worker.events if event["level"] not in {"info", "debug"}]
 
 
@@ -351,29 +351,29 @@ def in_spans(moments: list[datetime], seconds: float) -> list[int]:
     ]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("redis", 3)])
 def test_the_rate_limit_holds_over_ten_seconds_for_one_worker_and_for_a_fleet(
     deployment: Deployment, store: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
-    """At 50 per second, ten seconds have at most 5 % more requests, and single seconds at most a quarter more.
+    """At 50 per second, no ten seconds have more than 5 % more requests.
 
-    A machine that stalls for a moment hands over at once what was sent before: one span in twenty may have more. How
-    close a worker comes to the rate depends on the machine.
+    A machine that stalls for a moment hands over at once what was allowed before it, and no more than the deliveries
+    that the workers hold: six each. How close a worker comes to the rate depends on the machine.
     """
     url = "memory://" if store == "memory" else request.getfixturevalue("redis_url")
     declare_on(deployment.upstream.channel, deployment.topology)
     deployment.upstream.bind_replies()
     ids = publish_many(deployment, 1_000)  # before a worker competes for the processor
+    settings = {"ONENET_RATE_LIMIT": "50/second", "IDEMPOTENCY_URL": url, "WORKER_CONCURRENCY": "4"}
     with ExitStack() as stack:
         for _ in range(workers):
-            stack.enter_context(deployment.start_worker(ONENET_RATE_LIMIT="50/second", IDEMPOTENCY_URL=url))
-        wait_until(lambda: len(deployment.simulator.platform.commands) == len(ids), 2 * PATIENCE_S, "all of them")
+            stack.enter_context(deployment.start_worker(**settings))
+        wait_until(lambda: len(deployment.simulator.platform.commands) == len(ids), 4 * PATIENCE_S, "all of them")
         assert_each_accepted_once(deployment, ids)
     moments = [command.created_at for command in deployment.simulator.platform.commands]
-    tens, seconds = sorted(in_spans(moments, 10)), sorted(in_spans(moments, 1))
-    assert tens[len(tens) * 19 // 20] <= 525
-    assert seconds[len(seconds) * 19 // 20] <= 62
+    held = 6 * workers
+    assert max(in_spans(moments, 10)) <= 500 + 1 + held
+    assert max(in_spans(moments, 1)) <= 50 + 1 + held
 
 
 def test_commands_waiting_for_the_rate_limit_return_to_the_queue_on_shutdown(deployment: Deployment) -> None:

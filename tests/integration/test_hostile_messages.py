@@ -10,7 +10,7 @@ import pytest
 
 from schemas.command import MAX_BODY_BYTES
 from tests.support.builders import a_command
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
@@ -159,7 +159,7 @@ def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(deployment: 
         pass
     deployment.upstream.publish(b"x" * 200_000)
     ids = good_commands(deployment, 10)
-    deadly = run_at_startup(tmp_path, _ENDED_BY_LARGE_BODIES)
+    deadly = SOON_CERTAIN | run_at_startup(tmp_path, _ENDED_BY_LARGE_BODIES)
     ends = 0
     while not deployment.upstream.count(deployment.topology.dead_letters_exchange):
         with deployment.start_worker(**deadly) as worker:

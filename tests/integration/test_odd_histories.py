@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 
@@ -60,7 +60,7 @@ def test_only_a_history_entry_that_clearly_differs_allows_a_second_request(
     monkeypatch.setattr(Platform, "history", odd_history)
     monkeypatch.setattr(Platform, "detail", odd_detail)
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", imei=imei, count=1) for imei in devices])
-    with deployment.worker():
+    with deployment.worker(**SOON_CERTAIN):
         for imei, kind in devices.items():
             fields = {"expired_time": "2099-01-01T00:00:00", "retry": 4, "args": ARGS}
             deployment.upstream.publish(a_command(command_id=kind.replace(" ", "_"), imei=imei, **fields))

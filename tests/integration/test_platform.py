@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.builders import a_command, in_hours
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.simulator import ACCESS_KEY, PRODUCT_ID, onenet
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
@@ -53,7 +53,7 @@ def test_a_lost_answer_is_found_in_the_history_of_either_generation(
     deployment: Deployment, settings: dict[str, str]
 ) -> None:
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
-    with deployment.worker(**settings):
+    with deployment.worker(**SOON_CERTAIN, **settings):
         deployment.upstream.publish(a_command(command_id="lost", imei=DEVICE))
         reply = deployment.upstream.reply().json
     [cached] = deployment.simulator.platform.commands
@@ -122,7 +122,7 @@ def test_a_command_without_its_valid_time_is_found_after_a_lost_answer(
 ) -> None:
     """It was left out because it had passed on the platform's clock, which fills in another one."""
     platform.clock_offset_s = offset_s
-    with deployment.worker():
+    with deployment.worker(**SOON_CERTAIN):
         deployment.upstream.publish(a_command(command_id="first", imei=DEVICE))
         assert deployment.upstream.reply().json["status"] == "accepted"
         deployment.simulator.faults.replace([Fault(kind="error_500_after_caching", count=1)])
@@ -143,7 +143,7 @@ def test_times_are_compared_with_the_platforms_clock(
         deployment.upstream.publish(a_command(command_id="first", imei=DEVICE))
         assert deployment.upstream.reply().json["status"] == "accepted"
         differs = worker.wait_for("platform_clock_differs")
-        assert abs(differs["offset_s"] - offset_s) <= 2
+        assert abs(differs["offset_s"] - offset_s) <= 60  # it may differ by the duration of the request
         # An hour from now: long ago for a platform that is ahead, and not yet there for us.
         deployment.upstream.publish(a_command(command_id="later", imei=DEVICE, valid_time=in_hours(1)))
         reply = deployment.upstream.reply().json

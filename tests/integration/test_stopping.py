@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.deployment import LONG_RECONCILE_DELAY_S, Deployment
+from tests.support.deployment import Deployment
 from tests.support.outcomes import assert_each_accepted_once, publish_many
 from tests.support.proxies import Proxy, raw_server, with_local_port
 from tests.support.simulator import onenet
@@ -58,7 +58,7 @@ def test_a_shutdown_while_upstream_publishes_loses_no_command_and_sends_none_twi
 def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> None:
     with onenet(latency_s=1) as slow:
         deployment.simulator = slow
-        with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
+        with deployment.worker() as worker:
             deployment.upstream.publish(a_command(command_id="last", args="last"))
             deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
@@ -70,9 +70,7 @@ def test_a_request_in_flight_is_finished_on_shutdown(deployment: Deployment) -> 
 def test_a_command_whose_request_outlasts_the_grace_period_stays_in_the_queue(deployment: Deployment) -> None:
     """Its command is not acknowledged, so the broker delivers it again."""
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with deployment.worker(
-        WORKER_SHUTDOWN_GRACE="2", ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)
-    ) as worker:
+    with deployment.worker(WORKER_SHUTDOWN_GRACE="2") as worker:
         deployment.upstream.publish(a_command(command_id="outlasting"))
         deployment.wait_for_request()
         worker.process.signal(signal.SIGTERM)
@@ -86,8 +84,7 @@ def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: 
     proxy = Proxy(deployment.broker_url)
     with onenet(latency_s=2) as slow:
         deployment.simulator = slow
-        timeouts = {"ONENET_READ_TIMEOUT": "50", "WORKER_RECONCILE_DELAY": str(LONG_RECONCILE_DELAY_S)}
-        with deployment.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300", **timeouts) as worker:
+        with deployment.worker(AMQP_URL=proxy.url, WORKER_SHUTDOWN_GRACE="300") as worker:
             deployment.upstream.publish(a_command())
             deployment.wait_for_request(slow)
             worker.process.signal(signal.SIGTERM)
@@ -100,7 +97,7 @@ def test_a_broker_connection_lost_during_shutdown_does_not_delay_it(deployment: 
 
 def test_a_second_sigint_ends_the_worker_at_once(deployment: Deployment) -> None:
     deployment.simulator.faults.replace([Fault(kind="hang", seconds=60)])
-    with deployment.worker(ONENET_READ_TIMEOUT="50", WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
+    with deployment.worker() as worker:
         deployment.upstream.publish(a_command())
         deployment.wait_for_request()
         worker.process.signal(signal.SIGINT)
@@ -136,13 +133,13 @@ def test_a_worker_whose_broker_does_not_answer_stops_on_sigterm(deployment: Depl
 
 def test_a_worker_stops_on_sigterm_while_its_probe_is_answered(deployment: Deployment) -> None:
     """The probe is finished and acknowledged; commands that were not sent remain in the queue."""
-    pause = {"WORKER_PAUSE_AFTER_FAILURES": "1", "WORKER_PROBE_INTERVAL": "0.1", "ONENET_READ_TIMEOUT": "20"}
+    pause = {"WORKER_PAUSE_AFTER_FAILURES": "1", "WORKER_PROBE_INTERVAL": "0.1"}
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
-    with deployment.worker(**pause, WORKER_RECONCILE_DELAY=str(LONG_RECONCILE_DELAY_S)) as worker:
+    with deployment.worker(**pause) as worker:
         deployment.upstream.publish(a_command(command_id="first", imei="865820030000001"))
         worker.wait_for("consumption_paused")
-        asked = len(deployment.simulator.requests)
         deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2)])
+        asked = len(deployment.simulator.requests)
         ids = publish_many(deployment, 20)
         wait_until(lambda: len(deployment.simulator.requests) > asked, PATIENCE_S, "the probe")
         worker.process.signal(signal.SIGTERM)

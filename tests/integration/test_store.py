@@ -14,8 +14,9 @@ import requests
 
 from tests.support.builders import a_command, in_hours
 from tests.support.checks import check
-from tests.support.deployment import Deployment
-from tests.support.redis_servers import Server, replicated, sentinel_url, watched
+from tests.support.deployment import SOON_CERTAIN, Deployment
+from tests.support.redis_servers import Server, patient, replicated, sentinel_url, watched
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.dev.services.ports import free_port, wait_until
@@ -77,6 +78,10 @@ REFUSALS = [
 ]
 
 
+# A worker that asks the server whether it is well gives it time, however slow the machine.
+PATIENT = "import worker.idempotency.redis\nreplace(worker.idempotency.redis, 'PING_S', 60.0)\n"
+
+
 def events(worker: WorkerProcess, name: str) -> list[dict[str, Any]]:
     return [event for event in worker.events if event["event"] == name]
 
@@ -93,15 +98,21 @@ def test_a_store_that_refuses_is_said_once_and_nothing_is_lost(
     ids = [f"c{number}" for number in range(MANY)]
     with (
         server.client() as client,
-        deployment.worker(IDEMPOTENCY_URL=server.url, HTTP_PORT=str(port)) as worker,
+        deployment.worker(
+            IDEMPOTENCY_URL=patient(server.url), HTTP_PORT=str(port), **run_at_startup(deployment.folder, PATIENT)
+        ) as worker,
     ):
         refuse(client)
         for command_id in ids:
             deployment.upstream.publish(a_command(command_id=command_id, args=command_id, expired_time=in_hours(1)))
         assert worker.wait_for("store_unavailable")["reason"].startswith(f"Redis: {code}: ")
-        response = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S)
-        assert response.status_code == 503
-        assert f"Redis: {code}: " in response.json()["store_error"]
+
+        def is_named_by_the_probe() -> bool:
+            response = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_S)
+            assert response.status_code == 503
+            return f"Redis: {code}: " in response.json()["store_error"]
+
+        wait_until(is_named_by_the_probe, PATIENCE_S, "the reason")  # a slow machine exceeds the time of one probe
         assert (
             "onenet_worker_store_available 0.0"
             in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
@@ -161,7 +172,7 @@ def test_a_store_that_hangs_costs_no_command(deployment: Deployment, server: Ser
     """A stopped process keeps its connections open, and accepts new ones."""
     port = free_port()
     ids = [f"c{number}" for number in range(MANY)]
-    with deployment.worker(IDEMPOTENCY_URL=server.url, HTTP_PORT=str(port)) as worker:
+    with deployment.worker(**SOON_CERTAIN, IDEMPOTENCY_URL=server.url, HTTP_PORT=str(port)) as worker:
         server.signal(signal.SIGSTOP)
         for command_id in ids:
             deployment.upstream.publish(a_command(command_id=command_id, args=command_id, expired_time=in_hours(1)))
@@ -195,10 +206,14 @@ def test_a_password_that_changes_on_disk_is_used_by_the_next_connection(
         deployment.upstream.publish(a_command(command_id=command_id, args=command_id))
         assert deployment.upstream.reply(3 * PATIENCE_S).json["status"] == "accepted"
 
-    settings = {"IDEMPOTENCY_URL": "", "IDEMPOTENCY_URL_FILE": str(secret), "ONENET_RATE_LIMIT": "1000/second"}
+    settings = {
+        "IDEMPOTENCY_URL": "",
+        "IDEMPOTENCY_URL_FILE": str(secret),
+        "ONENET_RATE_LIMIT": "1000/second",
+    }
     with server.client() as client:
         set_password("first")
-        with deployment.worker(**settings) as worker:
+        with deployment.worker(**SOON_CERTAIN, **settings) as worker:
             send("a")
             set_password("second")
             send("b")  # over the connections that there are
@@ -231,7 +246,7 @@ def test_a_fleet_goes_on_when_the_sentinels_fail_over(deployment: Deployment) ->
     with (
         replicated() as pair,
         watched(pair[0]) as sentinels,
-        deployment.worker(IDEMPOTENCY_URL=sentinel_url(sentinels)) as worker,
+        deployment.worker(**SOON_CERTAIN, IDEMPOTENCY_URL=sentinel_url(sentinels)) as worker,
     ):
         deployment.upstream.publish(a_command(command_id="a", args="a", expired_time=in_hours(1)))
         assert deployment.upstream.reply().json["status"] == "accepted"

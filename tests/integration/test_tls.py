@@ -13,6 +13,7 @@ from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import Deployment
 from tests.support.proxies import Proxy, raw_server
 from tests.support.simulator import onenet
+from tests.support.startup_code import run_at_startup
 from worker.dev.services.broker import LocalBroker
 
 Trust = Callable[[Certificate, Path], dict[str, str]]
@@ -72,7 +73,8 @@ def test_worker_and_command_line_connect_with_a_trusted_authority_and_a_client_c
 
 def assert_refused(deployment: Deployment, settings: Mapping[str, str], reason: str) -> None:
     """Check that worker and command line report the reason, and that neither connects; the worker keeps trying."""
-    with deployment.start_worker(**settings) as worker:
+    patient = run_at_startup(deployment.folder, "import worker.amqp.broker\nworker.amqp.broker.CONNECT_S = 60\n")
+    with deployment.start_worker(**settings, **patient) as worker:
         worker.wait_for("broker_unavailable", count=2)
         failures = [event for event in worker.events if event["event"] == "broker_unavailable"]
         assert all(reason in event["reason"] for event in failures), failures

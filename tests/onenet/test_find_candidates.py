@@ -28,6 +28,7 @@ from tests.support.onenet_client import (
 )
 from tests.support.proxies import raw_server
 from tests.support.simulator import onenet
+from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Cached, InDoubt
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
@@ -65,8 +66,13 @@ async def test_an_empty_history_has_no_candidate() -> None:
 
 @pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "hang", "not_found"])
 async def test_a_history_that_fails_on_every_try_is_unreadable(kind: Any) -> None:
-    fault = Fault(kind=kind, seconds=30, endpoint="history")
-    with onenet(fault) as simulator, onenet_client(simulator.url) as client, pytest.raises(HistoryUnreadable):
+    fault = Fault(kind=kind, seconds=2 * PATIENCE_S, endpoint="history")
+    read_s = 1 if kind == "hang" else PATIENCE_S
+    with (
+        onenet(fault) as simulator,
+        onenet_client(simulator.url, read_s=read_s) as client,
+        pytest.raises(HistoryUnreadable),
+    ):
         await client.find_candidates(command(), current_doubt(), none_owned)
 
 
@@ -269,11 +275,11 @@ async def test_refused_credentials_make_the_history_unreadable() -> None:
 )
 async def test_a_search_is_cut_after_both_timeouts_together(fault: Fault) -> None:
     """Each byte of the slow response arrives within the read timeout, so that it would be complete in the end."""
-    with onenet(fault) as simulator, onenet_client(simulator.url) as client:
+    with onenet(fault) as simulator, onenet_client(simulator.url, 1, 1) as client:
         began = time.monotonic()
         with pytest.raises(HistoryUnreadable):
             await client.find_candidates(command(), current_doubt(), none_owned)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < PATIENCE_S
 
 
 @pytest.mark.parametrize("kind", ["error_500", "garbage", "errno", "drop", "no_uuid", "not_found"])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.onenet_client import InnerTLS, https, read_request, server_tls_context, use_proxy
 from tests.support.proxies import raw_server
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import free_port
 from worker.errors import TLSError, TransportError
 from worker.onenet.history_reader import HistoryReader
@@ -22,14 +23,14 @@ from worker.telemetry.tracing import NoTracing
 PATH = "/nbiot?imei=865820030000001"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 BASIC = b"Proxy-Authorization: Basic dXNlcjpwYXNz"
-TIMES: dict[str, Any] = {"connect_timeout_s": 5, "read_timeout_s": 5, "tracing": NoTracing()}
+TIMES: dict[str, Any] = {"connect_timeout_s": PATIENCE_S, "read_timeout_s": PATIENCE_S, "tracing": NoTracing()}
 Send = Callable[[Route], Awaitable[Response]]
 
 
 async def post(route: Route) -> Response:
     transport = HTTPTransport(route, **TIMES)
     try:
-        return await transport.send(Request(PATH, {"api-key": "S3cret"}), time.monotonic() + 10)
+        return await transport.send(Request(PATH, {"api-key": "S3cret"}), time.monotonic() + PATIENCE_S)
     finally:
         transport.close()
 
@@ -37,7 +38,7 @@ async def post(route: Route) -> Response:
 async def get(route: Route) -> Response:
     reader = HistoryReader(route, concurrency=1, **TIMES)
     try:
-        return await reader.get(PATH, {"api-key": "S3cret"}, time.monotonic() + 10)
+        return await reader.get(PATH, {"api-key": "S3cret"}, time.monotonic() + PATIENCE_S)
     finally:
         reader.close()
 

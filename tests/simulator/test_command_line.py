@@ -7,6 +7,7 @@ import pytest
 import requests
 
 from tests.support.simulator_client import IMEI, at
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import free_port
 from worker.dev.services.processes import LocalProcess
 
@@ -16,7 +17,7 @@ KEY = {"api-key": "simulator-key"}
 def executed(url: str, **changes: Any) -> Any:
     query: dict[str, Any] = {"imei": IMEI, "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)}
     return requests.post(
-        f"{url}/nbiot/execute/offline", params=query | changes, json={}, headers=KEY, timeout=10
+        f"{url}/nbiot/execute/offline", params=query | changes, json={}, headers=KEY, timeout=PATIENCE_S
     ).json()
 
 
@@ -27,7 +28,7 @@ def test_the_simulator_has_the_queue_of_the_platform_by_default(tmp_path: Path) 
         simulator.wait_for_port(port)
         url = f"http://127.0.0.1:{port}"
         assert [executed(url)["errno"] for _ in range(11)] == [0] * 10 + [5006]
-        assert requests.get(f"{url}/control/devices", timeout=10).json() == {"*": "down"}
+        assert requests.get(f"{url}/control/devices", timeout=PATIENCE_S).json() == {"*": "down"}
     finally:
         simulator.stop()
 
@@ -44,12 +45,14 @@ def test_its_options_choose_what_it_does(tmp_path: Path) -> None:
         assert [executed(url)["errno"] for _ in range(2)] == [0, 5006]
         assert executed(url, obj_id=None)["errno"] == 7
         assert executed(url, imei="865820030000003")["errno"] == 10
-        assert requests.get(f"{url}/control/clock", timeout=10).json()["offset_s"] == -60
+        assert requests.get(f"{url}/control/clock", timeout=PATIENCE_S).json()["offset_s"] == -60
         devices = {"*": "down", "865820030000002": "up:BAD_REQUEST", "865820030000003": "offline"}
-        assert requests.get(f"{url}/control/devices", timeout=10).json() == devices
-        cancelled = requests.put(f"{url}/nbiot/offline/cancel/all", params={"imei": IMEI}, headers=KEY, timeout=10)
+        assert requests.get(f"{url}/control/devices", timeout=PATIENCE_S).json() == devices
+        cancelled = requests.put(
+            f"{url}/nbiot/offline/cancel/all", params={"imei": IMEI}, headers=KEY, timeout=PATIENCE_S
+        )
         assert len(cancelled.json()["data"]["succ"]) == 1
-        faults = requests.get(f"{url}/control/faults", timeout=10).json()
+        faults = requests.get(f"{url}/control/faults", timeout=PATIENCE_S).json()
         assert [(fault["kind"], fault["probability"], fault["endpoint"]) for fault in faults] == [
             ("type_number", 0.5, "history")
         ]

@@ -14,6 +14,7 @@ import requests
 
 from tests.support.simulator import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
 from tests.support.simulator_client import IMEI, SimulatorClient, at
+from tests.support.waiting import PATIENCE_S
 from worker.simulator.dialects import V1, V2
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
@@ -224,7 +225,7 @@ def test_too_many_calls_in_a_second_are_answered_15(v1: SimulatorClient, v2: Sim
 
 def test_every_answer_has_the_date_of_the_platform(v1: SimulatorClient) -> None:
     v1.control("clock", {"offset_s": 3600})
-    for answer in (v1.execute(), v1.control("clock"), requests.get(f"{v1.simulator.url}/none", timeout=10)):
+    for answer in (v1.execute(), v1.control("clock"), requests.get(f"{v1.simulator.url}/none", timeout=PATIENCE_S)):
         ahead = parsedate_to_datetime(answer.headers["Date"]) - v1.simulator.platform.now()
         assert 3590 < ahead.total_seconds() < 3610
     assert v1.execute(valid_time=at(1800)).json()["errno"] == 5006  # has passed on the platform's clock

@@ -10,6 +10,7 @@ import requests
 
 from tests.support.builders import fields_of
 from tests.support.simulator import ACCESS_KEY, API_KEY, OFFLINE_IMEI, PRODUCT_ID, onenet
+from tests.support.waiting import PATIENCE_S
 from worker.cli.simulator import simulator
 from worker.core.credentials import AccessKey
 from worker.dev.services.ports import wait_until
@@ -45,7 +46,7 @@ def execute(
     query = {"imei": "865820030000001", "obj_id": 1, "obj_inst_id": 2, "res_id": 3, "expired_time": at(3600)}
     url = f"{platform.url}/nbiot/execute/offline"
     return requests.post(
-        url, params={**query, **changes}, json={} if body is None else body, headers=headers or KEY, timeout=10
+        url, params={**query, **changes}, json={} if body is None else body, headers=headers or KEY, timeout=PATIENCE_S
     )
 
 
@@ -154,19 +155,19 @@ def test_the_simulator_can_refuse_connections_for_some_time() -> None:
 def test_faults_can_be_replaced_while_the_simulator_runs(platform: Simulator) -> None:
     control = f"{platform.url}/control/faults"
     wanted = [{"kind": "error_500", "imei": "865820030000002", "count": 1}]
-    assert requests.put(control, json=wanted, timeout=10).json()[0]["kind"] == "error_500"
+    assert requests.put(control, json=wanted, timeout=PATIENCE_S).json()[0]["kind"] == "error_500"
     assert execute(platform).status_code == 200
     assert execute(platform, imei="865820030000002").status_code == 500
     assert execute(platform, imei="865820030000002").status_code == 200
-    assert requests.get(control, timeout=10).json() == []
-    assert requests.put(control, json=[{"kind": "nonsense"}], timeout=10).status_code == 422
+    assert requests.get(control, timeout=PATIENCE_S).json() == []
+    assert requests.put(control, json=[{"kind": "nonsense"}], timeout=PATIENCE_S).status_code == 422
 
 
 def test_the_control_endpoints_list_cached_commands_and_requests(platform: Simulator) -> None:
     execute(platform, {"args": "on"})
-    [command] = requests.get(f"{platform.url}/control/commands", timeout=10).json()
+    [command] = requests.get(f"{platform.url}/control/commands", timeout=PATIENCE_S).json()
     assert (command["args"], command["query"]["obj_inst_id"]) == ("on", "2")
-    asked = requests.get(f"{platform.url}/control/requests", timeout=10).json()
+    asked = requests.get(f"{platform.url}/control/requests", timeout=PATIENCE_S).json()
     assert asked[-1]["headers"]["api-key"] == API_KEY
 
 
@@ -180,7 +181,7 @@ def test_a_fault_is_parsed_from_the_syntax_of_the_command_line(text: str, probab
 
 def history(platform: Simulator, **query: Any) -> Any:
     wanted = {"imei": "865820030000001", "start": at(-60)} | query
-    return requests.get(f"{platform.url}/nbiot/offline/history", params=wanted, headers=KEY, timeout=10).json()
+    return requests.get(f"{platform.url}/nbiot/offline/history", params=wanted, headers=KEY, timeout=PATIENCE_S).json()
 
 
 def test_the_history_lists_the_commands_of_a_device_page_by_page(platform: Simulator) -> None:
@@ -210,13 +211,13 @@ def test_the_detail_of_a_command_contains_its_original_fields(platform: Simulato
     if platform.platform.commands[0].number % 2:
         uuid, other = other, uuid
     url = f"{platform.url}/nbiot/offline/history/{uuid}"
-    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=PATIENCE_S).json()["data"]
     assert found["content"] == {"args": "ping"}
     assert (found["args"]["obj_id"], found["args"]["retry"]) == ("1", "0")
     assert "timeout" not in found["args"]
-    assert requests.get(url, params={"imei": "865820030000002"}, headers=KEY, timeout=10).json()["errno"] != 0
+    assert requests.get(url, params={"imei": "865820030000002"}, headers=KEY, timeout=PATIENCE_S).json()["errno"] != 0
     url = f"{platform.url}/nbiot/offline/history/{other}"
-    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=PATIENCE_S).json()["data"]
     assert (found["args"]["obj_id"], found["args"]["retry"], found["args"]["timeout"]) == (1, 0, 25)  # filled in
 
 
@@ -228,7 +229,7 @@ def test_a_waiting_command_can_be_cancelled_until_its_valid_time(platform: Simul
             f"{platform.url}/nbiot/offline/cancel/{uuid}",
             params={"imei": "865820030000001"},
             headers=KEY,
-            timeout=10,
+            timeout=PATIENCE_S,
         ).json()["errno"]
         for uuid in (waiting, waiting, valid)
     ]
@@ -260,13 +261,13 @@ def test_the_history_requires_credentials(platform: Simulator) -> None:
     url = f"{platform.url}/nbiot/offline/history"
     query = {"imei": "865820030000001", "start": at(-60)}
     for path in (url, f"{url}/{execute(platform).json()['data']['uuid']}"):
-        assert requests.get(path, params=query, headers={"api-key": "other"}, timeout=10).json()["errno"] == 1
+        assert requests.get(path, params=query, headers={"api-key": "other"}, timeout=PATIENCE_S).json()["errno"] == 1
 
 
 def test_the_detail_of_a_command_without_args_has_an_empty_content(platform: Simulator) -> None:
     uuid = execute(platform, valid_time=at(600)).json()["data"]["uuid"]
     url = f"{platform.url}/nbiot/offline/history/{uuid} "  # as some are listed
-    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=10).json()["data"]
+    found = requests.get(url, params={"imei": "865820030000001"}, headers=KEY, timeout=PATIENCE_S).json()["data"]
     assert found["content"] in ({}, None)
     given = {"imei", "obj_id", "obj_inst_id", "res_id", "expired_time", "valid_time"}
     assert set(found["args"]) - {"retry", "timeout"} == given
@@ -288,9 +289,9 @@ def test_a_fault_of_the_history_affects_details_but_no_other_endpoint(platform: 
     query = {"imei": "865820030000001"}
     platform.faults.replace([Fault(kind="error_500", endpoint="history")])
     detail = f"{platform.url}/nbiot/offline/history/{uuid}"
-    assert requests.get(detail, params=query, headers=KEY, timeout=10).status_code == 500
+    assert requests.get(detail, params=query, headers=KEY, timeout=PATIENCE_S).status_code == 500
     cancel = f"{platform.url}/nbiot/offline/cancel/{uuid}"
-    assert requests.put(cancel, params=query, headers=KEY, timeout=10).json()["errno"] == 0
+    assert requests.put(cancel, params=query, headers=KEY, timeout=PATIENCE_S).json()["errno"] == 0
     platform.faults.replace([Fault(kind="error_500")])
     assert history(platform)["errno"] == 0
 

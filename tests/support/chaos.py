@@ -145,6 +145,8 @@ class Fleet:
     def __init__(self, deployment: Deployment, plan: Plan) -> None:
         self._deployment = deployment
         self._settings = {
+            "ONENET_CONNECT_TIMEOUT": "1",
+            "ONENET_READ_TIMEOUT": "1",
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_CONCURRENCY": str(plan.concurrency),
             "IDEMPOTENCY_URL": plan.store_url or "memory://",
@@ -304,7 +306,9 @@ def _is_over(part: Future[None]) -> bool:
 def _declare(deployment: Deployment, plan: Plan) -> None:
     """Declare the topology before the first command is published; the second node of a cluster leads the queues."""
     first, *others = deployment.broker_url.split(",")
-    with deployment.worker(AMQP_URL=",".join([*others, first]), WORKER_RECONCILE_DELAY=str(RECONCILE_DELAY_S)):
+    timeouts = {"ONENET_CONNECT_TIMEOUT": "1", "ONENET_READ_TIMEOUT": "1"}
+    url = ",".join([*others, first])
+    with deployment.worker(**timeouts, AMQP_URL=url, WORKER_RECONCILE_DELAY=str(RECONCILE_DELAY_S)):
         pass
 
 

@@ -19,8 +19,15 @@ from worker.dev.services.processes import LocalProcess
 from worker.simulator.server import Simulator
 
 RETRY_DELAYS_S = (1, 2)
-RECONCILE_DELAY_S = 2  # the sum of both request timeouts, which are 1 s each
-LONG_RECONCILE_DELAY_S = 60  # for tests with longer timeouts
+RECONCILE_DELAY_S = 60  # the sum of both request timeouts, which no slow machine exceeds
+SOON_S = 6
+# The settings of workers whose commands are in doubt, so that the history tells soon. A slow machine may exceed these
+# timeouts, which puts another command in doubt.
+SOON_CERTAIN = {
+    "ONENET_CONNECT_TIMEOUT": "2",
+    "ONENET_READ_TIMEOUT": "4",
+    "WORKER_RECONCILE_DELAY": str(SOON_S),
+}
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Deployment:
     @classmethod
     @contextmanager
     def set_up(
-        cls, broker_url: str, folder: Path, simulator: Simulator, reconcile_delay_s: int = LONG_RECONCILE_DELAY_S
+        cls, broker_url: str, folder: Path, simulator: Simulator, reconcile_delay_s: int = RECONCILE_DELAY_S
     ) -> Iterator["Deployment"]:
         """Yield a deployment in a new namespace, and delete the namespace at the end.
 
@@ -59,8 +66,8 @@ class Deployment:
             "AMQP_URL": self.broker_url,
             "ONENET_URL": self.simulator.url,
             "ONENET_API_KEY": API_KEY,
-            "ONENET_CONNECT_TIMEOUT": "1",
-            "ONENET_READ_TIMEOUT": "1",
+            "ONENET_CONNECT_TIMEOUT": "15",
+            "ONENET_READ_TIMEOUT": "45",
             "ONENET_RATE_LIMIT": "off",
             "ONENET_DEVICE_INTERVAL": "0",
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),

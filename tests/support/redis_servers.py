@@ -14,7 +14,7 @@ import redis
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.redis import answers
 
-START_S = 30
+START_S = 90
 MASTER = "records"
 
 
@@ -65,6 +65,11 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def patient(url: str) -> str:
+    """Return a server's URL with a time limit for its answers that no slow machine exceeds."""
+    return f"{url}?socket_timeout=60"
+
+
 @contextmanager
 def servers(*made: Server) -> Iterator[None]:
     """End servers at the end of a block."""
@@ -100,10 +105,10 @@ def is_replicated(client: Any, replicas: int) -> bool:
 
 @contextmanager
 def watched(primary: Server, count: int = 3) -> Iterator[list[Server]]:
-    """Start Sentinels that watch a primary, and fail over half a second after it is gone."""
+    """Start Sentinels that watch a primary, and fail over two seconds after it is gone."""
     config = (
         f"sentinel monitor {MASTER} 127.0.0.1 {primary.port} {count // 2 + 1}\n"
-        f"sentinel down-after-milliseconds {MASTER} 500\n"
+        f"sentinel down-after-milliseconds {MASTER} 2000\n"
         f"sentinel failover-timeout {MASTER} 3000\n"
     )
     made: list[Server] = []

@@ -4,8 +4,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
 
 from tests.support.certificates import Certificate
+from tests.support.waiting import PATIENCE_S
 from worker.simulator.faults import Fault, FaultPlan
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
@@ -14,6 +18,22 @@ API_KEY = "the-master-key"
 ACCESS_KEY = "dGhlIGFjY2VzcyBrZXkgb2YgdGhlIHRlc3RzLg=="
 PRODUCT_ID = "123123"
 OFFLINE_IMEI = "865820039999999"
+
+
+@contextmanager
+def answers_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no platform answer a command until the end of the block; it is cached then."""
+    may_answer, execute = threading.Event(), Platform.execute
+
+    def execute_late(*about: Any) -> Any:
+        assert may_answer.wait(PATIENCE_S)
+        return execute(*about)
+
+    monkeypatch.setattr(Platform, "execute", execute_late)
+    try:
+        yield
+    finally:
+        may_answer.set()
 
 
 @contextmanager

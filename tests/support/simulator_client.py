@@ -7,6 +7,7 @@ from typing import Any
 import requests
 
 from tests.support.simulator import API_KEY
+from tests.support.waiting import PATIENCE_S
 from worker.simulator.server import Simulator
 
 IMEI = "865820030000001"
@@ -32,7 +33,7 @@ class SimulatorClient:
         given: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": {} if body is None else body}
         url = f"{self.simulator.url}{self.prefix}/execute/offline"
         sent = self.headers if headers is None else headers
-        return requests.post(url, params=query | changes, headers=sent, timeout=10, **given)
+        return requests.post(url, params=query | changes, headers=sent, timeout=PATIENCE_S, **given)
 
     def cached(self, **changes: Any) -> str:
         """Cache a command; returns its uuid."""
@@ -52,8 +53,10 @@ class SimulatorClient:
 
     def control(self, name: str, body: Any = None) -> requests.Response:
         method = "GET" if body is None else "PUT"
-        return requests.request(method, f"{self.simulator.url}/control/{name}", json=body, timeout=10)
+        return requests.request(method, f"{self.simulator.url}/control/{name}", json=body, timeout=PATIENCE_S)
 
     def call(self, method: str, path: str, query: dict[str, Any]) -> Any:
         url = f"{self.simulator.url}{self.prefix}/offline/{path}"
-        return requests.request(method, url, params={"imei": IMEI} | query, headers=self.headers, timeout=10).json()
+        return requests.request(
+            method, url, params={"imei": IMEI} | query, headers=self.headers, timeout=PATIENCE_S
+        ).json()

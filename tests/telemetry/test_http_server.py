@@ -6,6 +6,7 @@ from unittest.mock import create_autospec
 import pytest
 import requests
 
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import free_port
 from worker.telemetry.health import Health, ProbeResult
 from worker.telemetry.http_server import HealthServer
@@ -26,7 +27,7 @@ def url() -> Iterator[str]:
 
 
 def get(url: str, accept: str = "*/*", encoding: str = "identity") -> requests.Response:
-    return requests.get(url, headers={"Accept": accept, "Accept-Encoding": encoding}, timeout=10)
+    return requests.get(url, headers={"Accept": accept, "Accept-Encoding": encoding}, timeout=PATIENCE_S)
 
 
 def test_the_status_of_a_probe_is_200_or_503_and_its_body_is_json(url: str) -> None:
@@ -61,7 +62,7 @@ def test_the_parameter_name_selects_metrics(url: str) -> None:
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 503), ("/metrics", 200), ("/", 404)])
 def test_head_returns_the_status_without_a_body(url: str, path: str, status: int) -> None:
-    answer = requests.head(url + path, timeout=10)
+    answer = requests.head(url + path, timeout=PATIENCE_S)
     assert (answer.status_code, answer.content) == (status, b"")
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.telemetry.logs import BufferedLineWriter
-
-PATIENCE_S = 30
 
 
 def program(code: str) -> list[str]:
@@ -109,14 +108,14 @@ def test_a_stalled_reader_does_not_block_the_logger_and_bounds_the_buffer() -> N
     dropped: list[int] = []
     writer = BufferedLineWriter(stream, dropped.append)
     writer.write_line("0")
-    assert stream.has_stalled.wait(30)
+    assert stream.has_stalled.wait(PATIENCE_S)
     for number in range(1, 60_000):
         writer.write_line(str(number))  # returns although no line has been written
     assert not dropped  # reported once there is room in the buffer
     stream.may_go_on.set()
-    assert stream.caught_up.wait(30)
+    assert stream.caught_up.wait(PATIENCE_S)
     writer.write_line("last")
-    writer.close(timeout_s=30)
+    writer.close(timeout_s=PATIENCE_S)
     assert dropped == [60_000 - len(stream.getvalue().splitlines()) + 1]
     written = stream.getvalue().splitlines()
     assert written[:3] == ["0", "1", "2"]
@@ -197,7 +196,7 @@ def test_no_line_is_lost_or_cut_when_a_full_disk_gets_space_again(tmp_path: Path
             get_logger().info("before", number=number)
         input()
         get_logger().info("after")
-        assert writer.close(30) == 0
+        assert writer.close({PATIENCE_S}) == 0
     """
     path = tmp_path / "log"
     with path.open("wb") as log:

@@ -28,8 +28,8 @@ ssl_options.keyfile = {folder}/key.pem
 ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = true
 """
-_START_S = 90
-_STOP_S = 20
+_START_S = 180
+_STOP_S = 60
 
 UNAVAILABLE = (
     "no RabbitMQ found: set AMQP_URL to a running one, start a Docker engine "

@@ -4,21 +4,30 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 # Below the kernel's range of ephemeral ports: from that range, a connection could take a port that was free here.
 _LOWEST, _HIGHEST = 15_000, 32_000
 
 
 def free_port() -> int:
-    """Return a port that is not in use."""
+    """Return a port that is not in use, and that no other call returns while this process lives."""
     while True:
         port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            _reserve(port)
             return port
+
+
+def _reserve(port: int) -> None:
+    """Keep other processes from choosing a port before its server listens, or while that is restarted.
+
+    Linux frees the name of an abstract socket with the process that bound it.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0onenet-worker-port-{port}")
+        sock.detach()  # stays open until the end of this process
 
 
 def is_listening(host: str, port: int) -> bool:

@@ -11,7 +11,7 @@ from worker.dev.services.ports import is_listening, wait_until
 from worker.errors import LocalServiceError
 from worker.settings import Settings
 
-_STOP_S = 40
+_STOP_S = 90
 _NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # a proxy of the environment cannot reach this machine
 _SETTINGS = {name.upper().removesuffix("_FILE") for name in Settings.model_fields}
 
@@ -85,7 +85,7 @@ class LocalProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def wait_for_port(self, port: int, timeout_s: float = 20) -> None:
+    def wait_for_port(self, port: int, timeout_s: float = 90) -> None:
         """Wait until it listens on a port.
 
         Raises:

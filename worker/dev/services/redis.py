@@ -18,7 +18,7 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.errors import LocalServiceError
 
 IMAGE = os.environ.get("TEST_REDIS_IMAGE", "redis:7")
-_START_S = 60
+_START_S = 180
 UNAVAILABLE = (
     "no Redis found: set REDIS_URL to a running one, start a Docker engine "
     f"(image {IMAGE}), or install the package redis-server (it need not run)"
