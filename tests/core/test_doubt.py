@@ -152,6 +152,7 @@ def test_a_request_is_in_doubt_from_its_beginning(doubt: DoubtWindow | None, exp
         (None, FRESH, DoubtWindow(None, NOW)),
         (BEGAN, DOUBTED, DoubtWindow(EARLIER, NOW)),
         (BEGAN, Envelope(is_copy=True, attempt=2), DoubtWindow(None, NOW)),
+        (BEGAN, REDELIVERED, DoubtWindow(None, NOW)),
     ],
 )
 def test_a_command_that_another_delivery_holds_is_in_doubt_since_its_claim(

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -711,3 +712,20 @@ TestReplayed: Any = Replayed.TestCase
 TestReplayed.settings = _SETTINGS
 TestReplayedFleet: Any = ReplayedFleet.TestCase
 TestReplayedFleet.settings = _SETTINGS
+
+
+@pytest.mark.parametrize("waits_s", [[0.5, 3], [40] * 100])
+def test_a_message_that_comes_again_beside_its_copy_is_in_doubt_since_before_both(waits_s: list[float]) -> None:
+    """The process that sent it is gone with its records; the copy holds the claim in the next, which ends too."""
+    model = Protocol()
+    model.begin()
+    model.publish(number=0)
+    calm: dict[str, Any] = {"failing_call": None, "is_confirm_late": False, "is_history_readable": True, "number": 0}
+    model.deliver(**calm, request="lost, cached", until="published", end="killed", which=0)
+    for seconds in waits_s:
+        model.wait(seconds=seconds)
+    model.deliver(**calm, request="none", until=0, end="suspended", which=1)
+    model.deliver(**calm, request="none", until="the end", end="suspended", which=0)
+    model.go_on(end="suspended", steps=3, which=0)
+    model.go_on(end="killed", steps=1, which=0)
+    model.teardown()

@@ -76,10 +76,11 @@ def holder_may_have_crashed(claim: Unseen | KnownNotSent | Unresolved, envelope:
 def doubt_while_in_progress(since: datetime | None, envelope: Envelope, now: datetime) -> DoubtWindow:
     """Return the doubt window of a command that another delivery holds: its copy must not depend on the record.
 
-    Before a copy there was another delivery. Unless the copy says when that was in doubt, nothing tells when the window
-    begins: the record may know nothing of it, such as after a restart on ``memory://``.
+    Before a copy, and before a redelivery, there was another delivery. Unless the message says when that was in doubt,
+    nothing tells when the window begins: the record may know nothing of it, such as after a restart on ``memory://``.
     """
-    begins = since if envelope.doubt is not None or not envelope.is_copy else None
+    is_first = not (envelope.is_copy or envelope.is_redelivered)
+    begins = since if is_first or envelope.doubt is not None else None
     return DoubtWindow(begins, now).union(envelope.doubt)
 
 
