@@ -17,6 +17,7 @@ from worker.core.backoff import spread_ms
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
+from worker.core.times import parse_instant
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
@@ -163,16 +164,15 @@ def _delay(text: object) -> tuple[float, float] | None:
     since, _, until = str(text).partition("/")
     try:
         return None if text is None else (int(since) / 1000, int(until) / 1000)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for hundreds of digits
         return None
 
 
 def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
     try:
-        failed_at = None if text is None else datetime.fromisoformat(str(text))
+        return None if text is None else Replay(parse_instant(str(text)), doubt)
     except ValueError:
         return None
-    return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, doubt)
 
 
 @dataclass(frozen=True, slots=True)
