@@ -108,6 +108,7 @@ class _Rig:
         return True
 
     def _is_settled(self, odd: Sequence[str], innocent: Sequence[str]) -> bool:
+        self._check_log()
         upstream = self.deployment.upstream
         while (message := upstream.try_reply()) is not None:
             self._note_reply(message)
