@@ -9,7 +9,7 @@ BENCH_LOCK := requirements/bench.lock
 BENCH_STAMP := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix containers chaos bench lint docs asyncapi format lock clean
+.PHONY: help demo test matrix containers chaos fuzz bench lint docs asyncapi format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,11 @@ containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker 
 
 chaos: $(STAMP) ## an hour of faults: storms, a cluster, Sentinels, two versions, a soak; CHAOS_ARGS="--runs hang --seed 7"
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(STAMP) ## six fuzz targets of FUZZ_SECONDS each, an hour in all; FUZZ_ARGS="--targets broker --seed 7"
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)

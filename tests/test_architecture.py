@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 WORKER = TESTS.parent / "worker"
 
 # Without a package of the worker: what they test is the whole worker, or what is built around it.
-WITHOUT_PACKAGE = {"chaos", "cluster", "containers", "docker", "integration", "support"}
+WITHOUT_PACKAGE = {"chaos", "cluster", "containers", "docker", "fuzz", "integration", "support"}
 
 
 def imported_modules(source: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pika import BasicProperties
 from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
+from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import DELAY, FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
 from worker.core.doubt import doubt_of_copy
@@ -229,6 +230,7 @@ def test_the_memory_of_a_message_is_that_of_its_decoded_headers() -> None:
     plain_size = delivery().size
     assert delivery({f"{number:03x}": True for number in range(4096)}).size > plain_size + 300_000
     assert delivery({"deep": {"list": [{}] * 1000}}).size > plain_size + 1000 * 64
+    assert delivery({"raw": RawFieldValue(b"x" * 100_000)}).size > plain_size + 100_000
 
 
 def test_the_brokers_record_of_deaths_is_not_copied() -> None:
@@ -364,8 +366,8 @@ def test_no_headers_of_a_sender_prevent_a_publication(table: dict[Any, Any], ret
     "value",
     [b"T" + (1_790_000_000_000).to_bytes(8), b"T" + b"\xff" * 8,
      b"d" + struct.pack(">d", 3.75), b"f" + struct.pack(">f", 0.5),
-     b"D\x02" + (314).to_bytes(4), b"D\xff" + b"\xff" * 4],
-    ids=["milliseconds", "no-time", "double", "float", "decimal", "odd-decimal"],
+     b"D\x02" + (314).to_bytes(4), b"D\xff" + b"\xff" * 4, b"S" + (2).to_bytes(4) + b"\xbf\xaa"],
+    ids=["milliseconds", "no-time", "double", "float", "decimal", "odd-decimal", "text in GBK"],
 )  # fmt: skip
 def test_header_values_that_pika_cannot_handle_are_copied_unchanged(value: bytes) -> None:
     entry = b"\x04when" + value
@@ -406,7 +408,9 @@ def test_a_doubt_window_without_beginning_travels_as_an_open_interval() -> None:
     assert delivery({"x-onenet-in-doubt": found}, returned=True).envelope.doubt == DoubtWindow(None, NOW)
 
 
-@pytest.mark.parametrize("value", ["since then", "", 5, b"\xff", True, "../2026-08-05T00:00:00", []])
+@pytest.mark.parametrize(
+    "value", ["since then", "", 5, b"\xff", True, "../2026-08-05T00:00:00", [], "../0001-01-01T00:00:00+23:00"]
+)
 def test_an_unreadable_doubt_window_reaches_until_the_arrival(value: object) -> None:
     """There was a request at an unknown time: only a window without beginning is sure to cover it."""
     before = datetime.now(UTC)
@@ -505,7 +509,9 @@ def test_a_copy_that_came_back_early_rests_until_the_same_time() -> None:
         assert (copy.properties.headers or {})[DELAY] == times
 
 
-@pytest.mark.parametrize("value", ["", "1", "1/", "a/b", 7, b"1/2", None])
+@pytest.mark.parametrize(
+    "value", ["", "1", "1/", "a/b", 7, b"1/2", None, "1/" + "9" * 400], ids=lambda value: repr(value)[:9]
+)
 def test_an_unreadable_time_of_rest_is_none(value: object) -> None:
     assert delivery({DELAY: value}, returned=True).envelope.delay is None
 

@@ -50,11 +50,16 @@ def test_the_union_covers_both_windows() -> None:
         "2026-08-05T12:00:00/2026-08-05T12:00:00+00:00",
         "../2026-08-05T12:00:00",
         "../2026-02-30T12:00:00+00:00",
+        "0001-01-01T00:00:00+23:00/2026-08-05T12:00:00+00:00",
+        "../9999-12-31T23:59:59+00:00",
         "../2026-08-05T12:00:00+00:00/2026-08-05T12:00:00+00:00",
     ],
 )
 def test_half_an_interval_or_a_time_without_offset_is_refused(text: str) -> None:
-    """A time without an offset could be meant in any zone, and a window that is too short hides a request."""
+    """A time without an offset could be meant in any zone, and a window that is too short hides a request.
+
+    So is a time at the limits of the calendar, with which nothing can be computed.
+    """
     with pytest.raises(ValueError, match=r".*"):
         DoubtWindow.parse(text)
 

@@ -39,6 +39,7 @@ def test_the_details_of_a_dead_letter_are_json_for_any_headers() -> None:
         "bytes": b"\xff",
         "list": [1, None, {"n": True}],
         "moment": MOMENT,
+        "text": RawFieldValue(b"S" + (3).to_bytes(4) + b"a\xbf\xaa"),
     }
     found = details(a_dead_letter(b"{}", **headers, other=timedelta(1)))
     assert json.loads(json.dumps(found)) == found
@@ -46,6 +47,7 @@ def test_the_details_of_a_dead_letter_are_json_for_any_headers() -> None:
         "bytes": "\\xff",
         "list": [1, None, {"n": True}],
         "moment": "2026-08-05T00:00:00.000+00:00",
+        "text": "a\\xbf\\xaa",
         "other": "1 day, 0:00:00",
     }
     assert found["properties"] == {"app_id": "billing"}

@@ -188,6 +188,21 @@ def test_a_response_with_a_uuid_is_never_a_refusal(errno: int, error: str) -> No
         assert isinstance(answer(status, body), InDoubt)
 
 
+@pytest.mark.parametrize("status", [302, 400, 404, 429])
+def test_a_body_that_may_say_success_is_never_a_refusal(status: int) -> None:
+    """It is no answer of OneNET as documented; with another notation of its number, it may be one all the same."""
+    for body in ({"errno": "0", "error": "succ"}, {"errno": 0.0}, {"code": "0"}, {"data": {"uuid": "u"}}):
+        assert isinstance(answer(status, body), InDoubt)
+    for body in ({"errno": "3"}, {"code": "x"}, {"data": {"uuid": ""}}, {"message": "no route"}):
+        assert not isinstance(answer(status, body), InDoubt)
+
+
+def test_success_of_the_other_generation_is_not_sent_again() -> None:
+    """Not even with status 429: nothing says that it was not cached."""
+    assert isinstance(of(V1, 429, {"code": 0, "msg": "succ", "request_id": "r"}), Refused)
+    assert isinstance(of(V2, 429, {"errno": 0, "error": "succ"}), Refused)
+
+
 def test_a_v2_answer_has_code_and_msg() -> None:
     assert of(V2, 200, {"code": 0, "msg": "succ", "data": {"uuid": "u"}, "request_id": "r"}) == Cached("u")
     refused = {"code": 10001, "msg": "parameter error", "request_id": "r"}

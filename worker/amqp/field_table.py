@@ -1,8 +1,9 @@
 """Header values that pika cannot decode and encode without loss are kept as the bytes in which they arrived.
 
 Pika decodes a timestamp to a datetime and closes the connection over one in milliseconds, as it does over a table with
-a thousand levels: a single odd message would cut the consumer again and again. It also truncates a float to an integer.
-Pika has no hook for field values, so its two functions are wrapped; they still decode and encode all other values.
+a thousand levels: a single odd message would cut the consumer again and again. It also truncates a float to an integer,
+and encodes a text that is not UTF-8 as an array of bytes. Pika has no hook for field values, so its two functions are
+wrapped; they still decode and encode all other values.
 """
 
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 import pika.data
 
 _PAYLOAD_BYTES = {b"T": 8, b"f": 4, b"d": 8, b"D": 5}  # timestamp, float, double, decimal
+_TEXT = b"S"  # a length of four bytes, then the text
 _NESTED_KINDS = (b"A", b"F")  # array, table: a length of four bytes, then the payload
 _MAX_LEVELS = 20  # more deeply nested values stay encoded
 _open_levels: list[int] = []  # where the values begin that are being decoded, each within the one before
@@ -37,6 +39,11 @@ class RawFieldValue:
         except (ValueError, OverflowError, OSError):  # in milliseconds, or meaningless
             return None
 
+    @property
+    def text(self) -> str | None:
+        """The text of a text that is not UTF-8, its other bytes escaped; None for any other value."""
+        return self.encoded[5:].decode(errors="backslashreplace") if self.encoded[:1] == _TEXT else None
+
     def __repr__(self) -> str:
         return f"RawFieldValue({self.encoded!r})"
 
@@ -51,9 +58,11 @@ def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
         return RawFieldValue(encoded[offset:end]), end
     _open_levels.append(offset)
     try:
-        return _decode_value(encoded, offset)
+        value, end = _decode_value(encoded, offset)
     finally:
         _open_levels.pop()
+    is_undecoded_text = kind == _TEXT and isinstance(value, bytes)
+    return RawFieldValue(encoded[offset:end]) if is_undecoded_text else value, end
 
 
 def _encode(pieces: list[bytes], value: Any) -> int:

@@ -1,9 +1,10 @@
 """The messages that arrive and that are published: the one place where headers are read and written."""
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,12 +15,14 @@ from pika import BasicProperties, DeliveryMode
 
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.bodies import TruncatedBody
+from worker.amqp.field_table import RawFieldValue
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
 from worker.core.tenants import own_reply_to
+from worker.core.times import parse_instant
 
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
@@ -200,16 +203,15 @@ def _delay(text: object) -> tuple[float, float] | None:
     since, _, until = str(text).partition("/")
     try:
         return None if text is None else (int(since) / 1000, int(until) / 1000)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for hundreds of digits
         return None
 
 
 def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
     try:
-        failed_at = None if text is None else datetime.fromisoformat(str(text))
+        return None if text is None else Replay(parse_instant(str(text)), doubt)
     except ValueError:
         return None
-    return None if failed_at is None or failed_at.tzinfo is None else Replay(failed_at, doubt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,7 +449,15 @@ def _details(error: ReplyError) -> str:
 
 def _memory(value: object) -> int:
     """Return the memory that headers, one name or one value take, in bytes."""
-    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    match value:
+        case dict():
+            inner: Iterable[object] = itertools.chain(value, value.values())
+        case list():
+            inner = value
+        case RawFieldValue():
+            inner = (value.encoded,)
+        case _:
+            inner = ()
     return sys.getsizeof(value) + sum(map(_memory, inner))
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
+from worker.core.times import parse_instant
+
 _OPEN = ".."  # an open end as in ISO 8601-2
 
 
@@ -36,15 +38,8 @@ class DoubtWindow:
             ValueError: the text is not of that form.
         """
         since, _, until = text.partition("/")
-        return cls(None if since == _OPEN else _parse(since), _parse(until))
+        return cls(None if since == _OPEN else parse_instant(since), parse_instant(until))
 
 
 def _format(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
-
-
-def _parse(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("must have an offset")
-    return moment

@@ -36,6 +36,23 @@ def parse_time(text: str, platform_zone: ZoneInfo) -> datetime:
     return moment
 
 
+def parse_instant(text: str) -> datetime:
+    """Return the instant of an ISO 8601 time with an offset, in UTC.
+
+    Raises:
+        ValueError: the text has another form, or there is no such time.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("must have an offset")
+    try:
+        instant = moment.astimezone(UTC)
+        _ = instant - _DAY, instant + _DAY  # as in parse_time
+    except OverflowError as exc:
+        raise ValueError("there is no such time") from exc
+    return instant
+
+
 def parse_duration(text: str) -> timedelta:
     """Read a duration, a whole number and a unit: ``90s``, ``15m``, ``2h`` or ``7d``.
 

@@ -17,6 +17,7 @@ from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.parsing import read_command
+from worker.core.times import parse_instant
 from worker.errors import InvalidMessage, UnusableCommand
 
 BROKER = "broker"
@@ -70,10 +71,9 @@ class DeadLetter:
         """When it was dead-lettered, with time zone; None if the message does not say."""
         if self.is_from_worker:
             try:
-                moment = datetime.fromisoformat(str(self.headers.get(FAILED_AT)))
+                return parse_instant(str(self.headers.get(FAILED_AT)))
             except ValueError:
                 return None
-            return moment if moment.tzinfo is not None else None
         deaths = self.headers.get("x-death")
         times = [death.get("time") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
         moments = [time.moment for time in times if isinstance(time, RawFieldValue)]

@@ -56,5 +56,7 @@ def _plain(value: Any) -> Any:
             return value
         case RawFieldValue(moment=datetime() as moment):
             return utc(moment)
+        case RawFieldValue(text=str() as text):
+            return text
         case _:
             return str(value)

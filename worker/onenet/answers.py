@@ -43,9 +43,10 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(response.description)
     if answer is None:
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
+        is_unclear = is_success or _may_say_cached(response.body)
+        if status == HTTPStatus.TOO_MANY_REQUESTS and not is_unclear:
             return _too_many_requests(response, now)
-        if is_success:
+        if is_unclear:
             return InDoubt(f"the response is not OneNET's JSON: {response.description}")
         # Includes redirects, which are never followed.
         return Refused("http_rejected", response.description, may_concern_all_devices=True)
@@ -84,7 +85,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
 
 def _misconfigured(response: Response, answer: Envelope, dialect: Dialect, now: datetime) -> Answer:
     """Return the error that ``ONENET_API`` is wrong: the platform has no command, for it does not know the path."""
-    if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS and answer.code != SUCCESS:
         return _too_many_requests(response, now)
     text = answer.dialect.error(answer.code, response.redacted(answer.text)[:_MAX_MESSAGE_CHARS])
     # Only what the platform refused for certain may be sent again while the product is paused.
@@ -107,6 +108,18 @@ def _has_uuid(data: object) -> bool:
     if isinstance(data, dict):
         return any((bool(value) and "uuid" in name.lower()) or _has_uuid(value) for name, value in data.items())
     return isinstance(data, list) and any(map(_has_uuid, data))
+
+
+def _may_say_cached(body: bytes) -> bool:
+    """Tell whether a body that is not OneNET's JSON has a uuid, or success as a number in another notation."""
+    try:
+        value = from_json(body.decode("utf-8", "replace"))
+    except ValueError:
+        return False
+    if not isinstance(value, dict):
+        return False
+    has_success = any(whole_number(value.get(each.code_name)) == SUCCESS for each in DIALECTS.values())
+    return has_success or _has_uuid(value.get("data"))
 
 
 def _too_many_requests(response: Response, now: datetime) -> NotSent:
