@@ -67,7 +67,7 @@ def access(passwords: Mapping[str, str], topology: Topology, *, may_declare: boo
                 "vhost": VHOST,
                 "exchange": topology.replies_exchange,
                 "write": NOTHING,
-                "read": rf"^((execute|result)\.(\*|[a-z]+)\.{UPSTREAM}|{own}.*|{UPSTREAM})$",
+                "read": rf"^((execute|result)\.(\*|[a-z]+)\.{UPSTREAM}|{UPSTREAM}(\..*)?)$",
             }
         ],
     }

@@ -28,6 +28,7 @@ HEADERS = {f"h{number}": "v" * 250 for number in range(480)}  # nearly as large 
 BODY_BYTES = 60 * 1024
 LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 DEVICES = 40  # more than the worker sends to at once
+CONNECTIONS = 1_200
 RECONCILE_DELAY_S = 11  # the sum of both timeouts
 # Of each version of control groups: how often the kernel has killed a process of the container.
 KILLS = "cat /sys/fs/cgroup/memory.events 2>/dev/null || cat /sys/fs/cgroup/memory/memory.oom_control"
@@ -90,6 +91,7 @@ def target(image: str, broker_url: str) -> Iterator[Target]:
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "10",
             "ONENET_RATE_LIMIT": "off",
+            "WORKER_PAUSE_AFTER_FAILURES": "1000",  # so that the platform does all the harm that it can
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_RETRY_DELAYS": "1,2",
             "WORKER_NAMESPACE": topology.namespace,
@@ -119,7 +121,7 @@ def endless_histories(target: Target) -> None:
 
 def endless_pages(target: Target) -> None:
     target.send_to_harmful_devices(Harm.ENDLESS_PAGE)
-    target.wait_for_harm(Harm.ENDLESS_PAGE, 2 * DEVICES)
+    target.wait_for_harm(Harm.ENDLESS_PAGE, DEVICES)
 
 
 def large_details(target: Target) -> None:
@@ -155,12 +157,12 @@ def invalid_commands(target: Target) -> None:
 
 @contextmanager
 def half_open_requests(target: Target) -> Iterator[None]:
-    """A thousand connections to the port of the probes, each with a part of a request."""
+    """More connections to the port of the probes than there are descriptors, each with a part of a request."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8_192, hard), hard))
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        for _ in range(1_000):
+        for _ in range(CONNECTIONS):
             with suppress(OSError):  # the worker may take no more
                 sock = stack.enter_context(socket.create_connection(("127.0.0.1", target.http_port), timeout=5))
                 sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: worker\r\nX-")
