@@ -105,9 +105,13 @@ class HostilePlatform:
 
     def history(self, request: BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:
         """Answer a read of a device's history, or of one of its entries."""
+        harm = self.harms.get(query["imei"])
+        if harm is None or query["imei"] not in self._entries:  # it has cached nothing
+            _answer(request, {"total_count": 0, "items": []})
+            return
         entry = self._entries[query["imei"]]
         is_detail = not path.endswith("/history")
-        match harm := self.harms[query["imei"]]:
+        match harm:
             case Harm.ENDLESS_PAGE:
                 self._stream(request, harm, None)
             case Harm.ENDLESS_HISTORY:
@@ -123,8 +127,7 @@ class HostilePlatform:
                 _answer(request, {"total_count": _PER_PAGE, "items": items})
 
     def _done(self, harm: Harm, answer: Any) -> None:
-        with suppress(OSError):  # the client has had enough
-            answer()
+        answer()
         self.harmed[harm] += 1
 
     def _stream(self, request: BaseHTTPRequestHandler, harm: Harm, size: int | None) -> None:
@@ -148,11 +151,12 @@ class HostilePlatform:
 
 def _answer(request: BaseHTTPRequestHandler, data: dict[str, Any]) -> None:
     body = json.dumps({"errno": 0, "error": "succ", "data": data}).encode()
-    request.send_response(200)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    request.wfile.write(body)
+    with suppress(OSError):  # the client has had enough
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
 
 
 def _entry(query: dict[str, str], body: dict[str, str]) -> dict[str, Any]:
