@@ -81,12 +81,14 @@ $(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
 	@touch $@
 
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--no-emit-index-url --no-emit-find-links --all-extras --upgrade pyproject.toml
+	--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml
 
 lock: ## resolve the dependencies again (needs uv)
-	$(UV_COMPILE) --output-file requirements/runtime.lock
-	$(UV_COMPILE) --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
-	$(UV_COMPILE) --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
+	$(UV_COMPILE) --all-extras --output-file requirements/runtime.lock
+	$(UV_COMPILE) --extra otel --extra redis --constraint requirements/runtime.lock \
+		--output-file requirements/production.lock
+	$(UV_COMPILE) --all-extras --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
+	$(UV_COMPILE) --all-extras --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
 
 clean: ## remove what was built
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* tests/asyncapi/node_modules

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from worker import __version__
+from worker.cli import development
 from worker.cli.check import check
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
@@ -16,6 +17,7 @@ from worker.cli.topology import topology
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
 app = typer.Typer(
+    add_completion=development.IS_INSTALLED,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they show local variables, which may contain secrets
     rich_markup_mode="markdown",

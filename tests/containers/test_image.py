@@ -12,15 +12,48 @@ from typing import IO
 
 import pytest
 
-from tests.support.docker_engine import ROOT, WITHOUT_RIGHTS, container, docker, inspect
+from tests.support.docker_engine import ROOT, WITHOUT_RIGHTS, container, docker, inspect, named_image
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.errors import EXIT_CONFIG
 
-BASE = "python:3.13-slim"
+BASE = named_image("PYTHON_IMAGE")
 NOWHERE = ("--network", "none", "--env", "ONENET_API_KEY=a-key")  # without a broker the worker keeps trying
 SET_ID = 0o6000
 PACKAGES = PurePosixPath("app/lib/python3.13/site-packages")
+DEVELOPMENT = ("worker/dev", "worker/simulator")
+
+# Runs the command line, and at its end prints which of the installed distributions have a module that was imported.
+PROBE = """
+import atexit, json, os, sys
+from importlib.metadata import distributions
+
+def show():
+    loaded = {os.path.realpath(module.__file__) for module in [*sys.modules.values()] if getattr(module, "__file__", 0)}
+    imported = {
+        found.name: any(os.path.realpath(found.locate_file(file)) in loaded for file in found.files)
+        for found in distributions()
+    }
+    print("imported:", json.dumps(imported), flush=True)
+
+leave = os._exit
+os._exit = lambda code: (show(), leave(code))
+atexit.register(show)
+
+from worker.__main__ import main
+main()
+"""
+# Without a broker, a store and a collector: what is imported only later is not seen, and would be reported as unused.
+EVERYTHING = {
+    "AMQP_URL": "amqp://127.0.0.1:1/",
+    "IDEMPOTENCY_URL": "redis://127.0.0.1:1/0",
+    "ONENET_API_KEY": "a-key",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1/",
+}
+UNUSED = {
+    "googleapis-common-protos",  # required by OpenTelemetry's exporter, which imports it nowhere
+    "tzdata",  # read, not imported
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +137,10 @@ def test_the_image_adds_only_the_worker_to_its_base(added: set[str]) -> None:
 
 def test_the_image_contains_the_compiled_code_of_this_repository(files: Mapping[str, File]) -> None:
     there = {
-        path: path.read_bytes() for package in ("worker", "schemas") for path in ROOT.joinpath(package).rglob("*.py")
+        path: path.read_bytes()
+        for package in ("worker", "schemas")
+        for path in ROOT.joinpath(package).rglob("*.py")
+        if not any(path.is_relative_to(ROOT / folder) for folder in DEVELOPMENT)
     }
     for path, content in there.items():
         name = PACKAGES / path.relative_to(ROOT)
@@ -114,11 +150,51 @@ def test_the_image_contains_the_compiled_code_of_this_repository(files: Mapping[
     assert len(ours) == len(there)
 
 
+def _imported(output: str) -> dict[str, bool]:
+    """Return what the probe has printed: whether each installed distribution was imported."""
+    [line] = re.findall("^imported: (.*)$", output, re.MULTILINE)
+    found: dict[str, bool] = json.loads(line)
+    return found
+
+
+def test_every_distribution_in_the_image_is_imported_by_one_of_its_commands(image: str) -> None:
+    """So those of the simulator are not there, nor those of building and testing."""
+    settings = [option for name, value in EVERYTHING.items() for option in ("--env", f"{name}={value}")]
+    options = ("--network", "none", "--entrypoint", "python", *settings)
+    with container(image, *options, command=("-c", PROBE, "run")) as worker:
+        worker.wait_for("worker_started")
+        docker("stop", worker.identity)
+        found = [_imported(docker("logs", worker.identity))]
+    for command in ("check", "send --help", "dead-letters list", "topology --json", "schema asyncapi"):
+        run = ["docker", "run", "--rm", *WITHOUT_RIGHTS, *options, image, "-c", PROBE, *command.split()]
+        found.append(_imported(subprocess.run(run, capture_output=True, text=True, check=False).stdout))
+    assert {name for name in found[0] if not any(imported[name] for imported in found)} == UNUSED
+
+
+@pytest.mark.parametrize("command", ["simulator", "demo"])
+def test_a_command_that_is_not_in_the_image_says_how_to_get_it(image: str, command: str) -> None:
+    run = ["docker", "run", "--rm", *WITHOUT_RIGHTS, "--network", "none", image, command]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"onenet-worker: {command} is not in the image for production")
+    assert "--target simulator" in line
+
+
+def test_the_image_has_no_shell_completion(image: str) -> None:
+    assert "completion" not in docker("run", "--rm", *WITHOUT_RIGHTS, "--network", "none", image, "--help")
+
+
+def test_the_image_of_the_simulator_has_the_simulator_and_the_demo(simulator_image: str) -> None:
+    code = "import worker.dev.demo, worker.simulator.server"
+    docker("run", "--rm", *WITHOUT_RIGHTS, "--network", "none", "--entrypoint", "python", simulator_image, "-c", code)
+
+
 def test_the_image_contains_no_installer_no_compiler_and_no_documents(
     files: Mapping[str, File], added: set[str]
 ) -> None:
     programs = re.compile(r"(^|/)s?bin/(pip[^/]*|gcc[^/]*|g\+\+[^/]*|cc|c\+\+|clang[^/]*|ld|as|make|cargo|git)$")
-    packages = re.compile(r"(^|/)(pip|ensurepip)/|(^|/)pip-[^/]*$")
+    packages = re.compile(r"(^|/)(pip|ensurepip|setuptools|wheel|pkg_resources)/|(^|/)(pip|setuptools|wheel)-[^/]*$")
     assert not [name for name in files if programs.search(name) or packages.search(name)]
     left_over = re.compile(
         r"(^|/)(\.git|\.env|\.cache|README[^/]*|CHANGELOG[^/]*|docs|Dockerfile|[^/]*\.(key|lock|whl))(/|$)"

@@ -1,13 +1,11 @@
 """The configuration and the alerts of Prometheus, checked by promtool."""
 
-import os
-
 import pytest
 
-from tests.support.docker_engine import docker
+from tests.support.docker_engine import docker, named_image
 from tests.support.monitoring import PROMETHEUS
 
-IMAGE = os.environ.get("PROMETHEUS_IMAGE", "prom/prometheus:latest")
+IMAGE = named_image("PROMETHEUS_IMAGE")
 
 
 @pytest.mark.parametrize(

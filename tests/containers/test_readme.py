@@ -12,7 +12,7 @@ import pytest
 from scripts.documents import code_blocks
 from scripts.services import APT_INSTALL
 from tests.support.deployment import Deployment
-from tests.support.docker_engine import ROOT
+from tests.support.docker_engine import ROOT, named_image
 from tests.support.readme import COMPOSE
 
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
@@ -22,7 +22,8 @@ def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -
     up, send, down = COMPOSE
     ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the default ports may be in use
     project = f"onenet-readme-{uuid4().hex[:8]}"
-    environment = os.environ | ports | {"COMPOSE_PROJECT_NAME": project, "WORKER_IMAGE": project}
+    images = {name: named_image(name) for name in ("PYTHON_IMAGE", "RABBITMQ_IMAGE", "REDIS_IMAGE")}
+    environment = os.environ | ports | images | {"COMPOSE_PROJECT_NAME": project, "WORKER_IMAGE": project}
 
     def shell(line: str) -> str:
         done = subprocess.run(line, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -35,7 +36,7 @@ def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -
         assert json.loads(shell(send))["status"] == "accepted"
     finally:
         shell(down)
-        shell(f"docker rmi {project}")
+        shell(f"docker rmi {project} {project}-simulator")
     assert not shell(f"docker volume ls --quiet --filter label=com.docker.compose.project={project}")
 
 

@@ -33,7 +33,8 @@ HELD_MIB = 64  # most that large messages and histories take in addition
 
 
 def test_the_image_exposes_the_default_port() -> None:
-    assert re.findall(r"^EXPOSE (\d+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE) == [str(PORT)]
+    stage = (DOCKER / "Dockerfile").read_text().rpartition("\nFROM ")[2]  # the last one is built by default
+    assert re.findall(r"^EXPOSE (\d+)$", stage, re.MULTILINE) == [str(PORT)]
 
 
 def test_the_worker_gets_existing_settings_only() -> None:
@@ -85,14 +86,37 @@ def test_redis_persists_its_data_and_evicts_nothing() -> None:
     assert "--maxmemory-policy noeviction" in SERVICES["redis"]["command"]
 
 
-def test_the_definitions_hold_only_the_hash_of_the_password() -> None:
+def test_the_definitions_hold_only_the_hashes_of_the_passwords() -> None:
     access = runpy.run_path(str(DOCKER / "rabbitmq" / "make_definitions.py"))["access"]
-    made = access("a password")
-    (user,) = made["users"]
-    found = base64.b64decode(user["password_hash"])
-    assert found[4:] == hashlib.sha256(found[:4] + b"a password").digest()
-    assert "a password" not in json.dumps(made)
-    assert made["users"] != access("a password")["users"]  # salted
+    passwords = {"worker": "a password", "upstream": "another one"}
+    topology = Settings.model_construct().topology
+    made = access(passwords, topology, may_declare=True)
+    assert [user["name"] for user in made["users"]] == list(passwords)
+    for user in made["users"]:
+        found = base64.b64decode(user["password_hash"])
+        assert found[4:] == hashlib.sha256(found[:4] + passwords[user["name"]].encode()).digest()
+        assert passwords[user["name"]] not in json.dumps(made)
+    assert made["users"] != access(passwords, topology, may_declare=True)["users"]  # salted
+
+
+def test_images_of_others_are_pinned_by_digest() -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", dockerfile, re.MULTILINE)
+    [base] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, re.MULTILINE)
+    assert {base for base, _ in stages} - {name for _, name in stages} == {"${PYTHON_IMAGE}"}
+    images = {re.sub(r"^\$\{[A-Z]+_IMAGE:-(.*)\}", r"\1", service["image"]) for service in SERVICES.values()}
+    ours = {"onenet-execute-worker", "onenet-execute-worker-simulator"}
+    assert ours < images
+    for image in images - ours | {base}:
+        assert re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
+def test_the_image_for_production_installs_what_the_lock_file_of_all_extras_has() -> None:
+    def locked(name: str) -> set[str]:
+        text = (DOCKER.parent / "requirements" / f"{name}.lock").read_text().replace("\\\n", "")
+        return set(text.splitlines())
+
+    assert locked("production") < locked("runtime")
 
 
 def test_kustomize_includes_every_manifest() -> None:

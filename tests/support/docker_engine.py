@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str
     )
     assert result.returncode == 0, f"docker {' '.join(arguments)}\n{result.stdout}{result.stderr}"
     return result.stdout
+
+
+def named_image(variable: str) -> str:
+    """Return the image that an environment variable such as RABBITMQ_IMAGE names, else the one of the files in docker/.
+
+    Theirs are pinned by digests, and can be had from a registry only.
+    """
+    files = "".join((ROOT / "docker" / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    [pinned] = re.findall(rf"^ARG {variable}=(\S+)$|\$\{{{variable}:-(\S+)\}}", files, re.MULTILINE)
+    return os.environ.get(variable) or "".join(pinned)
 
 
 def inspect(name: str) -> Any:
@@ -54,7 +65,12 @@ class Container:
     @property
     def events(self) -> list[str]:
         """The log events of the worker in it."""
-        return [json.loads(line)["event"] for line in docker("logs", self.identity).splitlines()]
+        return [line["event"] for line in self.log]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """What the worker in it has logged."""
+        return [json.loads(line) for line in docker("logs", self.identity).splitlines()]
 
     def wait_for(self, event: str) -> None:
         """Wait until the worker in it has logged an event."""
@@ -62,9 +78,9 @@ class Container:
 
 
 @contextmanager
-def container(image: str, *options: str) -> Iterator[Container]:
+def container(image: str, *options: str, command: Sequence[str] = ()) -> Iterator[Container]:
     """Run an image in the background without any rights; the container is removed at the end."""
-    identity = docker("run", "--detach", *WITHOUT_RIGHTS, *options, image).strip()
+    identity = docker("run", "--detach", *WITHOUT_RIGHTS, *options, image, *command).strip()
     try:
         yield Container(identity)
     finally:

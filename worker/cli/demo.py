@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.development import not_installed
+
 
 def demo(
     commands: Annotated[int, typer.Option(help="Number of commands to send.", min=150, max=5_000)] = 400,
@@ -19,8 +21,10 @@ def demo(
     """
     from rich.console import Console
 
-    from worker.dev.demo import run_demo
-
+    try:
+        from worker.dev.demo import run_demo
+    except ImportError as exc:
+        raise not_installed("demo") from exc
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that the servers are stopped then too
         signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
     console = Console()

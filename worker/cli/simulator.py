@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.cli.development import not_installed
 from worker.errors import SettingsError, WorkerError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def simulator(
     try:
         from worker.simulator.server import Simulator
     except ImportError as exc:
-        raise WorkerError("the simulator needs an extra: pip install 'onenet-execute-worker[simulator]'") from exc
+        raise not_installed("simulator") from exc
     from worker.simulator.faults import FaultPlan
     from worker.simulator.platform import EVERY_DEVICE, Platform
 
