@@ -161,7 +161,7 @@ def _check_claim(claim: Claim, record: Mapping[bytes, bytes], *, may_have_lost: 
 async def _go_on(store: RedisStore, claim: Unseen | KnownNotSent | Unresolved) -> None:
     """Go on with a command that was claimed: its outcome is recorded, or its uuid has an owner."""
     assert isinstance(await store.claim(key("a"), NOW), InProgress)
-    await store.owned_by_others(key("a"), [U, U1])
+    await store.owned_by_others(claim.lease.owner_id, [U, U1])
     assignment = await assign(store, claim.lease, [U])
     try:
         await complete(
