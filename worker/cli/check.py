@@ -1,13 +1,13 @@
 """``onenet-worker check``."""
 
 import dataclasses
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from worker.errors import EXIT_FAILURE
+from worker.printable import printable, printable_json
 
 
 def check(
@@ -26,10 +26,11 @@ def check(
 
     all_ok = True
     results = []
-    for result in check_all(imei):
+    for found in check_all(imei):
+        result = dataclasses.replace(found, detail=printable(found.detail))
         all_ok = all_ok and result.ok
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+            typer.echo(printable_json(dataclasses.asdict(result)))
         elif sys.stdout.isatty():
             results.append(result)
         else:
