@@ -130,7 +130,9 @@ class Worker:
         ending = _Ending(loop)
         if settings.onenet_products_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self.reload_products)
-        store_watch = StoreWatch(self._store)
+        store_watch = StoreWatch(self._store, partial(try_store, self._store, self._limiter))
+        if self._limiter is not None:
+            self._limiter.on_refused = store_watch.note
         broker, consumer, monitor = self._build(health, store_watch)
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
         running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run(), self._watch_credentials())
@@ -244,7 +246,7 @@ class Worker:
         Raises:
             StoreUnavailable: the store, or the event loop, does not answer.
         """
-        ping = asyncio.run_coroutine_threadsafe(self._store.ping(), loop)
+        ping = asyncio.run_coroutine_threadsafe(try_store(self._store, self._limiter), loop)
         try:
             ping.result(_PING_S)
         except TimeoutError as exc:
@@ -370,6 +372,18 @@ def store_of(settings: Settings) -> IdempotencyStore:
         replicas=settings.idempotency_wait_replicas,
         read_address=_read_redis_address,
     )
+
+
+async def try_store(store: IdempotencyStore, limiter: "RateLimiter | None") -> None:
+    """Do what commands do with the store, and with the rate limit, which may be in the same Redis.
+
+    Raises:
+        StoreUnavailable: one of them cannot be used.
+    """
+    pings = [store.ping(), *([] if limiter is None else [limiter.ping()])]  # at once: a probe waits for a second
+    for result in await asyncio.gather(*pings, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def rate_limit_address(settings: Settings) -> RedisAddress | None:
