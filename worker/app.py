@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from worker import __version__
+from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
@@ -125,6 +125,11 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
+        platforms = {product.url for product in self._products.values()}
+        needed = open_files.needed(settings.worker_concurrency, len(platforms))
+        limit = open_files.raise_limit(needed)
+        if limit < needed:
+            log.warning("open_files_limited", limit=limit, needed=needed, hint="raise ulimit -n: connections may fail")
         for host in self._plaintext_hosts:
             log.warning("onenet_url_not_encrypted", host=host, hint="the credentials are sent in plaintext")
         ending = _Ending(loop)
