@@ -116,6 +116,7 @@ class Worker:
         self._breakers = self._new_breakers(products, "product")
         self._history_breakers = self._new_breakers(products, "history")
         self._http_server: HealthServer | None = None
+        self._reload_asked = asyncio.Event()
 
     async def serve(self) -> int:
         """Process commands until a signal or an error ends the worker, and return the exit code."""
@@ -134,7 +135,7 @@ class Worker:
             log.warning("onenet_url_not_encrypted", host=host, hint="the credentials are sent in plaintext")
         ending = _Ending(loop)
         if settings.onenet_products_file is not None:
-            loop.add_signal_handler(signal.SIGHUP, self.reload_products)
+            loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         store_watch = StoreWatch(self._store, partial(try_store, self._store, self._limiter))
         if self._limiter is not None:
             self._limiter.on_refused = store_watch.note
@@ -158,24 +159,31 @@ class Worker:
         log.info("worker_stopped", exit_code=exit_code)
         return exit_code
 
-    def reload_products(self) -> None:
-        """Read the credentials of the products again; if a file is unusable, keep the old ones."""
-        try:
-            self._use(load_products(load_settings()))
-        except SettingsError as exc:
-            log.warning("products_not_reloaded", reason="; ".join(exc.lines))
-
     async def _watch_credentials(self) -> None:
-        """While a product is paused, read the credentials before each probe: wrong ones may be the reason."""
+        """Read the credentials again when a SIGHUP asks for it and, while a product is paused, before each probe.
+
+        Wrong ones may be the reason of the pause. While a file cannot be used, the former ones go on.
+        """
         loop = asyncio.get_running_loop()
+        logged = ""
         while True:
-            await asyncio.sleep(self._settings.worker_probe_interval)
-            if not any(self._breakers.paused().values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.worker_probe_interval):
+                    await self._reload_asked.wait()
+            is_asked = self._reload_asked.is_set()
+            self._reload_asked.clear()
+            if not is_asked and not any(self._breakers.paused().values()):
                 continue
-            with suppress(SettingsError):  # such as half of a file that is being written
+            reason = ""
+            try:
                 found = await loop.run_in_executor(None, lambda: load_products(load_settings()))
-                if found != self._products:
+                if is_asked or found != self._products:
                     self._use(found)
+            except SettingsError as exc:
+                reason = "; ".join(exc.lines)
+            if reason and (is_asked or reason != logged):  # once, not at each probe
+                log.warning("products_not_reloaded", reason=reason)
+            logged = reason
 
     def _use(self, products: Mapping[str | None, Product]) -> None:
         """Use other products from now on.
