@@ -419,3 +419,12 @@ def test_certificate_authorities_of_the_environment_are_a_file_too(
         with pytest.raises(SettingsError) as caught:
             Route("https://onenet.invalid", None)
         assert caught.value.lines == [f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: is not a regular file ({path})"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "FIFO without a writer", "endless"])
+def test_an_env_file_that_is_no_readable_file_is_one_line(kind: str, tmp_path: Path) -> None:
+    make, reason = NOT_FILES[kind]
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.lines[0] == f".env: {reason} (.env)"

@@ -26,15 +26,14 @@ def check(
 
     all_ok = True
     results = []
-    for found in check_all(imei):
-        result = dataclasses.replace(found, detail=printable(found.detail))
+    for result in check_all(imei):
         all_ok = all_ok and result.ok
         if as_json:
             typer.echo(printable_json(dataclasses.asdict(result)))
         elif sys.stdout.isatty():
             results.append(result)
         else:
-            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {result.detail}")
+            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {printable(result.detail)}")
     if results:
         from rich.console import Console
         from rich.table import Table
@@ -43,7 +42,7 @@ def check(
         table = Table("", "check", "detail")
         for result in results:
             mark = Text("ok", "green") if result.ok else Text("FAIL", "bold red")
-            table.add_row(mark, Text(result.check), Text(result.detail))
+            table.add_row(mark, Text(result.check), Text(printable(result.detail)))
         Console().print(table)
     if not all_ok:
         raise typer.Exit(EXIT_FAILURE)
