@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from tests.support.certificates import Authority
 from worker.core.credentials import ApiKey
 from worker.errors import EXIT_CONFIG, SettingsError
+from worker.onenet.route import Route
 from worker.settings import Settings, load_products, load_settings
 from worker.settings_files import MAX_BYTES
 
@@ -355,3 +356,75 @@ def test_certificates_and_keys_may_have_any_line_ends(tmp_path: Path, monkeypatc
         path.write_bytes(b"# a comment\r\n" + path.read_bytes().replace(b"\n", b"\r\n"))
         monkeypatch.setenv(name, str(path))
     assert load_settings().amqp_ca_file == issued.ca
+
+
+def test_a_file_that_becomes_a_fifo_while_it_is_opened_is_refused_and_not_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(KEY)
+    monkeypatch.setenv("ONENET_API_KEY_FILE", str(file))
+    open_file = os.open
+
+    def replace_and_open(path: Path, flags: int) -> int:
+        file.unlink()
+        os.mkfifo(file)
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", replace_and_open)
+    assert the_line() == f"ONENET_API_KEY_FILE: is not a regular file ({file})"
+
+
+def test_a_secret_of_kubernetes_is_a_link_to_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "..2026_08").mkdir()
+    (tmp_path / "..2026_08" / "key").write_text(KEY)
+    (tmp_path / "..data").symlink_to("..2026_08")
+    (tmp_path / "key").symlink_to("..data/key")
+    monkeypatch.setenv("ONENET_API_KEY_FILE", str(tmp_path / "key"))
+    assert load_settings().onenet_api_key == SecretStr(KEY)
+
+
+@pytest.mark.parametrize("content", ['{"a":' * 200_000, "[" * 500_000 + "]" * 500_000], ids=["objects", "lists"])
+def test_a_deeply_nested_products_file_is_one_line(content: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(content)
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))
+    assert the_line() == f"ONENET_PRODUCTS_FILE: is nested too deeply ({file})"
+
+
+def test_of_many_wrong_products_the_first_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(json.dumps({f"product-{number}": 1 for number in range(1234)}))
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))
+    with pytest.raises(SettingsError) as caught:
+        load_products(load_settings())
+    assert len(caught.value.lines) == 21
+    assert caught.value.lines[-1] == f"ONENET_PRODUCTS_FILE: and 1,214 more ({file})"
+
+
+def test_a_long_or_unprintable_name_makes_no_long_line_and_no_second_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(json.dumps({"n" * 500_000: {}}))
+    monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))
+    assert len(the_line()) < 1100
+    file.write_text(json.dumps({"a": {"api_key": "k", "\x1b[2J\nONENET_API_KEY: forged\u2028": 1}}))
+    assert "\\x1b[2J\\nONENET_API_KEY: forged\\u2028" in the_line()
+
+
+def test_certificate_authorities_of_the_environment_are_a_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL would wait for the writer of a FIFO, and read /dev/zero without end."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with pytest.raises(SettingsError) as caught:
+            Route("https://onenet.invalid", None)
+        assert caught.value.lines == [f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: is not a regular file ({path})"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "FIFO without a writer", "endless"])
+def test_an_env_file_that_is_no_readable_file_is_one_line(kind: str, tmp_path: Path) -> None:
+    make, reason = NOT_FILES[kind]
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.lines[0] == f".env: {reason} (.env)"

@@ -49,12 +49,9 @@ def main() -> None:
         for line in exc.lines:
             print(f"onenet-worker: {line}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-    except TopologyMismatch as exc:
-        print(f"onenet-worker: {exc}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
     except WorkerError as exc:
-        print(f"onenet-worker: {exc}", file=sys.stderr)
-        sys.exit(EXIT_FAILURE)
+        print("onenet-worker: " + "\n".join(exc.lines), file=sys.stderr)
+        sys.exit(EXIT_CONFIG if isinstance(exc, TopologyMismatch) else EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

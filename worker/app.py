@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from worker import __version__
+from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
@@ -116,6 +116,7 @@ class Worker:
         self._breakers = self._new_breakers(products, "product")
         self._history_breakers = self._new_breakers(products, "history")
         self._http_server: HealthServer | None = None
+        self._reload_asked = asyncio.Event()
 
     async def serve(self) -> int:
         """Process commands until a signal or an error ends the worker, and return the exit code."""
@@ -125,12 +126,19 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
+        platforms = {product.url for product in self._products.values()}
+        needed = open_files.needed(settings.worker_concurrency, len(platforms))
+        limit = open_files.raise_limit(needed)
+        if limit < needed:
+            log.warning("open_files_limited", limit=limit, needed=needed, hint="raise ulimit -n: connections may fail")
         for host in self._plaintext_hosts:
             log.warning("onenet_url_not_encrypted", host=host, hint="the credentials are sent in plaintext")
         ending = _Ending(loop)
         if settings.onenet_products_file is not None:
-            loop.add_signal_handler(signal.SIGHUP, self.reload_products)
-        store_watch = StoreWatch(self._store)
+            loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        store_watch = StoreWatch(self._store, partial(try_store, self._store, self._limiter))
+        if self._limiter is not None:
+            self._limiter.on_refused = store_watch.note
         broker, consumer, monitor = self._build(health, store_watch)
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
         running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run(), self._watch_credentials())
@@ -151,24 +159,31 @@ class Worker:
         log.info("worker_stopped", exit_code=exit_code)
         return exit_code
 
-    def reload_products(self) -> None:
-        """Read the credentials of the products again; if a file is unusable, keep the old ones."""
-        try:
-            self._use(load_products(load_settings()))
-        except SettingsError as exc:
-            log.warning("products_not_reloaded", reason="; ".join(exc.lines))
-
     async def _watch_credentials(self) -> None:
-        """While a product is paused, read the credentials before each probe: wrong ones may be the reason."""
+        """Read the credentials again when a SIGHUP asks for it and, while a product is paused, before each probe.
+
+        Wrong ones may be the reason of the pause. While a file cannot be used, the former ones go on.
+        """
         loop = asyncio.get_running_loop()
+        logged = ""
         while True:
-            await asyncio.sleep(self._settings.worker_probe_interval)
-            if not any(self._breakers.paused().values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.worker_probe_interval):
+                    await self._reload_asked.wait()
+            is_asked = self._reload_asked.is_set()
+            self._reload_asked.clear()
+            if not is_asked and not any(self._breakers.paused().values()):
                 continue
-            with suppress(SettingsError):  # such as half of a file that is being written
+            reason = ""
+            try:
                 found = await loop.run_in_executor(None, lambda: load_products(load_settings()))
-                if found != self._products:
+                if is_asked or found != self._products:
                     self._use(found)
+            except SettingsError as exc:
+                reason = "; ".join(exc.lines)
+            if reason and (is_asked or reason != logged):  # once, not at each probe
+                log.warning("products_not_reloaded", reason=reason)
+            logged = reason
 
     def _use(self, products: Mapping[str | None, Product]) -> None:
         """Use other products from now on.
@@ -246,7 +261,7 @@ class Worker:
         Raises:
             StoreUnavailable: the store, or the event loop, does not answer.
         """
-        ping = asyncio.run_coroutine_threadsafe(self._store.ping(), loop)
+        ping = asyncio.run_coroutine_threadsafe(try_store(self._store, self._limiter), loop)
         try:
             ping.result(_PING_S)
         except TimeoutError as exc:
@@ -372,6 +387,18 @@ def store_of(settings: Settings) -> IdempotencyStore:
         replicas=settings.idempotency_wait_replicas,
         read_address=_read_redis_address,
     )
+
+
+async def try_store(store: IdempotencyStore, limiter: "RateLimiter | None") -> None:
+    """Do what commands do with the store, and with the rate limit, which may be in the same Redis.
+
+    Raises:
+        StoreUnavailable: one of them cannot be used.
+    """
+    pings = [store.ping(), *([] if limiter is None else [limiter.ping()])]  # at once: a probe waits for a second
+    for result in await asyncio.gather(*pings, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def rate_limit_address(settings: Settings) -> RedisAddress | None:

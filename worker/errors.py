@@ -29,32 +29,47 @@ Each is named for what happened. A library's exceptions are translated into thes
 """
 
 from schemas.reply import Detail, FailureCode
+from worker.printable import printable
 
 EXIT_FAILURE = 1
 EXIT_SOFTWARE = 70  # EX_SOFTWARE and EX_CONFIG of sysexits.h
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+_MAX_LINE_CHARS = 1000  # it may quote a name from a file
 
 
 class WorkerError(Exception):
-    """Base class of every error that the worker raises."""
+    """Base class of every error that the worker raises.
+
+    Args:
+        lines: its text, usually one line.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines for a terminal: what comes from outside, such as the name of a file, adds no line to them."""
+        return [_shortened(printable(line)) for line in self.args]
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _MAX_LINE_CHARS else f"{line[:_MAX_LINE_CHARS]}…"
 
 
 class SettingsError(WorkerError):
     """A setting is unusable: the process ends with exit code 78.
 
     Args:
-        lines: one line per wrong setting; they hold no secret. What is not printable in them, such as a line break in
-            the name of a file, is escaped.
+        lines: one line per wrong setting; they hold no secret.
     """
 
     def __init__(self, lines: list[str]) -> None:
-        self.lines = [_printable(line) for line in lines]
-        super().__init__("\n".join(self.lines))
+        super().__init__(*lines)
 
 
 class UnusableCommand(WorkerError):

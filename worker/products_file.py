@@ -13,6 +13,7 @@ from worker.core.validation import messages
 from worker.settings_files import UnusableFile, read_text
 
 MAX_NAME = 100  # characters of a product's name, which is a label of metrics
+_MAX_LINES = 20
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TOKEN = re.compile(rf"(?P<name>{_STRING})\s*:|{_STRING}|[{{}}]")
 _KINDS: dict[str, type[Credentials]] = {"api_key": ApiKey, "product_id": AccessKey, "user_id": UserKey}
@@ -58,6 +59,8 @@ def read_products(path: Path, default_url: str, default_api: Api) -> tuple[dict[
                 lines.append(f"line {number}: {_described(name, field)}: {message}")
         except ValueError as exc:
             lines.append(f"line {places[name,]}: product {name!r}: {exc}")
+    if len(lines) > _MAX_LINES:
+        lines[_MAX_LINES:] = [f"and {len(lines) - _MAX_LINES:,} more"]
     return products, [str(UnusableFile(line, path)) for line in lines]
 
 

@@ -5,6 +5,7 @@ or without a byte order mark, or in UTF-16 or UTF-32 with one, and its lines may
 """
 
 import codecs
+import os
 import re
 import stat
 from pathlib import Path
@@ -33,7 +34,7 @@ class UnusableFile(ValueError):
     """
 
     def __init__(self, reason: str, path: Path) -> None:
-        super().__init__(f"{reason} ({_printable(path)})")
+        super().__init__(f"{reason} ({_shown(path)})")
 
 
 class MissingFile(UnusableFile):
@@ -112,11 +113,10 @@ def _read_pem(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        mode = path.stat().st_mode  # first: opening a FIFO would wait for its writer
-        if not stat.S_ISREG(mode):
-            raise UnusableFile("is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        _check_kind(path.stat().st_mode, path)  # first: opening a device may do something
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO would wait for its writer
+            _check_kind(os.fstat(file.fileno()).st_mode, path)  # it may have been replaced meanwhile
+            data = file.read(MAX_BYTES + 1) or b""  # None: a file of the kernel without data
     except OSError as exc:
         kind = MissingFile if isinstance(exc, FileNotFoundError) else UnusableFile
         raise kind(f"cannot be read: {exc.strerror}", path) from None
@@ -125,11 +125,16 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _check_kind(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise UnusableFile("is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
+
+
 def _line(text_before: str) -> int:
     return text_before.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
 
 
-def _printable(path: Path) -> str:
+def _shown(path: Path) -> str:
     """Return the path, unless it may be the secret itself, set where the name of its file was expected."""
     folder = path.parent
     try:

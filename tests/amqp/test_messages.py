@@ -460,6 +460,11 @@ ARRIVED_AT = 1_790_000_000.25
         (1_790_000_100, ARRIVED_AT),  # a clock that is ahead
         (1_790_000_000_000, ARRIVED_AT),  # milliseconds, which the property does not have
         (0, ARRIVED_AT),
+        (1, ARRIVED_AT),  # no queue keeps a command since 1970
+        (1_780_000_000, ARRIVED_AT),
+        (1_789_000_000, 1_789_000_000),  # ten days
+        (2**63 - 1, ARRIVED_AT),
+        (-1, ARRIVED_AT),
     ],
 )
 def test_a_command_is_timed_from_its_publication_or_first_arrival(published_at: int | None, began_at: float) -> None:
@@ -523,3 +528,9 @@ def test_a_time_of_rest_from_upstream_is_not_believed() -> None:
 
 def copied(publication: Publication, arrived_at: float) -> Delivery:
     return Delivery(1, 2, False, publication.properties, publication.body, True, arrived_at)
+
+
+def test_a_first_arrival_that_cannot_be_is_no_beginning_of_a_duration() -> None:
+    properties = BasicProperties(headers={"x-onenet-attempt": 2, "x-onenet-first-arrived": 1000})
+    envelope = Delivery(1, 1, False, properties, b"", True, ARRIVED_AT).envelope
+    assert (envelope.first_arrived_at, envelope.published_at) == (1, ARRIVED_AT)

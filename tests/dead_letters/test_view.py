@@ -10,7 +10,7 @@ from pika import BasicProperties
 
 from worker.amqp.field_table import RawFieldValue
 from worker.dead_letters.letter import DeadLetter
-from worker.dead_letters.view import details, printable, summary, utc
+from worker.dead_letters.view import details, summary, utc
 
 MOMENT = RawFieldValue(b"T" + struct.pack(">Q", int(datetime(2026, 8, 5, tzinfo=UTC).timestamp())))
 
@@ -57,10 +57,6 @@ def test_a_body_that_is_not_utf_8_is_shown_in_base64() -> None:
     found = details(a_dead_letter(b"\xff\x00"))
     assert (found["body_base64"], "body" in found) == ("/wA=", False)
     assert details(a_dead_letter(b"text"))["body"] == "text"
-
-
-def test_control_characters_are_escaped_but_line_breaks_are_kept() -> None:
-    assert printable("\x1b[31mred\x07\nnext é") == "\\x1b[31mred\\x07\nnext é"
 
 
 def test_a_moment_is_shown_in_utc() -> None:

@@ -262,7 +262,7 @@ async def harness(
         MessageBuilder(Topology("onenet", (5, 60)), "host:1"),
         cast("Any", queue),
         breakers,
-        StoreWatch(used),
+        StoreWatch(used, used.ping),
         queues,
         acquire,
         Turns(),

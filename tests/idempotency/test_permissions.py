@@ -76,6 +76,34 @@ async def test_the_probe_notices_each_missing_command(login: Login, own_redis: L
         await store.close()
 
 
+@pytest.mark.parametrize("missing", ["get", "set", "script|load", "evalsha", "del"])
+async def test_the_probe_of_the_rate_limit_notices_each_missing_command(
+    login: Login, own_redis: LocalRedis, missing: str
+) -> None:
+    assert missing in COMMANDS
+    address = RedisAddress.parse(login([name for name in COMMANDS if name != missing]))
+    limiter = RateLimiter(Rate(1, 600), NAMESPACE, LatestAddress(address))
+    with redis.Redis.from_url(own_redis.url) as raw:
+        raw.script_flush()
+    try:
+        with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: "):
+            await limiter.ping()
+    finally:
+        await limiter.close()
+
+
+async def test_a_limit_whose_keys_are_refused_allows_no_request_and_says_so(login: Login) -> None:
+    """The store's keys may be permitted: then nothing else would keep the requests below the rate."""
+    limiter = RateLimiter(Rate(1, 600), "other", LatestAddress(RedisAddress.parse(login(COMMANDS))))
+    refusals: list[str] = []
+    limiter.on_refused = lambda error: refusals.append(str(error))
+    try:
+        assert await limiter.acquire(None) > 0
+    finally:
+        await limiter.close()
+    assert refusals == ["Redis: NOPERM: the user may not use the keys of WORKER_NAMESPACE"]
+
+
 async def test_a_user_who_may_not_wait_for_replicas_is_told_so(login: Login) -> None:
     store = RedisStore(login(COMMANDS), NAMESPACE, ttl_s=60, lease_s=LONG_S, replicas=1)
     try:

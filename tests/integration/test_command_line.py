@@ -1,12 +1,14 @@
 """The commands of ``onenet-worker`` as a user runs them, with valid and with invalid arguments."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -209,6 +211,35 @@ def test_send_file_names_the_first_invalid_lines_and_counts_the_others(tmp_path:
     assert "lines.jsonl:4: the body is not UTF-8" in errors[0]
     assert errors[-2:] == ["and 1,234 more", "nothing was sent"]
     assert len(errors) == 22
+
+
+def test_send_reads_commands_from_a_pipe_and_from_stdin(deployment: Deployment, tmp_path: Path) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    environment = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    lines = b"\n".join(lines_of(3))
+    Thread(target=fifo.write_bytes, args=(lines,), daemon=True).start()
+    for file, stdin in ((fifo, ""), ("/dev/stdin", lines.decode())):
+        result = run_cli("send", "--file", str(file), folder=tmp_path, stdin=stdin, **environment)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.splitlines() == ["line-0", "line-1", "line-2"]
+
+
+def test_a_file_to_send_that_never_ends_is_refused(tmp_path: Path) -> None:
+    result = run_cli("send", "--file", "/dev/zero", folder=tmp_path)
+    assert (result.returncode, result.stderr) == (
+        1, "onenet-worker: /dev/zero:1: the line has more than 131072 bytes\n",
+    )  # fmt: skip
+
+
+def test_a_line_to_send_forges_no_line_of_the_error(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text(json.dumps({"imei\nall is well\x1b[2J\x9b\u2028": 1}, ensure_ascii=False))
+    result = run_cli("send", "--file", str(file), folder=tmp_path)
+    assert [line.isprintable() for line in result.stderr.split("\n")] == [True] * 3
+    assert result.stderr.endswith("\nnothing was sent\n")
+    assert "all is well\\x1b[2J\\x9b\\u2028" in result.stderr
 
 
 def test_send_file_without_a_command_is_an_error(tmp_path: Path) -> None:

@@ -237,14 +237,16 @@ def test_show_prints_the_whole_dead_letter_with_control_characters_escaped(
     deployment: Deployment, dead_letters: DeadLettersCommand
 ) -> None:
     properties = pika.BasicProperties(
-        message_id="odd", headers={"colour": "\x1b[31mred", "n": 7}, app_id="up\x07stream"
+        message_id="odd", headers={"colour": "\x1b[31mred", "n": 7}, app_id="up\x07\x9b\u202e\u2028[red]stream[/red]"
     )
     exchange = deployment.topology.dead_letters_exchange
     deployment.upstream.channel.basic_publish(exchange, "execute.x", b"\xff\x1b[2J\nend", properties)
     publish_dead_letters(deployment, "tidy", args="on")
     odd = dead_letters("show", "odd")
     assert odd.returncode == 0, odd.stderr
-    assert "\x1b" not in odd.stdout + dead_letters("list").stdout
+    shown = odd.stdout + dead_letters("list").stdout + dead_letters("list", "--json").stdout
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count("\\x07\\x9b\\u202e\\u2028[red]stream[/red]") == 3  # as a property, and as the source in both
     assert "\\x1b[31mred" in odd.stdout
     assert "\\xff\\x1b[2J" in odd.stdout
     as_json = json.loads(dead_letters("show", "odd", "--json").stdout)

@@ -1,9 +1,11 @@
 """The endpoints of a worker: ``/livez``, ``/readyz`` and ``/metrics``."""
 
 import json
+import resource
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -332,3 +334,57 @@ def test_an_http_port_in_use_stops_the_start(deployment: Deployment, endpoints: 
         assert second.process.wait() == EXIT_CONFIG
         text = second.process.output.read_text()
         assert f"HTTP_HOST, HTTP_PORT: cannot listen on 127.0.0.1:{endpoints.port}: Address already in use" in text
+
+
+def limited_to(open_files: int) -> str:
+    """Return startup code of a worker that may open only so many files."""
+    return f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({open_files}, {open_files}))
+"""
+
+
+def open_files(pid: int) -> int:
+    return len([*Path(f"/proc/{pid}/fd").iterdir()])
+
+
+def test_a_thousand_half_open_requests_hold_up_neither_probes_nor_commands(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    """They would take all descriptors of the worker, and with them its connections to the platform."""
+    settings = endpoints.settings | run_at_startup(tmp_path, limited_to(256))
+    with deployment.worker(**settings) as worker, ExitStack() as stack:
+        for number in range(1000):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", endpoints.port), PATIENCE_S))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: "[: number % 30])
+        assert endpoints.get("/livez").status == endpoints.get("/metrics").status == 200
+        endpoints.wait_for("/readyz", 200)
+        assert open_files(worker.process.pid) < 150
+        for number in range(100):
+            deployment.upstream.publish(a_command(imei=str(865820030000000 + number), args=f"c{number}"))
+        assert {reply["status"] for reply in deployment.upstream.replies(100)} == {"accepted"}
+        assert endpoints.get("/livez").status == 200
+
+
+def test_a_worker_that_may_open_few_files_says_so_once_and_loses_no_command(
+    deployment: Deployment, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    """Requests for which there is no connection are repeated: they were not sent."""
+    settings = endpoints.settings | run_at_startup(tmp_path, limited_to(40)) | {"WORKER_MAX_ATTEMPTS": "1000"}
+    deployment.simulator.faults.replace([Fault(kind="hang", probability=0.2, seconds=0.5)])
+    with deployment.worker(**settings) as worker:
+        [warning] = [event for event in worker.events if event["event"] == "open_files_limited"]
+        assert (warning["limit"], warning["needed"] > 100) == (40, True)
+        for number in range(200):
+            deployment.upstream.publish(a_command(imei=str(865820030000000 + number), args=f"c{number}"))
+        replies = [deployment.upstream.reply(4 * PATIENCE_S).json for _ in range(200)]
+    assert {reply["status"] for reply in replies} == {"accepted"}
+    assert [deployment.cached(f"c{number}") for number in range(200)] == [1] * 200
+
+
+def test_a_soft_limit_of_open_files_is_raised_to_what_the_worker_needs(deployment: Deployment, tmp_path: Path) -> None:
+    startup = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024))\n"
+    with deployment.worker(**run_at_startup(tmp_path, startup)) as worker:
+        assert "open_files_limited" not in {event["event"] for event in worker.events}
+        soft, hard = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
+        assert (soft > 100, hard) == (True, 1024)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 from bisect import bisect_left
 from collections import Counter
@@ -136,6 +137,11 @@ def test_a_wrong_key_pauses_the_product_before_a_full_queue_is_rejected(deployme
         products.write_text("{")
         worker.process.signal(signal.SIGHUP)
         assert "ONENET_PRODUCTS_FILE" in worker.wait_for("products_not_reloaded")["reason"]
+        products.unlink()
+        os.mkfifo(products)
+        worker.process.signal(signal.SIGHUP)
+        worker.wait_for("products_not_reloaded", reason=f"ONENET_PRODUCTS_FILE: is not a regular file ({products})")
+        products.unlink()
         products.write_text(json.dumps({"meters": {"api_key": API_KEY}}))
         worker.process.signal(signal.SIGHUP)
         reloaded = worker.wait_for("products_reloaded")

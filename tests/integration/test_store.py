@@ -130,6 +130,35 @@ def test_a_store_that_refuses_is_said_once_and_nothing_is_lost(
     assert [deployment.cached(command_id) for command_id in ids] == [1] * MANY
 
 
+def test_a_rate_limit_that_is_refused_is_said_once_and_nothing_is_sent_above_it(
+    deployment: Deployment, server: Server
+) -> None:
+    """Redis may permit the keys of the records, and not those of the limit."""
+    ids = [f"c{number}" for number in range(MANY)]
+    with (
+        server.client() as client,
+        deployment.worker(IDEMPOTENCY_URL=server.url, ONENET_RATE_LIMIT="300/second") as worker,
+    ):
+        keys = ("~*:command:*", "~*:alike:*", "~*:uuid:*", "~*:epoch")
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", *keys)
+        for command_id in ids:
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id, expired_time=in_hours(1)))
+        assert worker.wait_for("store_unavailable")["reason"].startswith("Redis: NOPERM: ")
+        worker.wait_for("consumption_paused")
+        _, faults = check(deployment, IDEMPOTENCY_URL=server.url)
+        [fault] = faults["idempotency"]
+        assert fault.startswith("Redis: NOPERM: ")
+        _, faults = check(deployment, IDEMPOTENCY_URL=server.url, ONENET_RATE_LIMIT="off")
+        assert "idempotency" not in faults
+        assert deployment.simulator.platform.commands == []
+        repair(client)
+        worker.wait_for("store_available")
+        replies = [deployment.upstream.reply(3 * PATIENCE_S).json for _ in ids]
+        assert {(reply["command_id"], reply["status"]) for reply in replies} == {(each, "accepted") for each in ids}
+        assert len(events(worker, "store_unavailable")) == 1
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * MANY
+
+
 def test_a_refusal_is_not_logged_for_every_command(deployment: Deployment, server: Server) -> None:
     """The worker takes one command a second, in case it has expired."""
     with server.client() as client, deployment.worker(IDEMPOTENCY_URL=server.url) as worker:

@@ -128,3 +128,15 @@ def test_an_offset_that_grows_is_logged_again() -> None:
         observe(clock, 10)
         observe(clock, 3600, 3600, 3600, 3600)
     assert [round(line["offset_s"], -1) for line in logs] == [10, 3600]
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359", "Thu, 01 Jan 1000 00:00:00 GMT"],
+)
+def test_a_date_that_no_clock_can_show_is_none(date: str) -> None:
+    """The platform's time would be beyond the last one that can be computed with."""
+    clock = PlatformClock("https://platform")
+    assert clock.observe(Response(200, {b"date": date.encode()}, b""), SENT, SENT) is None
+    assert clock.offset_s == 0
+    assert clock.now() - datetime.now(UTC) < timedelta(minutes=1)

@@ -31,7 +31,7 @@ class Rig:
 
     def __init__(self, events: list[Any]) -> None:
         self.store = Store()
-        self.watch = StoreWatch(cast("Any", self.store))
+        self.watch = StoreWatch(cast("Any", self.store), self.store.ping)
         self.changes = 0
         self.watch.on_change = self._count
         self.events = events

@@ -39,7 +39,6 @@ def forbid_blocking_calls() -> BlockBuster:
         function.can_block_in("worker/idempotency/redis.py", "load_script")  # small files, at the start
         function.can_block_in("importlib/metadata/__init__.py", "version")  # redis looks up its own version
         function.can_block_in("worker/onenet/route.py", "_tls_context")  # certificates, at the start
-        function.can_block_in("worker/app.py", "reload_products")  # a small file, when the operator asks for it
     guard.activate()
     return guard
 

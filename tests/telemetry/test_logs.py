@@ -364,3 +364,53 @@ def test_an_event_that_cannot_be_rendered_does_not_affect_other_events(log_forma
     assert re.search("odd|Odd", said[0])
     if log_format == "json":
         assert [json.loads(line)["event"] for line in said][-1] == "after"
+
+
+HARMFUL = "a\x1b[2J\x9bm\x7f\u2028\u202e\u2066\n2026-01-01T00:00:00Z [info] forged\r[red]x[/red]"
+_LOG_IT = """
+    import logging
+    text = {text!r}
+    class Odd:
+        def __repr__(self):
+            return text
+    writer = configure_logging("info", "{log_format}")
+    get_logger().warning("something_happened", reason=text, one=text.replace(" ", ""), several=[text], odd=Odd())
+    logging.getLogger("library").warning("it said %s", text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        get_logger().exception("something_failed")
+    writer.close()
+"""
+
+
+def test_no_text_from_outside_controls_the_console_or_forges_a_line() -> None:
+    lines = output_of(_LOG_IT.format(text=HARMFUL, log_format="console")).decode().split("\n")
+    assert all(line.isprintable() for line in lines)
+    events = [line for line in lines if line and not line.startswith("  ")]  # the others belong to a traceback
+    assert [bool(re.search(r"something_|it said", line)) for line in events] == [True, True, True]
+    assert sum(line.count("\\x1b[2J\\x9bm\\x7f\\u2028\\u202e\\u2066") for line in lines) == 6
+
+
+def test_a_line_of_json_is_of_ascii_without_controls() -> None:
+    output = output_of(_LOG_IT.format(text=HARMFUL, log_format="json")).decode()
+    assert re.fullmatch(r"(?:[ -~]+\n){3}", output)
+    first, second, third = map(json.loads, output.splitlines())
+    assert (first["reason"], first["odd"], second["event"]) == (HARMFUL, HARMFUL, f"it said {HARMFUL}")
+    assert HARMFUL in third["exception"]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_long_text_is_cut(log_format: str) -> None:
+    """The end of a traceback is kept: it says what happened."""
+    output = output_of(f"""
+        writer = configure_logging("info", "{log_format}")
+        get_logger().info("something_happened", reason="x" * 10_000_000)
+        try:
+            raise ValueError("y" * 10_000_000 + "END")
+        except ValueError:
+            get_logger().exception("something_failed")
+        writer.close()
+    """)
+    assert len(output) < 50_000
+    assert b"END" in output

@@ -4,7 +4,7 @@ import asyncio
 import re
 import ssl
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -47,6 +47,9 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
     """
     found = []
     for url in broker.urls:
+        if "ssl_options" in parse_qs(urlsplit(url.get_secret_value()).query, keep_blank_values=True):
+            reason = "ssl_options: set AMQP_CA_FILE, AMQP_CERT_FILE and AMQP_KEY_FILE instead"
+            raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {reason}"])
         try:
             parameters = URLParameters(url.get_secret_value())
         except _OPTION_ERRORS as exc:

@@ -50,6 +50,9 @@ _MAX_TEXT_BYTES = 4096
 _FRAME_OVERHEAD_BYTES = 20
 _BROKERS_SHARE = 16  # a sixteenth of the frame is left for what the broker adds later, such as its record of deaths
 _MAX_CUT_TEXT_BYTES = 200
+# Older times are ignored: a queue keeps no command for a month, and one wrong time of a sender, such as 1970, would
+# outweigh all durations that are measured.
+_MAX_WAIT_S = 30 * 24 * 3600.0
 # The broker routes a publication to the queues that these name, no matter which client set them.
 # Source: https://www.rabbitmq.com/docs/sender-selected
 _ROUTING_HEADERS = frozenset({"cc", "bcc"})
@@ -186,9 +189,12 @@ class Delivery:
         return noted / 1000 if isinstance(noted, int) and 0 < noted / 1000 < self.arrived_at else self.arrived_at
 
     def _published_at(self, first_arrived_at: float) -> float:
-        noted = self.properties.timestamp
+        """Return the time from which metrics count: the first that can be, of those that the message tells."""
+        noted, earliest = self.properties.timestamp, self.arrived_at - _MAX_WAIT_S
         # The property has whole seconds: of less than one it says nothing.
-        return noted if isinstance(noted, int) and 0 < noted <= first_arrived_at - 1 else first_arrived_at
+        if isinstance(noted, int) and earliest <= noted <= first_arrived_at - 1:
+            return noted
+        return first_arrived_at if first_arrived_at >= earliest else self.arrived_at
 
 
 def _count(value: object) -> int | None:

@@ -1,13 +1,13 @@
 """``onenet-worker check``."""
 
 import dataclasses
-import json
 import sys
 from typing import Annotated
 
 import typer
 
 from worker.errors import EXIT_FAILURE
+from worker.printable import printable, printable_json
 
 
 def check(
@@ -29,11 +29,11 @@ def check(
     for result in check_all(imei):
         all_ok = all_ok and result.ok
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+            typer.echo(printable_json(dataclasses.asdict(result)))
         elif sys.stdout.isatty():
             results.append(result)
         else:
-            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {result.detail}")
+            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {printable(result.detail)}")
     if results:
         from rich.console import Console
         from rich.table import Table
@@ -42,7 +42,7 @@ def check(
         table = Table("", "check", "detail")
         for result in results:
             mark = Text("ok", "green") if result.ok else Text("FAIL", "bold red")
-            table.add_row(mark, Text(result.check), Text(result.detail))
+            table.add_row(mark, Text(result.check), Text(printable(result.detail)))
         Console().print(table)
     if not all_ok:
         raise typer.Exit(EXIT_FAILURE)

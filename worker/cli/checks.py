@@ -7,16 +7,20 @@ that the work can be done. With AMQP_DECLARE=false probes go through the delay q
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.connection import printable_address
 from worker.amqp.rights import delay_faults, missing_rights
-from worker.app import client_of, rate_limit_address, store_of, tracing_of
+from worker.app import client_of, limiter_of, rate_limit_address, store_of, tracing_of, try_store
 from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import PlatformUnusable, SettingsError, WorkerError
 from worker.settings import Settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
+
+if TYPE_CHECKING:
+    from worker.flow.rate_limiter import RateLimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +99,12 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
 
 def _store(settings: Settings) -> Iterator[CheckResult]:
     try:
-        store = store_of(settings)
+        store, limiter = store_of(settings), limiter_of(settings)
     except SettingsError as exc:
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
     try:
-        found = asyncio.run(_try_store(store))
+        found = asyncio.run(_try(store, limiter))
     except WorkerError as exc:
         yield CheckResult("idempotency", ok=False, detail=str(exc))
         return
@@ -109,13 +113,15 @@ def _store(settings: Settings) -> Iterator[CheckResult]:
     yield CheckResult("idempotency", ok=True, detail="; warning: ".join([facts, *found.warnings]))
 
 
-async def _try_store(store: IdempotencyStore) -> Inspection:
+async def _try(store: IdempotencyStore, limiter: "RateLimiter | None") -> Inspection:
     """Do what the work does, and look at what may cost records."""
     try:
-        await store.ping()
+        await try_store(store, limiter)
         return await store.inspect()
     finally:
         await store.close()
+        if limiter is not None:
+            await limiter.close()
 
 
 def _platform(settings: Settings, products: Mapping[str | None, Product], imei: str) -> Iterator[CheckResult]:

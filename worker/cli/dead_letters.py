@@ -16,6 +16,7 @@ import typer
 from worker.cli.progress import progress
 from worker.core.times import parse_duration
 from worker.errors import EXIT_INTERRUPTED, WorkerError
+from worker.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,7 +149,7 @@ def show(
         raise _missing([command_id])
     for dead_letter in found:
         if as_json:
-            typer.echo(json.dumps(details(dead_letter), ensure_ascii=False))
+            typer.echo(printable_json(details(dead_letter)))
         else:
             _show(dead_letter)
 
@@ -329,9 +330,7 @@ def _apply(
 
 
 def _missing(ids: Sequence[str], consequence: str = "") -> WorkerError:
-    from worker.dead_letters.view import printable
-
-    return WorkerError(f"no dead letter with id {', '.join(map(printable, ids))}{consequence}")
+    return WorkerError(f"no dead letter with id {', '.join(ids)}{consequence}")
 
 
 def _counted(count: int) -> str:
@@ -342,11 +341,11 @@ def _print(found: Sequence["DeadLetter"], *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from worker.dead_letters.view import printable, summary, utc
+    from worker.dead_letters.view import summary, utc
 
     if as_json:
         for dead_letter in found:
-            typer.echo(json.dumps(summary(dead_letter), ensure_ascii=False))
+            typer.echo(printable_json(summary(dead_letter)))
         return
     table = Table("dead-lettered", "reason", "command id", "device", "source", "expires", "error")
     now = datetime.now(UTC)
@@ -358,7 +357,7 @@ def _print(found: Sequence["DeadLetter"], *, as_json: bool) -> None:
             utc(dead_letter.failed_at, timespec="seconds"), dead_letter.reason, dead_letter.command_id,
             dead_letter.imei, dead_letter.source, expires, dead_letter.error,
         )  # fmt: skip
-        table.add_row(*(Text(printable(cell or "").replace("\n", " ")) for cell in cells))
+        table.add_row(*(Text(printable((cell or "").replace("\n", " "))) for cell in cells))
     if found:
         _console().print(table)
     typer.echo(_counted(len(found)), err=True)
@@ -368,7 +367,7 @@ def _show(dead_letter: "DeadLetter") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from worker.dead_letters.view import details, printable
+    from worker.dead_letters.view import details
 
     fields = details(dead_letter)
     headers, properties = fields.pop("headers"), fields.pop("properties")
@@ -379,9 +378,9 @@ def _show(dead_letter: "DeadLetter") -> None:
     for section, values in (("", fields), ("property ", properties), ("header ", headers)):
         for name, value in values.items():
             if value is not None:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                text = value if isinstance(value, str) else printable_json(value)
                 table.add_row(Text(printable(section + name)), Text(printable(text)))
-    table.add_row(Text("body"), Text(printable(body or dead_letter.body.decode(errors="backslashreplace"))))
+    table.add_row(Text("body"), Text(printable(body or dead_letter.body.decode(errors="backslashreplace"), keep="\n")))
     _console().print(table)
 
 

@@ -1,6 +1,7 @@
 """``onenet-worker send``."""
 
 import codecs
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,13 @@ import typer
 
 from worker.cli.progress import progress
 from worker.errors import EXIT_INTERRUPTED, UnusableCommand, WorkerError
+from worker.printable import printable_json
 
 if TYPE_CHECKING:
     from worker.settings import Settings
 
 _MAX_ERRORS = 20
+_MAX_LINE_BYTES = 128 * 1024  # twice what a command may have, for blanks around it
 
 
 def send(
@@ -35,7 +38,7 @@ def send(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines, one command per line; nothing is sent unless all are valid.",
+            help="JSON lines, one command per line; /dev/stdin too. Nothing is sent unless all are valid.",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -109,7 +112,7 @@ def send(
         replies = 0
         all_accepted = True
         for reply in client.replies([sent_id for sent_id, _ in commands], wait_timeout):
-            typer.echo(json.dumps(reply, ensure_ascii=False))
+            typer.echo(printable_json(reply))
             replies += 1
             all_accepted = all_accepted and reply["status"] == "accepted"
     if replies < len(commands):
@@ -128,11 +131,24 @@ def _from_flags(flags: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
-            if text:
-                yield f"{path}:{number}: ", text
+    """Yield the place and the text of each line. The file may be a pipe.
+
+    Raises:
+        WorkerError: a line is too long, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number in itertools.count(1):
+                line = lines.readline(_MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                if len(line) > _MAX_LINE_BYTES:  # it may never end, as that of /dev/zero
+                    raise WorkerError(f"{path}:{number}: the line has more than {_MAX_LINE_BYTES} bytes")
+                text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+                if text:
+                    yield f"{path}:{number}: ", text
+    except OSError as exc:
+        raise WorkerError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
 def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tuple[str, bytes]]:
@@ -144,20 +160,24 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[tup
     from worker.core.parsing import read_command
 
     commands: dict[str, bytes] = {}
-    errors = []
+    errors: list[str] = []
+    more = 0
     for place, body in lines:
         try:
             found = read_command(body, None, settings.platform_zone).command_id
         except UnusableCommand as exc:
-            errors.append(f"{place}{exc.message}")
-            continue
-        if found in commands:
-            errors.append(f"{place}command_id: {found} is a duplicate")
-        commands[found] = body
-    if len(errors) > _MAX_ERRORS:
-        errors[_MAX_ERRORS:] = [f"and {len(errors) - _MAX_ERRORS:,} more"]
+            error = exc.message
+        else:
+            error = f"command_id: {found} is a duplicate" if found in commands else ""
+            commands[found] = body
+        if error and len(errors) < _MAX_ERRORS:
+            errors.append(f"{place}{error}")
+        elif error:
+            more += 1
+    if more:
+        errors.append(f"and {more:,} more")
     if not commands and not errors:
         errors.append("the file contains no command")
     if errors:
-        raise WorkerError("\n".join([*errors, "nothing was sent"]))
+        raise WorkerError(*errors, "nothing was sent")
     return list(commands.items())

@@ -38,11 +38,6 @@ def utc(moment: datetime | None, timespec: str = "milliseconds") -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec=timespec)
 
 
-def printable(text: str) -> str:
-    """Escape control characters, since a message must not be able to control the operator's terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def _plain(value: Any) -> Any:
     """Convert a property or header to types that JSON has."""
     match value:

@@ -230,8 +230,8 @@ def _exchange(
             replies += client.some_replies()
             progress.update(receiving, completed=len(replies))
             if not worker.is_running or time.monotonic() > deadline:
-                last_lines = "".join(worker.output.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                raise WorkerError(f"{len(replies)} of {len(messages)} replies arrived; end of the log:\n{last_lines}")
+                last_lines = worker.output.read_text(errors="replace").splitlines()[-5:]
+                raise WorkerError(f"{len(replies)} of {len(messages)} replies arrived; end of the log:", *last_lines)
     return replies
 
 

@@ -9,7 +9,8 @@ Source: https://brandur.org/rate-limiting
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from throttled.asyncio import MemoryStore, RateLimiterType, RedisStore, Throttled, per_duration
 from throttled.asyncio.store.redis import RedisStoreBackend
@@ -17,10 +18,15 @@ from throttled.exceptions import StoreUnavailableError
 
 from worker.core.rate import Rate
 from worker.core.redis_address import RedisAddress
+from worker.errors import StoreUnavailable
 from worker.idempotency.latest_address import LatestAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BURST_S = 0.02
 _TIMEOUT_S = 2.0  # for one call to Redis
+_REFUSED_S = 1.0  # before another try, where Redis refuses the limit
 
 
 class _Backend(RedisStoreBackend):
@@ -82,12 +88,17 @@ class RateLimiter:
         rate: the limit of each product.
         namespace: prefix of every key in Redis.
         latest: the Redis through which workers share the limit; None: this process has the limit to itself.
+
+    Attributes:
+        on_refused: called when Redis refuses the keys of the limit until an administrator changes something.
     """
 
     def __init__(self, rate: Rate, namespace: str, latest: LatestAddress | None) -> None:
         burst = max(1, round(_BURST_S * rate.count / rate.period_s))
         self._store = None if latest is None else _SharedStore(latest)
+        self.on_refused: Callable[[StoreUnavailable], object] = lambda _error: None
         self._prefix = f"{{{namespace}}}:rate"
+        self._probe = f"#{uuid4().hex}"  # no product is called so
         count = rate.count - (burst - 1)
         self._longest_reset_s = (burst + 1) * rate.period_s / count
         self._throttled = Throttled(
@@ -102,38 +113,80 @@ class RateLimiter:
 
         Returns:
             0 if the request may be sent; otherwise the seconds until another try may succeed. Always 0 while Redis is
-            unavailable: nothing is sent without a claim in the idempotency store, which postpones the command.
+            unavailable: nothing is sent without a claim in the idempotency store, which postpones the command. Never 0
+            while Redis refuses the keys of the limit to this user, to whom it may permit those of the store.
         """
         key = "default" if product is None else f"product:{product}"
         if self._store is None:
             return (await self._limit(key))[0]
+        from redis import RedisError
+
+        from worker.idempotency.redis import unavailable
+        from worker.idempotency.redis_errors import LASTING, code_of
+
+        try:
+            return await self._take(self._store, key)
+        except RedisError as exc:
+            if code_of(exc) not in LASTING:
+                return 0
+            self.on_refused(unavailable(exc))
+            return _REFUSED_S
+
+    async def ping(self) -> None:
+        """Do what the limit does with Redis, for a limit of its own.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or refuses it.
+        """
+        if self._store is None:
+            return
+        from redis import RedisError
+
+        from worker.idempotency.redis import PING_S, unavailable
+
+        try:
+            async with asyncio.timeout(PING_S):
+                await self._take(self._store, self._probe)
+                await self._store.delete(self._name(self._probe))
+        except TimeoutError as exc:
+            raise StoreUnavailable("Redis: no answer in time") from exc
+        except RedisError as exc:
+            raise unavailable(exc) from exc
+
+    async def _take(self, store: _SharedStore, key: str) -> float:
+        """Try to take one request from a limit in Redis, once more if it may have moved or its value is unreadable.
+
+        Raises:
+            redis.RedisError: both tries failed.
+        """
         from redis import RedisError, ResponseError
         from redis.exceptions import ConnectionError as NotConnected
         from redis.exceptions import TimeoutError as NoAnswer
 
         from worker.idempotency.redis_errors import code_of, is_other_server
 
+        error = RedisError("the value of the rate limit cannot be replaced")
         for _ in range(2):
-            connections = self._store.connections
+            connections = store.connections
             try:
                 if connections is None:
-                    await self._store.connect(connections)
+                    await store.connect(connections)
                 wait_s, is_plausible = await self._limit(key)
                 if is_plausible:
                     return wait_s
-                await self._store.delete(self._name(key))
+                await store.delete(self._name(key))
             except StoreUnavailableError as exc:
-                if isinstance(exc.__cause__, NotConnected | NoAnswer) or is_other_server(exc.__cause__):
+                cause = exc.__cause__  # of any kind
+                error = cause if isinstance(cause, RedisError) else RedisError(type(cause).__name__)
+                if isinstance(error, NotConnected | NoAnswer) or is_other_server(error):
                     with suppress(RedisError):
-                        await self._store.connect(connections)
-                elif isinstance(exc.__cause__, ResponseError) and code_of(exc.__cause__) is None:
+                        await store.connect(connections)
+                elif isinstance(error, ResponseError) and code_of(error) is None:
                     with suppress(RedisError):  # the key holds a value that GCRA cannot read
-                        await self._store.delete(self._name(key))
+                        await store.delete(self._name(key))
                 else:
                     break
-            except RedisError:
-                break
-        return 0
+        raise error
 
     async def close(self) -> None:
         """Close the connections to Redis."""

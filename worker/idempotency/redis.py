@@ -249,7 +249,6 @@ class RedisStore:
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
         await self._probed(
             self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
-            self._pings.execute(("GETRANGE", f"{self._prefix}rate:{self._probe}", 0, 0)),  # as the rate limit does
             self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
             self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
         )

@@ -23,6 +23,7 @@ from worker.onenet.v2 import V2
 DIALECTS = {dialect.generation: dialect for dialect in (V1, V2)}
 _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
+_YEARS = range(1970, 3000)
 
 
 def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven: bool) -> Answer:
@@ -245,9 +246,12 @@ def asked_wait_s(response: Response, now: datetime) -> float | None:
 
 
 def http_date(value: str) -> datetime | None:
-    """Return the moment that a date of HTTP stands for; None if the text is none."""
+    """Return the moment that a date of HTTP stands for; None if the text is none, or no clock can show it.
+
+    Sums with a date at the end of what a datetime can hold would overflow.
+    """
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC)
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment.year in _YEARS else None

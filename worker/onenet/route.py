@@ -16,6 +16,7 @@ from urllib3.util import Url, parse_url
 
 from worker.errors import SettingsError
 from worker.onenet.proxies import environment_proxy
+from worker.settings_files import UnusableFile, check_certificates
 
 _MAX_LOOK_UPS = 64  # each new connection needs one
 _PORTS = {"http": 80, "https": 443}
@@ -104,10 +105,14 @@ def _proxy_headers(url: str) -> dict[str, str]:
 def _tls_context(authorities: str | bool) -> ssl.SSLContext:
     path = DEFAULT_CA_BUNDLE_PATH if isinstance(authorities, bool) else authorities
     is_folder = Path(path).is_dir()
+    names = "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
     try:
+        if not is_folder:
+            check_certificates(Path(path))  # OpenSSL would wait for a FIFO's writer
         context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+    except UnusableFile as exc:
+        raise SettingsError([f"{names}: {exc}"]) from exc
     except (OSError, ssl.SSLError) as exc:
-        line = f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: holds no certificates that can be read ({path})"
-        raise SettingsError([line]) from exc
+        raise SettingsError([f"{names}: holds no certificates that can be read ({path})"]) from exc
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -1,7 +1,7 @@
 """Notices when the store cannot be used, says so once, and asks it until it can."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from worker.core.claims import IdempotencyStore
 from worker.errors import StoreRefused, StoreUnavailable, StoreUnusable
@@ -20,6 +20,7 @@ class StoreWatch:
 
     Args:
         store: to watch.
+        ping: raises StoreUnavailable if the store, or whatever else a command needs of its server, cannot be used.
 
     Attributes:
         reason: why the store cannot be used; None: it can.
@@ -28,10 +29,10 @@ class StoreWatch:
 
     on_change: Callable[[], object]
 
-    def __init__(self, store: IdempotencyStore) -> None:
-        self._store = store
+    def __init__(self, store: IdempotencyStore, ping: Callable[[], Awaitable[object]]) -> None:
+        self._ping = ping
         self._has_failed = asyncio.Event()
-        store.on_unavailable = self._note
+        store.on_unavailable = self.note
         self.reason: str | None = None
         self.on_change = _do_nothing
 
@@ -56,7 +57,7 @@ class StoreWatch:
 
     async def _probe(self) -> None:
         try:
-            await self._store.ping()
+            await self._ping()
         except StoreUnusable:
             raise
         except StoreUnavailable as exc:
@@ -67,7 +68,7 @@ class StoreWatch:
                 log.info("store_available")
                 self.on_change()
 
-    def _note(self, error: StoreUnavailable) -> None:
+    def note(self, error: StoreUnavailable) -> None:
         """Note that a call for a command has failed."""
         if isinstance(error, StoreRefused) and error.concerns_all:
             self._set_unavailable(str(error))

@@ -5,21 +5,27 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.printable import printable
+
 _MAX_BUFFERED_LINES = 50_000
 _CHUNK_BYTES = 64 * 1024
 _BATCH_DELAY_S = 0.02
 _FIRST_BACKOFF_S = 0.02  # before a failed write is repeated; doubles up to the maximum
 _MAX_BACKOFF_S = 1.0
+_MAX_CHARS = 4096  # of a field; most texts from outside are much shorter
+_MAX_TRACEBACK_CHARS = 32 * 1024
 _USER_INFO = re.compile(r"(?<=://)\S+@")
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
@@ -182,11 +188,11 @@ def configure_logging(
     if as_console:
         # Not the default traceback: it shows local variables, which may hold secrets.
         plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
+        last = [_escape, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     else:
         write = json.JSONEncoder(default=repr).encode
         last = [_put_first, lambda _logger, _method, event: write(event)]
-    render = _Rendering([structlog.processors.format_exc_info, _hide_user_info, *last])
+    render = _Rendering([structlog.processors.format_exc_info, _hide_user_info, _shorten, *last])
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -237,6 +243,40 @@ def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> E
         if isinstance(text, str) and "://" in text:
             event[name] = _USER_INFO.sub("", text)
     return event
+
+
+def _shorten(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Cut long texts: at their ends, and a traceback at its beginning, since its last lines tell most."""
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > _MAX_CHARS:
+            if name != "exception":
+                event[name] = f"{value[:_MAX_CHARS]}…"
+            elif len(value) > _MAX_TRACEBACK_CHARS:
+                event[name] = f"…{value[-_MAX_TRACEBACK_CHARS:]}"
+    return event
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Make every field printable, so that a text from outside controls no terminal and forges no line.
+
+    A traceback keeps its lines. They are indented, so that none of them looks like another event.
+    """
+    for name, value in event.items():
+        if name == "exception":
+            event[name] = textwrap.indent(printable(str(value), keep="\n"), "  ")
+        elif not isinstance(value, str) or not value.isprintable():
+            event[name] = _Shown(printable(repr(value)))
+    return event
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A value as it is to be shown; the renderer would quote a text once more."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def _put_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -97,7 +97,7 @@ class PrivateNode:
         except TimeoutError as exc:
             output_end = (self._folder / "output").read_text(errors="replace")[-1500:]
             self.stop()
-            raise LocalServiceError(f"{exc}; the end of its output:\n{output_end}") from exc
+            raise LocalServiceError(f"{exc}; the end of its output:", *output_end.splitlines()) from exc
         except BaseException:  # ctrl-C above all: the caller has no object to stop yet
             self.stop()
             raise
@@ -206,7 +206,7 @@ class DockerBroker:
     def control(self, *arguments: str) -> None:
         code, output = self._container.exec(["rabbitmqctl", *arguments])
         if code != 0:
-            raise LocalServiceError(output.decode(errors="replace"))
+            raise LocalServiceError(*output.decode(errors="replace").splitlines())
 
     def stop(self) -> None:
         if self._is_created:

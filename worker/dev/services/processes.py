@@ -94,7 +94,8 @@ class LocalProcess:
 
         def is_ready() -> bool:
             if not self.is_running:
-                raise LocalServiceError(f"the process ended: {self.output.read_text(errors='replace')[-1000:]}")
+                output_end = self.output.read_text(errors="replace")[-1000:].splitlines()
+                raise LocalServiceError("the process ended:", *output_end)
             return is_listening("127.0.0.1", port)
 
         try:
