@@ -53,7 +53,7 @@ async def test_a_connect_timeout_proves_that_nothing_was_sent() -> None:
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
             waiting.append(sock)
-        found = await execute_once(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        found = await execute_once(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_s=0.2)
         for sock in waiting:
             sock.close()
     assert isinstance(found, NotSent)
@@ -174,7 +174,7 @@ async def test_an_interim_response_is_not_taken_for_the_final_one() -> None:
 async def test_a_response_that_arrives_byte_by_byte_is_cut_after_both_timeouts_together(text: bytes) -> None:
     """Each byte arrives well within the read timeout, so that the response would be complete in the end."""
     with raw_server(_drip(text)) as url:
-        assert await execute_once(url) == InDoubt("no complete response within 2 s")
+        assert await execute_once(url, connect_s=1) == InDoubt("no complete response within 2 s")
 
 
 @pytest.mark.parametrize("is_secure", [False, True])

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from tests.support.builders import a_command, in_hours
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID
+from tests.support.waiting import PATIENCE_S
 from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.credentials import AccessKey, ApiKey, Generation, Product
@@ -175,9 +176,9 @@ def onenet_client(
         client.close()
 
 
-async def execute_once(url: str) -> Answer:
+async def execute_once(url: str, connect_s: float = PATIENCE_S) -> Answer:
     """Send one command to the platform at a URL; returns its answer."""
-    with onenet_client(url) as client:
+    with onenet_client(url, connect_s) as client:
         return (await client.execute(command(), NEVER)).answer
 
 
