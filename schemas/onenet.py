@@ -2,7 +2,7 @@
 
 Source: the platform's pages on the command history. A history is decided by all of its fields: a malformed answer is
 an error. The fields of an entry are kept as they are written, because another notation of a value does not make it
-another value.
+another value; what is longer than any notation of a value is not kept.
 """
 
 import re
@@ -10,9 +10,28 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_json
 
-_MAX_UUID_CHARS = 200
-_MAX_UUID_NUMBER = 10**40
+_UUID = re.compile(r"[!-~]{1,64}\Z")  # visible ASCII
+_BLANKS = " \t\r\n"
+_MAX_NUMBER = 10**40
+_MAX_FIELD_CHARS = 48  # no known form of a field is longer
+_MAX_CONTENT_BYTES = 64 * 1024  # as JSON; args have at most 2 KB
+_MAX_TOTAL = 10**9
+_UNKNOWN_FORM = "?"
+_UNKNOWN_CONTENT: tuple[()] = ()
+_PARAMETERS = (
+    "imei",
+    "obj_id",
+    "obj_inst_id",
+    "res_id",
+    "expired_time",
+    "valid_time",
+    "retry",
+    "timeout",
+    "trigger_msg",
+)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 
 
@@ -30,16 +49,41 @@ def whole_number(value: object) -> int | None:
     return int(number) if int(number) == number else None
 
 
+def usable_uuid(value: object) -> str:
+    """Return a uuid without the blanks around it; empty if it is none, which has 1 to 64 visible ASCII characters."""
+    text = value.strip(_BLANKS) if isinstance(value, str) else ""
+    return text if _UUID.match(text) else ""
+
+
 def _object_or_nothing(value: object) -> object:
     return value if isinstance(value, dict) else {}
 
 
 def _name(value: object) -> str:
-    """Return the name of an entry, a number as text; empty if the name is not usable."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_UUID_NUMBER:
-        return str(value)
-    text = value.strip() if isinstance(value, str) else ""
-    return text if len(text) <= _MAX_UUID_CHARS and text.isprintable() else ""
+    """Return the uuid of an entry, a number as text; empty if it is not usable."""
+    return usable_uuid(str(value) if _is_number(value) else value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+
+
+def _field(value: object) -> object:
+    """Return a field without the blanks around it; one that is longer than any known form is of an unknown form."""
+    if value is None or isinstance(value, bool | float) or _is_number(value):
+        return value
+    text = value.strip() if isinstance(value, str) else _UNKNOWN_FORM
+    return text if len(text) <= _MAX_FIELD_CHARS and text.isascii() else _UNKNOWN_FORM
+
+
+def _parameters(value: object) -> object:
+    """Return those parameters of a request that a command has."""
+    return {name: _field(value[name]) for name in _PARAMETERS if name in value} if isinstance(value, dict) else {}
+
+
+def _content(value: object) -> object:
+    """Return the body of a request; one that is too long for a command's is replaced by one of an unknown form."""
+    return value if len(to_json(value)) <= _MAX_CONTENT_BYTES else _UNKNOWN_CONTENT
 
 
 def _number_or_same(value: object) -> object:
@@ -51,21 +95,23 @@ def _nothing_as_empty(value: object) -> object:
     return () if value is None else value
 
 
-class HistoryItem(BaseModel):
+Shown = Annotated[Any, BeforeValidator(_field)]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryItem:
     """One entry of a device's history, its fields as they are written. Times are the platform's local time.
 
-    ``cmd_uuid`` is empty if the entry has no usable name.
+    ``cmd_uuid`` is empty if the entry has no usable uuid. A history may have thousands of entries, so each is small.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     cmd_uuid: Annotated[str, BeforeValidator(_name)] = ""
-    type: Any = None
-    create_time: Any = None
-    valid_time: Any = None
-    expired_time: Any = None
-    trigger_msg: Any = None
-    send_status: Any = None
+    type: Shown = None
+    create_time: Shown = None
+    valid_time: Shown = None
+    expired_time: Shown = None
+    trigger_msg: Shown = None
+    send_status: Shown = None
 
 
 class HistoryPage(BaseModel):
@@ -76,7 +122,7 @@ class HistoryPage(BaseModel):
     total_count: Annotated[
         int,
         BeforeValidator(_number_or_same),
-        Field(ge=0, strict=True, validation_alias=AliasChoices("total_count", "count")),
+        Field(ge=0, le=_MAX_TOTAL, strict=True, validation_alias=AliasChoices("total_count", "count")),
     ]
     items: Annotated[
         tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...],
@@ -90,5 +136,5 @@ class HistoryDetail(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    args: Annotated[dict[str, Any], BeforeValidator(_object_or_nothing)]
-    content: Any = None
+    args: Annotated[dict[str, Any], BeforeValidator(_parameters)]
+    content: Annotated[Any, BeforeValidator(_content)] = None

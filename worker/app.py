@@ -39,6 +39,7 @@ from worker.onenet.account import Site
 from worker.onenet.client import OneNETClient
 from worker.onenet.clock import PlatformClock
 from worker.onenet.device_histories import DeviceHistories
+from worker.onenet.history_memory import MAX_SEARCHES
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.proxies import environment_proxy
 from worker.onenet.route import Route
@@ -335,7 +336,7 @@ def client_of(
                 route,
                 connect_timeout_s=connect_s,
                 read_timeout_s=read_s,
-                concurrency=settings.worker_concurrency,
+                concurrency=min(settings.worker_concurrency, MAX_SEARCHES),
                 tracing=tracing,
             ),
             PlatformClock(url),

@@ -171,7 +171,8 @@ class HistoryUnreadable(WorkerError):
         is_refused: the credentials were refused, or the answer is not OneNET's. If that happens to several devices in
             a row, the cause is not the device.
         is_throttled: the platform received too many requests.
-        is_rate_limited: the worker's own rate limit allowed no further read soon.
+        is_rate_limited: the worker itself allowed no further read soon: by its rate limit, or because too many
+            histories, or too long ones, are read at this moment.
         retry_after_s: delay in seconds that the platform asked for; 0 if it throttles without a delay.
     """
 

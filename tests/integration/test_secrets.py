@@ -88,6 +88,9 @@ def test_an_invalid_url_option_is_reported_in_one_line(name: str, url: str, depl
         "socks5://svc:S3cret@proxy:1080",
         "http://svc:S3cret@proxy:port",
         "http://svc:S3cret\u5bc6@proxy",
+        "http://svc:S3[cret@proxy:x",
+        "http://svc:[S3cret]@proxy",
+        "http://svc:S3cret@[::1",
     ],
 )
 def test_an_unusable_proxy_of_the_environment_is_reported_in_one_line(proxy: str, deployment: Deployment) -> None:

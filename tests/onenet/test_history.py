@@ -75,7 +75,7 @@ def find(
     """Look for a command in a history of one entry."""
     wanted = read_command(json.dumps(command).encode(), None, CHINA)
     window = Window(doubt.since, doubt.until, read_at=doubt.until + timedelta(hours=12))
-    for item in candidates([HistoryItem.model_validate(listed)], wanted, window, CHINA):
+    for item in candidates([HistoryItem(**listed)], wanted, window, CHINA):
         detail = HistoryDetail(args=sent, content=content)
         return match(item, detail, wanted, window, CHINA, omitted_until=doubt.until)
     return None
@@ -449,7 +449,7 @@ def test_candidates_are_sorted_by_distance_from_the_window(since: datetime | Non
     wanted = read_command(json.dumps(COMMAND).encode(), None, CHINA)
     times = ("12:00:12", "12:00:07", "12:00:02")
     items = [
-        HistoryItem.model_validate(LISTED | {"cmd_uuid": str(number), "create_time": f"2026-08-05 {time}"})
+        HistoryItem(**LISTED | {"cmd_uuid": str(number), "create_time": f"2026-08-05 {time}"})
         for number, time in enumerate(times)
     ]
     window = Window(since, TRIED_AT + timedelta(seconds=13), read_at=TRIED_AT)
@@ -500,7 +500,7 @@ def response(data: object) -> bytes:
     return json.dumps({"errno": 0, "data": data}).encode()
 
 
-UNUSABLE_UUIDS: list[Any] = [None, "", " ", [], 1.5, "a\nb", "u" * 300]
+UNUSABLE_UUIDS: list[Any] = [None, "", " ", [], 1.5, "a\nb", "a b", "\u5f00", "u" * 65]
 
 
 @pytest.mark.parametrize("entry", [{}, None, "x", 5, [], *({"cmd_uuid": uuid} for uuid in UNUSABLE_UUIDS)])

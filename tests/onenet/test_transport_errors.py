@@ -449,7 +449,8 @@ async def test_every_error_of_the_libraries_while_reading_a_history_is_a_transpo
         raise error
 
     monkeypatch.setattr(requests.Session, "get", fail)
-    found = await failure("http://onenet.invalid", send=get)
+    with raw_server(receiving_only) as url:
+        found = await failure(url, timeout_s=PATIENCE_S, send=get)
     assert isinstance(found, TLSError) == issubclass(kind, TLS_ERRORS)
 
 

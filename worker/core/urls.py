@@ -26,8 +26,9 @@ USER = rf"(?:{_NAME}(?::{_PASSWORD})?@)?"
 STRICT_USER = rf"(?:(?:[{_PLAIN}]|{_ENCODED})*(?::{_BYTE}*)?@)?"
 USER_WITH_PASSWORD = rf"(?:{_NAME}:{_PASSWORD}@)?"
 # Other programs share the environment's proxy with the worker and accept more than RFC 3986 does, such as an e-mail
-# address for the user name. The user info ends at the last @, so that the URL has one meaning all the same.
-SHARED_USER = r"(?:[^\s\x00-\x1f\x7f/?#\\]*@)?"
+# address for the user name. The user info ends at the last @, so that the URL has one meaning all the same. Brackets
+# are refused: the standard library takes what is between them for an address, and quotes it in its error.
+SHARED_USER = r"(?:[^\s\x00-\x1f\x7f/?#\\\[\]]*@)?"
 # AMQP limits names to 255 bytes; pika ends a name at a semicolon.
 ONE_SEGMENT = rf"(?:/(?:(?!;){_BYTE}){{0,255}})?"
 MANY_SEGMENTS = rf"(?:/{_BYTE}*)*"

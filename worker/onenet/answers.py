@@ -24,6 +24,7 @@ DIALECTS = {dialect.generation: dialect for dialect in (V1, V2)}
 _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
 _YEARS = range(1970, 3000)
+_MAX_CODE = 2**31 - 1
 
 
 def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven: bool) -> Answer:
@@ -58,7 +59,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
         return InDoubt(f"{answer.dialect.code_name} {answer.code}, with a uuid in an unknown form")
     if answer.code == SUCCESS:
         hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
-        return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a uuid")
+        return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a usable uuid")
     text = response.redacted(answer.text)[:_MAX_MESSAGE_CHARS]
     error = answer.dialect.error(answer.code, text)
     if is_foreign:
@@ -165,7 +166,7 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
     if is_strict and (not isinstance(code, int) or isinstance(code, bool)):
         return None
     number = whole_number(code)
-    if number is None:
+    if number is None or abs(number) > _MAX_CODE:
         return None
     return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"))
 

@@ -136,7 +136,7 @@ class OneNETClient:
     async def _execute(self, command: Command, account: Account, not_after: float, *, omit_valid_time: bool) -> Sent:
         request = self._request(command, account, omit_valid_time=omit_valid_time)
         deadline = min(time.monotonic() + self._request_s, not_after)
-        secrets = tuple(account.headers().values())
+        secrets = (*account.headers().values(), *account.transport.secrets)
         answers: list[Answer] = []
         sent_at = datetime.now(UTC)
 

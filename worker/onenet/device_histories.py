@@ -2,9 +2,8 @@
 
 import asyncio
 import itertools
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import quote, urlencode
@@ -28,12 +27,14 @@ from worker.onenet.history import (
     read_detail,
     read_page,
 )
+from worker.onenet.history_memory import MAX_SEARCHES, DetailCache, EntryMemory, SearchMemory
 from worker.onenet.search_time import SearchTime
 
 HISTORY = "/offline/history"
 START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset may not be known yet
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
-_MAX_DETAILS = 5_000
+_OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
+_MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
 
 
 class DeviceHistories:
@@ -69,7 +70,9 @@ class DeviceHistories:
         self._rate_wait_s = rate_wait_s
         self._searches_at_once = searches_at_once
         self._searches: dict[str | None, asyncio.Semaphore] = {}
-        self._details: OrderedDict[tuple[str, str], HistoryDetail] = OrderedDict()
+        self._places = asyncio.Semaphore(MAX_SEARCHES)
+        self._entries = EntryMemory()
+        self._details = DetailCache()
 
     async def find_candidates(
         self, account: Account, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
@@ -86,23 +89,28 @@ class DeviceHistories:
             HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
                 the command, is a candidate with unclear fields.
         """
-        async with self._search(command) as search:
+        async with self._search(command) as (search, memory):
             since = doubt.since or doubt.until - self._history_window
-            pages, observed_s = await self._list(command, account, since, search)
+            pages, observed_s = await self._list(command, account, since, search, memory)
             # The clock may have been set since the command was cached, or be another node's: the window covers all.
             ahead_s, behind_s = max(account.clock.highest_s, observed_s), max(-account.clock.lowest_s, -observed_s)
             read_at = datetime.now(UTC) + timedelta(seconds=ahead_s)
             window = Window(doubt.since, doubt.until + self._caching_delay, read_at, ahead_s, behind_s)
             omitted_until = window.until + timedelta(seconds=ahead_s)
             items = candidates(pages.items, command, window, self._zone)
-            excluded = await owned_by_others([item.cmd_uuid for item in items if item.cmd_uuid])
-            found = []
+            uuids = [item.cmd_uuid for item in items if item.cmd_uuid]
+            excluded: set[str] = set()
+            for at in range(0, len(uuids), _OWNERS_AT_ONCE):
+                excluded.update(await owned_by_others(uuids[at : at + _OWNERS_AT_ONCE]))
+            found: list[Candidate] = []
             for item in items:
                 if item.cmd_uuid not in excluded:
                     detail = await self._detail(item.cmd_uuid, command, account, search)
                     candidate = match(item, detail, command, window, self._zone, omitted_until=omitted_until)
                     if candidate is not None:
                         found.append(candidate)
+                if len(found) > _MAX_CANDIDATES:
+                    raise HistoryUnreadable(f"more than {_MAX_CANDIDATES} of its entries may be the command")
             return found
 
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
@@ -113,15 +121,15 @@ class DeviceHistories:
         """
         now = account.clock.now()
         query = {"imei": command.imei, "start": platform_time(now - _KEPT, self._zone), "per_page": PER_PAGE}
-        pages = HistoryPages()
-        async with self._search(command) as search:
+        pages, waiting = HistoryPages(), 0
+        async with self._search(command) as (search, memory):
             for number in itertools.count(1):
                 path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                 page, _ = await account.read(path, search, read_page)
-                pages.add(page)
-                waiting = sum(is_waiting(item, now, self._zone) for item in pages.items)
+                waiting += sum(is_waiting(item, now, self._zone) for item in pages.add(page))
                 if waiting >= most or pages.is_complete:
                     break
+                memory.hold(pages.held_bytes)
         return min(waiting, most)
 
     async def read_clock(self, account: Account, command: Command) -> None:
@@ -131,45 +139,46 @@ class DeviceHistories:
             HistoryUnreadable: it could not be read.
         """
         query = {"imei": command.imei, "start": platform_time(account.clock.now(), self._zone), "per_page": 1}
-        async with self._search(command) as search:
+        async with self._search(command) as (search, _):
             await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
 
     @asynccontextmanager
-    async def _search(self, command: Command) -> AsyncIterator[SearchTime]:
+    async def _search(self, command: Command) -> AsyncIterator[tuple[SearchTime, SearchMemory]]:
         """Begin a search: at a low rate few at once, or they would take each other's turns, and none would end.
 
         Raises:
-            HistoryUnreadable: the rate limit allows none soon.
+            HistoryUnreadable: the rate limit, or the number of searches, allows none soon.
         """
         acquire = None if self._acquire is None else partial(self._acquire, command.product)
         search = SearchTime(self._request_s, acquire, self._rate_wait_s)
-        if acquire is None:
-            yield search
-            return
-        turns = self._searches.setdefault(command.product, asyncio.Semaphore(self._searches_at_once))
-        await search.wait(turns.acquire())
-        try:
-            yield search
-        finally:
-            turns.release()
+        async with AsyncExitStack() as stack:
+            if acquire is not None:
+                turns = self._searches.setdefault(command.product, asyncio.Semaphore(self._searches_at_once))
+                await search.wait(turns.acquire())
+                stack.callback(turns.release)
+            try:
+                async with asyncio.timeout_at(search.deadline):
+                    await self._places.acquire()
+            except TimeoutError as exc:
+                raise HistoryUnreadable("too many histories are read at this moment", is_rate_limited=True) from exc
+            stack.callback(self._places.release)
+            yield search, stack.enter_context(self._entries.of_one_search())
 
     async def _detail(self, uuid: str, command: Command, account: Account, search: SearchTime) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""
         if not uuid:
             return HistoryDetail(args={})  # the platform cannot be asked for an entry without a uuid
-        key = account.product.url, uuid
-        known = self._details.get(key)
+        url = account.product.url
+        known = self._details.get(url, uuid)
         if known is not None:
             return known
         path = f"{HISTORY}/{quote(uuid, safe='')}?{urlencode({'imei': command.imei})}"
         detail, _ = await account.read(path, search, read_detail)
-        self._details[key] = detail
-        while len(self._details) > _MAX_DETAILS:
-            self._details.popitem(last=False)
+        self._details.add(url, uuid, detail)
         return detail
 
     async def _list(
-        self, command: Command, account: Account, since: datetime, search: SearchTime
+        self, command: Command, account: Account, since: datetime, search: SearchTime, memory: SearchMemory
     ) -> tuple[HistoryPages, float]:
         """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead.
 
@@ -190,10 +199,10 @@ class DeviceHistories:
             raise HistoryUnreadable(
                 f"the platform's clock is {-observed_s:.0f} s behind ours, and not at most {-lowest_s:.0f} s"
             )
-        pages.add(page)
         for number in itertools.count(2):
+            pages.add(page)
+            memory.hold(pages.held_bytes)
             if pages.is_complete:
                 break
             page, _ = await account.read(f"{HISTORY}?{urlencode(query | {'page': number})}", search, read_page)
-            pages.add(page)
         return pages, observed_s

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.onenet import usable_uuid
 from worker.core.credentials import Generation
 from worker.onenet.errno import Kind, kind_of
 
@@ -59,9 +60,8 @@ class Envelope:
 
     @property
     def uuid(self) -> str:
-        """The uuid of a cached command; empty if there is none."""
-        uuid = self.data.get("uuid") if isinstance(self.data, dict) else None
-        return uuid.strip() if isinstance(uuid, str) else ""
+        """The uuid of a cached command; empty if there is none, or none that is usable."""
+        return usable_uuid(self.data.get("uuid")) if isinstance(self.data, dict) else ""
 
     @property
     def kind(self) -> Kind:

@@ -4,6 +4,7 @@ Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/his
 """
 
 import re
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -37,11 +38,13 @@ from worker.onenet.errno import SUCCESS
 from worker.onenet.response import Response
 
 PER_PAGE = 100  # the platform's maximum
+MAX_PAGES = 100
 USUAL_SKEW = timedelta(seconds=5)  # of two synchronized clocks, with times truncated to the second
 MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it, and not USUAL_SKEW, decides nothing
 
 _ZONE_STEP = timedelta(hours=1)  # between neighbouring time zones
 
+_ENTRY_BYTES = 250  # what an entry takes beside its key and its values
 _WAITS = 1  # send_status: waiting
 _FINAL = {2, 4, 5, 6}  # cancelled, expired, success, failed
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
@@ -90,11 +93,13 @@ class Window:
 
 
 class HistoryPages:
-    """Collects the pages of one history."""
+    """Collects the pages of one history. ``held_bytes`` is what its entries take."""
 
     def __init__(self) -> None:
+        self.held_bytes = 0
         self._items: dict[str, HistoryItem] = {}
         self._total = 0
+        self._page_count = 0
         self._is_last_full = False
 
     @property
@@ -108,22 +113,38 @@ class HistoryPages:
         # A full page may be followed by another, whatever the total says: it may be the number of entries on the page.
         return len(self._items) >= self._total and not self._is_last_full
 
-    def add(self, page: HistoryPage) -> None:
-        """Add the next page.
+    def add(self, page: HistoryPage) -> list[HistoryItem]:
+        """Add the next page; returns its entries that were on none before.
 
         Raises:
-            HistoryUnreadable: the page has no new entry although some are missing, or has more entries than the total.
+            HistoryUnreadable: the page has no new entry although some are missing, or has more entries than the total;
+                or there are too many pages.
         """
         known = len(self._items)
         if len(page.items) > page.total_count:
             raise HistoryUnreadable(f"a page has {len(page.items)} of {page.total_count} entries")
         self._total = max(self._total, page.total_count)
-        # An entry without a uuid is keyed by its position on the page, so that a repeated page has no new entry.
-        self._items.update({item.cmd_uuid or f"{place} {item!r}": item for place, item in enumerate(page.items)})
-        has_new = len(self._items) > known
-        self._is_last_full = has_new and len(page.items) >= PER_PAGE
-        if not has_new and not self.is_complete:
+        new = []
+        for place, item in enumerate(page.items):
+            # An entry without a uuid is keyed by its position on the page, so that a repeated page has no new entry.
+            key = item.cmd_uuid or f"{place} {item!r}"
+            if key not in self._items:
+                new.append(item)
+                self.held_bytes += _size(key, item)
+            self._items[key] = item
+        self._page_count += 1
+        self._is_last_full = bool(new) and len(page.items) >= PER_PAGE
+        if not new and not self.is_complete:
             raise HistoryUnreadable(f"only {known} of {self._total} entries can be read")
+        if self._page_count == MAX_PAGES and not self.is_complete:
+            raise HistoryUnreadable(f"it has more than {MAX_PAGES} pages")
+        return new
+
+
+def _size(key: str, item: HistoryItem) -> int:
+    """Return how many bytes an entry takes; its fields are short."""
+    values = (item.type, item.create_time, item.valid_time, item.expired_time, item.trigger_msg, item.send_status)
+    return _ENTRY_BYTES + sys.getsizeof(key) + sum(map(sys.getsizeof, values))
 
 
 def read_page(response: Response, dialect: Dialect) -> HistoryPage:

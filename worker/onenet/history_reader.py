@@ -4,7 +4,9 @@ Each read runs in a thread, over a connection of its own: a response that arrive
 """
 
 import asyncio
+import io
 import itertools
+import math
 import socket
 import ssl
 import threading
@@ -27,17 +29,20 @@ from worker.core.backoff import backoff_s
 from worker.errors import HistoryUnreadable, TransportError
 from worker.onenet.answers import asked_wait_s, http_history_error, is_json
 from worker.onenet.clock import PlatformClock
+from worker.onenet.connecting import connected_socket
 from worker.onenet.dialect import Dialect
+from worker.onenet.history_memory import MAX_BODY_BYTES
 from worker.onenet.response import Response
 from worker.onenet.route import Route
 from worker.onenet.search_time import SearchTime
-from worker.onenet.transport import COMMON_HEADERS, MAX_RESPONSE_BYTES, transport_error
+from worker.onenet.transport import COMMON_HEADERS, CONNECT_TOO_LATE, transport_error
 from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
 
 _MAX_TRIES = 3  # per page, within the deadline; not by urllib3's Retry: each takes one request from the rate limit
-_CHUNK_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 32 * 1024
+_PIECE_BYTES = 4 * 1024  # http.client collects the chunks of a piece, each of which may be a few bytes
 
 
 class HistoryReader:
@@ -45,7 +50,7 @@ class HistoryReader:
 
     Args:
         route: how the platform is reached.
-        connect_timeout_s: longest wait for each step of making a connection.
+        connect_timeout_s: longest duration of making a connection, from the look-up of the name to the end of TLS.
         read_timeout_s: longest wait for the next bytes.
         concurrency: how many reads may run at once; threads start when they are needed.
         tracing: makes a span for each request.
@@ -123,69 +128,99 @@ class HistoryReader:
             TransportError: no complete response, or none that can be read.
         """
         url = self._route.base_url + path
-        reading = _Reading()
         with self._tracing.requesting("GET", url.partition("?")[0]) as answered:
             try:
                 async with asyncio.timeout_at(deadline):
-                    response = await asyncio.get_running_loop().run_in_executor(
-                        self._threads, self._get, url, headers, reading
-                    )
+                    response = await self._read(url, headers)
             except TimeoutError as exc:
                 late = TimeoutError("no complete response within the deadline")
                 raise transport_error(late, may_have_been_sent=True) from exc
-            finally:
-                reading.cut()  # at its deadline the thread may still wait for bytes
             answered(response.status)
             return response
 
+    async def _read(self, url: str, headers: Mapping[str, str]) -> Response:
+        loop = asyncio.get_running_loop()
+        connect_by = loop.time() + self._timeouts_s[0]
+        reading = _Reading(await self._connected_socket(connect_by))
+        timer = loop.call_at(connect_by, reading.cut_unless_connected)
+        try:
+            return await loop.run_in_executor(self._threads, self._get, url, headers, reading)
+        finally:
+            timer.cancel()
+            reading.cut()  # at its deadline the thread may still wait for bytes
+
+    async def _connected_socket(self, connect_by: float) -> socket.socket:
+        try:
+            async with asyncio.timeout_at(connect_by) as limit:
+                return await connected_socket(self._route.first, self._route.look_ups, self._timeouts_s[0])
+        except (OSError, ValueError) as exc:  # ValueError: a host that cannot be encoded
+            error = TimeoutError(CONNECT_TOO_LATE) if limit.expired() else exc
+            raise transport_error(error, may_have_been_sent=False) from exc
+
     def _get(self, url: str, headers: Mapping[str, str], reading: "_Reading") -> Response:
         _current.reading = reading
+        secrets = (*headers.values(), *self._route.secrets)
         try:
             with self._session.get(
                 url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
             ) as answer:
                 names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
-                return Response(answer.status_code, names, _body(answer.raw), tuple(headers.values()))
+                return Response(answer.status_code, names, _body(answer.raw), secrets)
         # ValueError: what the libraries raise for a host or a header that they cannot encode.
         except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as exc:
+            if reading.is_cut:
+                raise transport_error(TimeoutError(CONNECT_TOO_LATE), may_have_been_sent=False) from exc
             is_tls = isinstance(exc, requests.exceptions.SSLError | SSLError)
-            raise transport_error(exc, may_have_been_sent=True, is_tls=is_tls) from exc
+            raise transport_error(exc, may_have_been_sent=True, is_tls=is_tls, secrets=secrets) from exc
 
 
 class _Reading:
-    """One read in a thread. It can be cut: the libraries' timeouts bound only the wait for the next bytes."""
+    """One read in a thread. It can be cut: the libraries' timeouts bound only the wait for the next bytes.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # the event loop cuts, the thread connects
-        self._sock: socket.socket | None = None
-        self._is_cut = False
+    Args:
+        sock: its connection to the platform or the proxy.
+    """
 
-    def connect(self, connect: Callable[[], socket.socket]) -> socket.socket:
-        """Return a new connection of the read.
+    def __init__(self, sock: socket.socket) -> None:
+        self.is_cut = False
+        self._lock = threading.Lock()  # the event loop cuts, the thread takes the connection
+        self._sock: socket.socket | None = sock
+        self._to_cut = sock.dup()  # TLS takes the socket over
+        self._is_connected = False
+
+    def take(self) -> socket.socket:
+        """Return the connection, which belongs to the caller from now on.
 
         Raises:
             TimeoutError: the read has been cut.
         """
-        self._assert_not_cut()  # the thread may have waited for its turn
-        sock = connect()
         with self._lock:
-            self._assert_not_cut()
-            self._sock = sock.dup()  # TLS takes the socket over
-        return sock
+            if self._sock is None:
+                raise TimeoutError("the deadline passed before the read began")
+            sock, self._sock = self._sock, None
+            return sock
+
+    def note_connected(self) -> None:
+        """Record that tunnel and TLS, if there are any, are established."""
+        self._is_connected = True
+
+    def cut_unless_connected(self) -> None:
+        """Cut the read if the proxy, or a server of TLS, has not done its part yet."""
+        if not self._is_connected:
+            self.cut()
 
     def cut(self) -> None:
         """Shut the connection down, so that the thread waits no longer."""
         with self._lock:
-            self._is_cut = True
+            if self.is_cut:
+                return
+            self.is_cut = True
+            with suppress(OSError):  # the connection is closed already
+                self._to_cut.shutdown(socket.SHUT_RDWR)
+            self._to_cut.close()
             if self._sock is not None:
-                with suppress(OSError):  # the connection is closed already
-                    self._sock.shutdown(socket.SHUT_RDWR)
                 self._sock.close()
                 self._sock = None
-
-    def _assert_not_cut(self) -> None:
-        if self._is_cut:
-            raise TimeoutError("the deadline passed while the connection was made")
 
 
 class _Current(threading.local):
@@ -197,11 +232,30 @@ class _Current(threading.local):
 _current = _Current()
 
 
+class _BoundedHead(io.BufferedReader):
+    """What a server sends, with one bound for all lines before the body: http.client bounds each and their number."""
+
+    left: float = _MAX_HEAD_BYTES
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(-1 if size is None else size)
+        self.left -= len(line)
+        if self.left < 0:
+            raise HTTPException(f"the head of the response is longer than {_MAX_HEAD_BYTES} bytes")
+        return line
+
+
 class _StrictResponse(HTTPResponse):
-    """A response whose header can be understood in one way only."""
+    """A response with a short header, which can be understood in one way only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head = _BoundedHead(self.fp.detach())
+        self.fp = self._head
 
     def begin(self) -> None:
         super().begin()
+        self._head.left = math.inf  # the lines between the chunks of the body are not kept
         lengths = self.headers.get_all("content-length", [])
         is_clear = all(length.isascii() and length.isdecimal() for length in lengths)
         if len(lengths) > 1 or not is_clear or (lengths and "transfer-encoding" in self.headers):
@@ -212,27 +266,38 @@ class _StrictResponse(HTTPResponse):
             raise HTTPException(f"HTTP {self.status} in the place of a final response")
 
 
-class _HTTPPool(HTTPConnectionPool):
-    class ConnectionCls(HTTPConnection):
-        response_class = _StrictResponse
+class _Connection(HTTPConnection):
+    """Uses the connection of the read."""
 
-        def _new_conn(self) -> socket.socket:
-            return _current.reading.connect(super()._new_conn)
+    response_class = _StrictResponse
+
+    def _new_conn(self) -> socket.socket:
+        sock = _current.reading.take()
+        sock.settimeout(self.timeout)
+        return sock
+
+    def connect(self) -> None:
+        super().connect()
+        _current.reading.note_connected()
+
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _Connection
 
 
 class _HTTPSPool(HTTPSConnectionPool):
-    class ConnectionCls(HTTPSConnection):
-        response_class = _StrictResponse
-
-        def _new_conn(self) -> socket.socket:
-            return _current.reading.connect(super()._new_conn)
+    ConnectionCls = _TLSConnection
 
 
 _POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class _Adapter(HTTPAdapter):
-    """Connects with the route's certificate authorities, and so that a connection can be cut."""
+    """Uses the route's certificate authorities, and the connections of the reads."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
@@ -278,8 +343,8 @@ def _parsed(response: Response, dialect: Dialect, parse: Callable[[Response, Dia
 
 def _body(raw: Any) -> bytes:
     body = b""
-    while data := raw.read(_CHUNK_BYTES, decode_content=False):
+    while data := raw.read(_PIECE_BYTES, decode_content=False):
         body += data
-        if len(body) > MAX_RESPONSE_BYTES:
-            raise ValueError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"the response is longer than {MAX_BODY_BYTES} bytes")
     return body

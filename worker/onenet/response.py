@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote
@@ -18,7 +18,7 @@ _SIGNATURE = "sign="
 class Response:
     """A complete response; header names are in lower case.
 
-    ``secrets``: the values of the request's headers with credentials, which a gateway may repeat.
+    ``secrets``: the request's credentials and those of its proxy, which a gateway may repeat.
     """
 
     status: int
@@ -42,16 +42,21 @@ class Response:
 
     def redacted(self, text: str) -> str:
         """Return a text of the response without the secrets, however they are encoded in it."""
-        for value in self.secrets:
-            secret = unquote(value.rpartition(_SIGNATURE)[2])  # the rest of a token is no secret
-            if len(secret) >= _MIN_SECRET_CHARS:
-                text = _spellings(secret).sub("***", text)
-        return text
+        return redacted(text, self.secrets)
 
     def _one_line(self, text: str, max_chars: int) -> str:
         """Return the beginning of a text. Redacted first: half a secret could not be found any more."""
         plain = "".join(char if char.isprintable() else " " for char in self.redacted(text))
         return " ".join(plain.split())[:max_chars]
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return a text without these secrets, however they are encoded in it."""
+    for value in secrets:
+        secret = unquote(value.rpartition(_SIGNATURE)[2])  # the rest of a token is no secret
+        if len(secret) >= _MIN_SECRET_CHARS:
+            text = _spellings(secret).sub("***", text)
+    return text
 
 
 @lru_cache(maxsize=64)

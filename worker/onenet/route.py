@@ -4,6 +4,7 @@ Decided once, for the requests that must not be repeated and for the reads of th
 """
 
 import ssl
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ class Route:
         platform: the platform.
         proxy: the proxy, if there is one.
         proxy_url: its URL, with user and password.
+        first: the server to connect to: the proxy, or the platform.
         proxy_headers: the headers that the proxy wants.
+        secrets: the proxy's password, and what it is sent as.
         is_forwarded: the proxy forwards requests; otherwise it opens a tunnel.
         tls: how certificates are verified; None if no connection uses TLS.
         look_ups: the threads that look up host names. If the platform's name server hangs, it must not occupy the
@@ -77,7 +80,9 @@ class Route:
         self._url = parse_url(base_url)
         self.platform = Server.of(self._url)
         self.proxy = None if self.proxy_url is None else Server.of(parse_url(self.proxy_url))
+        self.first = self.proxy or self.platform
         self.proxy_headers = {} if self.proxy_url is None else _proxy_headers(self.proxy_url)
+        self.secrets = tuple(secret for value in self.proxy_headers.values() for secret in _secrets_of(value))
         self.is_forwarded = self.proxy is not None and not self.platform.is_tls
         needs_tls = self.platform.is_tls or (self.proxy is not None and self.proxy.is_tls)
         self.tls = _tls_context(environment["verify"] or True) if needs_tls else None
@@ -100,6 +105,12 @@ def _proxy_headers(url: str) -> dict[str, str]:
     except UnicodeEncodeError:
         line = "user name and password of the environment's proxy must be Latin-1, since they travel in a header"
         raise SettingsError([line]) from None
+
+
+def _secrets_of(authorization: str) -> tuple[str, str]:
+    """Return what a Proxy-Authorization header has of the password: encoded with the user name, and plain."""
+    encoded = authorization.rpartition(" ")[2]
+    return encoded, b64decode(encoded).decode("latin-1").partition(":")[2]
 
 
 def _tls_context(authorities: str | bool) -> ssl.SSLContext:

@@ -4,32 +4,34 @@ Errors of the libraries are translated into ``TransportError`` here, and nowhere
 """
 
 import asyncio
-import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
+from http.client import responses
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from worker import __version__
 from worker.errors import TLSError, TransportError
-from worker.onenet.response import Response
+from worker.onenet.connecting import connected_socket
+from worker.onenet.response import Response, redacted
 from worker.onenet.route import Route, Server
 from worker.onenet.tls import BufferedReader, TLSLayer
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-MAX_RESPONSE_BYTES = 1024 * 1024
+MAX_RESPONSE_BYTES = 64 * 1024  # an answer has some hundred bytes, and as many as WORKER_CONCURRENCY are held at once
 COMMON_HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "identity",
     "User-Agent": f"onenet-execute-worker/{__version__}",
 }
-_MAX_TUNNEL_HEAD_BYTES = 64 * 1024
+_MAX_HEADERS = 100  # as many as http.client allows
+_MAX_TUNNEL_HEAD_BYTES = 16 * 1024
+CONNECT_TOO_LATE = "the connection was not made in time"
 _MAX_REASON_CHARS = 200
 _TUNNEL_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
 _LENGTHS = {b"content-length", b"transfer-encoding"}
@@ -49,12 +51,16 @@ class HTTPTransport:
 
     Args:
         route: how the platform is reached.
-        connect_timeout_s: longest wait for each step of making a connection.
+        connect_timeout_s: longest duration of making a connection, from the look-up of the name to the end of TLS.
         read_timeout_s: longest wait for the next bytes.
         tracing: makes a span for each request.
+
+    Attributes:
+        secrets: what no text about a response may contain.
     """
 
     def __init__(self, route: Route, *, connect_timeout_s: float, read_timeout_s: float, tracing: Tracing) -> None:
+        self.secrets = route.secrets
         self._route = route
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
@@ -126,30 +132,33 @@ class HTTPTransport:
         return head.encode("latin-1") + request.body
 
     async def _connect(self, deadline: float) -> "_Connection":
-        """Return a new connection that is ready for a request; no byte of a request has been sent."""
+        """Return a new connection that is ready for a request; no byte of a request has been sent.
+
+        One limit holds for all of it: looking the name up, all addresses, the proxy's answer, and both layers of TLS.
+        """
+        connect_by = asyncio.get_running_loop().time() + self._connect_timeout_s
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(min(deadline, connect_by)):
                 return await self._new_connection()
         except TimeoutError as exc:
-            raise TimeoutError("the connection was not made in time") from exc
+            raise TimeoutError(CONNECT_TOO_LATE) from exc
 
     async def _new_connection(self) -> "_Connection":
         loop, route = asyncio.get_running_loop(), self._route
-        first = route.proxy or route.platform
-        sock = await self._connected_socket(first)
+        sock = await connected_socket(route.first, route.look_ups, self._connect_timeout_s)
         connection = _Connection(sock, self._read_timeout_s)
         tunnel = None if route.proxy is None or route.is_forwarded else _Tunnel()
-        outer = self._tls_layer(first, tunnel or connection) if first.is_tls else None
+        outer = self._tls_layer(route.first, tunnel or connection) if route.first.is_tls else None
         transport, _ = await loop.create_connection(lambda: outer or tunnel or connection, sock=sock)
         inner = None
         try:
             if outer is not None:
-                await self._in_time(outer.secured())
+                await outer.secured()
             if tunnel is not None:
-                await self._in_time(tunnel.open(route.platform.authority, route.proxy_headers))
+                await tunnel.open(route.platform.authority, route.proxy_headers)
                 inner = self._tls_layer(route.platform, connection)
                 tunnel.become(inner)
-                await self._in_time(inner.secured())
+                await inner.secured()
         except BaseException:
             transport.abort()
             raise
@@ -159,34 +168,6 @@ class HTTPTransport:
     def _tls_layer(self, server: Server, upper: asyncio.Protocol) -> TLSLayer:
         assert self._route.tls is not None
         return TLSLayer(self._route.tls, server.tls_name, upper)
-
-    async def _in_time(self, step: Coroutine[None, None, None]) -> None:
-        async with asyncio.timeout(self._connect_timeout_s):
-            await step
-
-    async def _connected_socket(self, server: Server) -> socket.socket:
-        """Connect to the first address that accepts."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._connect_timeout_s):
-            look_up = partial(socket.getaddrinfo, server.host, server.port, type=socket.SOCK_STREAM)
-            addresses = await loop.run_in_executor(self._route.look_ups, look_up)
-        error: OSError = OSError("the name has no address")
-        for family, kind, protocol, _, address in addresses:
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setblocking(False)
-                async with asyncio.timeout(self._connect_timeout_s):
-                    await loop.sock_connect(sock, address)
-            except OSError as exc:
-                sock.close()
-                # asyncio's text has the address in the place of the reason
-                error = exc if exc.errno is None else OSError(exc.errno, os.strerror(exc.errno))
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        raise error
 
 
 class _Tunnel(asyncio.Protocol):
@@ -225,8 +206,8 @@ class _Tunnel(asyncio.Protocol):
             if len(self._head) > _MAX_TUNNEL_HEAD_BYTES or b"\n\n" in self._head.replace(b"\r", b""):
                 self._fail(OSError("the proxy's answer is not HTTP"))
         elif match[1] != b"200":
-            line = self._head.partition(b"\n")[0].decode("latin-1").strip()
-            self._fail(OSError(f"the proxy refuses the tunnel: {line}"))
+            status = int(match[1])  # and not the proxy's words, which may repeat its password
+            self._fail(OSError(f"the proxy refuses the tunnel: {status} {responses.get(status, '')}".rstrip()))
         elif match.end() < len(self._head):
             self._fail(OSError("bytes follow the proxy's answer"))  # the platform does not speak first
         elif not self._opened.done():
@@ -384,6 +365,7 @@ class _Connection(BufferedReader):
         self.is_reusable = False
         self._response: Response | None = None
         self._headers: dict[bytes, bytes] = {}
+        self._header_count = 0
         self._body = self._last_chunk = b""
         self._has_headers = False
 
@@ -393,6 +375,9 @@ class _Connection(BufferedReader):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._response is None:
+            self._header_count += 1
+            if self._header_count > _MAX_HEADERS:
+                raise HttpParserError("the response has too many headers")
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -419,12 +404,21 @@ class _Connection(BufferedReader):
             self._response = Response(status, self._headers, self._body)
 
 
-def transport_error(error: Exception, *, may_have_been_sent: bool, is_tls: bool = False) -> TransportError:
-    """Return the error of a library as one of the worker's."""
+def transport_error(
+    error: Exception, *, may_have_been_sent: bool, is_tls: bool = False, secrets: Sequence[str] = ()
+) -> TransportError:
+    """Return the error of a library as one of the worker's.
+
+    Args:
+        error: the library's.
+        may_have_been_sent: bytes of the request may have reached the platform.
+        is_tls: TLS failed, although the error's type does not tell.
+        secrets: what a text of the server that the error quotes must not contain.
+    """
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    reason = f"{type(cause).__name__}: {text}"[:_MAX_REASON_CHARS]
+    reason = f"{type(cause).__name__}: {redacted(text, secrets)}"[:_MAX_REASON_CHARS]
     if isinstance(error, HttpParserError | HttpParserUpgrade):
         reason = f"malformed response: {reason}"
     kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError

@@ -1,0 +1,232 @@
+"""A platform, or who stands in its place, that answers without end: it costs its own command, in bounded memory."""
+
+import asyncio
+import itertools
+import json
+import socket
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from schemas.onenet import HistoryDetail
+from tests.support.onenet_client import (
+    NEVER,
+    accepting_response,
+    command,
+    current_doubt,
+    execute_once,
+    none_owned,
+    onenet_client,
+    read_request,
+)
+from tests.support.proxies import raw_server
+from worker.core.answer import Cached, InDoubt
+from worker.errors import HistoryUnreadable
+from worker.onenet.history import MAX_PAGES, PER_PAGE
+from worker.onenet.history_memory import MAX_BODY_BYTES, DetailCache, EntryMemory
+
+MIB = 1024 * 1024
+HELD_BYTES = 16 * MIB  # by all histories together
+Serve = Callable[[socket.socket], None]
+
+
+def answering(*bodies: bytes, head: bytes = b"") -> Serve:
+    """Return a server that gives these answers in turn, the last of them again and again."""
+    numbers = itertools.count()
+
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        body = bodies[min(next(numbers), len(bodies) - 1)]
+        sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+
+    return serve
+
+
+def ok(data: object) -> bytes:
+    return json.dumps({"errno": 0, "error": "succ", "data": data}).encode()
+
+
+@pytest.mark.parametrize("uuid", ["u", "u" * 64, "!~", "u ", " u\r\n\t"])
+async def test_a_uuid_of_visible_characters_is_taken_without_the_blanks_around_it(uuid: str) -> None:
+    with raw_server(answering(ok({"uuid": uuid}))) as url:
+        assert await execute_once(url) == Cached(uuid.strip())
+
+
+@pytest.mark.parametrize(
+    "uuid", ["u" * 65, "u" * 60_000, "u v", "u\nv", "u\x7f", "\u5f00", "u\u3000", "\x1bu", "", " ", 5, ["u"], {"u": 1}]
+)
+async def test_an_answer_with_any_other_uuid_leaves_the_command_in_doubt(uuid: object) -> None:
+    with raw_server(answering(ok({"uuid": uuid}))) as url:
+        found = await execute_once(url)
+    assert isinstance(found, InDoubt)
+    assert len(found.reason) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"errno":3,"error":"%s","data":null}' % (b"x" * 50_000),
+        b'{"errno":%s,"error":"x","data":null}' % (b"9" * 4_000),
+        b'{"errno":-%s,"error":"x","data":null}' % (b"9" * 60_000),
+        b'{"errno":0,"error":"%s","data":{"uuid":"%s"}}' % (b"x" * 30_000, b"u" * 30_000),
+        b'{"errno":7,"error":"%s","data":[%s]}' % (b"internal " * 3_000, b"[]," * 10_000 + b"[]"),
+        b"<html>" + b"x" * 60_000,
+        b"x" * MIB,
+    ],
+    ids=["text", "number", "longer number", "uuid", "outage", "page", "too long"],
+)
+async def test_what_is_kept_of_an_enormous_answer_is_short(body: bytes) -> None:
+    with raw_server(answering(body)) as url:
+        assert len(repr(await execute_once(url))) < 1_000
+
+
+@pytest.mark.parametrize("line", [b"X: %b\r\n" % (b"x" * 1_000), b"X: x\r\n"], ids=["long", "many"])
+async def test_an_answer_with_a_flood_of_headers_leaves_the_command_in_doubt(line: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + line * 5_000
+
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(accepting_response().replace(b"HTTP/1.1 200 OK\r\n", head))
+
+    with raw_server(serve) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        assert isinstance((await client.execute(command(), NEVER)).answer, InDoubt)
+        with pytest.raises(HistoryUnreadable):
+            await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+def entry(number: int, **fields: Any) -> dict[str, Any]:
+    """Return an entry that the list does not tell from any command, as its fields are of unknown forms."""
+    return {"cmd_uuid": f"{number:064}", "type": "?", "create_time": "?", **fields}
+
+
+def endless(of_page: Callable[[int], object]) -> Serve:
+    """Return a server of a history without an end; ``of_page`` returns the data of one page."""
+    numbers = itertools.count()
+
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        body = ok(of_page(next(numbers)))
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    return serve
+
+
+def page_of(number: int, size: int, **fields: Any) -> dict[str, Any]:
+    items = [entry(number * size + place, **fields) for place in range(size)]
+    return {"total_count": 10**9, "items": items}
+
+
+HISTORIES: dict[str, Serve] = {
+    "pages": endless(lambda number: page_of(number, PER_PAGE)),
+    "long fields": endless(lambda number: page_of(number, PER_PAGE, expired_time="x" * 2_000, valid_time="y" * 100)),
+    "entries without a uuid": endless(
+        lambda number: {"total_count": 10**9, "items": [{"cmd_uuid": "u v", "type": f"{number}"}] * PER_PAGE}
+    ),
+    "pages of a thousand": endless(lambda number: page_of(number, 1_000)),
+    "pages of many": endless(lambda number: {"total_count": 10**9, "items": [{}] * 50_000}),
+    "the same page": endless(lambda _: page_of(0, PER_PAGE)),
+    "uuids too long": endless(lambda number: {"total_count": 1, "items": [{"cmd_uuid": str(number) * 900_000}]}),
+    "a page too long": endless(lambda _: {"total_count": 1, "items": [{"cmd_uuid": "u", "more": "x" * MIB}]}),
+    "nothing but brackets": endless(lambda _: {"total_count": 0, "items": [], "more": [[]] * 60_000}),
+    "a total that is too large": endless(lambda _: {"total_count": 10**4_000, "items": []}),
+}
+
+
+@pytest.mark.parametrize("serve", HISTORIES.values(), ids=HISTORIES)
+async def test_histories_without_an_end_are_read_at_once_in_bounded_memory(serve: Serve) -> None:
+    """None of them proves anything; an empty history with anything beside it is one."""
+
+    async def find() -> object:
+        try:
+            return await client.find_candidates(command(), current_doubt(), none_owned)
+        except HistoryUnreadable as exc:
+            return "unreadable" if len(str(exc)) < 400 else str(exc)
+
+    with raw_server(serve) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            found = await asyncio.gather(*(find() for _ in range(2)))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    expected = [] if serve is HISTORIES["nothing but brackets"] else "unreadable"
+    assert found == [expected] * 2
+    # The server is in this process too: its answers, and the JSON of one page while it is read.
+    assert peak - before < HELD_BYTES + 16 * MIB
+
+
+async def test_no_more_pages_are_asked_for_than_a_history_may_have() -> None:
+    asked: list[int] = []
+
+    def of_page(number: int) -> object:
+        asked.append(number)
+        return page_of(number, 1)
+
+    too_many = pytest.raises(HistoryUnreadable, match="more than 100 pages")
+    with raw_server(endless(of_page)) as url, onenet_client(url, connect_s=60, read_s=60) as client, too_many:
+        await client.find_candidates(command(), current_doubt(), none_owned)
+    assert len(asked) == MAX_PAGES
+
+
+async def test_more_entries_that_may_be_the_command_than_ever_decide_anything_make_the_history_unreadable() -> None:
+    page = {"total_count": 102, "items": [{"type": str(number)} for number in range(1_000, 1_102)]}
+    serving = raw_server(answering(ok(page), ok({"total_count": 102, "items": []})))
+    too_many = pytest.raises(HistoryUnreadable, match="more than 100 of its entries")
+    with serving as url, onenet_client(url, connect_s=30, read_s=30) as client, too_many:
+        await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+async def test_details_of_any_size_are_compared_and_kept_in_bounded_memory() -> None:
+    """A detail that is too long for a command's decides nothing: the entry may be the command."""
+    content = {"args": "on", "more": "x" * 100_000}
+    detail = {"args": {"imei": "1" * 50_000, "more": "x" * 50_000}, "content": content}
+    answers = ok(page_of(0, 3) | {"total_count": 3}), ok(detail)
+    with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        found = await client.find_candidates(command(), current_doubt(), none_owned)
+    assert [(len(each.uuid), {"imei", "args"} <= set(each.unclear)) for each in found] == [(64, True)] * 3
+
+
+def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share() -> None:
+    cache = DetailCache()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(2_000):
+        cache.add("url", f"{number}", HistoryDetail(args={"retry": 3}, content={"args": f"{number}" * 1_000}))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 3 * MIB
+    assert cache.get("url", "0") is None
+    newest = cache.get("url", "1999")
+    assert newest is not None
+    assert newest.content == {"args": "1999" * 1_000}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3311.0, 10**39, "3311 ", True, None], ids=repr)
+def test_details_are_kept_as_they_were_written(value: object) -> None:
+    cache, detail = DetailCache(), HistoryDetail(args={"obj_id": value}, content=[value])
+    cache.add("url", "u", detail)
+    assert repr(cache.get("url", "u")) == repr(detail)
+
+
+def test_a_short_history_is_read_however_much_the_long_ones_hold() -> None:
+    memory = EntryMemory()
+    with memory.of_one_search() as one, memory.of_one_search() as other, memory.of_one_search() as short:
+        one.hold(3 * MIB)
+        with pytest.raises(HistoryUnreadable) as caught:
+            other.hold(3 * MIB)
+        assert caught.value.is_rate_limited  # it is tried again, and no attempt is used
+        short.hold(64 * 1024)
+        with pytest.raises(HistoryUnreadable) as caught:
+            one.hold(3 * MIB + 1)
+        assert not caught.value.is_rate_limited
+    with memory.of_one_search() as later:
+        later.hold(3 * MIB)
+
+
+async def test_a_long_body_is_read_up_to_its_bound() -> None:
+    page = {"total_count": 1, "items": [{"cmd_uuid": "u", "more": "x" * (MAX_BODY_BYTES - 1_000)}]}
+    with raw_server(answering(ok(page))) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        assert await client.count_waiting(command(), 10) == 1
