@@ -122,6 +122,20 @@ def test_a_stalled_reader_does_not_block_the_logger_and_bounds_the_buffer() -> N
     assert 50_000 <= len(written) < 51_000
 
 
+def test_the_buffer_of_long_lines_is_bounded_by_their_length() -> None:
+    """A sender or a platform may make each line as long as a line may be."""
+    stream = StalledStream()
+    dropped: list[int] = []
+    writer = BufferedLineWriter(stream, dropped.append)
+    for _ in range(600):
+        writer.write_line("x" * 100_000)
+    stream.may_go_on.set()
+    writer.close(timeout_s=PATIENCE_S)
+    written = len(stream.getvalue())
+    assert 16 * 1024 * 1024 < written < 17 * 1024 * 1024
+    assert dropped == [600 - written // 100_000]
+
+
 def test_writing_to_a_closed_stream_raises_no_error() -> None:
     stream = io.StringIO()
     stream.close()

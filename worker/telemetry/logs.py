@@ -20,6 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.printable import printable
 
 _MAX_BUFFERED_LINES = 50_000
+_MAX_BUFFERED_CHARS = 16 * 1024 * 1024  # of which the lines of an attack have ten times as many as others
 _CHUNK_BYTES = 64 * 1024
 _BATCH_DELAY_S = 0.02
 _FIRST_BACKOFF_S = 0.02  # before a failed write is repeated; doubles up to the maximum
@@ -35,8 +36,8 @@ class BufferedLineWriter:
 
     Lines logged within 20 ms are written together: waking the thread for each line would cost more than writing it. A
     write that fails, with whatever error, is repeated after a backoff of at most a second, and continues after the last
-    byte written, so that no line is cut. Meanwhile lines are buffered. When 50,000 lines are buffered, new ones are
-    dropped; their number is logged once there is room again.
+    byte written, so that no line is cut. Meanwhile lines are buffered. When 50,000 lines or 16 Mi characters are
+    buffered, new lines are dropped; their number is logged once there is room again.
 
     Args:
         stream: where the lines go. A file is written through its descriptor: Python's own buffer would keep the data
@@ -50,8 +51,9 @@ class BufferedLineWriter:
         self._encoding = stream.encoding or "utf-8"
         self._on_dropped = on_dropped
         self._lines: deque[str] = deque()
+        self._buffered_chars = 0
         self._dropped = 0
-        self._dropped_lock = threading.Lock()
+        self._counting = threading.Lock()
         self._unwritten = 0  # lines taken from the buffer and not written yet
         self._has_lines = threading.Event()
         self._is_closing = threading.Event()
@@ -61,11 +63,12 @@ class BufferedLineWriter:
 
     def write_line(self, line: str) -> None:
         """Buffer one line, without its line break; never blocks."""
-        if len(self._lines) > _MAX_BUFFERED_LINES:
-            with self._dropped_lock:
+        with self._counting:
+            if len(self._lines) > _MAX_BUFFERED_LINES or self._buffered_chars > _MAX_BUFFERED_CHARS:
                 self._dropped += 1
-            return
-        self._lines.append(line)
+                return
+            self._lines.append(line)
+            self._buffered_chars += len(line)
         if not self._has_lines.is_set():
             self._has_lines.set()
 
@@ -94,8 +97,11 @@ class BufferedLineWriter:
         """Take the lines of one write from the buffer."""
         taken = bytearray()
         while self._lines and len(taken) < _CHUNK_BYTES:
+            line = self._lines.popleft()
+            with self._counting:
+                self._buffered_chars -= len(line)
             # A character that the stream's encoding lacks, or a lone surrogate, must not lose the line.
-            taken += f"{self._lines.popleft()}\n".encode(self._encoding, "backslashreplace")
+            taken += f"{line}\n".encode(self._encoding, "backslashreplace")
             self._unwritten += 1
         return bytes(taken)
 
@@ -119,8 +125,9 @@ class BufferedLineWriter:
         self._unwritten = 0
 
     def _report_dropped(self) -> None:
-        if self._dropped and len(self._lines) < _MAX_BUFFERED_LINES // 2:  # so that the report has room too
-            with self._dropped_lock:
+        has_room = len(self._lines) < _MAX_BUFFERED_LINES // 2 and self._buffered_chars < _MAX_BUFFERED_CHARS // 2
+        if self._dropped and has_room:  # so that the report has room too
+            with self._counting:
                 dropped, self._dropped = self._dropped, 0
             self._on_dropped(dropped)
 
