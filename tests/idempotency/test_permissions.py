@@ -1,13 +1,13 @@
-"""The rights that docs/operations.md names are enough, and the probe notices each that is missing."""
+"""The rights that docs/security.md names are enough, and the probe notices each that is missing."""
 
 import re
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
 
+from tests.support.security import acl
 from tests.support.stores import DOUBT, LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Completed, Unresolved
 from worker.core.rate import Rate
@@ -19,10 +19,7 @@ from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 
 NAMESPACE = f"test-{uuid4().hex}"
-[DOCUMENTED] = re.findall(
-    r"\*\*The user of Redis\*\* needs(.*?)lets `check` say more", Path("docs/operations.md").read_text(), re.DOTALL
-)
-COMMANDS = [name for name in re.findall(r"`([a-z|]+)`", DOCUMENTED) if name not in {"wait", "config|get"}]
+COMMANDS = [rule.removeprefix("+") for rule in acl("worker") if rule.startswith("+") and rule != "+wait"]
 OF_THE_RATE_LIMIT = {"get", "script|load"}
 
 Login = Callable[..., str]
