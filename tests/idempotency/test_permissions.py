@@ -83,6 +83,19 @@ async def test_a_user_who_may_not_wait_for_replicas_is_told_so(login: Login) -> 
         await store.close()
 
 
+async def test_another_database_needs_one_more_command(login: Login) -> None:
+    for commands, is_enough in ((COMMANDS, False), ([*COMMANDS, "select"], True)):
+        store = RedisStore(login(commands).removesuffix("/0") + "/1", NAMESPACE, ttl_s=60, lease_s=LONG_S)
+        try:
+            if is_enough:
+                await store.ping()
+            else:
+                with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not run select$"):
+                    await store.ping()
+        finally:
+            await store.close()
+
+
 async def test_the_probe_notices_that_the_user_has_other_keys(login: Login) -> None:
     store = RedisStore(login(COMMANDS), "other", ttl_s=60, lease_s=LONG_S)
     try:

@@ -25,7 +25,7 @@ from tests.support.command_line import run_cli
 from tests.support.deployment import RETRY_DELAYS_S, Deployment
 from tests.support.proxies import raw_server
 from tests.support.security import NETWORK, THREATS, acl, definitions, rabbitmqctl
-from tests.support.simulator import onenet
+from tests.support.simulator import API_KEY, onenet
 from tests.support.stores import LONG_S
 from tests.support.upstream import Message, Upstream
 from tests.support.waiting import PATIENCE_S
@@ -168,10 +168,10 @@ def site(broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
 def server(own_redis: LocalRedis) -> Iterator[RedisClient]:
     """Redis with the users of the page."""
     with redis.Redis.from_url(own_redis.url, decode_responses=True) as found:
-        for user in ("worker", "billing"):
+        for user in ("worker", "another"):
             found.execute_command(*acl(user))
         yield found
-        for user in ("worker", "billing"):
+        for user in ("worker", "another"):
             found.execute_command("ACL", "DELUSER", user)
         for key in found.scan_iter("{onenet}:*"):
             found.delete(key)
@@ -600,9 +600,11 @@ def test_a_worker_has_the_rights_that_it_needs_and_no_others(
     assert code == 0, faults
     with site.start_worker(**settings) as worker:
         worker.wait_for("consumer_started")
-        send(broker, "billing", a_command(), app_id="billing")
-        send(broker, "billing", b"no command", app_id="billing")
+        send(broker, "billing", a_command(args="theArguments"), app_id="billing")
+        send(broker, "billing", a_command(args="theArguments", imei="none"), app_id="billing")
         assert {reply.json["status"] for reply in replies(site, "billing", 2)} == {"accepted", "failed"}
+        log = worker.process.output.read_text()
+    assert not [secret for secret in ("theArguments", PASSWORD, API_KEY) if secret in log]
     dead, commands = TOPOLOGY.dead_letters_exchange, TOPOLOGY.commands_exchange
     assert refused(
         broker,
@@ -667,10 +669,10 @@ def test_an_operator_has_the_namespace_and_nothing_else(
 @pytest.fixture
 def as_another(own_redis: LocalRedis, server: RedisClient) -> Iterator[RedisClient]:
     server.hset("{onenet}:command:secret", "reply", "of payroll")
-    with redis.Redis.from_url(redis_url(own_redis, "billing"), decode_responses=True) as found:
-        assert found.set("billing:own", "1") is True
+    with redis.Redis.from_url(redis_url(own_redis, "another"), decode_responses=True) as found:
+        assert found.set("another:own", "1") is True
         yield found
-    server.delete("billing:own", *server.scan_iter("billing:filling:*"))
+    server.delete("another:own", *server.scan_iter("another:filling:*"))
 
 
 def noperm(client: RedisClient, *commands: str) -> bool:
@@ -686,9 +688,9 @@ def test_another_user_of_redis_has_no_record(as_another: RedisClient, server: Re
     key = "{onenet}:command:secret"
     assert noperm(
         as_another,
-        *(f"HGETALL {key}", f"TYPE {key}", f"DEL {key}", f"HSET {key} reply x", f"RENAME {key} billing:taken"),
-        *(f"COPY {key} billing:taken", f"DUMP {key}", f"EXPIRE {key} 1", "FLUSHDB", "FLUSHALL", "SWAPDB 0 1"),
-        *("EVAL return{} 0", f"SORT billing:own GET {key}", "CONFIG GET *", "ACL LIST", "MONITOR"),
+        *(f"HGETALL {key}", f"TYPE {key}", f"DEL {key}", f"HSET {key} reply x", f"RENAME {key} another:taken"),
+        *(f"COPY {key} another:taken", f"DUMP {key}", f"EXPIRE {key} 1", "FLUSHDB", "FLUSHALL", "SWAPDB 0 1"),
+        *("EVAL return{} 0", f"SORT another:own GET {key}", "CONFIG GET *", "ACL LIST", "MONITOR"),
     )
     assert server.hgetall(key) == {"reply": "of payroll"}
 
@@ -717,7 +719,7 @@ async def test_a_full_redis_refuses_claims(as_another: RedisClient, server: Redi
 
 def _fill(client: RedisClient, size: int) -> None:
     for number in range(50_000):
-        client.set(f"billing:filling:{size}:{number}", "x" * size)
+        client.set(f"another:filling:{size}:{number}", "x" * size)
 
 
 @tries("the worker's user of Redis", "read other keys, or administer the server", "refused")
@@ -726,11 +728,11 @@ def test_the_workers_user_of_redis_has_its_keys_only(own_redis: LocalRedis, serv
     with redis.Redis.from_url(redis_url(own_redis, "worker"), decode_responses=True) as client:
         assert noperm(
             client,
-            *("GET billing:own", "SET billing:own 1", "KEYS *", "SCAN 0", "FLUSHALL", "CONFIG GET requirepass"),
+            *("GET another:own", "SET another:own 1", "KEYS *", "SCAN 0", "FLUSHALL", "CONFIG GET requirepass"),
             *("ACL LIST", "MONITOR", "SHUTDOWN", "SCRIPT FLUSH", "CLIENT LIST", "REPLICAOF NO ONE", "PUBLISH a b"),
         )
         with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't|NOPERM|ACL failure"):
-            client.eval("return redis.call('GET', 'billing:own')", 0)
+            client.eval("return redis.call('GET', 'another:own')", 0)
 
 
 def test_without_the_default_user_redis_asks_for_a_password(own_redis: LocalRedis, server: RedisClient) -> None:
