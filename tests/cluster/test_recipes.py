@@ -1,18 +1,26 @@
-"""The recipes in docs/operations.md: their settings are those of the tests, and each of their commands is run."""
+"""The recipes in docs/operations.md: their settings are those of the tests, and each of their commands is run.
+
+So is the command in docs/security.md that creates a user of the Sentinels.
+"""
 
 import shlex
 import subprocess
 
 import pytest
+import redis
 
 from scripts.documents import ROOT, code_blocks
 from tests.support import rabbitmq_cluster, redis_sentinel
 from tests.support.rabbitmq_cluster import RabbitCluster
 from tests.support.redis_sentinel import RedisWithSentinels
+from tests.support.security import acl
+from tests.support.stores import LONG_S
 from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.amqp.topology import Topology
+from worker.errors import StoreUnavailable
+from worker.idempotency.redis import RedisStore
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one process of pytest-xdist runs all of them, on one cluster
 
@@ -75,3 +83,19 @@ def test_the_commands_for_redis_succeed(sentinels: RedisWithSentinels) -> None:
             [program, "-e", "-p", str(here), *arguments], check=True, capture_output=True, text=True, timeout=PATIENCE_S
         )
         assert not found.stdout.startswith(("ERR", "NOQUORUM"))
+
+
+async def test_the_user_of_the_sentinels_has_the_right_that_a_worker_needs(sentinels: RedisWithSentinels) -> None:
+    user = "?sentinel_username=worker&sentinel_password=PASSWORD"
+    command = acl("worker", port="26379")
+    for rights, is_enough in ((command, True), ([*command, "-sentinel|masters"], False)):
+        for sentinel in sentinels.sentinels:
+            with redis.Redis.from_url(sentinel.url) as raw:
+                raw.execute_command(*rights)
+        store = RedisStore(sentinels.url + user, "onenet", ttl_s=60, lease_s=LONG_S)
+        if is_enough:
+            await store.ping()
+        else:
+            with pytest.raises(StoreUnavailable, match="NOPERM: the user may not run sentinel"):
+                await store.ping()
+        await store.close()

@@ -1,13 +1,13 @@
-"""The rights that docs/operations.md names are enough, and the probe notices each that is missing."""
+"""The rights that docs/security.md names are enough, and the probe notices each that is missing."""
 
 import re
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
 
+from tests.support.security import acl
 from tests.support.stores import DOUBT, LONG_S, NOW, U, complete, held, key, reply
 from worker.core.claims import Completed, Unresolved
 from worker.core.rate import Rate
@@ -19,10 +19,7 @@ from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import RedisStore
 
 NAMESPACE = f"test-{uuid4().hex}"
-[DOCUMENTED] = re.findall(
-    r"\*\*The user of Redis\*\* needs(.*?)lets `check` say more", Path("docs/operations.md").read_text(), re.DOTALL
-)
-COMMANDS = [name for name in re.findall(r"`([a-z|]+)`", DOCUMENTED) if name not in {"wait", "config|get"}]
+COMMANDS = [rule.removeprefix("+") for rule in acl("worker") if rule.startswith("+") and rule != "+wait"]
 OF_THE_RATE_LIMIT = {"get", "script|load"}
 
 Login = Callable[..., str]
@@ -112,6 +109,19 @@ async def test_a_user_who_may_not_wait_for_replicas_is_told_so(login: Login) -> 
                 await call
     finally:
         await store.close()
+
+
+async def test_another_database_needs_one_more_command(login: Login) -> None:
+    for commands, is_enough in ((COMMANDS, False), ([*COMMANDS, "select"], True)):
+        store = RedisStore(login(commands).removesuffix("/0") + "/1", NAMESPACE, ttl_s=60, lease_s=LONG_S)
+        try:
+            if is_enough:
+                await store.ping()
+            else:
+                with pytest.raises(StoreRefused, match=r"^Redis: NOPERM: the user may not run select$"):
+                    await store.ping()
+        finally:
+            await store.close()
 
 
 async def test_the_probe_notices_that_the_user_has_other_keys(login: Login) -> None:

@@ -104,7 +104,7 @@ def _meaning(code: str, text: str) -> str:
         if " key" in text:
             return "the user may not use the keys of WORKER_NAMESPACE"
         if _FORBIDDEN_IN_SCRIPT.search(text):
-            return "the user may not run one of the commands that docs/operations.md names"
+            return "the user may not run one of the commands that docs/security.md names"
     return MEANINGS[code]
 
 
