@@ -5,8 +5,10 @@ rejecting publications. Every other fault of the present publisher is the sessio
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pika import URLParameters
@@ -24,6 +26,11 @@ REJECTED_S = 5.0  # for this long: then the publisher is replaced
 CLOSE_S = 2.0
 _REPLACE_CAP_S = 60.0
 _CLOSED_BASE_S, _CLOSED_CAP_S = 0.1, 10.0
+# A reply that a queue of its receiver has refused for so long is set aside; of the same system then each reply that is
+# refused, for a while. Elections of a cluster's leaders take less.
+REFUSED_REPLY_S = 30.0
+_REFUSING_S = 60.0
+_MAX_REFUSING = 1_000
 _RETIRE_S = 10.0  # time limit for the confirms that a replaced publisher still waits for
 
 log = get_logger()
@@ -36,6 +43,7 @@ class PublisherSupervisor:
         nodes: the brokers; the first publisher connects to the first, a replacement may connect to another.
         suspects: counts the messages over whose publications the broker closed a channel.
         dead_letters_exchange: a publication to this exchange can be left to the broker's own dead-lettering.
+        unrouted_exchange: keeps the replies that cannot be delivered.
         on_confirmed: called with each publication that the broker confirmed.
         on_rejected: called with each publication that the broker rejected and that will be published again.
         on_blocked: called with True when the broker blocks publishing, with False when it unblocks it.
@@ -48,6 +56,7 @@ class PublisherSupervisor:
         nodes: Sequence[URLParameters],
         suspects: Suspects,
         dead_letters_exchange: str,
+        unrouted_exchange: str,
         *,
         on_confirmed: Callable[[InFlight], object],
         on_rejected: Callable[[InFlight], object],
@@ -58,6 +67,7 @@ class PublisherSupervisor:
         self._nodes = nodes
         self._suspects = suspects
         self._dead_letters_exchange = dead_letters_exchange
+        self._unrouted_exchange = unrouted_exchange
         self._on_confirmed = on_confirmed
         self._on_rejected = on_rejected
         self._on_blocked = on_blocked
@@ -70,6 +80,9 @@ class PublisherSupervisor:
         self._replacements = 0  # in the present series of rejections
         self._replace_not_before = 0.0
         self._last_rejected_at = 0.0
+        self._refusing: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # by system: until when its refused replies are set aside
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
         self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
@@ -268,7 +281,7 @@ class PublisherSupervisor:
 
     def _retry_rejected(self, item: InFlight) -> None:
         """Publish again after a backoff: nothing is acknowledged before the broker has stored its publication."""
-        if self._is_stopped:
+        if self._is_stopped or self._is_set_aside(item):
             return
         wait_s = self.current.publish_later(item)
         log.error(
@@ -289,6 +302,30 @@ class PublisherSupervisor:
             self._replacements += 1
             self._replace_not_before = now + min(_REPLACE_CAP_S, REJECTED_S * 2**self._replacements)
             self._run_in_background(self._replace())
+
+    def _is_set_aside(self, item: InFlight) -> bool:
+        """Publish a reply that its receiver's queue goes on refusing where unrouted replies are kept, if it is one.
+
+        A few such replies would otherwise take the place of all deliveries that may be unacknowledged, and one system
+        with a full queue would stop the commands of every other.
+        """
+        publication, system, now = item.publication, item.settlement.delivery.envelope.app_id, self._loop.time()
+        if publication.exchange == self._unrouted_exchange or publication.status is None or item.was_returned:
+            return False
+        if (item.first_rejected_at or now) <= now - REFUSED_REPLY_S:
+            self._refusing[system] = now + _REFUSING_S
+            self._refusing.move_to_end(system)
+            if len(self._refusing) > _MAX_REFUSING:
+                self._refusing.popitem(last=False)
+        if self._refusing.get(system, 0) < now:
+            return False
+        log.error(
+            "reply_set_aside", routing_key=publication.routing_key, exchange=self._unrouted_exchange, app_id=system
+        )
+        item.publication = replace(publication, exchange=self._unrouted_exchange)
+        item.rejections, item.first_rejected_at = 0, None
+        self.publish(item)
+        return True
 
     async def _replace(self) -> None:
         """Publish over another connection, to another node if there is one, what the broker goes on rejecting.

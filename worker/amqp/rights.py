@@ -104,6 +104,7 @@ def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
     for exchange, routing_key in (
         (topology.replies_exchange, f"{EXECUTE}.accepted.unknown"),
+        (topology.unrouted_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
         (topology.returns_exchange, EXECUTE),
         *((topology.retry_exchange, topology.retry_queue(delay_s)) for delay_s in topology.delay_queues_s),

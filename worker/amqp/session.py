@@ -77,6 +77,7 @@ class Session:
             nodes,
             suspects,
             topology.dead_letters_exchange,
+            topology.unrouted_exchange,
             on_confirmed=self._on_confirmed,
             on_rejected=lambda item: self.consumer.take_next_beside(item.settlement.delivery.tag),
             on_blocked=self._on_blocked_change,
