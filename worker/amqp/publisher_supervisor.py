@@ -80,9 +80,7 @@ class PublisherSupervisor:
         self._replacements = 0  # in the present series of rejections
         self._replace_not_before = 0.0
         self._last_rejected_at = 0.0
-        self._refusing: OrderedDict[str, float] = (
-            OrderedDict()
-        )  # by system: until when its refused replies are set aside
+        self._refusing: OrderedDict[str, float] = OrderedDict()  # until when a system's refused replies are set aside
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
         self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
