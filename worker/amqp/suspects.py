@@ -40,5 +40,6 @@ class Suspects:
 def _fingerprint(delivery: Delivery) -> bytes:
     """Return the same bytes for each delivery of a message, and for each of its copies."""
     chosen = delivery.properties
-    named = (chosen.message_id, chosen.correlation_id, chosen.app_id, chosen.reply_to)
+    # With the user who sent it: another's message that is made to look like it must not change how it is published.
+    named = (chosen.message_id, chosen.correlation_id, chosen.app_id, chosen.reply_to, delivery.envelope.user_id)
     return hashlib.blake2b(delivery.body, key=hashlib.blake2b(repr(named).encode()).digest(), digest_size=16).digest()
