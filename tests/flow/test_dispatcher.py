@@ -84,7 +84,6 @@ async def test_tasks_of_one_device_run_one_at_a_time_in_order_of_arrival(rig: Ri
 async def test_submit_tells_whether_the_device_is_free(rig: Rig) -> None:
     first, second = a_task(1), a_task(2)
     assert rig.dispatcher.submit(first)
-    assert rig.queues.is_busy(second)
     assert not rig.dispatcher.submit(second)
     assert rig.queues.waiting == 1
 
@@ -130,7 +129,7 @@ async def test_every_task_that_has_not_started_can_be_withdrawn() -> None:
     rig.finish_all()
     assert rig.started == tasks[:CONCURRENCY]
     rig.submit(a_task(200, OTHERS[5]))  # its device is free: the withdrawn task does not hold it
-    assert not rig.queues.is_busy(a_task(201, OTHERS[6]))
+    assert rig.queues.try_start(a_task(201, OTHERS[6]))
 
 
 async def test_tasks_are_withdrawn_by_their_time_of_arrival_and_newer_ones_of_their_devices_go_on(rig: Rig) -> None:

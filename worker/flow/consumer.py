@@ -271,15 +271,14 @@ class Consumer:
 
     def _submit(self, task: Task) -> None:
         """Have a task run as soon as its device is free."""
-        is_full = (
-            self._queues.waiting >= prefetch.MAX_WAITING or self._queues.waiting_bytes >= prefetch.MAX_WAITING_BYTES
-        )
-        if is_full and self._queues.is_busy(task):
-            self._postpone(task, "too many commands wait for busy devices", OVERFLOW_DELAY_S)
-        elif not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
+        if not self._dispatcher.submit(task) and self._is_too_small(self._full_prefetch):
             self._full_prefetch = min(2 * self._full_prefetch, self._usual_prefetch + prefetch.MAX_WAITING)
             self._grown_at = self._loop.time()
             self._has_changed.set()
+        while prefetch.is_too_much(self._queues.waiting, self._queues.waiting_bytes):
+            last = self._queues.withdraw_last_of_largest()  # so that nobody else's command has to make room
+            self._forget_look(last)
+            self._postpone(last, "too many commands wait for its device", OVERFLOW_DELAY_S)
 
     def _postpone(self, task: Task, reason: str, at_least_s: float = 0) -> None:
         """Postpone a task that has not started."""
@@ -354,9 +353,8 @@ class Consumer:
     def _withdraw(self, arrived_before: float = math.inf) -> list[Task]:
         """Take back the tasks that have not started and came before a monotonic time, in order of arrival."""
         tasks = self._dispatcher.withdraw(arrived_before)
-        if self._probe in tasks:
-            self._probe = None
-        self._in_doubt.difference_update(tasks)
+        for task in tasks:
+            self._forget_look(task)
         return sorted(tasks, key=lambda task: self._deliveries[task].tag)
 
     def _republish(self, tasks: Sequence[Task]) -> None:
@@ -369,6 +367,12 @@ class Consumer:
                 self._background.start(self._broker.settle(delivery, [copy]))
             else:
                 self._broker.requeue(delivery)
+
+    def _forget_look(self, task: Task) -> None:
+        """Note that a task, which may be the probe, has not started and will not."""
+        if task is self._probe:
+            self._probe = None
+        self._in_doubt.discard(task)
 
     def _on_look_end(self, task: Task, resolution: Resolution) -> None:
         """Continue to look for a probe, after one that was processed or a command in doubt."""

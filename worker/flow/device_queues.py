@@ -34,11 +34,6 @@ class KeyedQueues:
         """Return the number of keys that are remembered."""
         return len(self._queues) + len(self._rests)
 
-    def is_busy(self, task: Task) -> bool:
-        """Tell whether a task with this task's key is running or waiting, or the key rests."""
-        key = self._key_of(task)
-        return key is not None and (key in self._queues or self._rests.get(key, 0) > self._clock())
-
     def try_start(self, task: Task) -> bool:
         """Tell whether a task may run now; if not, it is queued, and ``finish`` or ``end_rest`` returns it later."""
         key = self._key_of(task)
@@ -93,6 +88,14 @@ class KeyedQueues:
         self.waiting -= len(withdrawn)
         self.waiting_bytes -= sum(task.size for task in withdrawn)
         return withdrawn
+
+    def withdraw_last_of_largest(self) -> Task:
+        """Remove and return the last waiting task of the key whose waiting tasks take most memory."""
+        largest = max(self._queues.values(), key=lambda queue: sum(task.size for task in queue))
+        task = largest.pop()
+        self.waiting -= 1
+        self.waiting_bytes -= task.size
+        return task
 
     def _next(self, key: str) -> Task | None:
         queue = self._queues[key]

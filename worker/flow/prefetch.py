@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-# Deliveries held behind busy devices, and the memory of their messages; further ones are postponed.
+# Deliveries held behind busy devices, and the memory of their messages: half of what may be held at all, since whatever
+# is read beside them must fit too. Further ones are postponed.
 MAX_WAITING = 2_000
-MAX_WAITING_BYTES = 8 * 1024 * 1024
+MAX_WAITING_BYTES = 6 * 1024 * 1024
 SWEEP_S = 30.0
 
 
@@ -37,6 +38,11 @@ def wanted(demand: Demand, full: int) -> int:
         return full
     is_due = demand.retry_in_s == 0 and demand.look_in_s <= 0
     return 1 if is_due and not demand.has_probe and not demand.has_unstarted else 0
+
+
+def is_too_much(waiting: int, waiting_bytes: int) -> bool:
+    """Tell whether more deliveries wait behind busy devices than may be held."""
+    return waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES
 
 
 def patience_s(demand: Demand, prefetch: int, *, is_blocked: bool) -> float:
