@@ -181,3 +181,20 @@ async def test_what_the_consumers_of_a_lost_session_held_comes_back_in_order(
             found.append(delivery.body.decode())
             assert await opened.session.settle(delivery, [a_reply(upstream.topology)])
     assert found == names
+
+
+async def test_a_large_body_whose_dead_letter_is_refused_is_left_to_the_broker(
+    broker_url: str, upstream: Upstream
+) -> None:
+    """The broker accepts no dead letter for a while: a few large bodies would take all memory of the worker."""
+    topology = upstream.topology
+    async with a_session(broker_url, topology) as opened:
+        assert await opened.session.settle(await opened.next(), [a_reply(topology)])
+        upstream.channel.queue_unbind(topology.dead_letters_exchange, topology.dead_letters_exchange, "#")
+        upstream.publish(b"x" * 200_000)
+        large = await opened.next()
+        exchange, key = topology.dead_letters_exchange, "execute.invalid_message"
+        dead_letter = Publication(exchange, key, BasicProperties(delivery_mode=2), large.body)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await opened.session.settle(large, [a_reply(topology), dead_letter])
+        assert opened.session.consumer.unacknowledged == 0

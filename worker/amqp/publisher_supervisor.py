@@ -281,6 +281,8 @@ class PublisherSupervisor:
         """Publish again after a backoff: nothing is acknowledged before the broker has stored its publication."""
         if self._is_stopped or self._is_set_aside(item):
             return
+        if len(item.publication.body) > MAX_BODY_BYTES and self.leave_to_broker(item):
+            return  # held for as long as it is refused, a few of them would take all memory
         wait_s = self.current.publish_later(item)
         log.error(
             "publish_refused",
