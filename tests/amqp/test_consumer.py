@@ -281,16 +281,22 @@ async def test_nothing_is_read_while_what_is_held_takes_too_much_memory(
     assert reading.is_on.is_set()
 
 
-async def test_while_too_much_is_held_single_messages_are_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_too_much_is_held_for_long_single_messages_are_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The broker ends a connection of which nothing is read, and what is held may wait for a slow platform."""
     monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
-    monkeypatch.setattr("worker.amqp.consumer.RELIEF_S", 0)
+    monkeypatch.setattr("worker.amqp.consumer.PAUSE_S", 0)
+    monkeypatch.setattr("worker.amqp.consumer.DRAIN_PREFETCH_S", 0)
     reading = Reading(bench, monkeypatch)
     await bench.consume_several()
-    for tag in (2, 3):
-        bench.channel.deliver(tag, body=b" " * 60_000)
-        assert not reading.is_on.is_set()
-        await reading.is_on.wait()
+    bench.channel.deliver(2, body=b" " * 60_000)
+    assert not reading.is_on.is_set()
+    await reading.is_on.wait()
+    await bench.settled()
+    assert bench.channel.history == ["cancel", "qos 1", "consume"]
+    bench.channel.deliver(3, body=b" " * 60_000)
+    assert reading.is_on.is_set()  # the broker sends nothing more until this one is acknowledged
 
 
 async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(

@@ -34,6 +34,7 @@ def test_a_command_is_taken_whose_sender_the_broker_vouches_for(reply_to: str | 
     [
         (Envelope(app_id="billing"), "user_id"),
         (Envelope(), "user_id"),
+        (Envelope(app_id="execute", user_id="execute", reply_to="execute.accepted.billing"), "user_id"),
         (Envelope(app_id="billing", user_id="metering"), "app_id"),
         (Envelope(user_id="billing"), "app_id"),
         (Envelope(app_id="Billing", user_id="billing"), "app_id"),

@@ -19,7 +19,7 @@ from worker.amqp.topology import Topology
 DRAIN_PREFETCH_S = 1.0
 LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
 MAX_HELD_BYTES = 12 * 1024 * 1024  # of memory, which what is published for them takes twice more
-RELIEF_S = 5.0  # the broker ends a connection of which nothing is read for 15 s
+PAUSE_S = 5.0  # the broker ends a connection whose buffers stay full for three quarters of a minute (measured)
 MANY_RETURNS = 3  # a message that was returned this often may be one that crashes workers
 CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
 
@@ -64,7 +64,7 @@ class QueueConsumer:
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
-        self._relief: asyncio.TimerHandle | None = None  # while too much is held: when to read one more
+        self._pause: asyncio.TimerHandle | None = None  # its end, while nothing is read because too much is held
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
@@ -254,7 +254,7 @@ class QueueConsumer:
             self._run_in_background(self._apply_prefetch())
         if len(body) > MAX_BODY_BYTES:
             self._read_nothing_beside(tag)
-        elif self._held_bytes > MAX_HELD_BYTES:
+        elif self._held_bytes > MAX_HELD_BYTES and self._prefetch > 1:  # of a single one there is not much
             self._read_nothing_for_now()
         self._on_delivery(delivery)
 
@@ -282,17 +282,23 @@ class QueueConsumer:
             self.resume_reading()
 
     def _read_nothing_for_now(self) -> None:
-        """Leave the other messages with the broker until enough is settled; one more is read every few seconds."""
+        """Leave the other messages with the broker until enough is settled; if that takes long, take single ones."""
         self.channel.pause_reading()
-        if self._relief is None:
-            self._relief = self._loop.call_later(min(RELIEF_S, self.channel.heartbeat_s), self._read_more)
+        if self._pause is None:
+            self._pause = self._loop.call_later(min(PAUSE_S, self.channel.heartbeat_s), self._take_single_ones)
 
-    def _read_more(self) -> None:
-        if self._relief is not None:
-            self._relief.cancel()
-            self._relief = None
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if not self._large:
             self.resume_reading()
+
+    def _take_single_ones(self) -> None:
+        """Return what the broker has sent and was not read, and take one delivery at a time for a while."""
+        self._pause = None
+        self._is_cautious, self._cautious_deliveries_left = True, CAUTIOUS_DELIVERIES
+        self._run_in_background(self._apply_prefetch())
 
     def _send_acknowledgements(self) -> None:
         """Acknowledge with one frame everything older than the oldest delivery in progress, and the rest one by one."""
@@ -314,8 +320,8 @@ class QueueConsumer:
             self._unacknowledged_of_consumer.discard(tag)
             if tag in self._large:
                 self._forget_large(tag)
-        if self._relief is not None and self._held_bytes <= MAX_HELD_BYTES:
-            self._read_more()
+        if self._pause is not None and self._held_bytes <= MAX_HELD_BYTES:
+            self._end_pause()
         self._notify()
 
     async def _next_change(self) -> None:

@@ -309,7 +309,8 @@ class PublisherSupervisor:
         A few such replies would otherwise take the place of all deliveries that may be unacknowledged, and one system
         with a full queue would stop the commands of every other.
         """
-        publication, system, now = item.publication, item.settlement.delivery.envelope.app_id, self._loop.time()
+        publication, envelope, now = item.publication, item.settlement.delivery.envelope, self._loop.time()
+        system = envelope.user_id or envelope.app_id  # anybody may write any app_id
         if publication.exchange == self._unrouted_exchange or publication.status is None or item.was_returned:
             return False
         if (item.first_rejected_at or now) <= now - REFUSED_REPLY_S:

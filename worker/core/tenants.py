@@ -7,11 +7,13 @@ RabbitMQ lets nobody set the property ``user_id`` to another user's name, but an
 from schemas.reply import Detail
 from worker.core.envelope import Envelope
 
+_RESERVED = frozenset({"execute", "result", "unknown"})  # the routing keys of all systems begin or end with these
+
 
 def violations(envelope: Envelope) -> list[Detail]:
     """Return what a message claims to be without being allowed to; none: its sender is who it says."""
-    if envelope.user_id is None:
-        return [_detail("user_id", "must be set to the user who publishes")]
+    if envelope.user_id is None or envelope.user_id in _RESERVED:
+        return [_detail("user_id", "must be set to the user who publishes, and not be execute, result or unknown")]
     if envelope.app_id != envelope.user_id:
         return [_detail("app_id", "must be the same as the AMQP property user_id")]
     if not _is_own_address(envelope):
