@@ -74,8 +74,10 @@ class DetailCache:
         return None if found is None else HistoryDetail(**from_json(found))
 
     def add(self, url: str, uuid: str, detail: HistoryDetail) -> None:
-        """Keep the details of an entry that has none yet."""
+        """Keep the details of an entry, in the place of those that another search has read meanwhile."""
         data = to_json({"args": detail.args, "content": detail.content}, inf_nan_mode="constants")
+        former = self._details.pop((url, uuid), None)
+        self._held_bytes -= 0 if former is None else _size(former)
         self._details[url, uuid] = data
         self._held_bytes += _size(data)
         while self._held_bytes > _DETAILS_BYTES:
