@@ -559,3 +559,11 @@ def test_a_too_deeply_nested_object_is_unclear() -> None:
         shown = {"a": shown}
     assert compare_args('{"a":1}', shown) is UNCLEAR
     assert compare_content("on", {"args": shown}) is UNCLEAR
+
+
+@pytest.mark.parametrize("writing", ["\ufdfa", "\\ufdfa", "&#65018;"])
+def test_a_text_that_unfolds_to_more_than_args_can_have_is_unclear(writing: str) -> None:
+    """One character of it stands for eighteen: comparing them would take seconds."""
+    most = {"args": writing * 682}  # as many as args have room for
+    assert compare_content("on", most) is Verdict.DIFFERENT
+    assert compare_content("on", {"args": writing * 1_000}) is Verdict.UNCLEAR

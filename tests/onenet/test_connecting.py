@@ -1,5 +1,7 @@
 """Connecting has one limit, from the look-up of the name to the end of TLS, for what is sent once and for the reads."""
 
+import os
+import resource
 import select
 import socket
 import threading
@@ -197,3 +199,26 @@ async def test_the_words_of_a_proxy_that_refuses_do_not_repeat_its_password(
     assert "407" in caught.value.reason
     assert "S3cret" not in caught.value.reason
     assert "c3Zj" not in caught.value.reason
+
+
+async def test_without_a_descriptor_for_the_connection_nothing_is_sent(send: Send) -> None:
+    """A read needs two: one to use, and one to cut it with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        route = Route(f"http://127.0.0.1:{listener.getsockname()[1]}", None)
+        "127.0.0.1".encode("idna")  # loads a module, which takes a descriptor
+        taken: list[int] = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+            with suppress(OSError):  # none is left
+                while True:
+                    taken.append(os.dup(listener.fileno()))
+            if send is get:
+                os.close(taken.pop())
+            with pytest.raises(TransportError, match="Too many open files") as failed:
+                await send(route, PATIENCE_S)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not failed.value.may_have_been_sent

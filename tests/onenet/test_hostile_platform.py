@@ -158,6 +158,27 @@ async def test_histories_without_an_end_are_read_at_once_in_bounded_memory(serve
     assert peak - before < HELD_BYTES + 16 * MIB
 
 
+@pytest.mark.parametrize("status", [b"200", b"302", b"307", b"404", b"500"])
+async def test_a_body_without_an_end_is_read_up_to_its_bound_whatever_the_status(status: bytes) -> None:
+    """That of a redirect too, which requests reads whole although it does not follow it."""
+    most = 64 * MIB
+    sent: list[int] = []
+
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(b"HTTP/1.1 %b X\r\nLocation: /\r\n\r\n" % status)
+        sent.append(0)
+        while sent[-1] < most:
+            sock.sendall(b"x" * 65_536)
+            sent[-1] += 65_536
+
+    unreadable = pytest.raises(HistoryUnreadable)
+    with raw_server(serve) as url, onenet_client(url, connect_s=60, read_s=60) as client, unreadable:
+        await client.find_candidates(command(), current_doubt(), none_owned)
+    assert sent
+    assert max(sent) < most
+
+
 async def test_no_more_pages_are_asked_for_than_a_history_may_have() -> None:
     asked: list[int] = []
 
@@ -202,6 +223,14 @@ def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share
     newest = cache.get("url", "1999")
     assert newest is not None
     assert newest.content == {"args": "1999" * 1_000}
+
+
+def test_details_that_two_searches_have_read_count_once() -> None:
+    cache, detail = DetailCache(), HistoryDetail(args={}, content="x" * 10_000)
+    for number in range(1_000):
+        cache.add("url", f"{number // 2}", detail)
+    assert cache.get("url", "499") == detail
+    assert cache.get("url", "400") == detail  # a hundred of them have room
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3311.0, 10**39, "3311 ", True, None], ids=repr)

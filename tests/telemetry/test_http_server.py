@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
 from tests.support.waiting import PATIENCE_S
@@ -205,6 +207,26 @@ def test_readiness_is_computed_once_for_all_that_ask_meanwhile(url: str, health:
         may_end.set()
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
         assert health.readiness.call_count <= 2  # a slow machine may read a request after the first was computed
+
+
+def test_readiness_is_answered_while_metrics_are_computed(health: Any) -> None:
+    may_end = Event()
+
+    class Slow(Collector):
+        def collect(self) -> list[Metric]:
+            may_end.wait(PATIENCE_S)
+            return []
+
+    metrics, port = Metrics("a-worker", 7), free_port()
+    with ExitStack() as stack:
+        server = HealthServer("127.0.0.1", port, health, metrics)
+        stack.callback(server.close)
+        stack.callback(may_end.set)
+        metrics.registry.register(Slow())
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(5):
+            stack.enter_context(connect(url)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert answer(url, b"GET /readyz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
 
 
 ODD_REQUESTS = {

@@ -68,6 +68,21 @@ def test_a_traceback_is_a_field_of_its_log_line() -> None:
     assert line["level"] == "critical"
 
 
+def test_no_field_has_the_user_and_password_of_a_url() -> None:
+    output = output_of("""
+        writer = configure_logging("info", "json")
+        url = "http://svc:S3cret@proxy:3128/"
+        try:
+            raise ValueError(url)
+        except ValueError as exc:
+            get_logger().exception(f"could not open {url}", reason=f"{exc}, twice: {url}", hint="a@b")
+        writer.close()
+    """).decode()
+    assert "S3cret" not in output
+    assert output.count("http://proxy:3128/") == 4
+    assert "a@b" in output
+
+
 def test_pika_logs_only_at_level_debug() -> None:
     code = """
         import logging

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from functools import lru_cache
 from itertools import permutations, product
 from typing import Self
 from urllib.parse import unquote
@@ -325,8 +326,8 @@ def _compare_text(sent: str, shown: str) -> Verdict:
 def _is_spelling(sent: str, shown: str) -> bool:
     """Tell whether a text may be another spelling of the text that was sent."""
     mine, theirs = ([_Text.of(reading) for reading in _readings(text)] for text in (sent, shown))
-    if not "".join(theirs[0].tokens):
-        return True  # nothing is left to compare
+    if not "".join(theirs[0].tokens) or any(len(text.plain) > _MAX_SHOWN_CHARS for text in theirs):
+        return True  # nothing is left to compare, or a few characters stand for more than any args have
     pairs = [*product(mine, theirs), *_sorted_objects(sent, shown), *_without_markup(mine[0], theirs[0])]
     return (
         any(
@@ -414,8 +415,13 @@ def _is_cut(sent: _Text, shown: _Text) -> bool:
         head, tail = folded[: ellipsis.start()], folded[ellipsis.end() :]
         if sent.words.startswith(_beginning(head)) if head else _words(_folded(sent.text)).endswith(_words(tail)):
             return True
-    ends = [found.start() for found in _MAY_END_TEXT.finditer(sent.text)]
-    return any(_words(_decoded(sent.text[:end])) == shown.words for end in ends)
+    return shown.words in _words_before_cuts(sent.text)
+
+
+@lru_cache(maxsize=8)  # a text that was sent is compared with each entry of a history
+def _words_before_cuts(text: str) -> frozenset[str]:
+    """Return the letters and digits before each place at which a store may truncate a text."""
+    return frozenset(_words(_decoded(text[: found.start()])) for found in _MAY_END_TEXT.finditer(text))
 
 
 def _is_garbled(sent: _Text, shown: _Text) -> bool:
@@ -462,12 +468,13 @@ def _is_common(letter: str) -> bool:
     return b"\xb0" <= simplified <= b"\xd7" or simplified == b"\xa1" or b"\xa4" <= traditional <= b"\xc6"
 
 
-def _garbled(text: str) -> set[str]:
+@lru_cache(maxsize=8)
+def _garbled(text: str) -> frozenset[str]:
     """Return the characters beyond ASCII that result from encoding in one character set and decoding in another."""
     found: set[str] = set()
     for written, read in permutations(_CHARSETS, 2):
         found.update(_beyond_ascii(text.encode(written, "ignore").decode(read, "ignore")))
-    return found
+    return frozenset(found)
 
 
 def _is_masked(sent: _Text, shown: _Text) -> bool:

@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 256 * 1024  # five times a full page; its JSON takes up to 30 t
 MAX_SEARCHES = 32
 _SHARE_BYTES = 64 * 1024  # about a page of entries
 _COMMON_BYTES = 4 * 1024 * 1024
-_MAX_SEARCH_BYTES = 3 * 1024 * 1024  # more than 5,000 entries
+_MAX_SEARCH_BYTES = 3 * 1024 * 1024  # of entries as the platform documents them, 4,800
 _DETAILS_BYTES = 2 * 1024 * 1024
 _RECORD_BYTES = 300  # what one detail takes beside its JSON
 
@@ -74,8 +74,10 @@ class DetailCache:
         return None if found is None else HistoryDetail(**from_json(found))
 
     def add(self, url: str, uuid: str, detail: HistoryDetail) -> None:
-        """Keep the details of an entry that has none yet."""
+        """Keep the details of an entry, in the place of those that another search has read meanwhile."""
         data = to_json({"args": detail.args, "content": detail.content}, inf_nan_mode="constants")
+        former = self._details.pop((url, uuid), None)
+        self._held_bytes -= 0 if former is None else _size(former)
         self._details[url, uuid] = data
         self._held_bytes += _size(data)
         while self._held_bytes > _DETAILS_BYTES:

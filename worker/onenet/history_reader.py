@@ -63,7 +63,7 @@ class HistoryReader:
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
         self._tracing = tracing
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="history-reader")
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False  # the route has read the environment
         self._session.headers = {**COMMON_HEADERS, "Connection": "close"}
         if route.proxy_url is not None:
@@ -141,7 +141,7 @@ class HistoryReader:
     async def _read(self, url: str, headers: Mapping[str, str]) -> Response:
         loop = asyncio.get_running_loop()
         connect_by = loop.time() + self._timeouts_s[0]
-        reading = _Reading(await self._connected_socket(connect_by))
+        reading = await self._connected(connect_by)
         timer = loop.call_at(connect_by, reading.cut_unless_connected)
         try:
             return await loop.run_in_executor(self._threads, self._get, url, headers, reading)
@@ -149,10 +149,11 @@ class HistoryReader:
             timer.cancel()
             reading.cut()  # at its deadline the thread may still wait for bytes
 
-    async def _connected_socket(self, connect_by: float) -> socket.socket:
+    async def _connected(self, connect_by: float) -> "_Reading":
         try:
             async with asyncio.timeout_at(connect_by) as limit:
-                return await connected_socket(self._route.first, self._route.look_ups, self._timeouts_s[0])
+                sock = await connected_socket(self._route.first, self._route.look_ups, self._timeouts_s[0])
+            return _Reading(sock)
         except (OSError, ValueError) as exc:  # ValueError: a host that cannot be encoded
             error = TimeoutError(CONNECT_TOO_LATE) if limit.expired() else exc
             raise transport_error(error, may_have_been_sent=False) from exc
@@ -179,13 +180,20 @@ class _Reading:
 
     Args:
         sock: its connection to the platform or the proxy.
+
+    Raises:
+        OSError: no file descriptor is left for a second handle of the connection, which is closed.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.is_cut = False
         self._lock = threading.Lock()  # the event loop cuts, the thread takes the connection
         self._sock: socket.socket | None = sock
-        self._to_cut = sock.dup()  # TLS takes the socket over
+        try:
+            self._to_cut = sock.dup()  # TLS takes the socket over
+        except OSError:
+            sock.close()
+            raise
         self._is_connected = False
 
     def take(self) -> socket.socket:
@@ -294,6 +302,13 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 _POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class _Session(requests.Session):
+    """Knows no redirects: the library reads the body of one whole and decoded, although it does not follow it."""
+
+    def get_redirect_target(self, *args: Any) -> None:
+        """Find none."""
 
 
 class _Adapter(HTTPAdapter):

@@ -65,7 +65,9 @@ class HealthServer:
             ) from exc
         self._health = health
         self._metrics = make_wsgi_app(metrics.registry)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="http-answer")
+        # One each: a flood of requests for the metrics holds up no readiness.
+        self._readiness_thread = ThreadPoolExecutor(1, thread_name_prefix="http-readiness")
+        self._metrics_thread = ThreadPoolExecutor(1, thread_name_prefix="http-metrics")
         self._readiness: asyncio.Future[ProbeResult] | None = None
         # Connections, the oldest first.
         self._reading: dict[asyncio.Task[None], None] = {}
@@ -85,7 +87,8 @@ class HealthServer:
     def _run(self) -> None:
         with self._runner, self._listener, suppress(asyncio.CancelledError):
             self._runner.run(self._accept())
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._readiness_thread, self._metrics_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
         for task in asyncio.all_tasks(self._loop):
@@ -162,7 +165,7 @@ class HealthServer:
             case "/readyz":
                 response = _probe(await self._ready())
             case "/metrics":
-                response = await self._loop.run_in_executor(self._threads, self._page, request)
+                response = await self._loop.run_in_executor(self._metrics_thread, self._page, request)
             case _:
                 response = _response(HTTPStatus.NOT_FOUND, b"there are /livez, /readyz, /metrics\n")
         return response[: response.index(b"\r\n\r\n") + 4] if request.method == "HEAD" else response
@@ -170,7 +173,7 @@ class HealthServer:
     async def _ready(self) -> ProbeResult:
         """Compute the readiness, once for all clients that ask for it meanwhile."""
         if self._readiness is None or self._readiness.done():
-            self._readiness = self._loop.run_in_executor(self._threads, self._health.readiness)
+            self._readiness = self._loop.run_in_executor(self._readiness_thread, self._health.readiness)
         return await asyncio.shield(self._readiness)
 
     def _page(self, request: "_Request") -> bytes:

@@ -244,9 +244,8 @@ def _name_of(event: object) -> str:
 
 
 def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Remove user and password from every URL in the message or the traceback; libraries quote URLs in both."""
-    for name in ("event", "exception"):
-        text = event.get(name)
+    """Remove user and password from every URL in a text, such as a reason or a traceback; libraries quote URLs."""
+    for name, text in event.items():
         if isinstance(text, str) and "://" in text:
             event[name] = _USER_INFO.sub("", text)
     return event
