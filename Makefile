@@ -32,7 +32,7 @@ matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; th
 			|| exit; \
 	done
 
-containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine; two minutes
+containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine
 	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
 	@$(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)
 

@@ -186,7 +186,7 @@ def everything(target: Target) -> None:
         attack(target)
 
 
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("attack", [*ATTACKS, half_open_requests, everything], ids=lambda attack: attack.__name__)
 def test_an_attack_kills_no_worker_and_holds_up_no_other_command(
     target: Target, attack: Callable[[Target], Any]

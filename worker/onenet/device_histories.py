@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose o
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
 _OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
 _MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
+_MAX_COMPARING_S = 5.0  # of processor time, for one search: the event loop does nothing else meanwhile
 
 
 class DeviceHistories:
@@ -103,10 +105,16 @@ class DeviceHistories:
             for at in range(0, len(uuids), _OWNERS_AT_ONCE):
                 excluded.update(await owned_by_others(uuids[at : at + _OWNERS_AT_ONCE]))
             found: list[Candidate] = []
+            comparing_s = 0.0
             for item in items:
                 if item.cmd_uuid not in excluded:
                     detail = await self._detail(item.cmd_uuid, command, account, search)
+                    await asyncio.sleep(0)  # a detail may be known already, and odd ones take long to compare
+                    began = time.thread_time()
                     candidate = match(item, detail, command, window, self._zone, omitted_until=omitted_until)
+                    comparing_s += time.thread_time() - began
+                    if comparing_s > _MAX_COMPARING_S:
+                        raise HistoryUnreadable("its entries take too long to compare")
                     if candidate is not None:
                         found.append(candidate)
                 if len(found) > _MAX_CANDIDATES:

@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.printable import printable
 
 _MAX_BUFFERED_LINES = 50_000
-_MAX_BUFFERED_CHARS = 16 * 1024 * 1024  # of which the lines of an attack have ten times as many as others
+_MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # of memory
 _CHUNK_BYTES = 64 * 1024
 _BATCH_DELAY_S = 0.02
 _FIRST_BACKOFF_S = 0.02  # before a failed write is repeated; doubles up to the maximum
@@ -36,7 +36,7 @@ class BufferedLineWriter:
 
     Lines logged within 20 ms are written together: waking the thread for each line would cost more than writing it. A
     write that fails, with whatever error, is repeated after a backoff of at most a second, and continues after the last
-    byte written, so that no line is cut. Meanwhile lines are buffered. When 50,000 lines or 16 Mi characters are
+    byte written, so that no line is cut. Meanwhile lines are buffered. When 50,000 lines or 16 MiB are
     buffered, new lines are dropped; their number is logged once there is room again.
 
     Args:
@@ -51,7 +51,7 @@ class BufferedLineWriter:
         self._encoding = stream.encoding or "utf-8"
         self._on_dropped = on_dropped
         self._lines: deque[str] = deque()
-        self._buffered_chars = 0
+        self._buffered_bytes = 0
         self._dropped = 0
         self._counting = threading.Lock()
         self._unwritten = 0  # lines taken from the buffer and not written yet
@@ -64,11 +64,11 @@ class BufferedLineWriter:
     def write_line(self, line: str) -> None:
         """Buffer one line, without its line break; never blocks."""
         with self._counting:
-            if len(self._lines) > _MAX_BUFFERED_LINES or self._buffered_chars > _MAX_BUFFERED_CHARS:
+            if len(self._lines) > _MAX_BUFFERED_LINES or self._buffered_bytes > _MAX_BUFFERED_BYTES:
                 self._dropped += 1
                 return
             self._lines.append(line)
-            self._buffered_chars += len(line)
+            self._buffered_bytes += sys.getsizeof(line)
         if not self._has_lines.is_set():
             self._has_lines.set()
 
@@ -99,7 +99,7 @@ class BufferedLineWriter:
         while self._lines and len(taken) < _CHUNK_BYTES:
             line = self._lines.popleft()
             with self._counting:
-                self._buffered_chars -= len(line)
+                self._buffered_bytes -= sys.getsizeof(line)
             # A character that the stream's encoding lacks, or a lone surrogate, must not lose the line.
             taken += f"{line}\n".encode(self._encoding, "backslashreplace")
             self._unwritten += 1
@@ -125,7 +125,7 @@ class BufferedLineWriter:
         self._unwritten = 0
 
     def _report_dropped(self) -> None:
-        has_room = len(self._lines) < _MAX_BUFFERED_LINES // 2 and self._buffered_chars < _MAX_BUFFERED_CHARS // 2
+        has_room = len(self._lines) < _MAX_BUFFERED_LINES // 2 and self._buffered_bytes < _MAX_BUFFERED_BYTES // 2
         if self._dropped and has_room:  # so that the report has room too
             with self._counting:
                 dropped, self._dropped = self._dropped, 0
