@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.builders import a_command
 from tests.support.crash_points import crash_at
-from tests.support.deployment import Deployment
+from tests.support.deployment import SOON_CERTAIN, Deployment
 from tests.support.simulator import onenet
 from worker.simulator.faults import Fault
 
@@ -56,9 +56,6 @@ ROWS: list[tuple[str, Fault | None, str, int]] = [
 ]
 STORES = ["memory", "redis"]
 AT_ONCE = 6
-# A request that a slow machine makes late is in doubt once more, which changes no outcome.
-SHORT = {"ONENET_CONNECT_TIMEOUT": "1", "ONENET_READ_TIMEOUT": "1", "WORKER_RECONCILE_DELAY": "2"}
-
 pytestmark = pytest.mark.xdist_group("crash points")  # all tests share one table
 
 
@@ -79,7 +76,7 @@ def play(broker_url: str, folder: Path, url: str, row: tuple[str, Fault | None, 
         onenet(*([fault] if fault else [])) as simulator,
         Deployment.set_up(broker_url, folder, simulator) as deployment,
     ):
-        store = SHORT | {"IDEMPOTENCY_URL": url}
+        store = SOON_CERTAIN | {"IDEMPOTENCY_URL": url}  # a request that is late is in doubt once more, and is found
         with deployment.worker(**store, **crash_at(folder, point, times)) as first:
             deployment.upstream.publish(a_command(command_id="the-one", args="the-one"))
             exit_code = first.process.wait()
@@ -110,4 +107,6 @@ def test_a_worker_killed_at_a_crash_point_loses_no_command_and_sends_none_twice(
     result = table[store, number].result()
     assert result.exit_code == -9
     assert len(result.cached) == 1
-    assert {(reply["status"], reply["uuid"]) for reply in result.replies} == {("accepted", result.cached[0])}
+    assert {(reply["status"], reply["uuid"]) for reply in result.replies} == {("accepted", result.cached[0])}, (
+        result.replies
+    )

@@ -375,11 +375,11 @@ def test_a_worker_that_may_open_few_files_says_so_once_and_loses_no_command(
     with deployment.worker(**settings) as worker:
         [warning] = [event for event in worker.events if event["event"] == "open_files_limited"]
         assert (warning["limit"], warning["needed"] > 100) == (40, True)
-        for number in range(200):
+        for number in range(80):
             deployment.upstream.publish(a_command(imei=str(865820030000000 + number), args=f"c{number}"))
-        replies = [deployment.upstream.reply(4 * PATIENCE_S).json for _ in range(200)]
+        replies = [deployment.upstream.reply(4 * PATIENCE_S).json for _ in range(80)]
     assert {reply["status"] for reply in replies} == {"accepted"}
-    assert [deployment.cached(f"c{number}") for number in range(200)] == [1] * 200
+    assert [deployment.cached(f"c{number}") for number in range(80)] == [1] * 80
 
 
 def test_a_soft_limit_of_open_files_is_raised_to_what_the_worker_needs(deployment: Deployment, tmp_path: Path) -> None:

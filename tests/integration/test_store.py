@@ -99,7 +99,10 @@ def test_a_store_that_refuses_is_said_once_and_nothing_is_lost(
     with (
         server.client() as client,
         deployment.worker(
-            IDEMPOTENCY_URL=patient(server.url), HTTP_PORT=str(port), **run_at_startup(deployment.folder, PATIENT)
+            **SOON_CERTAIN,
+            IDEMPOTENCY_URL=patient(server.url),
+            HTTP_PORT=str(port),
+            **run_at_startup(deployment.folder, PATIENT),
         ) as worker,
     ):
         refuse(client)

@@ -23,7 +23,7 @@ from worker.onenet.tls import BufferedReader, TLSLayer
 from worker.telemetry.tracing import Tracing
 
 MAX_IDLE_S = 4.0  # less than the 5 s after which common servers close an idle connection
-MAX_RESPONSE_BYTES = 64 * 1024  # an answer has some hundred bytes, and as many as WORKER_CONCURRENCY are held at once
+MAX_RESPONSE_BYTES = 256 * 1024  # an answer has some hundred bytes, and as many as WORKER_CONCURRENCY are held at once
 COMMON_HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "identity",
