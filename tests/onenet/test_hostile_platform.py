@@ -24,7 +24,7 @@ from tests.support.onenet_client import (
 from tests.support.proxies import raw_server
 from worker.core.answer import Cached, InDoubt
 from worker.errors import HistoryUnreadable
-from worker.onenet.history import MAX_PAGES, PER_PAGE
+from worker.onenet.history import MAX_PAGES, PER_PAGE, match
 from worker.onenet.history_memory import MAX_BODY_BYTES, DetailCache, EntryMemory
 
 MIB = 1024 * 1024
@@ -198,6 +198,41 @@ async def test_more_entries_that_may_be_the_command_than_ever_decide_anything_ma
     too_many = pytest.raises(HistoryUnreadable, match="more than 100 of its entries")
     with serving as url, onenet_client(url, connect_s=30, read_s=30) as client, too_many:
         await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+async def test_a_history_that_takes_long_to_compare_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of other devices wait meanwhile: comparing takes place on the event loop."""
+    monkeypatch.setattr("worker.onenet.device_histories._MAX_COMPARING_S", 0)
+    page = {"total_count": 1, "items": [{"type": "1000"}]}
+    too_long = pytest.raises(HistoryUnreadable, match="too long to compare")
+    serving = raw_server(answering(ok(page), ok({"total_count": 1, "items": []})))
+    with serving as url, onenet_client(url, connect_s=30, read_s=30) as client, too_long:
+        await client.find_candidates(command(), current_doubt(), none_owned)
+
+
+async def test_other_commands_go_on_between_the_entries_of_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries have no uuid, so that no detail is waited for between them."""
+    page = {"total_count": 60, "items": [{"type": str(number)} for number in range(1_000, 1_060)]}
+    turns = 0
+    compared_at: list[int] = []
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def noted(*args: Any, **named: Any) -> Any:
+        compared_at.append(turns)
+        return match(*args, **named)
+
+    monkeypatch.setattr("worker.onenet.device_histories.match", noted)
+    serving = raw_server(answering(ok(page), ok({"total_count": 60, "items": []})))
+    with serving as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        other = asyncio.create_task(take_turns())
+        await client.find_candidates(command(), current_doubt(), none_owned)
+        other.cancel()
+    assert len(set(compared_at)) == len(compared_at) == 60
 
 
 async def test_details_of_any_size_are_compared_and_kept_in_bounded_memory() -> None:
