@@ -52,8 +52,9 @@ def test_whoever_claims_to_be_another_is_told_so_where_only_he_listens(
 def test_two_systems_with_the_same_id_each_get_their_own_reply(deployment: Deployment) -> None:
     with deployment.worker():
         replies = []
+        commands = {app_id: a_command(command_id="1", args=app_id) for app_id in ("billing", "metering")}
         for app_id in ("billing", "metering", "billing"):
-            deployment.upstream.publish(a_command(command_id="1", args=app_id), app_id=app_id)
+            deployment.upstream.publish(commands[app_id], app_id=app_id)
             replies.append(deployment.upstream.reply())
     assert [reply.json["status"] for reply in replies] == ["accepted"] * 3
     first, second, again = (reply.json["uuid"] for reply in replies)
