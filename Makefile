@@ -9,7 +9,7 @@ BENCH_LOCK := requirements/bench.lock
 BENCH_STAMP := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix containers chaos fuzz bench lint docs asyncapi format lock clean
+.PHONY: help demo test matrix containers memory chaos fuzz bench lint docs asyncapi format lock clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,7 +34,11 @@ matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; th
 
 containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine
 	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
-	@$(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/containers --ignore tests/containers/test_memory.py $(PYTEST_ARGS)
+
+memory: $(STAMP) ## the image with 128 MiB under each attack, in a Docker engine; a quarter of an hour or more
+	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
+	@$(BIN)/python -m pytest tests/containers/test_memory.py $(PYTEST_ARGS)
 
 chaos: $(STAMP) ## an hour of faults: storms, a cluster, Sentinels, two versions, a soak; CHAOS_ARGS="--runs hang --seed 7"
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
