@@ -127,13 +127,11 @@ async def test_a_delivery_in_doubt_that_was_not_started_stays_in_doubt_when_it_i
 
 
 async def test_a_delivery_of_a_command_in_progress_is_postponed(engine: Engine) -> None:
-    began_at = engine.now()
     resolutions = engine.process_during_request(lambda: a_task(redelivered()))
     assert reply_of(await engine.process(a_task())).status == "accepted"
     other = engine.copy_of(expect_postpone(resolutions[0]))
     assert other.doubt is not None  # all there is, should the record be lost
-    assert other.doubt.since is not None
-    assert other.doubt.since >= began_at - timedelta(milliseconds=1)
+    assert other.doubt.since is None  # a process of which no record is left may have sent it
     assert engine.steps.count("request") == 1
 
 
