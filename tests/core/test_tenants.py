@@ -54,5 +54,5 @@ def test_any_other_claim_is_an_invalid_command_that_names_the_property(envelope:
     assert isinstance(read(envelope, is_isolated=False), Command)
 
 
-def test_a_message_that_is_no_command_is_reported_as_such_whoever_sent_it() -> None:
+def test_an_unreadable_message_is_invalid_no_matter_who_sent_it() -> None:
     assert isinstance(read(Envelope(app_id="billing"), b"{"), InvalidMessage)

@@ -69,21 +69,26 @@ class _Stream:
 
     def __init__(self, data: bytes) -> None:
         self.file = io.BytesIO(data)
-        self.file.close = lambda: None  # type: ignore[method-assign]
+        self.file.close = lambda: None  # type: ignore[method-assign]  # what follows a response is read too
 
     def makefile(self, _mode: str) -> io.BytesIO:
         return self.file
+
+
+def _final_response(stream: _Stream) -> http.client.HTTPResponse:
+    """Return the first response that is not an interim one; its body has not been read."""
+    while True:
+        response = http.client.HTTPResponse(stream, method="POST")  # type: ignore[arg-type]  # it only calls makefile
+        response.begin()
+        if response.status >= _SUCCESS:
+            return response
 
 
 def _read_as_http(data: bytes) -> tuple[int, bytes, bytes] | None:
     """Return status, body and the bytes that follow, as http.client reads a response; None: it is not whole."""
     stream = _Stream(data)
     try:
-        while True:
-            response = http.client.HTTPResponse(stream, method="POST")  # type: ignore[arg-type]
-            response.begin()
-            if response.status >= _SUCCESS:
-                break
+        response = _final_response(stream)
         if response.will_close:
             return None
         body = response.read()
@@ -96,11 +101,8 @@ def _read_to_the_end(data: bytes) -> tuple[int, bytes] | None:
     """Return status and body of a response that may end with its connection."""
     stream = _Stream(data)
     try:
-        while True:
-            response = http.client.HTTPResponse(stream, method="POST")  # type: ignore[arg-type]
-            response.begin()
-            if response.status >= _SUCCESS:
-                return response.status, response.read()
+        response = _final_response(stream)
+        return response.status, response.read()
     except (http.client.HTTPException, ValueError, OverflowError, OSError):
         return None
 

@@ -61,7 +61,7 @@ class _Raw(pika.BasicProperties):
 
 @dataclass
 class _Rig:
-    """One worker that runs for as long as the target, and what has been published, answered and set aside."""
+    """One worker that runs for as long as the target, and what has been published, answered and dead-lettered."""
 
     deployment: Deployment
     worker: WorkerProcess

@@ -146,7 +146,7 @@ def _read_value(data: bytes, at: int, levels: int = MAX_LEVELS) -> tuple[object,
 
 
 def _check_dead_letter(delivery: Delivery, publication: Publication) -> None:
-    """The command line can list, show and replay it, whoever published it."""
+    """The command line can list, show and replay it, no matter who published it."""
     for properties in (delivery.properties, _decoded(_encoded(publication.properties))):
         letter = DeadLetter(1, publication.routing_key, properties, BODY, ZONE)
         assert json.dumps(details(letter), allow_nan=False).encode()

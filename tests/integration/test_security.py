@@ -533,7 +533,7 @@ _STOPPING = "stop the workers with a queue that refuses replies (`reject-publish
 
 
 @tries("`billing` with own queues", _STOPPING, "possible for half a minute")
-def test_replies_that_an_own_queue_refuses_are_set_aside(
+def test_replies_that_an_own_queue_refuses_are_diverted(
     own_queues: Broker, site: Deployment, settings: dict[str, str], tmp_path: Path
 ) -> None:
     """Shown with a second instead. A worker does not acknowledge a command before its reply is confirmed."""
@@ -553,7 +553,7 @@ def test_replies_that_an_own_queue_refuses_are_set_aside(
                 send(own_queues, "billing", command, app_id=f"any-{number}", user_id="billing", reply_to="billing.x")
             send(own_queues, "payroll", a_command(), app_id="payroll")
             [reply] = replies(site, "payroll")
-            worker.wait_for("reply_set_aside", 99)
+            worker.wait_for("reply_diverted", 99)
         assert reply.json["status"] == "accepted"
     finally:
         assert own_queues.refusal("billing", partial(BlockingChannel.queue_delete, queue="billing.own")) is None

@@ -34,7 +34,7 @@ def test_a_vouched_command_is_answered_at_its_own_address_through_retries(deploy
     ],
     ids=str,
 )
-def test_whoever_claims_to_be_another_is_told_so_where_only_he_listens(
+def test_a_false_sender_is_refused_and_no_other_system_gets_the_reply(
     deployment: Deployment, properties: dict[str, Any], field: str, routing_key: str
 ) -> None:
     with deployment.worker(WORKER_TENANTS="isolated"):

@@ -100,12 +100,12 @@ async def test_all_steps_together_have_the_limit_of_one(send: Send, monkeypatch:
     look_up = socket.getaddrinfo
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        time.sleep(1)
+        time.sleep(1)  # a slow name server: what the test is about
         return look_up(*arguments, **options)
 
     def serve(sock: socket.socket) -> None:
         read_request(sock)
-        time.sleep(1)
+        time.sleep(1)  # a slow proxy
         with suppress(OSError):
             sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             silent(sock)

@@ -26,8 +26,8 @@ REJECTED_S = 5.0  # for this long: then the publisher is replaced
 CLOSE_S = 2.0
 _REPLACE_CAP_S = 60.0
 _CLOSED_BASE_S, _CLOSED_CAP_S = 0.1, 10.0
-# A reply that a queue of its receiver has refused for so long is set aside; of the same system then each reply that is
-# refused, for a while. Elections of a cluster's leaders take less.
+# A reply that was rejected for this long is published to the exchange of unrouted replies instead. For a while, so is
+# each further rejected reply to the same system. A cluster elects new leaders of its queues in less time.
 REFUSED_REPLY_S = 30.0
 _REFUSING_S = 60.0
 _MAX_REFUSING = 1_000
@@ -80,7 +80,7 @@ class PublisherSupervisor:
         self._replacements = 0  # in the present series of rejections
         self._replace_not_before = 0.0
         self._last_rejected_at = 0.0
-        self._refusing: OrderedDict[str, float] = OrderedDict()  # until when a system's refused replies are set aside
+        self._refusing: OrderedDict[str, float] = OrderedDict()  # by system: until when its rejected replies go there
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
         self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
@@ -279,7 +279,7 @@ class PublisherSupervisor:
 
     def _retry_rejected(self, item: InFlight) -> None:
         """Publish again after a backoff: nothing is acknowledged before the broker has stored its publication."""
-        if self._is_stopped or self._is_set_aside(item):
+        if self._is_stopped or self._is_diverted(item):
             return
         if len(item.publication.body) > MAX_BODY_BYTES and self.leave_to_broker(item):
             return  # held for as long as it is refused, a few of them would take all memory
@@ -303,11 +303,11 @@ class PublisherSupervisor:
             self._replace_not_before = now + min(_REPLACE_CAP_S, REJECTED_S * 2**self._replacements)
             self._run_in_background(self._replace())
 
-    def _is_set_aside(self, item: InFlight) -> bool:
-        """Publish a reply that its receiver's queue goes on refusing where unrouted replies are kept, if it is one.
+    def _is_diverted(self, item: InFlight) -> bool:
+        """Publish a reply that its receiver's queue keeps rejecting to the exchange of unrouted replies instead.
 
-        A few such replies would otherwise take the place of all deliveries that may be unacknowledged, and one system
-        with a full queue would stop the commands of every other.
+        Otherwise a few such replies use up the prefetch, and one system with a full queue stops the commands of all
+        others. Returns whether the reply was diverted.
         """
         publication, envelope, now = item.publication, item.settlement.delivery.envelope, self._loop.time()
         system = envelope.user_id or envelope.app_id  # anybody may write any app_id
@@ -321,7 +321,7 @@ class PublisherSupervisor:
         if self._refusing.get(system, 0) < now:
             return False
         log.error(
-            "reply_set_aside", routing_key=publication.routing_key, exchange=self._unrouted_exchange, app_id=system
+            "reply_diverted", routing_key=publication.routing_key, exchange=self._unrouted_exchange, app_id=system
         )
         item.publication = replace(publication, exchange=self._unrouted_exchange)
         item.rejections, item.first_rejected_at = 0, None
