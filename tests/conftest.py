@@ -24,6 +24,7 @@ from tests.support.deployment import Deployment
 from tests.support.redis_servers import patient
 from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
+from tests.support.waiting import PATIENCE_S
 from worker.core.claims import IdempotencyStore
 from worker.dev.services.broker import LocalBroker, start_local_broker
 from worker.dev.services.redis import LocalRedis, start_local_redis
@@ -62,6 +63,14 @@ def event_loop_guard() -> Iterator[None]:
     logger.removeHandler(handler)
     logger.setLevel(former)
     assert not found, "\n".join(found)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Redis take its time, however slow the machine; a test of a time limit sets one."""
+    for limit in ("redis.TIMEOUT_S", "redis.PING_S", "redis_server.SENTINEL_S"):
+        monkeypatch.setattr(f"worker.idempotency.{limit}", float(PATIENCE_S))
+    monkeypatch.setattr("worker.flow.rate_limiter._TIMEOUT_S", float(PATIENCE_S))
 
 
 @contextmanager
