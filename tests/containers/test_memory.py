@@ -124,6 +124,11 @@ def endless_pages(target: Target) -> None:
     target.wait_for_harm(Harm.ENDLESS_PAGE, DEVICES)
 
 
+def endless_redirects(target: Target) -> None:
+    target.send_to_harmful_devices(Harm.ENDLESS_REDIRECT)
+    target.wait_for_harm(Harm.ENDLESS_REDIRECT, DEVICES)
+
+
 def large_details(target: Target) -> None:
     target.send_to_harmful_devices(Harm.LARGE_DETAILS)
     target.wait_for_harm(Harm.LARGE_DETAILS, 4 * DEVICES)
@@ -173,6 +178,7 @@ ATTACKS = [
     padded_commands_of_one_device,
     endless_histories,
     endless_pages,
+    endless_redirects,
     large_details,
     large_uuids,
     large_answers,

@@ -15,8 +15,9 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 _MIB = 1024 * 1024
-_ALMOST_A_MIB = 1_000_000
+_ALMOST_TOO_LARGE = 250_000  # the worker reads at most 256 KiB of an answer
 _PER_PAGE = 100
+_ITEM_BYTES = _ALMOST_TOO_LARGE // _PER_PAGE - 300  # what an item has besides
 _CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
 
@@ -28,6 +29,7 @@ class Harm(Enum):
     LARGE_UUID = auto()
     ENDLESS_HISTORY = auto()
     ENDLESS_PAGE = auto()
+    ENDLESS_REDIRECT = auto()
     LARGE_DETAILS = auto()
     LARGE_UUIDS = auto()
 
@@ -98,7 +100,7 @@ class HostilePlatform:
             case Harm.LARGE_ANSWER:
                 self._stream(request, harm, 64 * _MIB)
             case Harm.LARGE_UUID:
-                self._done(harm, lambda: _answer(request, {"uuid": "u" * _ALMOST_A_MIB}))
+                self._done(harm, lambda: _answer(request, {"uuid": "u" * _ALMOST_TOO_LARGE}))
             case _:  # the answer is lost: the history has to be read
                 self._entries[query["imei"]] = _entry(query, body)
                 request.close_connection = True
@@ -114,14 +116,16 @@ class HostilePlatform:
         match harm:
             case Harm.ENDLESS_PAGE:
                 self._stream(request, harm, None)
+            case Harm.ENDLESS_REDIRECT:
+                self._stream(request, harm, None, status=302)
             case Harm.ENDLESS_HISTORY:
-                items = [_item(entry) | {"send_status": "s" * (_ALMOST_A_MIB // _PER_PAGE)} for _ in range(_PER_PAGE)]
+                items = [_item(entry) | {"send_status": "s" * _ITEM_BYTES} for _ in range(_PER_PAGE)]
                 self._done(harm, lambda: _answer(request, {"total_count": 10**9, "items": items}))
             case Harm.LARGE_UUIDS:
-                items = [_item(entry) | {"cmd_uuid": "u" * _ALMOST_A_MIB}]
+                items = [_item(entry) | {"cmd_uuid": "u" * _ALMOST_TOO_LARGE}]
                 self._done(harm, lambda: _answer(request, {"total_count": 1, "items": items}))
             case _ if is_detail:
-                self._done(harm, lambda: _answer(request, entry | {"content": {"args": "a" * _ALMOST_A_MIB}}))
+                self._done(harm, lambda: _answer(request, entry | {"content": {"args": "a" * _ALMOST_TOO_LARGE}}))
             case _:
                 items = [_item(entry) for _ in range(_PER_PAGE)]
                 _answer(request, {"total_count": _PER_PAGE, "items": items})
@@ -130,11 +134,12 @@ class HostilePlatform:
         answer()
         self.harmed[harm] += 1
 
-    def _stream(self, request: BaseHTTPRequestHandler, harm: Harm, size: int | None) -> None:
+    def _stream(self, request: BaseHTTPRequestHandler, harm: Harm, size: int | None, status: int = 200) -> None:
         """Send a body of a size; None: one without an end."""
         request.close_connection = True
         with suppress(OSError):
-            request.send_response(200)
+            request.send_response(status)
+            request.send_header("Location", "/")
             request.send_header("Content-Type", "application/json")
             if size is None:
                 request.send_header("Transfer-Encoding", "chunked")
