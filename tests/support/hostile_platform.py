@@ -34,6 +34,11 @@ class Harm(Enum):
     LARGE_UUIDS = auto()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # connections made at once
+
+
 class HostilePlatform:
     """A server on loopback. It caches the commands of devices that ``harms`` does not name.
 
@@ -49,8 +54,7 @@ class HostilePlatform:
         self.harmed: Counter[Harm] = Counter()
         self.is_over = threading.Event()
         self._entries: dict[str, dict[str, Any]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, name="hostile-platform")
 
     @property
@@ -127,7 +131,7 @@ class HostilePlatform:
             case _ if is_detail:
                 self._done(harm, lambda: _answer(request, entry | {"content": {"args": "a" * _ALMOST_TOO_LARGE}}))
             case _:
-                items = [_item(entry) for _ in range(_PER_PAGE)]
+                items = [_item(entry, number) for number in range(_PER_PAGE)] if query.get("page", "1") == "1" else []
                 _answer(request, {"total_count": _PER_PAGE, "items": items})
 
     def _done(self, harm: Harm, answer: Any) -> None:
@@ -175,7 +179,8 @@ def _entry(query: dict[str, str], body: dict[str, str]) -> dict[str, Any]:
 _numbers = itertools.count()
 
 
-def _item(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a command as the list shows it, under another uuid each time."""
+def _item(entry: dict[str, Any], number: int | None = None) -> dict[str, Any]:
+    """Return a command as the list shows it, under another uuid each time; with a number, under the same."""
+    device = entry["args"]["imei"][-8:]
     shown = {name: value for name, value in entry.items() if name not in {"args", "content"}}
-    return shown | {"cmd_uuid": f"00000000-0000-4000-8000-{next(_numbers):012}"}
+    return shown | {"cmd_uuid": f"{device}-0000-4000-8000-{next(_numbers) if number is None else number:012}"}
