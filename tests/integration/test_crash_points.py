@@ -91,12 +91,15 @@ def table(
 ) -> Iterator[dict[tuple[str, int], "Future[RowResult]"]]:
     urls = {"memory": "memory://", "redis": redis_url}
     folder = tmp_path_factory.mktemp("crashes")
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    threads = ThreadPoolExecutor(AT_ONCE)
+    try:
         yield {
             (store, number): threads.submit(play, broker_url, folder / f"{store}-{number}", urls[store], row)
             for number, row in enumerate(ROWS)
             for store in STORES
         }
+    finally:
+        threads.shutdown(cancel_futures=True)  # ctrl-C would otherwise play all rows first
 
 
 @pytest.mark.parametrize("store", STORES)
