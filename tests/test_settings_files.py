@@ -155,6 +155,66 @@ def test_what_is_no_readable_file_is_refused_and_not_waited_for(
     assert the_line() == f"{name}: {reason} ({path})"
 
 
+# What a process opens because a library reads the variable.
+LIBRARY_FILES = [
+    "SSL_CERT_FILE",
+    "SSLKEYLOGFILE",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NETRC",
+]
+
+
+@pytest.mark.parametrize("kind", ["FIFO without a writer", "endless"])
+@pytest.mark.parametrize("name", LIBRARY_FILES)
+def test_a_file_of_a_library_that_is_no_regular_one_is_refused_and_not_waited_for(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificates and keys of all TLS connections, so also where the settings name files of their own."""
+    issued = Authority().issue("host", tmp_path / "issued")
+    monkeypatch.setenv("ONENET_API_KEY", KEY)
+    monkeypatch.setenv("AMQP_CA_FILE", str(issued.ca))
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"rediss://host?ssl_certfile={issued.cert}&ssl_keyfile={issued.key}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.invalid")
+    make, reason = NOT_FILES[kind]
+    make(tmp_path / "it")
+    monkeypatch.setenv(name, str(tmp_path / "it"))
+    assert the_line() == f"{name}: {reason} ({tmp_path / 'it'})"
+
+
+@pytest.mark.parametrize("name", [*LIBRARY_FILES, "PROMETHEUS_MULTIPROC_DIR"])
+def test_what_is_wrong_with_a_file_of_a_library_is_one_line_and_exit_code_78(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "it"
+    path.parent.touch()
+    environment = {"ONENET_API_KEY": "k", "HTTP_PORT": "0", "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.invalid"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker", "run"],
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | environment | {name: str(path)},
+        capture_output=True,
+        text=True,
+    )
+    [line] = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (EXIT_CONFIG, "")
+    assert line.startswith(f"onenet-worker: {name}: ")
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY_FILES if "SSL" not in name])
+def test_the_files_of_an_exporter_that_is_not_used_are_not_looked_at(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONENET_API_KEY", KEY)
+    monkeypatch.setenv(name, "/dev/zero")
+    load_settings()
+
+
 def test_a_file_below_a_closed_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checked in a process without capabilities, since root may read everything."""
     closed = tmp_path / "closed"

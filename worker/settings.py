@@ -1,7 +1,8 @@
 """Every setting of a running worker; no other module reads one.
 
 Sources, first match wins: the file that ``NAME_FILE`` names (secrets only), the environment, ``.env``. Libraries read
-variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (OpenTelemetry).
+variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (OpenTelemetry); the files that these
+name are checked with the settings.
 """
 
 import importlib.util
@@ -54,6 +55,7 @@ from worker.core.urls import (
 )
 from worker.core.validation import messages
 from worker.errors import SettingsError
+from worker.library_files import library_file_faults
 from worker.products_file import read_products
 from worker.settings_files import (
     MissingFile,
@@ -93,7 +95,7 @@ def _check_authorities(path: Path) -> None:
     """
     check_certificates(path)
     try:
-        ssl.create_default_context(cafile=str(path))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except (OSError, ssl.SSLError):
         raise UnusableFile("holds a certificate that cannot be read", path) from None
 
@@ -118,7 +120,8 @@ def _check_files(address: RedisAddress) -> None:
             raise ValueError(f"an option after ? cannot be used: {name}: {exc}") from exc
     if certificate is not None:
         try:
-            ssl.create_default_context().load_cert_chain(str(certificate), str(key or certificate), password="")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_cert_chain(str(certificate), str(key or certificate), password="")
         except (OSError, ssl.SSLError) as exc:
             raise ValueError("an option after ? cannot be used: ssl_certfile: does not belong to its key") from exc
 
@@ -500,6 +503,7 @@ def load_store_url() -> str:
 
 def _load(model: type[Some], renamed: Mapping[str, str] = MappingProxyType({})) -> Some:
     variables, lines = _read_variables()
+    lines += library_file_faults(exports_spans="otel_exporter_otlp_endpoint" in variables)
     values = {name: variables[name] for name in model.model_fields if name in variables}
     files: dict[str, Path] = {}
     for name in _SECRETS:

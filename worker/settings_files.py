@@ -87,6 +87,23 @@ def check_certificates(path: Path) -> None:
         raise UnusableFile("holds no certificate in PEM form", path)
 
 
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, or that it can be made.
+
+    Raises:
+        UnusableFile: it cannot.
+    """
+    try:
+        _check_kind(path.stat().st_mode, path)
+        is_writable = os.access(path, os.W_OK)
+    except FileNotFoundError:
+        is_writable = os.access(path.parent, os.W_OK)
+    except OSError as exc:
+        raise UnusableFile(f"cannot be written: {exc.strerror}", path) from None
+    if not is_writable:
+        raise UnusableFile("cannot be written", path)
+
+
 def check_private_key(path: Path) -> None:
     """Check that a file holds a private key in PEM form, without a passphrase.
 
