@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.support.certificates import Authority
 from worker.core.credentials import ApiKey
 from worker.errors import EXIT_CONFIG, SettingsError
 from worker.onenet.route import Route
+from worker.products_file import read_products
 from worker.settings import Settings, load_products, load_settings
 from worker.settings_files import MAX_BYTES
 
@@ -448,6 +450,21 @@ def test_a_deeply_nested_products_file_is_one_line(content: str, file: Path, mon
     file.write_text(content)
     monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))
     assert the_line() == f"ONENET_PRODUCTS_FILE: is nested too deeply ({file})"
+
+
+@pytest.mark.parametrize("unit", [r"\n", r"\"", r"\\", r"\u0041", "{", " ", "a"])
+@pytest.mark.parametrize(
+    "form", ['{"a": {"api_key": "%s"}}', '{"%s": 1}', '{"a": ["%s"]}'], ids=["value", "name", "list"]
+)
+def test_a_long_string_in_a_products_file_takes_a_few_times_its_bytes(form: str, unit: str, file: Path) -> None:
+    file.write_text(form % (unit * ((MAX_BYTES - 100) // len(unit))))
+    tracemalloc.start()
+    try:
+        read_products(file, "https://onenet.invalid", "v1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MAX_BYTES
 
 
 def test_of_many_wrong_products_the_first_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
