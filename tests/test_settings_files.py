@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -496,6 +497,28 @@ def test_certificate_authorities_of_the_environment_are_a_file_too(
         with pytest.raises(SettingsError) as caught:
             Route("https://onenet.invalid", None)
         assert caught.value.lines == [f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: is not a regular file ({path})"]
+
+
+@pytest.mark.parametrize("value", ['"%s"', "'%s'", '"%s', "%s"], ids=ascii)
+@pytest.mark.parametrize("unit", ["a", r"\n", r"\""])
+def test_the_values_of_an_env_file_take_bounded_memory(unit: str, value: str, tmp_path: Path) -> None:
+    """Its library keeps a state for each character of a quoted value."""
+    (tmp_path / ".env").write_text("A=" + value % (unit * (65_000 // len(unit))))
+    tracemalloc.start()
+    try:
+        with suppress(SettingsError):
+            load_settings()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 1024 * 1024
+
+
+def test_an_env_file_that_is_too_large_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("#" * 65_537)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.lines[0] == ".env: is larger than 65,536 bytes (.env)"
 
 
 @pytest.mark.parametrize("kind", ["directory", "FIFO without a writer", "endless"])

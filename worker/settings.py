@@ -71,6 +71,7 @@ Some = TypeVar("Some", bound=BaseModel)
 MEMORY = "memory://"
 _OFF = "off"
 _ENV_FILE = Path(".env")
+_MAX_ENV_BYTES = 64 * 1024  # its library takes 150 bytes of memory for each of a quoted value (measured)
 _SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url", "otel_exporter_otlp_endpoint")
 _RENAMED = {
     "worker_settle": "worker_reconcile_delay",
@@ -537,7 +538,7 @@ def _read_variables() -> tuple[dict[str, str], list[str]]:
     """
     lines: list[str] = []
     try:
-        text = read_text(_ENV_FILE)
+        text = read_text(_ENV_FILE, _MAX_ENV_BYTES)
     except MissingFile:
         text = ""
     except UnusableFile as exc:

@@ -41,13 +41,13 @@ class MissingFile(UnusableFile):
     """There is no such file."""
 
 
-def read_text(path: Path) -> str:
-    r"""Return the text of a regular file of at most 1 MiB; its lines end with ``\n``.
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    r"""Return the text of a regular file of at most so many bytes; its lines end with ``\n``.
 
     Raises:
         UnusableFile: it cannot be read, or holds no text.
     """
-    data = _read(path)
+    data = _read(path, max_bytes)
     encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), _UTF_8)
     try:
         text = data.decode(encoding)
@@ -128,17 +128,17 @@ def _read_pem(path: Path) -> bytes:
     return data
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         _check_kind(path.stat().st_mode, path)  # first: opening a device may do something
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO would wait for its writer
             _check_kind(os.fstat(file.fileno()).st_mode, path)  # it may have been replaced meanwhile
-            data = file.read(MAX_BYTES + 1) or b""  # None: a file of the kernel without data
+            data = file.read(max_bytes + 1) or b""  # None: a file of the kernel without data
     except OSError as exc:
         kind = MissingFile if isinstance(exc, FileNotFoundError) else UnusableFile
         raise kind(f"cannot be read: {exc.strerror}", path) from None
-    if len(data) > MAX_BYTES:
-        raise UnusableFile(f"is larger than {MAX_BYTES:,} bytes", path)
+    if len(data) > max_bytes:
+        raise UnusableFile(f"is larger than {max_bytes:,} bytes", path)
     return data
 
 
