@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.support.certificates import Authority
 from worker.core.credentials import ApiKey
 from worker.errors import EXIT_CONFIG, SettingsError
 from worker.onenet.route import Route
+from worker.products_file import read_products
 from worker.settings import Settings, load_products, load_settings
 from worker.settings_files import MAX_BYTES
 
@@ -153,6 +156,66 @@ def test_what_is_no_readable_file_is_refused_and_not_waited_for(
     else:
         make(path)
     assert the_line() == f"{name}: {reason} ({path})"
+
+
+# What a process opens because a library reads the variable.
+LIBRARY_FILES = [
+    "SSL_CERT_FILE",
+    "SSLKEYLOGFILE",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NETRC",
+]
+
+
+@pytest.mark.parametrize("kind", ["FIFO without a writer", "endless"])
+@pytest.mark.parametrize("name", LIBRARY_FILES)
+def test_a_file_of_a_library_that_is_no_regular_one_is_refused_and_not_waited_for(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificates and keys of all TLS connections, so also where the settings name files of their own."""
+    issued = Authority().issue("host", tmp_path / "issued")
+    monkeypatch.setenv("ONENET_API_KEY", KEY)
+    monkeypatch.setenv("AMQP_CA_FILE", str(issued.ca))
+    monkeypatch.setenv("IDEMPOTENCY_URL", f"rediss://host?ssl_certfile={issued.cert}&ssl_keyfile={issued.key}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.invalid")
+    make, reason = NOT_FILES[kind]
+    make(tmp_path / "it")
+    monkeypatch.setenv(name, str(tmp_path / "it"))
+    assert the_line() == f"{name}: {reason} ({tmp_path / 'it'})"
+
+
+@pytest.mark.parametrize("name", [*LIBRARY_FILES, "PROMETHEUS_MULTIPROC_DIR"])
+def test_what_is_wrong_with_a_file_of_a_library_is_one_line_and_exit_code_78(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "it"
+    path.parent.touch()
+    environment = {"ONENET_API_KEY": "k", "HTTP_PORT": "0", "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.invalid"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker", "run"],
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | environment | {name: str(path)},
+        capture_output=True,
+        text=True,
+    )
+    [line] = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (EXIT_CONFIG, "")
+    assert line.startswith(f"onenet-worker: {name}: ")
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY_FILES if "SSL" not in name])
+def test_the_files_of_an_exporter_that_is_not_used_are_not_looked_at(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONENET_API_KEY", KEY)
+    monkeypatch.setenv(name, "/dev/zero")
+    load_settings()
 
 
 def test_a_file_below_a_closed_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +453,21 @@ def test_a_deeply_nested_products_file_is_one_line(content: str, file: Path, mon
     assert the_line() == f"ONENET_PRODUCTS_FILE: is nested too deeply ({file})"
 
 
+@pytest.mark.parametrize("unit", [r"\n", r"\"", r"\\", r"\u0041", "{", " ", "a"])
+@pytest.mark.parametrize(
+    "form", ['{"a": {"api_key": "%s"}}', '{"%s": 1}', '{"a": ["%s"]}'], ids=["value", "name", "list"]
+)
+def test_a_long_string_in_a_products_file_takes_a_few_times_its_bytes(form: str, unit: str, file: Path) -> None:
+    file.write_text(form % (unit * ((MAX_BYTES - 100) // len(unit))))
+    tracemalloc.start()
+    try:
+        read_products(file, "https://onenet.invalid", "v1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MAX_BYTES
+
+
 def test_of_many_wrong_products_the_first_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(json.dumps({f"product-{number}": 1 for number in range(1234)}))
     monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))
@@ -419,6 +497,28 @@ def test_certificate_authorities_of_the_environment_are_a_file_too(
         with pytest.raises(SettingsError) as caught:
             Route("https://onenet.invalid", None)
         assert caught.value.lines == [f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE: is not a regular file ({path})"]
+
+
+@pytest.mark.parametrize("value", ['"%s"', "'%s'", '"%s', "%s"], ids=ascii)
+@pytest.mark.parametrize("unit", ["a", r"\n", r"\""])
+def test_the_values_of_an_env_file_take_bounded_memory(unit: str, value: str, tmp_path: Path) -> None:
+    """Its library keeps a state for each character of a quoted value."""
+    (tmp_path / ".env").write_text("A=" + value % (unit * (65_000 // len(unit))))
+    tracemalloc.start()
+    try:
+        with suppress(SettingsError):
+            load_settings()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * 1024 * 1024
+
+
+def test_an_env_file_that_is_too_large_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("#" * 65_537)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.lines[0] == ".env: is larger than 65,536 bytes (.env)"
 
 
 @pytest.mark.parametrize("kind", ["directory", "FIFO without a writer", "endless"])

@@ -14,8 +14,9 @@ from worker.settings_files import UnusableFile, read_text
 
 MAX_NAME = 100  # characters of a product's name, which is a label of metrics
 _MAX_LINES = 20
-_STRING = r'"(?:[^"\\]|\\.)*"'
-_TOKEN = re.compile(rf"(?P<name>{_STRING})\s*:|{_STRING}|[{{}}]")
+_MARK = re.compile(r'["{}]')  # where a string, or an object, begins or ends
+_COLON = re.compile(r"\s*:")
+_DECODER = json.JSONDecoder()
 _KINDS: dict[str, type[Credentials]] = {"api_key": ApiKey, "product_id": AccessKey, "user_id": UserKey}
 
 
@@ -88,17 +89,20 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
 def _names(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield each name of the objects in a valid JSON text, after those of the objects around it, with its line."""
     around: list[str] = []
-    line, counted = 1, 0
-    for token in _TOKEN.finditer(text):
-        if token[0] == "{":
+    line, counted, position = 1, 0, 0
+    while (mark := _MARK.search(text, position)) is not None:
+        position = mark.end()
+        if mark[0] == "{":
             around.append("")
-        elif token[0] == "}":
+        elif mark[0] == "}":
             around.pop()
-        elif token["name"] is not None:
-            around[-1] = json.loads(token["name"])
-            line += text.count("\n", counted, token.start())
-            counted = token.start()
-            yield tuple(around), line
+        else:
+            string, position = _DECODER.raw_decode(text, mark.start())
+            if _COLON.match(text, position):
+                around[-1] = string
+                line += text.count("\n", counted, mark.start())
+                counted = mark.start()
+                yield tuple(around), line
 
 
 def _described(product: str, *fields: str) -> str:

@@ -1,7 +1,8 @@
 """Every setting of a running worker; no other module reads one.
 
 Sources, first match wins: the file that ``NAME_FILE`` names (secrets only), the environment, ``.env``. Libraries read
-variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (OpenTelemetry).
+variables of their own: ``HTTPS_PROXY`` and its kind (requests), ``OTEL_*`` (OpenTelemetry); the files that these
+name are checked with the settings.
 """
 
 import importlib.util
@@ -54,6 +55,7 @@ from worker.core.urls import (
 )
 from worker.core.validation import messages
 from worker.errors import SettingsError
+from worker.library_files import library_file_faults
 from worker.products_file import read_products
 from worker.settings_files import (
     MissingFile,
@@ -69,6 +71,7 @@ Some = TypeVar("Some", bound=BaseModel)
 MEMORY = "memory://"
 _OFF = "off"
 _ENV_FILE = Path(".env")
+_MAX_ENV_BYTES = 64 * 1024  # its library takes 150 bytes of memory for each of a quoted value (measured)
 _SECRETS = ("amqp_url", "onenet_api_key", "onenet_access_key", "idempotency_url", "otel_exporter_otlp_endpoint")
 _RENAMED = {
     "worker_settle": "worker_reconcile_delay",
@@ -93,7 +96,7 @@ def _check_authorities(path: Path) -> None:
     """
     check_certificates(path)
     try:
-        ssl.create_default_context(cafile=str(path))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except (OSError, ssl.SSLError):
         raise UnusableFile("holds a certificate that cannot be read", path) from None
 
@@ -118,7 +121,8 @@ def _check_files(address: RedisAddress) -> None:
             raise ValueError(f"an option after ? cannot be used: {name}: {exc}") from exc
     if certificate is not None:
         try:
-            ssl.create_default_context().load_cert_chain(str(certificate), str(key or certificate), password="")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_cert_chain(str(certificate), str(key or certificate), password="")
         except (OSError, ssl.SSLError) as exc:
             raise ValueError("an option after ? cannot be used: ssl_certfile: does not belong to its key") from exc
 
@@ -500,6 +504,7 @@ def load_store_url() -> str:
 
 def _load(model: type[Some], renamed: Mapping[str, str] = MappingProxyType({})) -> Some:
     variables, lines = _read_variables()
+    lines += library_file_faults(exports_spans="otel_exporter_otlp_endpoint" in variables)
     values = {name: variables[name] for name in model.model_fields if name in variables}
     files: dict[str, Path] = {}
     for name in _SECRETS:
@@ -533,7 +538,7 @@ def _read_variables() -> tuple[dict[str, str], list[str]]:
     """
     lines: list[str] = []
     try:
-        text = read_text(_ENV_FILE)
+        text = read_text(_ENV_FILE, _MAX_ENV_BYTES)
     except MissingFile:
         text = ""
     except UnusableFile as exc:

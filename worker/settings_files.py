@@ -41,13 +41,13 @@ class MissingFile(UnusableFile):
     """There is no such file."""
 
 
-def read_text(path: Path) -> str:
-    r"""Return the text of a regular file of at most 1 MiB; its lines end with ``\n``.
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    r"""Return the text of a regular file of at most so many bytes; its lines end with ``\n``.
 
     Raises:
         UnusableFile: it cannot be read, or holds no text.
     """
-    data = _read(path)
+    data = _read(path, max_bytes)
     encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), _UTF_8)
     try:
         text = data.decode(encoding)
@@ -87,6 +87,23 @@ def check_certificates(path: Path) -> None:
         raise UnusableFile("holds no certificate in PEM form", path)
 
 
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, or that it can be made.
+
+    Raises:
+        UnusableFile: it cannot.
+    """
+    try:
+        _check_kind(path.stat().st_mode, path)
+        is_writable = os.access(path, os.W_OK)
+    except FileNotFoundError:
+        is_writable = os.access(path.parent, os.W_OK)
+    except OSError as exc:
+        raise UnusableFile(f"cannot be written: {exc.strerror}", path) from None
+    if not is_writable:
+        raise UnusableFile("cannot be written", path)
+
+
 def check_private_key(path: Path) -> None:
     """Check that a file holds a private key in PEM form, without a passphrase.
 
@@ -111,17 +128,17 @@ def _read_pem(path: Path) -> bytes:
     return data
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         _check_kind(path.stat().st_mode, path)  # first: opening a device may do something
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO would wait for its writer
             _check_kind(os.fstat(file.fileno()).st_mode, path)  # it may have been replaced meanwhile
-            data = file.read(MAX_BYTES + 1) or b""  # None: a file of the kernel without data
+            data = file.read(max_bytes + 1) or b""  # None: a file of the kernel without data
     except OSError as exc:
         kind = MissingFile if isinstance(exc, FileNotFoundError) else UnusableFile
         raise kind(f"cannot be read: {exc.strerror}", path) from None
-    if len(data) > MAX_BYTES:
-        raise UnusableFile(f"is larger than {MAX_BYTES:,} bytes", path)
+    if len(data) > max_bytes:
+        raise UnusableFile(f"is larger than {max_bytes:,} bytes", path)
     return data
 
 

@@ -1,5 +1,6 @@
 """Connecting has one limit, from the look-up of the name to the end of TLS, for what is sent once and for the reads."""
 
+import asyncio
 import os
 import resource
 import select
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from tests.support.onenet_client import NEVER_S, read_request, use_proxy
 from tests.support.proxies import raw_server
 from tests.support.waiting import PATIENCE_S, until
 from worker.errors import TransportError
+from worker.onenet.connecting import MAX_SOCKETS
 from worker.onenet.history_reader import HistoryReader
 from worker.onenet.response import Response
-from worker.onenet.route import Route
+from worker.onenet.route import MAX_LOOK_UPS, Route
 from worker.onenet.transport import HTTPTransport, Request
 from worker.telemetry.tracing import NoTracing
 
@@ -66,6 +69,11 @@ def dripping(sock: socket.socket) -> None:
 def silent(sock: socket.socket) -> None:
     while sock.recv(65536):
         pass
+
+
+def greet(sock: socket.socket) -> None:
+    read_request(sock)
+    sock.sendall(HELLO)
 
 
 @pytest.mark.parametrize("serve", [dripping, silent])
@@ -127,11 +135,7 @@ async def test_a_look_up_that_hangs_ends_the_connection(send: Send, monkeypatch:
             assert may_answer.wait(PATIENCE_S)
         return look_up("127.0.0.1", *rest, **options)
 
-    def serve(sock: socket.socket) -> None:
-        read_request(sock)
-        sock.sendall(HELLO)
-
-    with raw_server(serve) as url:
+    with raw_server(greet) as url:
         monkeypatch.setattr(socket, "getaddrinfo", hang_once)
         route = Route(f"http://onenet.invalid:{url.rpartition(':')[2]}", None)
         try:
@@ -165,14 +169,63 @@ def found_at(*addresses: tuple[str, int]) -> Callable[..., object]:
 async def test_addresses_that_hang_do_not_use_up_the_time_of_one_that_works(
     send: Send, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def serve(sock: socket.socket) -> None:
-        read_request(sock)
-        sock.sendall(HELLO)
-
-    with raw_server(serve) as url, hanging_address() as dead:
+    with raw_server(greet) as url, hanging_address() as dead:
         works = ("127.0.0.1", int(url.rpartition(":")[2]))
         monkeypatch.setattr(socket, "getaddrinfo", found_at(*[dead] * count, works))
         assert (await send(Route("http://onenet.invalid", None), NEVER_S)).body == b"hello"
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+async def test_connections_to_a_name_of_many_dead_addresses_take_no_more_sockets_than_the_limit_of_open_files_counts(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tries all fifteen of them, since only the last address works."""
+    connections = 20
+    before = descriptors()
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, descriptors() - before)
+            await asyncio.sleep(0.01)
+
+    with raw_server(greet) as url, hanging_address() as dead:
+        works = ("127.0.0.1", int(url.rpartition(":")[2]))
+        monkeypatch.setattr(socket, "getaddrinfo", found_at(*[dead] * 15, works))
+        route = Route("http://onenet.invalid", None)
+        watching = asyncio.create_task(watch())
+        answers = await asyncio.gather(*[send(route, NEVER_S) for _ in range(connections)])
+        watching.cancel()
+    assert [answer.body for answer in answers] == [b"hello"] * connections
+    the_test_itself = 10 + 2 * connections  # of the servers
+    assert connections * MAX_SOCKETS // 2 < most <= connections * MAX_SOCKETS + the_test_itself
+
+
+async def test_look_ups_that_hang_hold_up_no_other_platform(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than a platform has threads for."""
+    look_up, may_answer = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any, **options: Any) -> Any:
+        if host == "hanging.invalid":
+            assert may_answer.wait(PATIENCE_S)
+        return look_up(host, *rest, **options)
+
+    with raw_server(greet) as url:
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        hanging = Route("http://hanging.invalid", None)
+        sends = [asyncio.ensure_future(send(hanging, NEVER_S)) for _ in range(MAX_LOOK_UPS + 10)]
+        await asyncio.sleep(0)
+        try:
+            assert (await send(Route(url, None), NEVER_S)).body == b"hello"
+        finally:
+            for each in sends:
+                each.cancel()
+            may_answer.set()
 
 
 async def test_addresses_that_all_hang_have_one_limit(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,11 +51,12 @@ async def test_an_accepted_command_is_logged_and_counted_with_the_uuid_and_the_a
 
 async def test_a_rejected_command_is_logged_and_counted_with_code_errno_and_reason(engine: Engine) -> None:
     engine.platform.answers = [Refused("onenet_rejected", "device not online", 2001)]
-    assert await lines(engine, a_task()) == [
+    assert await lines(engine, a_task(an_envelope(app_id="billing"))) == [
         {
             "event": "command_rejected",
             "log_level": "warning",
             **ABOUT,
+            "app_id": "billing",
             "attempt": 1,
             "code": "onenet_rejected",
             "errno": 2001,
@@ -66,11 +67,12 @@ async def test_a_rejected_command_is_logged_and_counted_with_code_errno_and_reas
 
 
 async def test_a_failed_command_is_logged_and_counted_with_its_dead_letter(engine: Engine) -> None:
-    assert await lines(engine, a_task(expired_time=in_hours(-1))) == [
+    assert await lines(engine, a_task(an_envelope(app_id="billing"), expired_time=in_hours(-1))) == [
         {
             "event": "command_failed",
             "log_level": "warning",
             **ABOUT,
+            "app_id": "billing",
             "attempt": 1,
             "code": "expired",
             "reason": "expired_time has passed",

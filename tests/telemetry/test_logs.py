@@ -83,6 +83,16 @@ def test_no_field_has_the_user_and_password_of_a_url() -> None:
     assert "a@b" in output
 
 
+def test_a_text_of_many_urls_without_users_is_read_once() -> None:
+    """Looking on for the end of a user at each of them would take an hour."""
+    [line] = lines_of("""
+        writer = configure_logging("info", "json")
+        get_logger().warning("of interest", reason="://" * 500_000)
+        writer.close()
+    """)
+    assert line["reason"].startswith("://" * 1000)
+
+
 def test_pika_logs_only_at_level_debug() -> None:
     code = """
         import logging

@@ -17,7 +17,8 @@ from typing import Any
 from worker.onenet.route import Server
 
 _HEAD_START_S = 0.25  # of each address before the next one. Source: RFC 8305, section 5
-_MAX_ADDRESSES = 16  # of one name: each takes a file descriptor
+_MAX_ADDRESSES = 16  # of one name
+MAX_SOCKETS = 4  # of one connection that is being made; its oldest address gives way to the next one
 
 # What getaddrinfo returns: family, kind, protocol, canonical name and address.
 _Address = tuple[int, int, int, str, Any]
@@ -39,12 +40,14 @@ async def connected_socket(server: Server, look_ups: Executor, limit_s: float) -
     look_up = partial(socket.getaddrinfo, server.host, server.port, type=socket.SOCK_STREAM)
     waiting = deque(_in_turn(await loop.run_in_executor(look_ups, look_up))[:_MAX_ADDRESSES])
     head_start_s = min(_HEAD_START_S, limit_s / 2 / max(1, len(waiting)))
-    running: set[asyncio.Task[socket.socket]] = set()
+    running: list[asyncio.Task[socket.socket]] = []  # the oldest first
     error = OSError("the name has no address")
     try:
         while waiting or running:
             if waiting:
-                running.add(loop.create_task(_connect(*waiting.popleft())))
+                if len(running) == MAX_SOCKETS:
+                    _abandon(running.pop(0))  # it closes its socket before the next one is opened
+                running.append(loop.create_task(_connect(*waiting.popleft())))
             await asyncio.wait(running, timeout=head_start_s if waiting else None, return_when=asyncio.FIRST_COMPLETED)
             for attempt in [each for each in running if each.done()]:
                 running.remove(attempt)
@@ -55,8 +58,7 @@ async def connected_socket(server: Server, look_ups: Executor, limit_s: float) -
         raise error
     finally:
         for attempt in running:
-            attempt.cancel()
-            attempt.add_done_callback(_close)
+            _abandon(attempt)
 
 
 def _in_turn(addresses: Sequence[_Address]) -> list[_Address]:
@@ -82,7 +84,12 @@ async def _connect(family: int, kind: int, protocol: int, _name: str, address: A
     return sock
 
 
+def _abandon(attempt: "asyncio.Task[socket.socket]") -> None:
+    """End an attempt, also one that has just succeeded."""
+    attempt.cancel()
+    attempt.add_done_callback(_close)
+
+
 def _close(attempt: "asyncio.Task[socket.socket]") -> None:
-    """Close the socket of an attempt that another one has beaten."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()

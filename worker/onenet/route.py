@@ -19,7 +19,7 @@ from worker.errors import SettingsError
 from worker.onenet.proxies import environment_proxy
 from worker.settings_files import UnusableFile, check_certificates
 
-_MAX_LOOK_UPS = 64  # each new connection needs one
+MAX_LOOK_UPS = 64  # of one platform at once; each new connection needs one
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -75,7 +75,7 @@ class Route:
         with requests.Session() as session:
             environment = session.merge_environment_settings(base_url, {}, None, ca_file, None)
         self.base_url = base_url
-        self.look_ups = ThreadPoolExecutor(_MAX_LOOK_UPS, thread_name_prefix="look-up")
+        self.look_ups = ThreadPoolExecutor(MAX_LOOK_UPS, thread_name_prefix="look-up")
         self.proxy_url = environment_proxy(base_url)
         self._url = parse_url(base_url)
         self.platform = Server.of(self._url)

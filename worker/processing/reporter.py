@@ -38,7 +38,7 @@ class Reporter:
         """
         match resolution:
             case Conclude():
-                self._report_outcome(resolution, duration_s)
+                self._report_outcome(task, resolution, duration_s)
             case Duplicate(reply, repeats_dead_letter):
                 self._metrics.count_duplicate()
                 if repeats_dead_letter and reply.error is not None:
@@ -83,10 +83,11 @@ class Reporter:
         """Record how long a request took that began at a monotonic time."""
         self._metrics.time_request(answer, began)
 
-    def _report_outcome(self, conclude: Conclude, duration_s: float) -> None:
+    def _report_outcome(self, task: Task, conclude: Conclude, duration_s: float) -> None:
         reply, outcome = conclude.reply, conclude.outcome
         self._metrics.count_outcome(outcome)
         about = {"command_id": reply.command_id, "imei": reply.imei, "attempt": reply.attempts}
+        sender = {"app_id": task.envelope.app_id or None}  # no label of a metric: senders choose it
         duration_ms = round(duration_s * 1000, 1)
         match outcome:
             case Accepted(uuid, recovered):
@@ -95,11 +96,17 @@ class Reporter:
                 log.info("command_accepted", **about, duration_ms=duration_ms, uuid=uuid)
             case Rejected(code, message, errno):
                 log.warning(
-                    "command_rejected", **about, duration_ms=duration_ms, code=code, errno=errno, reason=message
+                    "command_rejected",
+                    **about,
+                    **sender,
+                    duration_ms=duration_ms,
+                    code=code,
+                    errno=errno,
+                    reason=message,
                 )
             case Failed(code, message):
                 self._metrics.count_dead_letter(code)
-                log.warning("command_failed", **about, duration_ms=duration_ms, code=code, reason=message)
+                log.warning("command_failed", **about, **sender, duration_ms=duration_ms, code=code, reason=message)
 
 
 def _about(task: Task, attempt: int) -> dict[str, object]:

@@ -99,15 +99,15 @@ class HealthServer:
             try:
                 connection, _ = await self._loop.sock_accept(self._listener)
             except OSError:  # this process can open no more files, or the client has gone
-                await self._make_room(0)
+                await self._close_oldest_above(0)
                 await asyncio.sleep(_NO_CONNECTION_S)
                 continue
             connection.setblocking(False)
             self._reading[asyncio.create_task(self._serve(connection))] = None
             await asyncio.sleep(0)  # if its request is here already, it is answered now
-            await self._make_room(MAX_CONNECTIONS)
+            await self._close_oldest_above(MAX_CONNECTIONS)
 
-    async def _make_room(self, most: int) -> None:
+    async def _close_oldest_above(self, most: int) -> None:
         """Close the oldest connection if there are more than so many.
 
         Those that have not sent their request come first, except the newest, which had no time to.

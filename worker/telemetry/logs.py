@@ -27,7 +27,7 @@ _FIRST_BACKOFF_S = 0.02  # before a failed write is repeated; doubles up to the 
 _MAX_BACKOFF_S = 1.0
 _MAX_CHARS = 4096  # of a field; most texts from outside are much shorter
 _MAX_TRACEBACK_CHARS = 32 * 1024
-_USER_INFO = re.compile(r"(?<=://)\S+@")
+_USER_INFO = re.compile(r"(?<=://)(?:(?P<user>\S+@)|\S+)")  # what has no user is passed over as a whole
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
 
@@ -247,7 +247,7 @@ def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     """Remove user and password from every URL in a text, such as a reason or a traceback; libraries quote URLs."""
     for name, text in event.items():
         if isinstance(text, str) and "://" in text:
-            event[name] = _USER_INFO.sub("", text)
+            event[name] = _USER_INFO.sub(lambda found: "" if found["user"] else found[0], text)
     return event
 
 

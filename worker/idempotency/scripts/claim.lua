@@ -1,12 +1,12 @@
 -- Claims a command. Needs clock.lua, types.lua, readable.lua, epoch.lua and place.lua.
 -- KEYS: the two places of the record, as place.lua has them, lookalikes, epoch.
--- ARGV: command id, content hash, time of the claim, lease, time to live; of a replay the time of the failure and its
--- doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; the kind of claim,
--- as epoch.lua has them; how long after a loss first deliveries are in doubt, and redeliveries; whether the delivery is a
--- first one, as far as it says; the system that sent the command.
--- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', or 'completed', reply, or
--- 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed, whether the record
--- is of this epoch, whether it is in the command's own place.
+-- ARGV: command id, content hash, time of the claim, lease, time to live; of a replay the time of the failure and
+-- its doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; the kind
+-- of claim, as epoch.lua has them; how long after a loss first deliveries are in doubt, and redeliveries; whether
+-- the delivery is a first one, as far as it says; the system that sent the command.
+-- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', or 'completed',
+-- reply, or 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed,
+-- whether the record is of this epoch, whether it is in the command's own place.
 local app = ARGV[15]
 local is_own = is_in_own_place(KEYS[1], KEYS[2], app)
 local record = is_own and KEYS[2] or KEYS[1]
@@ -58,8 +58,8 @@ if content_hash then
 end
 local ends = string.format('%.0f', now + lease)
 local is_of_epoch = epoch ~= '' and r[11] == epoch
--- The record of an earlier attempt may be lost, as core/epoch.py judges it. Later claims find this one's record instead,
--- so it says so until its holder has recorded what it did.
+-- The record of an earlier attempt may be lost, as core/epoch.py judges it. Later claims find this one's record
+-- instead, so it says so until its holder has recorded what it did.
 local may_be_lost = content_hash and epoch ~= '' and not is_of_epoch
 if not content_hash then
     redis.call('HSET', record, 'app', app)

@@ -1,6 +1,7 @@
--- The epoch: a time during which the records can have lost nothing. Another begins where the server is not the one that
--- wrote the last (a failover, a restart), where the epoch itself is missing, and where the caller has seen another one. It begins anew when no command was claimed for as long as records live, and does not age before the first
--- claim: until then nobody knows what was delivered before. Needs clock.lua, types.lua and readable.lua.
+-- The epoch: a time during which the records can have lost nothing. Another begins where the server is not the one
+-- that wrote the last (a failover, a restart), where the epoch itself is missing, and where the caller has seen
+-- another one. It begins anew when no command was claimed for as long as records live, and does not age before the
+-- first claim: until then nobody knows what was delivered before. Needs clock.lua, types.lua and readable.lua.
 local month = 2592000000
 local function fact(section, name)
     local answer = redis.pcall('INFO', section)
@@ -17,8 +18,8 @@ local function epoch_of(key, known, ttl, risky, kind)
         and redis.call('HMGET', key, 'id', 'run', 'replication', 'since', 'loss', 'used', 'claimed') or {}
     local id, loss, claimed = e[1], e[5], e[7] or '0'
     local latest = now + 3600000
-    local is_readable = id and #id == 16 and not string.find(id, '%D') and e[2] and e[3] and (loss == '0' or loss == '1')
-        and e[4] and is_time(e[4], latest) and e[6] and is_time(e[6], latest)
+    local is_readable = id and #id == 16 and not string.find(id, '%D') and e[2] and e[3]
+        and (loss == '0' or loss == '1') and e[4] and is_time(e[4], latest) and e[6] and is_time(e[6], latest)
     local since, used = is_readable and math.min(tonumber(e[4]), now), is_readable and tonumber(e[6])
     -- A server without replicas takes another replication id now and then; only a promotion keeps the former one.
     local is_promoted = e[3] ~= replication and string.find(fact('replication', 'master_replid2') or '1', '[^0]')

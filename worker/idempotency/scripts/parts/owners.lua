@@ -1,5 +1,6 @@
--- Who owns a uuid. An owner is a command id, perhaps with a slash and its system; after a question mark it is a guess,
--- because a lookalike could equally own the uuid. A question mark alone stands for an owner that cannot be read. Needs types.lua.
+-- Who owns a uuid. An owner is a command id, perhaps with a slash and its system; after a question mark it is a
+-- guess, because a lookalike could equally own the uuid. A question mark alone stands for an owner that cannot be
+-- read. Needs types.lua.
 --
 -- A spelling is one text under which the owner may be recorded: {key, kind}. The kind is two digits: whether an owner
 -- recorded under it is certain, whether new owners are recorded under it.
@@ -7,7 +8,8 @@ local function read_owner(key)
     if is_type(key, 'none') then return false end
     local owner = is_type(key, 'string') and redis.call('GETRANGE', key, 0, 385) or ''
     local _, last = string.find(owner, '^%??[%w._:-]+')
-    local is_owner = last and last <= 129 and (last == #owner or (string.sub(owner, last + 1, last + 1) == '/' and #owner <= 385))
+    local has_system = last and string.sub(owner, last + 1, last + 1) == '/' and #owner <= 385
+    local is_owner = last and last <= 129 and (last == #owner or has_system)
     return is_owner and owner or '?'
 end
 local function is_guess(owner)
