@@ -8,7 +8,8 @@ Each is named for what happened. A library's exceptions are translated into thes
     ├── SettingsError            a setting is unusable                         -> exit code 78
     ├── UnusableCommand          poison message: it can never succeed          -> reply `failed`, dead letter
     │   ├── InvalidMessage       the body is not a JSON object
-    │   └── InvalidCommand       a field breaks its rule
+    │   ├── InvalidCommand       a field breaks its rule
+    │   └── RefusedInDoubt       so does its sender, and it may have been sent before
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
     │   ├── UserRefused          the broker does not let this user in
     │   └── ClosedByBroker       the broker gave a reason
@@ -109,6 +110,12 @@ class InvalidCommand(UnusableCommand):
     """The body is a JSON object, but a field breaks its rule."""
 
     code = "invalid_command"
+
+
+class RefusedInDoubt(UnusableCommand):
+    """Its sender is refused, but it may have been sent while it was not: nobody may be told that it was not sent."""
+
+    code = "outcome_unknown"
 
 
 class BrokerUnavailable(WorkerError):

@@ -132,6 +132,29 @@ def test_padded_commands_for_one_device_take_bounded_memory(deployment: Deployme
     assert most < 64
 
 
+def test_two_commands_of_each_other_device_are_answered_while_a_backlog_waits(deployment: Deployment) -> None:
+    """The second one waits for the first, beside padded commands that all wait for one device."""
+    hostile, interval = "865820039999999", {"ONENET_DEVICE_INTERVAL": "1"}
+    deployment.simulator.faults.replace([Fault(kind="late_caching", seconds=2 * PATIENCE_S, imei=hostile)])
+    patient = {"ONENET_READ_TIMEOUT": "300", "WORKER_RECONCILE_DELAY": "315", "WORKER_CONCURRENCY": "4"}
+    with deployment.worker(**patient, **interval) as worker:
+        deployment.upstream.publish(padded(command_id="hostile", imei=hostile))
+        deployment.wait_for_request()
+        for number in range(150):  # 27 MiB
+            deployment.upstream.publish(padded(command_id=f"hostile-{number}", imei=hostile), headers=FULL_HEADERS)
+        wanted = []
+        for number in range(40):
+            device = str(865820030000000 + number // 2)
+            wanted.append(f"{device}-{number % 2}")
+            deployment.upstream.publish(a_command(command_id=wanted[-1], imei=device, args=wanted[-1]))
+        answered = [deployment.upstream.reply().json for _ in wanted]
+        asked = [request["query"]["imei"] for request in deployment.simulator.requests]
+        assert not [event for event in worker.events if event["event"] == "broker_connection_lost"]
+    assert {(reply["command_id"], reply["status"]) for reply in answered} == {(each, "accepted") for each in wanted}
+    assert asked.count(hostile) == 1  # which has not been answered yet
+    assert [deployment.cached(command_id) for command_id in wanted] == [1] * len(wanted)
+
+
 # A header table that fills a frame of the size that both sides agree on: its own 8 bytes, and 19 of other properties.
 TABLE_BYTES = 128 * 1024 - 8 - 19
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -396,6 +397,70 @@ def test_a_command_id_is_of_its_system(broker: Broker, site: Deployment, setting
     assert found[2].json["error"]["code"] == "command_id_conflict"  # with its own command of before
     assert found[0].json == found[3].json
     assert found[0].json["uuid"] != found[1].json["uuid"]
+
+
+@tries(
+    "`billing`",
+    "learn the outcome of another's command with a message that is delivered twice",
+    "refused with `isolated`",
+)
+def test_a_redelivery_under_the_name_of_another_learns_nothing_of_its_command(
+    broker: Broker, site: Deployment, settings: dict[str, str]
+) -> None:
+    """It may have been sent before ``isolated`` was turned on, but that is looked up nowhere."""
+    command = a_command(command_id="of-payroll")
+    isolated = {"WORKER_TENANTS": "isolated", **settings}
+    with site.start_worker(**isolated) as worker:
+        send(broker, "payroll", command, app_id="payroll", user_id="payroll")
+        [accepted] = replies(site, "payroll")
+        worker.process.signal(signal.SIGTERM)  # or it would be in progress there
+        assert worker.process.wait() == 0
+    forged: dict[str, Any] = {"app_id": "payroll", "reply_to": "payroll", "headers": {"x-onenet-user-id": "payroll"}}
+    send(broker, "billing", command, user_id="billing", **forged)
+    send(broker, "billing", command, **forged)
+    site.upstream.take_and_return(TOPOLOGY.execute_queue, 2)
+    with site.start_worker(**isolated) as worker:
+        [reply] = replies(site, "billing")
+        nobodys = site.upstream.get(TOPOLOGY.unrouted_exchange)
+        send(broker, "payroll", command, app_id="payroll", user_id="payroll")
+        [again] = replies(site, "payroll")
+    for refusal in (reply, nobodys):
+        assert (refusal.json["error"]["code"], refusal.json["uuid"]) == ("outcome_unknown", None)
+        assert accepted.json["uuid"] not in refusal.body.decode()
+    assert again.json == accepted.json
+    assert site.upstream.count("payroll.replies") == 0
+    assert len(site.simulator.platform.commands) == 1
+
+
+@tries("`billing`", "have a command replayed as another's, with a forged `x-death`", "refused with `isolated`")
+@pytest.mark.parametrize("reason", ["expired", "rejected"])
+def test_a_dead_letter_with_a_forged_death_is_replayed_under_no_name(
+    broker: Broker, site: Deployment, settings: dict[str, str], reason: str
+) -> None:
+    """RabbitMQ 3 adds to the record of deaths that a publisher wrote; it then looks like that of a worker's copy."""
+    death = {
+        "queue": TOPOLOGY.execute_queue,
+        "reason": reason,
+        "exchange": TOPOLOGY.returns_exchange,
+        "routing-keys": [EXECUTE],
+        "count": 0,
+    }
+    headers = {"x-death": [death], "x-onenet-user-id": "payroll", "x-onenet-attempt": 2}
+    ttl = {"expiration": "1"} if reason == "expired" else {}
+    send(broker, "billing", a_command(), app_id="payroll", reply_to="payroll", headers=headers, **ttl)
+    if reason == "rejected":
+        site.upstream.take_and_return(TOPOLOGY.execute_queue, is_requeued=False)
+    dead = TOPOLOGY.dead_letters_exchange
+    wait_until(lambda: site.upstream.count(dead) == 1, PATIENCE_S, "the broker's own dead letter")
+    as_operator = partial(run_cli, folder=site.folder, AMQP_URL=broker.url("operator"))
+    [listed] = as_operator("dead-letters", "list", "--json").stdout.splitlines()
+    assert json.loads(listed)["reason"].startswith("broker: ")
+    assert as_operator("dead-letters", "replay", "--all").returncode == 0
+    with site.start_worker(WORKER_TENANTS="isolated", **settings):
+        reply = site.upstream.get(TOPOLOGY.unrouted_exchange)
+    assert (reply.routing_key, reply.json["error"]["code"]) == ("execute.failed.unknown", "outcome_unknown")
+    assert site.upstream.count("payroll.replies") == 0
+    assert not site.simulator.requests
 
 
 @tries("`billing`", "stop the workers by not reading its replies", "only its own replies are lost")

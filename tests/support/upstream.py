@@ -130,6 +130,13 @@ class Upstream:
             self.channel.basic_ack(method.delivery_tag or 0)
         return Message(str(method.routing_key), properties, body)
 
+    def take_and_return(self, queue: str, count: int = 1, *, is_requeued: bool = True) -> None:
+        """Take messages and return them to the queue, as a consumer that crashes does, or reject them."""
+        taken = [self.channel.basic_get(queue)[0] for _ in range(count)]
+        for method in taken:
+            assert method is not None, f"fewer than {count} messages in {queue}"
+            self.channel.basic_nack(method.delivery_tag or 0, requeue=is_requeued)
+
     def try_reply(self) -> Message | None:
         """Return the next reply; None if there is none.
 

@@ -46,16 +46,13 @@ def may_be_lost(claim: Unseen | KnownNotSent | Unresolved, envelope: Envelope) -
 
 
 def is_forgotten(forgotten_before: datetime | None, envelope: Envelope) -> bool:
-    """Tell whether a copy's command may have been sent before the store's records begin.
-
-    The message that it was copied from may have been delivered again, and sent, if its worker crashed in between. A
-    copy that a stopping worker returned to the queue is trusted: only two crashes, one during that stop, break this.
+    """Tell whether a copy's command may have been sent before the store's records begin, through its twin.
 
     Args:
         forgotten_before: when the store's records begin; None: they outlive the workers.
         envelope: what the delivery says.
     """
-    if forgotten_before is None or not envelope.is_copy or envelope.is_unstarted:
+    if forgotten_before is None or not envelope.may_have_twin:
         return False
     return envelope.first_arrived_at <= forgotten_before.timestamp()
 

@@ -86,6 +86,15 @@ class Envelope:
         """Whether the command may have been sent before, as far as the message says."""
         return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
 
+    @property
+    def may_have_twin(self) -> bool:
+        """Whether the message that it was copied from may have been delivered again, if its worker crashed in between.
+
+        A copy that a stopping worker returned to the queue is trusted: only two crashes, one during that stop, break
+        this.
+        """
+        return self.is_copy and not self.is_unstarted
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:

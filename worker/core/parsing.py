@@ -14,10 +14,11 @@ from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_BODY_BYTES
 from schemas.reply import Detail
 from worker.core.command import Command
 from worker.core.envelope import Envelope, Task
+from worker.core.outcome import outcome_unknown
 from worker.core.poison import is_quarantined
-from worker.core.tenants import violations
+from worker.core.tenants import is_known_not_sent, violations
 from worker.core.times import parse_time
-from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
+from worker.errors import InvalidCommand, InvalidMessage, RefusedInDoubt, UnusableCommand
 
 _COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")
 _IMEI = re.compile(r"(?:[0-9]{15}|[0-9]{4})\Z")
@@ -58,7 +59,7 @@ def read_task(
     try:
         command = read_command(body, envelope.message_id, platform_zone, envelope.app_id)
         if is_isolated and (found := violations(envelope)):
-            raise _invalid_command(found, command.command_id, command.imei)
+            raise _refused(envelope, found, command)
         return Task(envelope, command, arrived_at, size)
     except UnusableCommand as exc:
         # Its traceback would keep the body, which may be large, until the garbage collector runs.
@@ -132,8 +133,23 @@ def as_command_id(value: object) -> str | None:
 
 
 def _invalid_command(found: Sequence[Detail], command_id: str | None, imei: str | None) -> InvalidCommand:
-    text = "; ".join(f"{detail.field}: {detail.message}" if detail.field else detail.message for detail in found)
-    return InvalidCommand(text, tuple(found), command_id=command_id, imei=imei)
+    return InvalidCommand(_text(found), tuple(found), command_id=command_id, imei=imei)
+
+
+def _refused(envelope: Envelope, found: Sequence[Detail], command: Command) -> UnusableCommand:
+    """Return why a command is refused whose sender claims what it may not.
+
+    Neither its record nor its history is read, not even if it may have been sent: the sender who claims to be another
+    would get the answer of the other's command.
+    """
+    if is_known_not_sent(envelope):
+        return _invalid_command(found, command.command_id, command.imei)
+    text = outcome_unknown(f"it is not sent any more: {_text(found)}").message
+    return RefusedInDoubt(text, tuple(found), command_id=command.command_id, imei=command.imei)
+
+
+def _text(found: Sequence[Detail]) -> str:
+    return "; ".join(f"{detail.field}: {detail.message}" if detail.field else detail.message for detail in found)
 
 
 def _command_id(fields: dict[str, object], message_id: object) -> tuple[str | None, list[Detail]]:

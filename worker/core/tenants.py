@@ -21,6 +21,11 @@ def violations(envelope: Envelope) -> list[Detail]:
     return []
 
 
+def is_known_not_sent(envelope: Envelope) -> bool:
+    """Tell, from the message alone, whether its command was never sent while its sender was not yet refused."""
+    return not (envelope.may_have_been_sent or envelope.may_have_twin)
+
+
 def own_reply_to(envelope: Envelope) -> str | None:
     """Return the routing key that a message asks for, if it is its sender's."""
     return None if violations(envelope) else envelope.reply_to
