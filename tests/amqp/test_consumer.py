@@ -57,6 +57,9 @@ class FakeChannel:
         self.consumers.remove(consumer_tag)
         self._reply("cancel", callback)
 
+    def queue_declare(self, _queue: str, *, passive: bool, callback: Callable[[Any], None]) -> None:
+        self._reply("look", callback, message_count=3, consumer_count=1)
+
     def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
         self.history.append(f"ack {'up to ' if multiple else ''}{tag}")
         assert tag in self.unacknowledged, "the broker closes the channel over an unknown delivery tag"
@@ -72,7 +75,7 @@ class FakeChannel:
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
         self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), body)
 
-    def _reply(self, call: str, callback: Callable[[Any], None], **fields: str) -> None:
+    def _reply(self, call: str, callback: Callable[[Any], None], **fields: int) -> None:
         self.history.append(call)
         asyncio.get_running_loop().call_soon(callback, SimpleNamespace(method=SimpleNamespace(**fields)))
 
@@ -297,6 +300,21 @@ async def test_while_too_much_is_held_for_long_single_messages_are_taken(
     assert bench.channel.history == ["cancel", "qos 1", "consume"]
     bench.channel.deliver(3, body=b" " * 60_000)
     assert reading.is_on.is_set()  # the broker sends nothing more until this one is acknowledged
+
+
+async def test_the_queue_is_looked_at_while_too_much_is_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt at a command that may crash its worker waits for the reply."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
+    monkeypatch.setattr("worker.amqp.consumer.PAUSE_S", 600)
+    monkeypatch.setattr("worker.amqp.consumer.DRAIN_PREFETCH_S", 0)
+    reading = Reading(bench, monkeypatch)
+    await bench.consume_several()
+    bench.channel.deliver(2, body=b" " * 60_000)
+    assert not reading.is_on.is_set()
+    assert await bench.consumer.look_at_queue() == (3, 1)
+    await bench.settled()
+    assert reading.is_on.is_set()
+    assert bench.channel.history == ["look", "cancel", "qos 1", "consume"]
 
 
 async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(

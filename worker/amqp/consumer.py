@@ -180,6 +180,9 @@ class QueueConsumer:
         """
         # Over this channel: during an alarm the broker does not read the publisher's connection.
         channel, queue = self.channel.pika_channel, self._topology.execute_queue
+        if self._pause is not None:  # the reply would not be read
+            self._pause.cancel()
+            self._take_single_ones()
         async with asyncio.timeout(CALL_S):
             frame = await self.channel.call_untimed(channel.queue_declare, queue, passive=True)
         return frame.method.message_count, frame.method.consumer_count
