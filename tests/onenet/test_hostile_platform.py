@@ -290,6 +290,20 @@ def test_a_short_history_is_read_however_much_the_long_ones_hold() -> None:
         later.hold(3 * MIB)
 
 
+async def test_commands_that_wait_are_counted_behind_tens_of_thousands_that_are_over() -> None:
+    """Only the keys of the entries are kept: a device with a long history can have a full queue too."""
+    size = 250
+    total = (MAX_PAGES - 1) * size + 3
+
+    def of_page(number: int) -> object:
+        places = range(number * size, min(total, (number + 1) * size))
+        items = [{"cmd_uuid": f"{place:036}", "send_status": 5 if place < total - 3 else 1} for place in places]
+        return {"total_count": total, "items": items}
+
+    with raw_server(endless(of_page)) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await client.count_waiting(command(), 10) == 3
+
+
 async def test_a_long_body_is_read_up_to_its_bound() -> None:
     page = {"total_count": 1, "items": [{"cmd_uuid": "u", "more": "x" * (MAX_BODY_BYTES - 1_000)}]}
     with raw_server(answering(ok(page))) as url, onenet_client(url, connect_s=30, read_s=30) as client:
