@@ -6,7 +6,6 @@ Each read runs in a thread, over a connection of its own: a response that arrive
 import asyncio
 import io
 import itertools
-import math
 import socket
 import ssl
 import threading
@@ -240,16 +239,19 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class _BoundedHead(io.BufferedReader):
-    """What a server sends, with one bound for all lines before the body: http.client bounds each and their number."""
+class _BoundedLines(io.BufferedReader):
+    """What a server sends, with a bound for the sum of its lines.
 
-    left: float = _MAX_HEAD_BYTES
+    http.client bounds each line and the number of headers, but not the number of chunks and of trailers.
+    """
+
+    left = _MAX_HEAD_BYTES
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(-1 if size is None else size)
         self.left -= len(line)
         if self.left < 0:
-            raise HTTPException(f"the head of the response is longer than {_MAX_HEAD_BYTES} bytes")
+            raise HTTPException("the headers of the response, or the lines between its chunks, are too long")
         return line
 
 
@@ -258,12 +260,12 @@ class _StrictResponse(HTTPResponse):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head = _BoundedHead(self.fp.detach())
-        self.fp = self._head
+        self._lines = _BoundedLines(self.fp.detach())
+        self.fp = self._lines
 
     def begin(self) -> None:
         super().begin()
-        self._head.left = math.inf  # the lines between the chunks of the body are not kept
+        self._lines.left = MAX_BODY_BYTES  # for the sizes of chunks and for trailers
         lengths = self.headers.get_all("content-length", [])
         is_clear = all(length.isascii() and length.isdecimal() for length in lengths)
         if len(lengths) > 1 or not is_clear or (lengths and "transfer-encoding" in self.headers):
