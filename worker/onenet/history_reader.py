@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, responses
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -262,6 +262,11 @@ class _StrictResponse(HTTPResponse):
         super().__init__(*args, **kwargs)
         self._lines = _BoundedLines(self.fp.detach())
         self.fp = self._lines
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Put HTTP's own words for a status in the place of the server's, which the library quotes in its errors."""
+        version, status, _ = super()._read_status()
+        return version, status, responses.get(status, "")
 
     def begin(self) -> None:
         super().begin()
