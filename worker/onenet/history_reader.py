@@ -265,7 +265,7 @@ class _StrictResponse(HTTPResponse):
 
     def _read_status(self) -> tuple[str, int, str]:
         """Put HTTP's own words for a status in the place of the server's, which the library quotes in its errors."""
-        version, status, _ = super()._read_status()
+        version, status, _ = super()._read_status()  # type: ignore[misc]  # urllib3 calls it too
         return version, status, responses.get(status, "")
 
     def begin(self) -> None:
