@@ -4,7 +4,6 @@ Each read runs in a thread, over a connection of its own: a response that arrive
 """
 
 import asyncio
-import io
 import itertools
 import socket
 import ssl
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse, responses
+from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -34,13 +33,13 @@ from worker.onenet.history_memory import MAX_BODY_BYTES
 from worker.onenet.response import Response
 from worker.onenet.route import Route
 from worker.onenet.search_time import SearchTime
+from worker.onenet.strict_response import StrictResponse
 from worker.onenet.transport import COMMON_HEADERS, CONNECT_TOO_LATE, transport_error
 from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
 
 _MAX_TRIES = 3  # per page, within the deadline; not by urllib3's Retry: each takes one request from the rate limit
-_MAX_HEAD_BYTES = 32 * 1024
 _PIECE_BYTES = 4 * 1024  # http.client collects the chunks of a piece, each of which may be a few bytes
 
 
@@ -239,52 +238,10 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class _BoundedLines(io.BufferedReader):
-    """What a server sends, with a bound for the sum of its lines.
-
-    http.client bounds each line and the number of headers, but not the number of chunks and of trailers.
-    """
-
-    left = _MAX_HEAD_BYTES
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = super().readline(-1 if size is None else size)
-        self.left -= len(line)
-        if self.left < 0:
-            raise HTTPException("the headers of the response, or the lines between its chunks, are too long")
-        return line
-
-
-class _StrictResponse(HTTPResponse):
-    """A response with a short header, which can be understood in one way only."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lines = _BoundedLines(self.fp.detach())
-        self.fp = self._lines
-
-    def _read_status(self) -> tuple[str, int, str]:
-        """Put HTTP's own words for a status in the place of the server's, which the library quotes in its errors."""
-        version, status, _ = super()._read_status()  # type: ignore[misc]  # urllib3 calls it too
-        return version, status, responses.get(status, "")
-
-    def begin(self) -> None:
-        super().begin()
-        self._lines.left = MAX_BODY_BYTES  # for the sizes of chunks and for trailers
-        lengths = self.headers.get_all("content-length", [])
-        is_clear = all(length.isascii() and length.isdecimal() for length in lengths)
-        if len(lengths) > 1 or not is_clear or (lengths and "transfer-encoding" in self.headers):
-            raise HTTPException("ambiguous length of the response")
-        if self.headers.defects or any("\0" in value for value in self.headers.values()):
-            raise HTTPException("malformed header")
-        if self.status < HTTPStatus.OK:
-            raise HTTPException(f"HTTP {self.status} in the place of a final response")
-
-
 class _Connection(HTTPConnection):
     """Uses the connection of the read."""
 
-    response_class = _StrictResponse
+    response_class = StrictResponse
 
     def _new_conn(self) -> socket.socket:
         sock = _current.reading.take()
