@@ -60,12 +60,12 @@ def _check(data: bytes) -> None:
     command = read_command(json.dumps(a_command(**_FIELDS, args=sent)).encode(), None, CHINA)
     pages = HistoryPages()
     try:
-        pages.add(read_page(_answer(dialect, given.get("page")), dialect))
+        items = pages.add(read_page(_answer(dialect, given.get("page")), dialect))
         detail = read_detail(_answer(dialect, given.get("detail")), dialect)
     except HistoryUnreadable:
         return
     found = []
-    for item in candidates(pages.items, command, WINDOW, CHINA):
+    for item in candidates(items, command, WINDOW, CHINA):
         is_waiting(item, WINDOW.read_at, CHINA)
         one = match(item, detail, command, WINDOW, CHINA, omitted_until=WINDOW.until)
         if one is not None and item.cmd_uuid.strip() in {"u", ""}:

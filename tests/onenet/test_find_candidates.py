@@ -311,14 +311,14 @@ async def test_an_entry_cached_outside_the_doubt_window_is_not_the_command(
     since_s: float | None, cached_s: float, is_within_clock_skew: list[bool]
 ) -> None:
     """The window ends when the platform can no longer cache the request."""
-    wanted = command()
+    wanted, until = command(), in_seconds(0)
     with onenet() as simulator:
         clock = simulator.platform.now
-        simulator.platform.now = lambda: in_seconds(cached_s).astimezone(CHINA)
+        simulator.platform.now = lambda: (until + timedelta(seconds=cached_s)).astimezone(CHINA)
         cache(simulator, wanted, "on")
         simulator.platform.now = clock
-        since = None if since_s is None else in_seconds(since_s)
-        entries = await find_candidates(simulator, wanted, DoubtWindow(since, in_seconds(0)))
+        since = None if since_s is None else until + timedelta(seconds=since_s)
+        entries = await find_candidates(simulator, wanted, DoubtWindow(since, until))
     assert [entry.is_within_clock_skew for entry in entries] == is_within_clock_skew
 
 

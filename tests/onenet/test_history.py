@@ -315,13 +315,13 @@ def page(total: int, *uuids: str) -> HistoryPage:
 
 def test_a_history_is_complete_when_all_pages_were_added() -> None:
     pages = HistoryPages()
-    pages.add(page(3, "a", "b"))
+    found = pages.add(page(3, "a", "b"))
     assert not pages.is_complete
-    pages.add(page(4, "b", "c"))  # one more entry was cached meanwhile
+    found += pages.add(page(4, "b", "c"))  # one more entry was cached meanwhile
     assert not pages.is_complete
-    pages.add(page(4, "d"))
+    found += pages.add(page(4, "d"))
     assert pages.is_complete
-    assert [item.cmd_uuid for item in pages.items] == ["a", "b", "c", "d"]
+    assert [item.cmd_uuid for item in found] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("last", [(), ("a",)])
@@ -506,13 +506,12 @@ UNUSABLE_UUIDS: list[Any] = [None, "", " ", [], 1.5, "a\nb", "a b", "\u5f00", "u
 @pytest.mark.parametrize("entry", [{}, None, "x", 5, [], *({"cmd_uuid": uuid} for uuid in UNUSABLE_UUIDS)])
 def test_an_entry_without_a_usable_uuid_is_a_candidate(entry: object) -> None:
     """It may be the command, and no record can tell its owner."""
-    found = read_page(response({"total_count": 3, "items": [entry, entry, LISTED]}))
     pages = HistoryPages()
-    pages.add(found)
+    found = pages.add(read_page(response({"total_count": 3, "items": [entry, entry, LISTED]})))
     assert pages.is_complete
-    assert [item.cmd_uuid for item in pages.items] == ["", "", "u"]
+    assert [item.cmd_uuid for item in found] == ["", "", "u"]
     wanted = read_command(json.dumps(COMMAND).encode(), None, CHINA)
-    assert len(candidates(pages.items, wanted, WINDOW, CHINA)) == 3
+    assert len(candidates(found, wanted, WINDOW, CHINA)) == 3
 
 
 def test_an_entry_without_a_uuid_that_certainly_differs_is_no_candidate() -> None:
@@ -588,11 +587,11 @@ def test_a_page_with_more_entries_than_the_total_makes_the_history_unreadable(to
 def test_a_history_is_not_complete_after_a_full_page_whatever_the_total() -> None:
     """A platform may report the number of entries on the page as the total."""
     pages = HistoryPages()
-    pages.add(a_page(0, PER_PAGE, PER_PAGE))
+    found = pages.add(a_page(0, PER_PAGE, PER_PAGE))
     assert not pages.is_complete
-    pages.add(a_page(PER_PAGE, 50, 50))
+    found += pages.add(a_page(PER_PAGE, 50, 50))
     assert pages.is_complete
-    assert len(pages.items) == PER_PAGE + 50
+    assert len(found) == PER_PAGE + 50
 
 
 @pytest.mark.parametrize("second", [a_page(0, 0, PER_PAGE), a_page(0, PER_PAGE, PER_PAGE)], ids=["empty", "the same"])

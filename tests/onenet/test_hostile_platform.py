@@ -158,25 +158,41 @@ async def test_histories_without_an_end_are_read_at_once_in_bounded_memory(serve
     assert peak - before < HELD_BYTES + 16 * MIB
 
 
-@pytest.mark.parametrize("status", [b"200", b"302", b"307", b"404", b"500"])
-async def test_a_body_without_an_end_is_read_up_to_its_bound_whatever_the_status(status: bytes) -> None:
-    """That of a redirect too, which requests reads whole although it does not follow it."""
+async def assert_read_up_to_a_bound(begin: bytes, more: bytes) -> None:
+    """Read a history from a server that repeats ``more`` until the connection is closed."""
     most = 64 * MIB
     sent: list[int] = []
 
     def serve(sock: socket.socket) -> None:
         read_request(sock)
-        sock.sendall(b"HTTP/1.1 %b X\r\nLocation: /\r\n\r\n" % status)
+        sock.sendall(begin)
         sent.append(0)
         while sent[-1] < most:
-            sock.sendall(b"x" * 65_536)
-            sent[-1] += 65_536
+            sock.sendall(more)
+            sent[-1] += len(more)
 
     unreadable = pytest.raises(HistoryUnreadable)
     with raw_server(serve) as url, onenet_client(url, connect_s=60, read_s=60) as client, unreadable:
         await client.find_candidates(command(), current_doubt(), none_owned)
     assert sent
     assert max(sent) < most
+
+
+@pytest.mark.parametrize("status", [b"200", b"302", b"307", b"404", b"500"])
+async def test_a_body_without_an_end_is_read_up_to_its_bound_whatever_the_status(status: bytes) -> None:
+    """That of a redirect too, which requests reads whole although it does not follow it."""
+    await assert_read_up_to_a_bound(b"HTTP/1.1 %b X\r\nLocation: /\r\n\r\n" % status, b"x" * 65_536)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"0\r\n" + b"X: y\r\n" * 10_000, b"1;%b\r\nx\r\n" % (b"y" * 60_000)],
+    ids=["trailers", "extensions of chunks"],
+)
+async def test_what_has_no_end_beside_the_body_is_read_up_to_a_bound_too(more: bytes) -> None:
+    """The size of a body in chunks says nothing about that of its chunks' lines, nor of what follows it."""
+    begin = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await assert_read_up_to_a_bound(begin, more)
 
 
 async def test_no_more_pages_are_asked_for_than_a_history_may_have() -> None:
@@ -288,6 +304,20 @@ def test_a_short_history_is_read_however_much_the_long_ones_hold() -> None:
         assert not caught.value.is_rate_limited
     with memory.of_one_search() as later:
         later.hold(3 * MIB)
+
+
+async def test_commands_that_wait_are_counted_behind_tens_of_thousands_that_are_over() -> None:
+    """Only the keys of the entries are kept: a device with a long history can have a full queue too."""
+    size = 250
+    total = (MAX_PAGES - 1) * size + 3
+
+    def of_page(number: int) -> object:
+        places = range(number * size, min(total, (number + 1) * size))
+        items = [{"cmd_uuid": f"{place:036}", "send_status": 5 if place < total - 3 else 1} for place in places]
+        return {"total_count": total, "items": items}
+
+    with raw_server(endless(of_page)) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await client.count_waiting(command(), 10) == 3
 
 
 async def test_a_long_body_is_read_up_to_its_bound() -> None:

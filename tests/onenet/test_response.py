@@ -32,6 +32,31 @@ def test_a_secret_is_not_quoted_in_any_spelling(spelled: str, secret: str) -> No
         assert part not in response.redacted(f"wrong key {spelled}")
 
 
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("wrong password 'pass' for svc", "wrong *** *** for svc"),
+        ("<p>svc%3Apass</p> refused", "*** refused"),
+        ("user svc:p\\u0061ss", "user ***"),
+        ("bypassed and surpassed", "*** and ***"),
+        ("a pas s", "a pas s"),
+    ],
+)
+def test_of_a_short_secret_the_whole_word_is_not_quoted(text: str, quoted: str) -> None:
+    """The rest of the word would tell it."""
+    assert Response(407, {}, b"", ("pass", "")).redacted(text) == quoted
+
+
+@pytest.mark.parametrize("body", ["p\xe4ssw\xf6rt".encode(), "p\xe4ssw\xf6rt".encode("latin-1"), b"p%c3%a4ssw%F6rt"])
+def test_a_secret_is_not_quoted_in_another_encoding(body: bytes) -> None:
+    response = Response(407, {b"content-type": body}, b"<p>" + body, ("p\xe4ssw\xf6rt",))
+    assert response.description == "HTTP 407, ***: <p>***"
+
+
+def test_bytes_that_are_not_text_are_not_quoted() -> None:
+    assert Response(502, {}, b"\xff\xfebad\xe4").description == "HTTP 502, no content type: bad"
+
+
 def test_what_resembles_a_secret_stays() -> None:
     response = Response(200, {}, b"S3cret/Master", (KEY,))
     assert response.description.endswith("S3cret/Master")

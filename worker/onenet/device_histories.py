@@ -10,7 +10,7 @@ from functools import partial
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from schemas.onenet import HistoryDetail
+from schemas.onenet import HistoryDetail, HistoryItem
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers
@@ -23,6 +23,7 @@ from worker.onenet.history import (
     HistoryPages,
     Window,
     candidates,
+    held_bytes,
     is_waiting,
     match,
     read_detail,
@@ -93,13 +94,13 @@ class DeviceHistories:
         """
         async with self._search(command) as (search, memory):
             since = doubt.since or doubt.until - self._history_window
-            pages, observed_s = await self._list(command, account, since, search, memory)
+            entries, observed_s = await self._list(command, account, since, search, memory)
             # The clock may have been set since the command was cached, or be another node's: the window covers all.
             ahead_s, behind_s = max(account.clock.highest_s, observed_s), max(-account.clock.lowest_s, -observed_s)
             read_at = datetime.now(UTC) + timedelta(seconds=ahead_s)
             window = Window(doubt.since, doubt.until + self._caching_delay, read_at, ahead_s, behind_s)
             omitted_until = window.until + timedelta(seconds=ahead_s)
-            items = candidates(pages.items, command, window, self._zone)
+            items = candidates(entries, command, window, self._zone)
             uuids = [item.cmd_uuid for item in items if item.cmd_uuid]
             excluded: set[str] = set()
             for at in range(0, len(uuids), _OWNERS_AT_ONCE):
@@ -187,7 +188,7 @@ class DeviceHistories:
 
     async def _list(
         self, command: Command, account: Account, since: datetime, search: SearchTime, memory: SearchMemory
-    ) -> tuple[HistoryPages, float]:
+    ) -> tuple[list[HistoryItem], float]:
         """Return a device's history from ``since`` on, and the seconds by which the platform's clock is ahead.
 
         Raises:
@@ -200,7 +201,8 @@ class DeviceHistories:
             "sort": "ASC",  # commands cached during the read are appended, and move no entry to another page
             "per_page": PER_PAGE,
         }
-        pages = HistoryPages()
+        pages, entries = HistoryPages(), list[HistoryItem]()
+        entries_bytes = 0
         page, offset_s = await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
         observed_s = account.clock.offset_s if offset_s is None else offset_s
         if lowest_s - observed_s > (START_MARGIN - MAX_SKEW).total_seconds():
@@ -208,9 +210,11 @@ class DeviceHistories:
                 f"the platform's clock is {-observed_s:.0f} s behind ours, and not at most {-lowest_s:.0f} s"
             )
         for number in itertools.count(2):
-            pages.add(page)
-            memory.hold(pages.held_bytes)
+            new = pages.add(page)
+            entries += new
+            entries_bytes += sum(map(held_bytes, new))
+            memory.hold(pages.held_bytes + entries_bytes)
             if pages.is_complete:
                 break
             page, _ = await account.read(f"{HISTORY}?{urlencode(query | {'page': number})}", search, read_page)
-        return pages, observed_s
+        return entries, observed_s

@@ -5,7 +5,7 @@ Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/his
 
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
@@ -44,7 +44,7 @@ MAX_SKEW = timedelta(seconds=60)  # of unsynchronized clocks: a match within it,
 
 _ZONE_STEP = timedelta(hours=1)  # between neighbouring time zones
 
-_ENTRY_BYTES = 250  # what an entry takes beside its key and its values
+_ENTRY_BYTES = 150  # what an entry takes beside its key and its values
 _WAITS = 1  # send_status: waiting
 _FINAL = {2, 4, 5, 6}  # cancelled, expired, success, failed
 _RANGES = {"retry": range(11), "timeout": range(5, 41), "trigger_msg": range(1, 8)}
@@ -93,25 +93,25 @@ class Window:
 
 
 class HistoryPages:
-    """Collects the pages of one history. ``held_bytes`` is what its entries take."""
+    """Follows the pages of one history. It keeps only what tells whether an entry is new: the keys of all entries."""
 
     def __init__(self) -> None:
-        self.held_bytes = 0
-        self._items: dict[str, HistoryItem] = {}
+        self._keys: dict[str, None] = {}  # a set takes up to three times as much
+        self._keys_bytes = 0
         self._total = 0
         self._page_count = 0
         self._is_last_full = False
 
     @property
-    def items(self) -> Collection[HistoryItem]:
-        """The entries of all pages, each once."""
-        return self._items.values()
+    def held_bytes(self) -> int:
+        """What the keys take."""
+        return self._keys_bytes + sys.getsizeof(self._keys)
 
     @property
     def is_complete(self) -> bool:
         """Tell whether there is no further page."""
         # A full page may be followed by another, whatever the total says: it may be the number of entries on the page.
-        return len(self._items) >= self._total and not self._is_last_full
+        return len(self._keys) >= self._total and not self._is_last_full
 
     def add(self, page: HistoryPage) -> list[HistoryItem]:
         """Add the next page; returns its entries that were on none before.
@@ -120,7 +120,7 @@ class HistoryPages:
             HistoryUnreadable: the page has no new entry although some are missing, or has more entries than the total;
                 or there are too many pages.
         """
-        known = len(self._items)
+        known = len(self._keys)
         if len(page.items) > page.total_count:
             raise HistoryUnreadable(f"a page has {len(page.items)} of {page.total_count} entries")
         self._total = max(self._total, page.total_count)
@@ -128,10 +128,10 @@ class HistoryPages:
         for place, item in enumerate(page.items):
             # An entry without a uuid is keyed by its position on the page, so that a repeated page has no new entry.
             key = item.cmd_uuid or f"{place} {item!r}"
-            if key not in self._items:
+            if key not in self._keys:
                 new.append(item)
-                self.held_bytes += _size(key, item)
-            self._items[key] = item
+                self._keys[key] = None
+                self._keys_bytes += sys.getsizeof(key)
         self._page_count += 1
         self._is_last_full = bool(new) and len(page.items) >= PER_PAGE
         if not new and not self.is_complete:
@@ -141,10 +141,10 @@ class HistoryPages:
         return new
 
 
-def _size(key: str, item: HistoryItem) -> int:
-    """Return how many bytes an entry takes; its fields are short."""
+def held_bytes(item: HistoryItem) -> int:
+    """Return how many bytes an entry takes beside its uuid, which is its key; its fields are short."""
     values = (item.type, item.create_time, item.valid_time, item.expired_time, item.trigger_msg, item.send_status)
-    return _ENTRY_BYTES + sys.getsizeof(key) + sum(map(sys.getsizeof, values))
+    return _ENTRY_BYTES + sum(map(sys.getsizeof, values))
 
 
 def read_page(response: Response, dialect: Dialect) -> HistoryPage:

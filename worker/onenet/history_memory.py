@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 256 * 1024  # five times a full page; its JSON takes up to 30 t
 MAX_SEARCHES = 32
 _SHARE_BYTES = 64 * 1024  # about a page of entries
 _COMMON_BYTES = 4 * 1024 * 1024
-_MAX_SEARCH_BYTES = 3 * 1024 * 1024  # of entries as the platform documents them, 4,800
+_MAX_SEARCH_BYTES = 3 * 1024 * 1024  # 5,000 entries as the platform documents them, or the keys of 25,000
 _DETAILS_BYTES = 2 * 1024 * 1024
 _RECORD_BYTES = 300  # what one detail takes beside its JSON
 

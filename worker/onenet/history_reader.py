@@ -4,9 +4,7 @@ Each read runs in a thread, over a connection of its own: a response that arrive
 """
 
 import asyncio
-import io
 import itertools
-import math
 import socket
 import ssl
 import threading
@@ -15,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -35,13 +33,13 @@ from worker.onenet.history_memory import MAX_BODY_BYTES
 from worker.onenet.response import Response
 from worker.onenet.route import Route
 from worker.onenet.search_time import SearchTime
+from worker.onenet.strict_response import StrictResponse
 from worker.onenet.transport import COMMON_HEADERS, CONNECT_TOO_LATE, transport_error
 from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
 
 _MAX_TRIES = 3  # per page, within the deadline; not by urllib3's Retry: each takes one request from the rate limit
-_MAX_HEAD_BYTES = 32 * 1024
 _PIECE_BYTES = 4 * 1024  # http.client collects the chunks of a piece, each of which may be a few bytes
 
 
@@ -240,44 +238,10 @@ class _Current(threading.local):
 _current = _Current()
 
 
-class _BoundedHead(io.BufferedReader):
-    """What a server sends, with one bound for all lines before the body: http.client bounds each and their number."""
-
-    left: float = _MAX_HEAD_BYTES
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = super().readline(-1 if size is None else size)
-        self.left -= len(line)
-        if self.left < 0:
-            raise HTTPException(f"the head of the response is longer than {_MAX_HEAD_BYTES} bytes")
-        return line
-
-
-class _StrictResponse(HTTPResponse):
-    """A response with a short header, which can be understood in one way only."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head = _BoundedHead(self.fp.detach())
-        self.fp = self._head
-
-    def begin(self) -> None:
-        super().begin()
-        self._head.left = math.inf  # the lines between the chunks of the body are not kept
-        lengths = self.headers.get_all("content-length", [])
-        is_clear = all(length.isascii() and length.isdecimal() for length in lengths)
-        if len(lengths) > 1 or not is_clear or (lengths and "transfer-encoding" in self.headers):
-            raise HTTPException("ambiguous length of the response")
-        if self.headers.defects or any("\0" in value for value in self.headers.values()):
-            raise HTTPException("malformed header")
-        if self.status < HTTPStatus.OK:
-            raise HTTPException(f"HTTP {self.status} in the place of a final response")
-
-
 class _Connection(HTTPConnection):
     """Uses the connection of the read."""
 
-    response_class = _StrictResponse
+    response_class = StrictResponse
 
     def _new_conn(self) -> socket.socket:
         sock = _current.reading.take()
