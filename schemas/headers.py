@@ -51,5 +51,5 @@ class DeadLetterHeaders(TraceHeaders):
     headers_dropped: OptionalText = Field(
         None,
         alias="x-onenet-headers-dropped",
-        description="Present only if the original message's headers could not be published.",
+        description="Present only if headers of the original message were left out, and says which.",
     )

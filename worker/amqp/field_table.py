@@ -44,6 +44,11 @@ class RawFieldValue:
         """The text of a text that is not UTF-8, its other bytes escaped; None for any other value."""
         return self.encoded[5:].decode(errors="backslashreplace") if self.encoded[:1] == _TEXT else None
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is an array or a table, below so many others that it was not decoded."""
+        return self.encoded[:1] in _NESTED_KINDS
+
     def __repr__(self) -> str:
         return f"RawFieldValue({self.encoded!r})"
 
