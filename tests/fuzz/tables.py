@@ -149,7 +149,7 @@ def _read_value(data: bytes, at: int, levels: int = MAX_LEVELS) -> tuple[object,
     if kind == b"t":
         return (kind, any(payload)), end
     if kind == b"F" and levels:
-        return {name: _read_value(value, 0, levels - 1)[0] for name, value in fields_of(payload[4:], levels)}, end
+        return {name: _read_value(value, 0, levels - 1)[0] for name, value in fields_of(payload[4:], levels - 1)}, end
     if kind != b"A" or not levels:
         return (kind, payload), end
     items, inner = [], 4
