@@ -1,10 +1,9 @@
 """The messages that arrive and that are published: the one place where headers are read and written."""
 
-import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from pika import BasicProperties, DeliveryMode
 
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.bodies import TruncatedBody
-from worker.amqp.field_table import RawFieldValue
+from worker.amqp.field_table import RawFieldValue, decoded
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
 from worker.core.doubt_window import DoubtWindow
@@ -179,7 +178,7 @@ class Delivery:
 
         A dead letter was not published for that, and a copy that the broker dead-lettered was delivered before.
         """
-        deaths = self.headers.get("x-death")
+        deaths = decoded(self.headers.get("x-death"))
         has_died = isinstance(deaths, list) and any(
             not isinstance(death, dict) or death.get("reason") != "expired" for death in deaths
         )
@@ -383,9 +382,11 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
         if not _text(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))
         and _text(name).strip().casefold() not in _ROUTING_HEADERS
     }
-    if too_deep := [name for name, value in headers.items() if _is_too_deep(value)]:
+    if too_deep := [name for name, value in headers.items() if isinstance(value, RawFieldValue) and value.is_deep]:
         headers = {name: headers[name] for name in headers if name not in too_deep}
         own[_HEADERS_DROPPED] = "those of the message's own headers that are nested too deeply"
+    elif delivery.is_returned and _HEADERS_DROPPED in delivery.headers:
+        own[_HEADERS_DROPPED] = delivery.headers[_HEADERS_DROPPED]
     harmful = {"user-id": original.user_id, "expiration": original.expiration, "cc": foreign.get("CC")}
     for name, value in harmful.items():
         header = OWN_PREFIX + name
@@ -396,19 +397,6 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     carried.delivery_mode = DeliveryMode.Persistent.value
     carried.user_id = carried.expiration = None
     return carried
-
-
-def _is_too_deep(value: object) -> bool:
-    """Tell whether a header's value is nested so deeply that a part of it was left encoded."""
-    match value:
-        case RawFieldValue():
-            return value.is_nested
-        case dict():
-            return any(map(_is_too_deep, value.values()))
-        case list():
-            return any(map(_is_too_deep, value))
-        case _:
-            return False
 
 
 def fitted(publication: Publication, frame_max: int) -> Publication:
@@ -472,18 +460,10 @@ def _details(error: ReplyError) -> str:
     return text
 
 
-def _memory(value: object) -> int:
-    """Return the memory that headers, one name or one value take, in bytes."""
-    match value:
-        case dict():
-            inner: Iterable[object] = itertools.chain(value, value.values())
-        case list():
-            inner = value
-        case RawFieldValue():
-            inner = (value.encoded,)
-        case _:
-            inner = ()
-    return sys.getsizeof(value) + sum(map(_memory, inner))
+def _memory(headers: Mapping[Any, Any]) -> int:
+    """Return the memory that headers take, in bytes."""
+    taken = sys.getsizeof(headers) + sum(map(sys.getsizeof, headers)) + sum(map(sys.getsizeof, headers.values()))
+    return taken + sum(len(value.encoded) for value in headers.values() if isinstance(value, RawFieldValue))
 
 
 def _text(name: object) -> str:

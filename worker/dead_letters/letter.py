@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
-from worker.amqp.field_table import RawFieldValue
+from worker.amqp.field_table import RawFieldValue, decoded
 from worker.amqp.messages import ERROR, FAILED_AT, REASON, Delivery
 from worker.amqp.topology import EXECUTE
 from worker.core.command import Command
@@ -74,7 +74,7 @@ class DeadLetter:
                 return parse_instant(str(self.headers.get(FAILED_AT)))
             except ValueError:
                 return None
-        deaths = self.headers.get("x-death")
+        deaths = decoded(self.headers.get("x-death"))
         times = [death.get("time") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
         moments = [time.moment for time in times if isinstance(time, RawFieldValue)]
         return max((moment for moment in moments if moment is not None), default=None)

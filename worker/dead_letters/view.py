@@ -4,7 +4,7 @@ import base64
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.amqp.field_table import RawFieldValue
+from worker.amqp.field_table import RawFieldValue, decoded
 from worker.dead_letters.letter import DeadLetter
 
 
@@ -23,8 +23,9 @@ def summary(dead_letter: DeadLetter) -> dict[str, Any]:
 
 def details(dead_letter: DeadLetter) -> dict[str, Any]:
     """Return the whole message, ready for JSON; a body that is not UTF-8 is encoded in base64."""
-    properties = {name: _plain(value) for name, value in vars(dead_letter.properties).items() if value is not None}
-    headers = properties.pop("headers", {})
+    given = {name: value for name, value in vars(dead_letter.properties).items() if value is not None}
+    headers = {str(_plain(name)): _plain(decoded(value)) for name, value in given.pop("headers", {}).items()}
+    properties = {name: _plain(value) for name, value in given.items()}
     try:
         body = {"body": dead_letter.body.decode()}
     except UnicodeDecodeError:
