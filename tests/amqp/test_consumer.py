@@ -57,9 +57,6 @@ class FakeChannel:
         self.consumers.remove(consumer_tag)
         self._reply("cancel", callback)
 
-    def queue_declare(self, _queue: str, *, passive: bool, callback: Callable[[Any], None]) -> None:
-        self._reply("look", callback, message_count=3, consumer_count=1)
-
     def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
         self.history.append(f"ack {'up to ' if multiple else ''}{tag}")
         assert tag in self.unacknowledged, "the broker closes the channel over an unknown delivery tag"
@@ -75,7 +72,7 @@ class FakeChannel:
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
         self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), body)
 
-    def _reply(self, call: str, callback: Callable[[Any], None], **fields: int) -> None:
+    def _reply(self, call: str, callback: Callable[[Any], None], **fields: str) -> None:
         self.history.append(call)
         asyncio.get_running_loop().call_soon(callback, SimpleNamespace(method=SimpleNamespace(**fields)))
 
@@ -85,7 +82,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.channel = FakeChannel()
-        self.deliveries: list[object] = []
+        self.deliveries: list[Any] = []
         self.acknowledged: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
         channel = BrokerChannel()
@@ -269,9 +266,10 @@ async def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_o
     assert bench.consumer.unacknowledged == 0
 
 
-async def test_nothing_is_read_while_what_is_held_takes_too_much_memory(
+async def test_while_too_much_is_held_each_large_message_is_to_be_given_back_before_the_next_is_read(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Small ones are held beyond the bound, so that large ones of another sender do not keep them from being read."""
     monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 100_000)
     reading = Reading(bench, monkeypatch)
     await bench.consume_several()
@@ -279,48 +277,20 @@ async def test_nothing_is_read_while_what_is_held_takes_too_much_memory(
     assert reading.is_on.is_set()
     bench.channel.deliver(3, body=b" " * 60_000)
     assert not reading.is_on.is_set()
-    bench.consumer.acknowledge(2)
+    bench.consumer.acknowledge(3)
     await asyncio.sleep(0)
     assert reading.is_on.is_set()
-
-
-async def test_while_too_much_is_held_for_long_single_messages_are_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The broker ends a connection of which nothing is read, and what is held may wait for a slow platform."""
-    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
-    monkeypatch.setattr("worker.amqp.consumer.PAUSE_S", 0)
-    monkeypatch.setattr("worker.amqp.consumer.DRAIN_PREFETCH_S", 0)
-    reading = Reading(bench, monkeypatch)
-    await bench.consume_several()
-    bench.channel.deliver(2, body=b" " * 60_000)
-    assert not reading.is_on.is_set()
-    await reading.is_on.wait()
-    await bench.settled()
-    assert bench.channel.history == ["cancel", "qos 1", "consume"]
-    bench.channel.deliver(3, body=b" " * 60_000)
-    assert reading.is_on.is_set()  # the broker sends nothing more until this one is acknowledged
-
-
-async def test_the_queue_is_looked_at_while_too_much_is_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt at a command that may crash its worker waits for the reply."""
-    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
-    monkeypatch.setattr("worker.amqp.consumer.PAUSE_S", 600)
-    monkeypatch.setattr("worker.amqp.consumer.DRAIN_PREFETCH_S", 0)
-    reading = Reading(bench, monkeypatch)
-    await bench.consume_several()
-    bench.channel.deliver(2, body=b" " * 60_000)
-    assert not reading.is_on.is_set()
-    assert await bench.consumer.look_at_queue() == (3, 1)
-    await bench.settled()
+    bench.channel.deliver(4, body=b" " * 35_000)
+    bench.channel.deliver(5)
     assert reading.is_on.is_set()
-    assert bench.channel.history == ["look", "cancel", "qos 1", "consume"]
+    assert [(delivery.tag, delivery.is_excess) for delivery in bench.deliveries] == [
+        (1, False), (2, False), (3, True), (4, False), (5, False),
+    ]  # fmt: skip
 
 
 async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
     reading = Reading(bench, monkeypatch)
     await bench.consume_several()
     bench.channel.deliver(2, body=b" " * 60_000)

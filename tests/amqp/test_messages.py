@@ -231,7 +231,9 @@ def test_the_memory_of_a_message_is_that_of_its_decoded_headers() -> None:
     assert delivery({f"{number:03x}": True for number in range(4096)}).size > plain_size + 300_000
     received = BasicProperties()
     received.decode(b"".join(BasicProperties(headers={"nested": [{}] * 1000}).encode()))
-    assert plain_size + 5_000 < delivery(dict(received.headers or {})).size < plain_size + 6_000  # each takes five, as it came
+    assert (
+        plain_size + 5_000 < delivery(dict(received.headers or {})).size < plain_size + 6_000
+    )  # each takes five, as it came
     assert delivery({"raw": RawFieldValue(b"x" * 100_000)}).size > plain_size + 100_000
 
 

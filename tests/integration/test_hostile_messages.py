@@ -155,6 +155,29 @@ def test_two_commands_of_each_other_device_are_answered_while_a_backlog_waits(de
     assert [deployment.cached(command_id) for command_id in wanted] == [1] * len(wanted)
 
 
+def test_large_commands_that_are_held_for_long_put_no_other_command_in_doubt(deployment: Deployment) -> None:
+    """Their replies are refused, so that they stay with the worker; what is too much goes to a delay queue."""
+    topology, channel = deployment.topology, deployment.upstream.channel
+    full = f"{topology.namespace}.full"
+    with deployment.worker(WORKER_CONCURRENCY="200") as worker:
+        deployment.upstream.publish(a_command(command_id="first", imei="865820039999999"))
+        deployment.upstream.reply()
+        channel.queue_declare(full, exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_bind(full, topology.replies_exchange, "full")
+        channel.basic_publish("", full, b"fills it")
+        before = memory_mib(worker, "VmRSS")
+        for number in range(150):  # 27 MiB
+            body = padded(command_id=f"large-{number}", imei=str(865820020000000 + number))
+            deployment.upstream.publish(body, headers=FULL_HEADERS, reply_to="full")
+        ids = good_commands(deployment, 100, first=2)
+        wait_for_replies(deployment, ids)
+        worker.wait_for("command_postponed", reason="too many large messages are held")
+        most = memory_mib(worker, "VmHWM") - before
+        others = [line for line in worker.events if line.get("command_id") in set(ids)]
+    assert {line["event"] for line in others} == {"command_accepted"}
+    assert most < 64
+
+
 # A header table that fills a frame of the size that both sides agree on: its own 8 bytes, and 19 of other properties.
 TABLE_BYTES = 128 * 1024 - 8 - 19
 
@@ -179,6 +202,7 @@ def nested_tables(depth: int) -> bytes:
 
 # Each item takes many times its bytes once it is decoded.
 BOMBS = {
+    "nothing": b"\x01nA" + (120_000).to_bytes(4) + b"V" * 120_000,
     "fields and tables": b"".join(b"\x03%03xt\x01" % each for each in range(4096)) + an_array(b"F\0\0\0\0" * 21_000),
     "empty arrays": an_array(b"A\0\0\0\0" * 26_000),
     "nested tables": nested_tables(2_000),  # the broker needs five seconds for 20,000 of them

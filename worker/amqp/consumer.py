@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pika.channel import Channel
@@ -19,7 +20,7 @@ from worker.amqp.topology import Topology
 DRAIN_PREFETCH_S = 1.0
 LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
 MAX_HELD_BYTES = 12 * 1024 * 1024  # of memory, which what is published for them takes twice more
-PAUSE_S = 5.0  # the broker ends a connection whose buffers stay full for three quarters of a minute (measured)
+SMALL_BYTES = 4 * 1024  # messages that take no more are held beyond that: all that the prefetch allows need some MiB
 MANY_RETURNS = 3  # a message that was returned this often may be one that crashes workers
 CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
 
@@ -64,7 +65,6 @@ class QueueConsumer:
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
-        self._pause: asyncio.TimerHandle | None = None  # its end, while nothing is read because too much is held
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
@@ -180,9 +180,6 @@ class QueueConsumer:
         """
         # Over this channel: during an alarm the broker does not read the publisher's connection.
         channel, queue = self.channel.pika_channel, self._topology.execute_queue
-        if self._pause is not None:  # the reply would not be read
-            self._pause.cancel()
-            self._take_single_ones()
         async with asyncio.timeout(CALL_S):
             frame = await self.channel.call_untimed(channel.queue_declare, queue, passive=True)
         return frame.method.message_count, frame.method.consumer_count
@@ -250,16 +247,21 @@ class QueueConsumer:
         )
         self._unacknowledged[tag] = delivery.size
         self._held_bytes += delivery.size
+        if self._is_excess(delivery):
+            delivery = replace(delivery, is_excess=True)
         self._unacknowledged_of_consumer.add(tag)
         self._notify()
         self._adapt_caution(delivery)
         if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
             self._run_in_background(self._apply_prefetch())
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > MAX_BODY_BYTES or delivery.is_excess:
             self._read_nothing_beside(tag)
-        elif self._held_bytes > MAX_HELD_BYTES and self._prefetch > 1:  # of a single one there is not much
-            self._read_nothing_for_now()
         self._on_delivery(delivery)
+
+    def _is_excess(self, delivery: Delivery) -> bool:
+        """Tell whether so much is held that this one has to be given back; too large a body is refused at once."""
+        is_large = delivery.size > SMALL_BYTES and len(delivery.body) <= MAX_BODY_BYTES
+        return is_large and self._held_bytes > MAX_HELD_BYTES and self._prefetch > 1
 
     def _adapt_caution(self, delivery: Delivery) -> None:
         """Take one delivery at a time after one with many returns, until enough with few returns have come."""
@@ -284,25 +286,6 @@ class QueueConsumer:
         if not self._large:
             self.resume_reading()
 
-    def _read_nothing_for_now(self) -> None:
-        """Leave the other messages with the broker until enough is settled; if that takes long, take single ones."""
-        self.channel.pause_reading()
-        if self._pause is None:
-            self._pause = self._loop.call_later(min(PAUSE_S, self.channel.heartbeat_s), self._take_single_ones)
-
-    def _end_pause(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        if not self._large:
-            self.resume_reading()
-
-    def _take_single_ones(self) -> None:
-        """Return what the broker has sent and was not read, and take one delivery at a time for a while."""
-        self._pause = None
-        self._is_cautious, self._cautious_deliveries_left = True, CAUTIOUS_DELIVERIES
-        self._run_in_background(self._apply_prefetch())
-
     def _send_acknowledgements(self) -> None:
         """Acknowledge with one frame everything older than the oldest delivery in progress, and the rest one by one."""
         tags, self._to_acknowledge = self._to_acknowledge, []
@@ -323,8 +306,6 @@ class QueueConsumer:
             self._unacknowledged_of_consumer.discard(tag)
             if tag in self._large:
                 self._forget_large(tag)
-        if self._pause is not None and self._held_bytes <= MAX_HELD_BYTES:
-            self._end_pause()
         self._notify()
 
     async def _next_change(self) -> None:

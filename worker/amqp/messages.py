@@ -75,6 +75,7 @@ class Delivery:
         arrived_at: seconds of the epoch.
         is_moved: the message came neither from upstream nor through the worker's own exchange: a shovel moved it, or an
             operator.
+        is_excess: so much is held that this one has to be given back.
     """
 
     session: int
@@ -85,6 +86,7 @@ class Delivery:
     is_returned: bool
     arrived_at: float = field(default_factory=time.time)
     is_moved: bool = False
+    is_excess: bool = False
 
     @property
     def is_truncated(self) -> bool:

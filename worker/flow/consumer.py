@@ -132,7 +132,9 @@ class Consumer:
         self._deliveries[task] = delivery
         if self._engine.wants_note(task):
             self._background.start(self._unstarted.note_arrival(task))
-        if self._prefetch > 1:
+        if delivery.is_excess:
+            self._postpone(task, "too many large messages are held", OVERFLOW_DELAY_S)
+        elif self._prefetch > 1:
             self._submit(task)
         else:
             self._not_submitted.append(task)
