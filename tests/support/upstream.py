@@ -13,7 +13,7 @@ from pika.exceptions import AMQPError, ConnectionClosedByBroker
 
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import delete_on
-from worker.amqp.field_table import preserve_raw_values
+from worker.amqp.field_table import decoded, preserve_raw_values
 from worker.amqp.topology import Topology
 
 _INTERNAL_ERROR = 541
@@ -35,7 +35,8 @@ class Message:
     @property
     def headers(self) -> dict[str, Any]:
         """Return the headers without x-delivery-count, which quorum queues add."""
-        return {name: value for name, value in (self.properties.headers or {}).items() if name != "x-delivery-count"}
+        found = self.properties.headers or {}
+        return {name: decoded(value) for name, value in found.items() if name != "x-delivery-count"}
 
 
 class Upstream:
