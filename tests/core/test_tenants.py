@@ -28,7 +28,7 @@ def a_body(**changes: Any) -> bytes:
     return json.dumps(a_command(**changes)).encode()
 
 
-@pytest.mark.parametrize("reply_to", [None, "billing", "billing.invoices", "billing."])
+@pytest.mark.parametrize("reply_to", [None, "billing", "billing.invoices", "billing.", "billing" + ".a" * 9])
 def test_a_command_is_taken_whose_sender_the_broker_vouches_for(reply_to: str | None) -> None:
     envelope = Envelope(app_id="billing", user_id="billing", reply_to=reply_to)
     command = read(envelope)
@@ -49,6 +49,7 @@ def test_a_command_is_taken_whose_sender_the_broker_vouches_for(reply_to: str | 
         (Envelope(app_id="billing", user_id="billing", reply_to="metering"), "reply_to"),
         (Envelope(app_id="billing", user_id="billing", reply_to="billings.x"), "reply_to"),
         (Envelope(app_id="billing", user_id="billing", reply_to=".billing"), "reply_to"),
+        (Envelope(app_id="billing", user_id="billing", reply_to="billing" + ".a" * 10), "reply_to"),
         (Envelope(app_id="billing", user_id="billing", reply_to="execute.accepted.metering"), "reply_to"),
     ],
     ids=str,
