@@ -468,6 +468,26 @@ def test_a_long_string_in_a_products_file_takes_a_few_times_its_bytes(form: str,
     assert peak < 8 * MAX_BYTES
 
 
+@pytest.mark.parametrize("depth", [500, 9_900], ids=["for every Python", "for a Python that reads JSON more deeply"])
+def test_a_deeply_nested_products_file_takes_a_few_times_its_bytes(
+    depth: int, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names around each name, kept for each, took 375 MiB for 59 KB."""
+    names = ", ".join(f'"name-{number}": 0' for number in range(10_000))
+    file.write_text('{"p": ' + '{"a": ' * depth + "{" + names + "}" * (depth + 2))
+    if depth > 500:
+        monkeypatch.setattr(json, "loads", lambda _: {"p": {"a": {}}})
+    tracemalloc.start()
+    try:
+        products, lines = read_products(file, "https://onenet.invalid", "v1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MAX_BYTES
+    assert not products
+    assert lines == [f"line 1: product 'p': must be an object with one of api_key, product_id and user_id ({file})"]
+
+
 def test_of_many_wrong_products_the_first_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(json.dumps({f"product-{number}": 1 for number in range(1234)}))
     monkeypatch.setenv("ONENET_PRODUCTS_FILE", str(file))

@@ -87,22 +87,26 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
 
 
 def _names(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield each name of the objects in a valid JSON text, after those of the objects around it, with its line."""
-    around: list[str] = []
+    """Yield each product of a valid JSON text, and each field after the name of its product, with its line.
+
+    What is nested more deeply has no name here: a path for each would take memory by the square of the depth.
+    """
+    around = ["", ""]
+    depth = 0
     line, counted, position = 1, 0, 0
     while (mark := _MARK.search(text, position)) is not None:
         position = mark.end()
         if mark[0] == "{":
-            around.append("")
+            depth += 1
         elif mark[0] == "}":
-            around.pop()
+            depth -= 1
         else:
             string, position = _DECODER.raw_decode(text, mark.start())
-            if _COLON.match(text, position):
-                around[-1] = string
+            if depth <= len(around) and _COLON.match(text, position):
+                around[depth - 1] = string
                 line += text.count("\n", counted, mark.start())
                 counted = mark.start()
-                yield tuple(around), line
+                yield tuple(around[:depth]), line
 
 
 def _described(product: str, *fields: str) -> str:

@@ -310,9 +310,8 @@ def test_an_answer_with_the_fields_of_both_generations_is_one_of_the_configured_
         ({"content-type": "text/plain\x07\x1b"}, "登录\u2028\u202e页面".encode(), "HTTP 200, text/plain: 登录 页面"),
         ({}, b"x" * 5_000, f"HTTP 200, no content type: {'x' * 80}"),
         ({}, f"your key {KEY}, your header {TOKEN}".encode(),
-         "HTTP 200, no content type: your key ***, your header version=2022-05-01&res=products%2F1&sign=***"),
-        ({"content-type": KEY}, f"{'x' * 75} S3cret+signature=".encode(),
-         f"HTTP 200, ***: {'x' * 75} ***"),
+         "HTTP 200, no content type: ***"),
+        ({"content-type": KEY}, f"{'x' * 75} S3cret+signature=".encode(), "HTTP 200, ***: ***"),
     ],
 )  # fmt: skip
 def test_an_unreadable_answer_says_what_came(headers: dict[str, str], body: bytes, description: str) -> None:
@@ -324,7 +323,7 @@ def test_an_unreadable_answer_says_what_came(headers: dict[str, str], body: byte
 
 def test_a_text_of_the_platform_does_not_repeat_the_key() -> None:
     found = answer(200, {"errno": 3, "error": f"auth failed: {KEY}"})
-    assert found == Refused("onenet_rejected", "auth failed: ***", 3, may_concern_all_devices=True)
+    assert found == Refused("onenet_rejected", "***", 3, may_concern_all_devices=True)
 
 
 def test_a_retry_after_date_is_measured_against_the_date_of_its_own_answer() -> None:

@@ -251,8 +251,7 @@ async def test_check_says_what_came_without_the_key() -> None:
 
     with raw_server(serve) as url, onenet_client(url) as client, pytest.raises(PlatformUnusable) as found:
         await client.check(None, NO_DEVICE)
-    assert str(found.value).startswith("refuses the credentials: HTTP 403, text/html: <html>you sent ")
-    assert API_KEY not in str(found.value)
+    assert str(found.value) == "refuses the credentials: HTTP 403, text/html: ***"
 
 
 async def test_each_product_is_sent_to_its_own_platform() -> None:

@@ -60,7 +60,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
     if answer.code == SUCCESS:
         hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
         return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a usable uuid")
-    text = response.redacted(answer.text)[:_MAX_MESSAGE_CHARS]
+    text = response.redacted(answer.text, _MAX_MESSAGE_CHARS)
     error = answer.dialect.error(answer.code, text)
     if is_foreign:
         error = f"{foreign_answer(answer.dialect, dialect)}; {error}"
@@ -89,7 +89,7 @@ def _misconfigured(response: Response, answer: Envelope, dialect: Dialect, now: 
     """Return the error that ``ONENET_API`` is wrong: the platform has no command, for it does not know the path."""
     if response.status == HTTPStatus.TOO_MANY_REQUESTS and answer.code != SUCCESS:
         return _too_many_requests(response, now)
-    text = answer.dialect.error(answer.code, response.redacted(answer.text)[:_MAX_MESSAGE_CHARS])
+    text = answer.dialect.error(answer.code, response.redacted(answer.text, _MAX_MESSAGE_CHARS))
     # Only what the platform refused for certain may be sent again while the product is paused.
     is_refused = (
         response.status < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -191,7 +191,7 @@ def history_error(response: Response, answer: Envelope, dialect: Dialect, asked_
         dialect: the generation of the platform that is configured.
         asked_s: the wait in seconds that the platform asked for, if any.
     """
-    reason = answer.dialect.error(answer.code, response.redacted(answer.text)[:_MAX_REASON_CHARS])
+    reason = answer.dialect.error(answer.code, response.redacted(answer.text, _MAX_REASON_CHARS))
     if answer.dialect is not dialect:
         return HistoryUnreadable(f"{foreign_answer(answer.dialect, dialect)}; {reason}", is_refused=True)
     match answer.kind:

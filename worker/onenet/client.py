@@ -36,6 +36,7 @@ _ASK_AGAIN_S = 60.0
 _AGREEING_ANSWERS = 2  # that make the platform's clock certain
 _CLOCK_UNIT_S = 1.0  # of a Date: the platform's clock is known no better
 _TOKEN_TOLERANCE_S = 60.0
+_MAX_TEXT_CHARS = 200  # of the platform's own, for a person who checks the settings
 _NO_CREDENTIALS = "the product has no credentials any more"
 
 
@@ -235,7 +236,7 @@ class OneNETClient:
             status, answer = response.status, read_answer(response.body, dialect)
         if answer is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PlatformUnusable(_http_fault(response))
-        text = answer.dialect.error(answer.code, response.redacted(" ".join(answer.text.split())[:200]))
+        text = answer.dialect.error(answer.code, response.one_line(answer.text, _MAX_TEXT_CHARS))
         if answer.dialect is not dialect:
             raise PlatformUnusable(f"{foreign_answer(answer.dialect, dialect)}; {text}")
         note = _clock_note(offset_s)

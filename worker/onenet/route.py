@@ -110,7 +110,7 @@ def _proxy_headers(url: str) -> dict[str, str]:
 def _secrets_of(authorization: str) -> tuple[str, str]:
     """Return what a Proxy-Authorization header has of the password: encoded with the user name, and plain."""
     encoded = authorization.rpartition(" ")[2]
-    return encoded.rstrip("="), b64decode(encoded).decode("latin-1").partition(":")[2]
+    return encoded, b64decode(encoded).decode("latin-1").partition(":")[2]
 
 
 def _tls_context(authorities: str | bool) -> ssl.SSLContext:

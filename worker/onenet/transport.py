@@ -418,7 +418,7 @@ def transport_error(
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    reason = f"{type(cause).__name__}: {redacted(text, secrets)}"[:_MAX_REASON_CHARS]
+    reason = f"{type(cause).__name__}: {redacted(text, secrets, _MAX_REASON_CHARS)}"
     if isinstance(error, HttpParserError | HttpParserUpgrade):
         reason = f"malformed response: {reason}"
     kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
