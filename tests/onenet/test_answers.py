@@ -186,8 +186,10 @@ def test_a_refusal_without_onenets_json_may_concern_all_devices(status: int, bod
 @pytest.mark.parametrize(
     ("retry_after", "wait_s"),
     [(None, None), ("7", 7.0), (" 7 ", 7.0), ("-1", None), ("soon", None), ("", None),
-     ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, float("inf")),
-     ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0)],
+     ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, None),
+     ("86400", 86_400.0), ("86401", None),
+     ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0),
+     ("Thu, 06 Aug 2026 08:00:00 GMT", 86_400.0), ("Thu, 06 Aug 2026 08:00:01 GMT", None)],
 )  # fmt: skip
 def test_status_429_means_not_sent_with_the_retry_after_of_its_header(
     retry_after: str | None, wait_s: float | None

@@ -24,6 +24,7 @@ _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
 _YEARS = range(1970, 3000)
 _MAX_CODE = 2**31 - 1
+_MAX_WAIT_S = 24 * 3600.0  # a longer one is a mistake
 
 
 def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven: bool) -> Answer:
@@ -229,7 +230,8 @@ def http_history_error(response: Response, dialect: Dialect, asked_s: float | No
 def asked_wait_s(response: Response, now: datetime) -> float | None:
     """Return the seconds that a response's Retry-After asks for, in either of its forms; None for anything else.
 
-    A date is measured against the Date of the same response: its clock may be far from ours.
+    A wait of more than a day is none. A date is measured against the Date of the same response: its clock may be far
+    from ours.
     Source: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
 
     Args:
@@ -238,11 +240,12 @@ def asked_wait_s(response: Response, now: datetime) -> float | None:
     """
     value = response.header("retry-after") or ""
     if value.strip().isdecimal():
-        return float(value)
-    until = http_date(value)
-    if until is None:
+        wait_s = float(value)  # infinite for hundreds of digits
+    elif (until := http_date(value)) is not None:
+        wait_s = max(0.0, (until - (http_date(response.header("date") or "") or now)).total_seconds())
+    else:
         return None
-    return max(0.0, (until - (http_date(response.header("date") or "") or now)).total_seconds())
+    return wait_s if wait_s <= _MAX_WAIT_S else None
 
 
 def http_date(value: str) -> datetime | None:
