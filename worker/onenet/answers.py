@@ -116,7 +116,9 @@ def _may_say_cached(body: bytes) -> bool:
         return True
     except ValueError:
         value = text
-    return has_uuid(value) or (isinstance(value, dict) and _says_success(value))
+    if isinstance(value, dict) and (_says_success(value) or has_uuid(value.get("data"), or_bare=True)):
+        return True
+    return has_uuid(value)
 
 
 def _says_success(fields: Mapping[str, object]) -> bool:
