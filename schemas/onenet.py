@@ -17,9 +17,9 @@ UUID_PATTERN = "^[!-~]{1,64}$"  # visible ASCII
 _UUID = re.compile(UUID_PATTERN.removesuffix("$") + r"\Z")
 _UUID_NAME = r"uuid|(?:cmd|command)[ _-]?id"  # the platform's push names it cmd_id
 _NAMED_UUID = re.compile(_UUID_NAME, re.IGNORECASE)
-# With its value, in a text: JSON, also within JSON, and what other languages print.
+# With its value, in a text: JSON, also within JSON, XML, and what other languages print.
 _WRITTEN_UUID = re.compile(
-    rf"(?:{_UUID_NAME})[\"'\s\\]*[:=](?!\s*(?:null\b|none\b|\\*\"\\*\"|''|[,;&)\]}}]|\Z))", re.IGNORECASE
+    rf"(?:{_UUID_NAME})[\"'\s\\]*[:=>](?!\s*(?:null\b|none\b|\\*\"\\*\"|''|[,;&<)\]}}]|\Z))", re.IGNORECASE
 )
 _BARE_UUID = re.compile(r"\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b", re.IGNORECASE)
 _BLANKS = " \t\r\n"

@@ -83,7 +83,8 @@ UUID = "42742677-adc3-54ca-83a1-5aaaf71482f8"
     "more",
     [{"uuid": UUID}, {"data": {}, "uuid": UUID}, {"data": None, "result": {"UUID": "u"}}, {"data": {"cmd_id": UUID}},
      {"data": {"cmdId": "u"}}, {"data": {"command_id": 7}}, {"data": json.dumps({"uuid": UUID})}, {"data": UUID},
-     {"data": json.dumps(json.dumps([{"cmd_uuid": "u"}]))}, {"data": "{uuid=u}"}, {"data": ["x", UUID.upper()]},
+     {"data": json.dumps(json.dumps([{"cmd_uuid": "u"}]))}, {"data": "{uuid=u}"}, {"data": "<uuid>u</uuid>"},
+     {"data": ["x", UUID.upper()]},
      {"data": {"id": UUID.replace("-", "")}}, {"data": {"of": ["cmd_id: u"]}}],
     ids=str,
 )  # fmt: skip

@@ -169,7 +169,8 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
     number = whole_number(code)
     if number is None or abs(number) > _MAX_CODE:
         return None
-    others = {name: each for name, each in value.items() if name not in {dialect.code_name, dialect.text_name, "data"}}
+    known = (dialect.code_name, dialect.text_name, "data")
+    others = {name: each for name, each in value.items() if name not in known}
     return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"), others)
 
 
