@@ -9,11 +9,19 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_json
 
-_UUID = re.compile(r"[!-~]{1,64}\Z")  # visible ASCII
+UUID_PATTERN = "^[!-~]{1,64}$"  # visible ASCII
+_UUID = re.compile(UUID_PATTERN.removesuffix("$") + r"\Z")
+_UUID_NAME = r"uuid|(?:cmd|command)[ _-]?id"  # the platform's push names it cmd_id
+_NAMED_UUID = re.compile(_UUID_NAME, re.IGNORECASE)
+# With its value, in a text: JSON, also within JSON, XML, and what other languages print.
+_WRITTEN_UUID = re.compile(
+    rf"(?:{_UUID_NAME})[\"'\s\\]*[:=>](?!\s*(?:null\b|none\b|\\*\"\\*\"|''|[,;&<)\]}}]|\Z))", re.IGNORECASE
+)
+_BARE_UUID = re.compile(r"\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b", re.IGNORECASE)
 _BLANKS = " \t\r\n"
 _MAX_NUMBER = 10**40
 _MAX_FIELD_CHARS = 48  # no known form of a field is longer
@@ -32,6 +40,8 @@ _PARAMETERS = (
     "timeout",
     "trigger_msg",
 )
+_TOTALS = ("total_count", "count")
+_ENTRY_NAMES = {"create_time", "valid_time", "expired_time", "trigger_msg", "send_status"}  # not type: anything has one
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?\Z")
 
 
@@ -53,6 +63,37 @@ def usable_uuid(value: object) -> str:
     """Return a uuid without the blanks around it; empty if it is none, which has 1 to 64 visible ASCII characters."""
     text = value.strip(_BLANKS) if isinstance(value, str) else ""
     return text if _UUID.match(text) else ""
+
+
+def has_uuid(value: object, *, or_bare: bool = False) -> bool:
+    """Tell whether a JSON value has a uuid anywhere, in whichever form, a usable one or not.
+
+    Args:
+        value: the value.
+        or_bare: a text in the usual form of a uuid is one, also if nothing says so.
+    """
+    match value:
+        case dict():
+            return any(
+                (each and _NAMED_UUID.search(name)) or has_uuid(each, or_bare=or_bare) for name, each in value.items()
+            )
+        case list():
+            return any(has_uuid(each, or_bare=or_bare) for each in value)
+        case str():
+            return bool(_WRITTEN_UUID.search(value) or (or_bare and _BARE_UUID.search(value)))
+        case _:
+            return False
+
+
+def may_have_entries(value: object) -> bool:
+    """Tell whether a value of unknown meaning, in the answer with a page of a history, may have entries of it."""
+    match value:
+        case dict():
+            return bool(value.keys() & _ENTRY_NAMES) or has_uuid(value) or any(map(may_have_entries, value.values()))
+        case list():
+            return bool(value)
+        case _:
+            return has_uuid(value)
 
 
 def _object_or_nothing(value: object) -> object:
@@ -115,20 +156,34 @@ class HistoryItem:
 
 
 class HistoryPage(BaseModel):
-    """One page of a device's history. An entry that is not an object counts as one without fields."""
+    """One page of a device's history. An entry that is not an object counts as one without fields.
+
+    A page that may have more entries than those of ``items`` is an error.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     total_count: Annotated[
         int,
         BeforeValidator(_number_or_same),
-        Field(ge=0, le=_MAX_TOTAL, strict=True, validation_alias=AliasChoices("total_count", "count")),
+        Field(ge=0, le=_MAX_TOTAL, strict=True, validation_alias=AliasChoices(*_TOTALS)),
     ]
     items: Annotated[
         tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...],
         BeforeValidator(_nothing_as_empty),
         Field(max_length=1000),  # a page has at most 100; hundreds of thousands would hold up the worker
     ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_whole(cls, value: object) -> object:
+        if isinstance(value, dict):
+            totals = {whole_number(value[name]) for name in _TOTALS if value.get(name) is not None}
+            if len(totals) > 1:
+                raise ValueError("it has two totals")
+            if any(may_have_entries(each) for name, each in value.items() if name not in {"items", *_TOTALS}):
+                raise ValueError("it may have entries in a field that is not known")
+        return value
 
 
 class HistoryDetail(BaseModel):

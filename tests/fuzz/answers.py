@@ -8,6 +8,7 @@ import asyncio
 import http.client
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,10 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 from hypothesis import strategies as st
-from pydantic_core import from_json
 
 from schemas.onenet import usable_uuid
-from tests.fuzz.mutation import encoded, json_texts, mutated, object_text
+from tests.fuzz.mutation import encoded, json_texts, mutated, object_text, parsed
 from tests.fuzz.target import Check, Servers, Target
 from tests.support.builders import AN_IMEI
 from tests.support.onenet_client import CHINA, NEVER, accepting_response, command, none_owned, onenet_client
@@ -33,6 +33,7 @@ from worker.onenet.client import OneNETClient
 _SECOND = "the-second"  # the uuid of the answer to the next command
 _SUCCESS = 200
 _FAILURES = 500
+_DAY_S = 86_400
 _ENDLESS = b"..."
 _PIECE_BYTES = 64 * 1024
 _MOST_BYTES = 64 * 1024 * 1024  # far more than is read of an answer and fits into the buffers of a connection
@@ -185,10 +186,48 @@ def _read_to_the_end(data: bytes) -> tuple[int, bytes] | None:
         return None
 
 
+class _Twice(ValueError):
+    """A name stands in an object twice."""
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name.lower() for name, _ in fields}) < len(fields):
+        raise _Twice
+    return dict(fields)
+
+
+def _read_as_json(text: str) -> Any:
+    """Return the value of a JSON text as Python's own parser reads it; None: it is no JSON, or nested too deeply.
+
+    Raises:
+        _Twice: a name stands in an object twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except _Twice:
+        raise
+    except (ValueError, RecursionError):
+        return None
+
+
 def _has_uuid(value: Any) -> bool:
+    """Tell whether there is a uuid anywhere, by its name, also in JSON within a text."""
     if isinstance(value, dict):
-        return any((bool(each) and "uuid" in name.lower()) or _has_uuid(each) for name, each in value.items())
-    return isinstance(value, list) and any(map(_has_uuid, value))
+        return any((bool(each) and _is_uuid_name(name)) or _has_uuid(each) for name, each in value.items())
+    if isinstance(value, list):
+        return any(map(_has_uuid, value))
+    return isinstance(value, str) and value[:1] in ("{", "[", '"') and _has_uuid(parsed(value.encode(errors="replace")))
+
+
+def _is_uuid_name(name: str) -> bool:
+    letters = re.sub("[ _-]", "", name.lower())
+    return "uuid" in letters or "cmdid" in letters
+
+
+def _has_bare_uuid(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_bare_uuid, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
 
 
 def _equals(value: object, number: int) -> bool:
@@ -209,22 +248,23 @@ def _check_answer(answer: Answer, data: bytes) -> None:
     assert found is not None, "only the worker can read it"
     status, body = found
     try:
-        content = from_json(body.decode("utf-8", "replace"))
-    except ValueError:
-        content = None
+        content = _read_as_json(body.decode("utf-8", "replace"))
+    except _Twice as exc:
+        raise AssertionError("another reader takes another value") from exc
     if isinstance(answer, Cached):
         assert status < 300
         assert content["data"]["uuid"].strip() == answer.uuid
         return
     fields = content if isinstance(content, dict) else {}
-    assert not _has_uuid(fields.get("data"))
+    assert not _has_uuid(content)
+    assert not _has_bare_uuid(fields.get("data"))
     if isinstance(answer, Refused) and answer.is_misconfigured:
         return
     assert status < _FAILURES
     assert not any(_equals(fields.get(name), 0) for name in ("errno", "code")), "success without a uuid proves nothing"
     if isinstance(answer, NotSent):
         wait_s = answer.retry_after_s
-        assert wait_s is None or wait_s >= 0
+        assert wait_s is None or 0 <= wait_s <= _DAY_S
 
 
 def _check_search(kind: str, found: list[Candidate] | None, data: bytes) -> None:
@@ -239,20 +279,32 @@ def _may_be_cached(kind: str, data: bytes) -> bool:
     """Tell whether a page, or the details of its entry, leave open that the command was cached."""
     status, body = _read_to_the_end(data) or (0, b"")
     try:
-        content = from_json(body.decode("utf-8", "replace"))
-    except ValueError:
+        content = _read_as_json(body.decode("utf-8", "replace"))
+    except _Twice:
         return True
     if status != _SUCCESS or not isinstance(content, dict) or not isinstance(content.get("data"), dict):
         return True
     if not any(_equals(content.get(name), 0) for name in ("errno", "code")):
+        return True
+    if any(map(_may_be_entries, (content | {"data": None}).values())):
         return True
     found = content["data"]
     if kind == "detail":
         args = found.get("args") if isinstance(found.get("args"), dict) else {}
         return found.get("content") in (None, _CONTENT) and _has_nothing_else_than(_ARGS, args)
     items = found.get("items") or []
-    is_whole = any(_equals(found[name], len(items)) for name in ("total_count", "count") if name in found)
+    totals = [found[name] for name in ("total_count", "count") if found.get(name) is not None]
+    is_whole = bool(totals) and all(_equals(total, len(items)) for total in totals)
+    if any(map(_may_be_entries, (found | {"items": None}).values())):
+        return True
     return not is_whole or any(not isinstance(each, dict) or _has_nothing_else_than(_ENTRY, each) for each in items)
+
+
+def _may_be_entries(value: Any) -> bool:
+    """Tell whether a field that is not documented may have entries: a list that is not empty, or an entry itself."""
+    if isinstance(value, list):
+        return bool(value)
+    return _has_uuid(value) or (isinstance(value, dict) and any(map(_may_be_entries, value.values())))
 
 
 def _has_nothing_else_than(wanted: dict[str, Any], found: dict[str, Any]) -> bool:
@@ -339,20 +391,34 @@ _TEXTS = st.sampled_from(
 _odd = json_texts(names=("errno", "error", "code", "msg", "data", "uuid", "request_id"))
 
 
-_with_uuids = st.tuples(st.sampled_from(["uuid", "UUID", "cmd_uuid", "id"]), _UUIDS).map(
-    lambda field: object_text([field])
-)
+_with_uuids = st.lists(
+    st.tuples(st.sampled_from(["uuid", "uuid", "UUID", "cmd_uuid", "cmd_id", "id"]), _UUIDS), min_size=1, max_size=2
+).map(object_text)
 _ITEMS = [
     _ENTRY, _ENTRY | {"type": "READ"}, _ENTRY | {"create_time": "2026-08-04 12:00:00"}, _ENTRY | {"cmd_uuid": None},
     {"cmd_uuid": "v", "type": "READ"}, {"cmd_uuid": "../v?w#x", "type": "?"}, {}, None, 7,
 ]  # fmt: skip
 
 
+_MORE_OF_A_PAGE = [
+    ("items", "[]"), ("Items", json.dumps([_ENTRY])), ("total_count", "0"), ("count", "0"), ("count", "1"),
+    ("item", json.dumps(_ENTRY)), ("list", "[null]"), ("list", "[]"), ("page", "1"), ("of", '{"of":[7]}'),
+    ("text", json.dumps(json.dumps([_ENTRY]))),
+]  # fmt: skip
+_seldom = st.integers(0, 3).map(lambda number: number == 0)
+
+
 @st.composite
 def _pages(draw: st.DrawFn) -> str:
     items = draw(st.lists(st.sampled_from(_ITEMS), max_size=2))
     total = draw(st.sampled_from([len(items), len(items), len(items), str(len(items)), 0, 1, 101, None]))
-    return json.dumps({draw(st.sampled_from(["total_count", "total_count", "count"])): total, "items": items})
+    texts = [json.dumps(each) for each in items]
+    texts = [f'{text[:-1]},"type":"READ"}}' if text.endswith("}") and draw(_seldom) else text for text in texts]
+    fields = [(draw(st.sampled_from(["total_count", "total_count", "count"])), json.dumps(total))]
+    fields.append((draw(st.sampled_from(["items"] * 4 + ["list"])), f"[{','.join(texts)}]"))
+    if draw(_seldom):
+        fields.append(draw(st.sampled_from(_MORE_OF_A_PAGE)))
+    return object_text(draw(st.permutations(fields)))
 
 
 @st.composite
@@ -367,10 +433,12 @@ def _contents(draw: st.DrawFn) -> bytes:
     code, text = draw(st.sampled_from([("errno", "error"), ("code", "msg"), ("errno", "msg")]))
     fields = [(code, draw(_CODES)), (text, draw(_TEXTS))]
     if draw(st.booleans()):
-        fields.append(("data", draw(_with_uuids | _pages() | _details())))
+        fields.append(("data", draw(_with_uuids | _pages() | _details() | _with_uuids.map(json.dumps))))
     if draw(st.booleans()):
-        fields.append((draw(st.sampled_from(["request_id", "data", "errno", "x"])), draw(_odd)))
-    return encoded(object_text(fields))
+        fields.append((draw(st.sampled_from(["request_id", "data", "errno", "x"])), draw(_odd | _with_uuids)))
+    if draw(_seldom):
+        fields.append((draw(st.sampled_from(["data", "uuid", "code"])), draw(_CODES | _with_uuids | _pages())))
+    return encoded(object_text(draw(st.permutations(fields))))
 
 
 _HEADERS = (

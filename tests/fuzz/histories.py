@@ -1,7 +1,7 @@
 """Command histories: an entry that could be the command never proves that it was not cached, however it is written.
 
 An input is JSON: ``sent`` has the args of the command, ``page`` and ``detail`` are the ``data`` of the platform's two
-answers, and ``could_be`` says whether the entry named "u" could be the command.
+answers, or the JSON texts of them, and ``could_be`` says whether the entry named "u" could be the command.
 """
 
 import html
@@ -42,8 +42,9 @@ _FIELDS: dict[str, Any] = {
 
 
 def _answer(dialect: Dialect, data: Any) -> Response:
-    text = json.dumps({dialect.code_name: 0, dialect.text_name: "succ", "request_id": "r", "data": data})
-    return Response(200, {}, text.encode())
+    content = data if isinstance(data, str) else json.dumps(data)
+    head = json.dumps({dialect.code_name: 0, dialect.text_name: "succ", "request_id": "r"})
+    return Response(200, {}, encoded(f'{head[:-1]}, "data": {content}}}'))
 
 
 @contextmanager
@@ -170,7 +171,18 @@ def _entries_of_the_command(draw: st.DrawFn) -> bytes:
     items = [*others, item]
     page: Any = {"total_count": draw(_totals(len(items))), "items": items}
     detail: Any = {"args": args, "content": content}
+    if draw(st.integers(0, 9)) == 0:
+        page = _with_more(page, draw(st.sampled_from(_MORE_OF_A_PAGE)))
+    if draw(st.integers(0, 9)) == 0:
+        page = {"total_count": 0, "items": [], draw(st.sampled_from(["list", "Items", "records"])): items}
+    if draw(st.integers(0, 9)) == 0:
+        detail = _with_more(detail, draw(st.sampled_from(_MORE_OF_A_DETAIL)))
     return _packed(sent, page, detail, could_be=True)
+
+
+def _with_more(value: dict[str, Any], fields: str) -> str:
+    """Return the JSON text of an object that has more fields, whose names it may have already."""
+    return f"{json.dumps(value)[:-1]},{fields}}}"
 
 
 @st.composite
@@ -195,6 +207,8 @@ def _written_entries(draw: st.DrawFn) -> bytes:
     return _packed(sent, page, detail, could_be=True)
 
 
+_MORE_OF_A_PAGE = ('"total_count":0,"items":[]', '"items":[],"count":0', '"Items":[]', '"page":1')
+_MORE_OF_A_DETAIL = ('"args":{"res_id":"1"}', '"content":{"args":"another"}', '"Args":{}', '"remain":3')
 _OTHERS: tuple[Any, ...] = (
     None,
     7,

@@ -76,6 +76,65 @@ def test_a_refusal_with_a_uuid_in_another_form_leaves_the_command_in_doubt(data:
     assert found == InDoubt("errno 3, with a uuid in an unknown form")
 
 
+UUID = "42742677-adc3-54ca-83a1-5aaaf71482f8"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"uuid": UUID}, {"data": {}, "uuid": UUID}, {"data": None, "result": {"UUID": "u"}}, {"data": {"cmd_id": UUID}},
+     {"data": {"cmdId": "u"}}, {"data": {"command_id": 7}}, {"data": json.dumps({"uuid": UUID})}, {"data": UUID},
+     {"data": json.dumps(json.dumps([{"cmd_uuid": "u"}]))}, {"data": "{uuid=u}"}, {"data": "<uuid>u</uuid>"},
+     {"data": ["x", UUID.upper()]},
+     {"data": {"id": UUID.replace("-", "")}}, {"data": {"of": ["cmd_id: u"]}}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dialect", [V1, V2])
+@pytest.mark.parametrize("status", [200, 400, 429])
+def test_a_refusal_with_a_uuid_anywhere_leaves_the_command_in_doubt(
+    status: int, dialect: Dialect, more: dict[str, Any]
+) -> None:
+    """The answer has no known form, and whoever gives a uuid has cached something."""
+    body = {dialect.code_name: 5108, dialect.text_name: "invalid parameter", "request_id": "r"} | more
+    assert isinstance(of(dialect, status, body), InDoubt)
+    other = V1 if dialect is V2 else V2
+    assert isinstance(of(other, status, body), InDoubt)  # nor is it a wrong setting
+
+
+def test_the_id_of_a_request_is_no_uuid_of_a_command() -> None:
+    refused = {"code": 10001, "msg": "parameter error", "request_id": UUID, "data": None}
+    assert of(V2, 200, refused) == Refused("onenet_rejected", "parameter error", 10001)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"errno":5108,"error":"invalid parameter","data":{"uuid":"u"},"data":null}',
+     '{"errno":0,"data":{"uuid":"u"},"error":"invalid parameter","errno":5108,"data":{}}',
+     '{"errno":5108,"errno":0,"error":"invalid parameter"}',
+     '{"errno":5108,"Errno":0,"error":"invalid parameter"}',
+     '{"errno":0,"data":{"uuid":"u"},"data":{"uuid":"v"}}', '{"errno":0,"data":{"uuid":"u","uuid":"v"}}',
+     '{"errno":0,"data":{"uuid":"u","uuid":"u"}}', '{"errno":0,"data":{"uuid":"u","UUID":"v"}}',
+     '{"errno":0,"data":{"uuid":"u","more":[{"a":1,"\\u0061":2}]}}'],
+)  # fmt: skip
+@pytest.mark.parametrize("dialect", [V1, V2])
+@pytest.mark.parametrize("status", [200, 400, 401, 429])
+def test_an_answer_with_a_name_twice_leaves_the_command_in_doubt(status: int, dialect: Dialect, body: str) -> None:
+    """It is neither refused nor accepted: parsers do not agree about which of the two values is meant."""
+    for name, own in ("errno", dialect.code_name), ("Errno", dialect.code_name.title()), ("error", dialect.text_name):
+        body = body.replace(f'"{name}"', f'"{own}"')
+    assert isinstance(of(dialect, status, body.encode()), InDoubt)
+    assert isinstance(of(dialect, status, body.encode(), is_proven=True), InDoubt)
+
+
+@pytest.mark.parametrize("dialect", [V1, V2])
+def test_a_refusal_that_says_success_in_the_form_of_the_other_generation_leaves_the_command_in_doubt(
+    dialect: Dialect,
+) -> None:
+    body = {"errno": 3, "error": "no", "code": 10001, "msg": "no"} | {
+        {"v1": "code", "v2": "errno"}[dialect.generation]: 0
+    }
+    assert isinstance(of(dialect, 200, body), InDoubt)
+
+
 def test_a_refusal_with_a_missing_non_utf8_or_too_long_text_is_still_a_refusal() -> None:
     assert answer(200, {"errno": 3}) == answer(200, {"errno": 3, "error": None}) == Refused("onenet_rejected", "", 3)
     assert isinstance(answer(200, '{"errno": 3, "error": "参数"}'.encode("gbk")), Refused)
@@ -128,8 +187,10 @@ def test_a_refusal_without_onenets_json_may_concern_all_devices(status: int, bod
 @pytest.mark.parametrize(
     ("retry_after", "wait_s"),
     [(None, None), ("7", 7.0), (" 7 ", 7.0), ("-1", None), ("soon", None), ("", None),
-     ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, float("inf")),
-     ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0)],
+     ("Wed, 05 Aug 2026 99999999999999999999:00:00 GMT", None), ("9" * 400, None),
+     ("86400", 86_400.0), ("86401", None),
+     ("Wed, 05 Aug 2026 08:00:30 GMT", 30.0), ("Wed, 05 Aug 2026 07:00:00 GMT", 0.0),
+     ("Thu, 06 Aug 2026 08:00:00 GMT", 86_400.0), ("Thu, 06 Aug 2026 08:00:01 GMT", None)],
 )  # fmt: skip
 def test_status_429_means_not_sent_with_the_retry_after_of_its_header(
     retry_after: str | None, wait_s: float | None
@@ -191,9 +252,18 @@ def test_a_response_with_a_uuid_is_never_a_refusal(errno: int, error: str) -> No
 @pytest.mark.parametrize("status", [302, 400, 404, 429])
 def test_a_body_that_may_say_success_is_never_a_refusal(status: int) -> None:
     """It is no answer of OneNET as documented; with another notation of its number, it may be one all the same."""
-    for body in ({"errno": "0", "error": "succ"}, {"errno": 0.0}, {"code": "0"}, {"data": {"uuid": "u"}}):
+    for body in ({"errno": "0", "error": "succ"}, {"errno": 0.0}, {"code": "0"}, {"data": {"uuid": "u"}},
+                 [{"uuid": "u"}], b'\xef\xbb\xbf{"errno":0,"data":{"uuid":"u"}}', b'cb({"data":{"cmd_uuid": "u"}})',
+                 b'{"a":1,"a":2}'):  # fmt: skip
         assert isinstance(answer(status, body), InDoubt)
-    for body in ({"errno": "3"}, {"code": "x"}, {"data": {"uuid": ""}}, {"message": "no route"}):
+    for body in (
+        b'{"uuid":"","data":null',
+        b"<html>no such uuid",
+        {"errno": "3"},
+        {"code": "x"},
+        {"data": {"uuid": ""}},
+        {"message": "no route"},
+    ):
         assert not isinstance(answer(status, body), InDoubt)
 
 

@@ -343,6 +343,75 @@ def test_a_response_of_another_form_makes_the_history_unreadable(text: str) -> N
             read(text.encode())
 
 
+@pytest.mark.parametrize(
+    "data",
+    ['"data":{"total_count":1,"items":[{ENTRY}],"total_count":0,"items":[]}',
+     '"data":{NOTHING},"data":{"total_count":1,"items":[{ENTRY}]}', '"data":{ENTRY},"data":{NOTHING}',
+     '"data":{NOTHING},"Data":{"total_count":1,"items":[{ENTRY}]}', '"data":{NOTHING,"Items":[{ENTRY}]}',
+     '"data":{NOTHING},"errno":0', '"data":{"total_count":1,"items":[{ENTRY,"type":"READ"}]}',
+     '"data":{"total_count":1,"items":[{ENTRY,"create_time":"2026-08-01 00:00:00"}]}',
+     '"data":{"total_count":1,"items":[{ENTRY,"more":[{"a":1,"A":1}]}]}'],
+)  # fmt: skip
+def test_a_page_with_a_name_twice_is_unreadable(data: str) -> None:
+    """One parser reads the entry, and another none, or one that is another command's."""
+    data = data.replace("ENTRY", json.dumps(LISTED)[1:-1]).replace("NOTHING", '"total_count":0,"items":[]')
+    with pytest.raises(HistoryUnreadable, match="a name twice") as caught:
+        read_page(f'{{"errno":0,{data}}}'.encode())
+    assert not caught.value.is_outage  # other devices' histories can be read
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"args":{"res_id":"5850","res_id":"1"},"content":{}}', '{"args":{"res_id":"5850"},"content":{},"args":{}}',
+     '{"args":{},"content":{"args":"on"},"content":{"args":"off"}}',
+     '{"args":{},"content":{"args":"on","args":"off"}}'],
+)  # fmt: skip
+def test_details_with_a_name_twice_are_unreadable(text: str) -> None:
+    with pytest.raises(HistoryUnreadable, match="a name twice"):
+        read_detail(b'{"errno":0,"data":%b}' % text.encode())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"list": [LISTED]}, {"entries": {"list": [LISTED]}}, {"rows": {"0": {"of": [7]}}}, {"item": LISTED},
+     {"item": without(LISTED, "cmd_uuid")}, {"last": {"cmd_uuid": "u"}}, {"list": json.dumps([LISTED])},
+     {"list": [None]}],
+    ids=str,
+)  # fmt: skip
+def test_a_page_that_may_have_entries_in_an_unknown_field_is_unreadable(more: dict[str, Any]) -> None:
+    empty = {"total_count": 0, "items": []}
+    with pytest.raises(HistoryUnreadable):
+        read_page(response(empty | more))
+    with pytest.raises(HistoryUnreadable, match="beside its content"):
+        read_page(json.dumps({"errno": 0, "error": "succ", "data": empty} | more).encode())
+
+
+def test_an_unknown_field_of_a_page_that_can_have_no_entries_is_ignored() -> None:
+    """Platforms add fields."""
+    more = {"page": 1, "per_page": 100, "trace": "t", "list": [], "paging": {"next": None, "sort": "ASC"}, "more": None}
+    body = json.dumps({"errno": 0, "data": {"total_count": 0, "items": []} | more, "request_id": "r"} | more)
+    assert read_page(body.encode()) == HistoryPage(total_count=0)
+
+
+@pytest.mark.parametrize("count", [1, "1", "x", [], False], ids=repr)
+def test_a_page_with_two_totals_is_unreadable(count: object) -> None:
+    with pytest.raises(HistoryUnreadable):
+        read_page(response({"total_count": 0, "count": count, "items": []}))
+    assert read_page(response({"total_count": 2, "count": "2", "items": []})).total_count == 2
+    assert read_page(response({"total_count": 2, "count": None, "items": []})).total_count == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "content"),
+    [("on", '{"args":"on","args":"off"}'), ("on", '{"args":"off","args":"on"}'),
+     ("on", {"args": '{"args":"on","args":"off"}'}), ('{"a":1}', {"args": '{"a":1,"a":2}'}),
+     ('{"a":1,"a":2}', {"args": {"a": 1}}), ('{"a":1,"a":2}', {"args": '{"a":2}'})],
+    ids=repr,
+)  # fmt: skip
+def test_args_with_a_name_twice_are_unclear(args: str, content: object) -> None:
+    assert unclear(COMMAND | {"args": args}, LISTED, SENT, content) == ("args",)
+
+
 def test_numbers_in_a_page_may_be_strings() -> None:
     assert read_page(b'{"errno": "0", "data": {"total_count": "0", "items": []}}').total_count == 0
 

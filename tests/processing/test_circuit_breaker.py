@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, MAX_RETRY_AFTER_S, CircuitBreakers, Permit
+from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, CircuitBreakers, Permit
 
 PAUSE_AFTER, PROBE_INTERVAL_S = 3, 5
 ONE_IMEI, OTHER_IMEI = "865820030000001", "865820030000002"
@@ -218,14 +218,6 @@ def test_a_probe_that_is_asked_to_wait_again_holds_again(breakers: CircuitBreake
     assert breakers.try_acquire(None) is None
     clock.now += 1
     acquire(breakers)
-
-
-def test_an_endless_retry_after_ends_after_a_day(breakers: CircuitBreakers, clock: Clock) -> None:
-    fail(breakers, retry_after_s=float("inf"))
-    clock.now += MAX_RETRY_AFTER_S - 1
-    assert not breakers.allows(None)
-    clock.now += 1
-    assert breakers.allows(None)
 
 
 def test_a_probe_waits_for_the_end_of_a_retry_after(breakers: CircuitBreakers, clock: Clock) -> None:

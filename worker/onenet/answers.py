@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from pydantic_core import from_json
-
-from schemas.onenet import whole_number
+from schemas.onenet import has_uuid, whole_number
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.errors import HistoryUnreadable
 from worker.onenet.dialect import Dialect, Envelope
 from worker.onenet.errno import SUCCESS, Kind
 from worker.onenet.response import Response
+from worker.onenet.unambiguous_json import RepeatedName, read_json
 from worker.onenet.v1 import V1
 from worker.onenet.v2 import V2
 
@@ -25,6 +24,7 @@ _MAX_MESSAGE_CHARS = 500
 _MAX_REASON_CHARS = 200
 _YEARS = range(1970, 3000)
 _MAX_CODE = 2**31 - 1
+_MAX_WAIT_S = 24 * 3600.0  # a longer one is a mistake
 
 
 def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven: bool) -> Answer:
@@ -40,7 +40,7 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
     status = response.status
     is_success = status < HTTPStatus.MULTIPLE_CHOICES
     answer = read_answer(response.body, dialect)
-    if answer is not None and answer.dialect is not dialect and not is_proven and not _has_uuid(answer.data):
+    if answer is not None and answer.dialect is not dialect and not is_proven and not answer.has_uuid:
         return _misconfigured(response, answer, dialect, now)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return InDoubt(response.description)
@@ -55,8 +55,10 @@ def interpret(response: Response, dialect: Dialect, now: datetime, *, is_proven:
     if answer.uuid:  # the command was cached, whatever the code and the generation of the platform
         return Cached(answer.uuid) if is_success else InDoubt(f"HTTP {status} with a uuid")
     is_foreign = answer.dialect is not dialect
-    if answer.code != SUCCESS and _has_uuid(answer.data):
+    if answer.code != SUCCESS and answer.has_uuid:
         return InDoubt(f"{answer.dialect.code_name} {answer.code}, with a uuid in an unknown form")
+    if answer.code != SUCCESS and _says_success(answer.others):
+        return InDoubt(f"{answer.dialect.code_name} {answer.code}, with success in the form of another generation")
     if answer.code == SUCCESS:
         hint = f"{foreign_answer(answer.dialect, dialect)}; " if is_foreign else ""
         return InDoubt(f"{hint}HTTP {status} with {answer.dialect.code_name} 0, but without a usable uuid")
@@ -105,23 +107,22 @@ def _misconfigured(response: Response, answer: Envelope, dialect: Dialect, now: 
     )
 
 
-def _has_uuid(data: object) -> bool:
-    """Tell whether an answer's content has a uuid anywhere, in whichever form."""
-    if isinstance(data, dict):
-        return any((bool(value) and "uuid" in name.lower()) or _has_uuid(value) for name, value in data.items())
-    return isinstance(data, list) and any(map(_has_uuid, data))
-
-
 def _may_say_cached(body: bytes) -> bool:
-    """Tell whether a body that is not OneNET's JSON has a uuid, or success as a number in another notation."""
+    """Tell whether a body that is no answer of OneNET's has a uuid, or success as a number in another notation."""
+    text = body.decode("utf-8", "replace")
     try:
-        value = from_json(body.decode("utf-8", "replace"))
+        value = read_json(text)
+    except RepeatedName:
+        return True
     except ValueError:
-        return False
-    if not isinstance(value, dict):
-        return False
-    has_success = any(whole_number(value.get(each.code_name)) == SUCCESS for each in DIALECTS.values())
-    return has_success or _has_uuid(value.get("data"))
+        value = text
+    if isinstance(value, dict) and (_says_success(value) or has_uuid(value.get("data"), or_bare=True)):
+        return True
+    return has_uuid(value)
+
+
+def _says_success(fields: Mapping[str, object]) -> bool:
+    return any(whole_number(fields.get(each.code_name)) == SUCCESS for each in DIALECTS.values())
 
 
 def _too_many_requests(response: Response, now: datetime) -> NotSent:
@@ -145,7 +146,7 @@ def foreign_answer(found: Dialect, configured: Dialect) -> str:
 
 
 def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) -> Envelope | None:
-    """Read the platform's JSON; None: the body is something else.
+    """Read the platform's JSON; None: the body is something else, or has a name twice.
 
     Args:
         body: the complete body.
@@ -153,7 +154,7 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
         is_strict: an error number must be a number; otherwise it may be written as text.
     """
     try:
-        value = from_json(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
+        value = read_json(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
     except ValueError:
         return None
     if not isinstance(value, dict):
@@ -168,7 +169,9 @@ def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) 
     number = whole_number(code)
     if number is None or abs(number) > _MAX_CODE:
         return None
-    return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"))
+    known = (dialect.code_name, dialect.text_name, "data")
+    others = {name: each for name, each in value.items() if name not in known}
+    return Envelope(dialect, number, text.strip() if isinstance(text, str) else "", value.get("data"), others)
 
 
 def _is_written_in(dialect: Dialect, answer: Mapping[str, object]) -> bool:
@@ -230,7 +233,8 @@ def http_history_error(response: Response, dialect: Dialect, asked_s: float | No
 def asked_wait_s(response: Response, now: datetime) -> float | None:
     """Return the seconds that a response's Retry-After asks for, in either of its forms; None for anything else.
 
-    A date is measured against the Date of the same response: its clock may be far from ours.
+    A wait of more than a day is none. A date is measured against the Date of the same response: its clock may be far
+    from ours.
     Source: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
 
     Args:
@@ -239,11 +243,12 @@ def asked_wait_s(response: Response, now: datetime) -> float | None:
     """
     value = response.header("retry-after") or ""
     if value.strip().isdecimal():
-        return float(value)
-    until = http_date(value)
-    if until is None:
+        wait_s = float(value)  # infinite for hundreds of digits
+    elif (until := http_date(value)) is not None:
+        wait_s = max(0.0, (until - (http_date(response.header("date") or "") or now)).total_seconds())
+    else:
         return None
-    return max(0.0, (until - (http_date(response.header("date") or "") or now)).total_seconds())
+    return wait_s if wait_s <= _MAX_WAIT_S else None
 
 
 def http_date(value: str) -> datetime | None:

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from schemas.onenet import whole_number
+from worker.onenet.unambiguous_json import repeats_names
 
 
 class Verdict(Enum):
@@ -277,8 +278,8 @@ def compare_content(sent: str | None, shown: object) -> Verdict:
     if isinstance(shown, str):
         found = _json(shown)
         if isinstance(found, dict):
-            if shown == sent:
-                return UNCLEAR  # either the bare args, or a body that contains other args
+            if shown == sent or repeats_names(shown):
+                return UNCLEAR  # either the bare args, or a body that contains other args; or a body with two of them
             shown = found
         elif found is None or is_absent(shown):
             shown = None
@@ -295,6 +296,8 @@ def compare_args(sent: str | None, shown: object) -> Verdict:
     """Compare the args; a text is different if it is no known spelling of the text that was sent."""
     if shown == sent or _is_number_text(shown, sent):
         return EQUAL
+    if _has_name_twice(sent, shown):
+        return UNCLEAR
     if isinstance(shown, str):
         body = _json(shown)
         if isinstance(body, dict) and "args" in body and compare_args(sent, body["args"]) is not DIFFERENT:
@@ -311,6 +314,13 @@ def compare_args(sent: str | None, shown: object) -> Verdict:
         return _compare_text(sent, json.dumps(shown, ensure_ascii=False))
     except (RecursionError, ValueError):
         return UNCLEAR
+
+
+def _has_name_twice(sent: str | None, shown: object) -> bool:
+    """Tell whether one of two JSON values has a name twice: what a serializer leaves of it is not known."""
+    if not isinstance(_json(shown) if isinstance(shown, str) else shown, dict | list):
+        return False
+    return any(isinstance(text, str) and repeats_names(text) for text in (sent, shown))
 
 
 def _compare_text(sent: str, shown: str) -> Verdict:

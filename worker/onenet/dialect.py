@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.onenet import usable_uuid
+from schemas.onenet import has_uuid, usable_uuid
 from worker.core.credentials import Generation
 from worker.onenet.errno import Kind, kind_of
 
@@ -51,17 +51,25 @@ class Envelope:
         code: the error number; 0 is success.
         text: the error text; empty if there is none.
         data: the content, not yet checked.
+        others: the further members, of which none is documented.
     """
 
     dialect: Dialect
     code: int
     text: str
     data: Any
+    others: Mapping[str, Any]
 
     @property
     def uuid(self) -> str:
         """The uuid of a cached command; empty if there is none, or none that is usable."""
         return usable_uuid(self.data.get("uuid")) if isinstance(self.data, dict) else ""
+
+    @property
+    def has_uuid(self) -> bool:
+        """Whether there is a uuid anywhere, in whichever form."""
+        # Elsewhere than in the content, a bare one is the id of the request.
+        return has_uuid(self.data, or_bare=True) or has_uuid(self.text) or has_uuid(self.others)
 
     @property
     def kind(self) -> Kind:

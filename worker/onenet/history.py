@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, whole_number
+from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, may_have_entries, whole_number
 from worker.core.command import PLATFORM_DEFAULTS, Command
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
@@ -36,6 +36,7 @@ from worker.onenet.comparison import (
 from worker.onenet.dialect import Dialect
 from worker.onenet.errno import SUCCESS
 from worker.onenet.response import Response
+from worker.onenet.unambiguous_json import repeats_names
 
 PER_PAGE = 100  # the platform's maximum
 MAX_PAGES = 100
@@ -305,10 +306,14 @@ def _read(model: type[Model], response: Response, dialect: Dialect) -> Model:
     text = response.body.decode("utf-8", "replace")
     text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
     answer = read_answer(text, dialect, is_strict=False)
+    if answer is None and repeats_names(text):
+        raise HistoryUnreadable(f"its JSON has a name twice: {response.description}")
     if answer is None:  # other devices' histories cannot be read either
         raise HistoryUnreadable(f"the response is not OneNET's JSON: {response.description}", is_outage=True)
     if answer.code != SUCCESS or answer.dialect is not dialect:
         raise history_error(response, answer, dialect, asked_s=None)
+    if any(map(may_have_entries, answer.others.values())):
+        raise HistoryUnreadable(f"it may have entries beside its content: {response.description}")
     try:
         return model.model_validate(answer.data)
     except ValidationError as exc:

@@ -16,7 +16,6 @@ from worker.telemetry.logs import get_logger
 MAX_PROBE_INTERVAL_S = 60.0
 THROTTLE_BACKOFF_S = 1.0  # after the first throttled request; doubles while requests are throttled
 MAX_THROTTLE_BACKOFF_S = 60.0
-MAX_RETRY_AFTER_S = 24 * 3600.0  # longer waits are an error of the platform's clock
 _MIN_REFUSED_DEVICES = 2  # refusals of fewer devices may concern those devices only
 
 Subject = Literal["product", "history"]
@@ -195,7 +194,7 @@ class CircuitBreaker:
     def _wait(self, retry_after_s: float | None, now: float) -> None:
         if retry_after_s:
             self._held_at, self._hold_probe_at = now, now + MAX_PROBE_INTERVAL_S
-            self._retry_after_until = max(self._retry_after_until, now + min(retry_after_s, MAX_RETRY_AFTER_S))
+            self._retry_after_until = max(self._retry_after_until, now + retry_after_s)
             self._last_failure += f", which asked for a wait of {retry_after_s:g} s"
 
     def _note_opening(self, now: float) -> None:
