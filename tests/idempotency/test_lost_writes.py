@@ -149,7 +149,7 @@ async def assert_sent_once(engine: EngineOnRedis, envelope: Envelope) -> None:
     engine.steps.clear()
     waiting = expect_reconciliation(await engine.process(a_task(envelope)))
     assert "history" not in engine.steps  # which may not have the last request yet
-    engine.platform.candidates = [a_likely("its own")]
+    engine.platform.candidates = [a_likely("its-own")]
     engine.wait()
     await engine.process(a_task(engine.copy_of(waiting)))
     assert "history" in engine.steps

@@ -273,11 +273,11 @@ async def test_a_suspect_whose_uuid_belongs_to_another_command_ends_in_nothing_b
     """Even where its attempts are used up: its announcement returns and goes on, so nothing is concluded yet."""
     engine = Engine("resend")
     await engine.process(a_task(command_id="other", args="ON"))
-    engine.platform.answers = [Cached("u"), Cached("its own")]
+    engine.platform.answers = [Cached("u"), Cached("its-own")]
     result = replaced(await engine.process(a_task(redelivered(a_copy(attempt=3)))))
     waiting = expect_reconciliation(result)
     assert waiting.attempt == 3
-    assert reply_of(await engine.process(a_task(engine.announcement()))).uuid == "its own"
+    assert reply_of(await engine.process(a_task(engine.announcement()))).uuid == "its-own"
 
 
 async def test_the_outcome_of_a_last_reconciliation_is_published_before_the_next_suspect_is_tried(

@@ -67,7 +67,7 @@ async def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
     store: IdempotencyStore, uuid: str, is_lookalike: bool
 ) -> None:
     """The command is in doubt, as if its response had been lost."""
-    engine = Engine(platform=platform_with([uuid, uuid, "its own"]), store=store)
+    engine = Engine(platform=platform_with([uuid, uuid, "its-own"]), store=store)
     assert reply_of(await engine.process(a_task())).uuid == uuid
     other = a_task(command_id="b", args="the same" if is_lookalike else "another")
     expect_doubt(await engine.process(other))
@@ -79,12 +79,12 @@ async def test_a_uuid_that_another_command_owns_is_never_in_a_reply(
 async def test_no_reply_has_the_uuid_of_another_command_in_mode_dead_letter_or_resend(
     store: IdempotencyStore, in_doubt: InDoubtMode
 ) -> None:
-    engine = Engine(in_doubt, platform=platform_with([UUID, UUID, "its own"]), store=store)
+    engine = Engine(in_doubt, platform=platform_with([UUID, UUID, "its-own"]), store=store)
     await engine.process(a_task())
     copy = engine.copy_of(await engine.process(a_task(command_id="b")))
     resolution = await engine.process(a_task(copy, command_id="b"))
     if in_doubt == "resend":
-        assert (reply_of(resolution).status, reply_of(resolution).uuid) == ("accepted", "its own")
+        assert (reply_of(resolution).status, reply_of(resolution).uuid) == ("accepted", "its-own")
     else:
         assert failure_of(resolution).code == "outcome_unknown"
 

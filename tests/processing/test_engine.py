@@ -343,9 +343,9 @@ class TestForgottenCopies:
         assert waiting.doubt.until >= engine.now() - timedelta(seconds=10)
         assert engine.steps.count("request") == sent
         engine.ahead_s += RECONCILE_DELAY_S + 1
-        engine.platform.candidates = [a_likely("its own")]
+        engine.platform.candidates = [a_likely("its-own")]
         found = reply_of(await engine.process(a_task(engine.copy_of(waiting))))
-        assert (found.uuid, found.recovered) == ("its own", True)
+        assert (found.uuid, found.recovered) == ("its-own", True)
         assert engine.steps.count("request") == sent
 
     @pytest.mark.parametrize("way", ["republished by this process", "republished for the next", "connection lost"])

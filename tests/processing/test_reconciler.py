@@ -102,9 +102,9 @@ async def test_a_command_that_waited_for_its_lookalike_is_sent_if_the_entry_is_t
     resolutions = engine.process_during_request(lambda: a_task(in_doubt(2)))
     await engine.process(a_task(command_id="lookalike"))
     engine.platform.on_request = do_nothing
-    engine.platform.answers = [Cached("its own")]
+    engine.platform.answers = [Cached("its-own")]
     [resolution] = resolutions
-    assert reply_of(await engine.process(a_task(engine.copy_of(resolution)))).uuid == "its own"
+    assert reply_of(await engine.process(a_task(engine.copy_of(resolution)))).uuid == "its-own"
 
 
 async def test_a_uuid_that_a_lookalike_could_equally_own_is_recorded_as_a_guess(engine: Engine) -> None:
