@@ -52,13 +52,13 @@ def _each_once(messages: list[str]) -> list[str]:
 
 
 # For validators written in Python, where $ also matches before a final line break; in ECMA-262 it does not.
-ONE_LINE: dict[str, Any] = {"not": {"pattern": "\\n"}}
+_ONE_LINE: dict[str, Any] = {"not": {"pattern": "\\n"}}
 
 Text = Annotated[str, AfterValidator(_is_unicode)]
-CommandId = Annotated[str, Field(pattern=COMMAND_ID_PATTERN, json_schema_extra=ONE_LINE)]
-Imei = Annotated[str, Field(pattern=r"^([0-9]{15}|[0-9]{4})$", json_schema_extra=ONE_LINE)]
+CommandId = Annotated[str, Field(pattern=COMMAND_ID_PATTERN, json_schema_extra=_ONE_LINE)]
+Imei = Annotated[str, Field(pattern=r"^([0-9]{15}|[0-9]{4})$", json_schema_extra=_ONE_LINE)]
 Identifier = Annotated[int, Field(ge=0, le=65535)]
-Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra=ONE_LINE)]
+Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra=_ONE_LINE)]
 TriggerBits = Annotated[int, Field(ge=1, le=7)]
 TriggerNames = Annotated[
     list[Literal["REGISTER", "UPDATE", "NOTIFY"]],

@@ -1,13 +1,11 @@
 """The reply that the worker publishes: the outcome of one command."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from schemas.command import ONE_LINE, CommandId, Imei
-from schemas.onenet import UUID_PATTERN
+from schemas.command import CommandId, Imei
 
-Uuid = Annotated[str, Field(pattern=UUID_PATTERN, json_schema_extra=ONE_LINE)]
 Status = Literal["accepted", "rejected", "failed"]
 FailureCode = Literal[
     "invalid_message",
@@ -37,7 +35,7 @@ MEANINGS: dict[str, str] = {
 _NULL = {"type": "null"}
 # Which values may occur together; worker/core/outcome.py has a type for each.
 _OUTCOMES: list[Any] = [
-    {"properties": {"status": {"const": "accepted"}, "uuid": {"type": "string"}, "error": _NULL}},
+    {"properties": {"status": {"const": "accepted"}, "uuid": {"type": "string", "minLength": 1}, "error": _NULL}},
     {
         "properties": {
             "status": {"const": "rejected"},
@@ -130,7 +128,7 @@ class Reply(BaseModel):
         description="accepted: OneNET cached the command. rejected: OneNET, or something in front of it, refused the "
         "command. failed: it was not sent, or it is unknown whether it was cached; it is dead-lettered too."
     )
-    uuid: Uuid | None = Field(None, description="Uuid of the cached command; null unless status is accepted.")
+    uuid: str | None = Field(None, description="Uuid of the cached command; null unless status is accepted.")
     imei: Imei | None = Field(None, description="Device of the command; null if the message names none.")
     error: ReplyError | None = Field(None, description="Why the command was not accepted; null if it was accepted.")
     attempts: int = Field(ge=1, description="Number of the attempt that led to the outcome; the first is 1.")

@@ -443,7 +443,7 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
     code = None if reply.error is None else reply.error.code
     match reply.status:
         case "accepted":
-            is_whole = code is None and reply.uuid is not None
+            is_whole = code is None and bool(reply.uuid)
         case "rejected":
             is_whole = code in get_args(RejectionCode) and reply.uuid is None
         case "failed":
