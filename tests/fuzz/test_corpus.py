@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fuzz.__main__ import TARGETS
-from tests.fuzz.target import Check, Servers, Target, fuzz
+from tests.fuzz.target import Check, Servers, Target, fuzz, run_corpus
 
 SECONDS = 1.0  # for new inputs; it ends the search for a failure, and none found is a pass
 
@@ -27,12 +27,9 @@ def check(target: Target, request: pytest.FixtureRequest) -> Iterator[Check]:
 
 @pytest.mark.xdist_group("fuzz")
 def test_every_input_of_the_corpus_holds(target: Target, check: Check) -> None:
-    for file in target.corpus:
-        try:
-            check(file.read_bytes())
-        except Exception as exc:
-            exc.add_note(f"the input is in {file}")
-            raise
+    for failure in run_corpus(target, check):
+        failure.error.add_note(f"the input is in {failure.file}")
+        raise failure.error
 
 
 @pytest.mark.xdist_group("fuzz")

@@ -93,7 +93,7 @@ UUID = "42742677-adc3-54ca-83a1-5aaaf71482f8"
 def test_a_refusal_with_a_uuid_anywhere_leaves_the_command_in_doubt(
     status: int, dialect: Dialect, more: dict[str, Any]
 ) -> None:
-    """The answer has no known form, and whoever gives a uuid has cached something."""
+    """The platform gives a uuid only to a command that it has cached, and the rest of the answer is unclear."""
     body = {dialect.code_name: 5108, dialect.text_name: "invalid parameter", "request_id": "r"} | more
     assert isinstance(of(dialect, status, body), InDoubt)
     other = V1 if dialect is V2 else V2
