@@ -55,3 +55,18 @@ def test_certificates_are_read_anew_for_each_connection(certificate: Certificate
 def test_a_heartbeat_that_amqp_cannot_say_is_refused() -> None:
     with pytest.raises(SettingsError, match="AMQP_URL: heartbeat: must be a number of seconds up to 65535"):
         connection_parameters(BrokerAddress([SecretStr("amqp://host/?heartbeat=70000")]))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("heartbeat=soon", "heartbeat"),
+        ("frame_max=131072&tcp_options=3", "tcp_options"),
+        ("client_properties=%7B", "client_properties"),
+        ("pass=word@host", "its name is unknown"),  # of a password with an unescaped question mark
+    ],
+)
+def test_an_option_that_cannot_be_used_is_named_unless_it_may_be_a_secret(options: str, named: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        connection_parameters(BrokerAddress([SecretStr(f"amqp://host/?{options}")]))
+    assert raised.value.lines == [f"AMQP_URL: an option after ? cannot be used: {named}"]

@@ -107,6 +107,7 @@ def rows() -> Iterator[dict[str, Any]]:
         yield record("done", reply=text)
     for changes in (
         {"command_id": "b"}, {"command_id": None}, {"uuid": None}, {"uuid": ""}, {"uuid": 7}, {"status": "queued"},
+        {"uuid": "u" * 65}, {"uuid": "\x1b[2J\u202e"}, {"uuid": "u v"}, {"uuid": "\u5f00"},
         {"attempts": 0}, {"attempts": "many"}, {"completed_at": "yesterday"}, {"completed_at": "2026-08-05T12:00:00"},
         {"status": "rejected"}, {"status": "failed"}, {"error": FAILED["error"]}, {"imei": "1"},
     ):  # fmt: skip

@@ -4,7 +4,7 @@ import asyncio
 import re
 import ssl
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -34,6 +34,16 @@ _TLS_ERRORS = {
 }
 # What pika raises for an unusable option of a URL: some are Python literals, some name files. Its messages quote the
 # value, which may be a secret, so they are not passed on.
+_OPTIONS = {
+    "channel_max",
+    "client_properties",
+    "connection_attempts",
+    "frame_max",
+    "heartbeat",
+    "locale",
+    "retry_delay",
+    "tcp_options",
+}
 _OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
 _REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
 _QUOTED_USER = re.compile(r"\buser (?:was )?\\?'.*'")
@@ -53,7 +63,8 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
         try:
             parameters = URLParameters(url.get_secret_value())
         except _OPTION_ERRORS as exc:
-            raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {type(exc).__name__}"]) from exc
+            option = _unusable_option(url.get_secret_value())
+            raise SettingsError([f"AMQP_URL: an option after ? cannot be used: {option}"]) from exc
         if isinstance(parameters.heartbeat, int) and parameters.heartbeat > _MAX_HEARTBEAT_S:
             raise SettingsError([f"AMQP_URL: heartbeat: must be a number of seconds up to {_MAX_HEARTBEAT_S}"])
         parameters.heartbeat = parameters.heartbeat or HEARTBEAT_S
@@ -64,6 +75,17 @@ def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
             parameters.ssl_options = _tls(parameters.host, broker)
         found.append(parameters)
     return found
+
+
+def _unusable_option(url: str) -> str:
+    """Return the name of the first option of a URL that pika refuses; an unknown name may be a part of a password."""
+    parts = urlsplit(url)
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        try:
+            URLParameters(urlunsplit(parts._replace(query=urlencode({name: value}))))
+        except _OPTION_ERRORS:
+            return name if name in _OPTIONS else "its name is unknown"
+    return "it cannot be read"
 
 
 def _tls(host: str, broker: BrokerAddress) -> SSLOptions:

@@ -16,7 +16,7 @@ from worker.core.command import Command
 from worker.core.envelope import Envelope, Task
 from worker.core.outcome import outcome_unknown
 from worker.core.poison import is_quarantined
-from worker.core.tenants import is_known_not_sent, violations
+from worker.core.tenants import violations, was_never_sent
 from worker.core.times import parse_time
 from worker.errors import InvalidCommand, InvalidMessage, RefusedInDoubt, UnusableCommand
 
@@ -142,7 +142,7 @@ def _refused(envelope: Envelope, found: Sequence[Detail], command: Command) -> U
     Neither its record nor its history is read, not even if it may have been sent: the sender who claims to be another
     would get the answer of the other's command.
     """
-    if is_known_not_sent(envelope):
+    if was_never_sent(envelope):
         return _invalid_command(found, command.command_id, command.imei)
     text = outcome_unknown(f"it is not sent any more: {_text(found)}").message
     return RefusedInDoubt(text, tuple(found), command_id=command.command_id, imei=command.imei)

@@ -25,7 +25,7 @@ def violations(envelope: Envelope) -> list[Detail]:
     return []
 
 
-def is_known_not_sent(envelope: Envelope) -> bool:
+def was_never_sent(envelope: Envelope) -> bool:
     """Tell, from the message alone, whether its command was never sent while its sender was not yet refused."""
     return not (envelope.may_have_been_sent or envelope.may_have_twin)
 

@@ -22,6 +22,7 @@ from uuid import uuid4
 import redis
 from pydantic import ValidationError
 
+from schemas.onenet import usable_uuid
 from schemas.reply import FailureCode, RejectionCode, Reply
 from worker.core.claims import (
     Claim,
@@ -443,7 +444,9 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
     code = None if reply.error is None else reply.error.code
     match reply.status:
         case "accepted":
-            is_whole = code is None and bool(reply.uuid)
+            is_whole = code is None and bool(
+                usable_uuid(reply.uuid)
+            )  # with blanks around it, as former versions wrote it
         case "rejected":
             is_whole = code in get_args(RejectionCode) and reply.uuid is None
         case "failed":

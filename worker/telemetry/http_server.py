@@ -28,7 +28,7 @@ from worker.telemetry.metrics import Metrics
 MAX_CONNECTIONS = 50
 MAX_HEAD_BYTES = 8 * 1024  # as common servers have it
 _REQUEST_S = 10.0  # to read a request, to compute the response and to write it, together
-_BACKLOG = 256  # of the kernel, without a descriptor; all of them wait for a fraction of a second
+_BACKLOG = 1024  # of the kernel, without a descriptor; all of them wait for a fraction of a second
 _NO_CONNECTION_S = 0.1  # before another try, where none can be accepted
 _CLOSING_S = 2.0
 _LOG_INTERVAL_S = 60.0
