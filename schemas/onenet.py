@@ -27,6 +27,7 @@ _MAX_NUMBER = 10**40
 _MAX_FIELD_CHARS = 48  # no known form of a field is longer
 _MAX_CONTENT_BYTES = 64 * 1024  # as JSON; args have at most 2 KB
 _MAX_TOTAL = 10**9
+_MAX_PAGE_ITEMS = 1000  # a page has at most 100; hundreds of thousands would hold up the worker
 _UNKNOWN_FORM = "?"
 _UNKNOWN_CONTENT: tuple[()] = ()
 _PARAMETERS = (
@@ -155,6 +156,15 @@ class HistoryItem:
     send_status: Shown = None
 
 
+@dataclass(frozen=True, slots=True)
+class ResultItem(HistoryItem):
+    """An entry with what became of its command."""
+
+    send_time: Shown = None
+    confirm_time: Shown = None
+    confirm_status: Shown = None
+
+
 class HistoryPage(BaseModel):
     """One page of a device's history. An entry that is not an object counts as one without fields.
 
@@ -171,7 +181,7 @@ class HistoryPage(BaseModel):
     items: Annotated[
         tuple[Annotated[HistoryItem, BeforeValidator(_object_or_nothing)], ...],
         BeforeValidator(_nothing_as_empty),
-        Field(max_length=1000),  # a page has at most 100; hundreds of thousands would hold up the worker
+        Field(max_length=_MAX_PAGE_ITEMS),
     ] = ()
 
     @model_validator(mode="before")
@@ -184,6 +194,16 @@ class HistoryPage(BaseModel):
             if any(may_have_entries(each) for name, each in value.items() if name not in {"items", *_TOTALS}):
                 raise ValueError("it may have entries in a field that is not known")
         return value
+
+
+class ResultPage(HistoryPage):
+    """One page of a device's history, with what became of its commands."""
+
+    items: Annotated[
+        tuple[Annotated[ResultItem, BeforeValidator(_object_or_nothing)], ...],
+        BeforeValidator(_nothing_as_empty),
+        Field(max_length=_MAX_PAGE_ITEMS),
+    ] = ()
 
 
 class HistoryDetail(BaseModel):

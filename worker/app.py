@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +17,7 @@ from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
+from worker.amqp.result_messages import ResultMessages
 from worker.core.claims import IdempotencyStore
 from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
@@ -32,6 +33,8 @@ from worker.errors import (
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.rate_limited_queue import Turns
+from worker.flow.result_consumer import PREFETCH as RESULT_PREFETCH
+from worker.flow.result_consumer import ResultConsumer, Share
 from worker.idempotency import open_store
 from worker.idempotency.latest_address import LatestAddress
 from worker.monitor import HealthMonitor
@@ -46,6 +49,7 @@ from worker.onenet.route import Route
 from worker.onenet.transport import HTTPTransport
 from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
+from worker.processing.result_finder import ResultFinder
 from worker.processing.store_watch import StoreWatch
 from worker.settings import MEMORY, Settings, load_broker_address, load_products, load_settings, load_store_url
 from worker.telemetry.health import STALL_S, Health
@@ -140,18 +144,26 @@ class Worker:
         store_watch = StoreWatch(self._store, partial(try_store, self._store, self._limiter))
         if self._limiter is not None:
             self._limiter.on_refused = store_watch.note
-        broker, consumer, monitor = self._build(health, store_watch)
+        broker, consumer, results, monitor = self._build(health, store_watch)
         gc.freeze()  # what exists by now stays: no collection needs to look at it again
-        running = asyncio.gather(broker.run(consumer), monitor.run(), store_watch.run(), self._watch_credentials())
+        running = asyncio.gather(
+            broker.run(consumer),
+            monitor.run(),
+            store_watch.run(),
+            self._watch_credentials(),
+            *(() if results is None else (results.run(),)),
+        )
         await asyncio.wait((running, ending.stop, ending.crash), return_when=asyncio.FIRST_COMPLETED)
         if ending.stop.done():
-            exit_code = await self._stop(consumer, ending)
+            exit_code = await self._stop([consumer, *([] if results is None else [results])], ending)
         elif ending.crash.done():
             exit_code = _crashed(ending.crash.result())
         else:
             exit_code = _explain(running)
         running.cancel()
         consumer.abandon()  # cuts the requests in flight, and sends nothing more
+        if results is not None:
+            results.abandon()
         self._client.close()
         await asyncio.wait((running,), timeout=_CLOSING * settings.worker_shutdown_grace)
         await self._store.close()
@@ -204,7 +216,9 @@ class Worker:
             self._http_server.close()
         self._tracing.close(_CLOSING * self._settings.worker_shutdown_grace)
 
-    def _build(self, health: Health, store_watch: StoreWatch) -> tuple[Broker, Consumer, HealthMonitor]:
+    def _build(
+        self, health: Health, store_watch: StoreWatch
+    ) -> tuple[Broker, Consumer, ResultConsumer | None, HealthMonitor]:
         """Build the parts that run on the event loop."""
         settings, store = self._settings, self._store
         policy = RetryPolicy(
@@ -226,18 +240,22 @@ class Worker:
             self._metrics,
             on_send=queues.note_sent,
         )
-        broker = Broker(
-            self._broker_urls,
-            lambda: connection_parameters(load_broker_address()),
-            settings.topology,
-            name=f"onenet-execute-worker {self._name}",
-            declare=settings.amqp_declare,
-            prefetch=settings.prefetch,
+        topology = settings.topology
+        broker = self._new_broker(
+            topology.execute_queue,
+            "",
+            settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
         )
+        result_messages = ResultMessages(topology, settings.result_delays_s) if settings.result_delays_s else None
         consumer = Consumer(
             engine,
-            MessageBuilder(settings.topology, self._name, is_isolated=is_isolated),
+            MessageBuilder(
+                topology,
+                self._name,
+                is_isolated=is_isolated,
+                await_result=None if result_messages is None else result_messages.first,
+            ),
             broker,
             self._breakers,
             store_watch,
@@ -252,9 +270,44 @@ class Worker:
             probe_interval_s=settings.worker_probe_interval,
             is_isolated=is_isolated,
         )
-        monitor = HealthMonitor(broker, consumer, self._breakers, store_watch, health, self._client.clock_offsets_s)
+        results = None if result_messages is None else self._new_result_consumer(result_messages)
+        monitor = HealthMonitor(
+            broker, consumer, results, self._breakers, store_watch, health, self._client.clock_offsets_s
+        )
         self._metrics.observe(monitor.state)
-        return broker, consumer, monitor
+        return broker, consumer, results, monitor
+
+    def _new_broker(
+        self, queue: str, purpose: str, prefetch: int, on_other_consumers: Callable[[int], object] | None = None
+    ) -> Broker:
+        return Broker(
+            self._broker_urls,
+            lambda: connection_parameters(load_broker_address()),
+            self._settings.topology,
+            queue,
+            name=f"onenet-execute-worker {self._name}{purpose}",
+            declare=self._settings.amqp_declare,
+            prefetch=prefetch,
+            on_other_consumers=on_other_consumers,
+        )
+
+    def _new_result_consumer(self, messages: ResultMessages) -> ResultConsumer:
+        settings, topology, delays_s = self._settings, self._settings.topology, self._settings.result_delays_s
+        share = None
+        if self._limiter is not None and settings.rate is not None:
+            interval_s = settings.rate.period_s / settings.rate.count
+            share = Share(interval_s, partial(self._turns.acquire, acquire=self._limiter.acquire)).acquire
+        finder = ResultFinder(self._client, self._breakers, self._history_breakers, delays_s, share)
+        return ResultConsumer(
+            finder,
+            messages,
+            self._new_broker(topology.results_queue, " results", RESULT_PREFETCH),
+            [topology.results_queue, *map(topology.result_delay_queue, sorted(set(delays_s)))],
+            self._store,
+            self._client,
+            self._metrics,
+            delays_s,
+        )
 
     def _ping_store(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ping the store from another thread.
@@ -269,10 +322,10 @@ class Worker:
             ping.cancel()
             raise StoreUnavailable("no answer") from exc
 
-    async def _stop(self, consumer: Consumer, ending: "_Ending") -> int:
+    async def _stop(self, consumers: Iterable[Consumer | ResultConsumer], ending: "_Ending") -> int:
         grace_s = self._settings.worker_shutdown_grace
         log.info("worker_stopping", reason=ending.stop.result(), grace_s=grace_s)
-        stopping = asyncio.ensure_future(consumer.stop())
+        stopping = asyncio.gather(*(consumer.stop() for consumer in consumers))
         await asyncio.wait((stopping, ending.crash), timeout=_FINISHING * grace_s, return_when=asyncio.FIRST_COMPLETED)
         if ending.crash.done():
             return _crashed(ending.crash.result())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from worker.amqp.broker import Broker
 from worker.flow.consumer import Consumer
+from worker.flow.result_consumer import ResultConsumer
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.store_watch import StoreWatch
 from worker.telemetry.health import Condition, Health
@@ -25,6 +26,7 @@ class HealthMonitor:
     Args:
         broker: supplies the state of the connection and of the queue, and reconnects.
         consumer: supplies the state of the deliveries.
+        results: supplies how many commands wait for their result; None: results are off.
         breakers: supply which products are paused.
         store_watch: supplies whether the store can be used.
         health: receives the reports.
@@ -36,6 +38,7 @@ class HealthMonitor:
         self,
         broker: Broker,
         consumer: Consumer,
+        results: ResultConsumer | None,
         breakers: CircuitBreakers,
         store_watch: StoreWatch,
         health: Health,
@@ -44,6 +47,7 @@ class HealthMonitor:
     ) -> None:
         self._broker = broker
         self._consumer = consumer
+        self._results = results
         self._breakers = breakers
         self._store_watch = store_watch
         self._health = health
@@ -71,6 +75,7 @@ class HealthMonitor:
             unacknowledged=self._broker.unacknowledged,
             ready_messages=self._ready_messages,
             consumers=self._consumers,
+            outstanding_results=None if self._results is None else self._results.outstanding,
             paused=self._breakers.paused(),
             clock_offsets_s=self._clock_offsets_s(),
         )

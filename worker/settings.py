@@ -297,6 +297,14 @@ class Settings(_BrokerSettings):
         description="whether upstream systems trust each other; `isolated`: a command needs the AMQP property "
         "`user_id`, equal to `app_id`, and a `reply_to` that is the `app_id` or begins with it and a dot",
     )
+    worker_results: Annotated[Literal["on", "off"], AnyCase] = Field(
+        "off", description="whether to publish what became of each accepted command"
+    )
+    worker_result_delays: Annotated[tuple[int, ...], CommaSeparated] = Field(
+        (60, 300, 900, 3600),
+        min_length=1,
+        description="seconds before each next look at the platform for a result; the last repeats",
+    )
     worker_pause_after_failures: int = Field(
         20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"
     )
@@ -379,7 +387,7 @@ class Settings(_BrokerSettings):
             raise ValueError("must be a time zone of the tz database, such as Asia/Shanghai") from exc
         return zone
 
-    @field_validator("worker_retry_delays")
+    @field_validator("worker_retry_delays", "worker_result_delays")
     @classmethod
     def _are_delays(cls, delays_s: tuple[int, ...]) -> tuple[int, ...]:
         if len(delays_s) > MAX_RETRY_DELAYS:
@@ -462,7 +470,12 @@ class Settings(_BrokerSettings):
     @property
     def topology(self) -> Topology:
         """The exchanges and queues that the worker uses."""
-        return Topology(self.worker_namespace, self.delay_queues_s)
+        return Topology(self.worker_namespace, self.delay_queues_s, self.result_delays_s)
+
+    @property
+    def result_delays_s(self) -> tuple[int, ...]:
+        """Seconds before each look for a result; none: results are off."""
+        return self.worker_result_delays if self.worker_results == "on" else ()
 
     @property
     def platform_zone(self) -> ZoneInfo:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from pika import URLParameters
@@ -49,6 +49,7 @@ class Broker:
         read_urls: returns the URLs as the files say by now, with the certificates: called, in a thread, before each
             connection. Raises SettingsError if a file cannot be used; then the former ones are tried again.
         topology: declared at each connection, or checked.
+        queue: what to consume from.
         name: of the worker, in the broker's list of connections.
         declare: whether to declare the topology.
         prefetch: the initial number of deliveries held unacknowledged at once.
@@ -61,6 +62,7 @@ class Broker:
         urls: Sequence[URLParameters],
         read_urls: Callable[[], Sequence[URLParameters]],
         topology: Topology,
+        queue: str,
         *,
         name: str,
         declare: bool,
@@ -70,6 +72,7 @@ class Broker:
         self._urls = urls
         self._read_urls = read_urls
         self._topology = topology
+        self._queue = queue
         self._name = name
         self._declare = declare
         self._prefetch = prefetch
@@ -156,7 +159,14 @@ class Broker:
         others = (Node(url, url.host) for url in self._urls if url is not node.url)
         nodes = [each.parameters(limit_s) for each in (node, *others)]
         session = Session(
-            number, self._topology, channel, nodes, self._suspects, listener.on_delivery, listener.on_blocked
+            number,
+            self._topology,
+            self._queue,
+            channel,
+            nodes,
+            self._suspects,
+            listener.on_delivery,
+            listener.on_blocked,
         )
         try:
             await session.open(self._name, declare=self._declare, is_prepared=self._is_prepared)
@@ -198,7 +208,7 @@ class Broker:
                 self._log_consuming()
 
     def _log_consuming(self) -> None:
-        log.info("consumer_started", queue=self._topology.execute_queue, prefetch=self._prefetch)
+        log.info("consumer_started", queue=self._queue, prefetch=self._prefetch)
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
@@ -243,6 +253,15 @@ class Broker:
         """Return the command queue's numbers of ready messages and of consumers; None if the broker does not reply."""
         try:
             return None if self._session is None else await self._session.consumer.look_at_queue()
+        except (WorkerError, TimeoutError):
+            return None
+
+    async def count_ready(self, queues: Iterable[str]) -> int | None:
+        """Return how many messages are ready in some queues together; None if the broker does not reply."""
+        if self._session is None:
+            return None
+        try:
+            return sum([(await self._session.consumer.look_at_queue(queue))[0] for queue in queues])
         except (WorkerError, TimeoutError):
             return None
 

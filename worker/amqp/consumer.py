@@ -26,11 +26,12 @@ CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: the
 
 
 class QueueConsumer:
-    """Consumes the command queue and settles its deliveries.
+    """Consumes a queue and settles its deliveries.
 
     Args:
         session: number of the session, which each delivery carries.
-        topology: what to consume from.
+        topology: tells which exchange brings the worker's own messages.
+        queue: what to consume from.
         channel: open; nothing is consumed before ``consume``.
         on_delivery: called with each delivery.
         on_acknowledged: called with delivery tags after their acknowledgements were written to the connection.
@@ -41,6 +42,7 @@ class QueueConsumer:
         self,
         session: int,
         topology: Topology,
+        queue: str,
         channel: BrokerChannel,
         on_delivery: Callable[[Delivery], None],
         on_acknowledged: Callable[[Sequence[int]], None],
@@ -49,6 +51,7 @@ class QueueConsumer:
         self.channel = channel
         self._session = session
         self._topology = topology
+        self._queue = queue
         self._on_delivery = on_delivery
         self._on_acknowledged = on_acknowledged
         self._run_in_background = run_in_background
@@ -110,7 +113,7 @@ class QueueConsumer:
                 await self._start_consumer(more)
 
     async def _start_consumer(self, prefetch: int) -> None:
-        channel, queue = self.channel.pika_channel, self._topology.execute_queue
+        channel, queue = self.channel.pika_channel, self._queue
         # Ascending: the broker returns what several consumers of a lost channel held in the order of their tags, and
         # the cancelled ones hold what came earlier (measured).
         consumer_tag = f"{next(self._consumer_numbers):08}"
@@ -171,17 +174,17 @@ class QueueConsumer:
         """Whether a consumer is being replaced, for which the broker may take its time."""
         return self._consumer_change.locked()
 
-    async def look_at_queue(self) -> tuple[int, int]:
-        """Return the queue's numbers of ready messages and of consumers.
+    async def look_at_queue(self, queue: str | None = None) -> tuple[int, int]:
+        """Return the numbers of ready messages and of consumers of a queue, by default of the one that is consumed.
 
         Raises:
             WorkerError: the channel is lost.
             TimeoutError: the broker did not reply in time; the channel stays in use.
         """
         # Over this channel: during an alarm the broker does not read the publisher's connection.
-        channel, queue = self.channel.pika_channel, self._topology.execute_queue
+        channel = self.channel.pika_channel
         async with asyncio.timeout(CALL_S):
-            frame = await self.channel.call_untimed(channel.queue_declare, queue, passive=True)
+            frame = await self.channel.call_untimed(channel.queue_declare, queue or self._queue, passive=True)
         return frame.method.message_count, frame.method.consumer_count
 
     def acknowledge(self, tag: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from worker.amqp.bodies import TruncatedBody
 from worker.amqp.field_table import RawFieldValue, decoded
 from worker.amqp.topology import EXECUTE, Topology
 from worker.core.backoff import spread_ms
+from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Resolution, Retry
@@ -231,6 +232,7 @@ class Publication:
     properties: BasicProperties
     body: bytes
     status: Status | None = None  # where it is a reply: what it says became of the command
+    plain_key: str | None = None  # of a reply or a result: a routing key in which nothing is its receiver's choice
 
 
 class MessageBuilder:
@@ -240,20 +242,40 @@ class MessageBuilder:
         topology: where to publish.
         worker: the name under which this process signs dead letters.
         is_isolated: the upstream systems do not trust each other, so that none may choose where a reply goes.
+        await_result: returns what brings an accepted command back for its result; None: results are off.
     """
 
-    def __init__(self, topology: Topology, worker: str, *, is_isolated: bool = False) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        worker: str,
+        *,
+        is_isolated: bool = False,
+        await_result: Callable[[Delivery, Command, Reply], Publication] | None = None,
+    ) -> None:
         self._topology = topology
         self._worker = worker
         self._is_isolated = is_isolated
+        self._await_result = await_result
 
-    def publications(self, delivery: Delivery, resolution: Resolution) -> list[Publication]:
-        """Return what must be confirmed before a delivery is acknowledged."""
+    def publications(
+        self, delivery: Delivery, resolution: Resolution, command: Command | None = None
+    ) -> list[Publication]:
+        """Return what must be confirmed before a delivery is acknowledged.
+
+        Args:
+            delivery: that is to be acknowledged.
+            resolution: what becomes of it.
+            command: that it carries, if it does.
+        """
         match resolution:
             case Conclude(_, reply):
-                return self._outcome(delivery, reply, is_dead_lettered=reply.status == "failed")
-            case Duplicate(reply, repeats_dead_letter):
-                return self._outcome(delivery, reply, is_dead_lettered=repeats_dead_letter)
+                return [self._reply(delivery, reply), *self._with_reply(delivery, reply, command)]
+            case Duplicate(reply, repeats_all):
+                return [
+                    self._reply(delivery, reply),
+                    *(self._with_reply(delivery, reply, command) if repeats_all else ()),
+                ]
             case Retry(delay_s, attempt, _, doubt, honours_retry_after):
                 properties = _copied(delivery, attempt, doubt)
                 return [self._delayed(delivery, delay_s, properties, has_jitter=not honours_retry_after)]
@@ -289,11 +311,13 @@ class MessageBuilder:
             own[IN_DOUBT] = str(replay.doubt)
         return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
 
-    def _outcome(self, delivery: Delivery, reply: Reply, *, is_dead_lettered: bool) -> list[Publication]:
-        publications = [self._reply(delivery, reply)]
-        if is_dead_lettered and reply.error is not None:
-            publications.append(self._dead_letter(delivery, reply, reply.error))
-        return publications
+    def _with_reply(self, delivery: Delivery, reply: Reply, command: Command | None) -> list[Publication]:
+        """Return what belongs to a reply: a dead letter, or what brings an accepted command back for its result."""
+        if reply.status == "failed" and reply.error is not None:
+            return [self._dead_letter(delivery, reply, reply.error)]
+        if reply.status == "accepted" and command is not None and self._await_result is not None:
+            return [self._await_result(delivery, command, reply)]
+        return []
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to the sender of the command."""
@@ -301,7 +325,7 @@ class MessageBuilder:
         reply_to = own_reply_to(envelope) if self._is_isolated else envelope.reply_to
         # Where app_id is not the user's name, the user is the one who has to know.
         source = (envelope.user_id if self._is_isolated else envelope.app_id) or "unknown"
-        routing_key = reply_to or _cut(f"{EXECUTE}.{reply.status}.{source}", _MAX_SHORT_BYTES)
+        routing_key = reply_to or short(f"{EXECUTE}.{reply.status}.{source}")
         trace: dict[str, Any] = {
             name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
         }
@@ -313,7 +337,8 @@ class MessageBuilder:
             headers=trace or None,
         )
         body = reply.model_dump_json().encode()
-        return Publication(self._topology.replies_exchange, routing_key, properties, body, reply.status)
+        plain_key = f"{EXECUTE}.{reply.status}.unknown"
+        return Publication(self._topology.replies_exchange, routing_key, properties, body, reply.status, plain_key)
 
     def _dead_letter(self, delivery: Delivery, reply: Reply, failed: ReplyError) -> Publication:
         """Set a message aside unchanged, with the reason that its reply gives."""
@@ -431,9 +456,8 @@ def plain(publication: Publication) -> Publication:
     For a message over whose publication the broker has closed a channel or a connection.
     """
     # A reply's key may be the sender's, and one that the worker may not write to.
-    routing_key = publication.routing_key if publication.status is None else f"{EXECUTE}.{publication.status}.unknown"
     properties = _with_headers(publication.properties, _own_headers(publication.properties))
-    return replace(publication, routing_key=routing_key, properties=properties)
+    return replace(publication, routing_key=publication.plain_key or publication.routing_key, properties=properties)
 
 
 def _own_headers(properties: BasicProperties) -> dict[str, Any]:
@@ -470,6 +494,11 @@ def _memory(headers: Mapping[Any, Any]) -> int:
 
 def _text(name: object) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def short(text: str) -> str:
+    """Return a text cut to the length of a routing key."""
+    return _cut(text, _MAX_SHORT_BYTES)
 
 
 def _cut(text: str, most_bytes: int) -> str:

@@ -311,7 +311,7 @@ class PublisherSupervisor:
         """
         publication, envelope, now = item.publication, item.settlement.delivery.envelope, self._loop.time()
         system = envelope.user_id or envelope.app_id  # anybody may write any app_id
-        if publication.exchange == self._unrouted_exchange or publication.status is None or item.was_returned:
+        if publication.exchange == self._unrouted_exchange or publication.plain_key is None or item.was_returned:
             return False
         if (item.first_rejected_at or now) <= now - REFUSED_REPLY_S:
             self._refusing[system] = now + _REFUSING_S

@@ -41,7 +41,8 @@ class Session:
 
     Args:
         number: tells the deliveries of this session from those of every other.
-        topology: what to consume from.
+        topology: what to declare, and where to publish.
+        queue: what to consume from.
         channel: open, to the first of the nodes.
         nodes: the brokers; the session is with the first, and its publisher may be replaced by one with another.
         suspects: counts the messages over whose publications the broker closed a channel.
@@ -53,6 +54,7 @@ class Session:
         self,
         number: int,
         topology: Topology,
+        queue: str,
         channel: BrokerChannel,
         nodes: Sequence[URLParameters],
         suspects: Suspects,
@@ -71,7 +73,7 @@ class Session:
         self._confirmed: dict[int, Settlement] = {}  # by tag, until they are acknowledged
         self._background: set[asyncio.Task[None]] = set()
         self.consumer = QueueConsumer(
-            number, topology, channel, on_delivery, self._on_acknowledged, self._run_in_background
+            number, topology, queue, channel, on_delivery, self._on_acknowledged, self._run_in_background
         )
         self.publishers = PublisherSupervisor(
             nodes,
@@ -126,6 +128,8 @@ class Session:
             if (closures > 1 or delivery.is_truncated) and self.publishers.leave_to_broker(item):
                 continue
             self.publishers.publish(item)
+        if not publications:
+            self._acknowledge(settlement)
         return await settlement.confirmed
 
     def requeue(self, delivery: Delivery) -> None:
@@ -168,8 +172,11 @@ class Session:
                 self.consumer.reject(settlement.delivery.tag)
                 self._end(settlement, is_confirmed=True)
             else:
-                self._confirmed[settlement.delivery.tag] = settlement
-                self.consumer.acknowledge(settlement.delivery.tag)
+                self._acknowledge(settlement)
+
+    def _acknowledge(self, settlement: Settlement) -> None:
+        self._confirmed[settlement.delivery.tag] = settlement
+        self.consumer.acknowledge(settlement.delivery.tag)
 
     def _on_acknowledged(self, tags: Sequence[int]) -> None:
         for tag in tags:

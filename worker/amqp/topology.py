@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+RESULT = "result"  # routing key of accepted commands whose result is due, and the first word of a result's
 EXECUTE = "execute"  # routing key of commands, and the first word of the routing keys of replies and dead letters
 DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default differs between 3.10 and 4.x
 # For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
@@ -44,10 +45,12 @@ class Topology:
     Args:
         namespace: prefix of every name.
         delay_queues_s: the delay of each delay queue, in seconds.
+        result_delays_s: the delay of each queue in which accepted commands wait for their result; none: they do not.
     """
 
     namespace: str
     delay_queues_s: tuple[int, ...]
+    result_delays_s: tuple[int, ...] = ()
 
     @property
     def commands_exchange(self) -> str:
@@ -56,6 +59,10 @@ class Topology:
     @property
     def execute_queue(self) -> str:
         return f"{self.namespace}.execute"
+
+    @property
+    def results_queue(self) -> str:
+        return f"{self.namespace}.results"
 
     @property
     def retry_exchange(self) -> str:
@@ -87,6 +94,10 @@ class Topology:
         """Return the name of the delay queue; it is also the routing key on the retry exchange."""
         return f"{self.execute_queue}.retry.{delay_s}s"
 
+    def result_delay_queue(self, delay_s: int) -> str:
+        """Return the name of a queue in which accepted commands wait; it is also the key on the retry exchange."""
+        return f"{self.results_queue}.{delay_s}s"
+
     def exchanges(self) -> Iterable[Exchange]:
         yield Exchange(self.commands_exchange, "direct")
         yield Exchange(self.retry_exchange, "direct")
@@ -107,25 +118,38 @@ class Topology:
             },
         )
         for delay_s in sorted(set(self.delay_queues_s)):
-            yield Queue(
-                self.retry_queue(delay_s),
-                {
-                    "x-queue-type": "quorum",
-                    "x-message-ttl": delay_s * 1000,
-                    "x-dead-letter-exchange": self.returns_exchange,
-                    "x-dead-letter-routing-key": EXECUTE,
-                    "x-dead-letter-strategy": "at-least-once",
-                    "x-overflow": "reject-publish",
-                },
-            )
+            yield self._delay_queue(self.retry_queue(delay_s), delay_s, EXECUTE)
+        if self.result_delays_s:
+            # With one active consumer, who has all commands of a device, one look at the platform serves them all.
+            once = {"x-single-active-consumer": True, "x-delivery-limit": UNLIMITED_DELIVERIES}
+            yield Queue(self.results_queue, {"x-queue-type": "quorum", **once})
+        for delay_s in sorted(set(self.result_delays_s)):
+            yield self._delay_queue(self.result_delay_queue(delay_s), delay_s, RESULT)
         for name in (self.unrouted_exchange, self.dead_letters_exchange):
             yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
+
+    def _delay_queue(self, name: str, delay_s: int, routing_key: str) -> Queue:
+        return Queue(
+            name,
+            {
+                "x-queue-type": "quorum",
+                "x-message-ttl": delay_s * 1000,
+                "x-dead-letter-exchange": self.returns_exchange,
+                "x-dead-letter-routing-key": routing_key,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            },
+        )
 
     def bindings(self) -> Iterable[Binding]:
         yield Binding(self.commands_exchange, self.execute_queue, EXECUTE)
         yield Binding(self.returns_exchange, self.execute_queue, EXECUTE)
         for delay_s in sorted(set(self.delay_queues_s)):
             yield Binding(self.retry_exchange, self.retry_queue(delay_s), self.retry_queue(delay_s))
+        if self.result_delays_s:
+            yield Binding(self.returns_exchange, self.results_queue, RESULT)
+        for delay_s in sorted(set(self.result_delays_s)):
+            yield Binding(self.retry_exchange, self.result_delay_queue(delay_s), self.result_delay_queue(delay_s))
         yield Binding(self.unrouted_exchange, self.unrouted_exchange, "")
         yield Binding(self.dead_letters_exchange, self.dead_letters_exchange, "#")
 

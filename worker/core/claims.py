@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from schemas.reply import Reply
+from schemas.result import Result
 from worker.core.command import scoped_id
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
@@ -220,6 +221,12 @@ class IdempotencyStore(Protocol):
         Raises:
             UuidTaken: the uuid belongs to another command. Nothing is recorded: the same atomic step has released the
                 command with its doubt.
+        """
+
+    async def first_result(self, app_id: str, result: Result) -> Result:
+        """Record the result of a command; returns the one on record, should another delivery have found one first.
+
+        A store that ends with this process records none: what the platform calls final stays the same.
         """
 
     async def ping(self) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
+from worker.core.results import EntryState
 
 DEVICE_QUEUE = 10
 """How many commands wait for one device at most; the platform refuses further ones."""
@@ -63,6 +64,28 @@ class PlatformClient(Protocol):
 
         Raises:
             HistoryUnreadable: the history could not be read far enough.
+        """
+
+    async def find_states(
+        self,
+        product: str | None,
+        imei: str,
+        since: datetime,
+        uuids: Collection[str],
+        acquire: Callable[[], Awaitable[None]] | None,
+    ) -> dict[str, EntryState]:
+        """Return what a device's history says of cached commands, by uuid, as far as it has them.
+
+        Args:
+            product: whose device it is.
+            imei: the device.
+            since: when the first of the commands was cached, on our clock, aware.
+            uuids: of the commands.
+            acquire: takes one request from the rate limit for each read, and waits until that is allowed; None: there
+                is no limit.
+
+        Raises:
+            HistoryUnreadable: the history could not be read as far as needed.
         """
 
     async def find_candidates(

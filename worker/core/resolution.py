@@ -17,10 +17,13 @@ class Conclude:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """The command has had its outcome: publish the recorded reply again, and the dead letter if it may be missing."""
+    """The command has had its outcome: publish the recorded reply again.
+
+    ``repeats_all``: what was to be published with it may be missing too: a dead letter, or the look-up of the result.
+    """
 
     reply: Reply
-    repeats_dead_letter: bool = False
+    repeats_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -327,7 +327,7 @@ class Consumer:
 
     async def _publish(self, task: Task, delivery: Delivery, resolution: Resolution) -> bool:
         """Publish what a resolution means, and acknowledge its delivery; tells whether all of that was confirmed."""
-        publications = self._messages.publications(delivery, resolution)
+        publications = self._messages.publications(delivery, resolution, task.command)
         span_ends = [self._begin_span(publication) for publication in publications]
         if not self._settling:
             self._settled_at = self._loop.time()

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from schemas.reply import Reply
+from schemas.result import Result
 from worker.core.claims import (
     Claim,
     Completed,
@@ -194,6 +195,9 @@ class MemoryStore:
             self._set_owner(record, reply.uuid)
         self._remove_lookalike(record)
         self._end_lease(record)
+
+    async def first_result(self, _app_id: str, result: Result) -> Result:
+        return result
 
     async def ping(self) -> None:
         """Do nothing: memory is always available."""

@@ -3,9 +3,10 @@
 Keys, all with the namespace as prefix, and in one hash slot: ``command:<owner id>`` is a command's record (a hash). The
 owner id is the command id, or with a slash and the system that sent it, where another system has that id
 (``scripts/parts/place.lua``). ``uuid:<uuid>`` has the owner of a uuid, under its usual form and under the one that the
-platform gave. ``alike:<match key>`` is the set of the owner ids of lookalikes that are held or in doubt. ``epoch``
-tells since when no record can have been lost. Another version or a person may have written anything into them: a record
-that cannot be read proves nothing, so its command is in doubt.
+platform gave. ``alike:<match key>`` is the set of the owner ids of lookalikes that are held or in doubt.
+``result:<scoped id>:<uuid>`` is the result of a command. ``epoch`` tells since when no record can have been lost.
+Another version or a person may have written anything into them: a record that cannot be read proves nothing, so its
+command is in doubt.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 
 from schemas.onenet import usable_uuid
 from schemas.reply import FailureCode, RejectionCode, Reply
+from schemas.result import Result
 from worker.core.claims import (
     Claim,
     Completed,
@@ -38,6 +40,7 @@ from worker.core.claims import (
     Unseen,
     failed_ms,
 )
+from worker.core.command import scoped_id
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.epoch import Epoch, Retention
@@ -226,6 +229,18 @@ class RedisStore:
         names, arguments = self._complete_of(lease, reply, doubt, is_guess=is_guess)
         if await self._run_with_lease(self._complete, lease, arguments, names, is_durable=True) == "taken":
             raise UuidTaken(lease.key.command_id)
+
+    async def first_result(self, app_id: str, result: Result) -> Result:
+        name = f"{self._prefix}result:{scoped_id(result.command_id, app_id)}:{result.uuid}"
+        record = ("SET", name, result.model_dump_json(), "NX", "PX", self._ttl_ms)
+        answers = await self._calls.execute(record, ("GET", name))
+        for answer in answers:
+            if isinstance(answer, redis.RedisError):
+                raise self._failed(answer) from answer
+        try:
+            return Result.model_validate_json(answers[1], extra="ignore")
+        except ValidationError:
+            return result  # what is on record cannot be read
 
     async def ping(self) -> None:
         """Claim, look up and complete a command that nobody has sent, over a connection of its own.

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from worker.core.command import Command
 from worker.core.credentials import Product
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers, Sent
+from worker.core.results import EntryState
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
@@ -179,7 +180,7 @@ class OneNETClient:
         Raises:
             HistoryUnreadable: the history could not be read in full.
         """
-        return await self._histories.find_candidates(self._account_of(command), command, doubt, owned_by_others)
+        return await self._histories.find_candidates(self._account_of(command.product), command, doubt, owned_by_others)
 
     async def count_waiting(self, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
@@ -187,7 +188,22 @@ class OneNETClient:
         Raises:
             HistoryUnreadable: the history could not be read far enough.
         """
-        return await self._histories.count_waiting(self._account_of(command), command, most)
+        return await self._histories.count_waiting(self._account_of(command.product), command, most)
+
+    async def find_states(
+        self,
+        product: str | None,
+        imei: str,
+        since: datetime,
+        uuids: Collection[str],
+        acquire: Callable[[], Awaitable[None]] | None,
+    ) -> dict[str, EntryState]:
+        """Return what a device's history says of cached commands, by uuid, as far as it has them.
+
+        Raises:
+            HistoryUnreadable: the history could not be read as far as needed.
+        """
+        return await self._histories.find_states(self._account_of(product), imei, since, uuids, acquire)
 
     async def time_for(self, command: Command) -> datetime:
         """Return the time by which a command counts as expired, as ``now`` does.
@@ -256,8 +272,8 @@ class OneNETClient:
         except TransportError as exc:
             raise PlatformUnusable(f"cannot be reached: {exc.reason}") from exc
 
-    def _account_of(self, command: Command) -> Account:
-        account = self._accounts.get(command.product)
+    def _account_of(self, product: str | None) -> Account:
+        account = self._accounts.get(product)
         if account is None:
             raise HistoryUnreadable(_NO_CREDENTIALS)
         return account

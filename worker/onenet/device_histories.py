@@ -3,18 +3,21 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from schemas.onenet import HistoryDetail, HistoryItem
+from schemas.onenet import HistoryDetail, HistoryItem, ResultItem
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.platform import Candidate, OwnedByOthers
+from worker.core.results import EntryState
 from worker.core.times import platform_time
+from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable
 from worker.onenet.account import Account
 from worker.onenet.history import (
@@ -28,8 +31,10 @@ from worker.onenet.history import (
     match,
     read_detail,
     read_page,
+    read_result_page,
 )
 from worker.onenet.history_memory import MAX_SEARCHES, DetailCache, EntryMemory, SearchMemory
+from worker.onenet.results import state_of
 from worker.onenet.search_time import SearchTime
 
 HISTORY = "/offline/history"
@@ -122,6 +127,44 @@ class DeviceHistories:
                     raise HistoryUnreadable(f"more than {_MAX_CANDIDATES} of its entries may be the command")
             return found
 
+    async def find_states(
+        self,
+        account: Account,
+        imei: str,
+        since: datetime,
+        uuids: Collection[str],
+        acquire: Callable[[], Awaitable[None]] | None,
+    ) -> dict[str, EntryState]:
+        """Return what the history of a device says of cached commands, as far as it has them.
+
+        Args:
+            account: where the commands were sent.
+            imei: the device.
+            since: when the first of them was cached, on our clock.
+            uuids: of the commands.
+            acquire: takes one request from the rate limit for each read, and waits until that is allowed.
+
+        Raises:
+            HistoryUnreadable: the history could not be read as far as needed.
+        """
+        start = max(since, datetime.now(UTC) - _KEPT) + timedelta(seconds=account.clock.lowest_s) - START_MARGIN
+        query = {"imei": imei, "start": platform_time(start, self._zone), "sort": "ASC", "per_page": PER_PAGE}
+        wanted = {canonical_uuid(uuid): uuid for uuid in uuids}
+        pages, found = HistoryPages(), defaultdict[str, list[ResultItem]](list)
+        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
+        async with self._memory(search) as memory:
+            for number in itertools.count(1):
+                path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+                page, _ = await account.read(path, search, read_result_page)
+                for item in page.items:
+                    if (uuid := wanted.get(canonical_uuid(item.cmd_uuid))) is not None:
+                        found[uuid].append(item)
+                pages.add(page)
+                if len(found) == len(wanted) or pages.is_complete:
+                    break
+                memory.hold(pages.held_bytes)
+        return {uuid: state_of(items, self._zone) for uuid, items in found.items()}
+
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
 
@@ -165,13 +208,25 @@ class DeviceHistories:
                 turns = self._searches.setdefault(command.product, asyncio.Semaphore(self._searches_at_once))
                 await search.wait(turns.acquire())
                 stack.callback(turns.release)
-            try:
-                async with asyncio.timeout_at(search.deadline):
-                    await self._places.acquire()
-            except TimeoutError as exc:
-                raise HistoryUnreadable("too many histories are read at this moment", is_rate_limited=True) from exc
-            stack.callback(self._places.release)
-            yield search, stack.enter_context(self._entries.of_one_search())
+            yield search, await stack.enter_async_context(self._memory(search))
+
+    @asynccontextmanager
+    async def _memory(self, search: SearchTime) -> AsyncIterator[SearchMemory]:
+        """Wait until one more search may hold entries, and count what it holds.
+
+        Raises:
+            HistoryUnreadable: that is not soon.
+        """
+        try:
+            async with asyncio.timeout_at(search.deadline):
+                await self._places.acquire()
+        except TimeoutError as exc:
+            raise HistoryUnreadable("too many histories are read at this moment", is_rate_limited=True) from exc
+        try:
+            with self._entries.of_one_search() as memory:
+                yield memory
+        finally:
+            self._places.release()
 
     async def _detail(self, uuid: str, command: Command, account: Account, search: SearchTime) -> HistoryDetail:
         """Return the parameters of a cached command. They never change, so each detail is read once."""

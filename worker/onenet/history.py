@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, may_have_entries, whole_number
+from schemas.onenet import HistoryDetail, HistoryItem, HistoryPage, ResultPage, may_have_entries, whole_number
 from worker.core.command import PLATFORM_DEFAULTS, Command
 from worker.core.platform import Candidate
 from worker.errors import HistoryUnreadable
@@ -155,6 +155,15 @@ def read_page(response: Response, dialect: Dialect) -> HistoryPage:
         HistoryUnreadable: the response is not a page, or reports an error.
     """
     return _read(HistoryPage, response, dialect)
+
+
+def read_result_page(response: Response, dialect: Dialect) -> ResultPage:
+    """Read one page of a history, with what became of its commands.
+
+    Raises:
+        HistoryUnreadable: the response is not a page, or reports an error.
+    """
+    return _read(ResultPage, response, dialect)
 
 
 def read_detail(response: Response, dialect: Dialect) -> HistoryDetail:

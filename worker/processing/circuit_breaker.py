@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
+from worker.errors import HistoryUnreadable
 from worker.telemetry.logs import get_logger
 
 MAX_PROBE_INTERVAL_S = 60.0
@@ -330,3 +331,25 @@ class CircuitBreakers:
 
     def _notify(self) -> None:
         self.on_change()
+
+
+def record_unreadable(
+    error: HistoryUnreadable, permit: Permit, breakers: CircuitBreakers, product: str | None, imei: str
+) -> None:
+    """Tell the breakers what an unreadable history says of the platform.
+
+    Args:
+        error: why it cannot be read.
+        permit: of the histories' breaker.
+        breakers: of requests.
+        product: whose device it is.
+        imei: the device.
+    """
+    reason = f"the command history: {error}"
+    if error.is_throttled:
+        permit.record_throttling(reason, error.retry_after_s)
+        breakers.hold(product, reason, error.retry_after_s)
+    elif error.is_outage:
+        permit.record_failure(reason, error.retry_after_s)
+    elif error.is_refused:
+        permit.record_failure(reason, refused_device=imei)

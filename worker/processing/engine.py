@@ -126,9 +126,8 @@ class Engine:
             return self._leases.postpone(envelope, exc, envelope.doubt, holder_crashed=False)
         match claim:
             case Completed(reply):
-                # Perhaps the very delivery that failed, back because its dead letter was not confirmed.
-                repeats_dead_letter = reply.status == "failed" and envelope.may_have_been_sent
-                return Duplicate(reply, repeats_dead_letter)
+                # Perhaps the very delivery that ended so, back because not all that it led to was confirmed.
+                return Duplicate(reply, repeats_all=envelope.may_have_been_sent or envelope.is_copy)
             case KeyReused():
                 return self._conclude_unrecorded(task, _key_reused(), command.command_id, command.imei)
             case InProgress(since):

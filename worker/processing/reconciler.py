@@ -13,7 +13,7 @@ from worker.core.poison import is_poison, poisoned
 from worker.core.resolution import Unpublished
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.attempt import Attempt
-from worker.processing.circuit_breaker import CircuitBreakers, Permit
+from worker.processing.circuit_breaker import CircuitBreakers, record_unreadable
 from worker.processing.leases import Leases
 
 MAX_NAMED = 3  # candidates that one message to an operator names
@@ -72,7 +72,7 @@ class Reconciler:
             waiting = await self._client.count_waiting(attempt.command, DEVICE_QUEUE)
             permit.record_success()
         except HistoryUnreadable as exc:
-            self._record_failure(attempt, permit, exc)
+            record_unreadable(exc, permit, self._breakers, product, attempt.command.imei)
             return f"the device's queue at OneNET may be full; its command history could not be read: {exc}"
         finally:
             permit.release()
@@ -90,7 +90,7 @@ class Reconciler:
             candidates = await self._find(attempt)
             permit.record_success()
         except HistoryUnreadable as exc:
-            self._record_failure(attempt, permit, exc)
+            record_unreadable(exc, permit, self._breakers, product, attempt.command.imei)
             is_free = permit.is_paused or exc.is_throttled or exc.is_rate_limited
             result = decide_unreadable(
                 str(exc), attempt.awaiting(self._policy, "answer lost"), self._policy, is_paused=is_free
@@ -148,17 +148,6 @@ class Reconciler:
                 return await self._leases.conclude(absent, Failed("retries_exhausted", message))
             absent = replace(absent, number=waiting.attempts_used + 1)
         return await send(absent)
-
-    def _record_failure(self, attempt: Attempt, permit: Permit, error: HistoryUnreadable) -> None:
-        """Tell the breakers what an unreadable history says of the platform."""
-        reason = f"the command history: {error}"
-        if error.is_throttled:
-            permit.record_throttling(reason, error.retry_after_s)
-            self._breakers.hold(attempt.command.product, reason, error.retry_after_s)
-        elif error.is_outage:
-            permit.record_failure(reason, error.retry_after_s)
-        elif error.is_refused:
-            permit.record_failure(reason, refused_device=attempt.command.imei)
 
 
 def _describe(unclear: Sequence[Candidate]) -> str:

@@ -39,9 +39,9 @@ class Reporter:
         match resolution:
             case Conclude():
                 self._report_outcome(task, resolution, duration_s)
-            case Duplicate(reply, repeats_dead_letter):
+            case Duplicate(reply, repeats_all):
                 self._metrics.count_duplicate()
-                if repeats_dead_letter and reply.error is not None:
+                if repeats_all and reply.status == "failed" and reply.error is not None:
                     self._metrics.count_dead_letter(reply.error.code)
                 about = {"command_id": reply.command_id, "imei": reply.imei, "attempt": task.envelope.attempt}
                 log.info("duplicate_suppressed", **about, status=reply.status)

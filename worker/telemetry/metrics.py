@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import get_args
 
 from prometheus_client import (
@@ -18,12 +19,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from schemas.reply import FailureCode, RejectionCode, Status
+from schemas.result import Result, ResultKind
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.outcome import Accepted, Failed, Outcome, Rejected
 
 _PREFIX = "onenet_worker"
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COMMAND_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600)
+_EXECUTION_BUCKETS_S = (1, 10, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 _RESULTS: Mapping[type[Answer], str] = {
     Cached: "cached",
     Refused: "refused",
@@ -34,12 +37,14 @@ _ACCEPTED = {False: "answered", True: "recovered"}  # True: the uuid was found i
 _OUTCOMES: tuple[Status, ...] = get_args(Status)
 _REJECTIONS: tuple[RejectionCode, ...] = get_args(RejectionCode)
 _FAILURES: tuple[FailureCode, ...] = get_args(FailureCode)
+_RESULT_KINDS: tuple[ResultKind, ...] = get_args(ResultKind)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """The state of a worker at one moment.
 
+    ``outstanding_results``: accepted commands that wait for their result; None: results are off, or not counted yet.
     ``paused`` and ``clock_offsets_s`` are keyed by product, with ``None`` for the default one.
     """
 
@@ -51,6 +56,7 @@ class State:
     unacknowledged: int = 0
     ready_messages: int = 0
     consumers: int = 0
+    outstanding_results: int | None = None
     paused: Mapping[str | None, bool] = field(default_factory=dict)
     clock_offsets_s: Mapping[str | None, float] = field(default_factory=dict)
 
@@ -103,6 +109,14 @@ class Metrics:
             _COMMAND_BUCKETS_S,
         )
         self._durations = {outcome: durations.labels(outcome) for outcome in _OUTCOMES}
+        results = counter("results", "Results of accepted commands, by result.", "result")
+        self._results = {kind: results.labels(kind) for kind in _RESULT_KINDS}
+        self._execution = Histogram(
+            f"{_PREFIX}_execution_duration_seconds",
+            "Time from the reply that a command was accepted to the device's answer that it was executed.",
+            buckets=_EXECUTION_BUCKETS_S,
+            registry=self.registry,
+        )
         self._last_success = gauge("last_success_timestamp_seconds", "Unix time of the last cached command; 0 if none.")
 
     def observe(self, state: Callable[[], State]) -> None:
@@ -123,6 +137,13 @@ class Metrics:
     def count_dead_letter(self, reason: FailureCode | RejectionCode) -> None:
         """Count a message that was dead-lettered."""
         self._dead_letters[reason].inc()
+
+    def count_result(self, result: Result, accepted_at: datetime) -> None:
+        """Count the result of a command that was accepted at a time, aware."""
+        self._results[result.result].inc()
+        if result.result == "executed":
+            executed_at = result.confirmed_at or result.observed_at
+            self._execution.observe(max(0.0, (executed_at - accepted_at).total_seconds()))
 
     def count_duplicate(self) -> None:
         """Count a delivery that was answered with a recorded reply."""
@@ -168,6 +189,9 @@ class _StateMetrics(Collector):
             ("queue_consumers", "Consumers of the queue, at the last poll.", state.consumers),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
+        if state.outstanding_results is not None:
+            text = "Accepted commands that wait for their result, at the last poll."
+            yield GaugeMetricFamily(f"{_PREFIX}_results_outstanding", text, state.outstanding_results)
         by_product: tuple[tuple[str, str, Mapping[str | None, float]], ...] = (
             ("paused", "1 while no commands of a product are sent", state.paused),
             (

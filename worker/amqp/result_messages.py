@@ -1,0 +1,86 @@
+"""The messages of accepted commands: those that wait for their result, and the result."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pika import BasicProperties, DeliveryMode
+from pydantic import ValidationError
+
+from schemas.reply import Reply
+from schemas.result import Result
+from worker.amqp.messages import Delivery, Publication, short
+from worker.amqp.topology import RESULT, Topology
+from worker.core.command import Command
+from worker.core.results import Awaited, await_result
+
+
+class ResultMessages:
+    """Builds and reads the messages of accepted commands.
+
+    A command that waits is a message in a delay queue: no process has to remember it. A wait that is longer than the
+    longest delay is several delays, one after the other.
+
+    Args:
+        topology: where to publish; it has queues for results.
+        delays_s: seconds before each look; the last repeats.
+    """
+
+    def __init__(self, topology: Topology, delays_s: Sequence[int]) -> None:
+        self._topology = topology
+        self._delays_s = delays_s
+
+    def first(self, delivery: Delivery, command: Command, reply: Reply) -> Publication:
+        """Return the message that brings an accepted command back when its result is to be looked up."""
+        awaited = await_result(command, reply, self._delays_s)
+        return self.later(delivery, awaited, reply.completed_at)
+
+    def later(self, delivery: Delivery, awaited: Awaited, now: datetime) -> Publication:
+        """Return the message that brings a command back when it is due, or on its way there.
+
+        Args:
+            delivery: the command's, or that of its last wait.
+            awaited: the command.
+            now: on the clock on which it is due, aware.
+        """
+        wait_s = max(0.0, (awaited.due_at - now).total_seconds())
+        delay_s = max((each for each in self._delays_s if each <= wait_s), default=min(self._delays_s))
+        properties = self._properties(delivery, "execute.accepted")
+        if wait_s < delay_s:
+            properties.expiration = str(round(wait_s * 1000))
+        queue = self._topology.result_delay_queue(delay_s)
+        return Publication(self._topology.retry_exchange, queue, properties, awaited.model_dump_json().encode())
+
+    def read(self, delivery: Delivery) -> Awaited | None:
+        """Return the command that a message brings back; None: the message is none of this worker's."""
+        if not delivery.is_returned:
+            return None
+        try:
+            return Awaited.model_validate_json(delivery.body)
+        except ValidationError:
+            return None
+
+    def result(self, delivery: Delivery, result: Result) -> Publication:
+        """Address a result as the reply was addressed."""
+        envelope = delivery.envelope
+        usual = f"{RESULT}.{result.result}."
+        properties = self._properties(delivery, "execute.result")
+        properties.correlation_id = properties.correlation_id or result.command_id
+        properties.reply_to = properties.app_id = None
+        return Publication(
+            self._topology.replies_exchange,
+            envelope.reply_to or short(f"{usual}{envelope.app_id or 'unknown'}"),
+            properties,
+            result.model_dump_json().encode(),
+            plain_key=f"{usual}unknown",
+        )
+
+    def _properties(self, delivery: Delivery, kind: str) -> BasicProperties:
+        sent = delivery.properties
+        return BasicProperties(
+            content_type="application/json",
+            type=kind,
+            delivery_mode=DeliveryMode.Persistent,
+            correlation_id=sent.correlation_id,
+            reply_to=sent.reply_to,
+            app_id=sent.app_id,
+        )

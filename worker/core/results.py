@@ -1,0 +1,142 @@
+"""What becomes of an accepted command: when it is looked up at the platform, and what an entry says of it. Pure.
+
+Only the platform's history tells all of it, and only after ``valid_time``. What it says is final once it says so: a
+result that is found twice is the same twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from schemas.command import CommandId, Imei
+from schemas.reply import Reply
+from schemas.result import Result, ResultKind
+from worker.core.command import Command
+
+UNKNOWN_AFTER = timedelta(days=1)  # after expired_time
+_MARGIN = timedelta(seconds=10)  # for what a last answer takes to show in the history
+
+_CANCELLED, _EXPIRED, _SUCCESS, _FAILED, _NO_ANSWER = 2, 4, 5, 6, 7  # send_status
+_FINAL: dict[int, ResultKind] = {_CANCELLED: "cancelled", _EXPIRED: "expired", _SUCCESS: "executed", _FAILED: "failed"}
+
+
+class Awaited(BaseModel):
+    """An accepted command on its way to its result, as the worker's own messages carry it.
+
+    Attributes:
+        product: None for the default one.
+        accepted_at: when the command's reply says that it was.
+        last_answer_at: after this time nothing more comes from the device.
+        looks: how often the platform was asked.
+        due_at: when to ask next.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may know more
+
+    command_id: CommandId
+    uuid: str = Field(min_length=1)
+    imei: Imei
+    product: str | None
+    accepted_at: AwareDatetime
+    expires_at: AwareDatetime
+    last_answer_at: AwareDatetime
+    looks: int = Field(0, ge=0)
+    due_at: AwareDatetime
+
+    @property
+    def unknown_at(self) -> datetime:
+        """When the result is unknown, if the platform has told nothing final by then."""
+        return self.expires_at + UNKNOWN_AFTER
+
+    def after_look(self, now: datetime, delays_s: Sequence[int]) -> Self:
+        """Return the same after another look that told nothing final."""
+        looks = self.looks + 1
+        return self.model_copy(update={"looks": looks, "due_at": _next_look(self, now, _delay(delays_s, looks))})
+
+    def later(self, now: datetime, delay_s: float) -> Self:
+        """Return the same for another time, with no look used up."""
+        return self.model_copy(update={"due_at": now + timedelta(seconds=delay_s)})
+
+
+def await_result(command: Command, reply: Reply, delays_s: Sequence[int]) -> Awaited:
+    """Return what to look up for a command that was accepted.
+
+    Args:
+        command: that was accepted.
+        reply: says so.
+        delays_s: seconds before each look; the last repeats.
+    """
+    answers = (command.effective("retry") + 1) * timedelta(seconds=command.effective("timeout"))
+    begins = max(reply.completed_at, command.valid_at or reply.completed_at)  # nothing can happen before
+    awaited = Awaited(
+        command_id=command.command_id,
+        uuid=reply.uuid or "",
+        imei=command.imei,
+        product=command.product,
+        accepted_at=reply.completed_at,
+        expires_at=command.expires_at,
+        last_answer_at=command.expires_at + answers + _MARGIN,
+        due_at=begins,
+    )
+    return awaited.model_copy(update={"due_at": _next_look(awaited, begins, _delay(delays_s, 0))})
+
+
+@dataclass(frozen=True, slots=True)
+class EntryState:
+    """What the entry of a cached command says of it.
+
+    Attributes:
+        send_status: the platform's number; None: none that is known, or its entries contradict each other.
+        confirm_status: the platform's word; None: none.
+        sent_at: when it was sent to the device, aware; None: unknown.
+        confirmed_at: when the device answered, aware; None: unknown.
+    """
+
+    send_status: int | None
+    confirm_status: str | None = None
+    sent_at: datetime | None = None
+    confirmed_at: datetime | None = None
+
+
+NO_STATE = EntryState(None)
+
+
+def decide_result(awaited: Awaited, state: EntryState, now: datetime, observed_at: datetime) -> Result | None:
+    """Return the result of a command, or None if it has to be looked up again.
+
+    Args:
+        awaited: the command.
+        state: what its entry says; ``NO_STATE`` where there is none, or the history cannot be read.
+        now: the time on the platform's clock, aware.
+        observed_at: when the history was read, aware.
+    """
+    kind: ResultKind | None = None if state.send_status is None else _FINAL.get(state.send_status)
+    if kind is None and state.send_status == _NO_ANSWER and now >= awaited.last_answer_at:
+        kind = "failed"  # before that a repetition may still be answered
+    if kind is None and now >= awaited.unknown_at:
+        kind = "unknown"
+    if kind is None:
+        return None
+    return Result(
+        command_id=awaited.command_id,
+        uuid=awaited.uuid,
+        imei=awaited.imei,
+        result=kind,
+        confirm_status=state.confirm_status,
+        sent_at=state.sent_at,
+        confirmed_at=state.confirmed_at,
+        observed_at=observed_at,
+    )
+
+
+def _next_look(awaited: Awaited, now: datetime, delay: timedelta) -> datetime:
+    """Return when to look next: after the delay, or before that once nothing more can come from the device."""
+    marks = (mark for mark in (awaited.last_answer_at, awaited.unknown_at) if now < mark)
+    return min(now + delay, next(marks, now + delay))
+
+
+def _delay(delays_s: Sequence[int], looks: int) -> timedelta:
+    return timedelta(seconds=delays_s[min(looks, len(delays_s) - 1)])

@@ -1,0 +1,66 @@
+"""What a device's command history says of accepted commands. Pure.
+
+Source: the page of ``GET /nbiot/offline/history``; ``confirm_status`` is a word there and a number in the push.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from schemas.onenet import ResultItem, whole_number
+from worker.core.results import EntryState
+from worker.onenet.comparison import read_time
+
+_CONFIRM_STATUSES = (
+    "SUCCESS",
+    "METHOD_NOT_ALLOWED",
+    "FORBIDDEN",
+    "NOT_FOUND",
+    "INTERNAL_SERVER_ERROR",
+    "TIME_OUT",
+    "REQ_PARAM_ERROR",
+    "RESP_ERROR",
+    "UNAUTHORIZED",
+    "BAD_REQUEST",
+    "NOT_ACCEPTABLE",
+    "UNSUPPORTED_CONTENT_FORMAT",
+    "OFFLINE",
+    "ADDR_OCCUPIED",
+)  # in the order of their numbers
+
+
+def state_of(entries: Iterable[ResultItem], zone: ZoneInfo) -> EntryState:
+    """Return what all entries with one uuid say of its command.
+
+    Args:
+        entries: one as a rule; entries that contradict each other say nothing of its state.
+        zone: the zone of the platform's local time.
+    """
+    states = {_state_of(entry, zone) for entry in entries}
+    if len({state.send_status for state in states}) != 1:
+        return EntryState(None)
+    return max(states, key=lambda state: (state.confirmed_at is not None, state.sent_at is not None))
+
+
+def _state_of(entry: ResultItem, zone: ZoneInfo) -> EntryState:
+    return EntryState(
+        whole_number(entry.send_status),
+        _confirm_status(entry.confirm_status),
+        _instant(entry.send_time, zone),
+        _instant(entry.confirm_time, zone),
+    )
+
+
+def _confirm_status(shown: object) -> str | None:
+    number = whole_number(shown)
+    if number is not None:
+        return _CONFIRM_STATUSES[number] if 0 <= number < len(_CONFIRM_STATUSES) else str(number)
+    return shown if isinstance(shown, str) and shown.isprintable() and shown else None
+
+
+def _instant(shown: object, zone: ZoneInfo) -> datetime | None:
+    """Return the instant of a time in the history; None where it has none, or may mean several."""
+    found = read_time(shown, zone)
+    if found is None or len(set(found.readings)) != 1:
+        return None
+    return found.readings[0].replace(tzinfo=zone).astimezone(UTC)
