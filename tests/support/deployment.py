@@ -43,7 +43,12 @@ class Deployment:
     @classmethod
     @contextmanager
     def set_up(
-        cls, broker_url: str, folder: Path, simulator: Simulator, reconcile_delay_s: int = RECONCILE_DELAY_S
+        cls,
+        broker_url: str,
+        folder: Path,
+        simulator: Simulator,
+        reconcile_delay_s: int = RECONCILE_DELAY_S,
+        result_delays_s: tuple[int, ...] = (),
     ) -> Iterator["Deployment"]:
         """Yield a deployment in a new namespace, and delete the namespace at the end.
 
@@ -52,8 +57,9 @@ class Deployment:
             folder: for the workers' logs.
             simulator: the platform.
             reconcile_delay_s: the workers' WORKER_RECONCILE_DELAY.
+            result_delays_s: the workers' WORKER_RESULT_DELAYS; none: results are off.
         """
-        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, reconcile_delay_s))
+        topology = Topology(f"test-{uuid4().hex[:8]}", (*RETRY_DELAYS_S, reconcile_delay_s), result_delays_s)
         upstream = Upstream(broker_url, topology)
         try:
             yield cls(broker_url, folder, topology, upstream, simulator)
@@ -73,11 +79,17 @@ class Deployment:
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
+            **self._results,
             "LOG_FORMAT": "json",
             "HTTP_PORT": "0",
         } | settings
         output = self.folder / f"worker-{uuid4().hex[:8]}"
         return WorkerProcess(LocalProcess(["run"], environment, output, python))
+
+    @property
+    def _results(self) -> dict[str, str]:
+        delays_s = self.topology.result_delays_s
+        return {"WORKER_RESULTS": "on", "WORKER_RESULT_DELAYS": ",".join(map(str, delays_s))} if delays_s else {}
 
     def worker(self, **settings: str) -> WorkerProcess:
         """Start a worker, wait until it consumes, and bind a queue for its replies."""
