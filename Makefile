@@ -60,6 +60,7 @@ lint: $(STAMP) ## ruff, mypy and the import contracts, over the tests too
 docs: $(STAMP) ## write docs/contracts, and the tables in the documents, again from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
 	$(RUN) schema reply >docs/contracts/reply.schema.json
+	$(RUN) schema result >docs/contracts/result.schema.json
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
 	$(BIN)/python -m scripts.documents
 

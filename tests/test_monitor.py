@@ -50,7 +50,7 @@ class Parts:
 
     def watched(self) -> HealthMonitor:
         parts, health = cast("Any", self), Health(STALL_S, lambda: None, lambda: self.now)
-        return HealthMonitor(parts, parts, parts, parts, health, dict, clock=lambda: self.now)
+        return HealthMonitor(parts, parts, None, parts, parts, health, dict, clock=lambda: self.now)
 
     def allows_any(self) -> bool:
         return self.may_send

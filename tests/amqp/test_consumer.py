@@ -87,7 +87,9 @@ class Bench:
         self._tasks: list[asyncio.Task[None]] = []
         channel = BrokerChannel()
         channel.pika_channel = cast("Any", self.channel)
-        self.consumer = QueueConsumer(1, TOPOLOGY, channel, self.deliveries.append, self.acknowledged.extend, self._run)
+        self.consumer = QueueConsumer(
+            1, TOPOLOGY, TOPOLOGY.execute_queue, channel, self.deliveries.append, self.acknowledged.extend, self._run
+        )
 
     async def settled(self) -> None:
         """Wait until the consumer has finished the operations that it started."""

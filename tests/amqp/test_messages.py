@@ -334,7 +334,7 @@ def test_only_a_failed_command_is_dead_lettered() -> None:
 
 def test_a_duplicate_repeats_the_dead_letter_only_if_it_may_be_missing() -> None:
     assert len(MESSAGES.publications(delivery(), Duplicate(failed()))) == 1
-    assert len(MESSAGES.publications(delivery(), Duplicate(failed(), repeats_dead_letter=True))) == 2
+    assert len(MESSAGES.publications(delivery(), Duplicate(failed(), repeats_all=True))) == 2
 
 
 def test_nothing_is_published_for_a_message_that_a_copy_has_replaced() -> None:

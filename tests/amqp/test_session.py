@@ -43,7 +43,8 @@ async def a_session(url: str, topology: Topology, number: int = 1) -> AsyncItera
     nodes = connection_parameters(BrokerAddress([SecretStr(url)]))
     channel = BrokerChannel()
     await channel.open(nodes[0], "test consume")
-    session = Session(number, topology, channel, nodes, Suspects(), deliveries.put_nowait, lambda _is_blocked: None)
+    queue, put = topology.execute_queue, deliveries.put_nowait
+    session = Session(number, topology, queue, channel, nodes, Suspects(), put, lambda _is_blocked: None)
     try:
         await session.open("test", declare=False)
         await session.consumer.consume(10)

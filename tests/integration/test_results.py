@@ -31,7 +31,7 @@ def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
 def messages(deployment: Deployment, count: int) -> list[tuple[str, dict[str, Any]]]:
     """Read so many replies and results; returns the type and the body of each."""
     found = [deployment.upstream.reply() for _ in range(count)]
-    return [(message.properties.type, message.json) for message in found]
+    return [(str(message.properties.type), message.json) for message in found]
 
 
 def the_result(deployment: Deployment) -> dict[str, Any]:
@@ -59,7 +59,9 @@ def test_the_device_answers(deployment: Deployment, behaviour: str, result: str,
         deployment.upstream.publish(a_command())
         found = the_result(deployment)
     assert (found["result"], found["confirm_status"]) == (result, confirm_status)
-    sent, confirmed, observed = (datetime.fromisoformat(found[f"{name}_at"]) for name in ("sent", "confirmed", "observed"))
+    sent, confirmed, observed = (
+        datetime.fromisoformat(found[f"{name}_at"]) for name in ("sent", "confirmed", "observed")
+    )
     assert sent <= confirmed <= observed
 
 

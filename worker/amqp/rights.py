@@ -102,12 +102,15 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
 
 def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
+    if topology.result_delays_s:
+        yield _to_read(topology.results_queue)
     for exchange, routing_key in (
         (topology.replies_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.unrouted_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
         (topology.returns_exchange, EXECUTE),
         *((topology.retry_exchange, topology.retry_queue(delay_s)) for delay_s in topology.delay_queues_s),
+        *((topology.retry_exchange, topology.result_delay_queue(delay_s)) for delay_s in topology.result_delays_s),
     ):
         write = partial(_publish_and_roll_back, exchange=exchange, routing_key=routing_key)
         yield _Trial(f"write to the exchange {exchange} with the routing key {routing_key}", write)

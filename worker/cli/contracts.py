@@ -16,8 +16,10 @@ from schemas.headers import EXAMPLE as DEAD_LETTER_EXAMPLE
 from schemas.headers import DeadLetterHeaders, TraceHeaders
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import FailureCode, Reply, Status
+from schemas.result import EXAMPLE as RESULT_EXAMPLE
+from schemas.result import Result, ResultKind
 from worker import __version__
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.topology import EXECUTE, RESULT, Topology
 from worker.settings import Settings
 
 _URN = "urn:onenet-execute-worker"
@@ -51,6 +53,11 @@ def reply_schema() -> dict[str, Any]:
     return _schema("reply", TypeAdapter(Reply), "serialization")
 
 
+def result_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a result."""
+    return _schema("result", TypeAdapter(Result), "serialization")
+
+
 def _schema(name: str, model: TypeAdapter[Any], mode: JsonSchemaMode) -> dict[str, Any]:
     found = model.json_schema(mode=mode, schema_generator=_Generator)
     return {"$schema": _Generator.schema_dialect, "$id": f"{_URN}:{name}", **found}
@@ -66,6 +73,7 @@ def asyncapi() -> dict[str, Any]:
         [
             ("command", "validation", COMMAND),
             ("reply", "serialization", TypeAdapter(Reply)),
+            ("result", "serialization", TypeAdapter(Result)),
             ("trace headers", "validation", TypeAdapter(TraceHeaders)),
             ("dead letter headers", "validation", TypeAdapter(DeadLetterHeaders)),
         ],
@@ -91,8 +99,8 @@ def asyncapi() -> dict[str, Any]:
             "correlationIds": {
                 "correlation": {
                     "location": "$message.header#/correlation_id",
-                    "description": "The AMQP property correlation_id; a reply has that of its command, or else the "
-                    "command_id.",
+                    "description": "The AMQP property correlation_id; a reply and a result have that of their command, "
+                    "or else the command_id.",
                 }
             },
         },
@@ -113,6 +121,11 @@ def _channels(topology: Topology) -> dict[str, Any]:
             "bindings": {"amqp": binding | _AMQP_BINDING},
         }
 
+    source = {
+        "description": "The AMQP property app_id of the command: the name of the upstream system.",
+        "default": "unknown",
+        "examples": ["billing"],
+    }
     return {
         "commands": channel(
             topology.commands_exchange,
@@ -128,12 +141,25 @@ def _channels(topology: Topology) -> dict[str, Any]:
             f"bound queue are kept in `{topology.unrouted_exchange}`.",
             parameters={
                 "status": {"enum": list(get_args(Status)), "description": "The reply's status."},
-                "source": {
-                    "description": "The AMQP property app_id of the command: the name of the upstream system.",
-                    "default": "unknown",
-                    "examples": ["billing"],
-                },
+                "source": source,
             },
+        ),
+        "results": channel(
+            topology.replies_exchange,
+            "result",
+            f"{RESULT}.{{result}}.{{source}}",
+            f"With WORKER_RESULTS=on. Bind a queue of your own; `{RESULT}.*.billing` receives all of `billing`. "
+            f"Those without a bound queue are kept in `{topology.unrouted_exchange}`.",
+            parameters={
+                "result": {"enum": list(get_args(ResultKind)), "description": "What became of the command."},
+                "source": source,
+            },
+        ),
+        "requestedResults": channel(
+            topology.replies_exchange,
+            "result",
+            None,
+            "The routing key is the AMQP property reply_to of the command, as with its reply.",
         ),
         "requestedReplies": channel(
             topology.replies_exchange,
@@ -178,6 +204,13 @@ def _operations() -> dict[str, Any]:
             "Send the outcome of a command; may be repeated, always with the same content.",
             bindings=_PUBLISHED,
         ),
+        "sendResult": operation(
+            "send",
+            "results",
+            "result",
+            "Send what became of an accepted command; may be repeated, always with the same result.",
+            bindings=_PUBLISHED,
+        ),
         "sendDeadLetter": operation(
             "send", "deadLetters", "deadLetter", "Dead-letter a failed command.", bindings=_PUBLISHED
         ),
@@ -212,6 +245,15 @@ def _messages(schemas: dict[str, JsonSchemaValue]) -> dict[str, Any]:
             **correlation,
             "bindings": {"amqp": {"messageType": "execute.reply", **_AMQP_BINDING}},
             "examples": [{"name": name, "payload": payload} for name, payload in REPLY_EXAMPLES.items()],
+        },
+        "result": {
+            "name": "execute.result",
+            "title": "Execute result",
+            "contentType": "application/json",
+            "payload": schemas["result"],
+            **correlation,
+            "bindings": {"amqp": {"messageType": "execute.result", **_AMQP_BINDING}},
+            "examples": [{"name": "executed", "payload": RESULT_EXAMPLE}],
         },
         "deadLetter": {
             "name": "execute.dead-letter",

@@ -12,6 +12,7 @@ class Document(StrEnum):
 
     COMMAND = "command"
     REPLY = "reply"
+    RESULT = "result"
     ASYNCAPI = "asyncapi"
 
 
@@ -27,6 +28,7 @@ def schema(document: Annotated[Document, typer.Argument(help="The document to pr
     made = {
         Document.COMMAND: contracts.command_schema,
         Document.REPLY: contracts.reply_schema,
+        Document.RESULT: contracts.result_schema,
         Document.ASYNCAPI: contracts.asyncapi,
     }[document]()
     typer.echo(json.dumps(made, indent=2, ensure_ascii=False))

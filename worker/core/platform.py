@@ -66,6 +66,25 @@ class PlatformClient(Protocol):
             HistoryUnreadable: the history could not be read far enough.
         """
 
+    async def find_candidates(
+        self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
+    ) -> list[Candidate]:
+        """Return the entries of the device's history that may be the command, the best first.
+
+        Raises:
+            HistoryUnreadable: the history could not be read in full.
+        """
+
+
+class ResultHistories(Protocol):
+    """Tells what became of accepted commands."""
+
+    def knows(self, product: str | None) -> bool:
+        """Tell whether there are credentials for a product."""
+
+    def now(self, product: str | None) -> datetime:
+        """Return the time on the clock of a product's platform, aware."""
+
     async def find_states(
         self,
         product: str | None,
@@ -86,13 +105,4 @@ class PlatformClient(Protocol):
 
         Raises:
             HistoryUnreadable: the history could not be read as far as needed.
-        """
-
-    async def find_candidates(
-        self, command: Command, doubt: DoubtWindow, owned_by_others: OwnedByOthers
-    ) -> list[Candidate]:
-        """Return the entries of the device's history that may be the command, the best first.
-
-        Raises:
-            HistoryUnreadable: the history could not be read in full.
         """

@@ -10,7 +10,7 @@ from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.result_messages import ResultMessages
 from worker.core.claims import IdempotencyStore
-from worker.core.platform import PlatformClient
+from worker.core.platform import ResultHistories
 from worker.core.results import Awaited
 from worker.errors import StoreError, WorkerError
 from worker.flow.background import Background
@@ -74,7 +74,7 @@ class ResultConsumer:
         broker: Broker,
         queues: Sequence[str],
         store: IdempotencyStore,
-        client: PlatformClient,
+        client: ResultHistories,
         metrics: Metrics,
         delays_s: Sequence[int],
     ) -> None:

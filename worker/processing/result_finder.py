@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from schemas.result import Result
 from worker.core.clock import Clock, utc_now
-from worker.core.platform import PlatformClient
+from worker.core.platform import ResultHistories
 from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
 from worker.errors import HistoryUnreadable
 from worker.processing.circuit_breaker import CircuitBreakers, record_unreadable
@@ -27,7 +27,7 @@ class ResultFinder:
 
     def __init__(
         self,
-        client: PlatformClient,
+        client: ResultHistories,
         breakers: CircuitBreakers,
         history_breakers: CircuitBreakers,
         delays_s: Sequence[int],
