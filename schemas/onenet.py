@@ -28,7 +28,7 @@ _MAX_FIELD_CHARS = 48  # no known form of a field is longer
 _MAX_CONTENT_BYTES = 64 * 1024  # as JSON; args have at most 2 KB
 _MAX_TOTAL = 10**9
 _MAX_PAGE_ITEMS = 1000  # a page has at most 100; hundreds of thousands would hold up the worker
-_UNKNOWN_FORM = "?"
+UNKNOWN_FORM = "?"
 _UNKNOWN_CONTENT: tuple[()] = ()
 _PARAMETERS = (
     "imei",
@@ -114,8 +114,8 @@ def _field(value: object) -> object:
     """Return a field without the blanks around it; one that is longer than any known form is of an unknown form."""
     if value is None or isinstance(value, bool | float) or _is_number(value):
         return value
-    text = value.strip() if isinstance(value, str) else _UNKNOWN_FORM
-    return text if len(text) <= _MAX_FIELD_CHARS and text.isascii() else _UNKNOWN_FORM
+    text = value.strip() if isinstance(value, str) else UNKNOWN_FORM
+    return text if len(text) <= _MAX_FIELD_CHARS and text.isascii() else UNKNOWN_FORM
 
 
 def _parameters(value: object) -> object:

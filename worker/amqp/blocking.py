@@ -17,7 +17,7 @@ from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroke
 from worker.amqp.address import BrokerAddress
 from worker.amqp.connection import connection_parameters, printable_address, reason_of, without_user
 from worker.amqp.field_table import preserve_raw_values
-from worker.amqp.messages import Publication
+from worker.amqp.messages import RESULT_TYPE, Publication
 from worker.amqp.topology import EXECUTE, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
 
@@ -169,6 +169,7 @@ class CommandClient:
         self._app_id = app_id or user
         self._reply_to: str | None = None
         self._replies: list[dict[str, Any]] = []
+        self._results: list[dict[str, Any]] = []
         try:
             self._channel = self._connection.channel()
             self._channel.confirm_delivery()
@@ -217,10 +218,7 @@ class CommandClient:
         Raises:
             BrokerUnavailable: the connection was lost.
         """
-        try:
-            self._connection.process_data_events(time_limit=wait_s)
-        except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        self._receive(wait_s)
         replies, self._replies = self._replies, []
         return replies
 
@@ -234,12 +232,39 @@ class CommandClient:
                     missing.discard(reply["command_id"])
                     yield reply
 
+    def results(self, command_ids: Sequence[str], timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Yield one result per command as they arrive, until all have arrived or the time limit has passed.
+
+        Args:
+            command_ids: of accepted commands, whose replies have been read.
+            timeout_s: in seconds.
+
+        Raises:
+            BrokerUnavailable: the connection was lost.
+        """
+        missing = set(command_ids)
+        deadline = time.monotonic() + timeout_s
+        while missing and time.monotonic() < deadline:
+            self._receive(_WAIT_SLICE_S)
+            results, self._results = self._results, []
+            for result in results:
+                if result["command_id"] in missing:
+                    missing.discard(result["command_id"])
+                    yield result
+
+    def _receive(self, wait_s: float) -> None:
+        try:
+            self._connection.process_data_events(time_limit=wait_s)
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+
     def _read_replies(self) -> None:
         queue = self._channel.queue_declare("", exclusive=True).method.queue
         self._reply_to = f"{self._app_id}.send.{uuid4()}"
         self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
 
-        def on_reply(_channel: object, _method: object, _properties: object, body: bytes) -> None:
-            self._replies.append(json.loads(body))
+        def on_reply(_channel: object, _method: object, properties: pika.BasicProperties, body: bytes) -> None:
+            found = self._results if properties.type == RESULT_TYPE else self._replies
+            found.append(json.loads(body))
 
         self._channel.basic_consume(queue, on_reply, auto_ack=True)

@@ -24,6 +24,7 @@ from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Pos
 from worker.core.tenants import own_reply_to
 from worker.core.times import parse_instant
 
+REPLY_TYPE, RESULT_TYPE = "execute.reply", "execute.result"  # the AMQP property type
 OWN_PREFIX = "x-onenet-"
 ATTEMPT = "x-onenet-attempt"
 IN_DOUBT = "x-onenet-in-doubt"
@@ -331,7 +332,7 @@ class MessageBuilder:
         }
         properties = BasicProperties(
             content_type="application/json",
-            type="execute.reply",
+            type=REPLY_TYPE,
             delivery_mode=DeliveryMode.Persistent,
             correlation_id=asked.correlation_id or reply.command_id,
             headers=trace or None,

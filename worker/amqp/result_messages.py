@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from schemas.reply import Reply
 from schemas.result import Result
-from worker.amqp.messages import Delivery, Publication, short
+from worker.amqp.messages import RESULT_TYPE, Delivery, Publication, short
 from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
@@ -63,7 +63,7 @@ class ResultMessages:
         """Address a result as the reply was addressed."""
         envelope = delivery.envelope
         usual = f"{RESULT}.{result.result}."
-        properties = self._properties(delivery, "execute.result")
+        properties = self._properties(delivery, RESULT_TYPE)
         properties.correlation_id = properties.correlation_id or result.command_id
         properties.reply_to = properties.app_id = None
         return Publication(

@@ -52,12 +52,22 @@ def send(
         ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the replies and print them, one per line.")] = False,
-    wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for the replies.", min=0)] = 60.0,
+    wait_result: Annotated[
+        bool,
+        typer.Option(
+            "--wait-result",
+            help="Wait for the replies, and then for the results of accepted commands, which workers publish with "
+            "WORKER_RESULTS=on.",
+        ),
+    ] = False,
+    wait_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for the replies, and again for the results.", min=0)
+    ] = 60.0,
 ) -> None:
     """Send one command, or a file of commands, to the worker.
 
-    Prints the command ids, or with --wait the replies. Exit code 1 if a command is invalid, or a reply is missing or
-    its status is not "accepted". Example:
+    Prints the command ids, or with --wait the replies, and with --wait-result the results too. Exit code 1 if a command
+    is invalid, a reply or a result is missing, or one is not "accepted" or "executed". Example:
 
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
@@ -83,6 +93,7 @@ def send(
         raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
     settings = load_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
+    wait = wait or wait_result
     is_isolated = settings.worker_tenants == "isolated"
     with CommandClient(
         settings.broker_address,
@@ -110,14 +121,25 @@ def send(
         if not wait:
             return
         replies = 0
-        all_accepted = True
+        accepted: list[str] = []
         for reply in client.replies([sent_id for sent_id, _ in commands], wait_timeout):
             typer.echo(printable_json(reply))
             replies += 1
-            all_accepted = all_accepted and reply["status"] == "accepted"
+            if reply["status"] == "accepted":
+                accepted.append(reply["command_id"])
+        results = executed = 0
+        for result in client.results(accepted, wait_timeout) if wait_result else ():
+            typer.echo(printable_json(result))
+            results += 1
+            executed += result["result"] == "executed"
+    missing = []
     if replies < len(commands):
-        raise WorkerError(f"{len(commands) - replies} of {len(commands)} replies did not arrive in {wait_timeout:g} s")
-    if not all_accepted:
+        missing.append(f"{len(commands) - replies} of {len(commands)} replies did not arrive in {wait_timeout:g} s")
+    if wait_result and results < len(accepted):
+        missing.append(f"{len(accepted) - results} of {len(accepted)} results did not arrive in {wait_timeout:g} s")
+    if missing:
+        raise WorkerError(*missing)
+    if len(accepted) < len(commands) or (wait_result and executed < len(commands)):
         raise typer.Exit(1)
 
 

@@ -32,10 +32,12 @@ from worker.settings import Settings, load_settings
 
 _API_KEY = "demo-key"
 _RETRY_DELAYS_S = (1, 2)
+_RESULT_DELAYS_S = (2, 5)
 _MAX_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _SETTLE_S = 1, 2, 3
 _TIMEOUT_S = 120
 _FIRST_DEVICE = 865820030000000
+_REFUSING = str(_FIRST_DEVICE + 7)  # gets good commands, and answers that it cannot do them
 _UNKNOWN, _NOT_FOUND, _BUSY_ONCE, _BUSY, _SILENT, _DEAF, _DARK = (str(_FIRST_DEVICE + 900 + n) for n in range(7))
 
 
@@ -55,7 +57,7 @@ def run_demo(console: Console, count: int) -> bool:
         WorkerError: the broker, the simulator or the worker could not be started.
     """
     namespace = f"onenet-demo-{uuid4().hex[:6]}"
-    topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S))
+    topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S), _RESULT_DELAYS_S)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="onenet-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -82,10 +84,10 @@ def run_demo(console: Console, count: int) -> bool:
         stack.callback(worker.stop)
         console.print(f"worker     onenet-worker run, process {worker.pid}\n")
         messages = list(_messages(count))
-        replies = _exchange(console, settings, topology, messages, worker)
+        replies, results = _exchange(console, settings, topology, messages, worker)
         cached = control.get(f"http://127.0.0.1:{port}/control/commands", timeout=60).json()
         dead_letters = _dead_letters(channel, topology)
-    return _report(console, messages, replies, cached, dead_letters)
+    return _report(console, messages, replies, results, cached, dead_letters)
 
 
 def _messages(count: int) -> Iterator[_Message]:
@@ -177,6 +179,7 @@ def _start_simulator(port: int, folder: Path, stack: ExitStack, control: request
         {"kind": "error_500", "imei": _DARK, "endpoint": "history"},
     ]
     arguments = ["simulator", "--port", str(port), "--api-key", _API_KEY, "--offline", _UNKNOWN, "--latency", "0.03"]
+    arguments += ["--devices", "up", "--device", f"{_REFUSING}=up:METHOD_NOT_ALLOWED"]
     arguments += ["--queue", "0", "--rate", "0"]  # most devices of the demo get more than ten commands
     simulator = LocalProcess(arguments, {}, folder / "simulator")
     stack.callback(simulator.stop)
@@ -199,6 +202,8 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
         "ONENET_READ_TIMEOUT": str(_READ_TIMEOUT_S),
         "WORKER_RECONCILE_DELAY": str(_SETTLE_S),
         "WORKER_RETRY_DELAYS": ",".join(map(str, _RETRY_DELAYS_S)),
+        "WORKER_RESULTS": "on",
+        "WORKER_RESULT_DELAYS": ",".join(map(str, _RESULT_DELAYS_S)),
         "WORKER_MAX_ATTEMPTS": str(_MAX_ATTEMPTS),
         "WORKER_PAUSE_AFTER_FAILURES": "1000",  # many faults in a row, but each of a single device
         "ONENET_DEVICE_INTERVAL": "0",  # dozens of commands go to a few devices that misbehave
@@ -210,9 +215,10 @@ def _start_worker(settings: Settings, port: int, folder: Path) -> LocalProcess:
 
 def _exchange(
     console: Console, settings: Settings, topology: Topology, messages: list[_Message], worker: LocalProcess
-) -> list[dict[str, Any]]:
-    """Send all messages and collect their replies, with a progress bar."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Send all messages and collect their replies and results, with progress bars."""
     replies: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     deadline = time.monotonic() + _TIMEOUT_S
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -232,7 +238,12 @@ def _exchange(
             if not worker.is_running or time.monotonic() > deadline:
                 last_lines = worker.output.read_text(errors="replace").splitlines()[-5:]
                 raise WorkerError(f"{len(replies)} of {len(messages)} replies arrived; end of the log:", *last_lines)
-    return replies
+        accepted = {reply["command_id"] for reply in replies if reply["status"] == "accepted"}
+        executing = progress.add_task("results       ", total=len(accepted))
+        for result in client.results([*accepted], deadline - time.monotonic()):
+            results.append(result)
+            progress.advance(executing)
+    return replies, results
 
 
 def _dead_letters(channel: Any, topology: Topology) -> list[tuple[Any, bytes]]:
@@ -248,6 +259,7 @@ def _report(
     console: Console,
     messages: list[_Message],
     replies: list[dict[str, Any]],
+    results: list[dict[str, Any]],
     cached: list[dict[str, Any]],
     dead_letters: list[tuple[Any, bytes]],
 ) -> bool:
@@ -263,6 +275,7 @@ def _report(
         is_right = "yes" if found[outcome] == wanted[outcome] else f"no: {wanted[outcome]}"
         table.add_row(f"[{colour}]{status}", code, str(found[outcome]), is_right, "; ".join(kinds))
     console.print(table)
+    _report_results(console, results)
     times_cached = Counter(command["args"] for command in cached)
     twice = sum(1 for times in times_cached.values() if times > 1)
     console.print(
@@ -283,7 +296,18 @@ def _report(
         own = {name: value for name, value in properties.headers.items() if name.startswith("x-onenet-")}
         console.print_json(data=own | {"body": body.decode()})
     _print_next(console)
-    return found == wanted and not twice
+    accepted_ids = {reply["command_id"] for reply in replies if reply["status"] == "accepted"}
+    return found == wanted and not twice and accepted_ids == {result["command_id"] for result in results}
+
+
+def _report_results(console: Console, results: list[dict[str, Any]]) -> None:
+    table = Table(title="\nresults: what the devices did with accepted commands", title_justify="left")
+    for heading in ("result", "confirm_status", "commands"):
+        table.add_column(heading, justify="right" if heading == "commands" else "left")
+    found = Counter((result["result"], result["confirm_status"] or "") for result in results)
+    for (result, status), commands in sorted(found.items()):
+        table.add_row(f"[{'green' if result == 'executed' else 'yellow'}]{result}", status, str(commands))
+    console.print(table)
 
 
 def _print_next(console: Console) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from schemas.onenet import ResultItem, whole_number
+from schemas.onenet import UNKNOWN_FORM, ResultItem, whole_number
 from worker.core.results import EntryState
 from worker.onenet.comparison import read_time
 
@@ -55,7 +55,7 @@ def _confirm_status(shown: object) -> str | None:
     number = whole_number(shown)
     if number is not None:
         return _CONFIRM_STATUSES[number] if 0 <= number < len(_CONFIRM_STATUSES) else str(number)
-    return shown if isinstance(shown, str) and shown.isprintable() and shown else None
+    return shown if isinstance(shown, str) and shown.isprintable() and shown not in {"", UNKNOWN_FORM} else None
 
 
 def _instant(shown: object, zone: ZoneInfo) -> datetime | None:

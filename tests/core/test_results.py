@@ -1,0 +1,110 @@
+"""When the result of an accepted command is looked up, and what it is by the platform's state."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from schemas.reply import Reply
+from worker.core.command import Command
+from worker.core.results import NO_STATE, Awaited, EntryState, await_result, decide_result
+
+NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+DELAYS_S = (60, 300, 900)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+COMMAND = Command("c", "865820030000001", 3311, 0, 5850, NOW + DAY, None, None, None, None, None, None)
+REPLY = Reply(command_id="c", status="accepted", uuid="u", attempts=1, completed_at=NOW)
+
+
+def awaited(
+    *,
+    expires_in: timedelta = DAY,
+    valid_in: timedelta | None = None,
+    retry: int | None = None,
+    timeout: int | None = None,
+) -> Awaited:
+    """Return a command that was accepted at NOW."""
+    valid_at = None if valid_in is None else NOW + valid_in
+    command = Command(
+        "c", "865820030000001", 3311, 0, 5850, NOW + expires_in, valid_at, retry, timeout, None, None, None
+    )
+    return await_result(command, REPLY, DELAYS_S)
+
+
+def looks(command: Awaited, count: int) -> list[float]:
+    """Return when the next looks come that find nothing final, in seconds after NOW."""
+    found = []
+    for _ in range(count):
+        found.append((command.due_at - NOW).total_seconds())
+        command = command.after_look(command.due_at, DELAYS_S)
+    return found
+
+
+def test_the_gaps_grow_and_the_last_one_repeats() -> None:
+    assert looks(awaited(), 5) == [60, 360, 1260, 2160, 3060]
+
+
+def test_nothing_is_looked_up_before_valid_time() -> None:
+    assert looks(awaited(valid_in=HOUR), 2) == [3660, 3960]
+
+
+@pytest.mark.parametrize(("retry", "timeout", "answers_s"), [(None, None, 4 * 25), (0, 5, 5), (10, 40, 11 * 40)])
+def test_one_look_comes_shortly_after_the_last_possible_answer(
+    retry: int | None, timeout: int | None, answers_s: int
+) -> None:
+    end_s = 600 + answers_s + 10
+    assert looks(awaited(expires_in=timedelta(minutes=10), retry=retry, timeout=timeout), 4) == [
+        60,
+        360,
+        end_s,
+        end_s + 900,
+    ]
+
+
+def test_the_last_look_comes_a_day_after_expired_time() -> None:
+    command = awaited(expires_in=HOUR)
+    while command.due_at < command.unknown_at:
+        command = command.after_look(command.due_at, DELAYS_S)
+    assert command.due_at == NOW + HOUR + DAY
+
+
+def test_a_look_that_could_not_be_made_uses_up_none() -> None:
+    command = awaited()
+    later = command.later(command.due_at, 60)
+    assert (later.looks, later.due_at) == (command.looks, command.due_at + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(("send_status", "result"), [(2, "cancelled"), (4, "expired"), (5, "executed"), (6, "failed")])
+def test_a_final_state_is_the_result_at_once(send_status: int, result: str) -> None:
+    state = EntryState(send_status, "SUCCESS", NOW, NOW)
+    found = decide_result(awaited(), state, NOW, NOW)
+    assert found is not None
+    assert (found.result, found.confirm_status, found.sent_at, found.confirmed_at) == (result, "SUCCESS", NOW, NOW)
+    assert (found.command_id, found.uuid, found.imei) == ("c", "u", "865820030000001")
+
+
+@pytest.mark.parametrize("send_status", [1, 3, 7, 8, 0, 99, None])
+def test_any_other_state_is_looked_up_again(send_status: int | None) -> None:
+    assert decide_result(awaited(), EntryState(send_status), NOW + DAY, NOW) is None
+
+
+def test_a_missing_answer_is_a_failure_once_none_can_come() -> None:
+    """A repetition may still be answered before."""
+    command, state = awaited(), EntryState(7, "TIME_OUT")
+    assert decide_result(command, state, command.last_answer_at - timedelta(seconds=1), NOW) is None
+    found = decide_result(command, state, command.last_answer_at, NOW)
+    assert found is not None
+    assert (found.result, found.confirm_status) == ("failed", "TIME_OUT")
+
+
+@pytest.mark.parametrize("state", [NO_STATE, EntryState(1), EntryState(3), EntryState(8)])
+def test_a_day_after_expired_time_it_is_unknown(state: EntryState) -> None:
+    command = awaited()
+    assert decide_result(command, state, command.unknown_at - timedelta(seconds=1), NOW) is None
+    found = decide_result(command, state, command.unknown_at, NOW)
+    assert found is not None
+    assert found.result == "unknown"
+
+
+def test_it_survives_the_broker_unchanged() -> None:
+    command = awaited(valid_in=HOUR)
+    assert Awaited.model_validate_json(command.model_dump_json()) == command
