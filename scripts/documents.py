@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,10 @@ import yaml
 from pydantic import SecretStr
 
 from bench.report import figure_table, target_table
-from schemas.reply import MEANINGS, FailureCode, RejectionCode
+from schemas.reply import MEANINGS, FailureCode, RejectionCode, Reply
+from schemas.result import MEANINGS as RESULT_MEANINGS
+from worker.core.command import Command
+from worker.core.results import await_result
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics, State
 
@@ -49,10 +53,44 @@ def codes_table() -> str:
     return "\n".join(rows)
 
 
+def results_table() -> str:
+    """Return a row for each result."""
+    rows = ["| `result` | means |", "| --- | --- |"]
+    return "\n".join([*rows, *(f"| `{result}` | {meaning} |" for result, meaning in RESULT_MEANINGS.items())])
+
+
+def looks_until_expired(lifetime: timedelta, delays_s: Sequence[int]) -> int:
+    """Return how often a command is looked up that its device never takes."""
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    command = Command("c", "865820030000001", 3311, 0, 5850, began + lifetime, None, None, None, None, None, None)
+    reply = Reply(command_id="c", status="accepted", uuid="u", attempts=1, completed_at=began)
+    awaited = await_result(command, reply, delays_s)
+    while awaited.due_at < awaited.last_answer_at:
+        awaited = awaited.after_look(awaited.due_at, delays_s)
+    return awaited.looks + 1
+
+
+def result_costs_table() -> str:
+    """Return the calls that results cost: a row for each lifetime."""
+    delays_s = Settings.model_fields["worker_result_delays"].default
+    counts = (10_000, 100_000, 1_000_000)
+    rows = [
+        "| time until `expired_time` | looks for a command | "
+        + " | ".join(f"{count:,} outstanding" for count in counts)
+        + " |",
+        "| --- | --- |" + " --- |" * len(counts),
+    ]
+    for name, lifetime in _LIFETIMES.items():
+        looks = looks_until_expired(lifetime, delays_s)
+        calls = [count * looks / lifetime.total_seconds() for count in counts]
+        rows.append(f"| {name} | {looks} | " + " | ".join(f"{each:,.1f} · {each / 10:,.1f}" for each in calls) + " |")
+    return "\n".join(rows)
+
+
 def metrics_table() -> str:
     """Return a row for each metric of the worker."""
     metrics = Metrics("0", 1)
-    metrics.observe(lambda: State(paused={None: False}, clock_offsets_s={None: 0.0}))
+    metrics.observe(lambda: State(outstanding_results=0, paused={None: False}, clock_offsets_s={None: 0.0}))
     rows = ["| `onenet_worker_…` | kind | labels | |", "| --- | --- | --- | --- |"]
     for family in metrics.registry.collect():
         if family.name.startswith("onenet_worker_"):
@@ -96,9 +134,17 @@ def machine_line() -> str:
     )
 
 
+_LIFETIMES = {
+    "10 minutes": timedelta(minutes=10),
+    "1 hour": timedelta(hours=1),
+    "1 day": timedelta(days=1),
+    "7 days": timedelta(days=7),
+}
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "settings"): settings_table,
     ("README.md", "codes"): codes_table,
+    ("docs/results.md", "results"): results_table,
+    ("docs/results.md", "costs"): result_costs_table,
     ("docs/operations.md", "metrics"): metrics_table,
     ("docs/operations.md", "alerts"): alerts_table,
     ("docs/performance.md", "targets"): lambda: target_table(_measured()),
