@@ -75,7 +75,7 @@ class HealthMonitor:
             unacknowledged=self._broker.unacknowledged,
             ready_messages=self._ready_messages,
             consumers=self._consumers,
-            outstanding_results=None if self._results is None else self._results.outstanding,
+            outstanding_results=0 if self._results is None else self._results.outstanding,
             paused=self._breakers.paused(),
             clock_offsets_s=self._clock_offsets_s(),
         )

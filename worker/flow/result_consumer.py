@@ -91,8 +91,8 @@ class ResultConsumer:
         self._due: dict[Device, list[tuple[Delivery, Awaited]]] = {}
         self._places: dict[str | None, asyncio.Semaphore] = {}
         self._looks: set[asyncio.Task[object]] = set()
-        self.outstanding: int | None = None
-        """How many commands wait for their result, at the last look at the queues; None: there was none yet."""
+        self.outstanding = 0
+        """How many commands wait for their result, at the last look at the queues."""
 
     async def run(self) -> None:
         """Stay connected, and count what waits, until cancelled.
@@ -143,7 +143,7 @@ class ResultConsumer:
     async def _count(self) -> None:
         while True:
             ready = await self._broker.count_ready(self._queues)
-            self.outstanding = None if ready is None else ready + self._broker.unacknowledged
+            self.outstanding = 0 if ready is None else ready + self._broker.unacknowledged
             await asyncio.sleep(_COUNT_INTERVAL_S)
 
     async def _look(self, device: Device) -> None:

@@ -44,7 +44,7 @@ _RESULT_KINDS: tuple[ResultKind, ...] = get_args(ResultKind)
 class State:
     """The state of a worker at one moment.
 
-    ``outstanding_results``: accepted commands that wait for their result; None: results are off, or not counted yet.
+    ``outstanding_results``: accepted commands that wait for their result, if results are on.
     ``paused`` and ``clock_offsets_s`` are keyed by product, with ``None`` for the default one.
     """
 
@@ -56,7 +56,7 @@ class State:
     unacknowledged: int = 0
     ready_messages: int = 0
     consumers: int = 0
-    outstanding_results: int | None = None
+    outstanding_results: int = 0
     paused: Mapping[str | None, bool] = field(default_factory=dict)
     clock_offsets_s: Mapping[str | None, float] = field(default_factory=dict)
 
@@ -186,12 +186,14 @@ class _StateMetrics(Collector):
             ("in_flight", "Commands that are being processed.", state.in_flight),
             ("unacknowledged", "Deliveries that are not acknowledged yet.", state.unacknowledged),
             ("queue_ready_messages", "Messages ready in the queue, at the last poll.", state.ready_messages),
+            (
+                "results_outstanding",
+                "Accepted commands that wait for their result, at the last poll; the same for all workers.",
+                state.outstanding_results,
+            ),
             ("queue_consumers", "Consumers of the queue, at the last poll.", state.consumers),
         ):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
-        if state.outstanding_results is not None:
-            text = "Accepted commands that wait for their result, at the last poll."
-            yield GaugeMetricFamily(f"{_PREFIX}_results_outstanding", text, state.outstanding_results)
         by_product: tuple[tuple[str, str, Mapping[str | None, float]], ...] = (
             ("paused", "1 while no commands of a product are sent", state.paused),
             (
