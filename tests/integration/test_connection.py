@@ -28,7 +28,7 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 
 CLOCKS_DIFFER_S = 2  # by which a message may come back early
-pytestmark = pytest.mark.usefixtures("watched_workers")
+pytestmark = [pytest.mark.broker_version, pytest.mark.usefixtures("watched_workers")]
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from worker.errors import BrokerUnavailable, WorkerError
 from worker.settings import Settings
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 NOW = datetime.now(UTC)
 
 

@@ -21,6 +21,8 @@ from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
 

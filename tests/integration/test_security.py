@@ -40,6 +40,7 @@ from worker.idempotency.redis import RedisStore
 from worker.settings import Settings
 
 pytestmark = [
+    pytest.mark.broker_version,
     pytest.mark.xdist_group("security"),  # one process of pytest-xdist has the vhost and its users
     pytest.mark.timeout(900),  # the first test creates them: 14 calls of rabbitmqctl, each of which starts an Erlang VM
 ]
