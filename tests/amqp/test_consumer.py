@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
 from worker.amqp.topology import Topology
@@ -322,6 +323,22 @@ async def test_what_a_sender_holds_is_forgotten_when_it_is_settled(
         bench.consumer.acknowledge(tag)
         await asyncio.sleep(0)
     assert bench.excess == []
+
+
+async def test_all_bodies_that_are_too_large_share_one_bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing is confirmed they stay for long; of the next one only the beginning is kept."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_KEPT_BYTES", 1_000_000)
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    left = []
+    for tag, size in ((2, 600_000), (3, 300_000), (4, 90_000)):
+        bench.channel.deliver(tag, body=b" " * size)
+        left.append(bench.consumer.channel.most_body_bytes)
+    assert left == [400_000, 100_000, MAX_BODY_BYTES]
+    for tag in (2, 4, 3):
+        bench.consumer.acknowledge(tag)
+    await asyncio.sleep(0)
+    assert bench.consumer.channel.most_body_bytes == 1_000_000
 
 
 async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(

@@ -85,6 +85,7 @@ def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deplo
         replies = deployment.upstream.replies(16)
         letters = [deployment.upstream.dead_letter() for _ in range(6)]
         most = memory_mib(worker, "VmHWM") - before
+        assert_nothing_but_accepted(worker, ids)
     assert_all_accepted_once(deployment, replies, ids)
     assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
@@ -105,12 +106,47 @@ def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: 
         replies = deployment.upstream.replies(13)
         letters = [deployment.upstream.dead_letter() for _ in range(3)]
         most = memory_mib(worker, "VmHWM") - before
+        assert_nothing_but_accepted(worker, ids)
     assert_all_accepted_once(deployment, replies, ids)
     failed = [reply for reply in replies if reply["status"] == "failed"]
     assert [(reply["command_id"], reply["error"]["code"]) for reply in failed] == [("large", "invalid_message")] * 3
     assert [letter.body == body for letter in letters] == [True] * 3
     assert {letter.headers["x-first-death-reason"] for letter in letters} == {"rejected"}
     assert most < LARGE_BYTES / MIB
+
+
+def test_large_messages_during_an_alarm_take_the_memory_of_one(own_broker: LocalBroker, tmp_path: Path) -> None:
+    """Its publications cannot leave. The others, which the broker has sent already, are returned to the queue.
+
+    One by one, because each is read alone, for up to ten seconds.
+    """
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        with deployment.worker() as worker:
+            deployment.upstream.publish(a_command(command_id="first"))
+            deployment.upstream.reply()
+            before = memory_mib(worker, "VmRSS")
+        for _ in range(4):
+            deployment.upstream.publish(b"x" * LARGE_BYTES)
+        deployment.upstream.disconnect()  # the broker would block it
+        deployment.upstream.connect()
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            with deployment.start_worker() as worker:
+                worker.wait_for("publishing_blocked")
+                wait_until(
+                    lambda: deployment.upstream.count(deployment.topology.execute_queue) == 3,
+                    4 * PATIENCE_S,
+                    "the return of the others",
+                )
+                during = memory_mib(worker, "VmHWM") - before
+                own_broker.control("set_vm_memory_high_watermark", "0.6")
+                replies = deployment.upstream.replies(4)
+                letters = [deployment.upstream.dead_letter() for _ in range(4)]
+        finally:
+            own_broker.control("set_vm_memory_high_watermark", "0.6")
+    assert [reply["error"]["code"] for reply in replies] == ["invalid_message"] * 4
+    assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 4
+    assert during < 3 * LARGE_BYTES / MIB
 
 
 def padded(**fields: Any) -> bytes:

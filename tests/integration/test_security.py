@@ -644,9 +644,11 @@ def test_replies_that_an_own_queue_refuses_are_diverted(
             for number in range(100):
                 command = a_command(imei=str(865820030000100 + number))
                 send(own_queues, "billing", command, app_id=f"any-{number}", user_id="billing", reply_to="billing.x")
-            send(own_queues, "payroll", a_command(), app_id="payroll")
+            send(own_queues, "payroll", a_command(command_id="payroll"), app_id="payroll")
             [reply] = replies(site, "payroll")
             worker.wait_for("reply_diverted", 99)
+            events = [line["event"] for line in worker.events if line.get("command_id") == "payroll"]
+        assert events == ["command_accepted"]
         assert reply.json["status"] == "accepted"
     finally:
         assert own_queues.refusal("billing", partial(BlockingChannel.queue_delete, queue="billing.own")) is None

@@ -12,6 +12,7 @@ from pika.channel import Channel
 from pika.spec import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
+from worker.amqp.bodies import MAX_KEPT_BYTES
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import CALL_S
 from worker.amqp.messages import PROBE, Delivery
@@ -72,6 +73,8 @@ class QueueConsumer:
         self._held: Shares[Sender] = Shares()  # the sums
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
+        self._large_bodies: dict[int, int] = {}  # tags of messages with too large a body, and how much of it is kept
+        self._bound_bodies()
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
@@ -262,6 +265,9 @@ class QueueConsumer:
         self._adapt_caution(delivery)
         if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
             self._run_in_background(self._apply_prefetch())
+        if len(body) > MAX_BODY_BYTES:
+            self._large_bodies[tag] = len(body)
+            self._bound_bodies()
         if len(body) > MAX_BODY_BYTES or delivery.is_excess:
             self._read_nothing_beside(tag)
         self._on_delivery(delivery)
@@ -282,6 +288,10 @@ class QueueConsumer:
             self._is_cautious = self._cautious_deliveries_left > 0
         if self._is_cautious and not was_cautious:
             self._run_in_background(self._apply_prefetch())
+
+    def _bound_bodies(self) -> None:
+        """Keep no more of the next body than there is room for: those that are held may stay as long as an alarm."""
+        self.channel.most_body_bytes = max(MAX_BODY_BYTES, MAX_KEPT_BYTES - sum(self._large_bodies.values()))
 
     def _read_nothing_beside(self, tag: int) -> None:
         """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
@@ -313,6 +323,8 @@ class QueueConsumer:
             if held := self._unacknowledged.pop(tag, None):
                 self._held.remove(*held)
             self._unacknowledged_of_consumer.discard(tag)
+            if self._large_bodies.pop(tag, 0):
+                self._bound_bodies()
             if tag in self._large:
                 self._forget_large(tag)
         self._notify()
