@@ -537,6 +537,34 @@ def test_all_upstream_systems_share_one_queue(broker: Broker, site: Deployment) 
     assert senders == ["billing"] * 20 + ["payroll"]
 
 
+_POSTPONE = "have the commands of others postponed, with many large ones for many devices"
+
+
+@tries("`billing`", _POSTPONE, "refused with `isolated`")
+def test_the_sender_that_takes_most_memory_gives_way(
+    broker: Broker, site: Deployment, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Though each of its devices has less than the one of the other; shown with a smaller bound."""
+    smaller = run_at_startup(tmp_path, "import worker.flow.prefetch as p; replace(p, 'MAX_WAITING_BYTES', 150_000)")
+    isolated = {"WORKER_TENANTS": "isolated", "ONENET_DEVICE_INTERVAL": "60"}
+
+    def publish(channel: BlockingChannel, system: str, count: int, devices: int) -> None:
+        for number in range(count):
+            command = a_command(command_id=f"{system}-{number}", imei=str(865820030000000 + number % devices))
+            body = json.dumps(command).ljust(5_000).encode()
+            properties = pika.BasicProperties(delivery_mode=2, app_id=system, user_id=system)
+            channel.basic_publish(TOPOLOGY.commands_exchange, EXECUTE, body, properties)
+
+    with site.start_worker(**settings, **isolated, **smaller) as worker:
+        worker.wait_for("consumer_started")
+        assert broker.refusal("payroll", lambda channel: publish(channel, "payroll", 7, 1)) is None
+        replies(site, "payroll")
+        assert broker.refusal("billing", lambda channel: publish(channel, "billing", 120, 40)) is None
+        worker.wait_for("command_postponed", 40)
+        postponed = [line["command_id"] for line in worker.events if line["event"] == "command_postponed"]
+    assert {command_id.partition("-")[0] for command_id in postponed} == {"billing"}
+
+
 @tries("`billing`", "send a command to a device of another", "possible")
 def test_a_device_belongs_to_no_upstream_system(broker: Broker, site: Deployment, settings: dict[str, str]) -> None:
     with site.start_worker(**settings) as worker:
@@ -617,9 +645,11 @@ def test_replies_that_an_own_queue_refuses_are_diverted(
             for number in range(100):
                 command = a_command(imei=str(865820030000100 + number))
                 send(own_queues, "billing", command, app_id=f"any-{number}", user_id="billing", reply_to="billing.x")
-            send(own_queues, "payroll", a_command(), app_id="payroll")
+            send(own_queues, "payroll", a_command(command_id="payroll"), app_id="payroll")
             [reply] = replies(site, "payroll")
             worker.wait_for("reply_diverted", 99)
+            events = [line["event"] for line in worker.events if line.get("command_id") == "payroll"]
+        assert events == ["command_accepted"]
         assert reply.json["status"] == "accepted"
     finally:
         assert own_queues.refusal("billing", partial(BlockingChannel.queue_delete, queue="billing.own")) is None

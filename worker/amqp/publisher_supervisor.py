@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika import URLParameters
 
@@ -20,6 +20,9 @@ from worker.amqp.publisher import InFlight, Publisher
 from worker.amqp.suspects import Suspects, may_be_about_a_publication
 from worker.errors import UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from worker.core.envelope import Sender
 
 MAX_REJECTIONS = 3  # of one publication, or
 REJECTED_S = 5.0  # for this long: then the publisher is replaced
@@ -80,7 +83,7 @@ class PublisherSupervisor:
         self._replacements = 0  # in the present series of rejections
         self._replace_not_before = 0.0
         self._last_rejected_at = 0.0
-        self._refusing: OrderedDict[str, float] = OrderedDict()  # by system: until when its rejected replies go there
+        self._refusing: OrderedDict[Sender, float] = OrderedDict()  # until when the rejected replies to each go there
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
         self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
@@ -309,8 +312,8 @@ class PublisherSupervisor:
         Otherwise a few such replies use up the prefetch, and one system with a full queue stops the commands of all
         others. Returns whether the reply was diverted.
         """
-        publication, envelope, now = item.publication, item.settlement.delivery.envelope, self._loop.time()
-        system = envelope.user_id or envelope.app_id  # anybody may write any app_id
+        publication, now = item.publication, self._loop.time()
+        system = item.settlement.delivery.envelope.sender
         if publication.exchange == self._unrouted_exchange or publication.status is None or item.was_returned:
             return False
         if (item.first_rejected_at or now) <= now - REFUSED_REPLY_S:
@@ -321,7 +324,7 @@ class PublisherSupervisor:
         if self._refusing.get(system, 0) < now:
             return False
         log.error(
-            "reply_diverted", routing_key=publication.routing_key, exchange=self._unrouted_exchange, app_id=system
+            "reply_diverted", routing_key=publication.routing_key, exchange=self._unrouted_exchange, app_id=system.name
         )
         item.publication = replace(publication, exchange=self._unrouted_exchange)
         item.rejections, item.first_rejected_at = 0, None
