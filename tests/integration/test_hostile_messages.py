@@ -25,6 +25,9 @@ pytestmark = pytest.mark.broker_version
 
 LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
+# The broker compares the two for longer than any test lasts.
+HANGING_BINDING = ".".join(["hostile", *["#"] * 30, "never"])
+HANGING_KEY = ".".join(["hostile", *"abcdefghi"])
 
 # Kills the process when it receives a large message, as the kernel does when memory is short.
 _ENDED_BY_LARGE_BODIES = """
@@ -481,3 +484,27 @@ def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(depl
         while ids:
             ids.discard(deployment.upstream.reply().json["command_id"])
     channel.queue_delete(name)
+
+
+def test_replies_in_whose_routing_the_broker_hangs_stop_no_other_reply(deployment: Deployment) -> None:
+    """Each has a route of its own, and no sender is known: they are found one by one, beside what goes on."""
+    topology, channel = deployment.topology, deployment.upstream.channel
+    name = f"{topology.namespace}.hostile"
+    with deployment.worker() as worker:
+        channel.queue_declare(name)
+        channel.queue_bind(name, topology.replies_exchange, HANGING_BINDING)
+        hostile = {f"hostile-{number}" for number in range(3)}
+        for number, command_id in enumerate(hostile):
+            deployment.upstream.publish(a_command(command_id=command_id), reply_to=f"{HANGING_KEY}{number}")
+        missing = hostile | good_commands(deployment, 20)
+        while missing:
+            missing.discard(deployment.upstream.reply(2 * PATIENCE_S).json["command_id"])
+        events = worker.events
+        hung = [line for line in events if line["event"] == "publication_hung"]
+        deployment.upstream.publish(a_command(command_id="later"))
+        wait_for_replies(deployment, {"later"})
+        channel.queue_delete(name)
+    assert {line["command_id"] for line in hung} == hostile
+    assert {line["routing_key"] for line in hung} == {f"{HANGING_KEY}{number}" for number in range(3)}
+    assert len(hung) == len([line for line in events if line["event"] == "reply_diverted"]) == len(hostile)
+    assert "broker_connection_lost" not in {line["event"] for line in events}

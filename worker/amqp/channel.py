@@ -157,6 +157,11 @@ class BrokerChannel:
         abandon(connection, self._io)
         await closed.wait()
 
+    def abort(self) -> None:
+        """End the connection at once: a channel that hangs in the broker does not answer that it is closed."""
+        self.fail(BrokerUnavailable("closed"))
+        self._io.abort()
+
     def _watch_silence(self) -> None:
         """End the connection once the peer has been silent for too long.
 
