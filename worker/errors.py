@@ -15,6 +15,7 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   └── ClosedByBroker       the broker gave a reason
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
+    ├── PublicationHung          the broker does not end to route it       -> the unrouted exchange keeps the reply
     ├── TopologyMismatch         an exchange or queue differs                  -> exit code 78
     ├── TransportError           an HTTP request got no readable response      -> in doubt, or known not sent
     │   └── TLSError             TLS failed
@@ -145,6 +146,10 @@ class ChannelRefused(ClosedByBroker):
 
 class ConnectionRefused(ClosedByBroker):
     """The broker closed the connection."""
+
+
+class PublicationHung(WorkerError):
+    """The broker does not come to an end with the routing of a publication."""
 
 
 class TopologyMismatch(WorkerError):

@@ -60,14 +60,15 @@ def access(passwords: Mapping[str, str], topology: Topology, *, may_declare: boo
                 "read": f"^({own}|{replies}$)",
             },
         ],
-        # To bind a queue to the topic exchange of replies is to read from it: the routing keys of its own replies only.
+        # To bind a queue to the topic exchange of replies is to read from it: the routing keys of its own replies only,
+        # and one # in each, because the time to compare them grows exponentially with their number.
         "topic_permissions": [
             {
                 "user": UPSTREAM,
                 "vhost": VHOST,
                 "exchange": topology.replies_exchange,
                 "write": NOTHING,
-                "read": rf"^((execute|result)\.(\*|[a-z]+)\.{UPSTREAM}|{UPSTREAM}(\..*)?)$",
+                "read": rf"^((execute|result)\.(\*|[a-z]+)\.{UPSTREAM}|{UPSTREAM}(\.[^.#]+)*(\.#)?)$",
             }
         ],
     }

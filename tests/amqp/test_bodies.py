@@ -1,6 +1,5 @@
 """Bodies that are too large to be held."""
 
-import pytest
 from pika import BasicProperties, frame, spec
 from pika.channel import ContentFrameAssembler
 
@@ -10,9 +9,8 @@ from worker.amqp.bodies import BoundedAssembler, TruncatedBody
 METHOD: "frame.Method[spec.Basic.Deliver]" = frame.Method(1, spec.Basic.Deliver("tag", 1, False, "", ""))
 
 
-@pytest.fixture(autouse=True)
-def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.amqp.bodies.MAX_KEPT_BYTES", 3 * MAX_BODY_BYTES)
+def bounded() -> BoundedAssembler:
+    return BoundedAssembler(ContentFrameAssembler(), lambda: 3 * MAX_BODY_BYTES)
 
 
 def received(assembler: BoundedAssembler, body: bytes, fragment_bytes: int = 100_000) -> bytes:
@@ -29,7 +27,7 @@ def received(assembler: BoundedAssembler, body: bytes, fragment_bytes: int = 100
 
 
 def test_only_the_beginning_of_a_body_above_the_limit_is_kept() -> None:
-    assembler = BoundedAssembler(ContentFrameAssembler())
+    assembler = bounded()
     large = bytes(range(256)) * 4096
     for _ in range(2):
         kept = received(assembler, large)
@@ -41,6 +39,20 @@ def test_only_the_beginning_of_a_body_above_the_limit_is_kept() -> None:
 
 def test_a_body_at_the_limit_is_kept_whole() -> None:
     body = b"x" * 3 * MAX_BODY_BYTES
-    kept = received(BoundedAssembler(ContentFrameAssembler()), body)
+    kept = received(bounded(), body)
     assert not isinstance(kept, TruncatedBody)
     assert kept == body
+
+
+def test_the_limit_is_asked_for_when_more_of_a_body_has_arrived_than_comes_with_the_message_before() -> None:
+    """Its header is read before the message before is settled, and before that there is no room for another."""
+    room = 0
+    assembler = BoundedAssembler(ContentFrameAssembler(), lambda: room)
+    body = b"x" * 3 * MAX_BODY_BYTES
+    assembler.process(METHOD)
+    assembler.process(frame.Header(1, len(body), BasicProperties()))
+    assert assembler.process(frame.Body(1, body[:8_000])) is None
+    room = len(body)
+    _, _, whole = assembler.process(frame.Body(1, body[8_000:]))
+    assert type(whole) is bytes
+    assert whole == body

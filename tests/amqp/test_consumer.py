@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
 from worker.amqp.topology import Topology
@@ -66,11 +67,12 @@ class FakeChannel:
         self.history.append(f"nack {tag}")
         self.unacknowledged.remove(tag)
 
-    def deliver(self, tag: int, times_returned: int = 0, body: bytes = b"{}") -> None:
+    def deliver(self, tag: int, times_returned: int = 0, body: bytes = b"{}", app_id: str = "") -> None:
         """Deliver one message."""
         self.unacknowledged.add(tag)
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
-        self._deliver(self, method, BasicProperties(headers={"x-delivery-count": times_returned}), body)
+        properties = BasicProperties(headers={"x-delivery-count": times_returned}, app_id=app_id)
+        self._deliver(self, method, properties, body)
 
     def _reply(self, call: str, callback: Callable[[Any], None], **fields: str) -> None:
         self.history.append(call)
@@ -90,6 +92,11 @@ class Bench:
         self.consumer = QueueConsumer(
             1, TOPOLOGY, TOPOLOGY.execute_queue, channel, self.deliveries.append, self.acknowledged.extend, self._run
         )
+
+    @property
+    def excess(self) -> list[int]:
+        """The tags of the deliveries that are to be given back."""
+        return [delivery.tag for delivery in self.deliveries if delivery.is_excess]
 
     async def settled(self) -> None:
         """Wait until the consumer has finished the operations that it started."""
@@ -282,12 +289,58 @@ async def test_while_too_much_is_held_each_large_message_is_to_be_given_back_bef
     bench.consumer.acknowledge(3)
     await asyncio.sleep(0)
     assert reading.is_on.is_set()
-    bench.channel.deliver(4, body=b" " * 35_000)
+    bench.channel.deliver(4, body=b" " * 10_000)
     bench.channel.deliver(5)
     assert reading.is_on.is_set()
-    assert [(delivery.tag, delivery.is_excess) for delivery in bench.deliveries] == [
-        (1, False), (2, False), (3, True), (4, False), (5, False),
-    ]  # fmt: skip
+    assert bench.excess == [3]
+
+
+async def test_only_the_sender_that_takes_much_gives_large_messages_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound for one sender is three times what is free: what it cannot have is there for others."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 1_000_000)
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    for tag in range(2, 22):
+        bench.channel.deliver(tag, body=b" " * 50_000, app_id="greedy")
+        if bench.excess == [tag]:
+            break
+    else:
+        pytest.fail("one sender may hold everything")
+    bench.consumer.acknowledge(tag)
+    await asyncio.sleep(0)
+    bench.channel.deliver(30, body=b" " * 50_000, app_id="modest")
+    bench.channel.deliver(31, body=b" " * 50_000, app_id="greedy")
+    assert bench.excess == [tag, 31]
+
+
+async def test_what_a_sender_holds_is_forgotten_when_it_is_settled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 100_000)
+    await bench.consume_several()
+    for tag in range(2, 20):
+        bench.channel.deliver(tag, body=b" " * 50_000, app_id="steady")
+        bench.consumer.acknowledge(tag)
+        await asyncio.sleep(0)
+    assert bench.excess == []
+
+
+async def test_all_bodies_that_are_too_large_share_one_bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing is confirmed they stay for long; of the next one only the beginning is kept."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_KEPT_BYTES", 1_000_000)
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    left = []
+    for tag, size in ((2, 600_000), (3, 300_000), (4, 90_000)):
+        bench.channel.deliver(tag, body=b" " * size)
+        left.append(bench.consumer.channel.most_body_bytes)
+    assert left == [400_000, 100_000, MAX_BODY_BYTES]
+    for tag in (2, 4, 3):
+        bench.consumer.acknowledge(tag)
+    await asyncio.sleep(0)
+    assert bench.consumer.channel.most_body_bytes == 1_000_000
 
 
 async def test_a_large_message_that_is_held_keeps_the_others_with_the_broker_whatever_else_is_settled(

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -235,6 +236,24 @@ def test_the_memory_of_a_message_is_that_of_its_decoded_headers() -> None:
         plain_size + 5_000 < delivery(dict(received.headers or {})).size < plain_size + 6_000
     )  # each takes five, as it came
     assert delivery({"raw": RawFieldValue(b"x" * 100_000)}).size > plain_size + 100_000
+
+
+@pytest.mark.parametrize(
+    "value", [b"V", b"t\x01", b"I\x00\x01\x02\x03", b"S\x00\x00\x00\x00", b"T" + bytes(8), b"F" + bytes(4)]
+)
+def test_the_size_of_a_message_is_what_its_headers_take_once_they_are_decoded(value: bytes) -> None:
+    """Thousands of headers of five bytes take megabytes."""
+    table = b"".join(b"\x04%04x" % number + value for number in range(10_000))
+    encoded = BasicProperties.FLAG_HEADERS.to_bytes(2) + len(table).to_bytes(4) + table
+    properties = BasicProperties()
+    tracemalloc.start()
+    try:
+        properties.decode(encoded)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = Delivery(1, 7, is_redelivered=False, properties=properties, body=b"", is_returned=False).size
+    assert taken / 2 < size < 2 * taken
 
 
 def test_the_brokers_record_of_deaths_is_not_copied() -> None:

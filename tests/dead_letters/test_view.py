@@ -23,7 +23,7 @@ def a_dead_letter(body: bytes, **headers: Any) -> DeadLetter:
 def test_the_summary_of_an_unreadable_dead_letter_has_null_for_unknown_fields() -> None:
     failed_at = "2026-08-05T12:00:00.000+08:00"
     headers = {"x-onenet-reason": "invalid_message", "x-onenet-error": "no JSON", "x-onenet-failed-at": failed_at}
-    assert summary(a_dead_letter(b"{", **headers)) == {
+    assert summary(a_dead_letter(b"{", **headers).listing) == {
         "command_id": None,
         "reason": "invalid_message",
         "error": "no JSON",

@@ -1,7 +1,5 @@
 """Serial execution of the commands of one device, in order of arrival."""
 
-from dataclasses import replace
-
 import pytest
 
 from tests.support.builders import AN_IMEI, a_task
@@ -42,7 +40,7 @@ def test_withdraw_removes_waiting_tasks_by_their_arrival_and_leaves_the_running_
 
 
 def test_the_memory_of_what_waits_is_known(queues: KeyedQueues) -> None:
-    running, waiting, withdrawn = (replace(a_task(number), size=10 + number) for number in range(3))
+    running, waiting, withdrawn = (a_task(number, size=10 + number) for number in range(3))
     for each in (running, waiting, withdrawn):
         queues.try_start(each)
     assert queues.waiting_bytes == 11 + 12
@@ -55,14 +53,48 @@ def test_the_memory_of_what_waits_is_known(queues: KeyedQueues) -> None:
 def test_the_device_whose_commands_take_most_memory_gives_way(queues: KeyedQueues) -> None:
     """Another device's command that has to wait a moment costs nobody else's turn."""
     for number in range(4):
-        queues.try_start(replace(a_task(number), size=40))
-    small = [replace(a_task(number, OTHER_IMEI), size=10) for number in range(4, 8)]
+        queues.try_start(a_task(number, size=40))
+    small = [a_task(number, OTHER_IMEI, size=10) for number in range(4, 8)]
     for each in small:
         queues.try_start(each)
     given_way = [queues.withdraw_last_of_largest() for _ in range(3)]
     assert [task.arrived_at for task in given_way] == [3, 2, 1]
     assert (queues.waiting, queues.waiting_bytes) == (3, 30)
     assert queues.finish(small[0]) is small[1]
+
+
+def test_the_sender_whose_commands_take_most_memory_gives_way(queues: KeyedQueues) -> None:
+    """However many devices it spreads them over, and though one device of another sender has more waiting."""
+    spread = [str(865820030000000 + number) for number in range(100)]
+    for number, imei in enumerate([*spread, *spread]):
+        queues.try_start(a_task(number, imei, app_id="spread", size=40))
+    for number in range(200, 251):  # 50 of them wait
+        queues.try_start(a_task(number, "865820030009999", app_id="billing", size=40))
+    given_way = [queues.withdraw_last_of_largest() for _ in range(50)]
+    assert {task.envelope.app_id for task in given_way} == {"spread"}
+    assert {task.arrived_at for task in given_way} < set(range(100, 200))
+
+
+def test_who_gives_way_at_a_device_of_two_senders_is_the_one_that_takes_most(queues: KeyedQueues) -> None:
+    """The other one's commands for that device keep their order."""
+    queues.try_start(a_task(0))
+    large = [a_task(number, app_id="large", size=40) for number in (1, 3)]
+    small = [a_task(number, app_id="small", size=10) for number in (2, 4)]
+    for each in (large[0], small[0], large[1], small[1]):
+        queues.try_start(each)
+    assert queues.withdraw_last_of_largest() is large[1]
+    assert queues.withdraw_last_of_largest() is large[0]
+    assert queues.withdraw_last_of_largest() is small[1]
+    assert (queues.waiting, queues.waiting_bytes) == (1, 10)
+    assert queues.finish(a_task(0)) is small[0]
+
+
+def test_a_sender_for_whom_the_broker_vouches_gives_way_to_none_that_only_has_its_name(queues: KeyedQueues) -> None:
+    queues.try_start(a_task(0))
+    forged = [a_task(number, app_id="billing", size=40) for number in (1, 2)]
+    for each in [a_task(3, app_id="billing", user_id="billing", size=60), *forged]:
+        queues.try_start(each)
+    assert queues.withdraw_last_of_largest() is forged[-1]
 
 
 def test_a_message_without_a_command_never_waits(queues: KeyedQueues) -> None:

@@ -18,6 +18,7 @@ import redis
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from schemas.onenet import usable_uuid
 from schemas.reply import Reply
 from tests.fuzz.mutation import encoded, json_texts, parsed
 from tests.fuzz.target import Check, Servers, Target
@@ -181,7 +182,9 @@ async def _check_reply(store: IdempotencyStore, fields: Mapping[str, Any]) -> No
         recorded = Reply.model_validate_json(json.dumps(fields))
     except (ValidationError, ValueError):
         return
-    if recorded.command_id is None or recorded.status != "accepted" or not recorded.uuid or recorded.error is not None:
+    if recorded.command_id is None or recorded.status != "accepted" or recorded.error is not None:
+        return
+    if not usable_uuid(recorded.uuid):
         return
     command_key = key(recorded.command_id, recorded.command_id.encode()[:16].ljust(16))
     claim = await store.claim(command_key, NOW)

@@ -23,6 +23,8 @@ from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 
 def _swallow(sock: socket.socket) -> None:
     while sock.recv(65536):

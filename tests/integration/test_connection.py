@@ -28,7 +28,20 @@ from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
 
 CLOCKS_DIFFER_S = 2  # by which a message may come back early
-pytestmark = pytest.mark.usefixtures("watched_workers")
+# The worker suspects after a moment that the broker hangs in the routing of a publication, and logs what it finds.
+SUSPICIOUS = """
+import worker.amqp.publisher_supervisor as s
+from worker.telemetry.logs import get_logger
+for name in ("SLOW_CONFIRM_S", "HANG_S", "_LOOK_S"):
+    replace(s, name, 0.1)
+hangs = s.PublisherSupervisor._hangs
+async def logged(self, publisher):
+    found = await hangs(self, publisher)
+    get_logger().info("looked", hangs=found)
+    return found
+replace(s.PublisherSupervisor, "_hangs", logged)
+"""
+pytestmark = [pytest.mark.broker_version, pytest.mark.usefixtures("watched_workers")]
 
 
 @pytest.fixture
@@ -227,6 +240,25 @@ def test_a_right_to_publish_that_is_withdrawn_is_tried_ever_more_rarely(
     own_broker.control("delete_user", user)
 
 
+def test_a_right_to_publish_replies_that_is_withdrawn_costs_no_connection(
+    own_broker: LocalBroker, breakable: Deployment
+) -> None:
+    """A reply looks first as if its sender had caused the refusal; without what that has chosen it is refused too."""
+    user, target = f"user-{uuid4().hex[:8]}", urlsplit(own_broker.url)
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, ".*", ".*", ".*")
+    with breakable.worker(AMQP_URL=f"amqp://{user}:password@{target.hostname}:{target.port}/") as worker:
+        own_broker.control("set_permissions", user, ".*", "[.](retry|returns|dead-letters)$", ".*")
+        breakable.upstream.publish(a_command(), app_id="billing", reply_to="billing.x")
+        breakable.upstream.publish(b"{}", app_id="billing", headers={"tenant": "a"})
+        worker.wait_for("publication_refused", count=6)  # each as it is and without its address, and one now and then
+        breakable.upstream.dead_letter()
+        own_broker.control("set_permissions", user, ".*", ".*", ".*")
+        assert {reply["status"] for reply in breakable.upstream.replies(2)} == {"accepted", "failed"}
+        assert "broker_connection_lost" not in {line["event"] for line in worker.events}
+    own_broker.control("delete_user", user)
+
+
 def test_a_topology_that_was_changed_under_a_running_worker_is_waited_for(proxied: tuple[Deployment, Proxy]) -> None:
     """Without consuming meanwhile: each session would give back what it held."""
     deployment, proxy = proxied
@@ -416,13 +448,13 @@ def _say_nothing(client: socket.socket) -> None:
 
 @contextmanager
 def publishing_blocked(
-    broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    broker: LocalBroker, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, **settings: str
 ) -> Iterator[tuple[WorkerProcess, list[str]]]:
     """Yield a worker under load whose broker blocks publishing, and the ids of its commands.
 
     The broker blocks a connection when it publishes, so the platform delays all answers until the alarm is set.
     """
-    with deployment.worker(WORKER_CONCURRENCY="2") as worker:
+    with deployment.worker(WORKER_CONCURRENCY="2", **settings) as worker:
         try:
             with answers_held(monkeypatch):
                 ids = publish_many(deployment, 40)
@@ -435,14 +467,39 @@ def publishing_blocked(
 
 
 def test_a_broker_that_blocks_publishing_costs_no_command(
-    breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+    breakable: Deployment, own_broker: LocalBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with publishing_blocked(own_broker, breakable, monkeypatch) as (worker, ids):
+    """And it is not taken for one that hangs."""
+    settings = run_at_startup(tmp_path, SUSPICIOUS)
+    with publishing_blocked(own_broker, breakable, monkeypatch, **settings) as (worker, ids):
         assert worker.process.is_running
         own_broker.control("set_vm_memory_high_watermark", "0.6")
         worker.wait_for("publishing_unblocked")
         worker.wait_for("consumer_started", count=2)
+        worker.wait_for("looked", hangs=False)
         assert_each_accepted_once(breakable, ids)
+        assert "publisher_replaced" not in {line["event"] for line in worker.events}
+
+
+def test_a_queue_that_confirms_late_is_not_taken_for_a_publication_that_hangs(
+    breakable: Deployment, own_broker: LocalBroker, tmp_path: Path
+) -> None:
+    """Only the channel's answer tells them apart: the broker has routed the reply, and goes on."""
+    channel, name = breakable.upstream.channel, f"{breakable.topology.namespace}.slow"
+    resource = f'rabbit_misc:r(<<"/">>, queue, <<"{name}">>)'
+    found = f"{{ok, Queue}} = rabbit_amqqueue:lookup({resource}), Pid = amqqueue:get_pid(Queue)"
+    with breakable.worker(**run_at_startup(tmp_path, SUSPICIOUS)) as worker:
+        channel.queue_declare(name)
+        channel.queue_bind(name, breakable.topology.replies_exchange, "slow")
+        own_broker.control("eval", f"{found}, sys:suspend(Pid).")
+        breakable.upstream.publish(a_command(), reply_to="slow")
+        worker.wait_for("looked", hangs=False)
+        publish_many(breakable, 20)
+        assert {reply["status"] for reply in breakable.upstream.replies(21)} == {"accepted"}
+        own_broker.control("eval", f"{found}, sys:resume(Pid).")
+        assert breakable.upstream.get(name).json["status"] == "accepted"
+        assert {line["event"] for line in worker.events}.isdisjoint({"publisher_replaced", "reply_diverted"})
+        channel.queue_delete(name)
 
 
 def test_the_worker_reconnects_to_a_broker_that_was_killed_while_it_blocked_publishing(

@@ -24,7 +24,10 @@ from worker.dev.services.ports import free_port
 from worker.simulator.faults import Fault
 from worker.simulator.server import Simulator
 
-pytestmark = pytest.mark.xdist_group("contract")  # all tests share one worker
+pytestmark = [
+    pytest.mark.broker_version,
+    pytest.mark.xdist_group("contract"),  # all tests share one worker
+]
 
 
 @dataclass

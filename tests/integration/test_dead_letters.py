@@ -14,10 +14,13 @@ import pika
 import pytest
 from pydantic import SecretStr
 
+from schemas.command import MAX_BODY_BYTES
 from tests.support.builders import a_command
+from tests.support.command_line import run_cli
 from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
 from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_dead_letters
@@ -27,6 +30,8 @@ from worker.dev.services.processes import LocalProcess
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.settings import Settings
 from worker.simulator.faults import Fault
+
+pytestmark = pytest.mark.broker_version
 
 NOW = datetime.now(UTC)
 
@@ -268,6 +273,37 @@ def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: 
     assert "--limit 4" in dead_letters("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
     assert read_ids(deployment, len(IDS)) == IDS
     assert deployment.upstream.count(deployment.topology.execute_queue) == 0
+
+
+def test_listing_takes_little_memory_however_large_the_dead_letters_are(deployment: Deployment) -> None:
+    """Of each only what is printed is kept: the memory that 200 MiB of bodies need is a fraction of that."""
+    large, count, command = b"x" * 15 * 1024 * 1024, 2_000, json.dumps(a_command(command_id="large")).encode()
+    for body, times in ((large, 6), (command.ljust(MAX_BODY_BYTES), count)):
+        for _ in range(times):
+            properties = pika.BasicProperties(delivery_mode=2, message_id="large")
+            deployment.upstream.channel.basic_publish(deployment.topology.dead_letters_exchange, "x", body, properties)
+    code = """
+import re, sys
+from pathlib import Path
+from worker.dead_letters.reader import DeadLetterReader
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+read = DeadLetterReader.read
+def measured(*arguments, **named):
+    before = peak()
+    found = read(*arguments, **named)
+    print(peak() - before, file=sys.stderr)
+    return found
+replace(DeadLetterReader, "read", measured)
+"""
+    settings = {"AMQP_URL": deployment.broker_url, "ONENET_API_KEY": API_KEY}
+    namespace = {"WORKER_NAMESPACE": deployment.topology.namespace}
+    at_startup = run_at_startup(deployment.folder, code)
+    arguments = ("dead-letters", "list", "--json")
+    result = run_cli(*arguments, folder=deployment.folder, **settings, **namespace, **at_startup)
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["command_id"] for line in result.stdout.splitlines()] == ["large"] * (6 + count)
+    assert int(result.stderr) < 40 * 1024  # kB
 
 
 def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(

@@ -22,6 +22,8 @@ from worker.dev.services.redis import LocalRedis
 from worker.idempotency.redis import RedisStore
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 
 @pytest.fixture
 def redis_settings(deployment: Deployment, redis_url: str) -> dict[str, str]:

@@ -16,13 +16,18 @@ from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.amqp.blocking import declare_on
-from worker.amqp.consumer import MANY_RETURNS
+from worker.amqp.consumer import MANY_RETURNS, SMALL_BYTES
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 LARGE_BYTES = 15 * 1024 * 1024  # RabbitMQ 4 accepts at most 16 MiB by default
 MIB = 1024 * 1024
+# The broker compares the two for longer than any test lasts.
+HANGING_BINDING = ".".join(["hostile", *["#"] * 30, "never"])
+HANGING_KEY = ".".join(["hostile", *"abcdefghi"])
 
 # Kills the process when it receives a large message, as the kernel does when memory is short.
 _ENDED_BY_LARGE_BODIES = """
@@ -45,13 +50,12 @@ def memory_mib(worker: WorkerProcess, kind: str) -> float:
     return int(found[1]) / 1024
 
 
-def good_commands(deployment: Deployment, count: int, first: int = 0) -> set[str]:
-    """Publish commands for as many devices."""
+def good_commands(deployment: Deployment, count: int, first: int = 0, size: int = 0) -> set[str]:
+    """Publish commands for as many devices, as a sender of their own; each body has at least ``size`` bytes."""
     ids = {f"good-{number}" for number in range(count)}
     for number, command_id in enumerate(sorted(ids), first):
-        deployment.upstream.publish(
-            a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id)
-        )
+        command = a_command(command_id=command_id, imei=str(865820030000000 + number), args=command_id)
+        deployment.upstream.publish(json.dumps(command).encode().ljust(size), app_id="good")
     return ids
 
 
@@ -62,6 +66,11 @@ def wait_for_replies(deployment: Deployment, ids: set[str]) -> None:
         reply = deployment.upstream.reply().json
         assert reply["status"] == "accepted"
         missing.discard(reply["command_id"])
+
+
+def assert_nothing_but_accepted(worker: WorkerProcess, ids: set[str]) -> None:
+    """No command was postponed, in doubt or tried again."""
+    assert {line["event"] for line in worker.events if line.get("command_id") in ids} == {"command_accepted"}
 
 
 def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any]], ids: set[str]) -> None:
@@ -81,6 +90,7 @@ def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deplo
         replies = deployment.upstream.replies(16)
         letters = [deployment.upstream.dead_letter() for _ in range(6)]
         most = memory_mib(worker, "VmHWM") - before
+        assert_nothing_but_accepted(worker, ids)
     assert_all_accepted_once(deployment, replies, ids)
     assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
@@ -101,12 +111,47 @@ def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: 
         replies = deployment.upstream.replies(13)
         letters = [deployment.upstream.dead_letter() for _ in range(3)]
         most = memory_mib(worker, "VmHWM") - before
+        assert_nothing_but_accepted(worker, ids)
     assert_all_accepted_once(deployment, replies, ids)
     failed = [reply for reply in replies if reply["status"] == "failed"]
     assert [(reply["command_id"], reply["error"]["code"]) for reply in failed] == [("large", "invalid_message")] * 3
     assert [letter.body == body for letter in letters] == [True] * 3
     assert {letter.headers["x-first-death-reason"] for letter in letters} == {"rejected"}
     assert most < LARGE_BYTES / MIB
+
+
+def test_large_messages_during_an_alarm_take_the_memory_of_one(own_broker: LocalBroker, tmp_path: Path) -> None:
+    """Its publications cannot leave. The others, which the broker has sent already, are returned to the queue.
+
+    One by one, because each is read alone, for up to ten seconds.
+    """
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        with deployment.worker() as worker:
+            deployment.upstream.publish(a_command(command_id="first"))
+            deployment.upstream.reply()
+            before = memory_mib(worker, "VmRSS")
+        for _ in range(4):
+            deployment.upstream.publish(b"x" * LARGE_BYTES)
+        deployment.upstream.disconnect()  # the broker would block it
+        deployment.upstream.connect()
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            with deployment.start_worker() as worker:
+                worker.wait_for("publishing_blocked")
+                wait_until(
+                    lambda: deployment.upstream.count(deployment.topology.execute_queue) == 3,
+                    4 * PATIENCE_S,
+                    "the return of the others",
+                )
+                during = memory_mib(worker, "VmHWM") - before
+                own_broker.control("set_vm_memory_high_watermark", "0.6")
+                replies = deployment.upstream.replies(4)
+                letters = [deployment.upstream.dead_letter() for _ in range(4)]
+        finally:
+            own_broker.control("set_vm_memory_high_watermark", "0.6")
+    assert [reply["error"]["code"] for reply in replies] == ["invalid_message"] * 4
+    assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 4
+    assert during < 3 * LARGE_BYTES / MIB
 
 
 def padded(**fields: Any) -> bytes:
@@ -129,6 +174,7 @@ def test_padded_commands_for_one_device_take_bounded_memory(deployment: Deployme
         wait_for_replies(deployment, ids)
         worker.wait_for("command_postponed", count=500)
         most = memory_mib(worker, "VmHWM") - before
+        assert_nothing_but_accepted(worker, ids)
     assert most < 64
 
 
@@ -150,13 +196,41 @@ def test_two_commands_of_each_other_device_are_answered_while_a_backlog_waits(de
         answered = [deployment.upstream.reply().json for _ in wanted]
         asked = [request["query"]["imei"] for request in deployment.simulator.requests]
         assert not [event for event in worker.events if event["event"] == "broker_connection_lost"]
+        assert_nothing_but_accepted(worker, set(wanted))
     assert {(reply["command_id"], reply["status"]) for reply in answered} == {(each, "accepted") for each in wanted}
     assert asked.count(hostile) == 1  # which has not been answered yet
     assert [deployment.cached(command_id) for command_id in wanted] == [1] * len(wanted)
 
 
+def test_the_backlog_of_one_device_waits_beside_a_backlog_that_another_sender_spreads(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Each of the hostile devices has less waiting than the good one, all of them together have more."""
+    good = "865820030000001"
+    smaller = run_at_startup(tmp_path, 'import worker.flow.prefetch as p; replace(p, "MAX_WAITING_BYTES", 500_000)')
+    with deployment.worker(ONENET_DEVICE_INTERVAL="60", **smaller) as worker:
+        waiting = {f"waiting-{number}" for number in range(20)}
+        for command_id in ["first", *waiting]:
+            body = json.dumps(a_command(command_id=command_id, imei=good, args=command_id)).encode().ljust(5_000)
+            deployment.upstream.publish(body, app_id="good")
+        deployment.upstream.reply()
+        for number in range(160):  # three wait for each device
+            imei = str(865820020000000 + number % 40)
+            body = json.dumps(a_command(command_id=f"hostile-{number}", imei=imei)).encode().ljust(8_000)
+            deployment.upstream.publish(body, app_id="hostile")
+        worker.wait_for("command_postponed", count=60)
+        ids = good_commands(deployment, 10, first=2, size=2 * SMALL_BYTES)
+        wait_for_replies(deployment, ids)
+        assert_nothing_but_accepted(worker, ids)
+        assert_nothing_but_accepted(worker, {"first", *waiting})
+        assert not [line for line in worker.events if line["event"] == "command_in_doubt"]
+
+
 def test_large_commands_that_are_held_for_long_put_no_other_command_in_doubt(deployment: Deployment) -> None:
-    """Their replies are refused, so that they stay with the worker; what is too much goes to a delay queue."""
+    """Their replies are refused, so that they stay with the worker; what is too much goes to a delay queue.
+
+    The good ones are so large that they would have to make room too if it did not matter whose the others are.
+    """
     topology, channel = deployment.topology, deployment.upstream.channel
     full = f"{topology.namespace}.full"
     with deployment.worker(WORKER_CONCURRENCY="200") as worker:
@@ -168,13 +242,12 @@ def test_large_commands_that_are_held_for_long_put_no_other_command_in_doubt(dep
         before = memory_mib(worker, "VmRSS")
         for number in range(150):  # 27 MiB
             body = padded(command_id=f"large-{number}", imei=str(865820020000000 + number))
-            deployment.upstream.publish(body, headers=FULL_HEADERS, reply_to="full")
-        ids = good_commands(deployment, 100, first=2)
+            deployment.upstream.publish(body, headers=FULL_HEADERS, reply_to="full", app_id="hostile")
+        ids = good_commands(deployment, 100, first=2, size=2 * SMALL_BYTES)
         wait_for_replies(deployment, ids)
         worker.wait_for("command_postponed", reason="too many large messages are held")
         most = memory_mib(worker, "VmHWM") - before
-        others = [line for line in worker.events if line.get("command_id") in set(ids)]
-    assert {line["event"] for line in others} == {"command_accepted"}
+        assert_nothing_but_accepted(worker, ids)
     assert most < 64
 
 
@@ -225,6 +298,7 @@ def test_header_tables_that_fill_a_frame_and_grow_when_decoded_take_bounded_memo
         wait_for_replies(deployment, ids)
         most = memory_mib(worker, "VmHWM") - before
         assert not [line for line in worker.events if line["event"] == "broker_connection_lost"]
+        assert_nothing_but_accepted(worker, ids)
     assert most < 64
 
 
@@ -410,3 +484,27 @@ def test_a_refused_reply_to_an_often_returned_message_delays_no_other_reply(depl
         while ids:
             ids.discard(deployment.upstream.reply().json["command_id"])
     channel.queue_delete(name)
+
+
+def test_replies_in_whose_routing_the_broker_hangs_stop_no_other_reply(deployment: Deployment) -> None:
+    """Each has a route of its own, and no sender is known: they are found one by one, beside what goes on."""
+    topology, channel = deployment.topology, deployment.upstream.channel
+    name = f"{topology.namespace}.hostile"
+    with deployment.worker() as worker:
+        channel.queue_declare(name)
+        channel.queue_bind(name, topology.replies_exchange, HANGING_BINDING)
+        hostile = {f"hostile-{number}" for number in range(3)}
+        for number, command_id in enumerate(hostile):
+            deployment.upstream.publish(a_command(command_id=command_id), reply_to=f"{HANGING_KEY}{number}")
+        missing = hostile | good_commands(deployment, 20)
+        while missing:
+            missing.discard(deployment.upstream.reply(2 * PATIENCE_S).json["command_id"])
+        events = worker.events
+        hung = [line for line in events if line["event"] == "publication_hung"]
+        deployment.upstream.publish(a_command(command_id="later"))
+        wait_for_replies(deployment, {"later"})
+        channel.queue_delete(name)
+    assert {line["command_id"] for line in hung} == hostile
+    assert {line["routing_key"] for line in hung} == {f"{HANGING_KEY}{number}" for number in range(3)}
+    assert len(hung) == len([line for line in events if line["event"] == "reply_diverted"]) == len(hostile)
+    assert "broker_connection_lost" not in {line["event"] for line in events}

@@ -16,7 +16,7 @@ from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
-pytestmark = pytest.mark.usefixtures("watched_workers")
+pytestmark = [pytest.mark.broker_version, pytest.mark.usefixtures("watched_workers")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,6 +18,8 @@ from worker.amqp.blocking import declare_on
 from worker.dev.services.ports import wait_until
 from worker.simulator.faults import Fault
 
+pytestmark = pytest.mark.broker_version
+
 OWN = {"user_id": "guest", "app_id": "guest"}
 UNVOUCHED = {"app_id": "guest", "reply_to": "guest.mine"}
 

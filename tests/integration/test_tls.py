@@ -16,6 +16,8 @@ from tests.support.simulator import onenet
 from tests.support.startup_code import run_at_startup
 from worker.dev.services.broker import LocalBroker
 
+pytestmark = pytest.mark.broker_version
+
 Trust = Callable[[Certificate, Path], dict[str, str]]
 
 

@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import threading
+from asyncio import constants
 from collections.abc import Callable
 
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
@@ -17,6 +18,10 @@ SLOW_CALLBACK_S = 10.0
 _SLOW = re.compile(r"Executing .* took ([\d.]+) seconds", re.DOTALL)
 _ALSO_WAITING = ("socket.getaddrinfo", "threading.Thread.join")
 _NOT_WAITING = ("threading.Lock.acquire", "threading.Lock.acquire_lock")  # short critical sections, as of the log
+
+# In debug mode asyncio records the calls that led to each callback and task. Recording ten of them takes more time than
+# all else that a loop does; the last one still tells which callback was slow.
+constants.__dict__["DEBUG_STACK_DEPTH"] = 1
 
 
 def forbid_blocking_calls() -> BlockBuster:

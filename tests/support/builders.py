@@ -25,10 +25,12 @@ def a_command(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (fields | changes).items() if value is not None}
 
 
-def a_task(number: int, imei: str = AN_IMEI, **changes: Any) -> Task:
+def a_task(
+    number: int, imei: str = AN_IMEI, *, app_id: str = "", user_id: str | None = None, size: int = 1, **changes: Any
+) -> Task:
     """Return a valid command for a device as a task; ``number`` is its arrival in seconds."""
-    body = json.dumps(a_command(imei=imei, **changes)).encode()
-    return Task(Envelope(), read_command(body, None, ZoneInfo("Asia/Shanghai")), arrived_at=float(number))
+    command = read_command(json.dumps(a_command(imei=imei, **changes)).encode(), None, ZoneInfo("Asia/Shanghai"))
+    return Task(Envelope(app_id=app_id, user_id=user_id), command, arrived_at=float(number), size=size)
 
 
 def in_hours(hours: float) -> str:

@@ -10,6 +10,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.amqp.bodies import BoundedAssembler
 from worker.amqp.connection import CALL_S, abandon, connect, without_user
@@ -29,6 +30,7 @@ class BrokerChannel:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[WorkerError] = self._loop.create_future()
+        self.most_body_bytes = MAX_BODY_BYTES  # of a larger body only the beginning is kept
         self._connection: AsyncioConnection | None = None
         self._io = AsyncioIOServices(self._loop)
 
@@ -49,7 +51,8 @@ class BrokerChannel:
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
         self._watch_silence()
         channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
-        channel._content_assembler = BoundedAssembler(channel._content_assembler)  # noqa: SLF001 - pika has no other way
+        bounded = BoundedAssembler(channel._content_assembler, lambda: self.most_body_bytes)  # noqa: SLF001
+        channel._content_assembler = bounded  # noqa: SLF001 - pika has no other way
         self.pika_channel = channel
         self.pika_channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
         cancelled = BrokerUnavailable("the broker cancelled the consumer")
@@ -153,6 +156,11 @@ class BrokerChannel:
         connection.add_on_close_callback(lambda *_: closed.set())
         abandon(connection, self._io)
         await closed.wait()
+
+    def abort(self) -> None:
+        """End the connection at once: a channel that hangs in the broker does not answer that it is closed."""
+        self.fail(BrokerUnavailable("closed"))
+        self._io.abort()
 
     def _watch_silence(self) -> None:
         """End the connection once the peer has been silent for too long.

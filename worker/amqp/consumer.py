@@ -6,20 +6,28 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika.channel import Channel
 from pika.spec import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
+from worker.amqp.bodies import MAX_KEPT_BYTES
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import CALL_S
 from worker.amqp.messages import PROBE, Delivery
 from worker.amqp.topology import Topology
+from worker.core.shares import Shares
+
+if TYPE_CHECKING:
+    from worker.core.envelope import Sender
 
 DRAIN_PREFETCH_S = 1.0
 LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
 MAX_HELD_BYTES = 12 * 1024 * 1024  # of memory, which what is published for them takes twice more
+# One sender may hold three times what is free: alone three quarters, and another one finds room at any time. Source:
+# Choudhury, Hahne, "Dynamic queue length thresholds for shared-memory packet switches", doi.org/10.1109/90.664262
+SHARE_OF_FREE = 3
 SMALL_BYTES = 4 * 1024  # messages that take no more are held beyond that: all that the prefetch allows need some MiB
 MANY_RETURNS = 3  # a message that was returned this often may be one that crashes workers
 CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
@@ -63,10 +71,13 @@ class QueueConsumer:
         self._wanted_prefetch = 0
         self._is_cautious = True  # one delivery at a time
         self._cautious_deliveries_left = 1
-        self._unacknowledged: dict[int, int] = {}  # tags, the oldest first, and how much memory each takes, in bytes
-        self._held_bytes = 0  # the sum
+        # Tags, the oldest first, with who sent each and how much memory it takes, in bytes.
+        self._unacknowledged: dict[int, tuple[Sender, int]] = {}
+        self._held: Shares[Sender] = Shares()  # the sums
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
+        self._large_bodies: dict[int, int] = {}  # tags of messages with too large a body, and how much of it is kept
+        self._bound_bodies()
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
         self._deferred_acks: list[int] | None = None  # None: acknowledge at once
         self._consumer_change = asyncio.Lock()
@@ -248,23 +259,26 @@ class QueueConsumer:
             is_returned=exchange == self._topology.returns_exchange,
             is_moved=exchange in self._topology.exchanges_closed_to_upstream,
         )
-        self._unacknowledged[tag] = delivery.size
-        self._held_bytes += delivery.size
-        if self._is_excess(delivery):
+        sender, size = delivery.envelope.sender, delivery.size
+        self._unacknowledged[tag] = sender, size
+        if self._is_excess(delivery, self._held.add(sender, size)):
             delivery = replace(delivery, is_excess=True)
         self._unacknowledged_of_consumer.add(tag)
         self._notify()
         self._adapt_caution(delivery)
         if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
             self._run_in_background(self._apply_prefetch())
+        if len(body) > MAX_BODY_BYTES:
+            self._large_bodies[tag] = len(body)
+            self._bound_bodies()
         if len(body) > MAX_BODY_BYTES or delivery.is_excess:
             self._read_nothing_beside(tag)
         self._on_delivery(delivery)
 
-    def _is_excess(self, delivery: Delivery) -> bool:
-        """Tell whether so much is held that this one has to be given back; too large a body is refused at once."""
+    def _is_excess(self, delivery: Delivery, share: int) -> bool:
+        """Tell whether its sender takes so much that this one is given back; too large a body is refused at once."""
         is_large = delivery.size > SMALL_BYTES and len(delivery.body) <= MAX_BODY_BYTES
-        return is_large and self._held_bytes > MAX_HELD_BYTES and self._prefetch > 1
+        return is_large and self._prefetch > 1 and share > SHARE_OF_FREE * (MAX_HELD_BYTES - self._held.total)
 
     def _adapt_caution(self, delivery: Delivery) -> None:
         """Take one delivery at a time after one with many returns, until enough with few returns have come."""
@@ -277,6 +291,10 @@ class QueueConsumer:
             self._is_cautious = self._cautious_deliveries_left > 0
         if self._is_cautious and not was_cautious:
             self._run_in_background(self._apply_prefetch())
+
+    def _bound_bodies(self) -> None:
+        """Keep no more of the next body than there is room for: those that are held may stay as long as an alarm."""
+        self.channel.most_body_bytes = max(MAX_BODY_BYTES, MAX_KEPT_BYTES - sum(self._large_bodies.values()))
 
     def _read_nothing_beside(self, tag: int) -> None:
         """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
@@ -305,8 +323,11 @@ class QueueConsumer:
 
     def _settle(self, tags: Sequence[int]) -> None:
         for tag in tags:
-            self._held_bytes -= self._unacknowledged.pop(tag, 0)
+            if held := self._unacknowledged.pop(tag, None):
+                self._held.remove(*held)
             self._unacknowledged_of_consumer.discard(tag)
+            if self._large_bodies.pop(tag, 0):
+                self._bound_bodies()
             if tag in self._large:
                 self._forget_large(tag)
         self._notify()

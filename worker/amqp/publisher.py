@@ -14,6 +14,7 @@ from worker.amqp.messages import Delivery, Publication, fitted
 from worker.core.backoff import backoff_s
 
 SLOW_CONFIRM_S = 10.0
+CLOSE_S = 2.0
 _RETRY_BASE_S = 1.0
 _RETRY_CAP_S = 30.0
 
@@ -161,10 +162,27 @@ class Publisher:
             self._confirm_arrived.clear()
             await self.channel.until_lost(asyncio.ensure_future(self._confirm_arrived.wait()))
 
+    async def until_routed(self) -> None:
+        """Wait until the broker has routed what was published; it may still have to be stored.
+
+        The broker does what is asked for over one channel in turn, so that its next answer tells.
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+        await self.channel.call_untimed(self.channel.pika_channel.basic_qos)
+
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; a broker that does not answer, because it blocks publishing or hangs, is left.
+
+        RabbitMQ ends a channel that hangs a minute after its connection has ended, and never before.
+        """
         self.withdraw_retries()
-        await self.channel.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.channel.close()
+        except TimeoutError:
+            self.channel.abort()
 
     def _retry(self, item: InFlight) -> None:
         del self._retries[id(item)]

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from schemas.reply import Reply
 from schemas.result import Result
-from worker.amqp.messages import RESULT_TYPE, Delivery, Publication, short
+from worker.amqp.messages import RESULT_TYPE, USER_ID, Delivery, Publication, short
 from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
@@ -45,6 +45,8 @@ class ResultMessages:
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
         delay_s = max((each for each in self._delays_s if each <= wait_s), default=min(self._delays_s))
         properties = self._properties(delivery, "execute.accepted")
+        if (user_id := delivery.envelope.user_id) is not None:
+            properties.headers = {USER_ID: user_id}
         if wait_s < delay_s:
             properties.expiration = str(round(wait_s * 1000))
         queue = self._topology.result_delay_queue(delay_s)

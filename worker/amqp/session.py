@@ -3,7 +3,7 @@
 Each has a connection of its own, because the broker stops reading a connection that publishes while it is short of
 memory or disk, and acknowledgements must get through all the same. Whatever breaks, a connection, a channel, the
 consumer, ends the session: the broker delivers everything unacknowledged again, to the next one. Only a publisher whose
-publications the broker goes on rejecting is replaced within the session.
+publications the broker goes on rejecting, or that hangs in the routing of one, is replaced within the session.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from worker.amqp.channel import BrokerChannel
 from worker.amqp.consumer import QueueConsumer
 from worker.amqp.declaring import prepare_topology
 from worker.amqp.messages import Delivery, Publication, plain
-from worker.amqp.publisher import InFlight, Settlement
-from worker.amqp.publisher_supervisor import CLOSE_S, PublisherSupervisor
+from worker.amqp.publisher import CLOSE_S, InFlight, Settlement
+from worker.amqp.publisher_supervisor import PublisherSupervisor
 from worker.amqp.suspects import Suspects
 from worker.amqp.topology import Topology
 from worker.errors import BrokerUnavailable, ChannelRefused, TopologyMismatch, WorkerError

@@ -9,7 +9,7 @@ from dataclasses import replace as with_changes
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,9 +21,10 @@ from worker.printable import printable, printable_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from worker.dead_letters.letter import DeadLetter, Filter
+    from worker.dead_letters.letter import DeadLetter, Filter, Listing
     from worker.dead_letters.reader import DeadLetterReader
 
+Kept = TypeVar("Kept")
 MAX_HELD_S = 20 * 60  # the broker's consumer timeout is 30 minutes
 
 dead_letters = typer.Typer(
@@ -126,7 +127,7 @@ def list_dead_letters(chosen: "Filter", limit: Limit = None, as_json: AsJson = F
         onenet-worker dead-letters list --reason retries_exhausted --older-than 1h
     """
     with _open() as reader:
-        found = _fetch(reader, chosen, limit)
+        found = _list(reader, chosen, limit)
     _print(found, as_json=as_json)
 
 
@@ -183,9 +184,10 @@ def replay(
     chosen = _required(chosen, ids, is_all=is_all)
     if dry_run:
         with _open() as reader:
-            found = _choose("replayed", reader, chosen, limit)
-        _refuse_too_many(found, interval_s)
-        _print(found, as_json=as_json)
+            listed = _list(reader, chosen, limit)
+        _refuse_missing("replayed", listed, chosen, limit)
+        _refuse_too_many(listed, interval_s)
+        _print(listed, as_json=as_json)
         return
     _refuse_json(as_json)
 
@@ -222,8 +224,9 @@ def discard(
     chosen = _required(chosen, ids, is_all=is_all)
     if dry_run:
         with _open() as reader:
-            found = _choose("discarded", reader, chosen, limit)
-        _print(found, as_json=as_json)
+            listed = _list(reader, chosen, limit)
+        _refuse_missing("discarded", listed, chosen, limit)
+        _print(listed, as_json=as_json)
         return
     _refuse_json(as_json)
     confirmed: set[bytes] | None = None
@@ -266,7 +269,7 @@ def _refuse_json(as_json: bool) -> None:
         raise WorkerError("--json needs --dry-run")
 
 
-def _refuse_too_many(found: Sequence["DeadLetter"], interval_s: float | None) -> None:
+def _refuse_too_many(found: Sequence["DeadLetter | Listing"], interval_s: float | None) -> None:
     if interval_s is not None and (len(found) - 1) * interval_s > MAX_HELD_S:
         largest = int(MAX_HELD_S / interval_s) + 1
         raise WorkerError(f"{len(found):,} dead letters take too long at that rate: use --limit {largest} or less")
@@ -281,25 +284,45 @@ def _open() -> "DeadLetterReader":
 
 
 def _fetch(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:
+    """Return the selected dead letters."""
+    found: list[DeadLetter] = []
+    _read(reader, chosen, limit, found, lambda dead_letter: dead_letter)
+    return found
+
+
+def _list(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["Listing"]:
+    """Return what a list shows of the selected dead letters, whose bodies may be far larger together than memory."""
+    found: list[Listing] = []
+    _read(reader, chosen, limit, found, lambda dead_letter: dead_letter.listing, cuts_bodies=True)
+    return found
+
+
+def _read(
+    reader: "DeadLetterReader",
+    chosen: "Filter",
+    limit: int | None,
+    found: list[Kept],
+    kept: Callable[["DeadLetter"], Kept],
+    *,
+    cuts_bodies: bool = False,
+) -> None:
+    """Add what is to be kept of the selected dead letters to a list, as they are read."""
     now = datetime.now(UTC)
-    found = reader.fetch_all()
-    if reader.waiting > len(found):
-        share = f"{len(found):,} of {reader.waiting:,}"
+
+    def on_letter(dead_letter: "DeadLetter") -> None:
+        if (limit is None or len(found) < limit) and chosen.matches(dead_letter, now):
+            found.append(kept(dead_letter))
+
+    read = reader.read(on_letter, cuts_bodies=cuts_bodies)
+    if reader.waiting > read:
+        share = f"{read:,} of {reader.waiting:,}"
         typer.echo(f"onenet-worker: only {share} dead letters can be read at once; their order is lost", err=True)
-    return [dead_letter for dead_letter in found if chosen.matches(dead_letter, now)][:limit]
 
 
-def _choose(past: str, reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:
-    """Return the selected dead letters.
-
-    Raises:
-        WorkerError: a requested id has none.
-    """
-    found = _fetch(reader, chosen, limit)
+def _refuse_missing(past: str, found: Sequence["DeadLetter | Listing"], chosen: "Filter", limit: int | None) -> None:
     missing = chosen.ids - {dead_letter.command_id for dead_letter in found}
     if missing and limit is None:
         raise _missing(sorted(missing), f"; nothing was {past}")
-    return found
 
 
 def _apply(
@@ -311,7 +334,8 @@ def _apply(
     """Apply an action to each selected dead letter, and report how many were processed, also after an error."""
     done = 0
     with _open() as reader:
-        found = _choose(past, reader, chosen, limit)
+        found = _fetch(reader, chosen, limit)
+        _refuse_missing(past, found, chosen, limit)
         try:
             with progress(past, len(found)) as advance:
 
@@ -337,7 +361,7 @@ def _counted(count: int) -> str:
     return f"{count:,} dead letter{'' if count == 1 else 's'}"
 
 
-def _print(found: Sequence["DeadLetter"], *, as_json: bool) -> None:
+def _print(found: Sequence["Listing"], *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 

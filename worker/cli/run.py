@@ -1,5 +1,6 @@
 """``onenet-worker run``."""
 
+import gc
 import os
 
 
@@ -10,6 +11,8 @@ def run() -> None:
 
         ONENET_API_KEY=... AMQP_URL=amqp://user:password@broker/ onenet-worker run
     """
+    gc.disable()  # imports leave no garbage, and each collection would look at all that was imported so far
+
     from worker.telemetry import import_structlog_without_rich
 
     import_structlog_without_rich()
@@ -17,5 +20,6 @@ def run() -> None:
     from worker import app
     from worker.settings import load_settings
 
+    gc.enable()
     # Exits at once: the interpreter would wait for asyncio's threads, one of which may be resolving a host name.
     os._exit(app.run(load_settings()))

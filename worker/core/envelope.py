@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.errors import UnusableCommand
 
 _CLOCKS_DIFFER_S = 2.0
+
+
+class Sender(NamedTuple):
+    """Who sent a message. One for whom the broker vouches is never taken for one that only has the same name."""
+
+    name: str
+    is_vouched_for: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,11 @@ class Envelope:
     user_id: str | None = None
     reply_to: str | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sender(self) -> Sender:
+        """Who sent the message, as far as that is known: anybody may write any ``app_id``."""
+        return Sender(self.app_id, is_vouched_for=False) if self.user_id is None else Sender(self.user_id, True)
 
     @property
     def delay_left_s(self) -> float:

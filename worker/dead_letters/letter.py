@@ -26,6 +26,19 @@ BROKER = "broker"
 _NOT_CACHED = frozenset({"invalid_message", "invalid_command", "expired", "retries_exhausted", "command_id_conflict"})
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a list shows of a dead letter: little, however large its body and its headers are."""
+
+    command_id: str | None
+    reason: str
+    error: str | None
+    failed_at: datetime | None
+    imei: str | None
+    source: str | None
+    expires_at: datetime | None
+
+
 @dataclass(frozen=True, eq=False)
 class DeadLetter:
     """One message of the dead-letter queue.
@@ -108,6 +121,13 @@ class DeadLetter:
     def source(self) -> str | None:
         """The upstream system that sent the command."""
         return self.properties.app_id if isinstance(self.properties.app_id, str) else None
+
+    @property
+    def listing(self) -> Listing:
+        """What a list shows of it."""
+        return Listing(
+            self.command_id, self.reason, self.error, self.failed_at, self.imei, self.source, self.expires_at
+        )
 
     @cached_property
     def fingerprint(self) -> bytes:

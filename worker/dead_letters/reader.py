@@ -7,6 +7,7 @@ pika requeues surplus messages last first (measured on 3.10 and 4.0).
 """
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -14,8 +15,10 @@ from zoneinfo import ZoneInfo
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking, publish
+from worker.amqp.bodies import BoundedAssembler
 from worker.amqp.connection import CALL_S, reason_of, without_user
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
@@ -83,37 +86,53 @@ class DeadLetterReader:
                 raise
 
     def fetch_all(self) -> list[DeadLetter]:
-        """Return all messages that are in the queue now, the oldest first.
+        """Return all messages that are in the queue now, the oldest first; see ``read``."""
+        found: list[DeadLetter] = []
+        self.read(found.append)
+        return found
 
-        Of more than ``MAX_PREFETCH`` messages only so many are returned, and the queue's order is lost.
+    def read(self, on_letter: Callable[[DeadLetter], object], *, cuts_bodies: bool = False) -> int:
+        """Read all messages that are in the queue now, the oldest first; returns their number.
+
+        Of more than ``MAX_PREFETCH`` messages only so many are read, and the queue's order is lost.
+
+        Args:
+            on_letter: called with each. What it does not keep takes no memory any more.
+            cuts_bodies: whether only the beginning of a body is needed that is too large for a command.
 
         Raises:
             WorkerError: the queue is missing, or reading it is not permitted.
             BrokerUnavailable: the connection was lost.
         """
-        found: list[DeadLetter] = []
+        read = 0
 
         def on_message(_channel: object, method: Any, properties: Any, body: bytes) -> None:
-            found.append(DeadLetter(method.delivery_tag, method.routing_key, properties, body, self._zone))
+            nonlocal read
+            read += 1
+            on_letter(DeadLetter(method.delivery_tag, method.routing_key, properties, body, self._zone))
 
+        if cuts_bodies:
+            blocking: Any = self._channel
+            channel = blocking._impl  # noqa: SLF001 - pika has no other way
+            channel._content_assembler = BoundedAssembler(channel._content_assembler, lambda: MAX_BODY_BYTES)  # noqa: SLF001
         try:
             self.waiting = self._channel.queue_declare(self._queue, passive=True).method.message_count
             wanted = min(self.waiting, MAX_PREFETCH)
             if not wanted:
-                return found
+                return read
             self._channel.basic_qos(prefetch_count=wanted)
             consumer = self._channel.basic_consume(self._queue, on_message)
             deadline = time.monotonic() + CALL_S
-            while (fetched := len(found)) < wanted and time.monotonic() < deadline:
+            while (before := read) < wanted and time.monotonic() < deadline:
                 self._connection.process_data_events(time_limit=1)
-                if len(found) > fetched:
+                if read > before:
                     deadline = time.monotonic() + CALL_S
             self._channel.basic_cancel(consumer)  # otherwise each discarded message is replaced by a new one
         except ChannelClosedByBroker as exc:
             raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-        return found
+        return read
 
     def replay(self, dead_letter: DeadLetter, now: datetime) -> None:
         """Publish a dead letter to the workers again, and remove it from the queue after the broker's confirm.

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.amqp.field_table import RawFieldValue, decoded
-from worker.dead_letters.letter import DeadLetter
+from worker.dead_letters.letter import DeadLetter, Listing
 
 
-def summary(dead_letter: DeadLetter) -> dict[str, Any]:
+def summary(dead_letter: Listing) -> dict[str, Any]:
     """Return the fields that a list shows, ready for JSON."""
     return {
         "command_id": dead_letter.command_id,
@@ -31,7 +31,7 @@ def details(dead_letter: DeadLetter) -> dict[str, Any]:
     except UnicodeDecodeError:
         body = {"body_base64": base64.b64encode(dead_letter.body).decode()}
     routing_key = {"routing_key": dead_letter.routing_key}
-    return summary(dead_letter) | routing_key | {"properties": properties, "headers": headers} | body
+    return summary(dead_letter.listing) | routing_key | {"properties": properties, "headers": headers} | body
 
 
 def utc(moment: datetime | None, timespec: str = "milliseconds") -> str | None:

@@ -4,7 +4,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from worker.core.command import Command
-from worker.core.envelope import Task
+from worker.core.envelope import Sender, Task
+from worker.core.shares import Shares
 
 
 class KeyedQueues:
@@ -26,6 +27,7 @@ class KeyedQueues:
         self._interval_s = interval_s
         self._clock = clock
         self._queues: dict[str, deque[Task]] = {}  # by key, while a task with that key is running or waiting
+        self._shares: dict[Sender, Shares[str]] = {}  # the memory that the waiting tasks of each sender take, by key
         self._sent: set[str] = set()  # the keys whose running task may have sent something
         # When each rest ends that no task waits for. Ascending, because all rests last equally long.
         self._rests: OrderedDict[str, float] = OrderedDict()
@@ -49,6 +51,7 @@ class KeyedQueues:
         queue.append(task)
         self.waiting += 1
         self.waiting_bytes += task.size
+        self._shares.setdefault(task.envelope.sender, Shares()).add(key, task.size)
         return False
 
     def note_sent(self, command: Command) -> None:
@@ -82,19 +85,25 @@ class KeyedQueues:
     def withdraw(self, arrived_before: float) -> list[Task]:
         """Remove and return the waiting tasks that arrived before a monotonic time; running tasks stay."""
         withdrawn: list[Task] = []
-        for queue in self._queues.values():
+        for key, queue in self._queues.items():
             while queue and queue[0].arrived_at < arrived_before:
                 withdrawn.append(queue.popleft())
-        self.waiting -= len(withdrawn)
-        self.waiting_bytes -= sum(task.size for task in withdrawn)
+                self._forget_waiting(key, withdrawn[-1])
         return withdrawn
 
     def withdraw_last_of_largest(self) -> Task:
-        """Remove and return the last waiting task of the key whose waiting tasks take most memory."""
-        largest = max(self._queues.values(), key=lambda queue: sum(task.size for task in queue))
-        task = largest.pop()
-        self.waiting -= 1
-        self.waiting_bytes -= task.size
+        """Remove and return a waiting task of the sender whose waiting tasks take most memory.
+
+        It is the last one for that of its keys whose tasks take most: so neither another sender, however many keys this
+        one uses, nor another device of the same sender has to make room.
+        """
+        sender = max(self._shares, key=lambda each: self._shares[each].total)
+        key = self._shares[sender].largest()
+        queue = self._queues[key]
+        index = next(index for index in reversed(range(len(queue))) if queue[index].envelope.sender == sender)
+        task = queue[index]
+        del queue[index]
+        self._forget_waiting(key, task)
         return task
 
     def _next(self, key: str) -> Task | None:
@@ -103,9 +112,17 @@ class KeyedQueues:
             del self._queues[key]
             return None
         task = queue.popleft()
+        self._forget_waiting(key, task)
+        return task
+
+    def _forget_waiting(self, key: str, task: Task) -> None:
         self.waiting -= 1
         self.waiting_bytes -= task.size
-        return task
+        sender = task.envelope.sender
+        shares = self._shares[sender]
+        shares.remove(key, task.size)
+        if not shares.total:
+            del self._shares[sender]
 
     def _key_of(self, task: Task) -> str | None:
         return task.command.imei if self._by_device and task.command is not None else None
