@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import ContextVar
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,10 +25,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pika import BasicProperties
 
 from schemas.reply import Reply
+from schemas.result import Result
 from tests.support.builders import a_command
 from tests.support.model_loop import ModelLoop, suspend
 from tests.support.suspending import SuspendingStore
-from worker.amqp.messages import Delivery, MessageBuilder, Publication
+from worker.amqp.messages import RESULT_TYPE, Delivery, MessageBuilder, Publication
+from worker.amqp.result_messages import ACCEPTED_TYPE, ResultMessages
 from worker.amqp.topology import Topology
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.claims import Claim, Key, KnownNotSent, Lease, Loss, Unresolved, Unseen
@@ -41,12 +43,14 @@ from worker.core.epoch import REDELIVERED_S, Epoch, Retention
 from worker.core.parsing import read_task
 from worker.core.platform import Candidate, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
+from worker.core.results import Awaited, EntryState
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore, _Record
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
+from worker.processing.result_finder import ResultFinder
 from worker.telemetry.metrics import Metrics
 
 BEGIN = datetime(2026, 8, 5, tzinfo=UTC)
@@ -56,8 +60,11 @@ KEPT = ("_accepted", "_records", "_owners", "_guesses", "_values", "_lookalikes"
 METRICS = Metrics("0", 1)
 POLICY = RetryPolicy((1, 2), max_attempts=50, reconcile_delay_s=RECONCILE_DELAY_S)
 HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S, in_doubt="dead-letter")
-TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S))
-MESSAGES = MessageBuilder(TOPOLOGY, "host:1")
+RESULT_DELAYS_S = (1, 4)
+EXECUTED_AFTER = timedelta(seconds=5)
+TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S), RESULT_DELAYS_S)
+RESULTS = ResultMessages(TOPOLOGY, RESULT_DELAYS_S)
+MESSAGES = MessageBuilder(TOPOLOGY, "host:1", await_result=RESULTS.first)
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command", "full"]
 STORE_FAULTS = ["not reached", "answer lost"]
@@ -79,6 +86,11 @@ class Message:
     times_returned: int = 0
     holder: "Worker | None" = None
 
+    @property
+    def awaits_result(self) -> bool:
+        """Whether it is an accepted command on its way to its result."""
+        return self.properties.type == ACCEPTED_TYPE
+
 
 @dataclass
 class Kept:
@@ -98,6 +110,7 @@ class World:
     kept: list[Kept] = field(default_factory=list)
     late: list[Kept] = field(default_factory=list)
     replies: dict[str, set[tuple[str, str | None, str | None]]] = field(default_factory=dict)
+    results: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # the uuid and the result, as often as told
     letters: list[Publication] = field(default_factory=list)
 
     def seconds(self) -> float:
@@ -119,7 +132,10 @@ class World:
     def take(self, publications: Sequence[Publication]) -> None:
         """Do with publications what the broker does with them."""
         for publication in publications:
-            if publication.exchange == TOPOLOGY.replies_exchange:
+            if publication.properties.type == RESULT_TYPE:
+                result = Result.model_validate_json(publication.body)
+                self.results.setdefault(result.command_id, []).append((result.uuid, result.result))
+            elif publication.exchange == TOPOLOGY.replies_exchange:
                 reply = Reply.model_validate_json(publication.body)
                 code = reply.error.code if reply.error else None
                 self.replies.setdefault(str(reply.command_id), set()).add((reply.status, reply.uuid, code))
@@ -175,6 +191,21 @@ class ModelPlatform:
         if not current_faults.get().is_history_readable:
             raise HistoryUnreadable("no answer", is_outage=True)
         return most
+
+    async def find_states(
+        self, _product: str | None, _imei: str, _since: datetime, uuids: Collection[str], _acquire: object
+    ) -> dict[str, EntryState]:
+        await suspend()
+        if not current_faults.get().is_history_readable:
+            raise HistoryUnreadable("no answer", is_outage=True)
+        world = self._world
+        found = {
+            kept.uuid: EntryState(5 if kept.created_at + EXECUTED_AFTER <= world.now else 1)
+            for kept in world.kept
+            if kept.uuid in uuids
+        }
+        await suspend()
+        return found
 
     async def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         await suspend()
@@ -305,7 +336,7 @@ class Processing:
 
     message: Message
     delivery: Delivery
-    task: Task
+    task: Task | None  # None: an accepted command on its way to its result
     faults: Faults
     is_connected: bool = True
     is_unconfirmed: bool = False  # its copy, of a command that was not claimed
@@ -322,20 +353,26 @@ class Worker:
         self.store = store
         self.loop = ModelLoop(world.seconds)
         breakers, history_breakers = self._new_breakers(), self._new_breakers()
-        self.engine = Engine(
-            ModelPlatform(world), store, breakers, history_breakers, policy, METRICS, lambda: world.now
+        platform = ModelPlatform(world)
+        self.engine = Engine(platform, store, breakers, history_breakers, policy, METRICS, lambda: world.now)
+        self.finder = ResultFinder(
+            platform, breakers, history_breakers, RESULT_DELAYS_S, acquire=None, now=lambda: world.now
         )
         self.processings = {}
 
     def start(self, message: Message, faults: Faults) -> Processing:
         """Deliver a message, and process it to the first suspension."""
         delivery = delivery_of(message, self._world.now)
-        task = read_task(delivery.envelope, delivery.body, CHINA, self._world.seconds())
         message.holder = self
+        if message.awaits_result:
+            processing = Processing(message, delivery, None, faults)
+            self.processings[processing] = self.loop.start(self._look(processing))
+            return processing
+        task = read_task(delivery.envelope, delivery.body, CHINA, self._world.seconds())
         if self.engine.unstarted.wants_note(task) and faults.failing_call is None:
             self.loop.start(self.engine.unstarted.note_arrival(task)).result()
         processing = Processing(message, delivery, task, faults)
-        self.processings[processing] = self.loop.start(self._process(processing))
+        self.processings[processing] = self.loop.start(self._process(processing, task))
         return processing
 
     def go_on(self, processing: Processing, steps: int) -> None:
@@ -363,30 +400,47 @@ class Worker:
         """The broker gets every unacknowledged message back; the processing goes on, for nothing to be published."""
         for processing in self.processings:
             processing.is_connected = False
-            if processing.is_unconfirmed:
+            if processing.is_unconfirmed and processing.task is not None:
                 self.engine.unstarted.mark_not_sent(processing.task)
         for message in self._world.messages:
             if message.holder is self:
                 message.holder = None
                 message.times_returned += 1
 
-    async def _process(self, processing: Processing) -> None:
+    async def _process(self, processing: Processing, task: Task) -> None:
         current_faults.set(processing.faults)
-        resolution = await self.engine.run(processing.task, partial(self._replace_with, processing), lambda _: None)
+        resolution = await self.engine.run(task, partial(self._replace_with, processing, task), lambda _: None)
         await suspend()
         if not isinstance(resolution, Replaced):
             processing.is_unconfirmed = isinstance(resolution, Postpone) and resolution.is_unclaimed
-            await self._settle(processing, resolution)
+            await self._settle(processing, MESSAGES.publications(processing.delivery, resolution, task.command))
 
-    async def _replace_with(self, processing: Processing, resolution: Resolution) -> bool:
+    async def _replace_with(self, processing: Processing, task: Task, resolution: Resolution) -> bool:
         await suspend()
-        return await self._settle(processing, resolution) and not processing.faults.is_confirm_late
+        publications = MESSAGES.publications(processing.delivery, resolution, task.command)
+        return await self._settle(processing, publications) and not processing.faults.is_confirm_late
 
-    async def _settle(self, processing: Processing, resolution: Resolution) -> bool:
+    async def _look(self, processing: Processing) -> None:
+        """Do what the consumer of results does with one command."""
+        current_faults.set(processing.faults)
+        delivery = processing.delivery
+        awaited = RESULTS.read(delivery)
+        assert awaited is not None
+        found: Result | Awaited = awaited
+        if self._world.now >= awaited.due_at:
+            [found] = await self.finder.find(None, awaited.imei, [awaited])
+        await suspend()
+        if isinstance(found, Result):
+            publication = RESULTS.result(delivery, await self.store.first_result("", found))
+        else:
+            publication = RESULTS.later(delivery, found, self._world.now)
+        await self._settle(processing, [publication])
+
+    async def _settle(self, processing: Processing, publications: Sequence[Publication]) -> bool:
         """Publish and acknowledge; tells whether both happened before the connection was lost."""
         if not processing.is_connected:
             return False
-        self._world.take(MESSAGES.publications(processing.delivery, resolution))
+        self._world.take(publications)
         processing.has_published = True
         await suspend()
         if not processing.is_connected:
@@ -404,7 +458,8 @@ class Worker:
 def delivery_of(message: Message, now: datetime) -> Delivery:
     """Return a message as the broker delivers it."""
     count = {"x-delivery-count": message.times_returned} if message.times_returned else {}
-    properties = BasicProperties(headers={**(message.properties.headers or {}), **count})
+    properties = copy(message.properties)
+    properties.headers = {**(message.properties.headers or {}), **count}
     return Delivery(1, 1, message.times_returned > 0, properties, message.body, message.is_returned, now.timestamp())
 
 
@@ -515,7 +570,9 @@ class Protocol(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5), number=st.integers(0, 1), is_connection_lost=st.booleans())
     def leave_unstarted(self, which: int, number: int, is_connection_lost: bool) -> None:
         """A worker takes a message and does not start it: it returns it to the queue, or loses its connection."""
-        ready = self.world.ready()
+        ready = [message for message in self.world.ready() if not message.awaits_result]
+        if not ready:
+            return
         message = ready[which % len(ready)]
         delivery = delivery_of(message, self.world.now)
         task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
@@ -578,6 +635,16 @@ class Protocol(RuleBasedStateMachine):
             uuids += [uuid for status, uuid, _ in outcomes if status == "accepted"]
         assert len(uuids) == len(set(uuids))
 
+    @invariant()
+    def no_result_contradicts_another(self) -> None:
+        """Each uuid has one result, however often it is told, and only what was accepted has one."""
+        if not hasattr(self, "world"):
+            return
+        for command_id, told in self.world.results.items():
+            accepted = {uuid for status, uuid, _ in self.world.replies[command_id] if status == "accepted"}
+            assert set(told) == {(uuid, "executed") for uuid, _ in told}
+            assert {uuid for uuid, _ in told} <= accepted
+
     def teardown(self) -> None:
         """Calm: what was ordered has its outcome in the end, and what was cached is not said to have failed."""
         self.calm_down()
@@ -586,6 +653,7 @@ class Protocol(RuleBasedStateMachine):
         self.nothing_is_cached_more_often_than_it_was_ordered()
         self.no_reply_contradicts_another()
         assert world.accepted() <= {each.uuid for each in world.kept}
+        assert world.accepted() == {uuid for told in world.results.values() for uuid, _ in told}
         if not self.is_undecidable:
             missing = [each for each in world.kept if each.uuid not in world.accepted()]
             assert len(missing) <= self.ambiguous

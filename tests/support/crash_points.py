@@ -35,6 +35,8 @@ def install(point: str, n: int) -> None:
         "request": ([OneNETClient], "execute"),
         "release": (stores, "release"),
         "record": (stores, "complete"),
+        "look": ([OneNETClient], "find_states"),
+        "result record": (stores, "first_result"),
     }
     functions: dict[str, tuple[list[type], str]] = {
         "recorded": ([Reporter], "_report_outcome"),

@@ -125,7 +125,10 @@ class Deployment:
 
     def _has_no_ready_command(self) -> bool:
         """Tell whether no queue has a ready command; a running worker may still hold one unacknowledged."""
-        queues = [self.topology.execute_queue, *map(self.topology.retry_queue, RETRY_DELAYS_S)]
+        topology = self.topology
+        queues = [topology.execute_queue, *map(topology.retry_queue, RETRY_DELAYS_S)]
+        if topology.result_delays_s:
+            queues += [topology.results_queue, *map(topology.result_delay_queue, topology.result_delays_s)]
         return not any(map(self.upstream.count, queues))
 
     def wait_for_request(self, simulator: Simulator | None = None) -> None:

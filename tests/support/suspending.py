@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from schemas.reply import Reply
+from schemas.result import Result
 from tests.support.model_loop import suspend
 from worker.core.claims import Claim, Key, Lease
 from worker.core.doubt_window import DoubtWindow
@@ -36,6 +37,9 @@ class SuspendingStore(MemoryStore):
 
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         await self.suspended(super().complete, lease, reply, doubt, is_guess=is_guess)
+
+    async def first_result(self, app_id: str, result: Result) -> Result:
+        return await self.suspended(super().first_result, app_id, result)
 
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         """Make a call, with a suspension before and after its effect."""

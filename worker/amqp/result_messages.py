@@ -13,6 +13,8 @@ from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
 
+ACCEPTED_TYPE = "execute.accepted"  # the AMQP property type of a command on its way to its result
+
 
 class ResultMessages:
     """Builds and reads the messages of accepted commands.
@@ -44,7 +46,7 @@ class ResultMessages:
         """
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
         delay_s = max((each for each in self._delays_s if each <= wait_s), default=min(self._delays_s))
-        properties = self._properties(delivery, "execute.accepted")
+        properties = self._properties(delivery, ACCEPTED_TYPE)
         if (user_id := delivery.envelope.user_id) is not None:
             properties.headers = {USER_ID: user_id}
         if wait_s < delay_s:

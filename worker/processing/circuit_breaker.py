@@ -292,6 +292,10 @@ class CircuitBreakers:
         """Tell whether a product's commands may be sent, not only a probe; False for an unknown product."""
         return product in self._breakers and not self._breakers[product].is_open
 
+    def allows_probe(self, product: str | None) -> bool:
+        """Tell whether a product's commands may be sent, or a probe is due."""
+        return not self._of(product).retry_in_s()
+
     def allows_any(self) -> bool:
         """Tell whether the commands of at least one product may be sent."""
         return not all(breaker.is_open for breaker in self._breakers.values())

@@ -18,7 +18,7 @@ class ResultFinder:
 
     Args:
         client: reads the histories.
-        breakers: tell of which products commands may be sent; of the others no result is looked up.
+        breakers: tell of which products commands may be sent, or a probe is due; of others no result is looked up.
         history_breakers: tell of which products histories may be read.
         delays_s: seconds before each look; the last repeats.
         acquire: takes the share of the rate limit that looks have; None: there is no limit.
@@ -52,7 +52,8 @@ class ResultFinder:
         states: Mapping[str, EntryState] = {}
         is_outage = False
         if self._client.knows(product):  # otherwise it is unknown in the end
-            permit = self._history_breakers.try_acquire(product) if self._breakers.allows(product) else None
+            # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
+            permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
             if permit is None:
                 return self._put_off(product, due)
             try:
