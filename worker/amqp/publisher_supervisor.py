@@ -477,7 +477,7 @@ class PublisherSupervisor:
         return self._is_routed_for_sender(item) and self._suspects.hangs(delivery, routing_key)
 
     def _may_be_slow(self, item: InFlight) -> bool:
-        """Tell whether such a reply is being tried, or was lately slow: then it holds up no other over a common channel."""
+        """Tell whether such a reply is being tried, or was lately slow: it must not hold up others."""
         if not (self._alone_by_sender or self._slow_until) or not self._is_routed_for_sender(item):
             return False
         turn = self._alone_by_sender.get(_name(item))
