@@ -315,6 +315,21 @@ async def test_only_the_sender_that_takes_much_gives_large_messages_back(
     assert bench.excess == [tag, 31]
 
 
+async def test_large_bodies_and_what_is_given_back_take_no_room_of_another_sender(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have a bound of their own, or leave at once."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 1_000_000)
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    bench.channel.deliver(2, body=b" " * 5_000_000, app_id="greedy")
+    for tag in range(3, 60):
+        bench.channel.deliver(tag, body=b" " * 50_000, app_id="greedy")
+    assert bench.excess
+    bench.channel.deliver(60, body=b" " * 50_000, app_id="modest")
+    assert 60 not in bench.excess
+
+
 async def test_what_a_sender_holds_is_forgotten_when_it_is_settled(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

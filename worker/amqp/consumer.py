@@ -71,8 +71,9 @@ class QueueConsumer:
         self._wanted_prefetch = 0
         self._is_cautious = True  # one delivery at a time
         self._cautious_deliveries_left = 1
-        # Tags, the oldest first, with who sent each and how much memory it takes, in bytes.
-        self._unacknowledged: dict[int, tuple[Sender, int]] = {}
+        # Tags, the oldest first, with who sent each and how much it takes of the memory that all share, in bytes; None:
+        # it takes none, because it is given back.
+        self._unacknowledged: dict[int, tuple[Sender, int] | None] = {}
         self._held: Shares[Sender] = Shares()  # the sums
         self._unacknowledged_of_consumer: set[int] = set()  # without those of cancelled ones
         self._to_acknowledge: list[int] = []  # tags, to be sent at the end of this iteration of the loop
@@ -260,8 +261,12 @@ class QueueConsumer:
             is_moved=exchange in self._topology.exchanges_closed_to_upstream,
         )
         sender, size = delivery.envelope.sender, delivery.size
+        if len(body) > MAX_BODY_BYTES:
+            size -= len(body)  # large bodies have a bound of their own, so that they take no other sender's room
         self._unacknowledged[tag] = sender, size
         if self._is_excess(delivery, self._held.add(sender, size)):
+            self._held.remove(sender, size)
+            self._unacknowledged[tag] = None
             delivery = replace(delivery, is_excess=True)
         self._unacknowledged_of_consumer.add(tag)
         self._notify()
@@ -323,7 +328,7 @@ class QueueConsumer:
 
     def _settle(self, tags: Sequence[int]) -> None:
         for tag in tags:
-            if held := self._unacknowledged.pop(tag, None):
+            if (held := self._unacknowledged.pop(tag, None)) is not None:
                 self._held.remove(*held)
             self._unacknowledged_of_consumer.discard(tag)
             if self._large_bodies.pop(tag, 0):

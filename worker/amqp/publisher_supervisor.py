@@ -9,9 +9,10 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pika import URLParameters
 
@@ -19,9 +20,9 @@ from schemas.command import MAX_BODY_BYTES
 from worker.amqp.connection import printable_address
 from worker.amqp.messages import plain
 from worker.amqp.publisher import SLOW_CONFIRM_S, InFlight, Publisher
-from worker.amqp.suspects import Suspects, may_be_about_a_publication
+from worker.amqp.suspects import Suspects, may_be_about_a_publication, sender_or_route
 from worker.core.backoff import backoff_s
-from worker.errors import PublicationHung, UserRefused, WorkerError
+from worker.errors import ClosedByBroker, PublicationHung, UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -32,11 +33,18 @@ REJECTED_S = 5.0  # for this long: then the publisher is replaced
 _REPLACE_CAP_S = 60.0
 _CLOSED_BASE_S, _CLOSED_CAP_S = 0.1, 10.0
 # The broker routes over one channel in turn, and its time for one routing key grows exponentially with the # of a
-# binding: minutes for ten words and sixteen # (measured on 3.10), in which it confirms nothing else of that channel. It
-# hangs if it does not answer for this long over one channel, though it opens another one.
+# binding: minutes for ten words and sixteen # (measured on 3.10), in which it confirms nothing else of that channel. If
+# it does not answer for this long over one channel, though it opens another one, the publisher is replaced, and each
+# reply is tried over a channel of its own.
 HANG_S = 10.0
+# Only after this does a publication count as one over which it hangs. A quorum queue that does not answer holds up a
+# channel that publishes to it for the first time too: for about 65 s (measured on 3.10).
+HANG_ALONE_S = 90.0
 _LOOK_S = 1.0  # between two looks at whether publications are confirmed
-_ALONE_AT_ONCE = 4  # each channel that hangs goes on for a minute after it was given up
+# A sender to whom a reply took so long to be routed gets the next ones over channels of their own for a while.
+_SLOW_ROUTING_S, _SLOW_FOR_S = 2.0, 30.0
+_MAX_SLOW = 1_000
+_ALONE_AT_ONCE = 8  # each channel that hangs goes on for a minute after it was given up
 _ALONE_BASE_S, _ALONE_CAP_S = 1.0, 30.0
 # A reply that was rejected for this long is published to the exchange of unrouted replies instead. Until none has been
 # for a while, so is each further rejected reply to the same system. A cluster elects new leaders of its queues in less
@@ -96,6 +104,9 @@ class PublisherSupervisor:
         # By sender and by routing key: until when the rejected replies to it go there.
         self._refusing: OrderedDict[Sender | str, float] = OrderedDict()
         self._alone = asyncio.Semaphore(_ALONE_AT_ONCE)
+        # Of one sender, or of one route, one at a time: it takes no other one's turn.
+        self._alone_by_sender: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._slow_until: OrderedDict[str, float] = OrderedDict()  # by sender or route
         self._closures = 0  # of channels, in the present series of those that no sender has caused
         self._last_closed_at = 0.0
         self._withheld: dict[str, list[InFlight]] = {}  # by the exchange to which this user may publish nothing for now
@@ -133,9 +144,12 @@ class PublisherSupervisor:
         return bool(self._withheld) or self.current.is_impaired
 
     def publish(self, item: InFlight) -> None:
-        """Publish at once, or once this user may publish to that exchange again."""
+        """Publish at once, over a channel of its own, or once this user may publish to that exchange again."""
         if self._may_hang(item):
             self._divert(item)
+        if self._may_be_slow(item):
+            self._run_in_background(self._publish_reply_alone(item))
+            return
         withheld = self._withheld.get(item.publication.exchange)
         if withheld is None:
             self.current.publish(item)
@@ -179,15 +193,20 @@ class PublisherSupervisor:
     async def _replace_if_it_hangs(self, publisher: Publisher) -> None:
         """Watch a publisher for as long as it is in service."""
         while publisher is self.current and publisher.is_open:
-            if publisher.unanswered_s > SLOW_CONFIRM_S and await self._hangs(publisher) and publisher is self.current:
+            is_slow = publisher.unanswered_s > SLOW_CONFIRM_S
+            if is_slow and await self._hangs(publisher, HANG_S) and publisher is self.current:
                 await self._replace_hung()
             await asyncio.sleep(_LOOK_S)
 
-    async def _hangs(self, publisher: Publisher) -> bool:
-        """Wait until what was published is routed, or the broker hangs over it; returns whether it hangs.
+    async def _hangs(self, publisher: Publisher, limit_s: float) -> bool:
+        """Wait until the broker answers over a publisher's channel, or hangs; returns whether it hangs.
 
-        A broker that is only slow to store, or whose queue is, answers over the same channel at once. One that blocks
-        publishing has said so, and one that hangs as a whole opens no other channel.
+        A broker that is only slow to store answers at once. One that blocks publishing has said so, and one that hangs
+        as a whole opens no other channel.
+
+        Args:
+            publisher: with unconfirmed publications.
+            limit_s: for how long it may give no answer.
 
         Raises:
             WorkerError: the channel is lost.
@@ -196,7 +215,7 @@ class PublisherSupervisor:
         is_hung = False
         try:
             while not (routed.done() or is_hung):
-                await asyncio.wait((routed,), timeout=HANG_S)
+                await asyncio.wait((routed,), timeout=limit_s)
                 is_hung = not routed.done() and not publisher.is_blocked and await self._opens_another()
             if routed.done():  # perhaps meanwhile
                 routed.result()
@@ -211,7 +230,7 @@ class PublisherSupervisor:
         try:
             await other.connect(self._nodes[0], f"{self._name} one")
             await other.open()
-        except UserRefused:  # the broker may limit the connections of this user
+        except (UserRefused, ClosedByBroker):  # it may limit the connections, or the channels, of this user
             return True
         except WorkerError:
             return False
@@ -228,21 +247,24 @@ class PublisherSupervisor:
         if old is None:
             return
         for item in old.withdraw_unconfirmed():
-            if item.publication.plain_key is None or item.publication.exchange == self._unrouted_exchange:
-                self.publish(item)
-            else:
+            if self._is_routed_for_sender(item):
                 self._run_in_background(self._publish_reply_alone(item))
+            else:
+                self.publish(item)
         old.channel.abort()
 
     async def _publish_reply_alone(self, item: InFlight) -> None:
         """Publish one reply over a channel of its own, as soon as there are few of them."""
+        turn = self._alone_by_sender.setdefault(_name(item), asyncio.Lock())
         for failures in itertools.count(1):
             try:
-                async with self._alone:
-                    if item.publication.exchange in self._withheld:
-                        self.publish(item)
+                async with AsyncExitStack() as turns:
+                    await turns.enter_async_context(turn)
+                    await turns.enter_async_context(self._alone)
+                    if (withheld := self._withheld.get(item.publication.exchange)) is not None:
+                        withheld.append(item)
                     else:
-                        await self._publish_alone(item)
+                        await self._publish_alone(item, turns)
             except WorkerError:  # what hangs may make the broker slow, which is no reason to end the session
                 await asyncio.sleep(backoff_s(failures, _ALONE_BASE_S, _ALONE_CAP_S))
             else:
@@ -280,10 +302,14 @@ class PublisherSupervisor:
         self._closures += 1
         return min(_CLOSED_CAP_S, _CLOSED_BASE_S * 2.0 ** min(self._closures - 1, 10))
 
-    async def _publish_alone(self, item: InFlight) -> None:
+    async def _publish_alone(self, item: InFlight, turns: AsyncExitStack | None = None) -> None:
         """Publish one item over a channel of its own, and as ``plain`` if the broker closes that channel over it.
 
         If nothing in it is a sender's, or is any more, it is this user who may not publish it: then it is withheld.
+
+        Args:
+            item: the broker closed the former channel over it, or over another one; or it hung.
+            turns: where it hung: ended as soon as the item is routed, so that others are tried.
 
         Raises:
             WorkerError: the broker cannot be reached.
@@ -296,15 +322,19 @@ class PublisherSupervisor:
                 await alone.connect(self._nodes[0], f"{self._name} one")
             except UserRefused:  # the broker may limit the connections of this user
                 await alone.close()
+                if turns is not None:
+                    raise
                 self._suspects.note(item.settlement.delivery)
                 if is_own:
                     await asyncio.sleep(self._next_wait_s())
                 self.publish(InFlight(plain(item.publication), item.settlement))
                 return
-            refusal = await self._refusal(alone, item)
+            refusal = await self._refusal(alone, item, turns)
             if refusal is None:
                 return
-            if isinstance(refusal, PublicationHung) and item.publication.plain_key is not None:
+            if isinstance(refusal, PublicationHung):
+                if item.publication.plain_key is None:  # no sender has chosen where it goes: a queue does not answer
+                    continue
                 self._suspects.note_hang(item.settlement.delivery, item.publication.routing_key)
                 break
             is_large = len(item.publication.body) > MAX_BODY_BYTES  # perhaps too large for this broker
@@ -318,8 +348,15 @@ class PublisherSupervisor:
             item = InFlight(plain(item.publication), item.settlement)
         self.publish(item)  # diverted
 
-    async def _refusal(self, alone: Publisher, item: InFlight) -> WorkerError | None:
+    async def _refusal(
+        self, alone: Publisher, item: InFlight, turns: AsyncExitStack | None = None
+    ) -> WorkerError | None:
         """Publish one item over a connected publisher, and close that; returns why the broker did not take the item.
+
+        Args:
+            alone: connected.
+            item: what to publish.
+            turns: ended as soon as the item is routed.
 
         Raises:
             WorkerError: the connection was lost for another reason.
@@ -327,11 +364,16 @@ class PublisherSupervisor:
         try:
             await alone.open()
             alone.publish(item)
-            if await self._hangs(alone):
+            began = self._loop.time()
+            if await self._hangs(alone, HANG_ALONE_S):
                 alone.withdraw_unconfirmed()
                 alone.channel.abort()
                 _log_hang(item)
                 return PublicationHung("the broker hangs in its routing")
+            if turns is not None:
+                if self._loop.time() - began > _SLOW_ROUTING_S:
+                    self._note_slow(item)
+                await turns.aclose()
             await alone.wait_until_confirmed()
         except WorkerError as exc:
             if not alone.in_flight or not may_be_about_a_publication(exc):
@@ -425,14 +467,27 @@ class PublisherSupervisor:
         self.publish(item)
         return True
 
+    def _is_routed_for_sender(self, item: InFlight) -> bool:
+        """Tell whether a publication is a reply that bindings of its sender's may get."""
+        return item.publication.plain_key is not None and item.publication.exchange != self._unrouted_exchange
+
     def _may_hang(self, item: InFlight) -> bool:
         """Tell whether the broker lately hung in the routing of such a reply."""
-        publication = item.publication
-        return (
-            publication.plain_key is not None
-            and publication.exchange != self._unrouted_exchange
-            and self._suspects.hangs(item.settlement.delivery, publication.routing_key)
-        )
+        delivery, routing_key = item.settlement.delivery, item.publication.routing_key
+        return self._is_routed_for_sender(item) and self._suspects.hangs(delivery, routing_key)
+
+    def _may_be_slow(self, item: InFlight) -> bool:
+        """Tell whether such a reply is being tried, or was lately slow: it must not hold up others."""
+        if not (self._alone_by_sender or self._slow_until) or not self._is_routed_for_sender(item):
+            return False
+        turn = self._alone_by_sender.get(_name(item))
+        return (turn is not None and turn.locked()) or self._slow_until.get(_name(item), 0) > self._loop.time()
+
+    def _note_slow(self, item: InFlight) -> None:
+        self._slow_until[_name(item)] = self._loop.time() + _SLOW_FOR_S
+        self._slow_until.move_to_end(_name(item))
+        if len(self._slow_until) > _MAX_SLOW:
+            self._slow_until.popitem(last=False)
 
     def _divert(self, item: InFlight) -> None:
         """Have a reply published to the exchange of unrouted replies, which compares no routing keys."""
@@ -495,6 +550,10 @@ class PublisherSupervisor:
         if self.current.is_blocked != self._was_blocked:
             self._was_blocked = self.current.is_blocked
             self._on_blocked(self._was_blocked)
+
+
+def _name(item: InFlight) -> str:
+    return sender_or_route(item.settlement.delivery, item.publication.routing_key)
 
 
 def _command(item: InFlight) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Suspects:
 
     def note_hang(self, delivery: Delivery, routing_key: str) -> None:
         """Remember that the broker hung in the routing of a reply to this message."""
-        name, now = _sender_or_route(delivery, routing_key), self._clock()
+        name, now = sender_or_route(delivery, routing_key), self._clock()
         times, until = self._hung.get(name, (0, now))
         if now < until:  # a reply of the same time
             return
@@ -65,11 +65,11 @@ class Suspects:
         """Tell whether the broker would probably hang in the routing of a reply to this message."""
         if not self._hung:
             return False
-        _, until = self._hung.get(_sender_or_route(delivery, routing_key), (0, 0.0))
+        _, until = self._hung.get(sender_or_route(delivery, routing_key), (0, 0.0))
         return self._clock() < until
 
 
-def _sender_or_route(delivery: Delivery, routing_key: str) -> str:
+def sender_or_route(delivery: Delivery, routing_key: str) -> str:
     """Return the user who sent a message, where the broker vouches for one: a sender may choose ever new routes."""
     user_id = delivery.envelope.user_id
     return f"to {routing_key}" if user_id is None else f"of {user_id}"
