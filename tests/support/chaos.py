@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import pika
@@ -32,6 +33,8 @@ from tests.support.worker_process import WorkerProcess
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
+from worker.simulator.platform import Platform
+from worker.simulator.server import Simulator
 
 HEARTBEAT_S = 5
 RECONCILE_DELAY_S = 3  # longer than late caching takes, as the delivery guarantees assume
@@ -62,7 +65,16 @@ _HISTORY_KINDS: tuple[dict[str, Any], ...] = (
 )
 
 
-_VIOLATIONS = ("lost", "cached_twice", "contradictory", "wrong_uuid", "cached_but_failed", "unsettled", "grown")
+_VIOLATIONS = (
+    "lost",
+    "cached_twice",
+    "contradictory",
+    "wrong_uuid",
+    "cached_but_failed",
+    "wrong_result",
+    "unsettled",
+    "grown",
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,7 @@ class Plan:
             that, commands always wait, so that a gap between replies is a stall of workers, broker or store.
         settings: further settings of the workers.
         keeps_records: the store loses none, so that lookalikes can be told apart.
+        result_delays_s: of the looks for results; none: results are off.
     """
 
     name: str
@@ -99,6 +112,7 @@ class Plan:
     publishing: float = 0.8
     settings: Mapping[str, str] = field(default_factory=dict)
     keeps_records: bool = True
+    result_delays_s: tuple[int, ...] = ()
 
     @property
     def store(self) -> str:
@@ -120,6 +134,7 @@ class Report:
     contradictory: list[str] = field(default_factory=list)
     wrong_uuid: list[str] = field(default_factory=list)
     cached_but_failed: list[str] = field(default_factory=list)
+    wrong_result: list[str] = field(default_factory=list)  # none, several, or another than the device's
     unsettled: list[str] = field(default_factory=list)  # queues that are not empty at the end
     grown: list[str] = field(default_factory=list)  # what a soak used more of at the end
 
@@ -270,7 +285,11 @@ def run(
     began = time.monotonic()
     with ExitStack() as stack:
         simulator = stack.enter_context(onenet(*faults, latency_s=plan.latency_s, seed=plan.seed))
-        deployment = stack.enter_context(Deployment.set_up(broker_url, folder, simulator, RECONCILE_DELAY_S))
+        deployment = stack.enter_context(
+            Deployment.set_up(broker_url, folder, simulator, RECONCILE_DELAY_S, plan.result_delays_s)
+        )
+        reads = stack.enter_context(_counted_reads())
+        devices = _Devices(simulator, randomness, plan, reads) if plan.result_delays_s else None
         _declare(deployment, plan)
         commands = list(_commands(randomness, plan))
         fleet = Fleet(deployment, plan)
@@ -284,10 +303,12 @@ def run(
             published = pool.submit(publisher.run, over)
             parts = (faults_done, published)
             try:
-                replies = _collect(deployment, commands, report, lambda: all(map(_is_over, parts)))
+                replies, results = _collect(deployment, commands, report, lambda: all(map(_is_over, parts)), devices)
             finally:
                 over.set()  # ends the waits of both, if the run failed
         _compare(report, commands, replies, deployment, publisher.doubled if plan.store_url is None else set())
+        if devices is not None:
+            devices.compare(report, replies, results)
         if report.lost:
             report.notes.append(f"workers hold {fleet.unacknowledged()} {describe()}")
         report.unsettled += _left_over(deployment, fleet)
@@ -394,19 +415,88 @@ class _Publisher:
 
 
 _Replies = dict[str, set[tuple[str, str | None, str | None]]]
+_Results = dict[str, set[tuple[str, str, str | None]]]  # by command id: uuid, result and confirm_status
+
+
+@contextmanager
+def _counted_reads() -> Iterator[list[int]]:
+    """Count how often histories are read; yields the count."""
+    history, reads = Platform.history, [0]
+
+    def counted(platform: Platform, query: Mapping[str, str]) -> dict[str, object]:
+        reads[0] += 1
+        return history(platform, query)
+
+    with patch.object(Platform, "history", counted):
+        yield reads
+
+
+class _Devices:
+    """Devices that act at random: some execute commands, some refuse them, and some begin to only in the end."""
+
+    def __init__(self, simulator: Simulator, randomness: random.Random, plan: Plan, reads: list[int]) -> None:
+        self._simulator = simulator
+        self._plan = plan
+        behaviours = ("up", "up", "up:METHOD_NOT_ALLOWED", "down")
+        self._behaviours = {str(865820030000000 + n): randomness.choice(behaviours) for n in range(plan.devices)}
+        simulator.platform.replace_devices(self._behaviours)
+        self._is_calm = False
+        self._reads = reads
+
+    def connect_all(self) -> None:
+        """Let every device take its commands: the faults are over."""
+        if not self._is_calm:
+            self._is_calm = True
+            awake = {imei: "up" if text == "down" else text for imei, text in self._behaviours.items()}
+            self._simulator.platform.replace_devices(awake)
+
+    def compare(self, report: Report, replies: _Replies, results: _Results) -> None:
+        """Compare the results with the platform: one for each accepted command, and the right one."""
+        accepted = {
+            (command_id, uuid) for command_id, outcomes in replies.items() for status, uuid, _ in outcomes if uuid
+        }
+        kept = {cached.uuid: cached for cached in self._simulator.platform.commands}
+        expected = {
+            (
+                command_id,
+                uuid,
+                "executed" if kept[uuid].confirm_status == "SUCCESS" else "failed",
+                kept[uuid].confirm_status,
+            )
+            for command_id, uuid in accepted
+        }
+        told = {(command_id, *result) for command_id, each in results.items() for result in each}
+        report.wrong_result += map(str, sorted(expected ^ told, key=str))
+        report.notes.append(f"{len(told)} results, {self._reads[0]} reads of histories")
 
 
 def _collect(
-    deployment: Deployment, commands: Sequence[dict[str, Any]], report: Report, is_quiet: Callable[[], bool]
-) -> _Replies:
-    """Collect replies until the faults are over and every command has one."""
+    deployment: Deployment,
+    commands: Sequence[dict[str, Any]],
+    report: Report,
+    is_quiet: Callable[[], bool],
+    devices: _Devices | None,
+) -> tuple[_Replies, _Results]:
+    """Collect replies until the faults are over and every command has one, and each accepted one a result."""
     wanted = {command["command_id"] for command in commands}
     replies: _Replies = {}
+    results: _Results = {}
+
+    def is_complete() -> bool:
+        accepted = {uuid for outcomes in replies.values() for _, uuid, _ in outcomes if uuid}
+        told = {uuid for each in results.values() for uuid, _, _ in each}
+        return wanted <= replies.keys() and (devices is None or accepted <= told)
+
     latest: float | None = None
     quiet_since: float | None = None
     while True:
         try:
             while (message := deployment.upstream.try_reply()) is not None:
+                if "result" in message.json:
+                    told = message.json
+                    result = told["uuid"], told["result"], told["confirm_status"]
+                    results.setdefault(told["command_id"], set()).add(result)
+                    continue
                 # The last commands are those that rest in doubt: a gap among them is no stall.
                 if latest is not None and len(replies) < _STEADY * len(wanted):
                     report.longest_gap_s = max(report.longest_gap_s, time.monotonic() - latest)
@@ -418,8 +508,10 @@ def _collect(
             wait_until(partial(_reconnects, deployment.upstream), DRAIN_S, "the broker")
         if is_quiet():
             quiet_since = quiet_since or time.monotonic()
-            if wanted <= replies.keys() or time.monotonic() - quiet_since > DRAIN_S:
-                return replies
+            if devices is not None:
+                devices.connect_all()
+            if is_complete() or time.monotonic() - quiet_since > DRAIN_S:
+                return replies, results
         time.sleep(_POLL_S)  # the broker is asked for replies, so that no reader holds one that is not read yet
 
 
@@ -427,6 +519,8 @@ def _left_over(deployment: Deployment, fleet: Fleet) -> list[str]:
     """Return which queues and workers still have commands although no reply is awaited any more."""
     topology = deployment.topology
     queues = [topology.execute_queue, *map(topology.retry_queue, topology.delay_queues_s)]
+    if topology.result_delays_s:
+        queues += [topology.results_queue, *map(topology.result_delay_queue, topology.result_delays_s)]
     found: list[str] = []
 
     def is_empty() -> bool:
