@@ -1,0 +1,153 @@
+"""Looking up results: pauses, outages, and a product that is gone. Nothing is ever sent."""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from schemas.result import Result
+from worker.core.results import Awaited, EntryState
+from worker.errors import HistoryUnreadable
+from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.result_finder import ResultFinder
+
+NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+DELAYS_S = (60, 300)
+IMEI = "865820030000001"
+
+
+def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1)) -> Awaited:
+    expires_at = NOW - expired_ago
+    return Awaited(
+        command_id=f"id-{uuid}",
+        uuid=uuid,
+        imei=IMEI,
+        product=None,
+        accepted_at=NOW - timedelta(hours=1),
+        expires_at=expires_at,
+        last_answer_at=expires_at + timedelta(seconds=110),
+        due_at=NOW,
+    )
+
+
+@dataclass
+class Histories:
+    """Answers with states, or fails."""
+
+    states: dict[str, EntryState] = field(default_factory=dict)
+    error: HistoryUnreadable | None = None
+    is_known: bool = True
+    reads: list[set[str]] = field(default_factory=list)
+
+    def knows(self, _product: str | None) -> bool:
+        return self.is_known
+
+    def now(self, _product: str | None) -> datetime:
+        return NOW
+
+    async def find_states(
+        self,
+        _product: str | None,
+        _imei: str,
+        _since: datetime,
+        uuids: Collection[str],
+        acquire: Callable[[], Awaitable[None]] | None,
+    ) -> dict[str, EntryState]:
+        if acquire is not None:
+            await acquire()
+        self.reads.append(set(uuids))
+        if self.error is not None:
+            raise self.error
+        return {uuid: self.states[uuid] for uuid in uuids if uuid in self.states}
+
+
+class Bench:
+    """A finder with breakers that open after three failures."""
+
+    def __init__(self) -> None:
+        self.histories = Histories()
+        self.breakers = CircuitBreakers([None], 3, 5, lambda: self.seconds)
+        self.history_breakers = CircuitBreakers([None], 3, 5, lambda: self.seconds, subject="history")
+        self.seconds = 1000.0
+        self.taken: list[str | None] = []
+        self.finder = ResultFinder(
+            self.histories, self.breakers, self.history_breakers, DELAYS_S, self._acquire, now=lambda: NOW
+        )
+
+    async def find(self, *due: Awaited) -> list[Result | Awaited]:
+        return await self.finder.find(None, IMEI, due)
+
+    async def _acquire(self, product: str | None) -> None:
+        self.taken.append(product)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_one_read_serves_all_commands_of_a_device(bench: Bench) -> None:
+    bench.histories.states = {"u": EntryState(5, "SUCCESS"), "v": EntryState(6, "TIME_OUT"), "w": EntryState(1)}
+    executed, failed, waiting = await bench.find(awaited("u"), awaited("v"), awaited("w"))
+    assert isinstance(executed, Result)
+    assert isinstance(failed, Result)
+    assert isinstance(waiting, Awaited)
+    assert (executed.result, failed.result, waiting.looks) == ("executed", "failed", 1)
+    assert waiting.due_at == NOW + timedelta(seconds=DELAYS_S[1])
+    assert bench.histories.reads == [{"u", "v", "w"}]
+    assert bench.taken == [None]
+
+
+async def test_a_paused_product_pauses_its_looks_and_they_use_up_nothing(bench: Bench) -> None:
+    for _ in range(3):
+        permit = bench.breakers.try_acquire(None)
+        assert permit is not None
+        permit.record_failure("down")
+        permit.release()
+    [later] = await bench.find(awaited(expired_ago=timedelta(days=3)))
+    assert isinstance(later, Awaited)
+    assert (later.looks, later.due_at) == (0, NOW + timedelta(seconds=DELAYS_S[0]))
+    assert bench.histories.reads == []
+
+
+async def test_looks_go_on_where_no_command_probes_a_paused_product(bench: Bench) -> None:
+    """Otherwise the results of an idle worker would wait for its next command."""
+    await test_a_paused_product_pauses_its_looks_and_they_use_up_nothing(bench)
+    bench.seconds += 5
+    bench.histories.states = {"u": EntryState(5)}
+    [found] = await bench.find(awaited())
+    assert isinstance(found, Result)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HistoryUnreadable("busy", is_throttled=True, retry_after_s=0), HistoryUnreadable("busy", is_rate_limited=True)],
+)
+async def test_a_read_that_was_not_allowed_uses_up_no_look(bench: Bench, error: HistoryUnreadable) -> None:
+    bench.histories.error = error
+    [later] = await bench.find(awaited(expired_ago=timedelta(days=3)))
+    assert isinstance(later, Awaited)
+    assert later.looks == 0
+
+
+async def test_an_outage_a_day_after_expired_time_is_not_yet_unknown(bench: Bench) -> None:
+    """The platform is asked for one more day: it may only be down at this moment."""
+    bench.histories.error = HistoryUnreadable("HTTP 503", is_outage=True)
+    [later] = await bench.find(awaited(expired_ago=timedelta(days=1)))
+    assert isinstance(later, Awaited)
+    bench.seconds += 1000
+    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=2)))
+    assert isinstance(unknown, Result)
+    assert unknown.result == "unknown"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_device_or_a_product_that_is_gone_is_unknown_in_the_end(bench: Bench, is_known: bool) -> None:
+    bench.histories.is_known = is_known
+    bench.histories.error = HistoryUnreadable("no such device", is_refused=True)
+    [later] = await bench.find(awaited())
+    assert isinstance(later, Awaited)
+    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=1)))
+    assert isinstance(unknown, Result)
+    assert unknown.result == "unknown"
