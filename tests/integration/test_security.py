@@ -495,15 +495,11 @@ def test_a_full_queue_of_replies_loses_its_oldest(broker: Broker, site: Deployme
 def test_the_connections_of_an_upstream_system_are_limited(broker: Broker) -> None:
     [limits] = [json.loads(command[2]) for command in rabbitmqctl("billing") if command[0] == "set_user_limits"]
     broker.disconnect("billing")
-    opened: list[BlockingConnection] = []
-    try:
+    with ExitStack() as stack:
         for _ in range(limits["max-connections"]):
-            opened.append(BlockingConnection(pika.URLParameters(broker.url("billing"))))  # noqa: PERF401 - closed below
+            stack.enter_context(BlockingConnection(pika.URLParameters(broker.url("billing"))))
         with pytest.raises(AMQPConnectionError):
             BlockingConnection(pika.URLParameters(broker.url("billing")))
-    finally:
-        for connection in opened:
-            connection.close()
     wait_until(partial(_can_connect, broker), PATIENCE_S, "the end of the connections")
 
 
