@@ -1,5 +1,6 @@
 """Each line of the table in docs/security.md, tried by the users that this page creates."""
 
+import asyncio
 import json
 import re
 import signal
@@ -857,7 +858,7 @@ async def test_a_full_redis_refuses_claims(as_another: RedisClient, server: Redi
     server.config_set("maxmemory", server.info("memory")["used_memory"] + 4_000_000)
     try:
         for size in (1_000_000, 10_000):
-            _fill(as_another, size)
+            await asyncio.to_thread(_fill, as_another, size)
         with pytest.raises(StoreUnavailable, match="OOM"):
             await _ping_until_full(store, as_another)
         assert server.hgetall("{onenet}:command:secret") == {"reply": "of payroll"}
@@ -869,7 +870,7 @@ async def test_a_full_redis_refuses_claims(as_another: RedisClient, server: Redi
 async def _ping_until_full(store: RedisStore, client: RedisClient) -> None:
     """What a refused command itself took is free again afterwards, and the server frees more at times."""
     while True:
-        _fill(client, 100)
+        await asyncio.to_thread(_fill, client, 100)
         await store.ping()
 
 
