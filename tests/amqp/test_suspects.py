@@ -24,7 +24,7 @@ def test_a_suspect_is_known_by_its_copies_and_not_by_what_another_user_made_to_l
 
 
 def test_a_reply_that_hung_counts_for_its_user_or_where_nobody_vouches_for_one_for_its_route() -> None:
-    """Anybody may write another's name, and whoever is vouched for may choose ever new routes."""
+    """Any client can set any app_id, and a client with a validated user_id can change its routing key each time."""
     suspects = Suspects()
     suspects.note_hang(delivery("metering"), "metering.1")
     assert suspects.hangs(delivery("metering", is_copy=True), "metering.2")

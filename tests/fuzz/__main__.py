@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scripts import services
 from tests.fuzz import answers, bodies, broker, histories, records, tables
-from tests.fuzz.target import Failure, Servers, Target, fuzz, run_corpus
+from tests.fuzz.target import Failure, Servers, Target, error_of, fuzz, run_corpus
 from worker.dev.services.broker import start_local_broker
 from worker.dev.services.redis import start_local_redis
 
@@ -67,10 +67,8 @@ def _run(target: Target, seconds: float, seed: int) -> bool:
 def _run_file(target: Target, file: Path) -> bool:
     with ExitStack() as stack:
         check = stack.enter_context(target.open(servers(stack)))
-        try:
-            check(file.read_bytes())
-        except Exception as exc:  # noqa: BLE001 - each of them is a finding
-            _show(target, Failure(exc, file))
+        if (error := error_of(check, file.read_bytes())) is not None:
+            _show(target, Failure(error, file))
             return True
     print(f"{target.name}: {file} holds")
     return False

@@ -67,10 +67,17 @@ class _NeighbourFailed(BaseException):
 def run_corpus(target: Target, check: Check) -> Iterator[Failure]:
     """Check each input of a target's corpus; yields those that fail."""
     for file in target.corpus:
-        try:
-            check(file.read_bytes())
-        except Exception as exc:  # noqa: BLE001 - each of them is a finding
-            yield Failure(exc, file)
+        if (error := error_of(check, file.read_bytes())) is not None:
+            yield Failure(error, file)
+
+
+def error_of(check: Check, data: bytes) -> Exception | None:
+    """Check one input; returns its error, of whatever kind: each is a finding."""
+    try:
+        check(data)
+    except Exception as exc:  # noqa: BLE001
+        return exc
+    return None
 
 
 def fuzz(target: Target, check: Check, seconds: float, seed_of_run: int) -> tuple[int, Failure | None]:
@@ -139,18 +146,12 @@ def _smallest(check: Check, data: bytes) -> tuple[bytes, Exception]:
         at = 0
         while at < len(data):
             fewer = data[:at] + data[at + length :]
-            try:
-                check(fewer)
-            except Exception as exc:  # noqa: BLE001 - any failure will do
-                data, error = fewer, exc
-            else:
+            if (found := error_of(check, fewer)) is None:
                 at += length
+            else:
+                data, error = fewer, found
         length //= 2
-    try:
-        check(data)
-    except Exception as exc:  # noqa: BLE001 - the same
-        error = exc
-    return data, error
+    return data, error_of(check, data) or error
 
 
 def _round(inputs: SearchStrategy[bytes], check: Check, number: int) -> None:

@@ -16,6 +16,7 @@ from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
 from worker.amqp.blocking import declare_on
+from worker.amqp.bodies import MAX_KEPT_BYTES
 from worker.amqp.consumer import MANY_RETURNS, SMALL_BYTES
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
@@ -78,30 +79,30 @@ def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any
     assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
-def test_large_messages_are_held_one_at_a_time_and_copied_once(deployment: Deployment) -> None:
-    """Six of them are queued ahead of commands, and the memory of the worker grows by less than two and a half."""
+def test_large_messages_are_held_one_at_a_time(deployment: Deployment) -> None:
+    """Eight of them are queued ahead of commands, and the memory of the worker grows by less than four of them take."""
+    body = b"x" * MAX_KEPT_BYTES
     with deployment.worker() as worker:
         deployment.upstream.publish(a_command(command_id="first"))
         deployment.upstream.reply()
         before = memory_mib(worker, "VmRSS")
-        for _ in range(6):
-            deployment.upstream.publish(b"x" * LARGE_BYTES)
+        for _ in range(8):
+            deployment.upstream.publish(body)
         ids = good_commands(deployment, 10)
-        replies = deployment.upstream.replies(16)
-        letters = [deployment.upstream.dead_letter() for _ in range(6)]
+        replies = deployment.upstream.replies(18)
+        letters = [deployment.upstream.dead_letter() for _ in range(8)]
         most = memory_mib(worker, "VmHWM") - before
         assert_nothing_but_accepted(worker, ids)
     assert_all_accepted_once(deployment, replies, ids)
-    assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 6
+    assert [letter.body == body for letter in letters] == [True] * 8
     assert {letter.headers["x-onenet-reason"] for letter in letters} == {"invalid_message"}
-    assert most < 2.5 * LARGE_BYTES / MIB
+    assert most < 4 * MAX_KEPT_BYTES / MIB
 
 
-def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: Deployment, tmp_path: Path) -> None:
-    """Bodies of up to 128 MiB are accepted by RabbitMQ 3; of more than 16 MiB the worker keeps only the beginning."""
-    smaller = run_at_startup(tmp_path, 'import worker.amqp.bodies as b\nreplace(b, "MAX_KEPT_BYTES", 1024 * 1024)')
+def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: Deployment) -> None:
+    """The worker keeps only the beginning of it."""
     body = b"x" * LARGE_BYTES
-    with deployment.worker(**smaller) as worker:
+    with deployment.worker() as worker:
         deployment.upstream.publish(a_command(command_id="first"))
         deployment.upstream.reply()
         before = memory_mib(worker, "VmRSS")
@@ -120,38 +121,38 @@ def test_a_body_too_large_to_be_held_is_dead_lettered_by_the_broker(deployment: 
     assert most < LARGE_BYTES / MIB
 
 
-def test_large_messages_during_an_alarm_take_the_memory_of_one(own_broker: LocalBroker, tmp_path: Path) -> None:
-    """Its publications cannot leave. The others, which the broker has sent already, are returned to the queue.
-
-    One by one, because each is read alone, for up to ten seconds.
-    """
+@pytest.mark.parametrize("size", [MAX_KEPT_BYTES, LARGE_BYTES])
+def test_large_messages_during_an_alarm_take_bounded_memory(own_broker: LocalBroker, tmp_path: Path, size: int) -> None:
+    """What is published for one of them cannot leave, and the others stay with the broker."""
+    body = b"x" * size
     with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        upstream, queue = deployment.upstream, deployment.topology.execute_queue
         with deployment.worker() as worker:
-            deployment.upstream.publish(a_command(command_id="first"))
-            deployment.upstream.reply()
+            upstream.publish(a_command(command_id="first"))
+            upstream.reply()
             before = memory_mib(worker, "VmRSS")
-        for _ in range(4):
-            deployment.upstream.publish(b"x" * LARGE_BYTES)
-        deployment.upstream.disconnect()  # the broker would block it
-        deployment.upstream.connect()
+        for _ in range(8):
+            upstream.publish(body)
+        upstream.disconnect()  # the broker would block it
+        upstream.connect()
         own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             with deployment.start_worker() as worker:
                 worker.wait_for("publishing_blocked")
                 wait_until(
-                    lambda: deployment.upstream.count(deployment.topology.execute_queue) == 3,
-                    4 * PATIENCE_S,
-                    "the return of the others",
+                    lambda: upstream.count(queue) + upstream.replies_waiting() == 7,  # some before the alarm
+                    PATIENCE_S,
+                    "a single message that is held",
                 )
-                during = memory_mib(worker, "VmHWM") - before
                 own_broker.control("set_vm_memory_high_watermark", "0.6")
-                replies = deployment.upstream.replies(4)
-                letters = [deployment.upstream.dead_letter() for _ in range(4)]
+                replies = upstream.replies(8)
+                letters = [upstream.dead_letter() for _ in range(8)]
+                most = memory_mib(worker, "VmHWM") - before
         finally:
             own_broker.control("set_vm_memory_high_watermark", "0.6")
-    assert [reply["error"]["code"] for reply in replies] == ["invalid_message"] * 4
-    assert [letter.body == b"x" * LARGE_BYTES for letter in letters] == [True] * 4
-    assert during < 3 * LARGE_BYTES / MIB
+    assert {reply["error"]["code"] for reply in replies} == {"invalid_message"}
+    assert [letter.body == body for letter in letters] == [True] * 8
+    assert most < 4 * MAX_KEPT_BYTES / MIB
 
 
 def padded(**fields: Any) -> bytes:

@@ -11,7 +11,7 @@ from pika import frame
 
 from schemas.command import MAX_BODY_BYTES
 
-MAX_KEPT_BYTES = 16 * 1024 * 1024  # of all bodies together that are too large for a command
+MAX_KEPT_BYTES = 4 * 1024 * 1024  # of all bodies together that are too large for a command
 
 
 class TruncatedBody(bytes):

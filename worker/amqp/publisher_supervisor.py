@@ -368,7 +368,7 @@ class PublisherSupervisor:
             if await self._hangs(alone, HANG_ALONE_S):
                 alone.withdraw_unconfirmed()
                 alone.channel.abort()
-                _log_hang(item)
+                log.error("publication_hung", **_about(item), exchange=item.publication.exchange)
                 return PublicationHung("the broker hangs in its routing")
             if turns is not None:
                 if self._loop.time() - began > _SLOW_ROUTING_S:
@@ -454,7 +454,7 @@ class PublisherSupervisor:
         if publication.exchange == self._unrouted_exchange or publication.plain_key is None or item.was_returned:
             return False
         has_lasted = (item.first_rejected_at or now) <= now - REFUSED_REPLY_S
-        # Anybody may write ever new names where the broker vouches for none, and ever new routes to the same queue.
+        # A client can change its routing key each time, and without a validated user_id its app_id too.
         receiver = (item.settlement.delivery.envelope.sender, publication.routing_key)
         if not has_lasted and all(self._refusing.get(each, 0) < now for each in receiver):
             return False
@@ -491,15 +491,8 @@ class PublisherSupervisor:
 
     def _divert(self, item: InFlight) -> None:
         """Have a reply published to the exchange of unrouted replies, which compares no routing keys."""
-        publication, envelope = item.publication, item.settlement.delivery.envelope
-        log.error(
-            "reply_diverted",
-            **_command(item),
-            routing_key=publication.routing_key,
-            exchange=self._unrouted_exchange,
-            app_id=envelope.sender.name,
-        )
-        item.publication = replace(publication, exchange=self._unrouted_exchange)
+        log.error("reply_diverted", **_about(item), exchange=self._unrouted_exchange)
+        item.publication = replace(item.publication, exchange=self._unrouted_exchange)
         item.rejections, item.first_rejected_at = 0, None
 
     async def _replace(self) -> None:
@@ -556,18 +549,11 @@ def _name(item: InFlight) -> str:
     return sender_or_route(item.settlement.delivery, item.publication.routing_key)
 
 
-def _command(item: InFlight) -> dict[str, Any]:
-    """Return whose reply or result this is, for the log."""
-    told = json.loads(item.publication.body)
-    return {"command_id": told["command_id"], "imei": told["imei"], "attempt": told.get("attempts")}
-
-
-def _log_hang(item: InFlight) -> None:
-    publication, envelope = item.publication, item.settlement.delivery.envelope
-    log.error(
-        "publication_hung",
-        **(_command(item) if publication.plain_key is not None else {}),
-        exchange=publication.exchange,
-        routing_key=publication.routing_key,
-        app_id=envelope.sender.name,
-    )
+def _about(item: InFlight) -> dict[str, Any]:
+    """Return what a line of the log says of a publication, and of its command if it is a reply or a result."""
+    publication = item.publication
+    about = {"routing_key": publication.routing_key, "app_id": item.settlement.delivery.envelope.sender.name}
+    if publication.plain_key is None:
+        return about
+    told = json.loads(publication.body)
+    return {"command_id": told["command_id"], "imei": told["imei"], "attempt": told.get("attempts"), **about}
