@@ -19,6 +19,7 @@ from worker.amqp.connection import connection_parameters
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.result_messages import ResultMessages
 from worker.core.claims import IdempotencyStore
+from worker.core.clock import utc_now
 from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
 from worker.core.redis_address import RedisAddress
@@ -247,7 +248,14 @@ class Worker:
             settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
         )
-        result_messages = ResultMessages(topology, settings.result_delays_s) if settings.result_delays_s else None
+        result_messages = None
+        if settings.result_delays_s:
+            result_messages = ResultMessages(
+                topology,
+                settings.result_delays_s,
+                lambda product: self._client.now(product) - utc_now(),
+                is_isolated=is_isolated,
+            )
         consumer = Consumer(
             engine,
             MessageBuilder(
@@ -304,7 +312,6 @@ class Worker:
             self._new_broker(topology.results_queue, " results", RESULT_PREFETCH),
             [topology.results_queue, *map(topology.result_delay_queue, sorted(set(delays_s)))],
             self._store,
-            self._client,
             self._metrics,
             delays_s,
         )

@@ -11,7 +11,6 @@ from worker.core.results import NO_STATE, Awaited, EntryState, await_result, dec
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 DELAYS_S = (60, 300, 900)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-COMMAND = Command("c", "865820030000001", 3311, 0, 5850, NOW + DAY, None, None, None, None, None, None)
 REPLY = Reply(command_id="c", status="accepted", uuid="u", attempts=1, completed_at=NOW)
 
 
@@ -21,21 +20,23 @@ def awaited(
     valid_in: timedelta | None = None,
     retry: int | None = None,
     timeout: int | None = None,
+    ahead: timedelta = timedelta(0),
+    reply: Reply = REPLY,
 ) -> Awaited:
     """Return a command that was accepted at NOW."""
     valid_at = None if valid_in is None else NOW + valid_in
     command = Command(
         "c", "865820030000001", 3311, 0, 5850, NOW + expires_in, valid_at, retry, timeout, None, None, None
     )
-    return await_result(command, REPLY, DELAYS_S)
+    return await_result(command, reply, ahead, DELAYS_S)
 
 
-def looks(command: Awaited, count: int) -> list[float]:
+def looks(command: Awaited, count: int, ahead: timedelta = timedelta(0)) -> list[float]:
     """Return when the next looks come that find nothing final, in seconds after NOW."""
     found = []
     for _ in range(count):
         found.append((command.due_at - NOW).total_seconds())
-        command = command.after_look(command.due_at, DELAYS_S)
+        command = command.after_look(command.due_at, command.due_at + ahead, DELAYS_S)
     return found
 
 
@@ -45,6 +46,23 @@ def test_the_gaps_grow_and_the_last_one_repeats() -> None:
 
 def test_nothing_is_looked_up_before_valid_time() -> None:
     assert looks(awaited(valid_in=HOUR), 2) == [3660, 3960]
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR])
+def test_gaps_do_not_depend_on_the_platforms_clock_and_its_times_do(ahead: timedelta) -> None:
+    """``valid_time`` and ``expired_time`` are on the platform's clock."""
+    assert looks(awaited(ahead=ahead), 3, ahead) == [60, 360, 1260]
+    begins_s = (2 * HOUR - ahead).total_seconds()
+    assert looks(awaited(valid_in=2 * HOUR, ahead=ahead), 2, ahead) == [begins_s + 60, begins_s + 360]
+    end_s = (2 * HOUR - ahead).total_seconds() + 4 * 25 + 10
+    found = looks(awaited(expires_in=2 * HOUR, ahead=ahead), 15, ahead)
+    assert end_s in found
+
+
+def test_only_a_recovered_command_may_have_been_cached_long_before_its_reply() -> None:
+    recovered = REPLY.model_copy(update={"recovered": True})
+    assert awaited().cached_since == NOW
+    assert awaited(reply=recovered).cached_since is None
 
 
 @pytest.mark.parametrize(("retry", "timeout", "answers_s"), [(None, None, 4 * 25), (0, 5, 5), (10, 40, 11 * 40)])
@@ -63,7 +81,7 @@ def test_one_look_comes_shortly_after_the_last_possible_answer(
 def test_the_last_look_comes_a_day_after_expired_time() -> None:
     command = awaited(expires_in=HOUR)
     while command.due_at < command.unknown_at:
-        command = command.after_look(command.due_at, DELAYS_S)
+        command = command.after_look(command.due_at, command.due_at, DELAYS_S)
     assert command.due_at == NOW + HOUR + DAY
 
 
@@ -96,7 +114,23 @@ def test_a_missing_answer_is_a_failure_once_none_can_come() -> None:
     assert (found.result, found.confirm_status) == ("failed", "TIME_OUT")
 
 
-@pytest.mark.parametrize("state", [NO_STATE, EntryState(1), EntryState(3), EntryState(8)])
+def test_an_entry_that_disappears_and_comes_back_decides() -> None:
+    command = awaited()
+    assert decide_result(command, NO_STATE, NOW, NOW) is None
+    found = decide_result(command.after_look(NOW, NOW, DELAYS_S), EntryState(5, "SUCCESS"), NOW, NOW)
+    assert found is not None
+    assert found.result == "executed"
+
+
+@pytest.mark.parametrize("confirm_status", [None, "SUCCESS", "METHOD_NOT_ALLOWED"])
+def test_the_state_decides_and_the_confirm_status_is_passed_on(confirm_status: str | None) -> None:
+    for send_status, result in ((5, "executed"), (6, "failed")):
+        found = decide_result(awaited(), EntryState(send_status, confirm_status), NOW, NOW)
+        assert found is not None
+        assert (found.result, found.confirm_status) == (result, confirm_status)
+
+
+@pytest.mark.parametrize("state", [NO_STATE, EntryState(1), EntryState(3), EntryState(8), EntryState(99)])
 def test_a_day_after_expired_time_it_is_unknown(state: EntryState) -> None:
     command = awaited()
     assert decide_result(command, state, command.unknown_at - timedelta(seconds=1), NOW) is None

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from schemas.onenet import ResultPage
-from worker.core.results import EntryState
+from worker.core.results import NO_STATE, EntryState
 from worker.onenet.results import state_of
 
 ZONE = ZoneInfo("Asia/Shanghai")
@@ -70,6 +70,16 @@ def test_what_is_no_word_is_no_confirm_status(written: object) -> None:
 
 def test_an_entry_that_comes_twice_is_one() -> None:
     assert state({}, {}) == EntryState(5, "SUCCESS", SENT, CONFIRMED)
+
+
+def test_entries_of_one_state_tell_the_same_in_any_order() -> None:
+    entries = {"confirm_status": "TIME_OUT"}, {"confirm_time": None}, {"send_time": "2026-11-22 17:14:03"}
+    assert state(*entries) == state(*reversed(entries))
+    assert state(*entries).confirmed_at == CONFIRMED
+
+
+def test_no_entry_says_nothing() -> None:
+    assert state() == NO_STATE
 
 
 def test_entries_that_contradict_each_other_say_nothing() -> None:

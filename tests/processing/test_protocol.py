@@ -41,7 +41,7 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay, Task
 from worker.core.epoch import REDELIVERED_S, Epoch, Retention
 from worker.core.parsing import read_task
-from worker.core.platform import Candidate, OwnedByOthers, Sent
+from worker.core.platform import Candidate, FoundStates, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.core.results import Awaited, EntryState
 from worker.dead_letters.letter import DeadLetter
@@ -63,7 +63,7 @@ HASTY = RetryPolicy((1, 2), max_attempts=1, reconcile_delay_s=RECONCILE_DELAY_S,
 RESULT_DELAYS_S = (1, 4)
 EXECUTED_AFTER = timedelta(seconds=5)
 TOPOLOGY = Topology("onenet", (1, 2, RECONCILE_DELAY_S), RESULT_DELAYS_S)
-RESULTS = ResultMessages(TOPOLOGY, RESULT_DELAYS_S)
+RESULTS = ResultMessages(TOPOLOGY, RESULT_DELAYS_S, lambda _product: timedelta(0))
 MESSAGES = MessageBuilder(TOPOLOGY, "host:1", await_result=RESULTS.first)
 CHINA = ZoneInfo("Asia/Shanghai")
 FAULTS = ["none", "not sent", "lost, cached", "lost, not cached", "lost, cached late", "of another command", "full"]
@@ -193,11 +193,11 @@ class ModelPlatform:
         return most
 
     async def find_states(
-        self, _product: str | None, _imei: str, _since: datetime, uuids: Collection[str], _acquire: object
-    ) -> dict[str, EntryState]:
+        self, _product: str | None, _imei: str, _since: datetime | None, uuids: Collection[str], _acquire: object
+    ) -> FoundStates:
         await suspend()
         if not current_faults.get().is_history_readable:
-            raise HistoryUnreadable("no answer", is_outage=True)
+            return FoundStates({}, HistoryUnreadable("no answer", is_outage=True))
         world = self._world
         found = {
             kept.uuid: EntryState(5 if kept.created_at + EXECUTED_AFTER <= world.now else 1)
@@ -205,7 +205,7 @@ class ModelPlatform:
             if kept.uuid in uuids
         }
         await suspend()
-        return found
+        return FoundStates(found)
 
     async def find_candidates(self, command: Command, doubt: DoubtWindow, others: OwnedByOthers) -> list[Candidate]:
         await suspend()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from schemas.result import Result
+from worker.core.platform import FoundStates
 from worker.core.results import Awaited, EntryState
 from worker.errors import HistoryUnreadable
 from worker.processing.circuit_breaker import CircuitBreakers
@@ -17,7 +18,7 @@ DELAYS_S = (60, 300)
 IMEI = "865820030000001"
 
 
-def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1)) -> Awaited:
+def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1), is_recovered: bool = False) -> Awaited:
     expires_at = NOW - expired_ago
     return Awaited(
         command_id=f"id-{uuid}",
@@ -25,6 +26,7 @@ def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1)) -> 
         imei=IMEI,
         product=None,
         accepted_at=NOW - timedelta(hours=1),
+        is_recovered=is_recovered,
         expires_at=expires_at,
         last_answer_at=expires_at + timedelta(seconds=110),
         due_at=NOW,
@@ -39,27 +41,28 @@ class Histories:
     error: HistoryUnreadable | None = None
     is_known: bool = True
     reads: list[set[str]] = field(default_factory=list)
+    since: list[datetime | None] = field(default_factory=list)
+    platform_now: datetime = NOW
 
     def knows(self, _product: str | None) -> bool:
         return self.is_known
 
     def now(self, _product: str | None) -> datetime:
-        return NOW
+        return self.platform_now
 
     async def find_states(
         self,
         _product: str | None,
         _imei: str,
-        _since: datetime,
+        since: datetime | None,
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
-    ) -> dict[str, EntryState]:
+    ) -> FoundStates:
         if acquire is not None:
             await acquire()
         self.reads.append(set(uuids))
-        if self.error is not None:
-            raise self.error
-        return {uuid: self.states[uuid] for uuid in uuids if uuid in self.states}
+        self.since.append(since)
+        return FoundStates({uuid: self.states[uuid] for uuid in uuids if uuid in self.states}, self.error)
 
 
 class Bench:
@@ -149,5 +152,100 @@ async def test_a_device_or_a_product_that_is_gone_is_unknown_in_the_end(bench: B
     [later] = await bench.find(awaited())
     assert isinstance(later, Awaited)
     [unknown] = await bench.find(awaited(expired_ago=timedelta(days=1)))
+    assert isinstance(unknown, Result)
+    assert unknown.result == "unknown"
+
+
+async def test_a_paused_product_lets_no_command_wait_for_ever(bench: Bench) -> None:
+    """A history that cannot be read keeps the pause of a worker that looks up nothing else."""
+    bench.histories.error = HistoryUnreadable("HTTP 503", is_outage=True)
+    await pause(bench)
+    [later] = await bench.find(awaited(expired_ago=timedelta(days=1)))
+    assert isinstance(later, Awaited)
+    assert later.looks == 0
+    bench.seconds += 1000
+    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=2)))
+    assert isinstance(unknown, Result)
+    assert unknown.result == "unknown"
+
+
+async def pause(bench: Bench) -> None:
+    """Let the reads of histories fail until they pause, and a probe be due."""
+    while bench.history_breakers.allows(None):
+        await bench.find(awaited())
+    bench.seconds += 1000
+
+
+async def test_deleted_devices_pause_nothing_for_others(bench: Bench) -> None:
+    """They may be refused as a wrong key is: errno 1 is documented for a key that does not match the IMEI."""
+    bench.histories.error = HistoryUnreadable("auth failed", is_refused=True)
+    for number in range(10):
+        await bench.finder.find(None, f"86582003000000{number}", [awaited()])
+    assert bench.history_breakers.allows(None)
+    bench.histories.error = None
+    bench.histories.states = {"u": EntryState(5)}
+    [found] = await bench.find(awaited())
+    assert isinstance(found, Result)
+
+
+async def test_a_refused_look_does_not_end_a_pause(bench: Bench) -> None:
+    """Otherwise each look would be a probe, although the key is wrong."""
+    bench.histories.error = HistoryUnreadable("HTTP 503", is_outage=True)
+    await pause(bench)
+    bench.histories.error = HistoryUnreadable("auth failed", is_refused=True)
+    for _ in range(3):
+        [later] = await bench.find(awaited())
+        assert isinstance(later, Awaited)
+        assert later.looks == 0
+    assert len(bench.histories.reads) == 4  # three that failed, and one probe
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HistoryUnreadable("HTTP 503", is_outage=True),
+        HistoryUnreadable("busy", is_rate_limited=True),
+        HistoryUnreadable("busy", is_throttled=True, retry_after_s=0),
+        HistoryUnreadable("it has more than 100 pages"),
+    ],
+)
+async def test_what_was_read_before_an_error_decides(bench: Bench, error: HistoryUnreadable) -> None:
+    bench.histories.states = {"u": EntryState(5, "SUCCESS")}
+    bench.histories.error = error
+    executed, missing = await bench.find(awaited("u"), awaited("v"))
+    assert isinstance(executed, Result)
+    assert executed.result == "executed"
+    assert isinstance(missing, Awaited)
+
+
+async def test_an_entry_that_comes_back_decides(bench: Bench) -> None:
+    [missing] = await bench.find(awaited())
+    assert isinstance(missing, Awaited)
+    bench.histories.states = {"u": EntryState(4)}
+    [found] = await bench.find(missing)
+    assert isinstance(found, Result)
+    assert found.result == "expired"
+
+
+async def test_twins_have_a_result_each(bench: Bench) -> None:
+    bench.histories.states = {"u": EntryState(5), "v": EntryState(4)}
+    found = await bench.find(awaited("u"), awaited("v"))
+    assert [each.result for each in found if isinstance(each, Result)] == ["executed", "expired"]
+
+
+async def test_the_history_is_read_from_the_first_acceptance_on(bench: Bench) -> None:
+    await bench.find(awaited("u"), awaited("v"))
+    await bench.find(awaited("u"), awaited("v", is_recovered=True))
+    assert bench.histories.since == [NOW - timedelta(hours=1), None]
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=-5), timedelta(hours=5)])
+async def test_the_platforms_clock_decides_what_is_over_and_ours_when_to_look(bench: Bench, ahead: timedelta) -> None:
+    bench.histories.platform_now = NOW + ahead
+    margin = timedelta(minutes=1)
+    [later] = await bench.find(awaited(expired_ago=timedelta(days=1) - ahead - margin))
+    assert isinstance(later, Awaited)
+    assert NOW < later.due_at <= NOW + timedelta(seconds=DELAYS_S[1])
+    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=1) - ahead + margin))
     assert isinstance(unknown, Result)
     assert unknown.result == "unknown"

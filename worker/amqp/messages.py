@@ -322,11 +322,8 @@ class MessageBuilder:
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to the sender of the command."""
-        asked, envelope = delivery.properties, delivery.envelope
-        reply_to = own_reply_to(envelope) if self._is_isolated else envelope.reply_to
-        # Where app_id is not the user's name, the user is the one who has to know.
-        source = (envelope.user_id if self._is_isolated else envelope.app_id) or "unknown"
-        routing_key = reply_to or short(f"{EXECUTE}.{reply.status}.{source}")
+        asked, usual = delivery.properties, f"{EXECUTE}.{reply.status}"
+        routing_key = address(delivery.envelope, usual, is_isolated=self._is_isolated)
         trace: dict[str, Any] = {
             name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
         }
@@ -338,7 +335,7 @@ class MessageBuilder:
             headers=trace or None,
         )
         body = reply.model_dump_json().encode()
-        plain_key = f"{EXECUTE}.{reply.status}.unknown"
+        plain_key = f"{usual}.unknown"
         return Publication(self._topology.replies_exchange, routing_key, properties, body, reply.status, plain_key)
 
     def _dead_letter(self, delivery: Delivery, reply: Reply, failed: ReplyError) -> Publication:
@@ -497,9 +494,18 @@ def _text(name: object) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
-def short(text: str) -> str:
-    """Return a text cut to the length of a routing key."""
-    return _cut(text, _MAX_SHORT_BYTES)
+def address(envelope: Envelope, usual: str, *, is_isolated: bool) -> str:
+    """Return the routing key of what is told to a command's sender.
+
+    Args:
+        envelope: of the command.
+        usual: the key's first words.
+        is_isolated: the upstream systems do not trust each other, so that none may choose where it goes.
+    """
+    reply_to = own_reply_to(envelope) if is_isolated else envelope.reply_to
+    # Where app_id is not the user's name, the user is the one who has to know.
+    source = (envelope.user_id if is_isolated else envelope.app_id) or "unknown"
+    return reply_to or _cut(f"{usual}.{source}", _MAX_SHORT_BYTES)
 
 
 def _cut(text: str, most_bytes: int) -> str:

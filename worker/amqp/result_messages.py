@@ -1,14 +1,14 @@
 """The messages of accepted commands: those that wait for their result, and the result."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from pika import BasicProperties, DeliveryMode
 from pydantic import ValidationError
 
 from schemas.reply import Reply
 from schemas.result import Result
-from worker.amqp.messages import RESULT_TYPE, USER_ID, Delivery, Publication, short
+from worker.amqp.messages import RESULT_TYPE, USER_ID, Delivery, Publication, address
 from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
@@ -25,15 +25,26 @@ class ResultMessages:
     Args:
         topology: where to publish; it has queues for results.
         delays_s: seconds before each look; the last repeats.
+        ahead: tells by how much the clock of a product's platform is ahead of ours.
+        is_isolated: the upstream systems do not trust each other, so that none may choose where a result goes.
     """
 
-    def __init__(self, topology: Topology, delays_s: Sequence[int]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        delays_s: Sequence[int],
+        ahead: Callable[[str | None], timedelta],
+        *,
+        is_isolated: bool = False,
+    ) -> None:
         self._topology = topology
         self._delays_s = delays_s
+        self._ahead = ahead
+        self._is_isolated = is_isolated
 
     def first(self, delivery: Delivery, command: Command, reply: Reply) -> Publication:
         """Return the message that brings an accepted command back when its result is to be looked up."""
-        awaited = await_result(command, reply, self._delays_s)
+        awaited = await_result(command, reply, self._ahead(command.product), self._delays_s)
         return self.later(delivery, awaited, reply.completed_at)
 
     def later(self, delivery: Delivery, awaited: Awaited, now: datetime) -> Publication:
@@ -42,7 +53,7 @@ class ResultMessages:
         Args:
             delivery: the command's, or that of its last wait.
             awaited: the command.
-            now: on the clock on which it is due, aware.
+            now: on our clock, aware.
         """
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
         delay_s = max((each for each in self._delays_s if each <= wait_s), default=min(self._delays_s))
@@ -65,17 +76,16 @@ class ResultMessages:
 
     def result(self, delivery: Delivery, result: Result) -> Publication:
         """Address a result as the reply was addressed."""
-        envelope = delivery.envelope
-        usual = f"{RESULT}.{result.result}."
+        usual = f"{RESULT}.{result.result}"
         properties = self._properties(delivery, RESULT_TYPE)
         properties.correlation_id = properties.correlation_id or result.command_id
         properties.reply_to = properties.app_id = None
         return Publication(
             self._topology.replies_exchange,
-            envelope.reply_to or short(f"{usual}{envelope.app_id or 'unknown'}"),
+            address(delivery.envelope, usual, is_isolated=self._is_isolated),
             properties,
             result.model_dump_json().encode(),
-            plain_key=f"{usual}unknown",
+            plain_key=f"{usual}.unknown",
         )
 
     def _properties(self, delivery: Delivery, kind: str) -> BasicProperties:

@@ -1,6 +1,6 @@
 """What the worker needs of the platform: the port that ``worker/onenet`` implements, and the types that cross it."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -9,6 +9,7 @@ from worker.core.answer import Answer
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
 from worker.core.results import EntryState
+from worker.errors import HistoryUnreadable
 
 DEVICE_QUEUE = 10
 """How many commands wait for one device at most; the platform refuses further ones."""
@@ -76,6 +77,19 @@ class PlatformClient(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class FoundStates:
+    """What a device's history says of cached commands.
+
+    Attributes:
+        states: by uuid, as far as it was read and has them.
+        error: why it could not be read any further; None: it was read as far as needed.
+    """
+
+    states: Mapping[str, EntryState]
+    error: HistoryUnreadable | None = None
+
+
 class ResultHistories(Protocol):
     """Tells what became of accepted commands."""
 
@@ -89,20 +103,17 @@ class ResultHistories(Protocol):
         self,
         product: str | None,
         imei: str,
-        since: datetime,
+        since: datetime | None,
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
-    ) -> dict[str, EntryState]:
-        """Return what a device's history says of cached commands, by uuid, as far as it has them.
+    ) -> FoundStates:
+        """Return what a device's history says of cached commands.
 
         Args:
             product: whose device it is.
             imei: the device.
-            since: when the first of the commands was cached, on our clock, aware.
+            since: when the first of the commands was cached, on our clock, aware; None: unknown.
             uuids: of the commands.
             acquire: takes one request from the rate limit for each read, and waits until that is allowed; None: there
                 is no limit.
-
-        Raises:
-            HistoryUnreadable: the history could not be read as far as needed.
         """

@@ -29,9 +29,11 @@ class Awaited(BaseModel):
     Attributes:
         product: None for the default one.
         accepted_at: when the command's reply says that it was.
-        last_answer_at: after this time nothing more comes from the device.
+        is_recovered: its uuid was found in the history, so that it may have been cached long before.
+        expires_at: on the platform's clock.
+        last_answer_at: after this time, on the platform's clock, nothing more comes from the device.
         looks: how often the platform was asked.
-        due_at: when to ask next.
+        due_at: when to ask next, on our clock: the platform's may be far from it, and is not always known.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may know more
@@ -41,6 +43,7 @@ class Awaited(BaseModel):
     imei: Imei
     product: str | None
     accepted_at: AwareDatetime
+    is_recovered: bool
     expires_at: AwareDatetime
     last_answer_at: AwareDatetime
     looks: int = Field(0, ge=0)
@@ -51,37 +54,53 @@ class Awaited(BaseModel):
         """When the result is unknown, if the platform has told nothing final by then."""
         return self.expires_at + UNKNOWN_AFTER
 
-    def after_look(self, now: datetime, delays_s: Sequence[int]) -> Self:
-        """Return the same after another look that told nothing final."""
+    @property
+    def cached_since(self) -> datetime | None:
+        """When it was cached at the earliest, on our clock; None: nobody knows."""
+        return None if self.is_recovered else self.accepted_at
+
+    def after_look(self, now: datetime, platform_now: datetime, delays_s: Sequence[int]) -> Self:
+        """Return the same after another look that told nothing final.
+
+        Args:
+            now: on our clock, aware.
+            platform_now: on the platform's clock, aware.
+            delays_s: seconds before each look; the last repeats.
+        """
         looks = self.looks + 1
-        return self.model_copy(update={"looks": looks, "due_at": _next_look(self, now, _delay(delays_s, looks))})
+        wait = _until_next_look(self, platform_now, _delay(delays_s, looks))
+        return self.model_copy(update={"looks": looks, "due_at": now + wait})
 
     def later(self, now: datetime, delay_s: float) -> Self:
         """Return the same for another time, with no look used up."""
         return self.model_copy(update={"due_at": now + timedelta(seconds=delay_s)})
 
 
-def await_result(command: Command, reply: Reply, delays_s: Sequence[int]) -> Awaited:
+def await_result(command: Command, reply: Reply, ahead: timedelta, delays_s: Sequence[int]) -> Awaited:
     """Return what to look up for a command that was accepted.
 
     Args:
         command: that was accepted.
         reply: says so.
+        ahead: by how much the platform's clock is ahead of ours.
         delays_s: seconds before each look; the last repeats.
     """
     answers = (command.effective("retry") + 1) * timedelta(seconds=command.effective("timeout"))
-    begins = max(reply.completed_at, command.valid_at or reply.completed_at)  # nothing can happen before
+    accepted_at = reply.completed_at + ahead  # on the platform's clock
+    begins = max(accepted_at, command.valid_at or accepted_at)  # nothing can happen before
     awaited = Awaited(
         command_id=command.command_id,
         uuid=reply.uuid or "",
         imei=command.imei,
         product=command.product,
         accepted_at=reply.completed_at,
+        is_recovered=reply.recovered,
         expires_at=command.expires_at,
         last_answer_at=command.expires_at + answers + _MARGIN,
-        due_at=begins,
+        due_at=reply.completed_at,
     )
-    return awaited.model_copy(update={"due_at": _next_look(awaited, begins, _delay(delays_s, 0))})
+    wait = _until_next_look(awaited, begins, _delay(delays_s, 0))
+    return awaited.model_copy(update={"due_at": begins - ahead + wait})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +151,10 @@ def decide_result(awaited: Awaited, state: EntryState, now: datetime, observed_a
     )
 
 
-def _next_look(awaited: Awaited, now: datetime, delay: timedelta) -> datetime:
-    """Return when to look next: after the delay, or before that once nothing more can come from the device."""
-    marks = (mark for mark in (awaited.last_answer_at, awaited.unknown_at) if now < mark)
-    return min(now + delay, next(marks, now + delay))
+def _until_next_look(awaited: Awaited, platform_now: datetime, delay: timedelta) -> timedelta:
+    """Return the time until the next look: the delay, or less if nothing more can come from the device by then."""
+    marks = (mark for mark in (awaited.last_answer_at, awaited.unknown_at) if platform_now < mark)
+    return min(delay, next(marks, platform_now + delay) - platform_now)
 
 
 def _delay(delays_s: Sequence[int], looks: int) -> timedelta:

@@ -10,8 +10,9 @@ from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.result_messages import ResultMessages
 from worker.core.claims import IdempotencyStore
-from worker.core.platform import ResultHistories
+from worker.core.clock import utc_now
 from worker.core.results import Awaited
+from worker.core.uuids import canonical_uuid
 from worker.errors import StoreError, WorkerError
 from worker.flow.background import Background
 from worker.processing.result_finder import ResultFinder
@@ -62,7 +63,6 @@ class ResultConsumer:
         broker: settles deliveries.
         queues: in which commands wait.
         store: records results.
-        client: tells the time on the platforms' clocks.
         metrics: count results.
         delays_s: seconds before each look.
     """
@@ -74,7 +74,6 @@ class ResultConsumer:
         broker: Broker,
         queues: Sequence[str],
         store: IdempotencyStore,
-        client: ResultHistories,
         metrics: Metrics,
         delays_s: Sequence[int],
     ) -> None:
@@ -83,7 +82,6 @@ class ResultConsumer:
         self._broker = broker
         self._queues = queues
         self._store = store
-        self._client = client
         self._metrics = metrics
         self._delay_s = delays_s[0]
         self._gather_s = min(_GATHER_S, delays_s[0] / 10)
@@ -109,7 +107,7 @@ class ResultConsumer:
             log.error("result_message_unreadable", hint="only workers may publish to this queue")
             self._background.start(self._broker.settle(delivery, []))
             return
-        now = self._client.now(awaited.product)
+        now = utc_now()
         if now < awaited.due_at - _EARLY:
             again = self._messages.later(delivery, awaited, now)
             self._background.start(self._broker.settle(delivery, [again]))
@@ -157,7 +155,7 @@ class ResultConsumer:
         known: set[tuple[str, str, str]] = set()
         settling = []
         for (delivery, awaited), each in zip(due, found, strict=True):
-            key = awaited.command_id, delivery.envelope.app_id, awaited.uuid
+            key = awaited.command_id, delivery.envelope.app_id, canonical_uuid(awaited.uuid)
             is_twin = key in known  # its worker died after it was published again
             known.add(key)
             settling.append(self._settle(delivery, awaited, None if is_twin else each))
@@ -166,7 +164,7 @@ class ResultConsumer:
     async def _settle(self, delivery: Delivery, awaited: Awaited, found: Result | Awaited | None) -> None:
         result: Result | None = None
         publications: list[Publication] = []
-        now = self._client.now(awaited.product)
+        now = utc_now()
         if isinstance(found, Result):
             try:
                 result = await self._store.first_result(delivery.envelope.app_id, found)

@@ -47,7 +47,7 @@ from worker.core.epoch import Epoch, Retention
 from worker.core.ownership import Owner, OwnershipFacts
 from worker.core.redis_address import RedisAddress
 from worker.core.times import milliseconds
-from worker.core.uuids import recorded_forms
+from worker.core.uuids import canonical_uuid, recorded_forms
 from worker.errors import LeaseLost, SettingsError, StoreRefused, StoreUnavailable, StoreUnusable, UuidTaken
 from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis_errors import LASTING, NotReplicated, code_of, reason_of
@@ -231,7 +231,7 @@ class RedisStore:
             raise UuidTaken(lease.key.command_id)
 
     async def first_result(self, app_id: str, result: Result) -> Result:
-        name = f"{self._prefix}result:{scoped_id(result.command_id, app_id)}:{result.uuid}"
+        name = f"{self._prefix}result:{scoped_id(result.command_id, app_id)}:{canonical_uuid(result.uuid)}"
         record = ("SET", name, result.model_dump_json(), "NX", "PX", self._ttl_ms)
         answers = await self._calls.execute(record, ("GET", name))
         for answer in answers:

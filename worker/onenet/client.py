@@ -16,8 +16,7 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.command import Command
 from worker.core.credentials import Product
 from worker.core.doubt_window import DoubtWindow
-from worker.core.platform import Candidate, OwnedByOthers, Sent
-from worker.core.results import EntryState
+from worker.core.platform import Candidate, FoundStates, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
@@ -194,16 +193,16 @@ class OneNETClient:
         self,
         product: str | None,
         imei: str,
-        since: datetime,
+        since: datetime | None,
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
-    ) -> dict[str, EntryState]:
-        """Return what a device's history says of cached commands, by uuid, as far as it has them.
-
-        Raises:
-            HistoryUnreadable: the history could not be read as far as needed.
-        """
-        return await self._histories.find_states(self._account_of(product), imei, since, uuids, acquire)
+    ) -> FoundStates:
+        """Return what a device's history says of cached commands."""
+        try:
+            account = self._account_of(product)
+        except HistoryUnreadable as exc:
+            return FoundStates({}, exc)
+        return await self._histories.find_states(account, imei, since, uuids, acquire)
 
     async def time_for(self, command: Command) -> datetime:
         """Return the time by which a command counts as expired, as ``now`` does.

@@ -14,8 +14,7 @@ from zoneinfo import ZoneInfo
 from schemas.onenet import HistoryDetail, HistoryItem, ResultItem
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
-from worker.core.platform import Candidate, OwnedByOthers
-from worker.core.results import EntryState
+from worker.core.platform import Candidate, FoundStates, OwnedByOthers
 from worker.core.times import platform_time
 from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable
@@ -131,39 +130,44 @@ class DeviceHistories:
         self,
         account: Account,
         imei: str,
-        since: datetime,
+        since: datetime | None,
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
-    ) -> dict[str, EntryState]:
+    ) -> FoundStates:
         """Return what the history of a device says of cached commands, as far as it has them.
 
         Args:
             account: where the commands were sent.
             imei: the device.
-            since: when the first of them was cached, on our clock.
+            since: when the first of them was cached, on our clock; None: unknown.
             uuids: of the commands.
             acquire: takes one request from the rate limit for each read, and waits until that is allowed.
-
-        Raises:
-            HistoryUnreadable: the history could not be read as far as needed.
         """
-        start = max(since, datetime.now(UTC) - _KEPT) + timedelta(seconds=account.clock.lowest_s) - START_MARGIN
-        query = {"imei": imei, "start": platform_time(start, self._zone), "sort": "ASC", "per_page": PER_PAGE}
-        wanted = {canonical_uuid(uuid): uuid for uuid in uuids}
+        begins = account.clock.now() - _KEPT
+        if since is not None:
+            begins = max(begins, since + timedelta(seconds=account.clock.lowest_s) - START_MARGIN)
+        # Commands cached during the read move an entry to a later page, on which it is found as well.
+        query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": "DESC", "per_page": PER_PAGE}
+        wanted = {canonical_uuid(uuid) for uuid in uuids}
         pages, found = HistoryPages(), defaultdict[str, list[ResultItem]](list)
         search = SearchTime(self._request_s, acquire, self._rate_wait_s)
-        async with self._memory(search) as memory:
-            for number in itertools.count(1):
-                path = f"{HISTORY}?{urlencode(query | {'page': number})}"
-                page, _ = await account.read(path, search, read_result_page)
-                for item in page.items:
-                    if (uuid := wanted.get(canonical_uuid(item.cmd_uuid))) is not None:
-                        found[uuid].append(item)
-                pages.add(page)
-                if len(found) == len(wanted) or pages.is_complete:
-                    break
-                memory.hold(pages.held_bytes)
-        return {uuid: state_of(items, self._zone) for uuid, items in found.items()}
+        error: HistoryUnreadable | None = None
+        try:
+            async with self._memory(search) as memory:
+                for number in itertools.count(1):
+                    path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+                    page, _ = await account.read(path, search, read_result_page)
+                    for item in page.items:
+                        if (uuid := canonical_uuid(item.cmd_uuid)) in wanted:
+                            found[uuid].append(item)
+                    has_new = pages.take(page)  # whatever its total says, and however often it has an entry
+                    if len(found) == len(wanted) or pages.is_complete or not has_new:
+                        break
+                    memory.hold(pages.held_bytes)
+        except HistoryUnreadable as exc:
+            error = exc
+        states = {uuid: state_of(found[canonical_uuid(uuid)], self._zone) for uuid in uuids}
+        return FoundStates(states, error)
 
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.

@@ -124,6 +124,17 @@ class HistoryPages:
         known = len(self._keys)
         if len(page.items) > page.total_count:
             raise HistoryUnreadable(f"a page has {len(page.items)} of {page.total_count} entries")
+        new = self.take(page)
+        if not new and not self.is_complete:
+            raise HistoryUnreadable(f"only {known} of {self._total} entries can be read")
+        return new
+
+    def take(self, page: HistoryPage) -> list[HistoryItem]:
+        """Add the next page as it is, though entries may be missing; returns its entries that were on none before.
+
+        Raises:
+            HistoryUnreadable: there are too many pages.
+        """
         self._total = max(self._total, page.total_count)
         new = []
         for place, item in enumerate(page.items):
@@ -135,8 +146,6 @@ class HistoryPages:
                 self._keys_bytes += sys.getsizeof(key)
         self._page_count += 1
         self._is_last_full = bool(new) and len(page.items) >= PER_PAGE
-        if not new and not self.is_complete:
-            raise HistoryUnreadable(f"only {known} of {self._total} entries can be read")
         if self._page_count == MAX_PAGES and not self.is_complete:
             raise HistoryUnreadable(f"it has more than {MAX_PAGES} pages")
         return new

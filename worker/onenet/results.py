@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from schemas.onenet import UNKNOWN_FORM, ResultItem, whole_number
-from worker.core.results import EntryState
+from worker.core.results import NO_STATE, EntryState
 from worker.onenet.comparison import read_time
 
 _CONFIRM_STATUSES = (
@@ -28,18 +28,24 @@ _CONFIRM_STATUSES = (
     "ADDR_OCCUPIED",
 )  # in the order of their numbers
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 
 def state_of(entries: Iterable[ResultItem], zone: ZoneInfo) -> EntryState:
     """Return what all entries with one uuid say of its command.
 
     Args:
-        entries: one as a rule; entries that contradict each other say nothing of its state.
+        entries: one as a rule, or none; entries that contradict each other say nothing of its state.
         zone: the zone of the platform's local time.
     """
     states = {_state_of(entry, zone) for entry in entries}
     if len({state.send_status for state in states}) != 1:
-        return EntryState(None)
-    return max(states, key=lambda state: (state.confirmed_at is not None, state.sent_at is not None))
+        return NO_STATE
+    return max(states, key=_latest)  # the same each time, in whichever order they come
+
+
+def _latest(state: EntryState) -> tuple[datetime, datetime, str]:
+    return state.confirmed_at or _NEVER, state.sent_at or _NEVER, state.confirm_status or ""
 
 
 def _state_of(entry: ResultItem, zone: ZoneInfo) -> EntryState:

@@ -1,13 +1,14 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 
 from schemas.result import Result
 from worker.core.clock import Clock, utc_now
-from worker.core.platform import ResultHistories
+from worker.core.platform import FoundStates, ResultHistories
 from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
 from worker.errors import HistoryUnreadable
-from worker.processing.circuit_breaker import CircuitBreakers, record_unreadable
+from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
 
 Acquire = Callable[[str | None], Awaitable[None]]
 """Takes one request from a product's rate limit, and waits until that is allowed."""
@@ -49,40 +50,66 @@ class ResultFinder:
             imei: the device.
             due: its commands.
         """
-        states: Mapping[str, EntryState] = {}
-        is_outage = False
+        found, is_paused = FoundStates({}), False
         if self._client.knows(product):  # otherwise it is unknown in the end
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
             if permit is None:
-                return self._put_off(product, due)
+                return [self._put_off(each) for each in due]
             try:
-                states = await self._read(product, imei, due)
-                permit.record_success()
-            except HistoryUnreadable as exc:
-                record_unreadable(exc, permit, self._breakers, product, imei)
-                if permit.is_paused or exc.is_throttled or exc.is_rate_limited:
-                    return self._put_off(product, due)
-                is_outage = exc.is_outage
+                found = await self._read(product, imei, due)
+                self._record(found.error, permit, product, imei)
+                is_paused = permit.is_paused
             finally:
                 permit.release()
-        now, observed_at = self._client.now(product), self._now()
-        found: list[Result | Awaited] = []
-        for each in due:
-            may_end_soon = is_outage and now < each.unknown_at + UNKNOWN_AFTER
-            state = states.get(each.uuid, NO_STATE)
-            result = None if may_end_soon else decide_result(each, state, now, observed_at)
-            found.append(result or each.after_look(now, self._delays_s))
-        return found
+        platform_now = self._client.now(product)
+        return [
+            self._settle(each, found.states.get(each.uuid, NO_STATE), found.error, platform_now, is_paused=is_paused)
+            for each in due
+        ]
 
-    async def _read(self, product: str | None, imei: str, due: Sequence[Awaited]) -> dict[str, EntryState]:
+    def _settle(
+        self,
+        awaited: Awaited,
+        state: EntryState,
+        error: HistoryUnreadable | None,
+        platform_now: datetime,
+        *,
+        is_paused: bool,
+    ) -> Result | Awaited:
+        """Return what becomes of a command after a look, which may have failed before it came to its entry."""
+        now, is_over = self._now(), platform_now >= awaited.unknown_at + UNKNOWN_AFTER
+        if state == NO_STATE and error is not None:
+            if error.is_throttled or error.is_rate_limited or (is_paused and not is_over):
+                return self._put_off(awaited)
+            if error.is_outage and not is_over:  # the platform may only be down at this moment
+                return awaited.after_look(now, platform_now, self._delays_s)
+        result = decide_result(awaited, state, platform_now, now)
+        return result or awaited.after_look(now, platform_now, self._delays_s)
+
+    async def _read(self, product: str | None, imei: str, due: Sequence[Awaited]) -> FoundStates:
         acquire = self._acquire
-        since = min(each.accepted_at for each in due)
+        since = [each.cached_since for each in due]
+        known = [moment for moment in since if moment is not None]
         return await self._client.find_states(
-            product, imei, since, {each.uuid for each in due}, None if acquire is None else lambda: acquire(product)
+            product,
+            imei,
+            min(known) if len(known) == len(since) else None,
+            {each.uuid for each in due},
+            None if acquire is None else lambda: acquire(product),
         )
 
-    def _put_off(self, product: str | None, due: Sequence[Awaited]) -> list[Result | Awaited]:
+    def _record(self, error: HistoryUnreadable | None, permit: Permit, product: str | None, imei: str) -> None:
+        """Tell the breakers what a look says of the platform.
+
+        A device that was deleted may be refused like a wrong key. That begins no pause, which would hold up other
+        devices: a wrong key is refused for commands too.
+        """
+        if error is None:
+            permit.record_success()
+        elif permit.is_paused or not error.is_refused:
+            record_unreadable(error, permit, self._breakers, product, imei)
+
+    def _put_off(self, awaited: Awaited) -> Awaited:
         """Look later, with no look used up: the platform, or the rate limit, allows none now."""
-        now = self._client.now(product)
-        return [each.later(now, self._delays_s[0]) for each in due]
+        return awaited.later(self._now(), self._delays_s[0])
