@@ -1,20 +1,38 @@
 """Results: what became of each accepted command, published once it is known. Section 1.4 of the contract."""
 
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import requests
 
 from tests.support.builders import AN_IMEI, a_command, in_hours
-from tests.support.deployment import Deployment
-from tests.support.simulator import API_KEY, onenet
+from tests.support.command_line import run_cli
+from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
+from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
+from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
+from worker.amqp.topology import Topology
+from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
+from worker.dev.services.redis import LocalRedis
+from worker.simulator.faults import Fault
+from worker.simulator.platform import Platform
 
 DELAYS_S = (1, 2)
+V2 = {
+    "ONENET_API": "v2",
+    "ONENET_API_KEY": "",
+    "ONENET_PRODUCT_ID": PRODUCT_ID,
+    "ONENET_ACCESS_KEY": ACCESS_KEY,
+}
+DELETED, ALSO_DELETED, ANOTHER_IMEI = "865820035000001", "865820035000002", "865820035000003"
 
 pytestmark = pytest.mark.usefixtures("watched_workers")
 
@@ -23,7 +41,17 @@ pytestmark = pytest.mark.usefixtures("watched_workers")
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
     with (
         onenet() as simulator,
-        Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=DELAYS_S) as found,
+        Deployment.set_up(broker_url, tmp_path, simulator, SOON_S, result_delays_s=DELAYS_S) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def breakable(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment on a broker that may be killed."""
+    with (
+        onenet() as simulator,
+        Deployment.set_up(own_broker.url, tmp_path, simulator, result_delays_s=DELAYS_S) as found,
     ):
         yield found
 
@@ -53,9 +81,12 @@ def the_result(deployment: Deployment) -> dict[str, Any]:
         ("up:REQ_PARAM_ERROR", "failed", "REQ_PARAM_ERROR"),
     ],
 )
-def test_the_device_answers(deployment: Deployment, behaviour: str, result: str, confirm_status: str) -> None:
+@pytest.mark.parametrize("settings", [{}, V2], ids=["v1", "v2"])
+def test_the_device_answers(
+    deployment: Deployment, settings: dict[str, str], behaviour: str, result: str, confirm_status: str
+) -> None:
     deployment.simulator.platform.replace_devices({"*": behaviour})
-    with deployment.worker():
+    with deployment.worker(**settings):
         deployment.upstream.publish(a_command())
         found = the_result(deployment)
     assert (found["result"], found["confirm_status"]) == (result, confirm_status)
@@ -115,5 +146,251 @@ def test_a_stopped_worker_returns_what_it_holds(deployment: Deployment) -> None:
     with deployment.worker() as worker:
         deployment.upstream.publish(a_command())
         worker.wait_for("command_accepted")
-        waiting = [deployment.topology.results_queue, *map(deployment.topology.result_delay_queue, DELAYS_S)]
-    wait_until(lambda: sum(map(deployment.upstream.count, waiting)) == 1, PATIENCE_S, "the command that waits")
+    wait_until(lambda: waiting(deployment) == 1, PATIENCE_S, "the command that waits")
+
+
+def waiting(deployment: Deployment) -> int:
+    """Return how many commands wait for their result."""
+    topology = deployment.topology
+    return sum(map(deployment.upstream.count, [topology.results_queue, *map(topology.result_delay_queue, DELAYS_S)]))
+
+
+def results(deployment: Deployment, count: int) -> dict[str, dict[str, Any]]:
+    """Read replies and results until there are so many results; returns the results by command id."""
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < count:
+        message = deployment.upstream.reply()
+        if message.properties.type == "execute.result":
+            found[message.json["command_id"]] = message.json
+    return found
+
+
+def cancel(deployment: Deployment, uuid: str) -> None:
+    deployment.simulator.platform.cancels_valid = True
+    url = f"{deployment.simulator.url}/nbiot/offline/cancel/{uuid}"
+    answer = requests.put(url, params={"imei": AN_IMEI}, headers={"api-key": API_KEY}, timeout=PATIENCE_S)
+    assert answer.json()["errno"] == 0
+
+
+def test_each_of_two_twins_has_its_own_result(deployment: Deployment) -> None:
+    """The two commands are alike; somebody cancels one, and the device executes the other."""
+    expired_time = in_hours(24)
+    with deployment.worker() as worker:
+        for command_id in ("cancelled", "executed"):
+            deployment.upstream.publish(a_command(command_id=command_id, expired_time=expired_time))
+        worker.wait_for("command_accepted", count=2)
+        cancel(deployment, worker.wait_for("command_accepted", command_id="cancelled")["uuid"])
+        deployment.simulator.platform.replace_devices({"*": "up"})
+        found = results(deployment, 2)
+    assert {command_id: result["result"] for command_id, result in found.items()} == {
+        "cancelled": "cancelled",
+        "executed": "executed",
+    }
+
+
+def test_a_recovered_command_has_its_result(deployment: Deployment) -> None:
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
+    with deployment.worker(**SOON_CERTAIN) as worker:
+        deployment.upstream.publish(a_command())
+        recovered = worker.wait_for("command_recovered")
+        [result] = results(deployment, 1).values()
+    assert (result["result"], result["uuid"]) == ("executed", recovered["uuid"])
+
+
+def test_a_command_replayed_long_after_its_outcome_was_unknown_has_its_result(deployment: Deployment) -> None:
+    """It was cached two days before its reply: the history is read from then on."""
+    platform = deployment.simulator.platform
+    deployment.simulator.faults.replace([Fault(kind="drop_after_caching")])
+    with deployment.worker(**SOON_CERTAIN, WORKER_IN_DOUBT="dead-letter") as worker:
+        deployment.upstream.publish(a_command(expired_time=in_hours(72)))
+        assert deployment.upstream.reply().json["error"]["code"] == "outcome_unknown"
+        deployment.simulator.faults.replace([])
+        replayed = run_cli(
+            "dead-letters", "replay", "--all", folder=deployment.folder,
+            AMQP_URL=deployment.broker_url, WORKER_NAMESPACE=deployment.topology.namespace,
+        )  # fmt: skip
+        assert replayed.returncode == 0, replayed.stderr
+        uuid = worker.wait_for("command_recovered")["uuid"]
+        [cached] = platform.commands
+        cached.created_at -= timedelta(days=2)
+        platform.replace_devices({"*": "up"})
+        [result] = results(deployment, 1).values()
+    assert (result["result"], result["uuid"]) == ("executed", uuid)
+
+
+def test_a_duplicate_of_an_accepted_command_has_no_second_result(deployment: Deployment) -> None:
+    command = a_command()
+    with deployment.worker() as worker:
+        deployment.upstream.publish(command)
+        worker.wait_for("command_accepted")
+        deployment.upstream.publish(command)
+        worker.wait_for("duplicate_suppressed")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+    assert waiting(deployment) == 1
+
+
+@pytest.mark.parametrize(
+    ("properties", "routing_key", "correlation_id"),
+    [
+        ({"user_id": "guest", "app_id": "guest"}, "result.executed.guest", "the-one"),
+        (
+            {"user_id": "guest", "app_id": "guest", "reply_to": "guest.mine", "correlation_id": "42"},
+            "guest.mine",
+            "42",
+        ),
+    ],
+    ids=["app_id", "reply_to"],
+)
+def test_with_isolated_systems_a_result_goes_to_its_sender(
+    deployment: Deployment, properties: dict[str, Any], routing_key: str, correlation_id: str
+) -> None:
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.worker(WORKER_TENANTS="isolated"):
+        deployment.upstream.publish(a_command(command_id="the-one"), **properties)
+        deployment.upstream.reply()
+        result = deployment.upstream.reply()
+    assert result.properties.type == "execute.result"
+    assert (result.routing_key, result.properties.correlation_id) == (routing_key, correlation_id)
+
+
+def test_a_deleted_device_ends_as_unknown_and_pauses_nothing_for_others(deployment: Deployment) -> None:
+    """The platform may say of it that the key does not match, as of a wrong key."""
+    platform = deployment.simulator.platform
+    refused: list[object] = []
+    deployment.simulator.on_fault = lambda: refused.append(None)
+    with deployment.worker(WORKER_PAUSE_AFTER_FAILURES="2") as worker:
+        for imei in (DELETED, ALSO_DELETED, ANOTHER_IMEI):
+            deployment.upstream.publish(a_command(command_id=imei, imei=imei, expired_time=in_hours(1)))
+        worker.wait_for("command_accepted", count=3)
+        gone = {"kind": "errno", "endpoint": "history", "errno": 1, "error": "auth failed"}
+        deployment.simulator.faults.replace([Fault(imei=imei, **gone) for imei in (DELETED, ALSO_DELETED)])
+        wait_until(lambda: len(refused) >= 10, PATIENCE_S, "some refused looks")
+        platform.replace_devices({ANOTHER_IMEI: "up"})
+        assert results(deployment, 1)[ANOTHER_IMEI]["result"] == "executed"
+        platform.clock_offset_s = timedelta(hours=26).total_seconds()
+        found = results(deployment, 2)
+        assert {found[imei]["result"] for imei in (DELETED, ALSO_DELETED)} == {"unknown"}
+        assert not [line for line in worker.events if line["event"] in {"history_paused", "product_paused"}]
+
+
+def test_a_killed_broker_costs_no_result(breakable: Deployment, own_broker: LocalBroker) -> None:
+    ids = [f"command-{number}" for number in range(20)]
+    with breakable.worker() as worker:
+        for command_id in ids:
+            breakable.upstream.publish(a_command(command_id=command_id, args=command_id))
+        worker.wait_for("command_accepted", count=len(ids))
+        wait_until(lambda: waiting(breakable) >= len(ids) / 2, PATIENCE_S, "commands that wait")
+        own_broker.kill()
+        worker.wait_for("broker_connection_lost", count=2)
+        own_broker.start()
+        breakable.upstream.connect()
+        breakable.simulator.platform.replace_devices({"*": "up"})
+        found = results(breakable, len(ids))
+    assert {result["result"] for result in found.values()} == {"executed"}
+    assert [breakable.cached(command_id) for command_id in ids] == [1] * len(ids)
+
+
+def test_an_emptied_redis_costs_no_result(deployment: Deployment, own_redis: LocalRedis) -> None:
+    with deployment.worker(IDEMPOTENCY_URL=own_redis.url) as worker:
+        deployment.upstream.publish(a_command())
+        worker.wait_for("command_accepted")
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.flushall()
+        deployment.simulator.platform.replace_devices({"*": "up"})
+        assert the_result(deployment)["result"] == "executed"
+    assert len(deployment.simulator.platform.commands) == 1
+
+
+def test_a_worker_that_is_stopped_during_a_look_finishes_it(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with held_histories(monkeypatch) as (is_asked, release), deployment.worker(WORKER_SHUTDOWN_GRACE="120") as worker:
+        deployment.upstream.publish(a_command())
+        assert is_asked.wait(PATIENCE_S)
+        worker.process.signal(signal.SIGTERM)
+        worker.wait_for("worker_stopping")
+        release.set()
+        assert worker.process.wait() == 0
+        worker.wait_for("command_result")
+    assert the_result(deployment)["result"] == "executed"
+    assert waiting(deployment) == 0
+
+
+def test_a_worker_that_is_killed_during_a_look_leaves_it_to_the_next_one(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with held_histories(monkeypatch) as (is_asked, release):
+        with deployment.worker() as worker:
+            deployment.upstream.publish(a_command())
+            assert is_asked.wait(PATIENCE_S)
+            worker.process.kill()
+        release.set()
+    with deployment.worker():
+        assert the_result(deployment)["result"] == "executed"
+    assert len(deployment.simulator.platform.commands) == 1
+
+
+@contextmanager
+def held_histories(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Let no history be read before the second event; the first one says that one is asked for."""
+    is_asked, release = threading.Event(), threading.Event()
+    history = Platform.history
+
+    def held(platform: Platform, query: dict[str, str]) -> dict[str, object]:
+        is_asked.set()
+        assert release.wait(PATIENCE_S)
+        return history(platform, query)
+
+    monkeypatch.setattr(Platform, "history", held)
+    try:
+        yield is_asked, release
+    finally:
+        release.set()
+
+
+def test_a_result_without_a_bound_queue_is_kept(deployment: Deployment) -> None:
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.start_worker() as worker:
+        worker.wait_for("consumer_started")
+        deployment.upstream.bind_replies("execute.#")
+        deployment.upstream.publish(a_command(), app_id="billing")
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        result = deployment.upstream.get(deployment.topology.unrouted_exchange)
+    assert (result.routing_key, result.json["result"]) == ("result.executed.billing", "executed")
+
+
+def test_a_full_queue_of_a_receiver_holds_up_no_other_result(deployment: Deployment, tmp_path: Path) -> None:
+    """Its results are diverted, as replies are: shown with a second instead of half a minute."""
+    soon = "import worker.amqp.publisher_supervisor as s; replace(s, 'REFUSED_REPLY_S', 1.0)"
+    channel, full = deployment.upstream.channel, f"{deployment.topology.namespace}.full"
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.start_worker(**run_at_startup(tmp_path, soon)) as worker:
+        worker.wait_for("consumer_started", count=2)
+        channel.queue_declare(full, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_bind(full, deployment.topology.replies_exchange, "result.*.billing")
+        deployment.upstream.bind_replies("execute.#")
+        channel.queue_bind(
+            f"{deployment.topology.namespace}.test-replies", deployment.topology.replies_exchange, "result.*.payroll"
+        )
+        for number in range(3):
+            deployment.upstream.publish(a_command(command_id=f"full-{number}"), app_id="billing")
+        deployment.upstream.publish(a_command(command_id="other", imei=ANOTHER_IMEI), app_id="payroll")
+        assert results(deployment, 1)["other"]["result"] == "executed"
+        diverted = [deployment.upstream.get(deployment.topology.unrouted_exchange).json for _ in range(2)]
+        kept = deployment.upstream.get(full).json
+        assert {each["command_id"] for each in (*diverted, kept)} == {"full-0", "full-1", "full-2"}
+        worker.wait_for("reply_diverted", count=2)
+        channel.queue_delete(full)
+
+
+def test_without_the_right_to_declare_a_worker_says_which_queues_are_missing(deployment: Deployment) -> None:
+    topology = deployment.topology
+    off = Topology(topology.namespace, topology.delay_queues_s)
+    with deployment.worker(WORKER_RESULTS="off"), deployment.start_worker(AMQP_DECLARE="false") as worker:
+        reason = worker.wait_for("broker_unavailable")["reason"]
+        missing = {queue.name for queue in topology.queues()} - {queue.name for queue in off.queues()}
+        assert any(name in reason for name in missing)
