@@ -18,7 +18,7 @@ from tests.support.proxies import raw_server
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on, delete_on
-from worker.amqp.topology import EXECUTE
+from worker.amqp.topology import EXECUTE, RESULT, Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, wait_until
 from worker.simulator.faults import Fault
@@ -131,6 +131,73 @@ def test_without_declaring_check_sees_a_missing_binding(deployment: Deployment, 
     [fault] = faults["topology"]
     assert named in fault
     assert "no binding" in fault
+
+
+@pytest.fixture
+def with_results(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment with results."""
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=(60, 300)) as found:
+        yield found
+
+
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_check_finds_that_accepted_commands_return_for_their_results(
+    with_results: Deployment, has_worker: bool
+) -> None:
+    deployment, topology = with_results, with_results.topology
+    declare_on(deployment.upstream.channel, topology)
+    with deployment.worker(AMQP_DECLARE="false") if has_worker else nullcontext() as worker:
+        code, faults = check(deployment, AMQP_DECLARE="false")
+        assert code == 0, faults
+        assert "cannot be told" not in faults[""][0]
+        assert ("not tried" in faults[""][0]) == has_worker
+        wait_until(
+            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in topology.queues()),
+            PATIENCE_S,
+            "the end of the probes",
+        )
+        assert not worker or not [line for line in worker.events if line["level"] == "error"]
+
+
+@pytest.mark.parametrize("direction", ["to the delay queue", "back"])
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_without_declaring_check_sees_a_missing_binding_of_results(
+    with_results: Deployment, direction: str, has_worker: bool
+) -> None:
+    """Results would wait for ever."""
+    deployment, topology, channel = with_results, with_results.topology, with_results.upstream.channel
+    declare_on(channel, topology)
+    if direction == "back":
+        channel.queue_unbind(topology.results_queue, topology.returns_exchange, RESULT)
+        wanted = f"no binding: {topology.returns_exchange} does not lead to {topology.results_queue}"
+    else:
+        delay_queue = topology.result_delay_queue(300)
+        channel.queue_unbind(delay_queue, topology.retry_exchange, delay_queue)
+        wanted = f"no binding: {topology.retry_exchange} does not lead to {delay_queue}"
+    with deployment.worker(AMQP_DECLARE="false") if has_worker else nullcontext():
+        code, faults = check(deployment, AMQP_DECLARE="false")
+    assert (code, faults["topology"]) == (1, [wanted])
+
+
+def test_check_takes_no_command_that_waits_for_its_result(with_results: Deployment) -> None:
+    deployment, topology, channel = with_results, with_results.topology, with_results.upstream.channel
+    declare_on(channel, topology)
+    channel.basic_publish(topology.returns_exchange, RESULT, b"an accepted command", mandatory=True)
+    code, faults = check(deployment, AMQP_DECLARE="false")
+    assert code == 0, faults
+    assert "whether delayed accepted commands return was not tried" in faults[""][0]
+    assert deployment.upstream.count(topology.results_queue) == 1
+
+
+def test_check_names_the_queues_of_results_that_are_missing(with_results: Deployment) -> None:
+    """As where results are turned on, and somebody else declares the topology."""
+    topology = with_results.topology
+    declare_on(with_results.upstream.channel, Topology(topology.namespace, topology.delay_queues_s))
+    code, faults = check(with_results, AMQP_DECLARE="false")
+    missing = [topology.results_queue, *(topology.result_delay_queue(delay_s) for delay_s in (60, 300))]
+    assert code == 1
+    [line] = faults["topology"]
+    assert f"not there: {', '.join(missing)}: " in line
 
 
 def test_without_the_right_to_declare_check_sees_delay_arguments_that_lead_elsewhere(

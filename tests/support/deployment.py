@@ -79,7 +79,7 @@ class Deployment:
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_NAMESPACE": self.topology.namespace,
             "WORKER_RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
-            **self._results,
+            **self.result_settings,
             "LOG_FORMAT": "json",
             "HTTP_PORT": "0",
         } | settings
@@ -87,7 +87,8 @@ class Deployment:
         return WorkerProcess(LocalProcess(["run"], environment, output, python))
 
     @property
-    def _results(self) -> dict[str, str]:
+    def result_settings(self) -> dict[str, str]:
+        """The settings for results, if they are on."""
         delays_s = self.topology.result_delays_s
         return {"WORKER_RESULTS": "on", "WORKER_RESULT_DELAYS": ",".join(map(str, delays_s))} if delays_s else {}
 

@@ -6,6 +6,7 @@ Source: https://www.rabbitmq.com/docs/access-control#authorisation
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,13 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 from worker.amqp.connection import reason_of, without_user
 from worker.amqp.messages import PROBE
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.topology import EXECUTE, RESULT, Topology
 from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
 _RETURNS_S = 5.0
-_NOTHING = (None, None, None)
+_Got = tuple[Any, BasicProperties | None, bytes | None]
+_NOTHING: _Got = (None, None, None)
 _UNUSABLE = "none"  # no value of any of the arguments that are used
 
 
@@ -136,6 +138,35 @@ def _on_no_message(*_: object) -> None:
     """Nothing is delivered to a consumer that the broker refused."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """The way of what is delayed: retry exchange, delay queue, returns exchange, queue.
+
+    Attributes:
+        what: is delayed, for messages.
+        delay_queues: the delay queues.
+        queue: the queue to which they lead.
+        routing_key: of that queue, at the returns exchange.
+        entry: the exchange of upstream systems that leads to it as well; None: there is none.
+        is_for_one: the queue has one active consumer, so that the broker lets nobody get single messages.
+    """
+
+    what: str
+    delay_queues: list[str]
+    queue: str
+    routing_key: str
+    entry: str | None = None
+    is_for_one: bool = False
+
+
+def _routes(topology: Topology) -> Iterator[_Route]:
+    delay_queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
+    yield _Route("commands", delay_queues, topology.execute_queue, EXECUTE, topology.commands_exchange)
+    if topology.result_delays_s:
+        delay_queues = [topology.result_delay_queue(delay_s) for delay_s in topology.result_delays_s]
+        yield _Route("accepted commands", delay_queues, topology.results_queue, RESULT, is_for_one=True)
+
+
 def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[list[str], list[str]]:
     """Send probes to the command queue, and through each delay queue and back.
 
@@ -152,41 +183,48 @@ def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[li
     Raises:
         BrokerUnavailable: the connection was lost.
     """
-    path = _DelayPath(connection, topology)
-    try:
-        path.run()
-    except ChannelClosedByBroker as exc:
-        path.unknown.append(f"whether delayed commands return could not be tried: {without_user(exc.reply_text)}")
-    except AMQPError as exc:
-        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-    return path.faults, path.unknown
+    faults, unknown = list[str](), list[str]()
+    for route in _routes(topology):
+        path = _DelayPath(connection, topology, route)
+        try:
+            path.run()
+        except ChannelClosedByBroker as exc:
+            reason = without_user(exc.reply_text)
+            path.unknown.append(f"whether delayed {route.what} return could not be tried: {reason}")
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        faults += path.faults
+        unknown += path.unknown
+    return faults, unknown
 
 
 class _DelayPath:
-    """The way of a delayed message: retry exchange, delay queue, returns exchange, command queue."""
+    """Tries one route."""
 
-    def __init__(self, connection: BlockingConnection, topology: Topology) -> None:
+    def __init__(self, connection: BlockingConnection, topology: Topology, route: _Route) -> None:
         self.faults: list[str] = []
         self.unknown: list[str] = []
         self._connection = connection
         self._topology = topology
+        self._route = route
         self._channel = self._open()
         self._name = str(uuid4())
-        self._arrived: set[str] = set()  # the exchanges and delay queues whose probe has come to the command queue
+        self._arrived: set[str] = set()  # the exchanges and delay queues whose probe has come to the queue
+        self._taken: deque[_Got] = deque()  # where single messages cannot be got
 
     def run(self) -> None:
-        topology = self._topology
-        state = self._channel.queue_declare(topology.execute_queue, passive=True).method
+        topology, route = self._topology, self._route
+        state = self._channel.queue_declare(route.queue, passive=True).method
         has_worker = state.consumer_count > 0
         if not has_worker and state.message_count:
             self.unknown.append(
-                "whether delayed commands return was not tried: commands wait, and no worker is running"
+                f"whether delayed {route.what} return was not tried: {route.what} wait, and no worker is running"
             )
             return
-        leading = {exchange for exchange in self._to_try(has_worker=has_worker) if self._leads_to_commands(exchange)}
+        leading = {exchange for exchange in self._to_try(has_worker=has_worker) if self._leads_to_queue(exchange)}
         returns = topology.returns_exchange in leading
         is_watched = self._watch()
-        queues = [topology.retry_queue(delay_s) for delay_s in topology.delay_queues_s]
+        queues = route.delay_queues
         sent = [name for name in queues if self._publish(topology.retry_exchange, name, name, expiration="1")]
         self.faults += [
             f"no binding: {topology.retry_exchange} does not lead to {name}" for name in queues if name not in sent
@@ -197,7 +235,7 @@ class _DelayPath:
             self.unknown.append("a command arrived meanwhile: a worker sees the probes that are left")
         if not is_watched and not (is_undisturbed and returns and not has_worker):
             self.unknown.append(
-                "whether delayed commands return cannot be told: this user may not have a queue amq.gen-… to watch"
+                f"whether delayed {route.what} return cannot be told: this user may not have a queue amq.gen-… to watch"
             )
             return
         for name in sent:
@@ -205,24 +243,24 @@ class _DelayPath:
                 self._report_missing(name)
 
     def _to_try(self, *, has_worker: bool) -> Iterator[str]:
-        """Yield the exchanges from which a probe is sent to the command queue.
+        """Yield the exchanges from which a probe is sent to the queue.
 
         Workers drop no probe that came by the exchange of upstream systems: those could make messages vanish so.
         """
         yield self._topology.returns_exchange
-        if has_worker:
-            exchange, queue = self._topology.commands_exchange, self._topology.execute_queue
-            self.unknown.append(f"whether {exchange} leads to {queue} was not tried: a worker is running")
-        else:
-            yield self._topology.commands_exchange
+        entry, queue = self._route.entry, self._route.queue
+        if entry is not None and has_worker:
+            self.unknown.append(f"whether {entry} leads to {queue} was not tried: a worker is running")
+        elif entry is not None:
+            yield entry
 
-    def _leads_to_commands(self, exchange: str) -> bool:
-        """Publish a probe that a queue should take; notes the fault if none does."""
-        queue = self._topology.execute_queue
+    def _leads_to_queue(self, exchange: str) -> bool:
+        """Publish a probe that the queue should take; notes the fault if it does not."""
+        queue = self._route.queue
         try:
-            is_routed = self._publish(exchange, EXECUTE, exchange, expiration=None)
+            is_routed = self._publish(exchange, self._route.routing_key, exchange, expiration=None)
         except ChannelClosedByBroker as exc:
-            if exc.reply_code != _ACCESS_REFUSED or exchange != self._topology.commands_exchange:
+            if exc.reply_code != _ACCESS_REFUSED or exchange != self._route.entry:
                 raise
             self._channel = self._open()  # workers need no right to write there
             self.unknown.append(f"whether {exchange} leads to {queue} cannot be told by this user")
@@ -234,9 +272,11 @@ class _DelayPath:
     def _report_missing(self, name: str) -> None:
         waiting = self._channel.queue_declare(name, passive=True).method.message_count
         if waiting > 1:  # one that expires is only seen at the head of its queue
-            self.unknown.append(f"whether commands return from {name} cannot be told: {waiting} messages wait there")
+            what = self._route.what
+            self.unknown.append(f"whether {what} return from {name} cannot be told: {waiting} messages wait there")
         else:
-            self.faults.append(f"commands do not return from {name} through {self._topology.returns_exchange}")
+            returns = self._topology.returns_exchange
+            self.faults.append(f"{self._route.what} do not return from {name} through {returns}")
 
     def _open(self) -> BlockingChannel:
         channel = self._connection.channel()
@@ -264,7 +304,7 @@ class _DelayPath:
 
         try:
             queue = self._channel.queue_declare("", exclusive=True).method.queue
-            self._channel.queue_bind(queue, self._topology.returns_exchange, EXECUTE)
+            self._channel.queue_bind(queue, self._topology.returns_exchange, self._route.routing_key)
             self._channel.basic_consume(queue, on_message, auto_ack=True)
         except ChannelClosedByBroker as exc:
             if exc.reply_code != _ACCESS_REFUSED:
@@ -281,18 +321,20 @@ class _DelayPath:
         return name == self._name
 
     def _wait_for(self, probes: set[str], to_take: int) -> bool:
-        """Wait until the probes have come and, where no worker drops them, take them out of the command queue.
+        """Wait until the probes have come and, where no worker drops them, take them out of the queue.
 
         Args:
             probes: those that are seen.
-            to_take: how many to take out of the command queue.
+            to_take: how many to take out of the queue.
 
         Returns:
             False if another message was in the way there, which is left: each look would count as a delivery of it.
         """
+        if to_take and self._route.is_for_one:
+            self._take_all(to_take)
         deadline, is_undisturbed = time.monotonic() + _RETURNS_S, True
         while time.monotonic() < deadline and (to_take or not probes <= self._arrived):
-            method, properties, _ = self._channel.basic_get(self._topology.execute_queue) if to_take else _NOTHING
+            method, properties, _ = self._get() if to_take else _NOTHING
             if method is None:
                 self._connection.process_data_events(time_limit=0.05)
             elif properties is not None and self._note(properties):
@@ -302,6 +344,20 @@ class _DelayPath:
                 self._channel.basic_nack(_tag(method))
                 to_take, is_undisturbed = 0, False  # the others can still be watched
         return is_undisturbed
+
+    def _get(self) -> "_Got":
+        if not self._route.is_for_one:
+            return self._channel.basic_get(self._route.queue)
+        return self._taken.popleft() if self._taken else _NOTHING
+
+    def _take_all(self, count: int) -> None:
+        """Consume the queue, as long as this channel lasts; holds no more messages than there are probes."""
+
+        def on_message(_channel: object, method: Any, properties: BasicProperties, body: bytes) -> None:
+            self._taken.append((method, properties, body))
+
+        self._channel.basic_qos(prefetch_count=count)
+        self._channel.basic_consume(self._route.queue, on_message)
 
 
 def _tag(method: Any) -> int:
