@@ -1,6 +1,7 @@
 """The messages of accepted commands: how they wait, and where their results go."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -141,11 +142,23 @@ def test_what_is_no_accepted_command_is_not_read(body: bytes) -> None:
     assert messages().read(delivery(body, is_returned=True)) is None
 
 
-def test_nobody_but_a_worker_can_make_an_accepted_command() -> None:
+def test_an_upstream_system_cannot_make_an_accepted_command() -> None:
     accepted = command()
     sent = messages()
     waiting = sent.first(delivery(), accepted, reply_of(accepted))
     assert sent.read(delivery(waiting.body)) is None
+
+
+def test_a_command_that_an_operator_moved_still_waits_for_its_result() -> None:
+    """Its header with the user is not believed any more."""
+    accepted = command()
+    sent = messages(is_isolated=True)
+    waiting = sent.first(delivery(user_id="billing", app_id="billing"), accepted, reply_of(accepted))
+    moved = replace(returned(waiting), is_returned=False, is_moved=True)
+    awaited = sent.read(moved)
+    assert awaited is not None
+    assert awaited.command_id == accepted.command_id
+    assert sent.result(moved, result_of(awaited)).routing_key == "result.executed.unknown"
 
 
 def test_only_what_may_have_been_lost_waits_for_its_result_again() -> None:

@@ -66,8 +66,8 @@ class ResultMessages:
         return Publication(self._topology.retry_exchange, queue, properties, awaited.model_dump_json().encode())
 
     def read(self, delivery: Delivery) -> Awaited | None:
-        """Return the command that a message brings back; None: the message is none of this worker's."""
-        if not delivery.is_returned:
+        """Return the command that a message brings back, or that an operator moved; None: it is no such message."""
+        if not (delivery.is_returned or delivery.is_moved):
             return None
         try:
             return Awaited.model_validate_json(delivery.body)
