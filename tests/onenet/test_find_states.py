@@ -137,6 +137,23 @@ async def test_a_page_that_cannot_be_read_hides_no_entry_of_another(show: Callab
     assert found.error is not None
 
 
+async def test_a_history_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page has one new entry, and hundreds with the uuid that is already found."""
+    asked: list[str] = []
+
+    def answer(_platform: Platform, query: Mapping[str, str]) -> dict[str, object]:
+        asked.append(query["page"])
+        return page(entry(f"new-{query['page']}"), *(entry() for _ in range(500)), total=10**9)
+
+    monkeypatch.setattr(Platform, "history", answer)
+    with onenet() as simulator:
+        found = await states(simulator, UUID, ANOTHER)
+    assert found.states[UUID].send_status == 5
+    assert found.error is not None
+    assert "bytes" in str(found.error)
+    assert len(asked) < 50
+
+
 @pytest.mark.parametrize("since", [timedelta(0), None])
 async def test_the_newest_entries_come_first(pages: list[Mapping[str, str]], since: timedelta | None) -> None:
     """So that one call is enough, however many commands the device had in half a year."""

@@ -149,7 +149,7 @@ class DeviceHistories:
         # Commands cached during the read move an entry to a later page, on which it is found as well.
         query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": "DESC", "per_page": PER_PAGE}
         wanted = {canonical_uuid(uuid) for uuid in uuids}
-        pages, found = HistoryPages(), defaultdict[str, list[ResultItem]](list)
+        pages, found, found_bytes = HistoryPages(), defaultdict[str, list[ResultItem]](list), 0
         search = SearchTime(self._request_s, acquire, self._rate_wait_s)
         error: HistoryUnreadable | None = None
         try:
@@ -160,10 +160,11 @@ class DeviceHistories:
                     for item in page.items:
                         if (uuid := canonical_uuid(item.cmd_uuid)) in wanted:
                             found[uuid].append(item)
+                            found_bytes += held_bytes(item)
                     has_new = pages.take(page)  # whatever its total says, and however often it has an entry
                     if len(found) == len(wanted) or pages.is_complete or not has_new:
                         break
-                    memory.hold(pages.held_bytes)
+                    memory.hold(pages.held_bytes + found_bytes)
         except HistoryUnreadable as exc:
             error = exc
         states = {uuid: state_of(found[canonical_uuid(uuid)], self._zone) for uuid in uuids}
