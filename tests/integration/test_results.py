@@ -188,6 +188,20 @@ def test_each_of_two_twins_has_its_own_result(deployment: Deployment) -> None:
     }
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_platform_whose_clock_is_far_away_makes_no_result_late(deployment: Deployment, hours: int) -> None:
+    """On its clock the first look would be due 30 hours later, or after each look the next one."""
+    deployment.simulator.platform.clock_offset_s = timedelta(hours=hours).total_seconds()
+    refused: list[object] = []
+    deployment.simulator.on_fault = lambda: refused.append(None)
+    deployment.simulator.faults.replace([Fault(kind="errno", endpoint="history", errno=10, error="not found", count=4)])
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.worker():
+        deployment.upstream.publish(a_command(expired_time=in_hours(72)))
+        assert the_result(deployment)["result"] == "executed"
+    assert len(refused) == 4  # and none of these looks was the last one
+
+
 def test_a_recovered_command_has_its_result(deployment: Deployment) -> None:
     deployment.simulator.platform.replace_devices({"*": "up"})
     deployment.simulator.faults.replace([Fault(kind="drop_after_caching", count=1)])
