@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import AN_IMEI
+from tests.support.builders import AN_IMEI, in_hours
 from tests.support.onenet_client import NEVER, cache, command, onenet_client
 from tests.support.simulator import onenet
 from worker.core.answer import Cached
@@ -176,11 +176,21 @@ async def test_a_command_that_was_cached_long_before_its_reply_is_found() -> Non
         assert (await states(simulator, uuid, since=datetime.now(UTC))).states[uuid].send_status is None
 
 
+@pytest.mark.parametrize("hours", [-20, 20])
+async def test_a_worker_that_does_not_know_the_platforms_clock_yet_finds_the_entry(hours: int) -> None:
+    """Its first look may be the last one."""
+    with onenet() as simulator:
+        simulator.platform.clock_offset_s = timedelta(hours=hours).total_seconds()
+        uuid = cache(simulator, command(imei=AN_IMEI, expired_time=in_hours(72)), "on")
+        found = await states(simulator, uuid, since=datetime.now(UTC))
+    assert found.states[uuid].send_status == 1
+
+
 @pytest.mark.parametrize("days", [-40, 40])
 async def test_a_platform_whose_clock_is_far_away_is_asked_for_a_time_that_it_accepts(days: int) -> None:
     with onenet() as simulator, onenet_client(simulator.url) as client:
         simulator.platform.clock_offset_s = timedelta(days=days).total_seconds()
-        wanted = command(imei=AN_IMEI, expired_time=(datetime.now(UTC) + timedelta(days=60)).isoformat()[:19] + "Z")
+        wanted = command(imei=AN_IMEI, expired_time=in_hours(60 * 24))
         answer = (await client.execute(wanted, NEVER)).answer
         assert isinstance(answer, Cached)
         for since in (None, datetime.now(UTC)):

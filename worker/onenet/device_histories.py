@@ -38,6 +38,7 @@ from worker.onenet.search_time import SearchTime
 
 HISTORY = "/offline/history"
 START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset may not be known yet
+_RESULT_MARGIN = timedelta(days=1)  # the newest entries come first, so that it costs no call
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
 _OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
 _MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
@@ -145,7 +146,7 @@ class DeviceHistories:
         """
         begins = account.clock.now() - _KEPT
         if since is not None:
-            begins = max(begins, since + timedelta(seconds=account.clock.lowest_s) - START_MARGIN)
+            begins = max(begins, since + timedelta(seconds=account.clock.lowest_s) - _RESULT_MARGIN)
         # Commands cached during the read move an entry to a later page, on which it is found as well.
         query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": "DESC", "per_page": PER_PAGE}
         wanted = {canonical_uuid(uuid) for uuid in uuids}
