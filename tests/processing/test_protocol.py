@@ -45,7 +45,7 @@ from worker.core.platform import Candidate, FoundStates, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.core.results import Awaited, EntryState
 from worker.dead_letters.letter import DeadLetter
-from worker.errors import HistoryUnreadable, StoreUnavailable
+from worker.errors import HistoryUnreadable, StoreError, StoreUnavailable
 from worker.idempotency.memory import MemoryStore, _Record
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
@@ -431,7 +431,12 @@ class Worker:
             [found] = await self.finder.find(None, awaited.imei, [awaited])
         await suspend()
         if isinstance(found, Result):
-            publication = RESULTS.result(delivery, await self.store.first_result("", found))
+            try:
+                found = await self.store.first_result("", found)
+            except StoreError:
+                found = awaited.later(self._world.now, 1)
+        if isinstance(found, Result):
+            publication = RESULTS.result(delivery, found)
         else:
             publication = RESULTS.later(delivery, found, self._world.now)
         await self._settle(processing, [publication])
