@@ -93,7 +93,9 @@ class ResultHistories(Protocol):
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
     ) -> dict[str, EntryState]:
-        """Return what a device's history says of cached commands, by uuid, as far as it has them.
+        """Return what a device's history says of cached commands, by canonical uuid, as far as it has them.
+
+        What it says of others on the way may be returned too.
 
         Args:
             product: whose device it is.

@@ -198,7 +198,7 @@ class OneNETClient:
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
     ) -> dict[str, EntryState]:
-        """Return what a device's history says of cached commands, by uuid, as far as it has them.
+        """Return what a device's history says of cached commands, by canonical uuid, and of some others.
 
         Raises:
             HistoryUnreadable: the history could not be read as far as needed.

@@ -42,6 +42,9 @@ START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose o
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
 _OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
 _MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
+# Longest wait of one look for its share of the rate limit. Its messages are held meanwhile, at most 30 minutes of which
+# the broker allows (its consumer_timeout).
+_LOOK_RATE_WAIT_S = 600.0
 _MAX_COMPARING_S = 5.0  # of processor time, for one search: the event loop does nothing else meanwhile
 
 
@@ -135,7 +138,7 @@ class DeviceHistories:
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
     ) -> dict[str, EntryState]:
-        """Return what the history of a device says of cached commands, as far as it has them.
+        """Return what the history of a device says of cached commands, by canonical uuid, and of some others.
 
         Args:
             account: where the commands were sent.
@@ -149,18 +152,20 @@ class DeviceHistories:
         """
         start = max(since, datetime.now(UTC) - _KEPT) + timedelta(seconds=account.clock.lowest_s) - START_MARGIN
         query = {"imei": imei, "start": platform_time(start, self._zone), "sort": "ASC", "per_page": PER_PAGE}
-        wanted = {canonical_uuid(uuid): uuid for uuid in uuids}
+        wanted = {canonical_uuid(uuid) for uuid in uuids}
         pages, found = HistoryPages(), defaultdict[str, list[ResultItem]](list)
-        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
+        search = SearchTime(self._request_s, acquire, _LOOK_RATE_WAIT_S)
+        await search.acquire_ahead()  # a look that waits for it takes no place from the searches of commands in doubt
         async with self._memory(search) as memory:
             for number in itertools.count(1):
                 path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                 page, _ = await account.read(path, search, read_result_page)
                 for item in page.items:
-                    if (uuid := wanted.get(canonical_uuid(item.cmd_uuid))) is not None:
+                    uuid = canonical_uuid(item.cmd_uuid)
+                    if uuid in wanted or uuid in found or len(found) < PER_PAGE:
                         found[uuid].append(item)
                 pages.add(page)
-                if len(found) == len(wanted) or pages.is_complete:
+                if wanted <= found.keys() or pages.is_complete:
                     break
                 memory.hold(pages.held_bytes)
         return {uuid: state_of(items, self._zone) for uuid, items in found.items()}

@@ -1,13 +1,16 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 
 from schemas.result import Result
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import ResultHistories
 from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
+from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable
 from worker.processing.circuit_breaker import CircuitBreakers, record_unreadable
+from worker.processing.recent_reads import Read, RecentReads
 
 Acquire = Callable[[str | None], Awaitable[None]]
 """Takes one request from a product's rate limit, and waits until that is allowed."""
@@ -40,6 +43,7 @@ class ResultFinder:
         self._delays_s = delays_s
         self._acquire = acquire
         self._now = now
+        self._recent = RecentReads()
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         """Return for each command its result, or when to look again.
@@ -49,6 +53,14 @@ class ResultFinder:
             imei: the device.
             due: its commands.
         """
+        read, now = self._recent.get(product, imei), self._client.now(product)
+        known = [self._known(each, read, now) for each in due]
+        others = [each for each, found in zip(due, known, strict=True) if found is None]
+        looked_up = iter(await self._look(product, imei, others) if others else [])
+        return [next(looked_up) if found is None else found for found in known]
+
+    async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
+        began_at = self._client.now(product)
         states: Mapping[str, EntryState] = {}
         is_outage = False
         if self._client.knows(product):  # otherwise it is unknown in the end
@@ -67,13 +79,24 @@ class ResultFinder:
             finally:
                 permit.release()
         now, observed_at = self._client.now(product), self._now()
+        wanted = {canonical_uuid(each.uuid) for each in due}
+        others = {uuid: state for uuid, state in states.items() if uuid not in wanted}
+        self._recent.add(product, imei, Read(began_at, observed_at, others))
         found: list[Result | Awaited] = []
         for each in due:
             may_end_soon = is_outage and now < each.unknown_at + UNKNOWN_AFTER
-            state = states.get(each.uuid, NO_STATE)
+            state = states.get(canonical_uuid(each.uuid), NO_STATE)
             result = None if may_end_soon else decide_result(each, state, now, observed_at)
             found.append(result or each.after_look(now, self._delays_s))
         return found
+
+    def _known(self, awaited: Awaited, read: Read | None, now: datetime) -> Result | Awaited | None:
+        """Return what an earlier read says, None if it does not do for the look that is due."""
+        state = None if read is None else read.states.get(canonical_uuid(awaited.uuid))
+        if read is None or state is None or not awaited.is_served_by(read.began_at, now, self._delays_s):
+            return None
+        result = decide_result(awaited, state, read.began_at, read.observed_at)
+        return result or awaited.after_look(now, self._delays_s)
 
     async def _read(self, product: str | None, imei: str, due: Sequence[Awaited]) -> dict[str, EntryState]:
         acquire = self._acquire
@@ -83,6 +106,11 @@ class ResultFinder:
         )
 
     def _put_off(self, product: str | None, due: Sequence[Awaited]) -> list[Result | Awaited]:
-        """Look later, with no look used up: the platform, or the rate limit, allows none now."""
+        """Look later, with no look used up: the platform, or the rate limit, allows none now.
+
+        The longer an outage lasts the later, as with commands: else all that wait would come again and again.
+        """
         now = self._client.now(product)
-        return [each.later(now, self._delays_s[0]) for each in due]
+        outage_s = max(each.suggested_delay_s(product) for each in (self._breakers, self._history_breakers))
+        delay_s = max(self._delays_s[0], min(outage_s, max(self._delays_s)))
+        return [each.later(now, delay_s) for each in due]
