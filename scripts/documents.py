@@ -14,11 +14,12 @@ from bench.report import figure_table, target_table
 from schemas.reply import MEANINGS, FailureCode, RejectionCode, Reply
 from schemas.result import MEANINGS as RESULT_MEANINGS
 from worker.core.command import Command
-from worker.core.results import await_result
+from worker.core.results import EntryState, await_result, decide_result
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics, State
 
 ROOT = Path(__file__).parent.parent
+_WAITS, _EXPIRED = 1, 4  # send_status
 
 
 def settings_table() -> str:
@@ -60,14 +61,18 @@ def results_table() -> str:
 
 
 def looks_until_expired(lifetime: timedelta, delays_s: Sequence[int]) -> int:
-    """Return how often a command is looked up that its device never takes."""
+    """Return how often a command is looked up that its device never takes, at most: no look comes too late."""
     began = datetime(2026, 1, 1, tzinfo=UTC)
     command = Command("c", "865820030000001", 3311, 0, 5850, began + lifetime, None, None, None, None, None, None)
     reply = Reply(command_id="c", status="accepted", uuid="u", attempts=1, completed_at=began)
     awaited = await_result(command, reply, timedelta(0), delays_s)
-    while awaited.due_at < awaited.last_answer_at:
+    while decide_result(awaited, _state_at(awaited.due_at, command), awaited.due_at, awaited.due_at) is None:
         awaited = awaited.after_look(awaited.due_at, awaited.due_at, delays_s)
     return awaited.looks + 1
+
+
+def _state_at(now: datetime, command: Command) -> EntryState:
+    return EntryState(_EXPIRED if now >= command.expires_at else _WAITS)
 
 
 def result_costs_table() -> str:

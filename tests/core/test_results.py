@@ -91,6 +91,27 @@ def test_a_look_that_could_not_be_made_uses_up_none() -> None:
     assert (later.looks, later.due_at) == (command.looks, command.due_at + timedelta(minutes=1))
 
 
+@pytest.mark.parametrize(
+    ("read_after_s", "is_served"),
+    [(0, False), (53, False), (54, True), (60, True), (80, True)],  # due after 60 s
+)
+def test_a_read_from_when_a_command_was_due_does_for_its_look(read_after_s: int, is_served: bool) -> None:
+    """One from a tenth of the delay before does too: commands that were sent seconds apart share their looks."""
+    now = NOW + timedelta(minutes=2)
+    read_at = NOW + timedelta(seconds=read_after_s)
+    assert awaited().is_served_by(read_at, read_at, now, DELAYS_S) == is_served
+
+
+@pytest.mark.parametrize("mark", ["last_answer_at", "unknown_at"])
+def test_no_read_from_before_the_last_answer_or_the_end_does_for_the_look_after_it(mark: str) -> None:
+    command = awaited()
+    at: datetime = getattr(command, mark)
+    command = command.model_copy(update={"due_at": at})
+    second = timedelta(seconds=1)
+    assert not command.is_served_by(at - second, at - second, at, DELAYS_S)
+    assert command.is_served_by(at, at, at + second, DELAYS_S)
+
+
 @pytest.mark.parametrize(("send_status", "result"), [(2, "cancelled"), (4, "expired"), (5, "executed"), (6, "failed")])
 def test_a_final_state_is_the_result_at_once(send_status: int, result: str) -> None:
     state = EntryState(send_status, "SUCCESS", NOW, NOW)

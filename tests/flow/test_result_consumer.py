@@ -1,140 +1,179 @@
-"""From deliveries of accepted commands to results: what is looked up at once, told once, and put off."""
+"""How long commands wait for their look, and how much of the rate limit looks have, in a model's time."""
 
 import asyncio
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
 
 import pytest
-from pika import BasicProperties
 
 from schemas.result import Result
-from tests.support.waiting import PATIENCE_S
-from worker.amqp.messages import Delivery, Publication
-from worker.amqp.result_messages import ResultMessages
-from worker.amqp.topology import Topology
+from tests.support.results_model import BEGAN, ModelTime, ResultsModel
 from worker.core.results import Awaited
-from worker.errors import StoreUnavailable
-from worker.flow.result_consumer import ResultConsumer
-from worker.idempotency.memory import MemoryStore
-from worker.telemetry.metrics import Metrics
+from worker.flow.result_consumer import PREFETCH, Share
 
-DELAYS_S = (1, 60)
-UUID = "42742677-adc3-54ca-83a1-5aaaf71482f8"
-IMEI, ANOTHER_IMEI = "865820030000001", "865820030000002"
-METRICS = Metrics("0", 1)
+DELAYS_S = (60, 300)
+CONSUMER_TIMEOUT_S = 30 * 60  # the broker's default
+SLOW, OTHER = "slow", "other"
 
 
-def awaited(uuid: str = UUID, *, command_id: str = "c", imei: str = IMEI, due_in: timedelta = timedelta(0)) -> Awaited:
-    now = datetime.now(UTC)
-    return Awaited(
-        command_id=command_id,
-        uuid=uuid,
-        imei=imei,
-        product=None,
-        accepted_at=now,
-        is_recovered=False,
-        expires_at=now + timedelta(days=1),
-        last_answer_at=now + timedelta(days=1),
-        due_at=now + due_in,
-    )
+def due(product: str | None, count: int, devices: int | None = None) -> Iterator[Awaited]:
+    """Yield commands that are due, each of another device or in turn of so many."""
+    for number in range(count):
+        yield Awaited(
+            command_id=f"{product}-{number}",
+            uuid=f"u{number}",
+            imei=str(865820030000000 + number % (devices or count)),
+            product=product,
+            accepted_at=BEGAN,
+            is_recovered=False,
+            expires_at=BEGAN + timedelta(days=1),
+            last_answer_at=BEGAN + timedelta(days=1),
+            due_at=BEGAN,
+        )
 
 
-class RefusingStore(MemoryStore):
-    """Records no result."""
+class Platform:
+    """Has no result, and records the looks; those at devices of products that hang never end."""
 
-    async def first_result(self, _app_id: str, _result: Result) -> Result:
-        raise StoreUnavailable("no answer")
+    def __init__(self, time: ModelTime, acquire: Callable[[str | None], Any] | None = None) -> None:
+        self.hanging: set[str | None] = set()
+        self.looks: list[tuple[str | None, int]] = []  # of which product, and at how many commands
+        self._time = time
+        self._acquire = acquire
 
-
-class Bench:
-    """A consumer whose platform has executed every command, and what it publishes for each delivery."""
-
-    def __init__(self, store: MemoryStore | None = None) -> None:
-        self.looks: list[tuple[str, list[str]]] = []
-        self.settled: list[tuple[int, list[Publication]]] = []
-        self.are_there = asyncio.Event()
-        self._wanted = 0
-        messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
-        parts: Any = self
-        found = store or MemoryStore(60, 60, began_at=datetime.now(UTC))
-        self.consumer = ResultConsumer(parts, messages, parts, [], found, METRICS, DELAYS_S)
-
-    async def find(self, _product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result]:
-        self.looks.append((imei, [each.command_id for each in due]))
-        return [
-            Result(
-                command_id=each.command_id,
-                uuid=each.uuid,
-                imei=imei,
-                result="executed",
-                observed_at=datetime.now(UTC),
-            )
-            for each in due
-        ]
-
-    async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
-        self.settled.append((delivery.tag, list(publications)))
-        if len(self.settled) >= self._wanted:
-            self.are_there.set()
-        return True
-
-    async def deliver(self, *bodies: bytes | Awaited, app_id: str = "billing") -> list[list[str]]:
-        """Deliver messages; returns the routing keys of what is published for each of them."""
-        self._wanted = len(bodies)
-        for tag, body in enumerate(bodies):
-            data = body.model_dump_json().encode() if isinstance(body, Awaited) else body
-            self.consumer.on_delivery(Delivery(1, tag, False, BasicProperties(app_id=app_id), data, True))
-        async with asyncio.timeout(PATIENCE_S):
-            await self.are_there.wait()
-        return [[each.routing_key for each in publications] for _, publications in sorted(self.settled, key=_tag)]
+    async def find(self, product: str | None, _imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
+        if self._acquire is not None:
+            await self._acquire(product)
+        self.looks.append((product, len(due)))
+        if product in self.hanging:
+            await asyncio.Event().wait()
+        return [each.after_look(self._time.now(), self._time.now(), DELAYS_S) for each in due]
 
 
-def _tag(settled: tuple[int, list[Publication]]) -> int:
-    return settled[0]
+class Bench(ResultsModel):
+    """A result consumer and such a platform; with an interval between two requests, at the rate limit."""
+
+    def __init__(self, time: ModelTime, interval_s: float | None = None) -> None:
+        share = None if interval_s is None else time.make(lambda: Share(interval_s, lambda _product: asyncio.sleep(0)))
+        self.platform = Platform(time, None if share is None else share.acquire)
+        super().__init__(time, self.platform, DELAYS_S)
+
+    def looks(self, product: str | None) -> int:
+        return sum(found == product for found, _ in self.platform.looks)
 
 
-TOLD, PUT_OFF = ["result.executed.billing"], ["onenet.results.1s"]
+@pytest.fixture
+def time() -> ModelTime:
+    return ModelTime()
 
 
-async def test_one_look_serves_all_commands_of_a_device_that_are_due() -> None:
-    bench = Bench()
-    due = [awaited(f"u{number}", command_id=f"c{number}") for number in range(3)]
-    assert await bench.deliver(*due, awaited(imei=ANOTHER_IMEI)) == [TOLD] * 4
-    assert sorted(bench.looks) == [(IMEI, ["c0", "c1", "c2"]), (ANOTHER_IMEI, ["c"])]
+@pytest.fixture
+def bench(time: ModelTime) -> Bench:
+    return Bench(time)
 
 
-@pytest.mark.parametrize("uuid", [UUID, UUID.upper()])
-async def test_a_command_that_comes_twice_is_told_once(uuid: str) -> None:
-    """Its worker died after it had published it again; a recovered uuid may be written in another way."""
-    assert await Bench().deliver(awaited(), awaited(uuid)) == [TOLD, []]
+def test_commands_of_a_device_that_come_together_have_one_look(bench: Bench) -> None:
+    bench.put(due(None, 30, devices=3))
+    bench.pass_time(5)
+    assert Counter(count for _, count in bench.platform.looks) == {10: 3}
 
 
-@pytest.mark.parametrize("other", [{"uuid": "another"}, {"command_id": "another"}])
-async def test_two_commands_are_never_taken_for_one(other: dict[str, str]) -> None:
-    assert await Bench().deliver(awaited(), cast("Any", awaited)(**other)) == [TOLD, TOLD]
+def test_a_product_whose_looks_hang_keeps_no_other_waiting(bench: Bench) -> None:
+    bench.platform.hanging = {SLOW}
+    bench.put(due(SLOW, 3 * PREFETCH))
+    bench.put(due(OTHER, 20))
+    bench.pass_time(60)
+    assert bench.looks(OTHER) == 20
+    assert bench.looks(SLOW) <= 4
+    assert {each.looks for each in bench.returned if each.product == SLOW} == {0}  # none used up
 
 
-async def test_what_is_not_due_waits_on_without_a_look() -> None:
-    bench = Bench()
-    assert await bench.deliver(awaited(due_in=timedelta(seconds=30))) == [PUT_OFF]
-    assert bench.looks == []
+def test_what_hangs_is_not_held_until_the_broker_closes_the_channel(bench: Bench) -> None:
+    bench.platform.hanging = {SLOW}
+    bench.put(due(SLOW, 100))
+    bench.pass_time(CONSUMER_TIMEOUT_S)
+    assert len(bench.held) == bench.looks(SLOW) == 4  # reads have a limit of their own
+    assert bench.longest_s < CONSUMER_TIMEOUT_S / 2
 
 
-async def test_what_cannot_be_recorded_is_told_later() -> None:
-    """Another worker may tell the same, and both must tell one result."""
-    assert await Bench(RefusingStore(60, 60, began_at=datetime.now(UTC))).deliver(awaited()) == [PUT_OFF]
+def test_at_a_low_rate_nothing_is_held_for_long_and_every_turn_is_used(time: ModelTime) -> None:
+    """Ten in a minute, and one look for each three requests: one look in 18 s."""
+    bench = Bench(time, interval_s=6)
+    bench.put(due(None, 3 * PREFETCH // 5))
+    bench.pass_time(CONSUMER_TIMEOUT_S, 1)
+    assert bench.longest_s < CONSUMER_TIMEOUT_S / 2
+    assert bench.looks(None) >= CONSUMER_TIMEOUT_S / 18
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff"])
-async def test_what_is_no_accepted_command_is_dropped(body: bytes) -> None:
-    assert await Bench().deliver(body) == [[]]
+def test_nothing_is_given_back_as_long_as_looks_keep_up(time: ModelTime) -> None:
+    bench = Bench(time, interval_s=1 / 300)
+    bench.put(due(None, 4 * PREFETCH))
+    bench.pass_time(30, 0.005)
+    assert bench.looks(None) == 4 * PREFETCH
+    assert {each.looks for each in bench.returned} == {1}  # their first look; none came back without
 
 
-async def test_what_a_lost_session_had_delivered_is_not_looked_up() -> None:
-    """The broker delivers it again."""
-    bench = Bench()
-    bench.consumer.on_delivery(Delivery(1, 7, False, BasicProperties(), awaited().model_dump_json().encode(), True))
-    bench.consumer.on_lost()
-    assert await bench.deliver(awaited(command_id="again")) == [["result.executed.billing"]]
-    assert bench.looks == [(IMEI, ["again"])]
+def test_a_lost_session_leaves_no_look_behind(bench: Bench, time: ModelTime) -> None:
+    """What was held is delivered again; a look that went on would be one more for the same commands."""
+    bench.platform.hanging = {SLOW}
+    for _ in range(3):
+        bench.put(due(SLOW, 100))
+        bench.pass_time(2)
+        bench.consumer.on_lost()
+        bench.held.clear()
+        bench.pass_time(2)
+    tasks = asyncio.all_tasks(time.loop)
+    assert len(tasks) == len({"run of the consumer", "run of the broker", "count", "sweep"})
+
+
+def test_a_stop_waits_for_no_look(bench: Bench, time: ModelTime) -> None:
+    """It would have to wait for the rate limit; what is held is delivered to another worker."""
+    bench.platform.hanging = {SLOW}
+    bench.put(due(SLOW, 100))
+    bench.pass_time(2)
+    assert time.start(bench.consumer.stop()).done()
+
+
+def test_looks_are_spaced_and_have_a_third_of_the_rate(time: ModelTime) -> None:
+    taken: list[float] = []
+
+    async def acquire(_product: str | None) -> None:
+        taken.append(time.seconds)
+
+    share = time.make(lambda: Share(1, acquire))
+    for _ in range(4):
+        time.start(share.acquire(None))
+    for _ in range(9):
+        time.pass_time(1)
+    assert taken == [0, 3, 6, 9]
+
+
+def test_who_gives_up_waiting_has_taken_no_share(time: ModelTime) -> None:
+    """Otherwise those that gave up would keep all that follow waiting for ever longer."""
+    taken: list[float] = []
+
+    async def acquire(_product: str | None) -> None:
+        taken.append(time.seconds)
+
+    share = time.make(lambda: Share(1, acquire))
+    time.start(share.acquire(None))
+    for _ in range(100):
+        time.start(share.acquire(None)).cancel()
+    time.loop.run()
+    time.start(share.acquire(None))
+    time.pass_time(3)
+    assert taken == [0, 3]
+
+
+def test_each_product_has_a_share_of_its_own(time: ModelTime) -> None:
+    taken: list[str | None] = []
+
+    async def acquire(product: str | None) -> None:
+        taken.append(product)
+
+    share = time.make(lambda: Share(1, acquire))
+    for product in (SLOW, SLOW, OTHER):
+        time.start(share.acquire(product))
+    assert taken == [SLOW, OTHER]

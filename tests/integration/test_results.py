@@ -317,34 +317,21 @@ def test_an_emptied_redis_costs_no_result(deployment: Deployment, own_redis: Loc
     assert len(deployment.simulator.platform.commands) == 1
 
 
-def test_a_worker_that_is_stopped_during_a_look_finishes_it(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deployment.simulator.platform.replace_devices({"*": "up"})
-    with held_histories(monkeypatch) as (is_asked, release), deployment.worker(WORKER_SHUTDOWN_GRACE="120") as worker:
-        deployment.upstream.publish(a_command())
-        assert is_asked.wait(PATIENCE_S)
-        worker.process.signal(signal.SIGTERM)
-        worker.wait_for("worker_stopping")
-        release.set()
-        assert worker.process.wait() == 0
-        worker.wait_for("command_result")
-    assert the_result(deployment)["result"] == "executed"
-    assert waiting(deployment) == 0
-
-
-def test_a_worker_that_is_killed_during_a_look_leaves_it_to_the_next_one(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_ends_during_a_look_leaves_it_to_the_next_one(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     deployment.simulator.platform.replace_devices({"*": "up"})
     with held_histories(monkeypatch) as (is_asked, release):
         with deployment.worker() as worker:
             deployment.upstream.publish(a_command())
             assert is_asked.wait(PATIENCE_S)
-            worker.process.kill()
+            worker.process.signal(number)
+            assert worker.process.wait() == (0 if number == signal.SIGTERM else -number)
         release.set()
     with deployment.worker():
         assert the_result(deployment)["result"] == "executed"
+    assert waiting(deployment) == 0
     assert len(deployment.simulator.platform.commands) == 1
 
 

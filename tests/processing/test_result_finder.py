@@ -40,15 +40,16 @@ class Histories:
     states: dict[str, EntryState] = field(default_factory=dict)
     error: HistoryUnreadable | None = None
     is_known: bool = True
+    time: datetime = NOW
     reads: list[set[str]] = field(default_factory=list)
     since: list[datetime | None] = field(default_factory=list)
-    platform_now: datetime = NOW
+    ahead: timedelta = timedelta(0)
 
     def knows(self, _product: str | None) -> bool:
         return self.is_known
 
     def now(self, _product: str | None) -> datetime:
-        return self.platform_now
+        return self.time + self.ahead
 
     async def find_states(
         self,
@@ -62,7 +63,7 @@ class Histories:
             await acquire()
         self.reads.append(set(uuids))
         self.since.append(since)
-        return FoundStates({uuid: self.states[uuid] for uuid in uuids if uuid in self.states}, self.error)
+        return FoundStates(self.states, self.error)  # those of others too, as one page has them
 
 
 class Bench:
@@ -75,7 +76,12 @@ class Bench:
         self.seconds = 1000.0
         self.taken: list[str | None] = []
         self.finder = ResultFinder(
-            self.histories, self.breakers, self.history_breakers, DELAYS_S, self._acquire, now=lambda: NOW
+            self.histories,
+            self.breakers,
+            self.history_breakers,
+            DELAYS_S,
+            self._acquire,
+            now=lambda: self.histories.time,
         )
 
     async def find(self, *due: Awaited) -> list[Result | Awaited]:
@@ -100,6 +106,58 @@ async def test_one_read_serves_all_commands_of_a_device(bench: Bench) -> None:
     assert waiting.due_at == NOW + timedelta(seconds=DELAYS_S[1])
     assert bench.histories.reads == [{"u", "v", "w"}]
     assert bench.taken == [None]
+
+
+async def test_one_read_serves_the_commands_of_a_device_that_come_after_it(bench: Bench) -> None:
+    """They were due when it began, but did not fit into what is held."""
+    bench.histories.states = {"u": EntryState(1), "v": EntryState(5, "SUCCESS"), "w": EntryState(1)}
+    await bench.find(awaited("u"))
+    bench.histories.time += timedelta(minutes=3)
+    executed, waiting, missing = await bench.find(awaited("v"), awaited("w"), awaited("x"))
+    assert isinstance(executed, Result)
+    assert (executed.result, executed.observed_at) == ("executed", NOW)
+    assert isinstance(waiting, Awaited)
+    assert (waiting.looks, waiting.due_at) == (1, bench.histories.time + timedelta(seconds=DELAYS_S[1]))
+    assert isinstance(missing, Awaited)
+    assert bench.histories.reads == [{"u"}, {"x"}]  # the read says nothing of x
+
+
+async def test_no_read_serves_a_command_twice(bench: Bench) -> None:
+    bench.histories.states = {"u": EntryState(1), "v": EntryState(1)}
+    await bench.find(awaited("u"))
+    [waiting] = await bench.find(awaited("v"))
+    assert isinstance(waiting, Awaited)
+    bench.histories.time = waiting.due_at
+    await bench.find(waiting)
+    assert bench.histories.reads == [{"u"}, {"v"}]
+
+
+async def test_reads_are_kept_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    monkeypatch.setattr("worker.processing.recent_reads.MAX_STATES", 10)
+    bench.histories.states = {name: EntryState(1) for name in "uvwx"}
+    imeis = [str(int(IMEI) + number) for number in range(5)]
+    for imei in imeis:
+        await bench.finder.find(None, imei, [awaited("u")])
+    for imei in reversed(imeis):  # of each three further ones are known, of ten at most
+        await bench.finder.find(None, imei, [awaited("v")])
+    assert bench.histories.reads == 5 * [{"u"}] + 2 * [{"v"}]
+
+
+async def test_the_longer_a_pause_lasts_the_later_looks_are_put_off(bench: Bench) -> None:
+    """With one delay for all, everything that waits would come again and again, and be put off again."""
+    await test_a_paused_product_pauses_its_looks_and_they_use_up_nothing(bench)
+    probe = bench.breakers.try_acquire
+    found = []
+    for _ in range(3):
+        bench.seconds += 100
+        permit = probe(None)  # so that no look is the probe
+        [later] = await bench.find(awaited())
+        assert permit is not None
+        permit.record_failure("down")
+        permit.release()
+        assert isinstance(later, Awaited)
+        found.append((later.due_at - NOW).total_seconds())
+    assert found == [100, 200, DELAYS_S[-1]]
 
 
 async def test_a_paused_product_pauses_its_looks_and_they_use_up_nothing(bench: Bench) -> None:
@@ -241,7 +299,7 @@ async def test_the_history_is_read_from_the_first_acceptance_on(bench: Bench) ->
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=-5), timedelta(hours=5)])
 async def test_the_platforms_clock_decides_what_is_over_and_ours_when_to_look(bench: Bench, ahead: timedelta) -> None:
-    bench.histories.platform_now = NOW + ahead
+    bench.histories.ahead = ahead
     margin = timedelta(minutes=1)
     [later] = await bench.find(awaited(expired_ago=timedelta(days=1) - ahead - margin))
     assert isinstance(later, Awaited)

@@ -13,6 +13,7 @@ from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
 
+_LATE_S = 1.0  # not worth several shorter delays instead of one
 ACCEPTED_TYPE = "execute.accepted"  # the AMQP property type of a command on its way to its result
 
 
@@ -56,11 +57,11 @@ class ResultMessages:
             now: on our clock, aware.
         """
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
-        delay_s = max((each for each in self._delays_s if each <= wait_s), default=min(self._delays_s))
+        delay_s = max((each for each in self._delays_s if each <= wait_s + _LATE_S), default=min(self._delays_s))
         properties = self._properties(delivery, ACCEPTED_TYPE)
         if (user_id := delivery.envelope.user_id) is not None:
             properties.headers = {USER_ID: user_id}
-        if wait_s < delay_s:
+        if wait_s + _LATE_S < delay_s:
             properties.expiration = str(round(wait_s * 1000))
         queue = self._topology.result_delay_queue(delay_s)
         return Publication(self._topology.retry_exchange, queue, properties, awaited.model_dump_json().encode())

@@ -82,7 +82,7 @@ class FoundStates:
     """What a device's history says of cached commands.
 
     Attributes:
-        states: by uuid, as far as it was read and has them.
+        states: by canonical uuid, as far as it was read and has them; those of others on the way, too.
         error: why it could not be read any further; None: it was read as far as needed.
     """
 

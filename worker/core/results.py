@@ -18,6 +18,7 @@ from worker.core.command import Command
 
 UNKNOWN_AFTER = timedelta(days=1)  # after expired_time
 _MARGIN = timedelta(seconds=10)  # for what a last answer takes to show in the history
+_EARLY = 10  # one of so many parts of a delay makes no difference to a look
 
 _CANCELLED, _EXPIRED, _SUCCESS, _FAILED, _NO_ANSWER = 2, 4, 5, 6, 7  # send_status
 _FINAL: dict[int, ResultKind] = {_CANCELLED: "cancelled", _EXPIRED: "expired", _SUCCESS: "executed", _FAILED: "failed"}
@@ -70,6 +71,23 @@ class Awaited(BaseModel):
         looks = self.looks + 1
         wait = _until_next_look(self, platform_now, _delay(delays_s, looks))
         return self.model_copy(update={"looks": looks, "due_at": now + wait})
+
+    def is_served_by(
+        self, read_at: datetime, platform_read_at: datetime, platform_now: datetime, delays_s: Sequence[int]
+    ) -> bool:
+        """Tell whether an earlier read of the device's history does for the look that is due.
+
+        One from when the command was due does, or from shortly before, if nothing was awaited in between.
+
+        Args:
+            read_at: when it began, on our clock, aware.
+            platform_read_at: the same on the platform's clock, aware.
+            platform_now: on the platform's clock, aware.
+            delays_s: seconds before each look; the last repeats.
+        """
+        is_late_enough = self.due_at - _delay(delays_s, self.looks) / _EARLY <= read_at
+        marks = (self.last_answer_at, self.unknown_at)
+        return is_late_enough and not any(platform_read_at < mark <= platform_now for mark in marks)
 
     def later(self, now: datetime, delay_s: float) -> Self:
         """Return the same for another time, with no look used up."""

@@ -42,6 +42,9 @@ _RESULT_MARGIN = timedelta(days=1)  # the newest entries come first, so that it 
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
 _OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
 _MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
+# Longest wait of one look for its share of the rate limit. Its messages are held meanwhile, at most 30 minutes of which
+# the broker allows (its consumer_timeout).
+_LOOK_RATE_WAIT_S = 600.0
 _MAX_COMPARING_S = 5.0  # of processor time, for one search: the event loop does nothing else meanwhile
 
 
@@ -135,7 +138,7 @@ class DeviceHistories:
         uuids: Collection[str],
         acquire: Callable[[], Awaitable[None]] | None,
     ) -> FoundStates:
-        """Return what the history of a device says of cached commands, as far as it has them.
+        """Return what the history of a device says of cached commands, and of some others.
 
         Args:
             account: where the commands were sent.
@@ -151,25 +154,26 @@ class DeviceHistories:
         query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": "DESC", "per_page": PER_PAGE}
         wanted = {canonical_uuid(uuid) for uuid in uuids}
         pages, found, found_bytes = HistoryPages(), defaultdict[str, list[ResultItem]](list), 0
-        search = SearchTime(self._request_s, acquire, self._rate_wait_s)
+        search = SearchTime(self._request_s, acquire, _LOOK_RATE_WAIT_S)
         error: HistoryUnreadable | None = None
         try:
+            await search.acquire_ahead()  # a look that waits for it takes no place from the searches of others
             async with self._memory(search) as memory:
                 for number in itertools.count(1):
                     path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                     page, _ = await account.read(path, search, read_result_page)
                     for item in page.items:
-                        if (uuid := canonical_uuid(item.cmd_uuid)) in wanted:
+                        uuid = canonical_uuid(item.cmd_uuid)
+                        if uuid in wanted or uuid in found or len(found) < PER_PAGE:
                             found[uuid].append(item)
                             found_bytes += held_bytes(item)
                     has_new = pages.take(page)  # whatever its total says, and however often it has an entry
-                    if len(found) == len(wanted) or pages.is_complete or not has_new:
+                    if wanted <= found.keys() or pages.is_complete or not has_new:
                         break
                     memory.hold(pages.held_bytes + found_bytes)
         except HistoryUnreadable as exc:
             error = exc
-        states = {uuid: state_of(found[canonical_uuid(uuid)], self._zone) for uuid in uuids}
-        return FoundStates(states, error)
+        return FoundStates({uuid: state_of(items, self._zone) for uuid, items in found.items()}, error)
 
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.

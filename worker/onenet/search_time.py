@@ -20,6 +20,7 @@ class SearchTime:
         self.deadline = time.monotonic() + request_s
         self._acquire = acquire
         self._rate_wait_s = rate_wait_s
+        self._is_ahead = False
 
     async def acquire(self) -> None:
         """Take one request from the rate limit.
@@ -27,8 +28,18 @@ class SearchTime:
         Raises:
             HistoryUnreadable: the limit allows none soon.
         """
-        if self._acquire is not None:
+        if self._acquire is not None and not self._is_ahead:
             await self.wait(self._acquire())
+        self._is_ahead = False
+
+    async def acquire_ahead(self) -> None:
+        """Take the first request from the rate limit before anything else is waited for.
+
+        Raises:
+            HistoryUnreadable: the limit allows none soon.
+        """
+        await self.acquire()
+        self._is_ahead = True
 
     async def wait(self, allowed: Awaitable[object]) -> None:
         """Wait for what the rate limit allows; this time does not count towards the deadline.

@@ -7,8 +7,10 @@ from schemas.result import Result
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import FoundStates, ResultHistories
 from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
+from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable
 from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
+from worker.processing.recent_reads import Read, RecentReads
 
 Acquire = Callable[[str | None], Awaitable[None]]
 """Takes one request from a product's rate limit, and waits until that is allowed."""
@@ -41,6 +43,7 @@ class ResultFinder:
         self._delays_s = delays_s
         self._acquire = acquire
         self._now = now
+        self._recent = RecentReads()
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         """Return for each command its result, or when to look again.
@@ -50,26 +53,49 @@ class ResultFinder:
             imei: the device.
             due: its commands.
         """
+        read, now = self._recent.get(product, imei), self._client.now(product)
+        known = [self._known(each, read, now) for each in due]
+        others = [each for each, found in zip(due, known, strict=True) if found is None]
+        looked_up = iter(await self._look(product, imei, others) if others else [])
+        return [next(looked_up) if found is None else found for found in known]
+
+    async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
+        began_at, platform_began_at = self._now(), self._client.now(product)
         found, is_paused = FoundStates({}), False
         if self._client.knows(product):  # otherwise it is unknown in the end
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
             if permit is None:
-                return [self._put_off(each) for each in due]
+                return [self._put_off(product, each) for each in due]
             try:
                 found = await self._read(product, imei, due)
                 self._record(found.error, permit, product, imei)
                 is_paused = permit.is_paused
             finally:
                 permit.release()
+        wanted = [canonical_uuid(each.uuid) for each in due]
+        others = {uuid: state for uuid, state in found.states.items() if uuid not in wanted}
+        self._recent.add(product, imei, Read(began_at, platform_began_at, self._now(), others))
+        states = [found.states.get(uuid, NO_STATE) for uuid in wanted]
         platform_now = self._client.now(product)
         return [
-            self._settle(each, found.states.get(each.uuid, NO_STATE), found.error, platform_now, is_paused=is_paused)
-            for each in due
+            self._settle(product, each, state, found.error, platform_now, is_paused=is_paused)
+            for each, state in zip(due, states, strict=True)
         ]
+
+    def _known(self, awaited: Awaited, read: Read | None, platform_now: datetime) -> Result | Awaited | None:
+        """Return what an earlier read says, None if it does not do for the look that is due."""
+        state = None if read is None else read.states.get(canonical_uuid(awaited.uuid))
+        if read is None or state is None:
+            return None
+        if not awaited.is_served_by(read.began_at, read.platform_began_at, platform_now, self._delays_s):
+            return None
+        result = decide_result(awaited, state, read.platform_began_at, read.observed_at)
+        return result or awaited.after_look(self._now(), platform_now, self._delays_s)
 
     def _settle(
         self,
+        product: str | None,
         awaited: Awaited,
         state: EntryState,
         error: HistoryUnreadable | None,
@@ -81,7 +107,7 @@ class ResultFinder:
         now, is_over = self._now(), platform_now >= awaited.unknown_at + UNKNOWN_AFTER
         if state == NO_STATE and error is not None:
             if error.is_throttled or error.is_rate_limited or (is_paused and not is_over):
-                return self._put_off(awaited)
+                return self._put_off(product, awaited)
             if error.is_outage and not is_over:  # the platform may only be down at this moment
                 return awaited.after_look(now, platform_now, self._delays_s)
         result = decide_result(awaited, state, platform_now, now)
@@ -110,6 +136,10 @@ class ResultFinder:
         elif permit.is_paused or not error.is_refused:
             record_unreadable(error, permit, self._breakers, product, imei)
 
-    def _put_off(self, awaited: Awaited) -> Awaited:
-        """Look later, with no look used up: the platform, or the rate limit, allows none now."""
-        return awaited.later(self._now(), self._delays_s[0])
+    def _put_off(self, product: str | None, awaited: Awaited) -> Awaited:
+        """Look later, with no look used up: the platform, or the rate limit, allows none now.
+
+        The longer an outage lasts the later, as with commands: else all that wait would come again and again.
+        """
+        outage_s = max(each.suggested_delay_s(product) for each in (self._breakers, self._history_breakers))
+        return awaited.later(self._now(), max(self._delays_s[0], min(outage_s, max(self._delays_s))))

@@ -1,0 +1,140 @@
+"""From deliveries of accepted commands to results: what is looked up at once, told once, and put off."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from pika import BasicProperties
+
+from schemas.result import Result
+from tests.support.waiting import PATIENCE_S
+from worker.amqp.messages import Delivery, Publication
+from worker.amqp.result_messages import ResultMessages
+from worker.amqp.topology import Topology
+from worker.core.results import Awaited
+from worker.errors import StoreUnavailable
+from worker.flow.result_consumer import ResultConsumer
+from worker.idempotency.memory import MemoryStore
+from worker.telemetry.metrics import Metrics
+
+DELAYS_S = (1, 60)
+UUID = "42742677-adc3-54ca-83a1-5aaaf71482f8"
+IMEI, ANOTHER_IMEI = "865820030000001", "865820030000002"
+METRICS = Metrics("0", 1)
+
+
+def awaited(uuid: str = UUID, *, command_id: str = "c", imei: str = IMEI, due_in: timedelta = timedelta(0)) -> Awaited:
+    now = datetime.now(UTC)
+    return Awaited(
+        command_id=command_id,
+        uuid=uuid,
+        imei=imei,
+        product=None,
+        accepted_at=now,
+        is_recovered=False,
+        expires_at=now + timedelta(days=1),
+        last_answer_at=now + timedelta(days=1),
+        due_at=now + due_in,
+    )
+
+
+class RefusingStore(MemoryStore):
+    """Records no result."""
+
+    async def first_result(self, _app_id: str, _result: Result) -> Result:
+        raise StoreUnavailable("no answer")
+
+
+class Bench:
+    """A consumer whose platform has executed every command, and what it publishes for each delivery."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.looks: list[tuple[str, list[str]]] = []
+        self.settled: list[tuple[int, list[Publication]]] = []
+        self.are_there = asyncio.Event()
+        self._wanted = 0
+        messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
+        parts: Any = self
+        found = store or MemoryStore(60, 60, began_at=datetime.now(UTC))
+        self.consumer = ResultConsumer(parts, messages, parts, [], found, METRICS, DELAYS_S)
+
+    async def find(self, _product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result]:
+        self.looks.append((imei, [each.command_id for each in due]))
+        return [
+            Result(
+                command_id=each.command_id,
+                uuid=each.uuid,
+                imei=imei,
+                result="executed",
+                observed_at=datetime.now(UTC),
+            )
+            for each in due
+        ]
+
+    async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
+        self.settled.append((delivery.tag, list(publications)))
+        if len(self.settled) >= self._wanted:
+            self.are_there.set()
+        return True
+
+    async def deliver(self, *bodies: bytes | Awaited, app_id: str = "billing") -> list[list[str]]:
+        """Deliver messages; returns the routing keys of what is published for each of them."""
+        self._wanted = len(bodies)
+        for tag, body in enumerate(bodies):
+            data = body.model_dump_json().encode() if isinstance(body, Awaited) else body
+            self.consumer.on_delivery(Delivery(1, tag, False, BasicProperties(app_id=app_id), data, True))
+        async with asyncio.timeout(PATIENCE_S):
+            await self.are_there.wait()
+        return [[each.routing_key for each in publications] for _, publications in sorted(self.settled, key=_tag)]
+
+
+def _tag(settled: tuple[int, list[Publication]]) -> int:
+    return settled[0]
+
+
+TOLD, PUT_OFF = ["result.executed.billing"], ["onenet.results.1s"]
+
+
+async def test_one_look_serves_all_commands_of_a_device_that_are_due() -> None:
+    bench = Bench()
+    due = [awaited(f"u{number}", command_id=f"c{number}") for number in range(3)]
+    assert await bench.deliver(*due, awaited(imei=ANOTHER_IMEI)) == [TOLD] * 4
+    assert sorted(bench.looks) == [(IMEI, ["c0", "c1", "c2"]), (ANOTHER_IMEI, ["c"])]
+
+
+@pytest.mark.parametrize("uuid", [UUID, UUID.upper()])
+async def test_a_command_that_comes_twice_is_told_once(uuid: str) -> None:
+    """Its worker died after it had published it again; a recovered uuid may be written in another way."""
+    assert await Bench().deliver(awaited(), awaited(uuid)) == [TOLD, []]
+
+
+@pytest.mark.parametrize("other", [{"uuid": "another"}, {"command_id": "another"}])
+async def test_two_commands_are_never_taken_for_one(other: dict[str, str]) -> None:
+    assert await Bench().deliver(awaited(), cast("Any", awaited)(**other)) == [TOLD, TOLD]
+
+
+async def test_what_is_not_due_waits_on_without_a_look() -> None:
+    bench = Bench()
+    assert await bench.deliver(awaited(due_in=timedelta(seconds=30))) == [PUT_OFF]
+    assert bench.looks == []
+
+
+async def test_what_cannot_be_recorded_is_told_later() -> None:
+    """Another worker may tell the same, and both must tell one result."""
+    assert await Bench(RefusingStore(60, 60, began_at=datetime.now(UTC))).deliver(awaited()) == [PUT_OFF]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff"])
+async def test_what_is_no_accepted_command_is_dropped(body: bytes) -> None:
+    assert await Bench().deliver(body) == [[]]
+
+
+async def test_what_a_lost_session_had_delivered_is_not_looked_up() -> None:
+    """The broker delivers it again."""
+    bench = Bench()
+    bench.consumer.on_delivery(Delivery(1, 7, False, BasicProperties(), awaited().model_dump_json().encode(), True))
+    bench.consumer.on_lost()
+    assert await bench.deliver(awaited(command_id="again")) == [["result.executed.billing"]]
+    assert bench.looks == [(IMEI, ["again"])]
