@@ -11,7 +11,8 @@ from typing import Any
 import pika
 import pytest
 
-from tests.support.builders import a_command
+from scripts.documents import looks_until_expired
+from tests.support.builders import a_command, in_hours
 from tests.support.deployment import Deployment
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
@@ -28,6 +29,7 @@ from worker.simulator.server import Simulator
 LONG_S = 600  # longer than a test: what waits for its second look stays where it is
 DELAYS_S = (1, LONG_S)
 HANG_S = 600.0
+LOOKS_AT_ONCE = 4  # of one product
 
 Calls = list[tuple[str, str]]  # of which kind, and for which device
 
@@ -158,12 +160,35 @@ def assert_one_for_each(calls: Calls, devices: int) -> None:
     assert found.total() <= 1.1 * devices
 
 
-def test_a_device_costs_one_call_for_each_look_at_all_of_its_commands(deployment: Deployment, calls: Calls) -> None:
-    look_up_twice(deployment, calls, 4 * PREFETCH, 2 * PREFETCH // 5)
+@pytest.mark.parametrize(("count", "devices"), [(2_000, 200), (20_000, 2_000)])
+def test_a_device_costs_one_call_for_each_look_at_all_of_its_commands(
+    deployment: Deployment, calls: Calls, count: int, devices: int
+) -> None:
+    peak = look_up_twice(deployment, calls, count, devices)
+    print(f"{count} commands of {devices} devices: {peak:.0f} MiB")
     messages = deployment.upstream.take_all()
     assert {message.json["result"] for message in messages} == {"executed"}
-    assert len({message.json["uuid"] for message in messages}) == 4 * PREFETCH
+    assert len({message.json["uuid"] for message in messages}) == count
     assert {name for name, _ in calls} == {"history"}  # looking sends nothing
+
+
+def test_each_look_is_one_call_and_there_are_no_more_than_the_gaps_allow(
+    broker_url: str, tmp_path: Path, calls: Calls
+) -> None:
+    """Of commands that no device takes, which is the most: ``docs/results.md`` computes it with the default delays."""
+    delays_s, lifetime_s, devices = (1, 2), 20, 10
+    with (
+        onenet() as simulator,
+        Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=delays_s) as deployment,
+        deployment.worker() as worker,
+    ):
+        for number in range(devices):
+            deployment.upstream.publish(a_command(imei=imei_of(number), expired_time=in_hours(lifetime_s / 3600)))
+        worker.wait_for("command_result", count=devices)
+        results = [line for line in worker.events if line["event"] == "command_result"]
+    assert {line["result"] for line in results} == {"expired"}
+    assert looks(calls) == {line["imei"]: line["attempt"] for line in results}
+    assert max(looks(calls).values()) <= looks_until_expired(timedelta(seconds=lifetime_s), delays_s)
 
 
 def test_commands_and_looks_share_the_rate_limit(deployment: Deployment, calls: Calls) -> None:
@@ -181,11 +206,13 @@ def test_commands_and_looks_share_the_rate_limit(deployment: Deployment, calls: 
     assert count / 5 <= beside.count("history") <= count / 2 + 5
 
 
-def test_looks_that_hang_hold_up_no_command(deployment: Deployment, calls: Calls) -> None:
+def test_looks_that_hang_hold_up_no_command(deployment: Deployment) -> None:
+    hanging: list[None] = []
+    deployment.simulator.on_fault = lambda: hanging.append(None)
     deployment.simulator.faults.replace([Fault(kind="hang", endpoint="history", seconds=HANG_S)])
     publish(deployment, outstanding(deployment.simulator, 100, 100))
-    calls.clear()
-    with deployment.worker(ONENET_READ_TIMEOUT="300", WORKER_CONCURRENCY="4", ONENET_RATE_LIMIT="100/second") as worker:
+    with deployment.worker(WORKER_CONCURRENCY="4", ONENET_RATE_LIMIT="100/second") as worker:
+        wait_until(lambda: len(hanging) >= LOOKS_AT_ONCE, PATIENCE_S, "looks that hang")
         for number in range(20):
             deployment.upstream.publish(a_command(imei=imei_of(number)))
         worker.wait_for("command_accepted", count=20)
@@ -199,7 +226,7 @@ def test_commands_that_hang_hold_up_no_look(deployment: Deployment) -> None:
     deployment.simulator.platform.clock_offset_s = 0
     for number in range(20):
         deployment.upstream.publish(a_command(imei=imei_of(number)))
-    with deployment.worker(ONENET_READ_TIMEOUT="300", WORKER_CONCURRENCY="4", ONENET_RATE_LIMIT="100/second") as worker:
+    with deployment.worker(WORKER_CONCURRENCY="4", ONENET_RATE_LIMIT="100/second") as worker:
         worker.wait_for("command_result", count=20)
         assert not any(line["event"] == "command_accepted" for line in worker.events)
 
@@ -215,7 +242,7 @@ def test_a_product_whose_looks_hang_keeps_no_other_waiting(deployment: Deploymen
         publish(deployment, outstanding(deployment.simulator, 2 * PREFETCH, 2 * PREFETCH))
         publish(deployment, outstanding(other, 5, 5, product="other"))
         other.platform.clock_offset_s = 0
-        with deployment.worker(ONENET_PRODUCTS_FILE=str(products), ONENET_READ_TIMEOUT="300") as worker:
+        with deployment.worker(ONENET_PRODUCTS_FILE=str(products)) as worker:
             worker.wait_for("command_result", count=5)
             found = [line["command_id"] for line in worker.events if line["event"] == "command_result"]
     assert sorted(found) == [f"other-{number}" for number in range(5)]
