@@ -30,6 +30,7 @@ class FakeChannel:
         self.unacknowledged: set[int] = set()
         self.consumers: set[str] = set()
         self.arrives_with_reply: list[int] = []  # in the same read as the next consume-ok
+        self._cancelled: set[str] = set()  # of pika's own, which returns what still arrives for these consumers
         self._deliver: Callable[..., None]
         self._last_consumer = ""
 
@@ -56,6 +57,7 @@ class FakeChannel:
 
     def basic_cancel(self, consumer_tag: str, *, callback: Callable[[Any], None]) -> None:
         self.consumers.remove(consumer_tag)
+        self._cancelled.add(consumer_tag)
         self._reply("cancel", callback)
 
     def basic_ack(self, tag: int, *, multiple: bool = False) -> None:
@@ -69,6 +71,7 @@ class FakeChannel:
 
     def deliver(self, tag: int, times_returned: int = 0, body: bytes = b"{}", app_id: str = "") -> None:
         """Deliver one message."""
+        assert self._last_consumer not in self._cancelled
         self.unacknowledged.add(tag)
         method = SimpleNamespace(delivery_tag=tag, exchange=TOPOLOGY.commands_exchange, redelivered=times_returned > 0)
         properties = BasicProperties(headers={"x-delivery-count": times_returned}, app_id=app_id)
@@ -177,25 +180,69 @@ async def test_a_delivery_that_comes_with_the_brokers_reply_uses_the_prefetch_up
     assert bench.channel.history[-3:] == ["cancel", "qos 2", "consume"]
 
 
-async def test_acknowledgements_are_deferred_until_the_consumer_is_cancelled(bench: Bench) -> None:
-    """An acknowledgement before would have the broker send a delivery that pika requeues as if it had been handled."""
+async def test_what_arrives_while_the_consumer_is_cancelled_is_held(bench: Bench) -> None:
+    """Pika would return it to the queue as if it had been handled."""
     channel, consumer = bench.channel, bench.consumer
     await consumer.consume(3)
     channel.deliver(1)
     await bench.settled()
-    channel.deliver(2)
     stopping = asyncio.ensure_future(consumer.consume(0))
     await asyncio.sleep(0)
+    assert channel.history[-1] == "cancel"
+    channel.deliver(2)
     consumer.acknowledge(1)
-    await asyncio.sleep(0)
-    assert channel.unacknowledged == {1, 2}
-    assert bench.acknowledged == []  # who waits for it may be about to crash this process
-    channel.deliver(3)  # which uses the prefetch up
     await stopping
-    assert bench.channel.history[-2:] == ["cancel", "ack up to 1"]
     await asyncio.sleep(0)
     assert bench.acknowledged == [1]
-    assert bench.consumer.unacknowledged == 2
+    assert [delivery.tag for delivery in bench.deliveries] == [1, 2]
+    assert consumer.unacknowledged == 1
+
+
+@pytest.mark.parametrize("body", [b" " * (MAX_BODY_BYTES + 1), b" " * 50_000], ids=["too large", "too much"])
+async def test_a_large_message_that_arrives_while_the_consumer_is_cancelled_is_returned(
+    bench: Bench, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the broker's reply, because the cancelled consumer would get it again; what is small is held."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 10_000)
+    reading = Reading(bench, monkeypatch)
+    channel, consumer = bench.channel, bench.consumer
+    await bench.consume_several()
+    stopping = asyncio.ensure_future(consumer.consume(0))
+    await asyncio.sleep(0)
+    for tag in (2, 3):
+        channel.deliver(tag, body=body)
+    channel.deliver(4)
+    assert reading.is_on.is_set()
+    await stopping
+    assert channel.history == ["cancel", "nack 2", "nack 3"]
+    assert [delivery.tag for delivery in bench.deliveries] == [1, 4]
+    assert channel.unacknowledged == {4}
+
+
+async def test_what_is_settled_while_others_are_to_be_returned_is_acknowledged_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    stopping = asyncio.ensure_future(bench.consumer.consume(0))
+    await asyncio.sleep(0)
+    bench.channel.deliver(2, body=b" " * (MAX_BODY_BYTES + 1))
+    bench.channel.deliver(3)
+    bench.consumer.acknowledge(3)
+    await stopping
+    await asyncio.sleep(0)
+    assert bench.channel.history == ["cancel", "ack 3", "nack 2"]
+
+
+async def test_a_large_message_whose_reply_is_rejected_keeps_no_others_unread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = Reading(bench, monkeypatch)
+    await bench.consume_several()
+    bench.channel.deliver(2, body=b" " * (MAX_BODY_BYTES + 1))
+    assert not reading.is_on.is_set()
+    bench.consumer.take_next_beside(2)
+    assert reading.is_on.is_set()
 
 
 async def test_one_frame_acknowledges_all_that_was_settled_before_the_oldest_delivery_in_progress(
@@ -209,18 +256,6 @@ async def test_one_frame_acknowledges_all_that_was_settled_before_the_oldest_del
     await asyncio.sleep(0)
     assert bench.channel.history == ["ack up to 4", "ack 6"]
     assert bench.channel.unacknowledged == {5, 7}
-
-
-async def test_what_was_settled_before_consumers_are_cancelled_is_acknowledged_first(bench: Bench) -> None:
-    """It frees prefetch, which the cancellation then waits to be used up."""
-    await bench.consumer.consume(3)
-    bench.channel.deliver(1)
-    bench.consumer.acknowledge(1)
-    await bench.settled()
-    assert bench.channel.history == ["qos 1", "consume", "ack up to 1"]
-    bench.channel.deliver(2)
-    await bench.settled()
-    assert bench.channel.history.index("ack up to 1") < bench.channel.history.index("cancel")
 
 
 async def test_nothing_is_acknowledged_over_a_channel_that_was_lost_meanwhile(bench: Bench) -> None:

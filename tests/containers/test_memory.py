@@ -205,9 +205,9 @@ def test_an_attack_kills_no_worker_and_holds_up_no_other_command(
         target.upstream.publish(
             a_command(command_id="innocent", imei="865820050000001", args="innocent"), app_id="innocent"
         )
+        # It was the last in the queue: all that was sent before has reached the worker. The queue need not be empty,
+        # because what is postponed comes back after two seconds.
         target.wait_until(lambda: target.upstream.replies_waiting() > 0, "the reply to another sender")
-        # All that was sent has reached the worker, and waits there or in a delay queue.
-        target.wait_until(lambda: target.upstream.count(target.upstream.topology.execute_queue) == 0, "an empty queue")
         target.assert_alive()
     assert "oom_kill 0" in target.inside(KILLS).splitlines()
     reply = target.upstream.reply()

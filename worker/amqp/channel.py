@@ -101,6 +101,23 @@ class BrokerChannel:
             self.fail(error)  # it is unknown whether the broker did it: only a new channel is in a known state
             raise error from exc
 
+    async def cancel(self, consumer_tag: str) -> None:
+        """Cancel a consumer, which is still called with what arrives before the broker's reply.
+
+        Pika itself would return that to the queue, and it would look as if it had been handled before.
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+
+        channel: Any = self.pika_channel
+
+        def basic_cancel(*args: Any, **kwargs: Any) -> None:
+            channel.basic_cancel(*args, **kwargs)
+            channel._cancelled.discard(consumer_tag)  # noqa: SLF001 - pika has no other way
+
+        await self.call(basic_cancel, consumer_tag)
+
     async def call_untimed(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
         """Call one of pika's methods and wait for the broker's reply, without a time limit.
 

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,7 @@ from worker.core.shares import Shares
 if TYPE_CHECKING:
     from worker.core.envelope import Sender
 
-DRAIN_PREFETCH_S = 1.0
-LARGE_BODY_S = 10.0  # at most, and not longer than a heartbeat: a peer from which nothing is read counts as lost
+LARGE_MESSAGE_S = 1.0  # for so long nothing is read beside it; the others must not wait for a broker that is slow
 MAX_HELD_BYTES = 12 * 1024 * 1024  # of memory, which what is published for them takes twice more
 # One sender may hold three times what is free: alone three quarters, and another one finds room at any time. Source:
 # Choudhury, Hahne, "Dynamic queue length thresholds for shared-memory packet switches", doi.org/10.1109/90.664262
@@ -80,9 +78,10 @@ class QueueConsumer:
         self._large_bodies: dict[int, int] = {}  # tags of messages with too large a body, and how much of it is kept
         self._bound_bodies()
         self._large: set[int] = set()  # tags of large deliveries, during which nothing else is read
-        self._deferred_acks: list[int] | None = None  # None: acknowledge at once
+        self._to_return: list[int] = []  # tags of what arrived while a consumer was cancelled, and takes much memory
+        self._is_cancelling = False
         self._consumer_change = asyncio.Lock()
-        self._waiters: set[asyncio.Future[None]] = set()  # for the next delivery or settlement
+        self._waiters: set[asyncio.Future[None]] = set()  # for the next settlement
 
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
@@ -105,8 +104,7 @@ class QueueConsumer:
     async def _apply_prefetch(self, *, force_new_consumer: bool = False) -> None:
         """Replace the consumer by one with the wanted prefetch, as it is by then.
 
-        A larger prefetch waits until the present one is used up, and is needed only then: what arrives while a consumer
-        is cancelled goes back as redelivered.
+        A larger prefetch waits until the present one is used up, and is needed only then.
         """
         async with self._consumer_change:
             prefetch = self._allowed_prefetch
@@ -139,27 +137,21 @@ class QueueConsumer:
     async def _cancel_consumer(self) -> int:
         """Cancel the consumer, if there is one; returns how many unacknowledged deliveries it holds.
 
-        Pika requeues what arrives between basic.cancel and the broker's reply, which makes an innocent message look as
-        if it had been handled before. So acknowledgements are deferred first, until the prefetch is used up and the
-        broker sends nothing more; if that takes longer than DRAIN_PREFETCH_S, next to nothing arrives anyway.
+        What arrives before the broker's reply is held like what came before it, a prefetch at most. Large messages are
+        returned to the queue then: to read nothing beside each of them would delay the reply.
         """
         if self._consumer_tag is None:
             return 0
-        self._deferred_acks = []
-        end = self._loop.time() + DRAIN_PREFETCH_S
-        # While a large message is held nothing else is read, so that nothing can arrive.
-        while not self._is_used_up and (self._large or self._loop.time() < end):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_PREFETCH_S if self._large else end - self._loop.time()):
-                    await self._next_change()
         consumer_tag, self._consumer_tag = self._consumer_tag, None
+        self._is_cancelling = True
+        self.resume_reading()
+        await self.channel.cancel(consumer_tag)
+        self._is_cancelling = False
         held = len(self._unacknowledged_of_consumer)
         self._unacknowledged_of_consumer.clear()
-        self.resume_reading()  # or the broker's reply would not be read
-        await self.channel.call(self.channel.pika_channel.basic_cancel, consumer_tag)
-        deferred, self._deferred_acks = self._deferred_acks, None
-        for tag in deferred:
-            self.acknowledge(tag)
+        to_return, self._to_return = self._to_return, []
+        for tag in to_return:  # not before, or the cancelled consumer would get it again
+            self.requeue(tag)
         return held
 
     @property
@@ -200,10 +192,7 @@ class QueueConsumer:
         return frame.method.message_count, frame.method.consumer_count
 
     def acknowledge(self, tag: int) -> None:
-        """Acknowledge a delivery at the end of this iteration of the loop, or after consumers have been cancelled."""
-        if self._deferred_acks is not None and tag not in self._large:  # a large one keeps others from being read
-            self._deferred_acks.append(tag)
-            return
+        """Acknowledge a delivery at the end of this iteration of the loop."""
         if not self._to_acknowledge:
             self._loop.call_soon(self._send_acknowledgements)
         self._to_acknowledge.append(tag)
@@ -224,6 +213,8 @@ class QueueConsumer:
         It was handled without crashing the worker, but a publication for it may be rejected for long: the next delivery
         must not wait for it.
         """
+        if tag in self._large:
+            self._forget_large(tag)
         if self._is_cautious and tag in self._unacknowledged_of_consumer:
             has_room = len(self._unacknowledged) < self._wanted_prefetch
             self._run_in_background(self._apply_prefetch(force_new_consumer=has_room))
@@ -241,7 +232,7 @@ class QueueConsumer:
             WorkerError: the channel is lost.
         """
         while self._unacknowledged:
-            await self._next_change()
+            await self._next_settlement()
 
     def _on_message(self, _channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
         if self.channel.lost.done():
@@ -268,15 +259,18 @@ class QueueConsumer:
             self._held.remove(sender, size)
             self._unacknowledged[tag] = None
             delivery = replace(delivery, is_excess=True)
+        is_large = len(body) > MAX_BODY_BYTES or delivery.is_excess
+        if is_large and self._is_cancelling:
+            self._to_return.append(tag)
+            return
         self._unacknowledged_of_consumer.add(tag)
-        self._notify()
         self._adapt_caution(delivery)
         if self._is_used_up and 0 < self._prefetch < self._allowed_prefetch:
             self._run_in_background(self._apply_prefetch())
         if len(body) > MAX_BODY_BYTES:
             self._large_bodies[tag] = len(body)
             self._bound_bodies()
-        if len(body) > MAX_BODY_BYTES or delivery.is_excess:
+        if is_large:
             self._read_nothing_beside(tag)
         self._on_delivery(delivery)
 
@@ -305,7 +299,7 @@ class QueueConsumer:
         """Leave all other messages with the broker until this large one is settled: each of them may be as large."""
         self._large.add(tag)
         self.channel.pause_reading()
-        self._loop.call_later(min(LARGE_BODY_S, self.channel.heartbeat_s), self._forget_large, tag)
+        self._loop.call_later(LARGE_MESSAGE_S, self._forget_large, tag)
 
     def _forget_large(self, tag: int) -> None:
         self._large.discard(tag)
@@ -335,18 +329,14 @@ class QueueConsumer:
                 self._bound_bodies()
             if tag in self._large:
                 self._forget_large(tag)
-        self._notify()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    async def _next_change(self) -> None:
-        """Wait for the next delivery or settlement."""
+    async def _next_settlement(self) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.add(waiter)
         try:
             await self.channel.until_lost(waiter)
         finally:
             self._waiters.discard(waiter)
-
-    def _notify(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)

@@ -15,7 +15,7 @@ from worker.errors import HistoryUnreadable
 from worker.onenet.dialect import Dialect, Envelope
 from worker.onenet.errno import SUCCESS, Kind
 from worker.onenet.response import Response
-from worker.onenet.unambiguous_json import RepeatedName, read_json
+from worker.onenet.unambiguous_json import read_json
 from worker.onenet.v1 import V1
 from worker.onenet.v2 import V2
 
@@ -108,13 +108,16 @@ def _misconfigured(response: Response, answer: Envelope, dialect: Dialect, now: 
 
 
 def _may_say_cached(body: bytes) -> bool:
-    """Tell whether a body that is no answer of OneNET's has a uuid, or success as a number in another notation."""
+    """Tell whether a body that is no answer of OneNET's has a uuid, or success as a number in another notation.
+
+    Another parser may read what begins as JSON but cannot be read here: it may say anything.
+    """
     text = body.decode("utf-8", "replace")
     try:
         value = read_json(text)
-    except RepeatedName:
-        return True
     except ValueError:
+        if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+            return True
         value = text
     if isinstance(value, dict) and (_says_success(value) or has_uuid(value.get("data"), or_bare=True)):
         return True
