@@ -36,7 +36,7 @@ from worker.onenet.comparison import (
 from worker.onenet.dialect import Dialect
 from worker.onenet.errno import SUCCESS
 from worker.onenet.response import Response
-from worker.onenet.unambiguous_json import repeats_names
+from worker.onenet.unambiguous_json import may_repeat_names
 
 PER_PAGE = 100  # the platform's maximum
 MAX_PAGES = 100
@@ -306,8 +306,8 @@ def _read(model: type[Model], response: Response, dialect: Dialect) -> Model:
     text = response.body.decode("utf-8", "replace")
     text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
     answer = read_answer(text, dialect, is_strict=False)
-    if answer is None and repeats_names(text):
-        raise HistoryUnreadable(f"its JSON has a name twice: {response.description}")
+    if answer is None and may_repeat_names(text):
+        raise HistoryUnreadable(f"its JSON has a name twice, or too many values: {response.description}")
     if answer is None:  # other devices' histories cannot be read either
         raise HistoryUnreadable(f"the response is not OneNET's JSON: {response.description}", is_outage=True)
     if answer.code != SUCCESS or answer.dialect is not dialect:
