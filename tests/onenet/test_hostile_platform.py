@@ -1,11 +1,12 @@
 """A platform, or who stands in its place, that answers without end: it costs its own command, in bounded memory."""
 
 import asyncio
+import gc
 import itertools
 import json
 import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ def answering(*bodies: bytes, head: bytes = b"") -> Serve:
     def serve(sock: socket.socket) -> None:
         read_request(sock)
         body = bodies[min(next(numbers), len(bodies) - 1)]
-        sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+        sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (head, len(body)))
+        sock.sendall(body)  # and no copy of it
 
     return serve
 
@@ -258,6 +260,82 @@ async def test_details_of_any_size_are_compared_and_kept_in_bounded_memory() -> 
     with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=30, read_s=30) as client:
         found = await client.find_candidates(command(), current_doubt(), none_owned)
     assert [(len(each.uuid), {"imei", "args"} <= set(each.unclear)) for each in found] == [(64, True)] * 3
+
+
+async def most_held_between_turns(work: Awaitable[object]) -> int:
+    """Do some work; returns the most bytes that were held at any turn of the event loop meanwhile.
+
+    What is made and dropped within one turn does not count: there is one of it, however many commands there are. There
+    is no collector of cycles, which may come late.
+    """
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+            await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    watching = asyncio.create_task(watch())
+    try:
+        await work
+        await asyncio.sleep(0)
+    finally:
+        watching.cancel()
+        tracemalloc.stop()
+        gc.enable()
+    return most
+
+
+# As many values as an answer may have, in the form that takes the most memory: more than 1.5 MiB.
+TABLES = json.loads("[" + ",".join(['{"":' * 60 + "0" + "}" * 60] * 150) + "]")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"total_count": "x", "items": [], "more": TABLES},
+        {"total_count": 0, "items": [], "more": [TABLES]},
+        {"total_count": 1, "items": [], "x": TABLES},
+        TABLES,
+    ],
+    ids=["no total", "more entries", "too few entries", "list"],
+)
+async def test_of_a_page_that_is_none_only_the_bytes_are_held(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while the next try waits, nor by the error, which says what was wrong while its outcome is recorded."""
+    monkeypatch.setattr("worker.onenet.history_reader.backoff_s", lambda *_, **__: 0.0)
+    errors: list[HistoryUnreadable] = []
+
+    async def find() -> None:
+        for _ in range(3):
+            with pytest.raises(HistoryUnreadable) as caught:
+                await client.find_candidates(command(), current_doubt(), none_owned)
+            errors.append(caught.value)
+            await asyncio.sleep(0)
+
+    with raw_server(answering(ok(data))) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await most_held_between_turns(find()) < MIB
+
+
+async def test_an_error_does_not_keep_a_body_that_is_too_long() -> None:
+    errors: list[HistoryUnreadable] = []
+
+    async def find() -> None:
+        for _ in range(8):
+            with pytest.raises(HistoryUnreadable) as caught:
+                await client.find_candidates(command(), current_doubt(), none_owned)
+            errors.append(caught.value)
+            await asyncio.sleep(0)
+
+    with (
+        raw_server(answering(b"x" * (MAX_BODY_BYTES + 1))) as url,
+        onenet_client(url, connect_s=120, read_s=120) as client,
+    ):
+        assert await most_held_between_turns(find()) < MIB
 
 
 def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share() -> None:

@@ -6,6 +6,7 @@ Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/his
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
@@ -314,7 +315,7 @@ def _read(model: type[Model], response: Response, dialect: Dialect) -> Model:
         raise history_error(response, answer, dialect, asked_s=None)
     if any(map(may_have_entries, answer.others.values())):
         raise HistoryUnreadable(f"it may have entries beside its content: {response.description}")
-    try:
+    with suppress(ValidationError):
         return model.model_validate(answer.data)
-    except ValidationError as exc:
-        raise HistoryUnreadable(f"the response does not have the form of a history: {response.description}") from exc
+    # Without its cause, which keeps what was read.
+    raise HistoryUnreadable(f"the response does not have the form of a history: {response.description}")
