@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from schemas.onenet import HistoryDetail
+from schemas.onenet import HistoryDetail, HistoryItem
 from tests.support.onenet_client import (
     NEVER,
     accepting_response,
@@ -336,6 +336,33 @@ async def test_an_error_does_not_keep_a_body_that_is_too_long() -> None:
         onenet_client(url, connect_s=120, read_s=120) as client,
     ):
         assert await most_held_between_turns(find()) < MIB
+
+
+async def test_of_a_detail_only_its_bytes_are_held_while_the_next_one_is_read() -> None:
+    """They are compared one after another, however many histories are read at once."""
+    answers = ok(page_of(0, 4) | {"total_count": 4}), ok({"args": {}, "content": TABLES})
+    found: list[object] = []
+
+    async def find() -> None:
+        found.extend(await client.find_candidates(command(), current_doubt(), none_owned))
+
+    with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await most_held_between_turns(find()) < MIB
+    assert len(found) == 4
+
+
+async def test_no_entry_of_a_page_is_held_while_the_next_one_is_read_to_count_those_that_wait() -> None:
+    """Only their keys are counted."""
+    held: list[int] = []
+
+    def of_page(number: int) -> object:
+        held.append(sum(isinstance(each, HistoryItem) for each in gc.get_objects()))
+        return page_of(number, 500 if number < 3 else 0) | {"total_count": 1_500}
+
+    with raw_server(endless(of_page)) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        gc.collect()
+        await client.count_waiting(command(), 10_000)
+    assert held == [0, 0, 0, 0]
 
 
 def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share() -> None:
