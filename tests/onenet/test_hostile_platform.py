@@ -7,6 +7,7 @@ import json
 import socket
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +22,16 @@ from tests.support.onenet_client import (
     none_owned,
     onenet_client,
     read_request,
+    server_tls_context,
 )
 from tests.support.proxies import raw_server
 from worker.core.answer import Cached, InDoubt
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import MAX_PAGES, PER_PAGE, match
 from worker.onenet.history_memory import MAX_BODY_BYTES, DetailCache, EntryMemory
+from worker.onenet.response import Response
+from worker.onenet.tls import BufferedReader
+from worker.onenet.transport import MAX_RESPONSE_BYTES
 
 MIB = 1024 * 1024
 HELD_BYTES = 16 * MIB  # by all histories together
@@ -349,6 +354,63 @@ async def test_of_a_detail_only_its_bytes_are_held_while_the_next_one_is_read() 
     with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=120, read_s=120) as client:
         assert await most_held_between_turns(find()) < MIB
     assert len(found) == 4
+
+
+LONG = b"x" * 200_000
+ENDINGS = {
+    "refused": b"Content-Length: %d\r\n\r\n%b" % (len(LONG), LONG),
+    "cut short": b"Content-Length: %d\r\n\r\n%b" % (len(LONG) + 1, LONG),
+    "malformed": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\nx\r\n" % (len(LONG), LONG),
+    "until closed": b"\r\n" + LONG,
+    "too long": b"Content-Length: %d\r\n\r\n%b" % (MAX_RESPONSE_BYTES, LONG + LONG),
+}
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+async def test_nothing_is_left_of_an_exchange_however_it_ends(ending: bytes, is_secure: bool, tmp_path: Path) -> None:
+    """Not even until the collector of cycles comes."""
+    context = server_tls_context(tmp_path, "127.0.0.1")
+    response = b"HTTP/1.1 200 OK\r\n" + ending
+
+    def serve(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) if is_secure else sock as stream:
+            read_request(stream)
+            stream.sendall(response)
+
+    async def execute() -> None:
+        for _ in range(8):
+            assert isinstance((await client.execute(command(), NEVER)).answer, InDoubt)
+        for _ in range(10):
+            await asyncio.sleep(0)  # connections are closed at the next turns
+        left.extend(each for each in gc.get_objects() if isinstance(each, BufferedReader | Response))
+
+    left: list[object] = []
+    with raw_server(serve) as plain_url:
+        url = plain_url.replace("http:", "https:") if is_secure else plain_url
+        with onenet_client(url, connect_s=30, read_s=30, ca_file=str(tmp_path / "ca.pem")) as client:
+            assert await most_held_between_turns(execute()) < MIB
+    assert left == []
+
+
+async def test_a_connection_that_is_kept_holds_no_answer() -> None:
+    numbers = itertools.count()
+
+    def serve(sock: socket.socket) -> None:
+        while read_request(sock):
+            body = ok({"uuid": f"u{next(numbers)}", "more": "x" * 200_000})
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(3):
+                assert (await client.execute(command(), NEVER)).answer == Cached(f"u{number}")
+                await asyncio.sleep(0)  # the event loop holds the result of what it ran until its next turn
+                assert not any(isinstance(each, Response) for each in gc.get_objects())
+        finally:
+            gc.enable()
 
 
 async def test_no_entry_of_a_page_is_held_while_the_next_one_is_read_to_count_those_that_wait() -> None:
