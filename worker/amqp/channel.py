@@ -109,7 +109,6 @@ class BrokerChannel:
         Raises:
             WorkerError: the channel is lost.
         """
-
         channel: Any = self.pika_channel
 
         def basic_cancel(*args: Any, **kwargs: Any) -> None:
