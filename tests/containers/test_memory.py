@@ -91,7 +91,7 @@ def target(image: str, broker_url: str) -> Iterator[Target]:
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "10",
             "ONENET_RATE_LIMIT": "off",
-            "WORKER_PAUSE_AFTER_FAILURES": "1000",  # so that the platform does all the harm that it can
+            "WORKER_PAUSE_AFTER_FAILURES": "100000",  # so that the platform does all the harm that it can
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_RETRY_DELAYS": "1,2",
             "WORKER_NAMESPACE": topology.namespace,
