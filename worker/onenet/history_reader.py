@@ -107,8 +107,8 @@ class HistoryReader:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
                 if tries == _MAX_TRIES or exc.retry_after_s is not None or is_late:
-                    raise exc.with_traceback(None) from None  # they keep the answer, and what was read of it
-            await asyncio.sleep(wait_s)  # here, where the error is gone, and with it all that it keeps
+                    raise exc.with_traceback(None) from None  # traceback and cause would keep the answer
+            await asyncio.sleep(wait_s)  # outside of the except block, so that the error is not kept meanwhile
         raise AssertionError  # itertools.count does not end
 
     async def _try_page(
