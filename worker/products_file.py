@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from worker.core.command import MAX_PRODUCT_CHARS
 from worker.core.credentials import AccessKey, Api, ApiKey, Credentials, Product, UserKey, generation, platform_url
 from worker.core.validation import messages
 from worker.settings_files import UnusableFile, read_text
 
-MAX_NAME = 100  # characters of a product's name, which is a label of metrics
 _MAX_LINES = 20
 _MARK = re.compile(r'["{}]')  # where a string, or an object, begins or ends
 _COLON = re.compile(r"\s*:")
@@ -119,8 +119,8 @@ def _product(name: str, entry: object, default_url: str, default_api: Api) -> Pr
     Raises:
         ValueError: the entry is unusable; pydantic's ValidationError is one.
     """
-    if not (name.isprintable() and name == name.strip() and 0 < len(name) <= MAX_NAME):
-        raise ValueError(f"its name must be 1 to {MAX_NAME} printable characters, without blanks around them")
+    if not (name.isprintable() and name == name.strip() and 0 < len(name) <= MAX_PRODUCT_CHARS):
+        raise ValueError(f"its name must be 1 to {MAX_PRODUCT_CHARS} printable characters, without blanks around them")
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     place = _Place.model_validate({"url": default_url, "api": default_api} | fields)
     named = [field for field in _KINDS if field in fields]

@@ -314,7 +314,7 @@ async def test_while_too_much_is_held_each_large_message_is_to_be_given_back_bef
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small ones are held beyond the bound, so that large ones of another sender do not keep them from being read."""
-    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 100_000)
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 110_000)
     reading = Reading(bench, monkeypatch)
     await bench.consume_several()
     bench.channel.deliver(2, body=b" " * 60_000)
@@ -348,6 +348,16 @@ async def test_only_the_sender_that_takes_much_gives_large_messages_back(
     bench.channel.deliver(30, body=b" " * 50_000, app_id="modest")
     bench.channel.deliver(31, body=b" " * 50_000, app_id="greedy")
     assert bench.excess == [tag, 31]
+
+
+async def test_small_bodies_with_wide_properties_are_bounded_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take more than many a large body does."""
+    monkeypatch.setattr("worker.amqp.consumer.MAX_HELD_BYTES", 100_000)
+    Reading(bench, monkeypatch)
+    await bench.consume_several()
+    for tag in range(2, 102):
+        bench.channel.deliver(tag, app_id="\U0001f600" + "a" * 2_000)
+    assert len(bench.excess) > 80
 
 
 async def test_large_bodies_and_what_is_given_back_take_no_room_of_another_sender(

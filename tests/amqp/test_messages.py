@@ -6,6 +6,7 @@ import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -14,13 +15,16 @@ from pika import BasicProperties
 from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
+from tests.support.builders import a_command
 from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import DELAY, FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
 from worker.core.doubt import doubt_of_copy
 from worker.core.doubt_window import DoubtWindow
 from worker.core.outcome import Accepted, Failed
+from worker.core.parsing import read_task
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Replaced, Retry
+from worker.flow.device_queues import KeyedQueues
 
 NOW = datetime(2026, 8, 5, tzinfo=UTC)
 DOUBT = DoubtWindow(NOW, NOW + timedelta(seconds=2))
@@ -254,6 +258,56 @@ def test_the_size_of_a_message_is_what_its_headers_take_once_they_are_decoded(va
         tracemalloc.stop()
     size = Delivery(1, 7, is_redelivered=False, properties=properties, body=b"", is_returned=False).size
     assert taken / 2 < size < 2 * taken
+
+
+_WIDE = "\U0001f600" + "a" * 250  # one wide character makes each of the text's take four bytes
+_NAMED = ("app_id", "correlation_id", "reply_to", "type", "content_type", "content_encoding", "user_id")
+
+
+@pytest.mark.parametrize("is_escaped", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "properties"),
+    [
+        ({}, {}),
+        ({"args": "on"}, {"app_id": "billing", "user_id": "billing", "content_type": "application/json"}),
+        ({"args": "\u5f00" * 600}, {}),
+        ({"args": "\xe9" * 1_000}, {}),
+        ({"args": "\U0001f600" + "p" * 2_000}, {}),
+        ({"product": "\U0001f600" + "p" * 58_000}, {}),
+        ({"product": "p" * 58_000}, {}),
+        ({}, dict.fromkeys(_NAMED, _WIDE)),
+        ({"args": "\U0001f600" + "p" * 1_500}, dict.fromkeys(_NAMED, _WIDE) | {"headers": {"wide": _WIDE}}),
+    ],
+    ids=range(9),
+)
+def test_the_size_of_a_message_covers_what_is_held_of_it(
+    fields: dict[str, Any], properties: dict[str, Any], is_escaped: bool
+) -> None:
+    """Its properties and what is parsed of it too, as objects of Python, while it waits for its device."""
+    bodies = [json.dumps(a_command(**fields), ensure_ascii=is_escaped).encode() for _ in range(20)]
+    senders = [{"app_id": f"{number}{_WIDE}"[:240]} for number in range(20)]  # each of them is counted on its own
+    tables = [b"".join(BasicProperties(**sender | properties).encode()) for sender in senders]
+    queues = KeyedQueues(by_device=True, interval_s=0, clock=lambda: 0.0)
+    held = []
+
+    def hold(body: bytes, table: bytes) -> None:
+        decoded = BasicProperties()
+        decoded.decode(table)
+        came = Delivery(1, 7, is_redelivered=False, properties=decoded, body=bytes(bytearray(body)), is_returned=False)
+        task = read_task(came.envelope, came.body, ZoneInfo("Asia/Shanghai"), 0.0, size=came.size)
+        assert task.command is not None
+        queues.try_start(task)
+        held.append((task, came))
+
+    hold(bodies[0], tables[0])  # and all that is kept only once
+    tracemalloc.start()
+    try:
+        for body, table in zip(bodies[1:], tables[1:], strict=True):
+            hold(body, table)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < sum(came.size for _, came in held[1:]) + 2_000  # the queue itself
 
 
 def test_the_brokers_record_of_deaths_is_not_copied() -> None:

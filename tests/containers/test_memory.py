@@ -91,7 +91,7 @@ def target(image: str, broker_url: str) -> Iterator[Target]:
             "ONENET_CONNECT_TIMEOUT": "1",
             "ONENET_READ_TIMEOUT": "10",
             "ONENET_RATE_LIMIT": "off",
-            "WORKER_PAUSE_AFTER_FAILURES": "1000",  # so that the platform does all the harm that it can
+            "WORKER_PAUSE_AFTER_FAILURES": "100000",  # so that the platform does all the harm that it can
             "WORKER_RECONCILE_DELAY": str(RECONCILE_DELAY_S),
             "WORKER_RETRY_DELAYS": "1,2",
             "WORKER_NAMESPACE": topology.namespace,
@@ -146,6 +146,21 @@ def large_answers(target: Target) -> None:
     target.wait_for_harm(Harm.LARGE_ANSWER, DEVICES)
 
 
+def tables_in_answers(target: Target) -> None:
+    target.send_to_harmful_devices(Harm.TABLES)
+    target.wait_for_harm(Harm.TABLES, DEVICES)
+
+
+def tables_in_pages(target: Target) -> None:
+    target.send_to_harmful_devices(Harm.TABLES_IN_PAGES)
+    target.wait_for_harm(Harm.TABLES_IN_PAGES, 3 * DEVICES)
+
+
+def tables_in_details(target: Target) -> None:
+    target.send_to_harmful_devices(Harm.TABLES_IN_DETAILS)
+    target.wait_for_harm(Harm.TABLES_IN_DETAILS, 4 * DEVICES)
+
+
 def large_bodies(target: Target) -> None:
     for _ in range(8):
         target.send(b"x" * LARGE_BYTES)
@@ -182,6 +197,9 @@ ATTACKS = [
     large_details,
     large_uuids,
     large_answers,
+    tables_in_answers,
+    tables_in_pages,
+    tables_in_details,
     large_bodies,
     invalid_commands,
 ]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import a_command
+from worker.core.command import MAX_PRODUCT_CHARS
 from worker.core.parsing import read_command
 from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
@@ -221,3 +222,14 @@ def test_the_content_hash_does_not_depend_on_the_notation_of_the_command() -> No
 @pytest.mark.parametrize("imei", ["0042", "9999"])
 def test_test_devices_of_the_platform_have_four_digits(imei: str) -> None:
     assert read_command(json.dumps(a_command(imei=imei)).encode(), None, CHINA).imei == imei
+
+
+def test_a_product_that_cannot_be_configured_is_not_kept() -> None:
+    """It may be as long as a body, and take five times its bytes while the command waits for its device."""
+    longest = "p" * MAX_PRODUCT_CHARS
+    assert read(product=longest).product == longest
+    one, other = (read(command_id="a", product="\U0001f600" * 5_000 + end) for end in "xy")
+    for each in (one, other):
+        assert MAX_PRODUCT_CHARS < len(each.product) < 200  # no product is called so
+    assert one.content_hash() != other.content_hash()
+    assert one.product == read(product="\U0001f600" * 5_000 + "x").product

@@ -546,8 +546,10 @@ async def test_a_probe_that_turns_out_in_doubt_is_followed_by_another_before_its
             InDoubt("lost") if command.command_id == "doubtful" else NotSent("refused")
         )
         found.platform.may_answer.set()
+        found.breaker_clock.stop()
         found.queue.put("doubtful", DEVICES[0])
         await until(lambda: 0 in found.queue.asked_for)
+        found.breaker_clock.go_on()
         found.clock.ahead_s = 600  # so that its history can tell
         found.queue.put_again(found.queue.bodies[0])
         found.queue.put("new", DEVICES[1])

@@ -1,6 +1,7 @@
 """The promises of the idempotency stores, for one process's memory and for a real Redis."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from tests.support.stores import (
     held,
     key,
     recover,
+    rejection,
     reply,
     until,
 )
@@ -176,11 +178,12 @@ async def test_a_uuid_belongs_to_one_command_only(store: IdempotencyStore) -> No
 
 async def test_ownership_reports_the_owner_of_each_uuid_and_the_lookalikes(store: IdempotencyStore) -> None:
     await store.release(held(await store.claim(key("c"), NOW)), DOUBT)
-    await complete(store, held(await store.claim(key("b"), NOW)), reply("b", U1))
-    await complete(store, held(await store.claim(key("d"), NOW)), reply("d", U2), is_guess=True)
+    b, d = held(await store.claim(key("b"), NOW)), held(await store.claim(key("d"), NOW))
+    await complete(store, b, reply("b", U1))
+    await complete(store, d, reply("d", U2), is_guess=True)
     lease = held(await store.claim(key("a"), NOW))
     facts = await store.ownership(lease, [U, U1, U2])
-    assert facts.owners == {U: None, U1: Owner("b", is_certain=True), U2: Owner("d", is_certain=False)}
+    assert facts.owners == {U: None, U1: Owner(b.owner_id, is_certain=True), U2: Owner(d.owner_id, is_certain=False)}
     assert (facts.lookalikes, facts.is_lookalike_held) == (1, False)
     held(await store.claim(key("e"), NOW))
     facts = await store.ownership(lease, [])
@@ -358,12 +361,11 @@ async def test_a_guess_stays_a_guess_in_another_spelling_of_its_uuid(
     store: IdempotencyStore, recorded: str, shown: str
 ) -> None:
     await store.release(held(await store.claim(key("b"), NOW)), DOUBT)
-    assert await recover(store, held(await store.claim(key("a"), NOW)), [recorded, U]) == Assigned(
-        recorded, is_guess=True
-    )
+    first = held(await store.claim(key("a"), NOW))
+    assert await recover(store, first, [recorded, U]) == Assigned(recorded, is_guess=True)
     assert await store.owned_by_others("b", [shown]) == set()
     lookalike = held(await store.claim(key("b"), NOW))
-    assert (await store.ownership(lookalike, [shown])).owners == {shown: Owner("a", is_certain=False)}
+    assert (await store.ownership(lookalike, [shown])).owners == {shown: Owner(first.owner_id, is_certain=False)}
     assert await assign(store, lookalike, [shown]) == Ambiguous()
     with pytest.raises(UuidTaken):
         await complete(store, lookalike, reply("b", shown))
@@ -523,6 +525,65 @@ class TestMemory:
             other = Key(str(number), b"1" * 16, number.to_bytes(16, "big"))
             await complete(store, held(await store.claim(other, NOW)), reply(str(number), str(UUID(int=number))))
         assert await assign(store, held(await store.claim(key("b"), NOW)), [U]) == Ambiguous()
+
+    @pytest.mark.parametrize("end", ["rejected", "in doubt", "not sent", "odd uuid"])
+    async def test_a_record_takes_little_memory_whatever_the_texts_in_it_are(
+        self, end: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One wide character makes each character of a text take four bytes."""
+        monkeypatch.setattr("worker.idempotency.memory.MAX_LONG_BYTES", 100_000)
+        store, records = MemoryStore(60, LONG_S, began_at=NOW), 500
+
+        async def keep(number: int) -> None:
+            command_id = f"{number:06}".ljust(128, "x")
+            app_id = f"{number:06}\U0001f600".ljust(252, "a")
+            each = Key(command_id, number.to_bytes(16, "big"), (number + 10**9).to_bytes(16, "big"), app_id)
+            lease = held(await store.claim(each, NOW))
+            match end:
+                case "rejected":
+                    await complete(store, lease, rejection(command_id, "\U0001f600" * 500))
+                case "odd uuid":
+                    await complete(store, lease, reply(command_id, f"{number:04}".ljust(64, "\U0001f600")))
+                case _:
+                    await store.release(lease, DOUBT if end == "in doubt" else None)
+
+        await keep(0)
+        tracemalloc.start()
+        try:
+            for number in range(1, records):
+                await keep(number)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert taken < 100_000 + records * 1_500
+
+    async def test_the_text_of_an_error_is_repeated_unless_too_many_are_long(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Then only its beginning is; the outcome stays."""
+        monkeypatch.setattr("worker.idempotency.memory.MAX_LONG_BYTES", 10_000)
+        store = MemoryStore(60, LONG_S, began_at=NOW)
+        outcomes = {f"{number}": rejection(f"{number}", str(number) + "\U0001f600" * 500) for number in range(10)}
+        for command_id, outcome in outcomes.items():
+            await complete(store, held(await store.claim(key(command_id), NOW)), outcome)
+        for command_id in ("7", "8", "9"):
+            assert await store.claim(key(command_id), NOW) == Completed(outcomes[command_id])
+        found = await store.claim(key("0"), NOW)
+        assert isinstance(found, Completed)
+        assert found.reply.error is not None
+        whole = outcomes["0"].error
+        assert whole is not None
+        assert found.reply.error.message == whole.message[:50] + "\u2026"
+        short = found.reply.error.model_copy(update={"message": whole.message})
+        assert found.reply.model_copy(update={"error": short}) == outcomes["0"]
+
+    async def test_removed_records_leave_room_for_the_texts_of_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("worker.idempotency.memory.MAX_LONG_BYTES", 10_000)
+        store = MemoryStore(60, LONG_S, began_at=NOW, max_others=3)
+        for number in range(100):
+            outcome = rejection(f"{number}", "\U0001f600" * 500)
+            await complete(store, held(await store.claim(key(f"{number}"), NOW)), outcome)
+            assert await store.claim(key(f"{number}"), NOW) == Completed(outcome)
 
     async def test_a_doubt_that_was_removed_at_the_limit_is_still_a_doubt(self) -> None:
         store = MemoryStore(60, LONG_S, began_at=NOW, max_others=1)

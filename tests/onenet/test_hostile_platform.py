@@ -1,16 +1,18 @@
 """A platform, or who stands in its place, that answers without end: it costs its own command, in bounded memory."""
 
 import asyncio
+import gc
 import itertools
 import json
 import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schemas.onenet import HistoryDetail
+from schemas.onenet import HistoryDetail, HistoryItem
 from tests.support.onenet_client import (
     NEVER,
     accepting_response,
@@ -20,12 +22,16 @@ from tests.support.onenet_client import (
     none_owned,
     onenet_client,
     read_request,
+    server_tls_context,
 )
 from tests.support.proxies import raw_server
 from worker.core.answer import Cached, InDoubt
 from worker.errors import HistoryUnreadable
 from worker.onenet.history import MAX_PAGES, PER_PAGE, match
 from worker.onenet.history_memory import MAX_BODY_BYTES, DetailCache, EntryMemory
+from worker.onenet.response import Response
+from worker.onenet.tls import BufferedReader
+from worker.onenet.transport import MAX_RESPONSE_BYTES
 
 MIB = 1024 * 1024
 HELD_BYTES = 16 * MIB  # by all histories together
@@ -39,7 +45,8 @@ def answering(*bodies: bytes, head: bytes = b"") -> Serve:
     def serve(sock: socket.socket) -> None:
         read_request(sock)
         body = bodies[min(next(numbers), len(bodies) - 1)]
-        sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+        sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (head, len(body)))
+        sock.sendall(body)  # and no copy of it
 
     return serve
 
@@ -258,6 +265,171 @@ async def test_details_of_any_size_are_compared_and_kept_in_bounded_memory() -> 
     with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=30, read_s=30) as client:
         found = await client.find_candidates(command(), current_doubt(), none_owned)
     assert [(len(each.uuid), {"imei", "args"} <= set(each.unclear)) for each in found] == [(64, True)] * 3
+
+
+async def most_held_between_turns(work: Awaitable[object]) -> int:
+    """Do some work; returns the most bytes that were held at any turn of the event loop meanwhile.
+
+    What is made and dropped within one turn does not count: there is one of it, however many commands there are. There
+    is no collector of cycles, which may come late.
+    """
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+            await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    watching = asyncio.create_task(watch())
+    try:
+        await work
+        await asyncio.sleep(0)
+    finally:
+        watching.cancel()
+        tracemalloc.stop()
+        gc.enable()
+    return most
+
+
+# As many values as an answer may have, in the form that takes the most memory: more than 1.5 MiB.
+TABLES = json.loads("[" + ",".join(['{"":' * 60 + "0" + "}" * 60] * 150) + "]")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"total_count": "x", "items": [], "more": TABLES},
+        {"total_count": 0, "items": [], "more": [TABLES]},
+        {"total_count": 1, "items": [], "x": TABLES},
+        TABLES,
+    ],
+    ids=["no total", "more entries", "too few entries", "list"],
+)
+async def test_of_a_page_that_is_none_only_the_bytes_are_held(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while the next try waits, nor by the error, which says what was wrong while its outcome is recorded."""
+    monkeypatch.setattr("worker.onenet.history_reader.backoff_s", lambda *_, **__: 0.0)
+    errors: list[HistoryUnreadable] = []
+
+    async def find() -> None:
+        for _ in range(3):
+            with pytest.raises(HistoryUnreadable) as caught:
+                await client.find_candidates(command(), current_doubt(), none_owned)
+            errors.append(caught.value)
+            await asyncio.sleep(0)
+
+    with raw_server(answering(ok(data))) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await most_held_between_turns(find()) < MIB
+
+
+async def test_an_error_does_not_keep_a_body_that_is_too_long() -> None:
+    errors: list[HistoryUnreadable] = []
+
+    async def find() -> None:
+        for _ in range(8):
+            with pytest.raises(HistoryUnreadable) as caught:
+                await client.find_candidates(command(), current_doubt(), none_owned)
+            errors.append(caught.value)
+            await asyncio.sleep(0)
+
+    with (
+        raw_server(answering(b"x" * (MAX_BODY_BYTES + 1))) as url,
+        onenet_client(url, connect_s=120, read_s=120) as client,
+    ):
+        assert await most_held_between_turns(find()) < MIB
+
+
+async def test_of_a_detail_only_its_bytes_are_held_while_the_next_one_is_read() -> None:
+    """They are compared one after another, however many histories are read at once."""
+    answers = ok(page_of(0, 4) | {"total_count": 4}), ok({"args": {}, "content": TABLES})
+    found: list[object] = []
+
+    async def find() -> None:
+        found.extend(await client.find_candidates(command(), current_doubt(), none_owned))
+
+    with raw_server(answering(*answers)) as url, onenet_client(url, connect_s=120, read_s=120) as client:
+        assert await most_held_between_turns(find()) < MIB
+    assert len(found) == 4
+
+
+LONG = b"x" * 200_000
+ENDINGS = {
+    "refused": b"Content-Length: %d\r\n\r\n%b" % (len(LONG), LONG),
+    "cut short": b"Content-Length: %d\r\n\r\n%b" % (len(LONG) + 1, LONG),
+    "malformed": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\nx\r\n" % (len(LONG), LONG),
+    "until closed": b"\r\n" + LONG,
+    "too long": b"Content-Length: %d\r\n\r\n%b" % (MAX_RESPONSE_BYTES, LONG + LONG),
+}
+
+
+def is_long_response(each: object) -> bool:
+    return isinstance(each, Response) and len(each.body) >= len(LONG)
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+async def test_nothing_is_left_of_an_exchange_however_it_ends(ending: bytes, is_secure: bool, tmp_path: Path) -> None:
+    """Not even until the collector of cycles comes."""
+    context = server_tls_context(tmp_path, "127.0.0.1")
+    response = b"HTTP/1.1 200 OK\r\n" + ending
+
+    def serve(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) if is_secure else sock as stream:
+            read_request(stream)
+            stream.sendall(response)
+
+    async def execute() -> None:
+        for _ in range(8):
+            assert isinstance((await client.execute(command(), NEVER)).answer, InDoubt)
+        for _ in range(10):
+            await asyncio.sleep(0)  # connections are closed at the next turns
+        left.extend(each for each in gc.get_objects() if isinstance(each, BufferedReader) or is_long_response(each))
+
+    left: list[object] = []
+    with raw_server(serve) as plain_url:
+        url = plain_url.replace("http:", "https:") if is_secure else plain_url
+        with onenet_client(url, connect_s=30, read_s=30, ca_file=str(tmp_path / "ca.pem")) as client:
+            assert await most_held_between_turns(execute()) < MIB
+    assert left == []
+
+
+async def test_a_connection_that_is_kept_holds_no_answer() -> None:
+    numbers = itertools.count()
+
+    def serve(sock: socket.socket) -> None:
+        while read_request(sock):
+            body = ok({"uuid": f"u{next(numbers)}", "more": "x" * 200_000})
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with raw_server(serve) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(3):
+                assert (await client.execute(command(), NEVER)).answer == Cached(f"u{number}")
+                await asyncio.sleep(0)  # the event loop holds the result of what it ran until its next turn
+                assert not any(map(is_long_response, gc.get_objects()))
+        finally:
+            gc.enable()
+
+
+async def test_no_entry_of_a_page_is_held_while_the_next_one_is_read_to_count_those_that_wait() -> None:
+    """Only their keys are counted."""
+    held: list[int] = []
+
+    def of_page(number: int) -> object:
+        items = [each for each in gc.get_objects() if isinstance(each, HistoryItem)]
+        held.append(sum(each.trigger_msg == "this test's" for each in items))
+        return page_of(number, 500 if number < 3 else 0, trigger_msg="this test's") | {"total_count": 1_500}
+
+    with raw_server(endless(of_page)) as url, onenet_client(url, connect_s=30, read_s=30) as client:
+        gc.collect()
+        await client.count_waiting(command(), 10_000)
+    assert held == [0, 0, 0, 0]
 
 
 def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share() -> None:

@@ -46,7 +46,7 @@ from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.core.results import Awaited, EntryState
 from worker.dead_letters.letter import DeadLetter
 from worker.errors import HistoryUnreadable, StoreError, StoreUnavailable
-from worker.idempotency.memory import MemoryStore, _Record
+from worker.idempotency.memory import MemoryStore
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.engine import Engine
@@ -272,9 +272,9 @@ class FailingStore(SuspendingStore):
         self._epoch = Epoch(self._world.now, follows_loss=True)
         self._losses += 1
 
-    def _grant(self, record: Any, now: datetime) -> Lease:
+    def _grant(self, record: Any, key: Key, now: datetime) -> Lease:
         record.token = next(self._tokens)
-        return super()._grant(record, now)
+        return super()._grant(record, key, now)
 
     @property
     def local(self) -> Any:
@@ -295,14 +295,14 @@ class FailingStore(SuspendingStore):
         is_of_epoch = self._epochs.get(key.command_id) == self._losses
         if isinstance(claim, Unseen | KnownNotSent | Unresolved):
             self._epochs[key.command_id] = self._losses
-        record = self._records.get(key.command_id)
         if isinstance(claim, Unseen):
+            record = self._records[claim.lease.owner_id]
             claim = self._epoch.unseen(claim.lease, now, RETENTION)
-            if record is not None and claim.loss is not Loss.NONE and (claim.loss is Loss.ANY or not is_first):
+            if claim.loss is not Loss.NONE and (claim.loss is Loss.ANY or not is_first):
                 record.doubt = DoubtWindow(None, now)
         elif isinstance(claim, KnownNotSent | Unresolved) and not is_of_epoch:
-            if record is not None:
-                record.doubt = extended(record.doubt, now)
+            record = self._records[claim.lease.owner_id]
+            record.doubt = extended(record.doubt, now)
             return replace(claim, loss=Loss.ANY, unrecorded_until=self._epoch.unrecorded_until(now, RETENTION))
         return claim
 
@@ -313,8 +313,8 @@ class FailingStore(SuspendingStore):
     async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
         settled_at = self._epoch.began_at + timedelta(seconds=RETENTION.unsettled_s)
         is_settled = not self._epoch.follows_loss or arrived_at >= settled_at
-        if is_settled and key.command_id not in self._records and self._accepted.find(key, self._clock()) is None:
-            self._write(_Record(key))
+        if is_settled and await MemoryStore.is_known_not_sent(self, key) is None:
+            self.mark_not_sent(key)
             self._epochs[key.command_id] = self._losses
 
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:

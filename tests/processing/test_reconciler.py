@@ -1,6 +1,8 @@
 """Commands in doubt: when a device's history is read, and what each history means for the command."""
 
+import sys
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,24 @@ async def test_an_unreadable_history_uses_up_attempts_and_ends_as_outcome_unknow
     engine.restart()
     assert failure_of(await engine.process(a_task(in_doubt(3)))).code == "outcome_unknown"
     assert "request" not in engine.steps
+
+
+@pytest.mark.parametrize(("attempts", "call"), [(1, "release"), (3, "complete")])
+async def test_the_error_of_an_unreadable_history_is_gone_while_that_is_recorded(
+    engine: Engine, attempts: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps all entries that were read."""
+    engine.platform.candidates = None
+    write = getattr(engine.store, call)
+    handled: list[BaseException | None] = []
+
+    async def noting(*args: Any, **named: Any) -> None:
+        handled.append(sys.exception())
+        await write(*args, **named)
+
+    monkeypatch.setattr(engine.store, call, noting)
+    await engine.process(a_task(in_doubt(attempts)))
+    assert handled == [None]
 
 
 async def test_several_entries_for_one_command_mean_outcome_unknown(engine: Engine) -> None:

@@ -18,6 +18,11 @@ _MIB = 1024 * 1024
 _ALMOST_TOO_LARGE = 250_000  # the worker reads at most 256 KiB of an answer
 _PER_PAGE = 100
 _ITEM_BYTES = _ALMOST_TOO_LARGE // _PER_PAGE - 300  # what an item has besides
+# As objects of a program, tables within tables take 36 times as much as the JSON of them.
+_DEEP = '{"":' * 60 + "0" + "}" * 60
+_TABLES = json.loads(f"[{','.join([_DEEP] * (_ALMOST_TOO_LARGE // len(_DEEP) - 5))}]")
+_FEW_TABLES = _TABLES[:150]  # as many as the worker reads of an answer
+_SLOW_S = 8.0  # within the deadline of a search
 _CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
 
@@ -27,11 +32,14 @@ class Harm(Enum):
     HOLD = auto()
     LARGE_ANSWER = auto()
     LARGE_UUID = auto()
+    TABLES = auto()
     ENDLESS_HISTORY = auto()
     ENDLESS_PAGE = auto()
     ENDLESS_REDIRECT = auto()
     LARGE_DETAILS = auto()
     LARGE_UUIDS = auto()
+    TABLES_IN_PAGES = auto()
+    TABLES_IN_DETAILS = auto()
 
 
 class _Server(ThreadingHTTPServer):
@@ -105,6 +113,8 @@ class HostilePlatform:
                 self._stream(request, harm, 64 * _MIB)
             case Harm.LARGE_UUID:
                 self._done(harm, lambda: _answer(request, {"uuid": "u" * _ALMOST_TOO_LARGE}))
+            case Harm.TABLES:
+                self._done(harm, lambda: _answer(request, {"more": self._tables(harm)}))
             case _:  # the answer is lost: the history has to be read
                 self._entries[query["imei"]] = _entry(query, body)
                 request.close_connection = True
@@ -128,11 +138,21 @@ class HostilePlatform:
             case Harm.LARGE_UUIDS:
                 items = [_item(entry) | {"cmd_uuid": "u" * _ALMOST_TOO_LARGE}]
                 self._done(harm, lambda: _answer(request, {"total_count": 1, "items": items}))
+            case Harm.TABLES_IN_PAGES:  # which is none
+                page = {"total_count": "?", "items": [], "more": self._tables(harm)}
+                self._done(harm, lambda: _answer(request, page))
+            case Harm.TABLES_IN_DETAILS if is_detail:
+                if self.harmed[harm] % 2:
+                    self.is_over.wait(_SLOW_S)  # meanwhile the worker may hold the former ones
+                self._done(harm, lambda: _answer(request, entry | {"content": _FEW_TABLES}))
             case _ if is_detail:
                 self._done(harm, lambda: _answer(request, entry | {"content": {"args": "a" * _ALMOST_TOO_LARGE}}))
             case _:
                 items = [_item(entry, number) for number in range(_PER_PAGE)] if query.get("page", "1") == "1" else []
                 _answer(request, {"total_count": _PER_PAGE, "items": items})
+
+    def _tables(self, harm: Harm) -> Any:
+        return _TABLES if self.harmed[harm] % 2 else _FEW_TABLES
 
     def _done(self, harm: Harm, answer: Any) -> None:
         answer()
@@ -159,7 +179,7 @@ class HostilePlatform:
 
 
 def _answer(request: BaseHTTPRequestHandler, data: dict[str, Any]) -> None:
-    body = json.dumps({"errno": 0, "error": "succ", "data": data}).encode()
+    body = json.dumps({"errno": 0, "error": "succ", "data": data}, separators=(",", ":")).encode()
     with suppress(OSError):  # the client has had enough
         request.send_response(200)
         request.send_header("Content-Type", "application/json")

@@ -35,6 +35,11 @@ def failure(command_id: str, completed_at: datetime = NOW) -> Reply:
     return Reply(command_id=command_id, status="failed", error=error, attempts=1, completed_at=completed_at)
 
 
+def rejection(command_id: str, text: str) -> Reply:
+    error = ReplyError(code="onenet_rejected", message=text, errno=1)
+    return Reply(command_id=command_id, status="rejected", error=error, attempts=1, completed_at=NOW)
+
+
 def held(claim: Claim) -> Lease:
     """Return the lease that a claim granted."""
     assert isinstance(claim, Unseen | KnownNotSent | Unresolved)

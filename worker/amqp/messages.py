@@ -1,6 +1,7 @@
 """The messages that arrive and that are published: the one place where headers are read and written."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -8,10 +9,12 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, assert_never
 
 from pika import BasicProperties, DeliveryMode
 
+from schemas.command import MAX_ARGS_BYTES, MAX_BODY_BYTES
 from schemas.reply import Reply, ReplyError, Status
 from worker.amqp.bodies import TruncatedBody
 from worker.amqp.field_table import RawFieldValue, decoded
@@ -45,7 +48,24 @@ _HEADERS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, CRASH_COUNT, FREE_ATTEMPT, FI
 _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
-_MESSAGE_BYTES = 2_000  # with short properties, and what this process makes of it
+_texts_of = attrgetter(
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "message_id",
+    "type",
+    "user_id",
+    "app_id",
+    "cluster_id",
+)
+_MESSAGE_BYTES = 1_700  # what a message takes in this process beside its texts
+# The texts that are kept of a body: args, the ids and a product, or what is wrong with it.
+_KEPT_TEXT_BYTES = MAX_ARGS_BYTES + 500
+# Characters, as such or escaped, with which each character of a Python string takes four bytes; with other ones that
+# are not ASCII it takes two at most.
+_WIDE = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")
 _MAX_TEXT_BYTES = 4096
 # All properties are sent in one frame: 8 bytes of framing and 12 bytes of content header are added to them.
 # Source: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 4.2.3 and 4.2.6.1
@@ -102,8 +122,14 @@ class Delivery:
 
     @cached_property
     def size(self) -> int:
-        """How much memory the message takes, in bytes: thousands of small headers take thirty times their bytes."""
-        return _MESSAGE_BYTES + len(self.body) + _memory(self.headers)
+        """How much memory the message takes at most, with what is parsed of it, in bytes.
+
+        Not what it takes on the wire: thousands of small headers take thirty times that, and a text with one wide
+        character five times.
+        """
+        properties = sum(map(sys.getsizeof, _texts_of(self.properties)))
+        headers = _memory(self.properties.headers) if self.properties.headers else 0
+        return _MESSAGE_BYTES + len(self.body) + _memory_of_texts(self.body) + properties + headers
 
     @cached_property
     def envelope(self) -> Envelope:
@@ -484,9 +510,19 @@ def _details(error: ReplyError) -> str:
     return text
 
 
+def _memory_of_texts(body: bytes) -> int:
+    """Return the most memory that the texts take which are kept of a body once it is parsed, in bytes."""
+    if len(body) > MAX_BODY_BYTES:
+        return 0  # it is not parsed
+    kept = min(len(body), _KEPT_TEXT_BYTES)
+    if body.isascii() and b"\\u" not in body:
+        return kept
+    return kept * (5 if _WIDE.search(body) else 3)  # Python may keep a text in UTF-8 beside it
+
+
 def _memory(headers: Mapping[Any, Any]) -> int:
-    """Return the memory that headers take, in bytes."""
-    taken = sys.getsizeof(headers) + sum(map(sys.getsizeof, headers)) + sum(map(sys.getsizeof, headers.values()))
+    """Return the memory that what headers contain takes, in bytes."""
+    taken = sum(map(sys.getsizeof, headers)) + sum(map(sys.getsizeof, headers.values()))
     return taken + sum(len(value.encoded) for value in headers.values() if isinstance(value, RawFieldValue))
 
 

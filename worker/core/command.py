@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+MAX_PRODUCT_CHARS = 100  # of a configured product's name, which is a label of metrics
 PLATFORM_DEFAULTS = {"retry": 3, "timeout": 25, "trigger_msg": 7}  # used by the platform for absent parameters
 
 
@@ -54,6 +55,16 @@ class Command:
     def _target(self) -> tuple[object, ...]:
         numbers = self.obj_id, self.obj_inst_id, self.res_id
         return self.imei, *numbers, self.expires_at.timestamp(), self.args
+
+
+def product_name(given: str | None) -> str | None:
+    """Return a product's name, or a digest of one too long to be configured, which may be as long as a body.
+
+    The digest is too long as well.
+    """
+    if given is None or len(given) <= MAX_PRODUCT_CHARS:
+        return given
+    return hashlib.blake2b(given.encode()).hexdigest()  # 128 characters
 
 
 def scoped_id(command_id: str, app_id: str) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_BODY_BYTES
 from schemas.reply import Detail
-from worker.core.command import Command
+from worker.core.command import Command, product_name
 from worker.core.envelope import Envelope, Task
 from worker.core.outcome import outcome_unknown
 from worker.core.poison import is_quarantined
@@ -122,7 +122,7 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo, app_i
         timeout=command.get("timeout"),
         trigger_msg=sum(_TRIGGER_BITS[name] for name in trigger) if isinstance(trigger, list) else trigger,
         args=command.get("args"),
-        product=command.get("product"),
+        product=product_name(command.get("product")),
         app_id=app_id,
     )
 

@@ -31,14 +31,14 @@ class PackedReplies:
     def __init__(self, ttl_s: float, generation_size: int) -> None:
         self._ttl_s = ttl_s
         self._generation_size = generation_size
-        self._newer: dict[int, bytes] = {}  # by hash of the scoped id
+        self._newer: dict[int, bytes] = {}  # by hash of the owner id
         self._older: dict[int, bytes] = {}
         self._newer_uuids: set[int] = set()  # hashes of the uuids: most look-ups of an owner need no search
         self._older_uuids: set[int] = set()
-        self._newer_matches: dict[bytes, int] = {}  # start of a match key -> hash of the latest command's id
+        self._newer_matches: dict[bytes, int] = {}  # start of a match key -> hash of the latest command's owner id
         self._older_matches: dict[bytes, int] = {}
 
-    def add(self, key: Key, reply: Reply, now: float) -> bool:
+    def add(self, owner_id: str, key: Key, reply: Reply, now: float) -> bool:
         """Record a reply at a monotonic time; returns False if its form cannot be packed."""
         is_usual = reply.status == "accepted" and reply.imei is not None and reply.attempts <= _MAX_ATTEMPTS
         if not is_usual or not _UUID.fullmatch(reply.uuid or ""):
@@ -47,7 +47,7 @@ class PackedReplies:
             self._older, self._newer = self._newer, {}
             self._older_matches, self._newer_matches = self._newer_matches, {}
             self._older_uuids, self._newer_uuids = self._newer_uuids, set()
-        command_hash = hash(key.scoped_id)
+        command_hash = hash(owner_id)
         self._newer_matches[key.match_key[:8]] = command_hash
         uuid = _packed(str(reply.uuid))
         self._newer_uuids.add(hash(uuid))
@@ -62,9 +62,9 @@ class PackedReplies:
         )
         return True
 
-    def find(self, key: Key, now: float) -> Completed | KeyReused | None:
+    def find(self, owner_id: str, key: Key, now: float) -> Completed | KeyReused | None:
         """Return the recorded reply to a command; None if there is none, or it has expired."""
-        command_hash = hash(key.scoped_id)
+        command_hash = hash(owner_id)
         record = self._newer.get(command_hash) or self._older.get(command_hash)
         if record is None:
             return None

@@ -149,7 +149,7 @@ def foreign_answer(found: Dialect, configured: Dialect) -> str:
 
 
 def read_answer(body: bytes | str, dialect: Dialect, *, is_strict: bool = True) -> Envelope | None:
-    """Read the platform's JSON; None: the body is something else, or has a name twice.
+    """Read the platform's JSON; None: the body is something else, has a name twice, or too many values.
 
     Args:
         body: the complete body.

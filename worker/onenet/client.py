@@ -1,5 +1,6 @@
 """The client of OneNET's endpoint for cached Execute commands, and of its command history."""
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -41,20 +42,27 @@ _NO_CREDENTIALS = "the product has no credentials any more"
 
 
 class _RecentUuids:
-    """The uuids of the latest responses, so that a response that arrives twice is noticed."""
+    """The uuids of the latest responses, so that a response that arrives twice is noticed.
+
+    Kept as digests, because a text may take four bytes for each character.
+    """
 
     def __init__(self) -> None:
-        self._scoped_ids: OrderedDict[str, str] = OrderedDict()  # folded uuid -> the command that got it first
+        self._owners: OrderedDict[bytes, bytes] = OrderedDict()  # folded uuid -> the command that got it first
 
-    def add(self, uuid: str, scoped_id: str) -> str | None:
-        """Record the uuid that a command got; returns the command that got it before, None if it is new."""
-        key = folded_uuid(uuid)  # two uuids that differ only in case: treating them as one is the safe side
-        former = self._scoped_ids.get(key)
+    def add(self, uuid: str, scoped_id: str) -> tuple[bool, bool]:
+        """Record the uuid that a command got; tells whether it is new, and whether it is another command's."""
+        key = _digest(folded_uuid(uuid))  # two uuids that differ only in case: treating them as one is the safe side
+        owner, former = _digest(scoped_id), self._owners.get(key)
         if former is None:
-            self._scoped_ids[key] = scoped_id
-            if len(self._scoped_ids) > _MAX_RECENT_UUIDS:
-                self._scoped_ids.popitem(last=False)
-        return former
+            self._owners[key] = owner
+            if len(self._owners) > _MAX_RECENT_UUIDS:
+                self._owners.popitem(last=False)
+        return former is None, former not in {None, owner}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class OneNETClient:
@@ -150,9 +158,8 @@ class OneNETClient:
             if isinstance(answer, Cached):
                 if not is_proven and is_written_in(account.dialect, response):
                     self._proven.add(command.product)
-                former = self._recent_uuids.add(answer.uuid, command.scoped_id)
-                is_new = former is None
-                if former not in {None, command.scoped_id}:
+                is_new, is_of_another = self._recent_uuids.add(answer.uuid, command.scoped_id)
+                if is_of_another:
                     answer = InDoubt("the response has the uuid of another command", is_outage=False)
             if is_new or is_json(response):
                 known_s = account.clock.offset_s

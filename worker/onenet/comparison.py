@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from schemas.onenet import whole_number
-from worker.onenet.unambiguous_json import repeats_names
+from worker.onenet.unambiguous_json import may_repeat_names
 
 
 class Verdict(Enum):
@@ -278,7 +278,7 @@ def compare_content(sent: str | None, shown: object) -> Verdict:
     if isinstance(shown, str):
         found = _json(shown)
         if isinstance(found, dict):
-            if shown == sent or repeats_names(shown):
+            if shown == sent or may_repeat_names(shown):
                 return UNCLEAR  # either the bare args, or a body that contains other args; or a body with two of them
             shown = found
         elif found is None or is_absent(shown):
@@ -320,7 +320,7 @@ def _has_name_twice(sent: str | None, shown: object) -> bool:
     """Tell whether one of two JSON values has a name twice: what a serializer leaves of it is not known."""
     if not isinstance(_json(shown) if isinstance(shown, str) else shown, dict | list):
         return False
-    return any(isinstance(text, str) and repeats_names(text) for text in (sent, shown))
+    return any(isinstance(text, str) and may_repeat_names(text) for text in (sent, shown))
 
 
 def _compare_text(sent: str, shown: str) -> Verdict:

@@ -117,11 +117,12 @@ class DeviceHistories:
             comparing_s = 0.0
             for item in items:
                 if item.cmd_uuid not in excluded:
-                    detail = await self._detail(item.cmd_uuid, command, account, search)
                     await asyncio.sleep(0)  # a detail may be known already, and odd ones take long to compare
+                    detail = await self._detail(item.cmd_uuid, command, account, search)
                     began = time.thread_time()
                     candidate = match(item, detail, command, window, self._zone, omitted_until=omitted_until)
                     comparing_s += time.thread_time() - began
+                    del detail  # nothing counts its objects: they are gone when this search waits again
                     if comparing_s > _MAX_COMPARING_S:
                         raise HistoryUnreadable("its entries take too long to compare")
                     if candidate is not None:
@@ -189,6 +190,7 @@ class DeviceHistories:
                 path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                 page, _ = await account.read(path, search, read_page)
                 waiting += sum(is_waiting(item, now, self._zone) for item in pages.add(page))
+                del page  # nothing counts its entries: they are gone when this search waits again
                 if waiting >= most or pages.is_complete:
                     break
                 memory.hold(pages.held_bytes)
@@ -274,12 +276,14 @@ class DeviceHistories:
             raise HistoryUnreadable(
                 f"the platform's clock is {-observed_s:.0f} s behind ours, and not at most {-lowest_s:.0f} s"
             )
+        new = pages.add(page)
+        del page  # only its new entries are counted
         for number in itertools.count(2):
-            new = pages.add(page)
             entries += new
             entries_bytes += sum(map(held_bytes, new))
             memory.hold(pages.held_bytes + entries_bytes)
             if pages.is_complete:
                 break
-            page, _ = await account.read(f"{HISTORY}?{urlencode(query | {'page': number})}", search, read_page)
+            path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+            new = pages.add((await account.read(path, search, read_page))[0])
         return entries, observed_s

@@ -6,6 +6,7 @@ Source: the pages of ``GET /nbiot/offline/history`` and ``GET /nbiot/offline/his
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
@@ -36,7 +37,7 @@ from worker.onenet.comparison import (
 from worker.onenet.dialect import Dialect
 from worker.onenet.errno import SUCCESS
 from worker.onenet.response import Response
-from worker.onenet.unambiguous_json import repeats_names
+from worker.onenet.unambiguous_json import may_repeat_names
 
 PER_PAGE = 100  # the platform's maximum
 MAX_PAGES = 100
@@ -324,15 +325,15 @@ def _read(model: type[Model], response: Response, dialect: Dialect) -> Model:
     text = response.body.decode("utf-8", "replace")
     text = _LONE_SURROGATE.sub(lambda found: r"\ufffd" if found[1] else found[0], text)
     answer = read_answer(text, dialect, is_strict=False)
-    if answer is None and repeats_names(text):
-        raise HistoryUnreadable(f"its JSON has a name twice: {response.description}")
+    if answer is None and may_repeat_names(text):
+        raise HistoryUnreadable(f"its JSON has a name twice, or too many values: {response.description}")
     if answer is None:  # other devices' histories cannot be read either
         raise HistoryUnreadable(f"the response is not OneNET's JSON: {response.description}", is_outage=True)
     if answer.code != SUCCESS or answer.dialect is not dialect:
         raise history_error(response, answer, dialect, asked_s=None)
     if any(map(may_have_entries, answer.others.values())):
         raise HistoryUnreadable(f"it may have entries beside its content: {response.description}")
-    try:
+    with suppress(ValidationError):
         return model.model_validate(answer.data)
-    except ValidationError as exc:
-        raise HistoryUnreadable(f"the response does not have the form of a history: {response.description}") from exc
+    # Without its cause, which keeps what was read.
+    raise HistoryUnreadable(f"the response does not have the form of a history: {response.description}")

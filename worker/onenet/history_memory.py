@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 from schemas.onenet import HistoryDetail
 from worker.errors import HistoryUnreadable
 
-MAX_BODY_BYTES = 256 * 1024  # five times a full page; its JSON takes up to 30 times as much while it is read
+MAX_BODY_BYTES = 256 * 1024  # five times a full page
 MAX_SEARCHES = 32
 _SHARE_BYTES = 64 * 1024  # about a page of entries
 _COMMON_BYTES = 4 * 1024 * 1024

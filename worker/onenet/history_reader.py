@@ -101,23 +101,33 @@ class HistoryReader:
         """
         for tries in itertools.count(1):
             await search.acquire()
-            sent_at = datetime.now(UTC)
             try:
-                response = await self._get_or_fail(path, headers, search.deadline)
-                return _observed(response, dialect, parse, clock, sent_at)
+                return await self._try_page(path, headers, search.deadline, dialect, parse, clock)
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
                 if tries == _MAX_TRIES or exc.retry_after_s is not None or is_late:
-                    raise
-                await asyncio.sleep(wait_s)
+                    raise exc.with_traceback(None) from None  # traceback and cause would keep the answer
+            await asyncio.sleep(wait_s)  # outside of the except block, so that the error is not kept meanwhile
         raise AssertionError  # itertools.count does not end
 
-    async def _get_or_fail(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
+    async def _try_page(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        deadline: float,
+        dialect: Dialect,
+        parse: Callable[[Response, Dialect], Model],
+        clock: PlatformClock,
+    ) -> tuple[Model, float | None]:
+        sent_at = datetime.now(UTC)
         try:
-            return await self.get(path, headers, deadline)
+            response = await self.get(path, headers, deadline)
         except TransportError as exc:
-            raise HistoryUnreadable(exc.reason, is_outage=True) from exc
+            reason = exc.reason
+        else:
+            return _observed(response, dialect, parse, clock, sent_at)
+        raise HistoryUnreadable(reason, is_outage=True)  # without its cause, which keeps the bytes that were read
 
     async def get(self, path: str, headers: Mapping[str, str], deadline: float) -> Response:
         """Get one response; redirects are not followed. If it is cancelled or late, the connection is cut.

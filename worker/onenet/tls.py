@@ -104,6 +104,7 @@ class TLSLayer(BufferedReader, asyncio.Transport):
             self._upper.connection_lost(error)
         else:
             self._fail(error or ConnectionResetError("the connection was closed during the TLS handshake"))
+        self._lower = self._error = None  # which may refer to this layer
 
     def _shake_hands(self) -> None:
         try:

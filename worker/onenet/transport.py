@@ -232,14 +232,14 @@ class _Connection(BufferedReader):
         self._sock = sock
         self._read_timeout_s = read_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = None  # of the exchange in progress: each refers to the other
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Response] | None = None  # of the request in flight
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = self._active_at = 0.0  # monotonic
         self._error: Exception | None = None  # why the connection was lost
         self._received = 0
-        self._reset()
+        self._forget_response()
 
     @property
     def is_fresh(self) -> bool:
@@ -272,13 +272,18 @@ class _Connection(BufferedReader):
         if self._transport is None or self._transport.is_closing():
             error = self._error or ConnectionResetError("the connection was closed before the request")
             raise transport_error(error, may_have_been_sent=False)
-        self._reset()
+        self.is_reusable = False
         self._received = 0
         self._deadline, self._active_at = deadline, now
+        self._parser = HttpResponseParser(self)
         self._answer = self._loop.create_future()
-        self._watch()
-        self._transport.write(request)
-        return await self._answer
+        try:
+            self._watch()
+            self._transport.write(request)
+            return await self._answer
+        finally:
+            self._answer = self._parser = None
+            self._forget_response()  # the connection may be kept for a while
 
     def abort(self) -> None:
         """Close the connection at once, without sending what is still buffered."""
@@ -311,9 +316,10 @@ class _Connection(BufferedReader):
             self._watch()
 
     def _fail(self, error: Exception) -> None:
-        self._error = self._error or error
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+        if self._answer is None:
+            self._error = self._error or error
+        elif not self._answer.done():
+            self._answer.set_exception(error)  # and not kept here: its traceback refers to this connection
         self.abort()
 
     def _succeed(self, response: Response) -> None:
@@ -337,6 +343,7 @@ class _Connection(BufferedReader):
             text = f"the response is longer than {MAX_RESPONSE_BYTES} bytes"
             self._fail(TransportError(text, may_have_been_sent=True))
             return
+        assert self._parser is not None
         try:
             self._parser.feed_data(data)
             self.is_reusable &= self._ends_with_the_response(data)
@@ -350,19 +357,19 @@ class _Connection(BufferedReader):
 
     def eof_received(self) -> None:
         self.is_reusable = False
-        if self._has_headers and not _LENGTHS & self._headers.keys():
+        if self._parser is not None and self._has_headers and not _LENGTHS & self._headers.keys():
             # Without a length, the response ends with its connection.
             self._succeed(Response(self._parser.get_status_code(), self._headers, self._body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc or ConnectionResetError("the connection was closed before the response was complete"))
+        self._transport, self.layers = None, ()  # which refer to this connection
 
     def _ends_with_the_response(self, data: bytes) -> bool:
         """Tell whether no byte follows the response in what was read."""
         return data.endswith(self._last_chunk if b"content-length" in self._headers else b"\r\n\r\n")
 
-    def _reset(self) -> None:
-        self.is_reusable = False
+    def _forget_response(self) -> None:
         self._response: Response | None = None
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
@@ -381,6 +388,7 @@ class _Connection(BufferedReader):
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         self._has_headers = True
         encoding = self._headers.get(b"transfer-encoding")
         if encoding is not None and (
@@ -394,11 +402,12 @@ class _Connection(BufferedReader):
             self._last_chunk = body
 
     def on_message_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if self._response is not None:
             return  # an unsolicited message after the response
         if status < HTTPStatus.OK:
-            self._reset()  # an interim response: the final one follows
+            self._forget_response()  # an interim response: the final one follows
         else:
             self.is_reusable = self._parser.should_keep_alive()
             self._response = Response(status, self._headers, self._body)

@@ -10,7 +10,7 @@ from worker.core.outcome import Accepted, Failed, outcome_unknown
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, assign_uuid
 from worker.core.platform import DEVICE_QUEUE, Candidate, PlatformClient
 from worker.core.poison import is_poison, poisoned
-from worker.core.resolution import Unpublished
+from worker.core.resolution import AwaitReconciliation, Unpublished
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.attempt import Attempt
 from worker.processing.circuit_breaker import CircuitBreakers, record_unreadable
@@ -86,8 +86,9 @@ class Reconciler:
             return await self._leases.release(
                 attempt, replace(attempt.awaiting(self._policy, "answer lost"), reason=reason)
             )
+        result: Sequence[Candidate] | Failed | AwaitReconciliation
         try:
-            candidates = await self._find(attempt)
+            result = await self._find(attempt)
             permit.record_success()
         except HistoryUnreadable as exc:
             record_unreadable(exc, permit, self._breakers, product, attempt.command.imei)
@@ -95,12 +96,15 @@ class Reconciler:
             result = decide_unreadable(
                 str(exc), attempt.awaiting(self._policy, "answer lost"), self._policy, is_paused=is_free
             )
-            if isinstance(result, Failed):
-                return await self._leases.conclude(attempt, result)
-            return await self._leases.release(attempt, result)
         finally:
             permit.release()
-        return await self._decide(attempt, candidates, send)
+        match result:  # here, where an error is gone: it keeps all entries that were read
+            case Failed():
+                return await self._leases.conclude(attempt, result)
+            case AwaitReconciliation():
+                return await self._leases.release(attempt, result)
+            case candidates:
+                return await self._decide(attempt, candidates, send)
 
     async def _find(self, attempt: Attempt) -> Sequence[Candidate]:
         assert attempt.doubt is not None  # otherwise there is nothing to reconcile
