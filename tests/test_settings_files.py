@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.certificates import Authority
+from tests.support.memory import peak_of
 from worker.core.credentials import ApiKey
 from worker.errors import EXIT_CONFIG, SettingsError
 from worker.onenet.route import Route
@@ -459,13 +459,7 @@ def test_a_deeply_nested_products_file_is_one_line(content: str, file: Path, mon
 )
 def test_a_long_string_in_a_products_file_takes_a_few_times_its_bytes(form: str, unit: str, file: Path) -> None:
     file.write_text(form % (unit * ((MAX_BYTES - 100) // len(unit))))
-    tracemalloc.start()
-    try:
-        read_products(file, "https://onenet.invalid", "v1")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * MAX_BYTES
+    assert peak_of(lambda: read_products(file, "https://onenet.invalid", "v1")) < 8 * MAX_BYTES
 
 
 @pytest.mark.parametrize("depth", [500, 9_900], ids=["for every Python", "for a Python that reads JSON more deeply"])
@@ -477,13 +471,8 @@ def test_a_deeply_nested_products_file_takes_a_few_times_its_bytes(
     file.write_text('{"p": ' + '{"a": ' * depth + "{" + names + "}" * (depth + 2))
     if depth > 500:
         monkeypatch.setattr(json, "loads", lambda _: {"p": {"a": {}}})
-    tracemalloc.start()
-    try:
-        products, lines = read_products(file, "https://onenet.invalid", "v1")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 8 * MAX_BYTES
+    assert peak_of(lambda: read_products(file, "https://onenet.invalid", "v1")) < 8 * MAX_BYTES
+    products, lines = read_products(file, "https://onenet.invalid", "v1")
     assert not products
     assert lines == [f"line 1: product 'p': must be an object with one of api_key, product_id and user_id ({file})"]
 
@@ -524,14 +513,12 @@ def test_certificate_authorities_of_the_environment_are_a_file_too(
 def test_the_values_of_an_env_file_take_bounded_memory(unit: str, value: str, tmp_path: Path) -> None:
     """Its library keeps a state for each character of a quoted value."""
     (tmp_path / ".env").write_text("A=" + value % (unit * (65_000 // len(unit))))
-    tracemalloc.start()
-    try:
+
+    def load() -> None:
         with suppress(SettingsError):
             load_settings()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 24 * 1024 * 1024
+
+    assert peak_of(load) < 24 * 1024 * 1024
 
 
 def test_an_env_file_that_is_too_large_is_one_line(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +15,7 @@ from pika.frame import Header
 
 from schemas.reply import Detail, Reply, ReplyError
 from tests.support.builders import a_command
+from tests.support.memory import retained_by
 from worker.amqp.field_table import RawFieldValue
 from worker.amqp.messages import DELAY, FIRST_ARRIVED, Delivery, MessageBuilder, Publication, fitted, plain
 from worker.amqp.topology import Topology
@@ -250,12 +250,8 @@ def test_the_size_of_a_message_is_what_its_headers_take_once_they_are_decoded(va
     table = b"".join(b"\x04%04x" % number + value for number in range(10_000))
     encoded = BasicProperties.FLAG_HEADERS.to_bytes(2) + len(table).to_bytes(4) + table
     properties = BasicProperties()
-    tracemalloc.start()
-    try:
-        properties.decode(encoded)
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    taken = retained_by(lambda: properties.decode(encoded))
+    properties.decode(encoded)
     size = Delivery(1, 7, is_redelivered=False, properties=properties, body=b"", is_returned=False).size
     assert taken / 2 < size < 2 * taken
 
@@ -300,13 +296,13 @@ def test_the_size_of_a_message_covers_what_is_held_of_it(
         held.append((task, came))
 
     hold(bodies[0], tables[0])  # and all that is kept only once
-    tracemalloc.start()
-    try:
+
+    def hold_others() -> None:
         for body, table in zip(bodies[1:], tables[1:], strict=True):
             hold(body, table)
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+
+    taken = retained_by(hold_others)
+    hold_others()
     assert taken < sum(came.size for _, came in held[1:]) + 2_000  # the queue itself
 
 

@@ -10,7 +10,7 @@ from tests.support.rabbitmq_cluster import RabbitCluster
 from tests.support.redis_sentinel import RedisWithSentinels
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitCluster]:
     with one_at_a_time(tmp_path_factory):
         services.provide_installed("rabbitmq")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from schemas.onenet import HistoryDetail, HistoryItem
+from tests.support.memory import retained_by
 from tests.support.onenet_client import (
     NEVER,
     accepting_response,
@@ -434,13 +435,13 @@ async def test_no_entry_of_a_page_is_held_while_the_next_one_is_read_to_count_th
 
 def test_the_oldest_details_are_forgotten_before_they_take_more_than_their_share() -> None:
     cache = DetailCache()
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    for number in range(2_000):
-        cache.add("url", f"{number}", HistoryDetail(args={"retry": 3}, content={"args": f"{number}" * 1_000}))
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert after - before < 3 * MIB
+
+    def fill() -> None:
+        for number in range(2_000):
+            cache.add("url", f"{number}", HistoryDetail(args={"retry": 3}, content={"args": f"{number}" * 1_000}))
+
+    assert retained_by(fill) < 3 * MIB
+    fill()
     assert cache.get("url", "0") is None
     newest = cache.get("url", "1999")
     assert newest is not None

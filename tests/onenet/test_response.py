@@ -1,11 +1,11 @@
 """What is quoted of a response: no part of the credentials, however a server encodes what it repeats."""
 
-import tracemalloc
 from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 
+from tests.support.memory import peak_of
 from tests.support.spellings import SPELLINGS
 from worker.onenet.response import Response
 from worker.onenet.transport import MAX_RESPONSE_BYTES
@@ -85,13 +85,7 @@ def test_no_place_of_a_secret_in_a_text_lets_its_beginning_be_quoted(
 @pytest.mark.parametrize("start", [b"", b"&#", b"&#x"])
 def test_little_is_read_of_a_large_body(start: bytes, unit: bytes) -> None:
     body = start + unit * (MAX_RESPONSE_BYTES // len(unit))
-    tracemalloc.start()
-    try:
-        excerpt(body, KEY)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 4 * MAX_RESPONSE_BYTES
+    assert peak_of(lambda: excerpt(body, KEY)) < 4 * MAX_RESPONSE_BYTES
 
 
 def test_bytes_that_are_not_text_are_not_quoted() -> None:

@@ -1,11 +1,10 @@
 """JSON of the platform: what has more values than any answer is refused before it takes memory as objects."""
 
-import tracemalloc
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import pytest
 
+from tests.support.memory import peak_of
 from tests.support.onenet_client import command
 from worker.core.answer import InDoubt
 from worker.errors import HistoryUnreadable
@@ -51,29 +50,19 @@ AS_MANY_AS_ALLOWED = {
 }
 
 
-@contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """Check that the block never holds more than this many bytes."""
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < size
-
-
 @pytest.mark.parametrize("text", MANY_VALUES.values(), ids=MANY_VALUES)
 def test_a_text_with_too_many_values_is_refused_without_making_them(text: str) -> None:
-    with at_most(MIB // 16), pytest.raises(TooManyValues):
-        read_json(text)
+    def read() -> None:
+        with pytest.raises(TooManyValues):
+            read_json(text)
+
+    assert peak_of(read) < MIB // 16
     assert may_repeat_names(text)
 
 
 @pytest.mark.parametrize("text", AS_MANY_AS_ALLOWED.values(), ids=AS_MANY_AS_ALLOWED)
 def test_what_is_read_takes_little_memory_in_whichever_form(text: str) -> None:
-    with at_most(4 * MIB):
-        read_json(text)
+    assert peak_of(lambda: read_json(text)) < 4 * MIB
 
 
 def test_what_stands_in_a_text_is_no_value() -> None:
@@ -97,9 +86,11 @@ BODIES = {
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_an_answer_with_too_many_values_leaves_the_command_in_doubt(body: str, status: int) -> None:
     response = Response(status, {}, (body % MANY).encode())
-    with at_most(MIB):
-        found = interpret(response, V1, command().expires_at, is_proven=False)
-    assert isinstance(found, InDoubt)
+
+    def read() -> None:
+        assert isinstance(interpret(response, V1, command().expires_at, is_proven=False), InDoubt)
+
+    assert peak_of(read) < MIB
 
 
 @pytest.mark.parametrize(
@@ -114,10 +105,14 @@ def test_an_answer_with_too_many_values_leaves_the_command_in_doubt(body: str, s
 )
 def test_a_history_with_too_many_values_decides_nothing_and_says_nothing_about_other_devices(body: str) -> None:
     response = Response(200, {}, (body % MANY).encode())
-    for read in (read_page, read_detail):
-        with at_most(MIB), pytest.raises(HistoryUnreadable, match="too many values") as caught:
-            read(response, V1)
-        assert (caught.value.is_outage, caught.value.is_refused) == (False, False)
+
+    def read() -> None:
+        for read_one in (read_page, read_detail):
+            with pytest.raises(HistoryUnreadable, match="too many values") as caught:
+                read_one(response, V1)
+            assert (caught.value.is_outage, caught.value.is_refused) == (False, False)
+
+    assert peak_of(read) < MIB
 
 
 def test_a_body_within_a_text_with_too_many_values_is_unclear() -> None:
