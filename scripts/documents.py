@@ -65,7 +65,7 @@ def looks_until_expired(lifetime: timedelta, delays_s: Sequence[int]) -> int:
     began = datetime(2026, 1, 1, tzinfo=UTC)
     command = Command("c", "865820030000001", 3311, 0, 5850, began + lifetime, None, None, None, None, None, None)
     reply = Reply(command_id="c", status="accepted", uuid="u", attempts=1, completed_at=began)
-    awaited = await_result(command, reply, timedelta(0), delays_s)
+    awaited = await_result(command, "", reply, timedelta(0), delays_s)
     while decide_result(awaited, _state_at(awaited.due_at, command), awaited.due_at, awaited.due_at) is None:
         awaited = awaited.after_look(awaited.due_at, awaited.due_at, delays_s)
     return awaited.looks + 1

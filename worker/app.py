@@ -305,13 +305,12 @@ class Worker:
         if self._limiter is not None and settings.rate is not None:
             interval_s = settings.rate.period_s / settings.rate.count
             share = Share(interval_s, partial(self._turns.acquire, acquire=self._limiter.acquire)).acquire
-        finder = ResultFinder(self._client, self._breakers, self._history_breakers, delays_s, share)
+        finder = ResultFinder(self._client, self._store, self._breakers, self._history_breakers, delays_s, share)
         return ResultConsumer(
             finder,
             messages,
             self._new_broker(topology.results_queue, " results", RESULT_PREFETCH),
             [topology.results_queue, *map(topology.result_delay_queue, sorted(set(delays_s)))],
-            self._store,
             self._metrics,
             delays_s,
         )

@@ -28,7 +28,7 @@ def awaited(
     command = Command(
         "c", "865820030000001", 3311, 0, 5850, NOW + expires_in, valid_at, retry, timeout, None, None, None
     )
-    return await_result(command, reply, ahead, DELAYS_S)
+    return await_result(command, "billing", reply, ahead, DELAYS_S)
 
 
 def looks(command: Awaited, count: int, ahead: timedelta = timedelta(0)) -> list[float]:

@@ -23,6 +23,7 @@ def due(product: str | None, count: int, devices: int | None = None) -> Iterator
     for number in range(count):
         yield Awaited(
             command_id=f"{product}-{number}",
+            app_id="",
             uuid=f"u{number}",
             imei=str(865820030000000 + number % (devices or count)),
             product=product,

@@ -15,6 +15,7 @@ from tests.support.results_model import BEGAN, ModelTime, ResultsModel
 from worker.core.command import Command
 from worker.core.platform import FoundStates
 from worker.core.results import EntryState, await_result
+from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.result_finder import ResultFinder
 from worker.settings import Settings
@@ -83,7 +84,8 @@ def test_a_run_costs_what_the_table_says(row: Row, each: int) -> None:
     time = ModelTime()
     histories = Histories(time)
     breakers = CircuitBreakers([None], 20, 5, time.loop.time)
-    finder = ResultFinder(histories, breakers, breakers, DELAYS_S, None, now=time.now)
+    store = MemoryStore(60, 60, began_at=BEGAN)
+    finder = ResultFinder(histories, store, breakers, breakers, DELAYS_S, None, now=time.now)
     model = ResultsModel(time, finder, DELAYS_S)
     for number in range(each):
         for device in range(DEVICES):
@@ -94,7 +96,7 @@ def test_a_run_costs_what_the_table_says(row: Row, each: int) -> None:
                 command_id=command.command_id, status="accepted", uuid=uuid, attempts=1, completed_at=time.now()
             )
             histories.expires_at.setdefault(imei, {})[uuid] = expires_at
-            model.accept(await_result(command, reply, timedelta(0), DELAYS_S))
+            model.accept(await_result(command, "", reply, timedelta(0), DELAYS_S))
         model.pass_time(1)
     model.pass_time(LIFETIMES[name] + 3600, 1)
     assert model.results == {"expired": DEVICES * each}

@@ -14,9 +14,7 @@ from worker.amqp.messages import Delivery, Publication
 from worker.amqp.result_messages import ResultMessages
 from worker.amqp.topology import Topology
 from worker.core.results import Awaited
-from worker.errors import StoreUnavailable
 from worker.flow.result_consumer import ResultConsumer
-from worker.idempotency.memory import MemoryStore
 from worker.telemetry.metrics import Metrics
 
 DELAYS_S = (1, 60)
@@ -29,6 +27,7 @@ def awaited(uuid: str = UUID, *, command_id: str = "c", imei: str = IMEI, due_in
     now = datetime.now(UTC)
     return Awaited(
         command_id=command_id,
+        app_id="billing",
         uuid=uuid,
         imei=imei,
         product=None,
@@ -40,25 +39,17 @@ def awaited(uuid: str = UUID, *, command_id: str = "c", imei: str = IMEI, due_in
     )
 
 
-class RefusingStore(MemoryStore):
-    """Records no result."""
-
-    async def first_result(self, _app_id: str, _result: Result) -> Result:
-        raise StoreUnavailable("no answer")
-
-
 class Bench:
     """A consumer whose platform has executed every command, and what it publishes for each delivery."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self) -> None:
         self.looks: list[tuple[str, list[str]]] = []
         self.settled: list[tuple[int, list[Publication]]] = []
         self.are_there = asyncio.Event()
         self._wanted = 0
         messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
         parts: Any = self
-        found = store or MemoryStore(60, 60, began_at=datetime.now(UTC))
-        self.consumer = ResultConsumer(parts, messages, parts, [], found, METRICS, DELAYS_S)
+        self.consumer = ResultConsumer(parts, messages, parts, [], METRICS, DELAYS_S)
 
     async def find(self, _product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result]:
         self.looks.append((imei, [each.command_id for each in due]))
@@ -119,11 +110,6 @@ async def test_what_is_not_due_waits_on_without_a_look() -> None:
     bench = Bench()
     assert await bench.deliver(awaited(due_in=timedelta(seconds=30))) == [PUT_OFF]
     assert bench.looks == []
-
-
-async def test_what_cannot_be_recorded_is_told_later() -> None:
-    """Another worker may tell the same, and both must tell one result."""
-    assert await Bench(RefusingStore(60, 60, began_at=datetime.now(UTC))).deliver(awaited()) == [PUT_OFF]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff"])

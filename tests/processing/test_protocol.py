@@ -45,7 +45,7 @@ from worker.core.platform import Candidate, FoundStates, OwnedByOthers, Sent
 from worker.core.resolution import Postpone, Replaced, Resolution
 from worker.core.results import Awaited, EntryState
 from worker.dead_letters.letter import DeadLetter
-from worker.errors import HistoryUnreadable, StoreError, StoreUnavailable
+from worker.errors import HistoryUnreadable, StoreUnavailable
 from worker.idempotency.memory import MemoryStore
 from worker.onenet.history import MAX_SKEW, USUAL_SKEW, Window
 from worker.processing.circuit_breaker import CircuitBreakers
@@ -356,7 +356,7 @@ class Worker:
         platform = ModelPlatform(world)
         self.engine = Engine(platform, store, breakers, history_breakers, policy, METRICS, lambda: world.now)
         self.finder = ResultFinder(
-            platform, breakers, history_breakers, RESULT_DELAYS_S, acquire=None, now=lambda: world.now
+            platform, store, breakers, history_breakers, RESULT_DELAYS_S, acquire=None, now=lambda: world.now
         )
         self.processings = {}
 
@@ -430,11 +430,6 @@ class Worker:
         if self._world.now >= awaited.due_at:
             [found] = await self.finder.find(None, awaited.imei, [awaited])
         await suspend()
-        if isinstance(found, Result):
-            try:
-                found = await self.store.first_result("", found)
-            except StoreError:
-                found = awaited.later(self._world.now, 1)
         if isinstance(found, Result):
             publication = RESULTS.result(delivery, found)
         else:

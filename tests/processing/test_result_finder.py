@@ -9,7 +9,8 @@ import pytest
 from schemas.result import Result
 from worker.core.platform import FoundStates
 from worker.core.results import Awaited, EntryState
-from worker.errors import HistoryUnreadable
+from worker.errors import HistoryUnreadable, StoreUnavailable
+from worker.idempotency.memory import MemoryStore
 from worker.processing.circuit_breaker import CircuitBreakers
 from worker.processing.result_finder import ResultFinder
 
@@ -22,6 +23,7 @@ def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1), is_
     expires_at = NOW - expired_ago
     return Awaited(
         command_id=f"id-{uuid}",
+        app_id="",
         uuid=uuid,
         imei=IMEI,
         product=None,
@@ -66,6 +68,20 @@ class Histories:
         return FoundStates(self.states, self.error)  # those of others too, as one page has them
 
 
+class Store(MemoryStore):
+    """Records the first result of each command, as Redis does, unless it fails."""
+
+    def __init__(self) -> None:
+        super().__init__(60, 60, began_at=NOW)
+        self.results: dict[tuple[str, str, str], Result] = {}
+        self.is_available = True
+
+    async def first_result(self, app_id: str, result: Result) -> Result:
+        if not self.is_available:
+            raise StoreUnavailable("no answer")
+        return self.results.setdefault((app_id, result.command_id, result.uuid), result)
+
+
 class Bench:
     """A finder with breakers that open after three failures."""
 
@@ -75,8 +91,10 @@ class Bench:
         self.history_breakers = CircuitBreakers([None], 3, 5, lambda: self.seconds, subject="history")
         self.seconds = 1000.0
         self.taken: list[str | None] = []
+        self.store = Store()
         self.finder = ResultFinder(
             self.histories,
+            self.store,
             self.breakers,
             self.history_breakers,
             DELAYS_S,
@@ -307,3 +325,21 @@ async def test_the_platforms_clock_decides_what_is_over_and_ours_when_to_look(be
     [unknown] = await bench.find(awaited(expired_ago=timedelta(days=1) - ahead + margin))
     assert isinstance(unknown, Result)
     assert unknown.result == "unknown"
+
+
+async def test_what_cannot_be_recorded_is_looked_up_again(bench: Bench) -> None:
+    """Another worker may tell it too, and both must tell the same."""
+    bench.histories.states, bench.store.is_available = {"u": EntryState(5)}, False
+    [found] = await bench.find(awaited())
+    assert isinstance(found, Awaited)
+    assert (found.looks, found.due_at) == (0, NOW + timedelta(seconds=DELAYS_S[0]))
+
+
+async def test_the_first_result_of_a_command_stays(bench: Bench) -> None:
+    """A worker that died after it had told it may have seen another state."""
+    bench.histories.states = {"u": EntryState(7)}
+    due = awaited(expired_ago=timedelta(hours=1))
+    [first] = await bench.find(due)
+    bench.histories.states = {"u": EntryState(5, "SUCCESS")}
+    assert isinstance(first, Result)
+    assert (first.result, await bench.find(due)) == ("failed", [first])

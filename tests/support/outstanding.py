@@ -59,6 +59,7 @@ def outstanding(simulator: Simulator, count: int, devices: int, *, product: str 
         cached = simulator.platform.execute(query | {"expired_time": f"{expired_time:%Y-%m-%dT%H:%M:%S}"}, b"{}")
         yield Awaited(
             command_id=f"{product}-{number}",
+            app_id="",
             uuid=cached.uuid,
             imei=query["imei"],
             product=product,

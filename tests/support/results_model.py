@@ -77,9 +77,9 @@ class ResultsModel:
         self._numbers = itertools.count(1)
         self._delayed: list[tuple[float, int, Awaited]] = []  # a heap, by the time in seconds
         self.messages = ResultMessages(Topology("test", (1,), tuple(delays_s)), delays_s, lambda _product: timedelta(0))
-        broker = store = metrics = cast("Any", self)
+        broker = metrics = cast("Any", self)
         self.consumer: ResultConsumer = time.make(
-            lambda: ResultConsumer(cast("Any", finder), self.messages, broker, [], store, metrics, delays_s, time.now)
+            lambda: ResultConsumer(cast("Any", finder), self.messages, broker, [], metrics, delays_s, time.now)
         )
         time.start(self.consumer.run())
 
@@ -121,7 +121,7 @@ class ResultsModel:
             body = self.queue.popleft().model_dump_json().encode()
             self.consumer.on_delivery(Delivery(1, tag, False, BasicProperties(), body, True))
 
-    # What the consumer asks of its broker, its store and its metrics.
+    # What the consumer asks of its broker and its metrics.
 
     async def run(self, _listener: object) -> None:
         await asyncio.Event().wait()  # the connection
@@ -145,9 +145,6 @@ class ResultsModel:
                 self._delay(publication)
         await self._deliver()
         return True
-
-    async def first_result(self, _app_id: str, result: Result) -> Result:
-        return result
 
     def count_result(self, _result: Result, _accepted_at: datetime) -> None:
         """Count nothing."""

@@ -45,7 +45,8 @@ class ResultMessages:
 
     def first(self, delivery: Delivery, command: Command, reply: Reply) -> Publication:
         """Return the message that brings an accepted command back when its result is to be looked up."""
-        awaited = await_result(command, reply, self._ahead(command.product), self._delays_s)
+        ahead = self._ahead(command.product)
+        awaited = await_result(command, delivery.envelope.app_id, reply, ahead, self._delays_s)
         return self.later(delivery, awaited, reply.completed_at)
 
     def later(self, delivery: Delivery, awaited: Awaited, now: datetime) -> Publication:

@@ -28,6 +28,7 @@ class Awaited(BaseModel):
     """An accepted command on its way to its result, as the worker's own messages carry it.
 
     Attributes:
+        app_id: the system that sent it, empty if unknown.
         product: None for the default one.
         accepted_at: when the command's reply says that it was.
         is_recovered: its uuid was found in the history, so that it may have been cached long before.
@@ -40,6 +41,7 @@ class Awaited(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may know more
 
     command_id: CommandId
+    app_id: str
     uuid: str = Field(min_length=1)
     imei: Imei
     product: str | None
@@ -94,11 +96,12 @@ class Awaited(BaseModel):
         return self.model_copy(update={"due_at": now + timedelta(seconds=delay_s)})
 
 
-def await_result(command: Command, reply: Reply, ahead: timedelta, delays_s: Sequence[int]) -> Awaited:
+def await_result(command: Command, app_id: str, reply: Reply, ahead: timedelta, delays_s: Sequence[int]) -> Awaited:
     """Return what to look up for a command that was accepted.
 
     Args:
         command: that was accepted.
+        app_id: the system that sent it, empty if unknown.
         reply: says so.
         ahead: by how much the platform's clock is ahead of ours.
         delays_s: seconds before each look; the last repeats.
@@ -108,6 +111,7 @@ def await_result(command: Command, reply: Reply, ahead: timedelta, delays_s: Seq
     begins = max(accepted_at, command.valid_at or accepted_at)  # nothing can happen before
     awaited = Awaited(
         command_id=command.command_id,
+        app_id=app_id,
         uuid=reply.uuid or "",
         imei=command.imei,
         product=command.product,

@@ -11,11 +11,10 @@ from schemas.result import Result
 from worker.amqp.broker import Broker
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.result_messages import ResultMessages
-from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.results import Awaited
 from worker.core.uuids import canonical_uuid
-from worker.errors import StoreError, WorkerError
+from worker.errors import WorkerError
 from worker.flow.background import Background
 from worker.processing.result_finder import ResultFinder
 from worker.telemetry.logs import get_logger
@@ -84,7 +83,6 @@ class ResultConsumer:
         messages: builds the publications.
         broker: settles deliveries.
         queues: in which commands wait.
-        store: records results.
         metrics: count results.
         delays_s: seconds before each look.
         now: the time, aware; replaced in tests.
@@ -96,7 +94,6 @@ class ResultConsumer:
         messages: ResultMessages,
         broker: Broker,
         queues: Sequence[str],
-        store: IdempotencyStore,
         metrics: Metrics,
         delays_s: Sequence[int],
         now: Clock = utc_now,
@@ -105,7 +102,6 @@ class ResultConsumer:
         self._messages = messages
         self._broker = broker
         self._queues = queues
-        self._store = store
         self._metrics = metrics
         self._delay_s = delays_s[0]
         self._now = now
@@ -204,7 +200,7 @@ class ResultConsumer:
         known: set[tuple[str, str, str]] = set()
         settled: list[tuple[Delivery, Awaited, Result | Awaited | None]] = []
         for (delivery, awaited), each in zip(due, found, strict=True):
-            key = awaited.command_id, delivery.envelope.app_id, canonical_uuid(awaited.uuid)
+            key = awaited.command_id, awaited.app_id, canonical_uuid(awaited.uuid)
             is_twin = key in known  # its worker died after it was published again
             known.add(key)
             settled.append((delivery, awaited, None if is_twin else each))
@@ -222,26 +218,20 @@ class ResultConsumer:
         return task
 
     async def _settle(self, delivery: Delivery, awaited: Awaited, found: Result | Awaited | None) -> None:
-        result: Result | None = None
         publications: list[Publication] = []
-        now = self._now()
         if isinstance(found, Result):
-            try:
-                result = await self._store.first_result(delivery.envelope.app_id, found)
-                publications = [self._messages.result(delivery, result)]
-            except StoreError:
-                found = awaited.later(now, self._delay_s)
-        if isinstance(found, Awaited):
-            publications = [self._messages.later(delivery, found, now)]
-        if await self._broker.settle(delivery, publications) and result is not None:
-            self._metrics.count_result(result, awaited.accepted_at)
+            publications = [self._messages.result(delivery, found)]
+        elif found is not None:
+            publications = [self._messages.later(delivery, found, self._now())]
+        if await self._broker.settle(delivery, publications) and isinstance(found, Result):
+            self._metrics.count_result(found, awaited.accepted_at)
             log.info(
                 "command_result",
-                command_id=result.command_id,
-                imei=result.imei,
+                command_id=found.command_id,
+                imei=found.imei,
                 attempt=awaited.looks + 1,
-                app_id=delivery.envelope.app_id or None,
-                uuid=result.uuid,
-                result=result.result,
-                confirm_status=result.confirm_status,
+                app_id=awaited.app_id or None,
+                uuid=found.uuid,
+                result=found.result,
+                confirm_status=found.confirm_status,
             )

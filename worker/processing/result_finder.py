@@ -1,14 +1,16 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from schemas.result import Result
+from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import FoundStates, ResultHistories
 from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
 from worker.core.uuids import canonical_uuid
-from worker.errors import HistoryUnreadable
+from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
 from worker.processing.recent_reads import Read, RecentReads
 
@@ -21,6 +23,7 @@ class ResultFinder:
 
     Args:
         client: reads the histories.
+        store: records results.
         breakers: tell of which products commands may be sent, or a probe is due; of others no result is looked up.
         history_breakers: tell of which products histories may be read.
         delays_s: seconds before each look; the last repeats.
@@ -31,6 +34,7 @@ class ResultFinder:
     def __init__(
         self,
         client: ResultHistories,
+        store: IdempotencyStore,
         breakers: CircuitBreakers,
         history_breakers: CircuitBreakers,
         delays_s: Sequence[int],
@@ -38,6 +42,7 @@ class ResultFinder:
         now: Clock = utc_now,
     ) -> None:
         self._client = client
+        self._store = store
         self._breakers = breakers
         self._history_breakers = history_breakers
         self._delays_s = delays_s
@@ -46,7 +51,7 @@ class ResultFinder:
         self._recent = RecentReads()
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
-        """Return for each command its result, or when to look again.
+        """Return for each command its result, which is recorded by then, or when to look again.
 
         Args:
             product: whose device it is.
@@ -57,7 +62,17 @@ class ResultFinder:
         known = [self._known(each, read, now) for each in due]
         others = [each for each, found in zip(due, known, strict=True) if found is None]
         looked_up = iter(await self._look(product, imei, others) if others else [])
-        return [next(looked_up) if found is None else found for found in known]
+        found = (next(looked_up) if each is None else each for each in known)
+        return await asyncio.gather(*(self._recorded(*each) for each in zip(due, found, strict=True)))
+
+    async def _recorded(self, awaited: Awaited, found: Result | Awaited) -> Result | Awaited:
+        """Record a result; returns the one on record, should another delivery have found one first."""
+        if isinstance(found, Awaited):
+            return found
+        try:
+            return await self._store.first_result(awaited.app_id, found)
+        except StoreError:
+            return awaited.later(self._now(), self._delays_s[0])
 
     async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         began_at, platform_began_at = self._now(), self._client.now(product)
