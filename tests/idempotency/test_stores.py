@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.reply import Reply
+from schemas.result import Result, ResultKind
 from tests.support.memory import retained_by
 from tests.support.stores import (
     DOUBT,
@@ -398,6 +399,10 @@ async def test_a_uuid_that_differs_in_more_than_its_spelling_has_no_owner(store:
     assert await assign(store, lease, [shown]) == Assigned(shown, is_guess=False)
 
 
+def result_of(command_id: str, uuid: str, result: ResultKind) -> Result:
+    return Result(command_id=command_id, uuid=uuid, imei="865820030000001", result=result, observed_at=NOW)
+
+
 class TestMemory:
     """Properties of the store in one process."""
 
@@ -660,6 +665,36 @@ class TestRedis:
             )
             with redis.Redis.from_url(redis_url, decode_responses=True) as raw:
                 assert raw.get(f"{{{namespace}}}:uuid:{answered}") == (f"?{command_id}" if is_guess else command_id)
+        await store.close()
+
+    async def test_the_first_result_of_a_command_is_every_workers(self, redis_url: str) -> None:
+        """Of each of its uuids, however that is written."""
+        namespace = uuid4().hex
+        one, other = (RedisStore(redis_url, namespace, ttl_s=60, lease_s=9) for _ in range(2))
+        first, second = result_of("a", STANDARD, "unknown"), result_of("a", STANDARD.upper(), "executed")
+        assert await one.first_results([("billing", first)]) == [first]
+        another = result_of("a", U2, "executed")
+        found = [("billing", second), ("billing", another), ("metering", second)]
+        assert await other.first_results(found) == [first, another, second]
+        await one.close()
+        await other.close()
+
+    @pytest.mark.parametrize("record", [b"", b"{}", b"\xff", b"other", None], ids=repr)
+    async def test_a_recorded_result_that_cannot_be_read_concerns_its_command_only(
+        self, redis_url: str, record: bytes | None
+    ) -> None:
+        namespace = uuid4().hex
+        store = RedisStore(redis_url, namespace, ttl_s=60, lease_s=9)
+        name = f"{{{namespace}}}:result:a/billing:{STANDARD}"
+        with redis.Redis.from_url(redis_url) as raw:
+            if record is None:
+                raw.hset(name, "field", "of another type")
+            else:
+                raw.set(name, result_of("b", U2, "failed").model_dump_json() if record == b"other" else record)
+            raw.expire(name, 60)
+            assert raw.exists(name)
+        found = result_of("a", STANDARD, "executed"), result_of("c", U, "expired")
+        assert await store.first_results([("billing", each) for each in found]) == [*found]
         await store.close()
 
     async def test_every_worker_finds_the_records_of_every_other(self, redis_url: str) -> None:

@@ -1,6 +1,6 @@
 """Looking up results: pauses, outages, and a product that is gone. Nothing is ever sent."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -76,10 +76,10 @@ class Store(MemoryStore):
         self.results: dict[tuple[str, str, str], Result] = {}
         self.is_available = True
 
-    async def first_result(self, app_id: str, result: Result) -> Result:
+    async def first_results(self, found: Sequence[tuple[str, Result]]) -> list[Result]:
         if not self.is_available:
             raise StoreUnavailable("no answer")
-        return self.results.setdefault((app_id, result.command_id, result.uuid), result)
+        return [self.results.setdefault((app_id, each.command_id, each.uuid), each) for app_id, each in found]
 
 
 class Bench:

@@ -36,7 +36,7 @@ def install(point: str, n: int) -> None:
         "release": (stores, "release"),
         "record": (stores, "complete"),
         "look": ([OneNETClient], "find_states"),
-        "result record": (stores, "first_result"),
+        "result record": (stores, "first_results"),
     }
     functions: dict[str, tuple[list[type], str]] = {
         "recorded": ([Reporter], "_report_outcome"),

@@ -38,8 +38,8 @@ class SuspendingStore(MemoryStore):
     async def complete(self, lease: Lease, reply: Reply, doubt: DoubtWindow | None, *, is_guess: bool = False) -> None:
         await self.suspended(super().complete, lease, reply, doubt, is_guess=is_guess)
 
-    async def first_result(self, app_id: str, result: Result) -> Result:
-        return await self.suspended(super().first_result, app_id, result)
+    async def first_results(self, found: Sequence[tuple[str, Result]]) -> list[Result]:
+        return await self.suspended(super().first_results, found)
 
     async def suspended(self, call: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         """Make a call, with a suspension before and after its effect."""

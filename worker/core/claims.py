@@ -223,10 +223,13 @@ class IdempotencyStore(Protocol):
                 command with its doubt.
         """
 
-    async def first_result(self, app_id: str, result: Result) -> Result:
-        """Record the result of a command; returns the one on record, should another delivery have found one first.
+    async def first_results(self, found: Sequence[tuple[str, Result]]) -> list[Result]:
+        """Record results; returns those on record, should other deliveries have found some of them first.
 
         A store that ends with this process records none: what the platform calls final stays the same.
+
+        Args:
+            found: the system that sent each command, and the result.
         """
 
     async def ping(self) -> None:

@@ -214,8 +214,8 @@ class MemoryStore:
         self._remove_lookalike(record)
         self._end_lease(record)
 
-    async def first_result(self, _app_id: str, result: Result) -> Result:
-        return result
+    async def first_results(self, found: Sequence[tuple[str, Result]]) -> list[Result]:
+        return [result for _, result in found]
 
     async def ping(self) -> None:
         """Do nothing: memory is always available."""

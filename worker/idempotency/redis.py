@@ -230,17 +230,17 @@ class RedisStore:
         if await self._run_with_lease(self._complete, lease, arguments, names, is_durable=True) == "taken":
             raise UuidTaken(lease.key.command_id)
 
-    async def first_result(self, app_id: str, result: Result) -> Result:
-        name = f"{self._prefix}result:{scoped_id(result.command_id, app_id)}:{canonical_uuid(result.uuid)}"
-        record = ("SET", name, result.model_dump_json(), "NX", "PX", self._ttl_ms)
-        answers = await self._calls.execute(record, ("GET", name))
+    async def first_results(self, found: Sequence[tuple[str, Result]]) -> list[Result]:
+        commands: list[tuple[str | int, ...]] = []
+        for app_id, result in found:
+            name = f"{self._prefix}result:{scoped_id(result.command_id, app_id)}:{canonical_uuid(result.uuid)}"
+            commands += [("SET", name, result.model_dump_json(), "NX", "PX", self._ttl_ms), ("GET", name)]
+        answers = await self._calls.execute(*commands)
         for answer in answers:
-            if isinstance(answer, redis.RedisError):
+            is_of_one_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
+            if isinstance(answer, redis.RedisError) and not is_of_one_key:
                 raise self._failed(answer) from answer
-        try:
-            return Result.model_validate_json(answers[1], extra="ignore")
-        except ValidationError:
-            return result  # what is on record cannot be read
+        return [_result_on_record(record, result) for record, (_, result) in zip(answers[1::2], found, strict=True)]
 
     async def ping(self) -> None:
         """Claim, look up and complete a command that nobody has sent, over a connection of its own.
@@ -467,6 +467,18 @@ def _read_reply(text: str, command_id: str) -> Reply | None:
         case "failed":
             is_whole = code in get_args(FailureCode) and reply.uuid is None
     return reply if is_whole and reply.command_id == command_id else None
+
+
+def _result_on_record(record: object, found: Result) -> Result:
+    """Parse a recorded result; returns the one that was found if it is no result of this command."""
+    if not isinstance(record, str):
+        return found
+    try:
+        result = Result.model_validate_json(record.encode(errors=ERRORS), extra="ignore")
+    except ValidationError:
+        return found
+    is_its_own = (result.command_id, canonical_uuid(result.uuid)) == (found.command_id, canonical_uuid(found.uuid))
+    return result if is_its_own else found
 
 
 def _identity(lease: Lease) -> list[object]:

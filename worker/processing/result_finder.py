@@ -1,6 +1,5 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
@@ -62,17 +61,22 @@ class ResultFinder:
         known = [self._known(each, read, now) for each in due]
         others = [each for each, found in zip(due, known, strict=True) if found is None]
         looked_up = iter(await self._look(product, imei, others) if others else [])
-        found = (next(looked_up) if each is None else each for each in known)
-        return await asyncio.gather(*(self._recorded(*each) for each in zip(due, found, strict=True)))
+        return await self._recorded(due, [next(looked_up) if found is None else found for found in known])
 
-    async def _recorded(self, awaited: Awaited, found: Result | Awaited) -> Result | Awaited:
-        """Record a result; returns the one on record, should another delivery have found one first."""
-        if isinstance(found, Awaited):
-            return found
+    async def _recorded(self, due: Sequence[Awaited], found: Sequence[Result | Awaited]) -> list[Result | Awaited]:
+        """Record the results among what was found; where another delivery was first, its result is returned."""
+        results = [(awaited.app_id, each) for awaited, each in zip(due, found, strict=True) if isinstance(each, Result)]
+        if not results:
+            return list(found)
         try:
-            return await self._store.first_result(awaited.app_id, found)
+            on_record = iter(await self._store.first_results(results))
         except StoreError:
-            return awaited.later(self._now(), self._delays_s[0])
+            at, delay_s = self._now(), self._delays_s[0]
+            return [
+                awaited.later(at, delay_s) if isinstance(each, Result) else each
+                for awaited, each in zip(due, found, strict=True)
+            ]
+        return [next(on_record) if isinstance(each, Result) else each for each in found]
 
     async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         began_at, platform_began_at = self._now(), self._client.now(product)
