@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
+from worker.amqp.consumer import Source
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.result_messages import ResultMessages
 from worker.core.claims import IdempotencyStore
@@ -33,9 +34,9 @@ from worker.errors import (
 )
 from worker.flow.consumer import Consumer
 from worker.flow.device_queues import KeyedQueues
-from worker.flow.rate_limited_queue import Turns
+from worker.flow.rate_limited_queue import Share, Turns
 from worker.flow.result_consumer import PREFETCH as RESULT_PREFETCH
-from worker.flow.result_consumer import ResultConsumer, Share
+from worker.flow.result_consumer import ResultConsumer
 from worker.idempotency import open_store
 from worker.idempotency.latest_address import LatestAddress
 from worker.monitor import HealthMonitor
@@ -69,6 +70,7 @@ _FINISHING = 0.8
 _CLOSING = 0.08
 _MIN_RATE_WAIT_S, _MAX_RATE_WAIT_S = 10.0, 120.0
 _READS, _FEWEST_READS = 30, 4  # of one search at a low rate: what it may wait for, and at the least
+_FEWEST_LOOKS = 4  # of one product at once
 _PING_S = 1.0  # for a probe that asks for the store while the event loop is busy
 
 log = get_logger()
@@ -243,7 +245,7 @@ class Worker:
         )
         topology = settings.topology
         broker = self._new_broker(
-            topology.execute_queue,
+            Source(topology.execute_queue, is_cautious=True),
             "",
             settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
@@ -278,7 +280,7 @@ class Worker:
             probe_interval_s=settings.worker_probe_interval,
             is_isolated=is_isolated,
         )
-        results = None if result_messages is None else self._new_result_consumer(result_messages)
+        results = None if result_messages is None else self._new_result_consumer(result_messages, store_watch)
         monitor = HealthMonitor(
             broker, consumer, results, self._breakers, store_watch, health, self._client.clock_offsets_s
         )
@@ -286,33 +288,44 @@ class Worker:
         return broker, consumer, results, monitor
 
     def _new_broker(
-        self, queue: str, purpose: str, prefetch: int, on_other_consumers: Callable[[int], object] | None = None
+        self, source: Source, purpose: str, prefetch: int, on_other_consumers: Callable[[int], object] | None = None
     ) -> Broker:
         return Broker(
             self._broker_urls,
             lambda: connection_parameters(load_broker_address()),
             self._settings.topology,
-            queue,
+            source,
             name=f"onenet-execute-worker {self._name}{purpose}",
             declare=self._settings.amqp_declare,
             prefetch=prefetch,
             on_other_consumers=on_other_consumers,
         )
 
-    def _new_result_consumer(self, messages: ResultMessages) -> ResultConsumer:
+    def _new_result_consumer(self, messages: ResultMessages, store_watch: StoreWatch) -> ResultConsumer:
         settings, topology, delays_s = self._settings, self._settings.topology, self._settings.result_delays_s
         share = None
         if self._limiter is not None and settings.rate is not None:
             interval_s = settings.rate.period_s / settings.rate.count
             share = Share(interval_s, partial(self._turns.acquire, acquire=self._limiter.acquire)).acquire
-        finder = ResultFinder(self._client, self._store, self._breakers, self._history_breakers, delays_s, share)
+        finder = ResultFinder(
+            self._client,
+            self._store,
+            self._breakers,
+            self._history_breakers,
+            delays_s,
+            lambda: store_watch.outage_s,
+            share,
+        )
         return ResultConsumer(
             finder,
             messages,
-            self._new_broker(topology.results_queue, " results", RESULT_PREFETCH),
+            # Looks send nothing, and one that hangs must not keep the queue waiting.
+            self._new_broker(Source(topology.results_queue, is_cautious=False), " results", RESULT_PREFETCH),
             [topology.results_queue, *map(topology.result_delay_queue, sorted(set(delays_s)))],
             self._metrics,
             delays_s,
+            # One product may use most of the places that all searches have; of many each has a few.
+            max(_FEWEST_LOOKS, MAX_SEARCHES * 3 // 4 // max(1, len(self._products))),
         )
 
     def _ping_store(self, loop: asyncio.AbstractEventLoop) -> None:

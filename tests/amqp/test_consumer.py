@@ -12,7 +12,7 @@ from pika import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.channel import BrokerChannel
-from worker.amqp.consumer import MANY_RETURNS, QueueConsumer
+from worker.amqp.consumer import MANY_RETURNS, QueueConsumer, Source
 from worker.amqp.topology import Topology
 from worker.errors import BrokerUnavailable
 
@@ -85,15 +85,16 @@ class FakeChannel:
 class Bench:
     """A consumer on such a channel; ``deliveries`` are those that it passed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_cautious: bool = True) -> None:
         self.channel = FakeChannel()
         self.deliveries: list[Any] = []
         self.acknowledged: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []
         channel = BrokerChannel()
         channel.pika_channel = cast("Any", self.channel)
+        source = Source(TOPOLOGY.execute_queue, is_cautious=is_cautious)
         self.consumer = QueueConsumer(
-            1, TOPOLOGY, TOPOLOGY.execute_queue, channel, self.deliveries.append, self.acknowledged.extend, self._run
+            1, TOPOLOGY, source, channel, self.deliveries.append, self.acknowledged.extend, self._run
         )
 
     @property
@@ -299,6 +300,16 @@ async def test_after_a_message_that_was_returned_many_times_one_delivery_is_take
     bench.channel.deliver(2, times_returned=MANY_RETURNS)
     await bench.settled()
     assert bench.channel.history == ["cancel", "qos 1", "consume"]
+
+
+async def test_messages_whose_processing_sends_nothing_are_taken_together_however_often_they_were_returned() -> None:
+    """One that hangs would keep all the others waiting."""
+    bench = Bench(is_cautious=False)
+    await bench.consumer.consume(3)
+    for tag in (1, 2, 3):
+        bench.channel.deliver(tag, times_returned=MANY_RETURNS)
+    await bench.settled()
+    assert bench.channel.history == ["qos 3", "consume"]
 
 
 async def test_a_message_that_arrives_after_the_channel_was_lost_is_not_passed_on(bench: Bench) -> None:

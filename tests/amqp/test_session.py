@@ -18,6 +18,7 @@ from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import declare_on
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import connection_parameters
+from worker.amqp.consumer import Source
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
 from worker.amqp.suspects import Suspects
@@ -43,8 +44,8 @@ async def a_session(url: str, topology: Topology, number: int = 1) -> AsyncItera
     nodes = connection_parameters(BrokerAddress([SecretStr(url)]))
     channel = BrokerChannel()
     await channel.open(nodes[0], "test consume")
-    queue, put = topology.execute_queue, deliveries.put_nowait
-    session = Session(number, topology, queue, channel, nodes, Suspects(), put, lambda _is_blocked: None)
+    source, put = Source(topology.execute_queue, is_cautious=True), deliveries.put_nowait
+    session = Session(number, topology, source, channel, nodes, Suspects(), put, lambda _is_blocked: None)
     try:
         await session.open("test", declare=False)
         await session.consumer.consume(10)

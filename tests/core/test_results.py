@@ -1,12 +1,14 @@
 """When the result of an accepted command is looked up, and what it is by the platform's state."""
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from schemas.reply import Reply
 from worker.core.command import Command
 from worker.core.results import NO_STATE, Awaited, EntryState, await_result, decide_result
+from worker.core.times import parse_time
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 DELAYS_S = (60, 300, 900)
@@ -163,3 +165,26 @@ def test_a_day_after_expired_time_it_is_unknown(state: EntryState) -> None:
 def test_it_survives_the_broker_unchanged() -> None:
     command = awaited(valid_in=HOUR)
     assert Awaited.model_validate_json(command.model_dump_json()) == command
+
+
+@pytest.mark.parametrize("zone", ["Z", "", "-12:00", "+14:00"])
+def test_a_command_for_all_time_is_looked_up_as_any_other(zone: str) -> None:
+    """``9999-12-31`` is how some say never."""
+    texts = [f"9999-12-{day}T{hour:02}:00:00{zone}" for day in (30, 31) for hour in range(24)]
+    moments = [moment for text in texts if (moment := _time(text)) is not None]
+    assert moments
+    for moment in moments:
+        for valid_at in (None, moment):
+            command = Command("c", "865820030000001", 3311, 0, 5850, moment, valid_at, 10, 40, None, None, None)
+            found = await_result(command, "billing", REPLY, timedelta(hours=-8), (60, 30 * 86_400))
+            assert decide_result(found, EntryState(7), NOW, NOW) is None
+            assert found.after_look(NOW, NOW, DELAYS_S).due_at <= NOW + timedelta(seconds=900)
+            assert NOW < found.last_answer_at <= found.unknown_at <= found.given_up_at
+            assert Awaited.model_validate_json(found.model_dump_json()) == found
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return parse_time(text, ZoneInfo("Asia/Shanghai"))
+    except ValueError:
+        return None

@@ -1,11 +1,11 @@
 """Times of commands in every form, and in the platform's form."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from worker.core.times import parse_duration, parse_time, platform_time
+from worker.core.times import after, parse_duration, parse_time, platform_time
 
 CHINA = ZoneInfo("Asia/Shanghai")
 
@@ -56,3 +56,11 @@ def test_a_duration_is_a_number_and_a_unit(text: str, seconds: int) -> None:
 def test_a_text_in_another_form_is_not_a_duration(text: str) -> None:
     with pytest.raises(ValueError, match="such as 90s"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("hours", [-12, 0, 8, 14])
+def test_a_wait_ends_at_the_last_moment_that_there_is(hours: int) -> None:
+    """A command may expire on the last day of the year 9999."""
+    near_the_end = datetime(9999, 12, 30, 20, tzinfo=timezone(timedelta(hours=hours)))
+    assert after(near_the_end, timedelta(days=7)) == datetime.max.replace(tzinfo=UTC)
+    assert after(near_the_end, timedelta(hours=1)) - near_the_end == timedelta(hours=1)

@@ -11,7 +11,8 @@ import pytest
 from schemas.result import Result
 from tests.support.results_model import BEGAN, ModelTime, ResultsModel
 from worker.core.results import Awaited
-from worker.flow.result_consumer import PREFETCH, Share
+from worker.flow.rate_limited_queue import Share
+from worker.flow.result_consumer import PREFETCH
 
 DELAYS_S = (60, 300)
 CONSUMER_TIMEOUT_S = 30 * 60  # the broker's default

@@ -85,7 +85,7 @@ def test_a_run_costs_what_the_table_says(row: Row, each: int) -> None:
     histories = Histories(time)
     breakers = CircuitBreakers([None], 20, 5, time.loop.time)
     store = MemoryStore(60, 60, began_at=BEGAN)
-    finder = ResultFinder(histories, store, breakers, breakers, DELAYS_S, None, now=time.now)
+    finder = ResultFinder(histories, store, breakers, breakers, DELAYS_S, lambda: 0.0, None, now=time.now)
     model = ResultsModel(time, finder, DELAYS_S)
     for number in range(each):
         for device in range(DEVICES):

@@ -9,12 +9,12 @@ import pytest
 from pika import BasicProperties
 
 from schemas.result import Result
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.result_messages import ResultMessages
 from worker.amqp.topology import Topology
 from worker.core.results import Awaited
-from worker.flow.result_consumer import ResultConsumer
+from worker.flow.result_consumer import PREFETCH, ResultConsumer
 from worker.telemetry.metrics import Metrics
 
 DELAYS_S = (1, 60)
@@ -46,13 +46,17 @@ class Bench:
         self.looks: list[tuple[str, list[str]]] = []
         self.settled: list[tuple[int, list[Publication]]] = []
         self.are_there = asyncio.Event()
+        self.failing_imei = ""
+        self.prefetches: list[int] = []
         self._wanted = 0
         messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
         parts: Any = self
-        self.consumer = ResultConsumer(parts, messages, parts, [], METRICS, DELAYS_S)
+        self.consumer = ResultConsumer(parts, messages, parts, [], METRICS, DELAYS_S, looks_at_once=4)
 
     async def find(self, _product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result]:
         self.looks.append((imei, [each.command_id for each in due]))
+        if imei == self.failing_imei:
+            raise RuntimeError("an error that nobody expects")
         return [
             Result(
                 command_id=each.command_id,
@@ -69,6 +73,9 @@ class Bench:
         if len(self.settled) >= self._wanted:
             self.are_there.set()
         return True
+
+    async def consume(self, prefetch: int) -> None:
+        self.prefetches.append(prefetch)
 
     async def deliver(self, *bodies: bytes | Awaited, app_id: str = "billing") -> list[list[str]]:
         """Deliver messages; returns the routing keys of what is published for each of them."""
@@ -113,8 +120,43 @@ async def test_what_is_not_due_waits_on_without_a_look() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff"])
-async def test_what_is_no_accepted_command_is_dropped(body: bytes) -> None:
-    assert await Bench().deliver(body) == [[]]
+async def test_what_cannot_be_understood_comes_back_unchanged_after_the_longest_delay(body: bytes) -> None:
+    """A newer version may have written it."""
+    bench = Bench()
+    assert await bench.deliver(body) == [["onenet.results.60s"]]
+    [(_, [publication])] = bench.settled
+    assert (publication.body, publication.properties.app_id, publication.properties.expiration) == (
+        body,
+        "billing",
+        None,
+    )
+
+
+async def test_what_no_worker_published_is_dropped() -> None:
+    bench = Bench()
+    bench.consumer.on_delivery(Delivery(1, 0, False, BasicProperties(), awaited().model_dump_json().encode(), False))
+    await until(lambda: bench.settled)
+    assert bench.settled == [(0, [])]
+
+
+async def test_an_unexpected_error_costs_the_looks_at_one_device_only() -> None:
+    bench = Bench()
+    bench.failing_imei = IMEI
+    found = await bench.deliver(awaited("u"), awaited("v", command_id="d"), awaited(imei=ANOTHER_IMEI))
+    assert found == [["onenet.results.60s"]] * 2 + [TOLD]
+
+
+async def test_nothing_new_is_taken_while_the_broker_takes_no_publications() -> None:
+    bench = Bench()
+    for is_blocked, prefetch in ((True, 0), (False, PREFETCH)):
+        bench.consumer.on_blocked(is_blocked)
+        await until(lambda: bench.prefetches)
+        assert bench.prefetches.pop() == prefetch
+    await bench.consumer.stop()
+    assert bench.prefetches == [0]
+    bench.consumer.on_blocked(is_blocked=False)
+    await asyncio.sleep(0)
+    assert bench.prefetches == [0]
 
 
 async def test_what_a_lost_session_had_delivered_is_not_looked_up() -> None:

@@ -1,11 +1,13 @@
 """Results: what became of each accepted command, published once it is known. Section 1.4 of the contract."""
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import redis
 import requests
 
 from tests.support.builders import AN_IMEI, a_command, in_hours
-from tests.support.command_line import run_cli
+from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from tests.support.startup_code import run_at_startup
@@ -395,3 +397,50 @@ def test_without_the_right_to_declare_a_worker_says_which_queues_are_missing(dep
         reason = worker.wait_for("broker_unavailable")["reason"]
         missing = {queue.name for queue in topology.queues()} - {queue.name for queue in off.queues()}
         assert any(name in reason for name in missing)
+
+
+@pytest.mark.parametrize(("behaviour", "exit_code"), [("up", 0), ("up:METHOD_NOT_ALLOWED", 1)])
+def test_send_waits_for_the_reply_and_the_result(
+    deployment: Deployment, tmp_path: Path, behaviour: str, exit_code: int
+) -> None:
+    """Without a time limit of its own it waits for longer than until the first look."""
+    deployment.simulator.platform.replace_devices({"*": behaviour})
+    with deployment.worker():
+        sent = send_and_wait_for_the_result(deployment, tmp_path)
+    reply, result = (json.loads(line) for line in sent.stdout.splitlines())
+    assert (reply["status"], result["uuid"], sent.returncode) == ("accepted", reply["uuid"], exit_code)
+    assert result["result"] == ("failed" if exit_code else "executed")
+
+
+def test_send_says_why_no_result_may_have_come(deployment: Deployment, tmp_path: Path) -> None:
+    with deployment.worker(WORKER_RESULTS="off"):
+        sent = send_and_wait_for_the_result(deployment, tmp_path, "--result-timeout", "1")
+    assert sent.returncode == 1
+    assert sent.stderr.splitlines() == [
+        "onenet-worker: 1 of 1 results did not arrive in 1 s",
+        "onenet-worker: workers publish results with WORKER_RESULTS=on, 1 s after the reply at the earliest",
+    ]
+
+
+def send_and_wait_for_the_result(
+    deployment: Deployment, folder: Path, *more: str
+) -> CompletedProcess[str]:
+    return run_cli(
+        "send",
+        *TARGET_OPTIONS,
+        "--wait-result",
+        *more,
+        folder=folder,
+        AMQP_URL=deployment.broker_url,
+        WORKER_NAMESPACE=deployment.topology.namespace,
+        WORKER_RESULT_DELAYS=",".join(map(str, DELAYS_S)),
+    )
+
+
+def test_a_command_that_never_expires_has_a_reply_and_a_result(deployment: Deployment) -> None:
+    """A wait that ends after the year 9999 must not crash each worker that takes the command."""
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.worker():
+        for number, expired_time in enumerate(("9999-12-31T00:00:00", "9999-12-30T12:00:00", "9999-12-30T23:59:59Z")):
+            deployment.upstream.publish(a_command(command_id=f"c{number}", expired_time=expired_time))
+            assert the_result(deployment)["result"] == "executed"

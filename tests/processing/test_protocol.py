@@ -356,7 +356,14 @@ class Worker:
         platform = ModelPlatform(world)
         self.engine = Engine(platform, store, breakers, history_breakers, policy, METRICS, lambda: world.now)
         self.finder = ResultFinder(
-            platform, store, breakers, history_breakers, RESULT_DELAYS_S, acquire=None, now=lambda: world.now
+            platform,
+            store,
+            breakers,
+            history_breakers,
+            RESULT_DELAYS_S,
+            lambda: 0.0,
+            acquire=None,
+            now=lambda: world.now,
         )
         self.processings = {}
 

@@ -92,12 +92,14 @@ class Bench:
         self.seconds = 1000.0
         self.taken: list[str | None] = []
         self.store = Store()
+        self.store_outage_s = 0.0
         self.finder = ResultFinder(
             self.histories,
             self.store,
             self.breakers,
             self.history_breakers,
             DELAYS_S,
+            lambda: self.store_outage_s,
             self._acquire,
             now=lambda: self.histories.time,
         )
@@ -343,3 +345,36 @@ async def test_the_first_result_of_a_command_stays(bench: Bench) -> None:
     bench.histories.states = {"u": EntryState(5, "SUCCESS")}
     assert isinstance(first, Result)
     assert (first.result, await bench.find(due)) == ("failed", [first])
+
+
+async def test_nothing_is_looked_up_while_nothing_can_be_recorded(bench: Bench) -> None:
+    """The longer the store is away the later it comes back: else all that wait would come again and again."""
+    bench.store_outage_s = 100.0
+    [found] = await bench.find(awaited())
+    assert isinstance(found, Awaited)
+    assert (found.looks, found.due_at) == (0, NOW + timedelta(seconds=100))
+    assert bench.histories.reads == []
+
+
+async def test_a_command_that_comes_before_its_valid_time_waits_without_a_look(bench: Bench) -> None:
+    """A worker wrote it whose clock, or the platform's as it knew it, was ahead."""
+    early = awaited().model_copy(update={"valid_at": NOW + timedelta(minutes=7)})
+    assert await bench.find(early) == [early.later(NOW, 7 * 60)]
+    assert bench.histories.reads == []
+
+
+async def test_a_refusal_uses_up_no_look_while_the_product_is_paused(bench: Bench) -> None:
+    """It may have the wrong key, and no command is there to try another."""
+    bench.histories.error = HistoryUnreadable("wrong key", is_refused=True)
+    for _ in range(3):
+        permit = bench.breakers.try_acquire(None)
+        assert permit is not None
+        permit.record_failure("wrong key")
+    bench.seconds += 100
+    for expired_ago, looks in ((timedelta(hours=30), 0), (timedelta(days=-1), 0)):
+        [found] = await bench.find(awaited(expired_ago=expired_ago))
+        assert isinstance(found, Awaited)
+        assert found.looks == looks
+    [found] = await bench.find(awaited(expired_ago=timedelta(days=2)))
+    assert isinstance(found, Result)
+    assert found.result == "unknown"

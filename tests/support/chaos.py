@@ -72,6 +72,7 @@ _VIOLATIONS = (
     "wrong_uuid",
     "cached_but_failed",
     "wrong_result",
+    "too_many_calls",
     "unsettled",
     "grown",
 )
@@ -135,6 +136,7 @@ class Report:
     wrong_uuid: list[str] = field(default_factory=list)
     cached_but_failed: list[str] = field(default_factory=list)
     wrong_result: list[str] = field(default_factory=list)  # none, several, or another than the device's
+    too_many_calls: list[str] = field(default_factory=list)  # of the history, for results
     unsettled: list[str] = field(default_factory=list)  # queues that are not empty at the end
     grown: list[str] = field(default_factory=list)  # what a soak used more of at the end
 
@@ -414,6 +416,8 @@ class _Publisher:
         return True
 
 
+_RESULT_OF = {2: "cancelled", 4: "expired", 5: "executed", 6: "failed"}  # by the platform's send_status
+_CALLS_BELOW = 6  # for each command
 _Replies = dict[str, set[tuple[str, str | None, str | None]]]
 _Results = dict[str, set[tuple[str, str, str | None]]]  # by command id: uuid, result and confirm_status
 
@@ -444,9 +448,12 @@ class _Devices:
         self._reads = reads
 
     def connect_all(self) -> None:
-        """Let every device take its commands: the faults are over."""
+        """Let every device take its commands, some of which somebody cancels before: the faults are over."""
         if not self._is_calm:
             self._is_calm = True
+            self._simulator.platform.cancels_valid = True
+            for imei in [imei for imei, text in self._behaviours.items() if text == "down"][::2]:
+                self._simulator.platform.cancel_all(imei)
             awake = {imei: "up" if text == "down" else text for imei, text in self._behaviours.items()}
             self._simulator.platform.replace_devices(awake)
 
@@ -457,17 +464,15 @@ class _Devices:
         }
         kept = {cached.uuid: cached for cached in self._simulator.platform.commands}
         expected = {
-            (
-                command_id,
-                uuid,
-                "executed" if kept[uuid].confirm_status == "SUCCESS" else "failed",
-                kept[uuid].confirm_status,
-            )
+            (command_id, uuid, _RESULT_OF[kept[uuid].send_status], kept[uuid].confirm_status)
             for command_id, uuid in accepted
         }
         told = {(command_id, *result) for command_id, each in results.items() for result in each}
         report.wrong_result += map(str, sorted(expected ^ told, key=str))
-        report.notes.append(f"{len(told)} results, {self._reads[0]} reads of histories")
+        reads = f"{len(told)} results, {self._reads[0]} reads of histories"
+        report.notes.append(reads)
+        if self._reads[0] >= _CALLS_BELOW * len(told):
+            report.too_many_calls.append(reads)
 
 
 def _collect(

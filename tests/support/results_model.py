@@ -65,9 +65,10 @@ class ResultsModel:
         time: the model's.
         finder: looks at the platform.
         delays_s: WORKER_RESULT_DELAYS.
+        looks_at_once: how many devices of one product are looked up at once.
     """
 
-    def __init__(self, time: ModelTime, finder: Finder, delays_s: Sequence[int]) -> None:
+    def __init__(self, time: ModelTime, finder: Finder, delays_s: Sequence[int], looks_at_once: int = 4) -> None:
         self.time = time
         self.queue: deque[Awaited] = deque()
         self.held: dict[int, float] = {}  # since when each delivery is held, by tag
@@ -79,7 +80,9 @@ class ResultsModel:
         self.messages = ResultMessages(Topology("test", (1,), tuple(delays_s)), delays_s, lambda _product: timedelta(0))
         broker = metrics = cast("Any", self)
         self.consumer: ResultConsumer = time.make(
-            lambda: ResultConsumer(cast("Any", finder), self.messages, broker, [], metrics, delays_s, time.now)
+            lambda: ResultConsumer(
+                cast("Any", finder), self.messages, broker, [], metrics, delays_s, looks_at_once, time.now
+            )
         )
         time.start(self.consumer.run())
 

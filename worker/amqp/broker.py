@@ -9,6 +9,7 @@ from pika import URLParameters
 
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import CONNECT_S
+from worker.amqp.consumer import Source
 from worker.amqp.dialing import Dialler, Node
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
@@ -49,7 +50,7 @@ class Broker:
         read_urls: returns the URLs as the files say by now, with the certificates: called, in a thread, before each
             connection. Raises SettingsError if a file cannot be used; then the former ones are tried again.
         topology: declared at each connection, or checked.
-        queue: what to consume from.
+        source: what to consume from.
         name: of the worker, in the broker's list of connections.
         declare: whether to declare the topology.
         prefetch: the initial number of deliveries held unacknowledged at once.
@@ -62,7 +63,7 @@ class Broker:
         urls: Sequence[URLParameters],
         read_urls: Callable[[], Sequence[URLParameters]],
         topology: Topology,
-        queue: str,
+        source: Source,
         *,
         name: str,
         declare: bool,
@@ -72,7 +73,7 @@ class Broker:
         self._urls = urls
         self._read_urls = read_urls
         self._topology = topology
-        self._queue = queue
+        self._source = source
         self._name = name
         self._declare = declare
         self._prefetch = prefetch
@@ -161,7 +162,7 @@ class Broker:
         session = Session(
             number,
             self._topology,
-            self._queue,
+            self._source,
             channel,
             nodes,
             self._suspects,
@@ -208,7 +209,7 @@ class Broker:
                 self._log_consuming()
 
     def _log_consuming(self) -> None:
-        log.info("consumer_started", queue=self._queue, prefetch=self._prefetch)
+        log.info("consumer_started", queue=self._source.queue, prefetch=self._prefetch)
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
@@ -258,10 +259,11 @@ class Broker:
 
     async def count_ready(self, queues: Iterable[str]) -> int | None:
         """Return how many messages are ready in some queues together; None if the broker does not reply."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             return None
         try:
-            return sum([(await self._session.consumer.look_at_queue(queue))[0] for queue in queues])
+            return sum([(await session.consumer.look_at_queue(queue))[0] for queue in queues])
         except (WorkerError, TimeoutError):
             return None
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pika.channel import Channel
@@ -31,13 +31,26 @@ MANY_RETURNS = 3  # a message that was returned this often may be one that crash
 CAUTIOUS_DELIVERIES = 20  # with few returns, in a row, after one with many: then several are taken at once again
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A queue to consume from.
+
+    Attributes:
+        queue: its name.
+        is_cautious: whether to take what was returned many times alone, because it may have crashed the workers.
+    """
+
+    queue: str
+    is_cautious: bool
+
+
 class QueueConsumer:
     """Consumes a queue and settles its deliveries.
 
     Args:
         session: number of the session, which each delivery carries.
         topology: tells which exchange brings the worker's own messages.
-        queue: what to consume from.
+        source: what to consume from.
         channel: open; nothing is consumed before ``consume``.
         on_delivery: called with each delivery.
         on_acknowledged: called with delivery tags after their acknowledgements were written to the connection.
@@ -48,7 +61,7 @@ class QueueConsumer:
         self,
         session: int,
         topology: Topology,
-        queue: str,
+        source: Source,
         channel: BrokerChannel,
         on_delivery: Callable[[Delivery], None],
         on_acknowledged: Callable[[Sequence[int]], None],
@@ -57,7 +70,7 @@ class QueueConsumer:
         self.channel = channel
         self._session = session
         self._topology = topology
-        self._queue = queue
+        self._source = source
         self._on_delivery = on_delivery
         self._on_acknowledged = on_acknowledged
         self._run_in_background = run_in_background
@@ -67,7 +80,7 @@ class QueueConsumer:
         self._consumer_prefetch = 0  # of that consumer
         self._prefetch = 0
         self._wanted_prefetch = 0
-        self._is_cautious = True  # one delivery at a time
+        self._is_cautious = source.is_cautious  # one delivery at a time
         self._cautious_deliveries_left = 1
         # Tags, the oldest first, with who sent each and how much it takes of the memory that all share, in bytes; None:
         # it takes none, because it is given back.
@@ -86,9 +99,9 @@ class QueueConsumer:
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once; 0: take no new ones. Held deliveries stay valid.
 
-        A session begins with a single delivery. Several are taken only after one that was not returned many times: a
-        message that crashes every worker would otherwise drive up the delivery count of all the others, until the
-        broker dead-letters them too.
+        From a cautious source a session begins with a single delivery. Several are taken only after one that was not
+        returned many times: a message that crashes every worker would otherwise drive up the delivery count of all the
+        others, until the broker dead-letters them too.
 
         The broker does not change the prefetch of a consumer that exists, so each change is another consumer. There is
         one at a time: of two, each would get a part of what a device was sent, and the broker would return both parts
@@ -123,7 +136,7 @@ class QueueConsumer:
                 await self._start_consumer(more)
 
     async def _start_consumer(self, prefetch: int) -> None:
-        channel, queue = self.channel.pika_channel, self._queue
+        channel, queue = self.channel.pika_channel, self._source.queue
         # Ascending: the broker returns what several consumers of a lost channel held in the order of their tags, and
         # the cancelled ones hold what came earlier (measured).
         consumer_tag = f"{next(self._consumer_numbers):08}"
@@ -188,7 +201,7 @@ class QueueConsumer:
         # Over this channel: during an alarm the broker does not read the publisher's connection.
         channel = self.channel.pika_channel
         async with asyncio.timeout(CALL_S):
-            frame = await self.channel.call_untimed(channel.queue_declare, queue or self._queue, passive=True)
+            frame = await self.channel.call_untimed(channel.queue_declare, queue or self._source.queue, passive=True)
         return frame.method.message_count, frame.method.consumer_count
 
     def acknowledge(self, tag: int) -> None:
@@ -281,6 +294,8 @@ class QueueConsumer:
 
     def _adapt_caution(self, delivery: Delivery) -> None:
         """Take one delivery at a time after one with many returns, until enough with few returns have come."""
+        if not self._source.is_cautious:
+            return
         was_cautious = self._is_cautious
         # The first condition because a sender may have written the count.
         if delivery.is_redelivered and delivery.envelope.times_returned >= MANY_RETURNS:

@@ -259,7 +259,7 @@ class Publication:
     properties: BasicProperties
     body: bytes
     status: Status | None = None  # where it is a reply: what it says became of the command
-    plain_key: str | None = None  # of a reply or a result: a routing key in which nothing is its receiver's choice
+    plain_key: str | None = None  # of a reply or a result: a routing key of which no part was chosen by its receiver
 
 
 class MessageBuilder:
@@ -350,15 +350,12 @@ class MessageBuilder:
         """Address an outcome to the sender of the command."""
         asked, usual = delivery.properties, f"{EXECUTE}.{reply.status}"
         routing_key = address(delivery.envelope, usual, is_isolated=self._is_isolated)
-        trace: dict[str, Any] = {
-            name: value for name, value in delivery.envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES
-        }
         properties = BasicProperties(
             content_type="application/json",
             type=REPLY_TYPE,
             delivery_mode=DeliveryMode.Persistent,
             correlation_id=asked.correlation_id or reply.command_id,
-            headers=trace or None,
+            headers=trace_of(delivery.envelope) or None,
         )
         body = reply.model_dump_json().encode()
         plain_key = f"{usual}.unknown"
@@ -528,6 +525,11 @@ def _memory(headers: Mapping[Any, Any]) -> int:
 
 def _text(name: object) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def trace_of(envelope: Envelope) -> dict[str, Any]:
+    """Return the headers with which what is told to a command's sender continues its trace."""
+    return {name: value for name, value in envelope.trace.items() if len(value.encode()) <= _MAX_TEXT_BYTES}
 
 
 def address(envelope: Envelope, usual: str, *, is_isolated: bool) -> str:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from schemas.reply import Reply
 from schemas.result import Result
-from worker.amqp.messages import RESULT_TYPE, USER_ID, Delivery, Publication, address
+from worker.amqp.messages import RESULT_TYPE, USER_ID, Delivery, Publication, address, trace_of
 from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
@@ -59,13 +59,16 @@ class ResultMessages:
         """
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
         delay_s = max((each for each in self._delays_s if each <= wait_s + _LATE_S), default=min(self._delays_s))
-        properties = self._properties(delivery, ACCEPTED_TYPE)
-        if (user_id := delivery.envelope.user_id) is not None:
-            properties.headers = {USER_ID: user_id}
+        properties = self._waiting(delivery)
         if wait_s + _LATE_S < delay_s:
             properties.expiration = str(round(wait_s * 1000))
         queue = self._topology.result_delay_queue(delay_s)
         return Publication(self._topology.retry_exchange, queue, properties, awaited.model_dump_json().encode())
+
+    def unread(self, delivery: Delivery) -> Publication:
+        """Return what brings a message back unchanged after the longest delay: another version may understand it."""
+        queue = self._topology.result_delay_queue(max(self._delays_s))
+        return Publication(self._topology.retry_exchange, queue, self._waiting(delivery), delivery.body)
 
     def read(self, delivery: Delivery) -> Awaited | None:
         """Return the command that a message brings back, or that an operator moved; None: it is no such message."""
@@ -80,6 +83,7 @@ class ResultMessages:
         """Address a result as the reply was addressed."""
         usual = f"{RESULT}.{result.result}"
         properties = self._properties(delivery, RESULT_TYPE)
+        properties.headers = trace_of(delivery.envelope) or None
         properties.correlation_id = properties.correlation_id or result.command_id
         properties.reply_to = properties.app_id = None
         return Publication(
@@ -89,6 +93,11 @@ class ResultMessages:
             result.model_dump_json().encode(),
             plain_key=f"{usual}.unknown",
         )
+
+    def _waiting(self, delivery: Delivery) -> BasicProperties:
+        properties, user_id = self._properties(delivery, ACCEPTED_TYPE), delivery.envelope.user_id
+        properties.headers = trace_of(delivery.envelope) | ({} if user_id is None else {USER_ID: user_id}) or None
+        return properties
 
     def _properties(self, delivery: Delivery, kind: str) -> BasicProperties:
         sent = delivery.properties

@@ -16,7 +16,7 @@ from typing import Any
 from pika import URLParameters
 
 from worker.amqp.channel import BrokerChannel
-from worker.amqp.consumer import QueueConsumer
+from worker.amqp.consumer import QueueConsumer, Source
 from worker.amqp.declaring import prepare_topology
 from worker.amqp.messages import Delivery, Publication, plain
 from worker.amqp.publisher import CLOSE_S, InFlight, Settlement
@@ -42,7 +42,7 @@ class Session:
     Args:
         number: tells the deliveries of this session from those of every other.
         topology: what to declare, and where to publish.
-        queue: what to consume from.
+        source: what to consume from.
         channel: open, to the first of the nodes.
         nodes: the brokers; the session is with the first, and its publisher may be replaced by one with another.
         suspects: counts the messages over whose publications the broker closed a channel.
@@ -54,7 +54,7 @@ class Session:
         self,
         number: int,
         topology: Topology,
-        queue: str,
+        source: Source,
         channel: BrokerChannel,
         nodes: Sequence[URLParameters],
         suspects: Suspects,
@@ -73,7 +73,7 @@ class Session:
         self._confirmed: dict[int, Settlement] = {}  # by tag, until they are acknowledged
         self._background: set[asyncio.Task[None]] = set()
         self.consumer = QueueConsumer(
-            number, topology, queue, channel, on_delivery, self._on_acknowledged, self._run_in_background
+            number, topology, source, channel, on_delivery, self._on_acknowledged, self._run_in_background
         )
         self.publishers = PublisherSupervisor(
             nodes,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 _MAX_ERRORS = 20
+_RESULT_S = 120.0  # after the first look: for the device, and for the rate limit
 _MAX_LINE_BYTES = 128 * 1024  # twice what a command may have, for blanks around it
 
 
@@ -60,9 +61,15 @@ def send(
             "WORKER_RESULTS=on.",
         ),
     ] = False,
-    wait_timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for the replies, and again for the results.", min=0)
-    ] = 60.0,
+    wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for the replies.", min=0)] = 60.0,
+    result_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for the results after that; default: two minutes more than until the first look at "
+            "the platform (the first of WORKER_RESULT_DELAYS).",
+            min=0,
+        ),
+    ] = None,
 ) -> None:
     """Send one command, or a file of commands, to the worker.
 
@@ -128,7 +135,9 @@ def send(
             if reply["status"] == "accepted":
                 accepted.append(reply["command_id"])
         results = executed = 0
-        for result in client.results(accepted, wait_timeout) if wait_result else ():
+        first_s = settings.worker_result_delays[0]
+        result_timeout = first_s + _RESULT_S if result_timeout is None else result_timeout
+        for result in client.results(accepted, result_timeout) if wait_result else ():
             typer.echo(printable_json(result))
             results += 1
             executed += result["result"] == "executed"
@@ -136,7 +145,10 @@ def send(
     if replies < len(commands):
         missing.append(f"{len(commands) - replies} of {len(commands)} replies did not arrive in {wait_timeout:g} s")
     if wait_result and results < len(accepted):
-        missing.append(f"{len(accepted) - results} of {len(accepted)} results did not arrive in {wait_timeout:g} s")
+        missing += [
+            f"{len(accepted) - results} of {len(accepted)} results did not arrive in {result_timeout:g} s",
+            f"workers publish results with WORKER_RESULTS=on, {first_s} s after the reply at the earliest",
+        ]
     if missing:
         raise WorkerError(*missing)
     if len(accepted) < len(commands) or (wait_result and executed < len(commands)):

@@ -15,10 +15,11 @@ from schemas.command import CommandId, Imei
 from schemas.reply import Reply
 from schemas.result import Result, ResultKind
 from worker.core.command import Command
+from worker.core.times import after
 
 UNKNOWN_AFTER = timedelta(days=1)  # after expired_time
 _MARGIN = timedelta(seconds=10)  # for what a last answer takes to show in the history
-_EARLY = 10  # one of so many parts of a delay makes no difference to a look
+_EARLY_PART = 10  # one of so many parts of a delay makes no difference to a look
 
 _CANCELLED, _EXPIRED, _SUCCESS, _FAILED, _NO_ANSWER = 2, 4, 5, 6, 7  # send_status
 _FINAL: dict[int, ResultKind] = {_CANCELLED: "cancelled", _EXPIRED: "expired", _SUCCESS: "executed", _FAILED: "failed"}
@@ -32,6 +33,7 @@ class Awaited(BaseModel):
         product: None for the default one.
         accepted_at: when the command's reply says that it was.
         is_recovered: its uuid was found in the history, so that it may have been cached long before.
+        valid_at: before this time, on the platform's clock, the platform does not send it; None: at once.
         expires_at: on the platform's clock.
         last_answer_at: after this time, on the platform's clock, nothing more comes from the device.
         looks: how often the platform was asked.
@@ -47,6 +49,7 @@ class Awaited(BaseModel):
     product: str | None
     accepted_at: AwareDatetime
     is_recovered: bool
+    valid_at: AwareDatetime | None = None
     expires_at: AwareDatetime
     last_answer_at: AwareDatetime
     looks: int = Field(0, ge=0)
@@ -55,7 +58,12 @@ class Awaited(BaseModel):
     @property
     def unknown_at(self) -> datetime:
         """When the result is unknown, if the platform has told nothing final by then."""
-        return self.expires_at + UNKNOWN_AFTER
+        return after(self.expires_at, UNKNOWN_AFTER)
+
+    @property
+    def given_up_at(self) -> datetime:
+        """When it is unknown although the platform has been down since."""
+        return after(self.unknown_at, UNKNOWN_AFTER)
 
     @property
     def cached_since(self) -> datetime | None:
@@ -72,14 +80,14 @@ class Awaited(BaseModel):
         """
         looks = self.looks + 1
         wait = _until_next_look(self, platform_now, _delay(delays_s, looks))
-        return self.model_copy(update={"looks": looks, "due_at": now + wait})
+        return self.model_copy(update={"looks": looks, "due_at": after(now, wait)})
 
     def is_served_by(
         self, read_at: datetime, platform_read_at: datetime, platform_now: datetime, delays_s: Sequence[int]
     ) -> bool:
-        """Tell whether an earlier read of the device's history does for the look that is due.
+        """Tell whether an earlier read of the device's history is late enough for the look that is due.
 
-        One from when the command was due does, or from shortly before, if nothing was awaited in between.
+        It may have begun shortly before the command was due, if no mark of the command has passed since.
 
         Args:
             read_at: when it began, on our clock, aware.
@@ -87,13 +95,13 @@ class Awaited(BaseModel):
             platform_now: on the platform's clock, aware.
             delays_s: seconds before each look; the last repeats.
         """
-        is_late_enough = self.due_at - _delay(delays_s, self.looks) / _EARLY <= read_at
+        is_late_enough = self.due_at - _delay(delays_s, self.looks) / _EARLY_PART <= read_at
         marks = (self.last_answer_at, self.unknown_at)
         return is_late_enough and not any(platform_read_at < mark <= platform_now for mark in marks)
 
     def later(self, now: datetime, delay_s: float) -> Self:
         """Return the same for another time, with no look used up."""
-        return self.model_copy(update={"due_at": now + timedelta(seconds=delay_s)})
+        return self.model_copy(update={"due_at": after(now, timedelta(seconds=delay_s))})
 
 
 def await_result(command: Command, app_id: str, reply: Reply, ahead: timedelta, delays_s: Sequence[int]) -> Awaited:
@@ -117,12 +125,13 @@ def await_result(command: Command, app_id: str, reply: Reply, ahead: timedelta, 
         product=command.product,
         accepted_at=reply.completed_at,
         is_recovered=reply.recovered,
+        valid_at=command.valid_at,
         expires_at=command.expires_at,
-        last_answer_at=command.expires_at + answers + _MARGIN,
+        last_answer_at=after(command.expires_at, answers + _MARGIN),
         due_at=reply.completed_at,
     )
     wait = _until_next_look(awaited, begins, _delay(delays_s, 0))
-    return awaited.model_copy(update={"due_at": begins - ahead + wait})
+    return awaited.model_copy(update={"due_at": after(begins, wait - ahead)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ def decide_result(awaited: Awaited, state: EntryState, now: datetime, observed_a
 def _until_next_look(awaited: Awaited, platform_now: datetime, delay: timedelta) -> timedelta:
     """Return the time until the next look: the delay, or less if nothing more can come from the device by then."""
     marks = (mark for mark in (awaited.last_answer_at, awaited.unknown_at) if platform_now < mark)
-    return min(delay, next(marks, platform_now + delay) - platform_now)
+    return min(delay, next(marks, after(platform_now, delay)) - platform_now)
 
 
 def _delay(delays_s: Sequence[int], looks: int) -> timedelta:

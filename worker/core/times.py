@@ -11,6 +11,7 @@ _DAY = timedelta(days=1)
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])\Z")
 _UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": _DAY}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def parse_time(text: str, platform_zone: ZoneInfo) -> datetime:
@@ -63,6 +64,14 @@ def parse_duration(text: str) -> timedelta:
     if found is None:
         raise ValueError("must be a whole number and a unit, such as 90s, 15m, 2h or 7d")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def after(moment: datetime, wait: timedelta) -> datetime:
+    """Return the moment after a wait, in UTC; the last there is, should it come later than the year 9999."""
+    try:
+        return moment.astimezone(UTC) + wait
+    except OverflowError:
+        return _LAST
 
 
 def milliseconds(moment: datetime) -> int:

@@ -1,4 +1,4 @@
-"""Holds the tasks of one product, and releases them at the product's rate."""
+"""Who takes the next request from a product's rate limit: tasks, reads for commands in doubt, and reads for results."""
 
 import asyncio
 from collections import deque
@@ -10,6 +10,7 @@ from worker.flow.background import Background
 Acquire = Callable[[str | None], Awaitable[float]]
 """Takes one request from a product's rate limit; returns 0, or the seconds until another try may succeed."""
 
+_PARTS = 3  # one of so many requests, at most, is a read for results
 _LOOK_AGAIN_S = 0.5  # how soon it is noticed that a product is paused
 
 
@@ -33,6 +34,29 @@ class Turns:
             while wait_s:
                 await asyncio.sleep(wait_s)
                 wait_s = await acquire(product)
+
+
+class Share:
+    """Gives reads for results a third of the rate limit at most, evenly spaced, so that commands have the rest.
+
+    Args:
+        interval_s: seconds between two requests that the rate limit allows.
+        acquire: takes one request of a product from the rate limit, and waits until that is allowed.
+    """
+
+    def __init__(self, interval_s: float, acquire: Callable[[str | None], Awaitable[None]]) -> None:
+        self._interval_s = _PARTS * interval_s
+        self._acquire = acquire
+        self._loop = asyncio.get_running_loop()
+        self._turns: dict[str | None, asyncio.Lock] = {}  # of configured products
+        self._next_at: dict[str | None, float] = {}  # on the loop's clock
+
+    async def acquire(self, product: str | None) -> None:
+        """Take one request, and wait until that is allowed; who gives up waiting has taken none."""
+        async with self._turns.setdefault(product, asyncio.Lock()):
+            await asyncio.sleep(self._next_at.get(product, 0.0) - self._loop.time())
+            await self._acquire(product)
+            self._next_at[product] = self._loop.time() + self._interval_s
 
 
 class RateLimitedQueue:

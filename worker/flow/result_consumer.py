@@ -1,7 +1,7 @@
 """Takes accepted commands whose result is due, and looks each device up once for all of its commands."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,44 +21,19 @@ from worker.telemetry.logs import get_logger
 from worker.telemetry.metrics import Metrics
 
 PREFETCH = 500  # messages of about 3 KiB
-_LOOKS_AT_ONCE = 4  # of one product
 _GATHER_S = 1.0  # what arrives within it for one device is looked up at once; less where the delays are short
 _COUNT_INTERVAL_S = 10.0
-# What waits for its look is held, and while it is held the broker delivers nothing behind it. So what waits for longer
-# goes back to a delay queue: soon where a product fills what is held, later where it does not; that is long before the
-# broker closes the channel over what is held (its consumer_timeout of 30 minutes).
+# Messages that wait for a look are held, and with a full prefetch the broker delivers nothing more. So they go back to a
+# delay queue: soon if their product fills the prefetch, otherwise later, but long before the broker closes the channel
+# over messages that are held (its consumer_timeout of 30 minutes).
 _SWEEP_S = 5.0
 _PATIENCE_S = 10.0
 _LONGEST_WAIT_S = 300.0
-_EARLY = timedelta(seconds=0.5)  # not worth another message
-_SHARE = 3  # one of so many requests of the rate limit, at most, is a look
+_SHORTEST_WAIT = timedelta(seconds=0.5)  # less is not worth another message
 
 Device = tuple[str | None, str]  # product and IMEI
 
 log = get_logger()
-
-
-class Share:
-    """Gives looks a third of the rate limit at most, evenly spaced, so that commands have the rest.
-
-    Args:
-        interval_s: seconds between two requests that the rate limit allows.
-        acquire: takes one request of a product from the rate limit, and waits until that is allowed.
-    """
-
-    def __init__(self, interval_s: float, acquire: Callable[[str | None], Awaitable[None]]) -> None:
-        self._interval_s = _SHARE * interval_s
-        self._acquire = acquire
-        self._loop = asyncio.get_running_loop()
-        self._turns: dict[str | None, asyncio.Lock] = {}  # of configured products
-        self._next_at: dict[str | None, float] = {}  # on the loop's clock
-
-    async def acquire(self, product: str | None) -> None:
-        """Take one request, and wait until that is allowed; who gives up waiting has taken none."""
-        async with self._turns.setdefault(product, asyncio.Lock()):
-            await asyncio.sleep(self._next_at.get(product, 0.0) - self._loop.time())
-            self._next_at[product] = self._loop.time() + self._interval_s
-            await self._acquire(product)
 
 
 @dataclass(slots=True)
@@ -85,6 +60,7 @@ class ResultConsumer:
         queues: in which commands wait.
         metrics: count results.
         delays_s: seconds before each look.
+        looks_at_once: how many devices of one product are looked up at once.
         now: the time, aware; replaced in tests.
     """
 
@@ -96,6 +72,7 @@ class ResultConsumer:
         queues: Sequence[str],
         metrics: Metrics,
         delays_s: Sequence[int],
+        looks_at_once: int,
         now: Clock = utc_now,
     ) -> None:
         self._finder = finder
@@ -104,6 +81,9 @@ class ResultConsumer:
         self._queues = queues
         self._metrics = metrics
         self._delay_s = delays_s[0]
+        self._longest_delay_s = max(delays_s)
+        self._looks_at_once = looks_at_once
+        self._is_stopping = False
         self._now = now
         self._gather_s = min(_GATHER_S, delays_s[0] / 10)
         self._background = Background()
@@ -113,7 +93,7 @@ class ResultConsumer:
         self._looks: set[asyncio.Task[object]] = set()
         self._settling: set[asyncio.Task[object]] = set()
         self.outstanding = 0
-        """How many commands wait for their result, at the last look at the queues."""
+        """How many commands wait for their result, in the queues and held here, at the last look at the queues."""
 
     async def run(self) -> None:
         """Stay connected, and count what waits, until cancelled.
@@ -127,11 +107,10 @@ class ResultConsumer:
         """Take one delivery."""
         awaited = self._messages.read(delivery)
         if awaited is None:
-            log.error("result_message_unreadable", hint="only workers may publish to this queue")
-            self._background.start(self._broker.settle(delivery, []))
+            self._set_aside(delivery)
             return
         now = self._now()
-        if now < awaited.due_at - _EARLY:
+        if now < awaited.due_at - _SHORTEST_WAIT:
             again = self._messages.later(delivery, awaited, now)
             self._background.start(self._broker.settle(delivery, [again]))
             return
@@ -141,7 +120,9 @@ class ResultConsumer:
         self._waiting[device].due.append((delivery, awaited))
 
     def on_blocked(self, is_blocked: bool) -> None:
-        """Publications wait by themselves while the broker takes none."""
+        """Take nothing new while the broker takes no publications: every result would have to wait here."""
+        if not self._is_stopping:
+            self._background.start(self._consume(0 if is_blocked else PREFETCH))
 
     def on_lost(self) -> None:
         """Forget what was not looked up: the broker delivers it again."""
@@ -151,8 +132,8 @@ class ResultConsumer:
 
     async def stop(self) -> None:
         """Take nothing new, and publish what was found out; the rest is delivered to another worker."""
-        with suppress(WorkerError):
-            await self._broker.consume(0)
+        self._is_stopping = True
+        await self._consume(0)
         self.on_lost()
         if self._settling:
             await asyncio.wait(self._settling)
@@ -161,10 +142,22 @@ class ResultConsumer:
         """Give up what is in progress: it is delivered again."""
         self._background.cancel()
 
+    async def _consume(self, prefetch: int) -> None:
+        with suppress(WorkerError):  # the next session begins with this
+            await self._broker.consume(prefetch)
+
+    def _set_aside(self, delivery: Delivery) -> None:
+        """Let a message that cannot be understood come back much later; what no worker published is dropped."""
+        is_foreign = delivery.is_truncated or not (delivery.is_returned or delivery.is_moved)
+        hint = "only workers may publish to this queue" if is_foreign else "it comes back: a newer version may read it"
+        log.error("result_message_unreadable", hint=hint)
+        self._background.start(self._broker.settle(delivery, [] if is_foreign else [self._messages.unread(delivery)]))
+
     async def _count(self) -> None:
         while True:
             ready = await self._broker.count_ready(self._queues)
-            self.outstanding = 0 if ready is None else ready + self._broker.unacknowledged
+            if ready is not None:
+                self.outstanding = ready + self._broker.unacknowledged
             await asyncio.sleep(_COUNT_INTERVAL_S)
 
     async def _sweep(self) -> None:
@@ -179,7 +172,7 @@ class ResultConsumer:
         """
         now = self._loop.time()
         slow = {product for (product, _), waiting in self._waiting.items() if now - waiting.since > _PATIENCE_S}
-        held = sum(len(waiting.due) for waiting in self._waiting.values())
+        held = self._broker.unacknowledged
         for device, waiting in reversed(list(self._waiting.items())):
             product, _ = device
             is_crowding = product in slow and held > PREFETCH // 2
@@ -194,9 +187,15 @@ class ResultConsumer:
     async def _look(self, device: Device) -> None:
         product, imei = device
         await asyncio.sleep(self._gather_s)
-        async with self._places.setdefault(product, asyncio.Semaphore(_LOOKS_AT_ONCE)):
+        async with self._places.setdefault(product, asyncio.Semaphore(self._looks_at_once)):
             due = self._waiting.pop(device).due
-            found = await self._finder.find(product, imei, [awaited for _, awaited in due])
+            commands = [awaited for _, awaited in due]
+            try:
+                found = await self._finder.find(product, imei, commands)
+            except Exception as exc:  # noqa: BLE001 - a look sends nothing; one must not end the worker again and again
+                # In a thread, because a traceback reads the lines of the source.
+                await asyncio.to_thread(log.error, "result_look_failed", product=product, imei=imei, exc_info=exc)
+                found = [awaited.later(self._now(), self._longest_delay_s) for awaited in commands]
         known: set[tuple[str, str, str]] = set()
         settled: list[tuple[Delivery, Awaited, Result | Awaited | None]] = []
         for (delivery, awaited), each in zip(due, found, strict=True):

@@ -127,7 +127,8 @@ class Engine:
         match claim:
             case Completed(reply):
                 # Perhaps the very delivery that ended so, back because not all that it led to was confirmed.
-                return Duplicate(reply, repeats_all=envelope.may_have_been_sent or envelope.is_copy)
+                is_look_missing = reply.status == "accepted" and envelope.is_copy
+                return Duplicate(reply, repeats_all=envelope.may_have_been_sent or is_look_missing)
             case KeyReused():
                 return self._conclude_unrecorded(task, _key_reused(), command.command_id, command.imei)
             case InProgress(since):

@@ -7,7 +7,7 @@ from schemas.result import Result
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import FoundStates, ResultHistories
-from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
+from worker.core.results import NO_STATE, Awaited, EntryState, decide_result
 from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
@@ -26,6 +26,7 @@ class ResultFinder:
         breakers: tell of which products commands may be sent, or a probe is due; of others no result is looked up.
         history_breakers: tell of which products histories may be read.
         delays_s: seconds before each look; the last repeats.
+        store_outage_s: tells for how long the store cannot be used, in seconds; 0: it can.
         acquire: takes the share of the rate limit that looks have; None: there is no limit.
         now: the time, aware.
     """
@@ -37,6 +38,7 @@ class ResultFinder:
         breakers: CircuitBreakers,
         history_breakers: CircuitBreakers,
         delays_s: Sequence[int],
+        store_outage_s: Callable[[], float],
         acquire: Acquire | None,
         now: Clock = utc_now,
     ) -> None:
@@ -45,6 +47,7 @@ class ResultFinder:
         self._breakers = breakers
         self._history_breakers = history_breakers
         self._delays_s = delays_s
+        self._store_outage_s = store_outage_s
         self._acquire = acquire
         self._now = now
         self._recent = RecentReads()
@@ -57,6 +60,8 @@ class ResultFinder:
             imei: the device.
             due: its commands.
         """
+        if self._store_outage_s():  # nothing that is found could be recorded
+            return [self._put_off(product, each) for each in due]
         read, now = self._recent.get(product, imei), self._client.now(product)
         known = [self._known(each, read, now) for each in due]
         others = [each for each, found in zip(due, known, strict=True) if found is None]
@@ -71,16 +76,15 @@ class ResultFinder:
         try:
             on_record = iter(await self._store.first_results(results))
         except StoreError:
-            at, delay_s = self._now(), self._delays_s[0]
             return [
-                awaited.later(at, delay_s) if isinstance(each, Result) else each
+                self._put_off(awaited.product, awaited) if isinstance(each, Result) else each
                 for awaited, each in zip(due, found, strict=True)
             ]
         return [next(on_record) if isinstance(each, Result) else each for each in found]
 
     async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         began_at, platform_began_at = self._now(), self._client.now(product)
-        found, is_paused = FoundStates({}), False
+        found, is_paused = FoundStates({}), not self._breakers.allows(product)
         if self._client.knows(product):  # otherwise it is unknown in the end
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
@@ -89,7 +93,7 @@ class ResultFinder:
             try:
                 found = await self._read(product, imei, due)
                 self._record(found.error, permit, product, imei)
-                is_paused = permit.is_paused
+                is_paused = is_paused or permit.is_paused
             finally:
                 permit.release()
         wanted = [canonical_uuid(each.uuid) for each in due]
@@ -103,7 +107,9 @@ class ResultFinder:
         ]
 
     def _known(self, awaited: Awaited, read: Read | None, platform_now: datetime) -> Result | Awaited | None:
-        """Return what an earlier read says, None if it does not do for the look that is due."""
+        """Return what needs no look: its time has not come, or an earlier read says enough. None: a look is needed."""
+        if awaited.valid_at is not None and platform_now < awaited.valid_at:  # by a clock that was not known before
+            return awaited.later(self._now(), (awaited.valid_at - platform_now).total_seconds())
         state = None if read is None else read.states.get(canonical_uuid(awaited.uuid))
         if read is None or state is None:
             return None
@@ -123,7 +129,7 @@ class ResultFinder:
         is_paused: bool,
     ) -> Result | Awaited:
         """Return what becomes of a command after a look, which may have failed before it came to its entry."""
-        now, is_over = self._now(), platform_now >= awaited.unknown_at + UNKNOWN_AFTER
+        now, is_over = self._now(), platform_now >= awaited.given_up_at
         if state == NO_STATE and error is not None:
             if error.is_throttled or error.is_rate_limited or (is_paused and not is_over):
                 return self._put_off(product, awaited)
@@ -156,9 +162,10 @@ class ResultFinder:
             record_unreadable(error, permit, self._breakers, product, imei)
 
     def _put_off(self, product: str | None, awaited: Awaited) -> Awaited:
-        """Look later, with no look used up: the platform, or the rate limit, allows none now.
+        """Look later, with no look used up: the platform, the rate limit or the store allows none now.
 
         The longer an outage lasts the later, as with commands: else all that wait would come again and again.
         """
-        outage_s = max(each.suggested_delay_s(product) for each in (self._breakers, self._history_breakers))
+        outages_s = (each.suggested_delay_s(product) for each in (self._breakers, self._history_breakers))
+        outage_s = max(self._store_outage_s(), *outages_s)
         return awaited.later(self._now(), max(self._delays_s[0], min(outage_s, max(self._delays_s))))

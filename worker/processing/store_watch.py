@@ -1,6 +1,7 @@
 """Notices when the store cannot be used, says so once, and asks it until it can."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from worker.core.claims import IdempotencyStore
@@ -34,7 +35,13 @@ class StoreWatch:
         self._has_failed = asyncio.Event()
         store.on_unavailable = self.note
         self.reason: str | None = None
+        self._unavailable_since = 0.0
         self.on_change = _do_nothing
+
+    @property
+    def outage_s(self) -> float:
+        """For how long the store cannot be used, in seconds; 0: it can."""
+        return 0.0 if self.reason is None else time.monotonic() - self._unavailable_since
 
     @property
     def is_available(self) -> bool:
@@ -77,6 +84,7 @@ class StoreWatch:
     def _set_unavailable(self, reason: str) -> None:
         is_news, self.reason = self.reason is None, reason
         if is_news:
+            self._unavailable_since = time.monotonic()
             log.error("store_unavailable", reason=reason)
             self.on_change()
 
