@@ -422,9 +422,7 @@ def test_send_says_why_no_result_may_have_come(deployment: Deployment, tmp_path:
     ]
 
 
-def send_and_wait_for_the_result(
-    deployment: Deployment, folder: Path, *more: str
-) -> CompletedProcess[str]:
+def send_and_wait_for_the_result(deployment: Deployment, folder: Path, *more: str) -> CompletedProcess[str]:
     return run_cli(
         "send",
         *TARGET_OPTIONS,

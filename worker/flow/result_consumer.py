@@ -23,9 +23,9 @@ from worker.telemetry.metrics import Metrics
 PREFETCH = 500  # messages of about 3 KiB
 _GATHER_S = 1.0  # what arrives within it for one device is looked up at once; less where the delays are short
 _COUNT_INTERVAL_S = 10.0
-# Messages that wait for a look are held, and with a full prefetch the broker delivers nothing more. So they go back to a
-# delay queue: soon if their product fills the prefetch, otherwise later, but long before the broker closes the channel
-# over messages that are held (its consumer_timeout of 30 minutes).
+# Messages that wait for a look are held, and with a full prefetch the broker delivers nothing more. So they go back to
+# a delay queue: soon if their product fills the prefetch, otherwise later, but long before the broker closes the
+# channel over messages that are held (its consumer_timeout of 30 minutes).
 _SWEEP_S = 5.0
 _PATIENCE_S = 10.0
 _LONGEST_WAIT_S = 300.0

@@ -188,7 +188,7 @@ class _StateMetrics(Collector):
             ("queue_ready_messages", "Messages ready in the queue, at the last poll.", state.ready_messages),
             (
                 "results_outstanding",
-                "Accepted commands that wait for their result, at the last poll: in the queues, and held by this worker.",
+                "Accepted commands that wait for their result, in the queues and held here, at the last poll.",
                 state.outstanding_results,
             ),
             ("queue_consumers", "Consumers of the queue, at the last poll.", state.consumers),
