@@ -75,7 +75,7 @@ def error_of(check: Check, data: bytes) -> Exception | None:
     """Check one input; returns its error, of whatever kind: each is a finding."""
     try:
         check(data)
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:  # noqa: BLE001 - each error is a finding
         return exc
     return None
 
@@ -95,7 +95,7 @@ def fuzz(target: Target, check: Check, seconds: float, seed_of_run: int) -> tupl
         inputs += 1
         try:
             check(data)
-        except Exception:
+        except Exception:  # each error is a finding
             failed.append(data)
             raise
 
@@ -106,7 +106,7 @@ def fuzz(target: Target, check: Check, seconds: float, seed_of_run: int) -> tupl
         for neighbour in () if failed else _neighbours(data, target.neighbours):
             try:
                 check_one(neighbour)
-            except Exception as exc:
+            except Exception as exc:  # each error is a finding
                 raise _NeighbourFailed from exc
 
     while time.monotonic() < deadline:

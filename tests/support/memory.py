@@ -1,7 +1,8 @@
-"""How much memory a call takes, measured alone: other threads of the tests' process allocate at the same time."""
+"""How much memory a call takes, measured alone: other threads and coverage allocate in the tests' process too."""
 
 import gc
 import os
+import sys
 import traceback
 import tracemalloc
 import warnings
@@ -44,6 +45,7 @@ def _measured(call: Callable[[], object]) -> tuple[int, int]:
 
 def _measure(call: Callable[[], object], writer: int) -> None:
     """Write what a call holds into a pipe, and end this process."""
+    sys.settrace(None)  # that of coverage allocates too, and what it notes is lost with this process
     gc.disable()
     tracemalloc.start()
     try:
