@@ -85,6 +85,10 @@ class Endpoints:
         response = requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
         return Response(response.status_code, response.text)
 
+    def wait_for_value(self, name: str, value: float) -> None:
+        """Wait until a series without labels has a value."""
+        wait_until(lambda: self.get("/metrics").value(name) == value, PATIENCE_S, f"{name} {value}")
+
     def wait_for_ready_messages(self) -> None:
         """Wait until the worker has observed ready messages in its queue."""
         wait_until(
@@ -213,6 +217,25 @@ def test_a_worker_is_live_but_not_ready_without_a_broker_and_ready_with_one(
         breakable.upstream.connect()
         worker.wait_for("consumer_started", count=2)
         endpoints.wait_for("/readyz", 200)
+
+
+def test_commands_that_wait_for_their_result_are_counted_again_after_a_broker_kill(
+    own_broker: LocalBroker, endpoints: Endpoints, tmp_path: Path
+) -> None:
+    with (
+        onenet() as simulator,
+        Deployment.set_up(own_broker.url, tmp_path, simulator, result_delays_s=(3600,)) as deployment,
+        deployment.worker(**endpoints.settings) as worker,
+    ):
+        for number in range(3):
+            deployment.upstream.publish(a_command(command_id=f"c{number}"))
+        endpoints.wait_for_value("results_outstanding", 3)
+        own_broker.kill()
+        worker.wait_for("broker_connection_lost", count=2)
+        own_broker.start()
+        deployment.upstream.connect()
+        deployment.upstream.publish(a_command(command_id="c3"))
+        endpoints.wait_for_value("results_outstanding", 4)
 
 
 def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, endpoints: Endpoints) -> None:

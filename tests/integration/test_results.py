@@ -418,7 +418,7 @@ def test_send_says_why_no_result_may_have_come(deployment: Deployment, tmp_path:
     assert sent.returncode == 1
     assert sent.stderr.splitlines() == [
         "onenet-worker: 1 of 1 results did not arrive in 1 s",
-        "onenet-worker: workers publish results with WORKER_RESULTS=on, 1 s after the reply at the earliest",
+        "workers publish results with WORKER_RESULTS=on, 1 s after the reply at the earliest",
     ]
 
 

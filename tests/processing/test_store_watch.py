@@ -91,3 +91,14 @@ async def test_a_store_that_will_never_be_usable_ends_the_watch(rig: Rig) -> Non
     rig.store.on_unavailable(rig.store.error)
     with pytest.raises(StoreUnusable):
         await rig.running
+
+
+async def test_an_outage_lasts_from_the_refusal_to_the_probe_that_succeeds(rig: Rig) -> None:
+    assert rig.watch.outage_s == 0
+    rig.store.error = StoreRefused("Redis: OOM: out of memory")
+    rig.store.on_unavailable(rig.store.error)
+    began = rig.watch.outage_s
+    await until(lambda: rig.watch.outage_s > began)
+    rig.store.error = None
+    await until(lambda: rig.watch.is_available)
+    assert rig.watch.outage_s == 0
