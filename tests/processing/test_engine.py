@@ -103,7 +103,7 @@ async def test_a_redelivered_original_and_its_confirmed_retry_cause_one_request_
     retry = await engine.process(a_task())
     original = expect(Conclude, await engine.process(a_task(redelivered())))
     assert original.reply.status == "accepted"
-    assert await engine.process(a_task(engine.copy_of(retry))) == Duplicate(original.reply, False)
+    assert await engine.process(a_task(engine.copy_of(retry))) == Duplicate(original.reply, True)
     assert engine.steps.count("request") == 2  # the refused one, and one that got through
 
 
@@ -306,7 +306,7 @@ async def test_in_mode_resend_a_redelivery_without_a_record_is_announced_and_tri
     assert engine.steps == ["claim", "announce", "request", "complete"]
     assert engine.announcement().crash_count == 1
     assert result is not None
-    assert await engine.process(a_task(engine.announcement())) == Duplicate(reply_of(result), False)
+    assert await engine.process(a_task(engine.announcement())) == Duplicate(reply_of(result), True)
 
 
 async def test_in_mode_resend_the_outcome_of_a_command_in_doubt_is_never_that_it_was_not_cached() -> None:
