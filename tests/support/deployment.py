@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -104,25 +105,32 @@ class Deployment:
         return worker
 
     def run_until_finished(self, **settings: str) -> list[dict[str, Any]]:
-        """Run workers until there is a reply and no command is left; returns all replies.
+        """Run workers until there is a reply, with results on a result too, and no command is left; returns them all.
 
         Empty queues are not enough: the broker may be about to move a command or to requeue one, so the queues are
-        counted again after the worker has stopped.
+        counted again after the worker has stopped. What is left then leads to another reply or result.
         """
-        replies: list[dict[str, Any]] = []
-        is_finished = False
+        told: list[dict[str, Any]] = []
+        wanted = {"status", "result"} if self.topology.result_delays_s else {"status"}
+
+        def count_told() -> int:
+            while (message := self.upstream.try_reply()) is not None:
+                told.append(message.json)
+            return len(told)
+
+        def is_more_told_than(count: int) -> bool:
+            return count_told() > count and wanted <= set().union(*told)
+
+        known, is_finished = 0, False
         while not is_finished:
             with self.worker(**settings) as worker:
-                if not replies:
-                    replies.append(self.upstream.reply(3 * PATIENCE_S).json)  # other deployments may be busy too
+                wait_until(partial(is_more_told_than, known), 3 * PATIENCE_S, "the reply")  # the machine may be busy
                 wait_until(self._has_no_ready_command, PATIENCE_S, "empty queues")
                 worker.process.signal(signal.SIGTERM)
                 worker.process.wait()
             wait_until(lambda: self.upstream.consumers() == 0, PATIENCE_S, "the end of the consumer")
-            is_finished = self._has_no_ready_command()
-        while (message := self.upstream.try_reply()) is not None:
-            replies.append(message.json)
-        return replies
+            is_finished, known = self._has_no_ready_command(), count_told()
+        return told
 
     def _has_no_ready_command(self) -> bool:
         """Tell whether no queue has a ready command; a running worker may still hold one unacknowledged."""
