@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.reply import Reply
 from worker.core.command import Command
@@ -179,8 +180,39 @@ def test_a_command_for_all_time_is_looked_up_as_any_other(zone: str) -> None:
             found = await_result(command, "billing", REPLY, timedelta(hours=-8), (60, 30 * 86_400))
             assert decide_result(found, EntryState(7), NOW, NOW) is None
             assert found.after_look(NOW, NOW, DELAYS_S).due_at <= NOW + timedelta(seconds=900)
-            assert NOW < found.last_answer_at <= found.unknown_at <= found.given_up_at
+            assert NOW < found.last_answer_at <= found.unknown_at
             assert Awaited.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_history_that_cannot_be_read_counts_from_the_first_read_that_fails_when_the_time_is_over() -> None:
+    command = awaited(expires_in=HOUR)
+    assert command.unread(NOW, command.unknown_at - HOUR) == command
+    failed = command.unread(NOW, command.unknown_at)
+    assert failed.unread(NOW + HOUR, command.unknown_at + HOUR) == failed
+    assert not failed.is_given_up(NOW + HOUR, DAY)
+    assert failed.is_given_up(NOW + DAY, DAY)
+
+
+TIMES = ("accepted_at", "valid_at", "expires_at", "last_answer_at", "due_at", "unreadable_since")
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1999-12-31T23:59:59Z"])
+def test_no_time_of_a_message_is_from_before_there_were_any(name: str, time: str) -> None:
+    """Whoever writes one into the queue must not make each worker that takes it fail."""
+    with pytest.raises(ValidationError):
+        Awaited.model_validate(awaited().model_dump() | {name: time})
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-14:00", "2000-01-01T00:00:00+00:00"])
+def test_any_time_of_a_message_can_be_calculated_with(name: str, time: str) -> None:
+    command = Awaited.model_validate(awaited().model_dump() | {name: time})
+    for delays_s in ((1,), (30 * 86_400,)):
+        command.is_served_by(NOW, NOW, NOW, delays_s)
+        decide_result(command.unread(NOW, NOW), EntryState(7), NOW, NOW)
+        command.after_look(NOW, NOW, delays_s)
+    assert command.is_given_up(NOW, DAY) == (name == "unreadable_since" and time < "2001")
 
 
 def _time(text: str) -> datetime | None:

@@ -45,6 +45,8 @@ class Platform:
         self._time = time
         self._acquire = acquire
 
+    is_hindered = False
+
     async def find(self, product: str | None, _imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         if self._acquire is not None:
             await self._acquire(product)
@@ -127,7 +129,7 @@ def test_a_lost_session_leaves_no_look_behind(bench: Bench, time: ModelTime) -> 
         bench.held.clear()
         bench.pass_time(2)
     tasks = asyncio.all_tasks(time.loop)
-    assert len(tasks) == len({"run of the consumer", "run of the broker", "count", "sweep"})
+    assert len(tasks) == len({"run of the consumer", "run of the broker", "count", "sweep", "hand over"})
 
 
 def test_a_stop_waits_for_no_look(bench: Bench, time: ModelTime) -> None:

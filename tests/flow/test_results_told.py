@@ -1,6 +1,7 @@
 """From deliveries of accepted commands to results: what is looked up at once, told once, and put off."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -47,6 +48,8 @@ class Bench:
         self.settled: list[tuple[int, list[Publication]]] = []
         self.are_there = asyncio.Event()
         self.failing_imei = ""
+        self.is_hindered = False
+        self.renewals = 0
         self.prefetches: list[int] = []
         self._wanted = 0
         messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
@@ -73,6 +76,15 @@ class Bench:
         if len(self.settled) >= self._wanted:
             self.are_there.set()
         return True
+
+    async def run(self, _listener: object) -> None:
+        await asyncio.Event().wait()  # the connection
+
+    async def count_ready(self, _queues: object) -> None:
+        """Tell nothing, as without a connection."""
+
+    async def renew_consumer(self) -> None:
+        self.renewals += 1
 
     async def consume(self, prefetch: int) -> None:
         self.prefetches.append(prefetch)
@@ -119,7 +131,10 @@ async def test_what_is_not_due_waits_on_without_a_look() -> None:
     assert bench.looks == []
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff"])
+YEAR_1 = re.sub(rb'"due_at":"[^"]*"', b'"due_at":"0001-01-01T00:00:00Z"', awaited().model_dump_json().encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", YEAR_1])
 async def test_what_cannot_be_understood_comes_back_unchanged_after_the_longest_delay(body: bytes) -> None:
     """A newer version may have written it."""
     bench = Bench()
@@ -157,6 +172,16 @@ async def test_nothing_new_is_taken_while_the_broker_takes_no_publications() -> 
     bench.consumer.on_blocked(is_blocked=False)
     await asyncio.sleep(0)
     assert bench.prefetches == [0]
+
+
+async def test_a_worker_that_cannot_look_lets_another_one_take_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.flow.result_consumer._HAND_OVER_S", 0.001)
+    bench = Bench()
+    running = asyncio.create_task(bench.consumer.run())
+    assert bench.renewals == 0
+    bench.is_hindered = True
+    await until(lambda: bench.renewals >= 2)
+    running.cancel()
 
 
 async def test_what_a_lost_session_had_delivered_is_not_looked_up() -> None:

@@ -22,7 +22,7 @@ from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.topology import Topology
 from worker.dev.services.broker import LocalBroker
-from worker.dev.services.ports import wait_until
+from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.redis import LocalRedis
 from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
@@ -289,6 +289,25 @@ def test_a_deleted_device_ends_as_unknown_and_pauses_nothing_for_others(deployme
         found = results(deployment, 2)
         assert {found[imei]["result"] for imei in (DELETED, ALSO_DELETED)} == {"unknown"}
         assert not [line for line in worker.events if line["event"] in {"history_paused", "product_paused"}]
+
+
+def test_a_worker_that_cannot_reach_the_platform_leaves_the_results_to_another_one(
+    deployment: Deployment, redis_url: str, tmp_path: Path
+) -> None:
+    """One worker at a time has the queue of results, and the broker does not know that this one cannot look."""
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    ids = [f"command-{number}" for number in range(5)]
+    soon = run_at_startup(tmp_path, "import worker.flow.result_consumer as it; replace(it, '_HAND_OVER_S', 1)")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with (
+        deployment.worker(IDEMPOTENCY_URL=redis_url, ONENET_URL=nowhere, **soon),
+        deployment.worker(IDEMPOTENCY_URL=redis_url, **soon),
+    ):
+        for command_id in ids:
+            deployment.upstream.publish(a_command(command_id=command_id, args=command_id))
+        found = results(deployment, len(ids))
+    assert {result["result"] for result in found.values()} == {"executed"}
+    assert [deployment.cached(command_id) for command_id in ids] == [1] * len(ids)
 
 
 def test_a_killed_broker_costs_no_result(breakable: Deployment, own_broker: LocalBroker) -> None:

@@ -14,6 +14,7 @@ from worker.core.credentials import Generation
 from worker.core.platform import FoundStates
 from worker.core.results import NO_STATE
 from worker.core.uuids import canonical_uuid
+from worker.onenet.search_time import SearchTime
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
 
@@ -171,6 +172,32 @@ async def test_the_newest_entries_come_first(pages: list[Mapping[str, str]], sin
         found = await states(simulator, uuid, since=None if since is None else datetime.now(UTC) - since)
     assert status(found, uuid) == 1
     assert len(pages) == 1
+
+
+async def test_what_was_cached_days_ago_is_looked_for_from_there_on(pages: list[Mapping[str, str]]) -> None:
+    """However many commands the device has had since."""
+    with onenet() as simulator:
+        simulator.platform.clock_offset_s = -timedelta(days=3).total_seconds()
+        uuid = cache(simulator, command(imei=AN_IMEI), "on")
+        simulator.platform.clock_offset_s = 0
+        for number in range(150):
+            cache(simulator, command(imei=AN_IMEI), f"{number}")
+        found = await states(simulator, uuid, since=datetime.now(UTC) - timedelta(days=3))
+    assert status(found, uuid) == 1
+    assert len(pages) == 1
+
+
+async def test_each_page_has_the_time_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A history of many pages at a slow platform would otherwise never be read to its end."""
+    renewed: list[float] = []
+    monkeypatch.setattr(SearchTime, "renew", lambda _search, seconds: renewed.append(seconds))
+    with onenet() as simulator:
+        uuid = cache(simulator, command(imei=AN_IMEI), "on")
+        for number in range(250):
+            cache(simulator, command(imei=AN_IMEI), f"{number}")
+        found = await states(simulator, uuid)
+    assert status(found, uuid) == 1
+    assert len(renewed) == 2
 
 
 async def test_a_command_that_was_cached_long_before_its_reply_is_found() -> None:

@@ -44,7 +44,7 @@ def fail(
 def refuse(breakers: CircuitBreakers, count: int, device: str) -> None:
     """Send requests for a device together and let all of them be refused."""
     for permit in [acquire(breakers) for _ in range(count)]:
-        permit.record_failure("refused", refused_device=device)
+        permit.record_failure("refused", device=device)
         permit.release()
 
 

@@ -16,7 +16,7 @@ from worker.processing.result_finder import ResultFinder
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 DELAYS_S = (60, 300)
-IMEI = "865820030000001"
+IMEI, ANOTHER_IMEI = "865820030000001", "865820030000002"
 
 
 def awaited(uuid: str = "u", *, expired_ago: timedelta = timedelta(days=-1), is_recovered: bool = False) -> Awaited:
@@ -106,6 +106,10 @@ class Bench:
 
     async def find(self, *due: Awaited) -> list[Result | Awaited]:
         return await self.finder.find(None, IMEI, due)
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.histories.time += timedelta(seconds=seconds)
 
     async def _acquire(self, product: str | None) -> None:
         self.taken.append(product)
@@ -212,46 +216,103 @@ async def test_a_read_that_was_not_allowed_uses_up_no_look(bench: Bench, error: 
     assert later.looks == 0
 
 
-async def test_an_outage_a_day_after_expired_time_is_not_yet_unknown(bench: Bench) -> None:
-    """The platform is asked for one more day: it may only be down at this moment."""
-    bench.histories.error = HistoryUnreadable("HTTP 503", is_outage=True)
-    [later] = await bench.find(awaited(expired_ago=timedelta(days=1)))
-    assert isinstance(later, Awaited)
-    bench.seconds += 1000
-    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=2)))
-    assert isinstance(unknown, Result)
-    assert unknown.result == "unknown"
+OUTAGE = HistoryUnreadable("HTTP 503", is_outage=True)
+REFUSAL = HistoryUnreadable("no such device", is_refused=True)
+DAY_S = 86_400
+OVERDUE = timedelta(days=3)  # all workers were stopped for so long
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-async def test_a_device_or_a_product_that_is_gone_is_unknown_in_the_end(bench: Bench, is_known: bool) -> None:
-    bench.histories.is_known = is_known
-    bench.histories.error = HistoryUnreadable("no such device", is_refused=True)
-    [later] = await bench.find(awaited())
-    assert isinstance(later, Awaited)
-    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=1)))
-    assert isinstance(unknown, Result)
-    assert unknown.result == "unknown"
+@pytest.mark.parametrize(
+    ("error", "is_known", "patience_s"),
+    [
+        (OUTAGE, True, DAY_S),
+        (HistoryUnreadable("busy", is_throttled=True, retry_after_s=0), True, DAY_S),
+        (REFUSAL, True, 2 * DELAYS_S[-1]),
+        (HistoryUnreadable("it has more than 100 pages"), True, 2 * DELAYS_S[-1]),
+        (None, False, 2 * DELAYS_S[-1]),
+    ],
+    ids=["outage", "throttled", "deleted device", "unreadable", "product that is gone"],
+)
+async def test_a_history_is_unknown_once_it_cannot_be_read_for_long(
+    bench: Bench, error: HistoryUnreadable | None, is_known: bool, patience_s: int
+) -> None:
+    """However late the first look is: it may fail for another reason, of that moment only."""
+    bench.histories.error, bench.histories.is_known = error, is_known
+    bench.breakers.replace([None] if is_known else [], [])
+    [found] = await bench.find(awaited(expired_ago=OVERDUE))
+    for seconds in (patience_s - 10, 10):
+        assert isinstance(found, Awaited)
+        bench.wait(seconds)
+        [found] = await bench.find(found)
+    assert isinstance(found, Result)
+    assert found.result == "unknown"
+
+
+async def test_a_history_that_can_be_read_again_decides(bench: Bench) -> None:
+    bench.histories.error = REFUSAL
+    [found] = await bench.find(awaited(expired_ago=OVERDUE))
+    assert isinstance(found, Awaited)
+    bench.wait(DAY_S)
+    bench.histories.error, bench.histories.states = None, {"u": EntryState(5)}
+    [found] = await bench.find(found)
+    assert isinstance(found, Result)
+    assert found.result == "executed"
+
+
+async def test_a_look_that_our_rate_limit_does_not_allow_says_nothing_of_the_history(bench: Bench) -> None:
+    bench.histories.error = HistoryUnreadable("busy", is_rate_limited=True)
+    [found] = await bench.find(awaited(expired_ago=OVERDUE))
+    for _ in range(3):
+        assert isinstance(found, Awaited)
+        assert (found.looks, found.unreadable_since) == (0, None)
+        bench.wait(DAY_S)
+        [found] = await bench.find(found)
 
 
 async def test_a_paused_product_lets_no_command_wait_for_ever(bench: Bench) -> None:
     """A history that cannot be read keeps the pause of a worker that looks up nothing else."""
-    bench.histories.error = HistoryUnreadable("HTTP 503", is_outage=True)
+    bench.histories.error = OUTAGE
     await pause(bench)
-    [later] = await bench.find(awaited(expired_ago=timedelta(days=1)))
-    assert isinstance(later, Awaited)
-    assert later.looks == 0
-    bench.seconds += 1000
-    [unknown] = await bench.find(awaited(expired_ago=timedelta(days=2)))
-    assert isinstance(unknown, Result)
-    assert unknown.result == "unknown"
+    [found] = await bench.find(awaited(expired_ago=OVERDUE))
+    assert isinstance(found, Awaited)
+    assert found.looks == 0
+    bench.wait(DAY_S)
+    [found] = await bench.find(found)
+    assert isinstance(found, Result)
+    assert found.result == "unknown"
+
+
+@pytest.mark.parametrize("error", [OUTAGE, REFUSAL])
+async def test_a_worker_that_cannot_look_says_so_until_it_can(bench: Bench, error: HistoryUnreadable) -> None:
+    """Another worker may be able to."""
+    assert not bench.finder.is_hindered
+    bench.histories.error = error
+    await bench.find(awaited())
+    assert bench.finder.is_hindered
+    bench.histories.error = None
+    await bench.find(awaited())
+    assert not bench.finder.is_hindered
+    bench.store_outage_s = 1.0
+    assert bench.finder.is_hindered
+    bench.store_outage_s = 0.0
+    bench.histories.error = OUTAGE
+    await pause(bench)
+    assert bench.finder.is_hindered
+
+
+async def test_one_device_whose_history_fails_again_and_again_pauses_no_other(bench: Bench) -> None:
+    bench.histories.error = OUTAGE
+    for _ in range(10):
+        await bench.find(awaited())
+    assert bench.history_breakers.allows(None)
 
 
 async def pause(bench: Bench) -> None:
     """Let the reads of histories fail until they pause, and a probe be due."""
     while bench.history_breakers.allows(None):
         await bench.find(awaited())
-    bench.seconds += 1000
+        await bench.finder.find(None, ANOTHER_IMEI, [awaited()])
+    bench.wait(1000)
 
 
 async def test_deleted_devices_pause_nothing_for_others(bench: Bench) -> None:
@@ -375,6 +436,3 @@ async def test_a_refusal_uses_up_no_look_while_the_product_is_paused(bench: Benc
         [found] = await bench.find(awaited(expired_ago=expired_ago))
         assert isinstance(found, Awaited)
         assert found.looks == looks
-    [found] = await bench.find(awaited(expired_ago=timedelta(days=2)))
-    assert isinstance(found, Result)
-    assert found.result == "unknown"

@@ -55,6 +55,9 @@ class ModelTime:
 class Finder(Protocol):
     """What looks at the platform: the real one, or a double."""
 
+    @property
+    def is_hindered(self) -> bool: ...
+
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]: ...
 
 
@@ -131,6 +134,9 @@ class ResultsModel:
 
     async def count_ready(self, _queues: object) -> int:
         return len(self.queue)
+
+    async def renew_consumer(self) -> None:
+        """Do nothing, as without another worker."""
 
     async def consume(self, _prefetch: int) -> None:
         self.queue.clear()

@@ -208,6 +208,15 @@ class Broker:
             if is_new and prefetch > 1:  # a prefetch of 1 takes a probe only
                 self._log_consuming()
 
+    async def renew_consumer(self) -> None:
+        """Replace the consumer by one that comes after those of others; what it holds stays valid.
+
+        Raises:
+            WorkerError: the session is lost.
+        """
+        if self._session is not None:
+            await self._session.consumer.renew()
+
     def _log_consuming(self) -> None:
         log.info("consumer_started", queue=self._source.queue, prefetch=self._prefetch)
 

@@ -114,6 +114,14 @@ class QueueConsumer:
         self._wanted_prefetch = prefetch
         await self._apply_prefetch()
 
+    async def renew(self) -> None:
+        """Replace the consumer by another one: of a queue with a single active consumer, another may be served then.
+
+        Raises:
+            WorkerError: the channel is lost.
+        """
+        await self._apply_prefetch(force_new_consumer=True)
+
     async def _apply_prefetch(self, *, force_new_consumer: bool = False) -> None:
         """Replace the consumer by one with the wanted prefetch, as it is by then.
 

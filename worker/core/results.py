@@ -7,9 +7,9 @@ result that is found twice is the same twice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from schemas.command import CommandId, Imei
 from schemas.reply import Reply
@@ -18,11 +18,22 @@ from worker.core.command import Command
 from worker.core.times import after
 
 UNKNOWN_AFTER = timedelta(days=1)  # after expired_time
+_FIRST_YEAR = 2000  # nothing was accepted, or is due, before
 _MARGIN = timedelta(seconds=10)  # for what a last answer takes to show in the history
 _EARLY_PART = 10  # one of so many parts of a delay makes no difference to a look
 
 _CANCELLED, _EXPIRED, _SUCCESS, _FAILED, _NO_ANSWER = 2, 4, 5, 6, 7  # send_status
 _FINAL: dict[int, ResultKind] = {_CANCELLED: "cancelled", _EXPIRED: "expired", _SUCCESS: "executed", _FAILED: "failed"}
+
+
+def _usable(moment: datetime) -> datetime:
+    """Return a moment in UTC, with room to calculate; a message may have been written by anybody."""
+    if moment.year < _FIRST_YEAR:
+        raise ValueError(f"is before the year {_FIRST_YEAR}")
+    return after(moment, timedelta(0))
+
+
+_Moment = Annotated[AwareDatetime, AfterValidator(_usable)]
 
 
 class Awaited(BaseModel):
@@ -38,6 +49,8 @@ class Awaited(BaseModel):
         last_answer_at: after this time, on the platform's clock, nothing more comes from the device.
         looks: how often the platform was asked.
         due_at: when to ask next, on our clock: the platform's may be far from it, and is not always known.
+        unreadable_since: since when, on our clock, its history cannot be read although its time is over; None: it is
+            not over, or the history was not read since.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may know more
@@ -47,23 +60,19 @@ class Awaited(BaseModel):
     uuid: str = Field(min_length=1)
     imei: Imei
     product: str | None
-    accepted_at: AwareDatetime
+    accepted_at: _Moment
     is_recovered: bool
-    valid_at: AwareDatetime | None = None
-    expires_at: AwareDatetime
-    last_answer_at: AwareDatetime
+    valid_at: _Moment | None = None
+    expires_at: _Moment
+    last_answer_at: _Moment
     looks: int = Field(0, ge=0)
-    due_at: AwareDatetime
+    due_at: _Moment
+    unreadable_since: _Moment | None = None
 
     @property
     def unknown_at(self) -> datetime:
         """When the result is unknown, if the platform has told nothing final by then."""
         return after(self.expires_at, UNKNOWN_AFTER)
-
-    @property
-    def given_up_at(self) -> datetime:
-        """When it is unknown although the platform has been down since."""
-        return after(self.unknown_at, UNKNOWN_AFTER)
 
     @property
     def cached_since(self) -> datetime | None:
@@ -98,6 +107,28 @@ class Awaited(BaseModel):
         is_late_enough = self.due_at - _delay(delays_s, self.looks) / _EARLY_PART <= read_at
         marks = (self.last_answer_at, self.unknown_at)
         return is_late_enough and not any(platform_read_at < mark <= platform_now for mark in marks)
+
+    def unread(self, now: datetime, platform_now: datetime) -> Self:
+        """Return the same after its history could not be read.
+
+        Args:
+            now: on our clock, aware.
+            platform_now: on the platform's clock, aware.
+        """
+        if self.unreadable_since is not None or platform_now < self.unknown_at:
+            return self
+        return self.model_copy(update={"unreadable_since": now})
+
+    def is_given_up(self, now: datetime, patience: timedelta) -> bool:
+        """Tell whether its history cannot be read for so long that it never may be.
+
+        One read that fails is not enough, however late it is: all workers may have been stopped for days.
+
+        Args:
+            now: on our clock, aware.
+            patience: how long it may not be readable.
+        """
+        return self.unreadable_since is not None and now - self.unreadable_since >= patience
 
     def later(self, now: datetime, delay_s: float) -> Self:
         """Return the same for another time, with no look used up."""

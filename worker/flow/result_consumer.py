@@ -29,6 +29,8 @@ _COUNT_INTERVAL_S = 10.0
 _SWEEP_S = 5.0
 _PATIENCE_S = 10.0
 _LONGEST_WAIT_S = 300.0
+# A worker that cannot look lets another one take the queue as often. Rarely enough for looks that hang.
+_HAND_OVER_S = 30.0
 _SHORTEST_WAIT = timedelta(seconds=0.5)  # less is not worth another message
 
 Device = tuple[str | None, str]  # product and IMEI
@@ -101,7 +103,7 @@ class ResultConsumer:
         Raises:
             TopologyMismatch: the broker has exchanges or queues of these names with other arguments.
         """
-        await asyncio.gather(self._broker.run(self), self._count(), self._sweep())
+        await asyncio.gather(self._broker.run(self), self._count(), self._sweep(), self._hand_over())
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Take one delivery."""
@@ -110,7 +112,7 @@ class ResultConsumer:
             self._set_aside(delivery)
             return
         now = self._now()
-        if now < awaited.due_at - _SHORTEST_WAIT:
+        if awaited.due_at - now > _SHORTEST_WAIT:
             again = self._messages.later(delivery, awaited, now)
             self._background.start(self._broker.settle(delivery, [again]))
             return
@@ -164,6 +166,17 @@ class ResultConsumer:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self._give_back()
+
+    async def _hand_over(self) -> None:
+        """Let another worker take the queue while results cannot be found out here: the fault may be this worker's.
+
+        The broker gives the queue to the one that waits for the longest time; without another one it stays here.
+        """
+        while True:
+            await asyncio.sleep(_HAND_OVER_S)
+            if self._finder.is_hindered and not self._is_stopping:
+                with suppress(WorkerError):  # the next session begins with a new consumer
+                    await self._broker.renew_consumer()
 
     def _give_back(self) -> None:
         """Return what waits for too long to a delay queue, with no look used up.

@@ -148,11 +148,15 @@ class DeviceHistories:
             uuids: of the commands.
             acquire: takes one request from the rate limit for each read, and waits until that is allowed.
         """
-        begins = account.clock.now() - _KEPT
+        now = account.clock.now()
+        begins, order = now - _KEPT, "DESC"
         if since is not None:
-            begins = max(begins, since + timedelta(seconds=account.clock.lowest_s) - _RESULT_MARGIN)
+            cached_at = since + timedelta(seconds=account.clock.lowest_s)
+            begins = max(begins, cached_at - _RESULT_MARGIN)
+            # Whichever has fewer entries before them: a device may have had thousands of commands since.
+            order = "ASC" if now - cached_at > _RESULT_MARGIN else "DESC"
         # Commands cached during the read move an entry to a later page, on which it is found as well.
-        query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": "DESC", "per_page": PER_PAGE}
+        query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": order, "per_page": PER_PAGE}
         wanted = {canonical_uuid(uuid) for uuid in uuids}
         pages, found, found_bytes = HistoryPages(), defaultdict[str, list[ResultItem]](list), 0
         search = SearchTime(self._request_s, acquire, _LOOK_RATE_WAIT_S)
@@ -172,6 +176,7 @@ class DeviceHistories:
                     if wanted <= found.keys() or pages.is_complete or not has_new:
                         break
                     memory.hold(pages.held_bytes + found_bytes)
+                    search.renew(self._request_s)
         except HistoryUnreadable as exc:
             error = exc
         return FoundStates({uuid: state_of(items, self._zone) for uuid, items in found.items()}, error)

@@ -41,6 +41,10 @@ class SearchTime:
         await self.acquire()
         self._is_ahead = True
 
+    def renew(self, request_s: float) -> None:
+        """Give the next request its own time, because the platform answers."""
+        self.deadline = time.monotonic() + request_s
+
     async def wait(self, allowed: Awaitable[object]) -> None:
         """Wait for what the rate limit allows; this time does not count towards the deadline.
 

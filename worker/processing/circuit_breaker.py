@@ -17,7 +17,7 @@ from worker.telemetry.logs import get_logger
 MAX_PROBE_INTERVAL_S = 60.0
 THROTTLE_BACKOFF_S = 1.0  # after the first throttled request; doubles while requests are throttled
 MAX_THROTTLE_BACKOFF_S = 60.0
-_MIN_REFUSED_DEVICES = 2  # refusals of fewer devices may concern those devices only
+_MIN_DEVICES = 2  # what fewer devices get may concern those devices only
 
 Subject = Literal["product", "history"]
 
@@ -56,8 +56,8 @@ class CircuitBreaker:
         self.is_paused = False
         self._product = product
         self._failures = 0  # in a row, refusals included
-        self._refusals = 0  # of these failures
-        self._refused_devices: set[str] = set()  # at most _MIN_REFUSED_DEVICES of them
+        self._device_failures = 0  # of these failures
+        self._failing_devices: set[str] = set()  # at most _MIN_DEVICES of them
         self._last_failure = ""
         self._probe_at = 0.0  # while paused: when the next probe may be sent
         self._pause_after_failures = pause_after_failures
@@ -109,27 +109,25 @@ class CircuitBreaker:
         ends_hold = self._held_at < since and self._clock() < self._retry_after_until
         if ends_hold:
             self._retry_after_until = self._clock()
-        self._failures = self._refusals = 0
-        self._refused_devices.clear()
+        self._failures = self._device_failures = 0
+        self._failing_devices.clear()
         self._throttle_backoff_s = 0.0
         if self.is_paused or ends_hold:
             self.is_paused = False
             log.info(self._resumed_event, product=self._product)
             self._on_change()
 
-    def record_failure(
-        self, reason: str, retry_after_s: float | None, *, is_probe: bool, refused_device: str | None
-    ) -> None:
+    def record_failure(self, reason: str, retry_after_s: float | None, *, is_probe: bool, device: str | None) -> None:
         """Count a failure of the platform; see ``Permit.record_failure``."""
         now, was_open = self._clock(), self.is_open
         self._failures += 1
         if is_probe:
             self._hold_probe_at = now + MAX_PROBE_INTERVAL_S
         self._last_failure = reason
-        if refused_device is not None:
-            self._refusals += 1
-            if len(self._refused_devices) < _MIN_REFUSED_DEVICES:
-                self._refused_devices.add(refused_device)
+        if device is not None:
+            self._device_failures += 1
+            if len(self._failing_devices) < _MIN_DEVICES:
+                self._failing_devices.add(device)
         self._wait(retry_after_s, now)
         if self.is_paused and is_probe:
             self._interval_s = min(2 * self._interval_s, max(MAX_PROBE_INTERVAL_S, self._first_interval_s))
@@ -180,12 +178,12 @@ class CircuitBreaker:
     def _counted_failures(self) -> int:
         """The failures that count towards a pause.
 
-        While only one device is refused, its refusals count as one, and only if there are other failures too.
+        Those that may concern one device count as one while only one has them, and only if there are others too.
         """
-        if len(self._refused_devices) >= _MIN_REFUSED_DEVICES:
+        if len(self._failing_devices) >= _MIN_DEVICES:
             return self._failures
-        others = self._failures - self._refusals
-        return others + min(self._refusals, 1) if others else 0
+        others = self._failures - self._device_failures
+        return others + min(self._device_failures, 1) if others else 0
 
     def _retry_at(self) -> float:
         """Return when the next request, or the next probe, may be sent."""
@@ -227,18 +225,16 @@ class Permit:
         """Record a clear answer of the platform; see ``CircuitBreaker.record_success``."""
         self._breaker.record_success(since=self._acquired_at)
 
-    def record_failure(
-        self, reason: str, retry_after_s: float | None = None, *, refused_device: str | None = None
-    ) -> None:
+    def record_failure(self, reason: str, retry_after_s: float | None = None, *, device: str | None = None) -> None:
         """Record that the platform was unreachable, did not answer, reported an error of its own or refused a request.
 
         Args:
             reason: what happened.
             retry_after_s: the wait in seconds that the platform asked for, if any.
-            refused_device: the IMEI of a request that was refused for a reason that may concern all devices; None: the
-                failure is no refusal.
+            device: the IMEI, if the failure may concern this device only, as a refusal may; None: it concerns the
+                platform.
         """
-        self._breaker.record_failure(reason, retry_after_s, is_probe=self._is_probe, refused_device=refused_device)
+        self._breaker.record_failure(reason, retry_after_s, is_probe=self._is_probe, device=device)
 
     def record_throttling(self, reason: str, retry_after_s: float | None = None) -> None:
         """Record that the platform throttled the request; see ``CircuitBreaker.record_throttling``."""
@@ -356,4 +352,4 @@ def record_unreadable(
     elif error.is_outage:
         permit.record_failure(reason, error.retry_after_s)
     elif error.is_refused:
-        permit.record_failure(reason, refused_device=imei)
+        permit.record_failure(reason, device=imei)

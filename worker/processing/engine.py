@@ -264,7 +264,7 @@ class Engine:
             case Refused(is_misconfigured=True):
                 permit.record_failure(answer.cause)
             case Refused(may_concern_all_devices=True):
-                permit.record_failure(answer.cause, refused_device=attempt.command.imei)
+                permit.record_failure(answer.cause, device=attempt.command.imei)
             case _:
                 permit.record_success()
 

@@ -1,13 +1,13 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from schemas.result import Result
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import FoundStates, ResultHistories
-from worker.core.results import NO_STATE, Awaited, EntryState, decide_result
+from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
 from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
@@ -15,6 +15,7 @@ from worker.processing.recent_reads import Read, RecentReads
 
 Acquire = Callable[[str | None], Awaitable[None]]
 """Takes one request from a product's rate limit, and waits until that is allowed."""
+_NOT_CONFIGURED = HistoryUnreadable("the product is not configured")
 
 
 class ResultFinder:
@@ -51,6 +52,13 @@ class ResultFinder:
         self._acquire = acquire
         self._now = now
         self._recent = RecentReads()
+        self._failing: set[str | None] = set()  # products whose last look failed
+
+    @property
+    def is_hindered(self) -> bool:
+        """Whether there are results that cannot be found out now. Another worker may be able to."""
+        paused = (*self._breakers.paused().values(), *self._history_breakers.paused().values())
+        return self._store_outage_s() > 0 or bool(self._failing) or any(paused)
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         """Return for each command its result, which is recorded by then, or when to look again.
@@ -84,7 +92,7 @@ class ResultFinder:
 
     async def _look(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         began_at, platform_began_at = self._now(), self._client.now(product)
-        found, is_paused = FoundStates({}), not self._breakers.allows(product)
+        found, is_paused = FoundStates({}, _NOT_CONFIGURED), False
         if self._client.knows(product):  # otherwise it is unknown in the end
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
@@ -93,7 +101,7 @@ class ResultFinder:
             try:
                 found = await self._read(product, imei, due)
                 self._record(found.error, permit, product, imei)
-                is_paused = is_paused or permit.is_paused
+                is_paused = permit.is_paused or not self._breakers.allows(product)
             finally:
                 permit.release()
         wanted = [canonical_uuid(each.uuid) for each in due]
@@ -129,11 +137,17 @@ class ResultFinder:
         is_paused: bool,
     ) -> Result | Awaited:
         """Return what becomes of a command after a look, which may have failed before it came to its entry."""
-        now, is_over = self._now(), platform_now >= awaited.given_up_at
+        now = self._now()
         if state == NO_STATE and error is not None:
-            if error.is_throttled or error.is_rate_limited or (is_paused and not is_over):
+            if error.is_rate_limited:
                 return self._put_off(product, awaited)
-            if error.is_outage and not is_over:  # the platform may only be down at this moment
+            uses_none_up = error.is_throttled or is_paused
+            # The platform may be down for hours. An answer that is no history is one in a few hours, too.
+            patience = UNKNOWN_AFTER if uses_none_up or error.is_outage else timedelta(seconds=2 * max(self._delays_s))
+            awaited = awaited.unread(now, platform_now)
+            if uses_none_up and not awaited.is_given_up(now, patience):
+                return self._put_off(product, awaited)
+            if not awaited.is_given_up(now, patience):
                 return awaited.after_look(now, platform_now, self._delays_s)
         result = decide_result(awaited, state, platform_now, now)
         return result or awaited.after_look(now, platform_now, self._delays_s)
@@ -157,7 +171,13 @@ class ResultFinder:
         devices: a wrong key is refused for commands too.
         """
         if error is None:
+            self._failing.discard(product)
             permit.record_success()
+            return
+        if error.is_outage or error.is_refused:
+            self._failing.add(product)
+        if error.is_outage:  # perhaps of this history only, which is looked up again and again
+            permit.record_failure(f"the command history: {error}", error.retry_after_s, device=imei)
         elif permit.is_paused or not error.is_refused:
             record_unreadable(error, permit, self._breakers, product, imei)
 
