@@ -186,18 +186,43 @@ def test_a_command_for_all_time_is_looked_up_as_any_other(zone: str) -> None:
 
 def test_a_history_that_cannot_be_read_counts_from_the_first_read_that_fails_when_the_time_is_over() -> None:
     command = awaited(expires_in=HOUR)
-    assert command.unread(NOW, command.unknown_at - HOUR) == command
-    failed = command.unread(NOW, command.unknown_at)
-    assert failed.unread(NOW + HOUR, command.unknown_at + HOUR) == failed
-    assert not failed.is_given_up(NOW + HOUR, DAY)
-    assert failed.is_given_up(NOW + DAY, DAY)
+    assert command.unread(NOW, command.unknown_at - HOUR, may_be_over_soon=True) == command
+    failed = command.unread(NOW, command.unknown_at, may_be_over_soon=True)
+    assert failed.unread(NOW + HOUR, command.unknown_at + HOUR, may_be_over_soon=True) == failed
+    assert not failed.is_given_up(NOW + HOUR, DELAYS_S)
+    assert failed.is_given_up(NOW + DAY, DELAYS_S)
 
 
-TIMES = ("accepted_at", "valid_at", "expires_at", "last_answer_at", "due_at", "unreadable_since")
+def test_a_refusal_counts_from_the_first_that_follows_no_outage() -> None:
+    """A platform that comes back may answer nonsense for a moment."""
+    command = awaited(expires_in=HOUR)
+    at = command.unknown_at
+    failed = command.unread(NOW, at, may_be_over_soon=True).unread(NOW + HOUR, at, may_be_over_soon=False)
+    assert not failed.is_given_up(NOW + HOUR, DELAYS_S)
+    again = failed.unread(NOW + 2 * HOUR, at, may_be_over_soon=True)
+    assert not again.is_given_up(NOW + 2 * HOUR, DELAYS_S)
+    refused = failed.unread(NOW + 2 * HOUR, at, may_be_over_soon=False)
+    assert refused.is_given_up(NOW + HOUR + timedelta(seconds=2 * DELAYS_S[-1]), DELAYS_S)
+
+
+@pytest.mark.parametrize("valid_time", ["1970-01-01T00:00:00", "2000-01-01T00:00:00", "2026-11-22T08:00:00Z"])
+def test_a_valid_time_that_has_passed_is_as_none(valid_time: str) -> None:
+    """It may be any time: the request was sent without it."""
+    moment = _time(valid_time)
+    assert moment is not None
+    command = Command("c", "865820030000001", 3311, 0, 5850, NOW + DAY, moment, None, None, None, None, None)
+    found = await_result(command, "billing", REPLY, timedelta(0), DELAYS_S)
+    assert found == awaited()
+    assert Awaited.model_validate_json(found.model_dump_json()) == found
+
+
+TIMES = ("accepted_at", "valid_at", "expires_at", "last_answer_at", "due_at", "unreadable_since", "refused_since")
 
 
 @pytest.mark.parametrize("name", TIMES)
-@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1999-12-31T23:59:59Z"])
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1999-12-31T23:59:59Z", "2000-01-01T13:00:00+14:00"]
+)
 def test_no_time_of_a_message_is_from_before_there_were_any(name: str, time: str) -> None:
     """Whoever writes one into the queue must not make each worker that takes it fail."""
     with pytest.raises(ValidationError):
@@ -210,9 +235,10 @@ def test_any_time_of_a_message_can_be_calculated_with(name: str, time: str) -> N
     command = Awaited.model_validate(awaited().model_dump() | {name: time})
     for delays_s in ((1,), (30 * 86_400,)):
         command.is_served_by(NOW, NOW, NOW, delays_s)
-        decide_result(command.unread(NOW, NOW), EntryState(7), NOW, NOW)
+        decide_result(command.unread(NOW, NOW, may_be_over_soon=False), EntryState(7), NOW, NOW)
         command.after_look(NOW, NOW, delays_s)
-    assert command.is_given_up(NOW, DAY) == (name == "unreadable_since" and time < "2001")
+        command.is_given_up(NOW, delays_s)
+    assert Awaited.model_validate_json(command.model_dump_json()) == command
 
 
 def _time(text: str) -> datetime | None:

@@ -45,7 +45,8 @@ class Platform:
         self._time = time
         self._acquire = acquire
 
-    is_hindered = False
+    def was_hindered(self) -> bool:
+        return False
 
     async def find(self, product: str | None, _imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         if self._acquire is not None:

@@ -49,7 +49,9 @@ class Bench:
         self.are_there = asyncio.Event()
         self.failing_imei = ""
         self.is_hindered = False
+        self.asked = 0
         self.renewals = 0
+        self.unacknowledged = 0
         self.prefetches: list[int] = []
         self._wanted = 0
         messages = ResultMessages(Topology("onenet", (5,), DELAYS_S), DELAYS_S, lambda _product: timedelta(0))
@@ -83,8 +85,18 @@ class Bench:
     async def count_ready(self, _queues: object) -> None:
         """Tell nothing, as without a connection."""
 
+    def was_hindered(self) -> bool:
+        self.asked += 1
+        return self.is_hindered
+
     async def renew_consumer(self) -> None:
         self.renewals += 1
+
+    async def assert_no_renewal(self) -> None:
+        """Check that there is no further renewal, however often the finder is asked."""
+        renewals, asked = self.renewals, self.asked
+        await until(lambda: self.asked >= asked + 5)
+        assert self.renewals == renewals
 
     async def consume(self, prefetch: int) -> None:
         self.prefetches.append(prefetch)
@@ -134,7 +146,7 @@ async def test_what_is_not_due_waits_on_without_a_look() -> None:
 YEAR_1 = re.sub(rb'"due_at":"[^"]*"', b'"due_at":"0001-01-01T00:00:00Z"', awaited().model_dump_json().encode())
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", YEAR_1])
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", YEAR_1], ids=["empty", "no fields", "no text", "year 1"])
 async def test_what_cannot_be_understood_comes_back_unchanged_after_the_longest_delay(body: bytes) -> None:
     """A newer version may have written it."""
     bench = Bench()
@@ -178,9 +190,16 @@ async def test_a_worker_that_cannot_look_lets_another_one_take_the_queue(monkeyp
     monkeypatch.setattr("worker.flow.result_consumer._HAND_OVER_S", 0.001)
     bench = Bench()
     running = asyncio.create_task(bench.consumer.run())
+    await until(lambda: bench.asked >= 5)
     assert bench.renewals == 0
     bench.is_hindered = True
     await until(lambda: bench.renewals >= 2)
+    bench.unacknowledged = PREFETCH + 1  # as much again would come with each renewal
+    await bench.assert_no_renewal()
+    bench.unacknowledged = 0
+    await until(lambda: bench.renewals >= 4)
+    await bench.consumer.stop()
+    await bench.assert_no_renewal()
     running.cancel()
 
 

@@ -461,3 +461,11 @@ def test_a_command_that_never_expires_has_a_reply_and_a_result(deployment: Deplo
         for number, expired_time in enumerate(("9999-12-31T00:00:00", "9999-12-30T12:00:00", "9999-12-30T23:59:59Z")):
             deployment.upstream.publish(a_command(command_id=f"c{number}", expired_time=expired_time))
             assert the_result(deployment)["result"] == "executed"
+
+
+def test_a_command_whose_valid_time_was_never_set_has_a_result(deployment: Deployment) -> None:
+    """Some systems write the beginning of their time."""
+    deployment.simulator.platform.replace_devices({"*": "up"})
+    with deployment.worker():
+        deployment.upstream.publish(a_command(valid_time="1970-01-01T00:00:00"))
+        assert the_result(deployment)["result"] == "executed"

@@ -282,22 +282,44 @@ async def test_a_paused_product_lets_no_command_wait_for_ever(bench: Bench) -> N
     assert found.result == "unknown"
 
 
-@pytest.mark.parametrize("error", [OUTAGE, REFUSAL])
-async def test_a_worker_that_cannot_look_says_so_until_it_can(bench: Bench, error: HistoryUnreadable) -> None:
-    """Another worker may be able to."""
-    assert not bench.finder.is_hindered
+@pytest.mark.parametrize("error", [OUTAGE, REFUSAL, HistoryUnreadable("busy", is_throttled=True, retry_after_s=0)])
+async def test_a_worker_whose_looks_all_fail_is_hindered_until_one_succeeds(
+    bench: Bench, error: HistoryUnreadable
+) -> None:
+    """Another worker may be able to look."""
     bench.histories.error = error
     await bench.find(awaited())
-    assert bench.finder.is_hindered
+    assert bench.finder.was_hindered()
+    assert not bench.finder.was_hindered()  # not tried since
+    await bench.find(awaited())
+    bench.wait(100)
     bench.histories.error = None
     await bench.find(awaited())
-    assert not bench.finder.is_hindered
+    assert not bench.finder.was_hindered()
+
+
+async def test_a_worker_without_its_store_is_hindered(bench: Bench) -> None:
     bench.store_outage_s = 1.0
-    assert bench.finder.is_hindered
-    bench.store_outage_s = 0.0
-    bench.histories.error = OUTAGE
-    await pause(bench)
-    assert bench.finder.is_hindered
+    await bench.find(awaited())
+    assert bench.finder.was_hindered()
+    bench.store_outage_s, bench.store.is_available = 0.0, False
+    bench.histories.states = {"u": EntryState(5)}
+    await bench.find(awaited())
+    assert bench.finder.was_hindered()
+    bench.store.is_available = True
+    await bench.find(awaited())
+    assert not bench.finder.was_hindered()
+
+
+async def test_a_worker_that_has_paused_a_product_is_hindered(bench: Bench) -> None:
+    await test_a_paused_product_pauses_its_looks_and_they_use_up_nothing(bench)
+    assert bench.finder.was_hindered()
+
+
+async def test_a_worker_that_does_not_know_a_product_is_hindered(bench: Bench) -> None:
+    bench.histories.is_known = False
+    await bench.find(awaited())
+    assert bench.finder.was_hindered()
 
 
 async def test_one_device_whose_history_fails_again_and_again_pauses_no_other(bench: Bench) -> None:

@@ -55,8 +55,7 @@ class ModelTime:
 class Finder(Protocol):
     """What looks at the platform: the real one, or a double."""
 
-    @property
-    def is_hindered(self) -> bool: ...
+    def was_hindered(self) -> bool: ...
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]: ...
 

@@ -6,7 +6,7 @@ result that is found twice is the same twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from worker.core.command import Command
 from worker.core.times import after
 
 UNKNOWN_AFTER = timedelta(days=1)  # after expired_time
-_FIRST_YEAR = 2000  # nothing was accepted, or is due, before
+_BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)  # nothing was accepted, or is due, before
 _MARGIN = timedelta(seconds=10)  # for what a last answer takes to show in the history
 _EARLY_PART = 10  # one of so many parts of a delay makes no difference to a look
 
@@ -28,8 +28,8 @@ _FINAL: dict[int, ResultKind] = {_CANCELLED: "cancelled", _EXPIRED: "expired", _
 
 def _usable(moment: datetime) -> datetime:
     """Return a moment in UTC, with room to calculate; a message may have been written by anybody."""
-    if moment.year < _FIRST_YEAR:
-        raise ValueError(f"is before the year {_FIRST_YEAR}")
+    if moment < _BEGINNING:
+        raise ValueError(f"is before {_BEGINNING:%Y-%m-%d}")
     return after(moment, timedelta(0))
 
 
@@ -44,13 +44,15 @@ class Awaited(BaseModel):
         product: None for the default one.
         accepted_at: when the command's reply says that it was.
         is_recovered: its uuid was found in the history, so that it may have been cached long before.
-        valid_at: before this time, on the platform's clock, the platform does not send it; None: at once.
+        valid_at: before this time, on the platform's clock, the platform does not send it; None: at once, or it has
+            passed.
         expires_at: on the platform's clock.
         last_answer_at: after this time, on the platform's clock, nothing more comes from the device.
         looks: how often the platform was asked.
         due_at: when to ask next, on our clock: the platform's may be far from it, and is not always known.
         unreadable_since: since when, on our clock, its history cannot be read although its time is over; None: it is
             not over, or the history was not read since.
+        refused_since: since when, on our clock, that is not because the platform is down, throttles or is paused.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may know more
@@ -68,6 +70,7 @@ class Awaited(BaseModel):
     looks: int = Field(0, ge=0)
     due_at: _Moment
     unreadable_since: _Moment | None = None
+    refused_since: _Moment | None = None
 
     @property
     def unknown_at(self) -> datetime:
@@ -108,27 +111,33 @@ class Awaited(BaseModel):
         marks = (self.last_answer_at, self.unknown_at)
         return is_late_enough and not any(platform_read_at < mark <= platform_now for mark in marks)
 
-    def unread(self, now: datetime, platform_now: datetime) -> Self:
+    def unread(self, now: datetime, platform_now: datetime, *, may_be_over_soon: bool) -> Self:
         """Return the same after its history could not be read.
 
         Args:
             now: on our clock, aware.
             platform_now: on the platform's clock, aware.
+            may_be_over_soon: the platform is down, throttles or is paused.
         """
-        if self.unreadable_since is not None or platform_now < self.unknown_at:
+        if platform_now < self.unknown_at:
             return self
-        return self.model_copy(update={"unreadable_since": now})
+        refused_since = None if may_be_over_soon else self.refused_since or now
+        return self.model_copy(
+            update={"unreadable_since": self.unreadable_since or now, "refused_since": refused_since}
+        )
 
-    def is_given_up(self, now: datetime, patience: timedelta) -> bool:
+    def is_given_up(self, now: datetime, delays_s: Sequence[int]) -> bool:
         """Tell whether its history cannot be read for so long that it never may be.
 
         One read that fails is not enough, however late it is: all workers may have been stopped for days.
 
         Args:
             now: on our clock, aware.
-            patience: how long it may not be readable.
+            delays_s: seconds before each look.
         """
-        return self.unreadable_since is not None and now - self.unreadable_since >= patience
+        if self.refused_since is not None and now - self.refused_since >= timedelta(seconds=2 * max(delays_s)):
+            return True
+        return self.unreadable_since is not None and now - self.unreadable_since >= UNKNOWN_AFTER
 
     def later(self, now: datetime, delay_s: float) -> Self:
         """Return the same for another time, with no look used up."""
@@ -156,7 +165,7 @@ def await_result(command: Command, app_id: str, reply: Reply, ahead: timedelta, 
         product=command.product,
         accepted_at=reply.completed_at,
         is_recovered=reply.recovered,
-        valid_at=command.valid_at,
+        valid_at=command.valid_at if begins > accepted_at else None,
         expires_at=command.expires_at,
         last_answer_at=after(command.expires_at, answers + _MARGIN),
         due_at=reply.completed_at,

@@ -168,13 +168,15 @@ class ResultConsumer:
             self._give_back()
 
     async def _hand_over(self) -> None:
-        """Let another worker take the queue while results cannot be found out here: the fault may be this worker's.
+        """Let another worker take the queue if results could not be found out here: the fault may be this worker's.
 
-        The broker gives the queue to the one that waits for the longest time; without another one it stays here.
+        The broker gives the queue to the one that waits for the longest time; without another one it stays here. What
+        is held stays here, so as much again may come.
         """
         while True:
             await asyncio.sleep(_HAND_OVER_S)
-            if self._finder.is_hindered and not self._is_stopping:
+            was_hindered, has_room = self._finder.was_hindered(), self._broker.unacknowledged <= PREFETCH
+            if was_hindered and has_room and not self._is_stopping:
                 with suppress(WorkerError):  # the next session begins with a new consumer
                     await self._broker.renew_consumer()
 

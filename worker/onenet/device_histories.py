@@ -38,7 +38,7 @@ from worker.onenet.search_time import SearchTime
 
 HISTORY = "/offline/history"
 START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset may not be known yet
-_RESULT_MARGIN = timedelta(days=1)  # the newest entries come first, so that it costs no call
+_RESULT_MARGIN = timedelta(days=1)  # for what is not known yet of the platform's clock
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
 _OWNERS_AT_ONCE = 100  # uuids that the store is asked about at once
 _MAX_CANDIDATES = 100  # of one command: with so many nothing is ever decided
@@ -148,13 +148,11 @@ class DeviceHistories:
             uuids: of the commands.
             acquire: takes one request from the rate limit for each read, and waits until that is allowed.
         """
-        now = account.clock.now()
-        begins, order = now - _KEPT, "DESC"
+        begins, order = account.clock.now() - _KEPT, "DESC"
         if since is not None:
-            cached_at = since + timedelta(seconds=account.clock.lowest_s)
-            begins = max(begins, cached_at - _RESULT_MARGIN)
-            # Whichever has fewer entries before them: a device may have had thousands of commands since.
-            order = "ASC" if now - cached_at > _RESULT_MARGIN else "DESC"
+            begins = max(begins, since + timedelta(seconds=account.clock.lowest_s) - _RESULT_MARGIN)
+            # Later on from the oldest entry: a device may have had thousands of commands since.
+            order = "DESC" if datetime.now(UTC) - since < 2 * _RESULT_MARGIN else "ASC"
         # Commands cached during the read move an entry to a later page, on which it is found as well.
         query = {"imei": imei, "start": platform_time(begins, self._zone), "sort": order, "per_page": PER_PAGE}
         wanted = {canonical_uuid(uuid) for uuid in uuids}

@@ -6,9 +6,13 @@ from collections.abc import Awaitable, Callable
 
 from worker.errors import HistoryUnreadable
 
+_LONGEST_S = 600.0  # and as much of waiting for the rate limit: the broker lets messages be held for 30 minutes
+
 
 class SearchTime:
     """The deadline of one search, which each wait for the rate limit extends, and how long it may wait in all.
+
+    With ``renew`` each of its requests has the time of one, for ``_LONGEST_S`` together.
 
     Args:
         request_s: seconds for what the platform answers.
@@ -18,6 +22,7 @@ class SearchTime:
 
     def __init__(self, request_s: float, acquire: Callable[[], Awaitable[None]] | None, rate_wait_s: float) -> None:
         self.deadline = time.monotonic() + request_s
+        self._end = self.deadline + _LONGEST_S
         self._acquire = acquire
         self._rate_wait_s = rate_wait_s
         self._is_ahead = False
@@ -43,7 +48,7 @@ class SearchTime:
 
     def renew(self, request_s: float) -> None:
         """Give the next request its own time, because the platform answers."""
-        self.deadline = time.monotonic() + request_s
+        self.deadline = min(time.monotonic() + request_s, self._end)
 
     async def wait(self, allowed: Awaitable[object]) -> None:
         """Wait for what the rate limit allows; this time does not count towards the deadline.
@@ -60,3 +65,4 @@ class SearchTime:
         waited_s = time.monotonic() - began
         self._rate_wait_s -= waited_s
         self.deadline += waited_s
+        self._end += waited_s

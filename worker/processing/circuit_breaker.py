@@ -32,8 +32,8 @@ log = get_logger()
 class CircuitBreaker:
     """The circuit breaker of one product.
 
-    Refusals open it only if at least two devices get them: a device that does not belong to the product gets nothing
-    but refusals, and must not stop the other devices.
+    Failures that may concern one device open it only if at least two devices have them: a device that does not belong
+    to the product gets nothing but refusals, and must not stop the other devices.
 
     Args:
         product: name of the product; None for the default one.

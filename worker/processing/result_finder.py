@@ -1,13 +1,13 @@
 """Finds out at the platform what became of accepted commands. It reads only: nothing is ever sent."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from schemas.result import Result
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import Clock, utc_now
 from worker.core.platform import FoundStates, ResultHistories
-from worker.core.results import NO_STATE, UNKNOWN_AFTER, Awaited, EntryState, decide_result
+from worker.core.results import NO_STATE, Awaited, EntryState, decide_result
 from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable, StoreError
 from worker.processing.circuit_breaker import CircuitBreakers, Permit, record_unreadable
@@ -52,13 +52,19 @@ class ResultFinder:
         self._acquire = acquire
         self._now = now
         self._recent = RecentReads()
-        self._failing: set[str | None] = set()  # products whose last look failed
+        # Since the last call of was_hindered: products of which a look failed or was put off, and those that were read.
+        self._hindered: set[str | None] = set()
+        self._read_products: set[str | None] = set()
 
-    @property
-    def is_hindered(self) -> bool:
-        """Whether there are results that cannot be found out now. Another worker may be able to."""
-        paused = (*self._breakers.paused().values(), *self._history_breakers.paused().values())
-        return self._store_outage_s() > 0 or bool(self._failing) or any(paused)
+    def was_hindered(self) -> bool:
+        """Tell whether no look at some product succeeded since the last call, though it was tried.
+
+        Another worker may be able to look: it may reach the platform or the store, or know the product.
+        """
+        found = self._hindered - self._read_products
+        self._hindered.clear()
+        self._read_products.clear()
+        return bool(found)
 
     async def find(self, product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result | Awaited]:
         """Return for each command its result, which is recorded by then, or when to look again.
@@ -69,6 +75,7 @@ class ResultFinder:
             due: its commands.
         """
         if self._store_outage_s():  # nothing that is found could be recorded
+            self._hindered.add(product)
             return [self._put_off(product, each) for each in due]
         read, now = self._recent.get(product, imei), self._client.now(product)
         known = [self._known(each, read, now) for each in due]
@@ -84,6 +91,9 @@ class ResultFinder:
         try:
             on_record = iter(await self._store.first_results(results))
         except StoreError:
+            for awaited in due:
+                self._hindered.add(awaited.product)
+                self._read_products.discard(awaited.product)
             return [
                 self._put_off(awaited.product, awaited) if isinstance(each, Result) else each
                 for awaited, each in zip(due, found, strict=True)
@@ -97,6 +107,7 @@ class ResultFinder:
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
             if permit is None:
+                self._hindered.add(product)
                 return [self._put_off(product, each) for each in due]
             try:
                 found = await self._read(product, imei, due)
@@ -104,6 +115,7 @@ class ResultFinder:
                 is_paused = permit.is_paused or not self._breakers.allows(product)
             finally:
                 permit.release()
+        (self._read_products if found.error is None else self._hindered).add(product)
         wanted = [canonical_uuid(each.uuid) for each in due]
         others = {uuid: state for uuid, state in found.states.items() if uuid not in wanted}
         self._recent.add(product, imei, Read(began_at, platform_began_at, self._now(), others))
@@ -142,12 +154,10 @@ class ResultFinder:
             if error.is_rate_limited:
                 return self._put_off(product, awaited)
             uses_none_up = error.is_throttled or is_paused
-            # The platform may be down for hours. An answer that is no history is one in a few hours, too.
-            patience = UNKNOWN_AFTER if uses_none_up or error.is_outage else timedelta(seconds=2 * max(self._delays_s))
-            awaited = awaited.unread(now, platform_now)
-            if uses_none_up and not awaited.is_given_up(now, patience):
-                return self._put_off(product, awaited)
-            if not awaited.is_given_up(now, patience):
+            awaited = awaited.unread(now, platform_now, may_be_over_soon=uses_none_up or error.is_outage)
+            if not awaited.is_given_up(now, self._delays_s):
+                if uses_none_up:
+                    return self._put_off(product, awaited)
                 return awaited.after_look(now, platform_now, self._delays_s)
         result = decide_result(awaited, state, platform_now, now)
         return result or awaited.after_look(now, platform_now, self._delays_s)
@@ -171,12 +181,8 @@ class ResultFinder:
         devices: a wrong key is refused for commands too.
         """
         if error is None:
-            self._failing.discard(product)
             permit.record_success()
-            return
-        if error.is_outage or error.is_refused:
-            self._failing.add(product)
-        if error.is_outage:  # perhaps of this history only, which is looked up again and again
+        elif error.is_outage:  # perhaps of this history only, which is looked up again and again
             permit.record_failure(f"the command history: {error}", error.retry_after_s, device=imei)
         elif permit.is_paused or not error.is_refused:
             record_unreadable(error, permit, self._breakers, product, imei)
