@@ -47,6 +47,8 @@ class Bench:
         self.looks: list[tuple[str, list[str]]] = []
         self.settled: list[tuple[int, list[Publication]]] = []
         self.are_there = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.failing_imei = ""
         self.is_hindered = False
         self.asked = 0
@@ -60,6 +62,7 @@ class Bench:
 
     async def find(self, _product: str | None, imei: str, due: Sequence[Awaited]) -> list[Result]:
         self.looks.append((imei, [each.command_id for each in due]))
+        await self.answers.wait()
         if imei == self.failing_imei:
             raise RuntimeError("an error that nobody expects")
         return [
@@ -112,6 +115,11 @@ class Bench:
         return [[each.routing_key for each in publications] for _, publications in sorted(self.settled, key=_tag)]
 
 
+def deliver(bench: Bench, command: Awaited) -> None:
+    body = command.model_dump_json().encode()
+    bench.consumer.on_delivery(Delivery(1, 0, False, BasicProperties(app_id="billing"), body, True))
+
+
 def _tag(settled: tuple[int, list[Publication]]) -> int:
     return settled[0]
 
@@ -124,6 +132,21 @@ async def test_one_look_serves_all_commands_of_a_device_that_are_due() -> None:
     due = [awaited(f"u{number}", command_id=f"c{number}") for number in range(3)]
     assert await bench.deliver(*due, awaited(imei=ANOTHER_IMEI)) == [TOLD] * 4
     assert sorted(bench.looks) == [(IMEI, ["c0", "c1", "c2"]), (ANOTHER_IMEI, ["c"])]
+
+
+async def test_what_comes_during_a_look_waits_for_its_end() -> None:
+    """What it reads may do for these commands too, so that the device costs one call."""
+    bench = Bench()
+    bench.answers.clear()
+    deliver(bench, awaited("u"))
+    await until(lambda: bench.looks)
+    deliver(bench, awaited("v", command_id="d"))
+    deliver(bench, awaited(imei=ANOTHER_IMEI))
+    await until(lambda: len(bench.looks) == 2)
+    assert [imei for imei, _ in bench.looks] == [IMEI, ANOTHER_IMEI]
+    bench.answers.set()
+    await until(lambda: len(bench.settled) == 3)
+    assert bench.looks[2:] == [(IMEI, ["d"])]
 
 
 @pytest.mark.parametrize("uuid", [UUID, UUID.upper()])

@@ -92,6 +92,7 @@ class ResultConsumer:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Device, _Waiting] = {}  # the first to come first
         self._places: dict[str | None, asyncio.Semaphore] = {}  # of products that were configured once
+        self._looking: dict[Device, asyncio.Event] = {}  # at which devices, until the look has ended
         self._looks: set[asyncio.Task[object]] = set()
         self._settling: set[asyncio.Task[object]] = set()
         self.outstanding = 0
@@ -202,15 +203,21 @@ class ResultConsumer:
     async def _look(self, device: Device) -> None:
         product, imei = device
         await asyncio.sleep(self._gather_s)
+        if device in self._looking:  # what is read there may do for these commands too
+            await self._looking[device].wait()
         async with self._places.setdefault(product, asyncio.Semaphore(self._looks_at_once)):
             due = self._waiting.pop(device).due
             commands = [awaited for _, awaited in due]
+            has_ended = self._looking[device] = asyncio.Event()
             try:
                 found = await self._finder.find(product, imei, commands)
             except Exception as exc:  # noqa: BLE001 - a look sends nothing; one must not end the worker again and again
                 # In a thread, because a traceback reads the lines of the source.
                 await asyncio.to_thread(log.error, "result_look_failed", product=product, imei=imei, exc_info=exc)
                 found = [awaited.later(self._now(), self._longest_delay_s) for awaited in commands]
+            finally:
+                del self._looking[device]
+                has_ended.set()
         known: set[tuple[str, str, str]] = set()
         settled: list[tuple[Delivery, Awaited, Result | Awaited | None]] = []
         for (delivery, awaited), each in zip(due, found, strict=True):
