@@ -112,6 +112,8 @@ def test_with_isolated_systems_a_result_goes_only_to_its_own_sender(
         (86_400, 3600, None),
         (3600, 3600, None),
         (3599.9, 3600, None),  # some time passes before it is published: not 300, …, 60, …
+        (3419, 3600, "3419000"),  # a slow broker: still one delay instead of many
+        (3418, 300, None),
         (1400, 300, None),
         (59.5, 60, None),
         (12.5, 60, "12500"),

@@ -13,7 +13,8 @@ from worker.amqp.topology import RESULT, Topology
 from worker.core.command import Command
 from worker.core.results import Awaited, await_result
 
-_LATE_S = 1.0  # not worth several shorter delays instead of one
+# So much later, and one of so many parts of the delay, is not worth several shorter delays instead of one.
+_LATE_S, _LATE_PART = 1.0, 20
 ACCEPTED_TYPE = "execute.accepted"  # the AMQP property type of a command on its way to its result
 
 
@@ -58,16 +59,17 @@ class ResultMessages:
             now: on our clock, aware.
         """
         wait_s = max(0.0, (awaited.due_at - now).total_seconds())
-        delay_s = max((each for each in self._delays_s if each <= wait_s + _LATE_S), default=min(self._delays_s))
+        soon_enough = (each for each in self._delays_s if each - each / _LATE_PART <= wait_s + _LATE_S)
+        delay_s = max(soon_enough, default=min(self._delays_s))
         properties = self._waiting(delivery)
         if wait_s + _LATE_S < delay_s:
             properties.expiration = str(round(wait_s * 1000))
         queue = self._topology.result_delay_queue(delay_s)
         return Publication(self._topology.retry_exchange, queue, properties, awaited.model_dump_json().encode())
 
-    def unread(self, delivery: Delivery) -> Publication:
-        """Return what brings a message back unchanged after the longest delay: another version may understand it."""
-        queue = self._topology.result_delay_queue(max(self._delays_s))
+    def again(self, delivery: Delivery, delay_s: int) -> Publication:
+        """Return what brings a message back unchanged after one of the delays."""
+        queue = self._topology.result_delay_queue(delay_s)
         return Publication(self._topology.retry_exchange, queue, self._waiting(delivery), delivery.body)
 
     def read(self, delivery: Delivery) -> Awaited | None:

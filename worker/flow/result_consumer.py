@@ -154,7 +154,8 @@ class ResultConsumer:
         is_foreign = delivery.is_truncated or not (delivery.is_returned or delivery.is_moved)
         hint = "only workers may publish to this queue" if is_foreign else "it comes back: a newer version may read it"
         log.error("result_message_unreadable", hint=hint)
-        self._background.start(self._broker.settle(delivery, [] if is_foreign else [self._messages.unread(delivery)]))
+        publications = [] if is_foreign else [self._messages.again(delivery, self._longest_delay_s)]
+        self._background.start(self._broker.settle(delivery, publications))
 
     async def _count(self) -> None:
         while True:
@@ -182,7 +183,7 @@ class ResultConsumer:
                     await self._broker.renew_consumer()
 
     def _give_back(self) -> None:
-        """Return what waits for too long to a delay queue, with no look used up.
+        """Return what waits for too long to a delay queue, unchanged: a look at its device meanwhile does for it too.
 
         Of a product that fills what is held the newest half goes, so that its looks have enough to go on with.
         """
@@ -196,9 +197,9 @@ class ResultConsumer:
                 del self._waiting[device]
                 waiting.look.cancel()
                 held -= len(waiting.due)
-                at = self._now()
-                later = [(delivery, awaited, awaited.later(at, self._delay_s)) for delivery, awaited in waiting.due]
-                self._start(self._settle_all(later), self._settling)
+                for delivery, _ in waiting.due:
+                    again = self._messages.again(delivery, self._delay_s)
+                    self._start(self._broker.settle(delivery, [again]), self._settling)
 
     async def _look(self, device: Device) -> None:
         product, imei = device
