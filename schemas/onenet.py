@@ -28,6 +28,23 @@ _MAX_FIELD_CHARS = 48  # no known form of a field is longer
 _MAX_CONTENT_BYTES = 64 * 1024  # as JSON; args have at most 2 KB
 _MAX_TOTAL = 10**9
 _MAX_PAGE_ITEMS = 1000  # a page has at most 100; hundreds of thousands would hold up the worker
+# What became of a command that was sent to its device: a word in the history, its place here in a push.
+CONFIRM_STATUSES = (
+    "SUCCESS",
+    "METHOD_NOT_ALLOWED",
+    "FORBIDDEN",
+    "NOT_FOUND",
+    "INTERNAL_SERVER_ERROR",
+    "TIME_OUT",
+    "REQ_PARAM_ERROR",
+    "RESP_ERROR",
+    "UNAUTHORIZED",
+    "BAD_REQUEST",
+    "NOT_ACCEPTABLE",
+    "UNSUPPORTED_CONTENT_FORMAT",
+    "OFFLINE",
+    "ADDR_OCCUPIED",
+)
 UNKNOWN_FORM = "?"
 _UNKNOWN_CONTENT: tuple[()] = ()
 _PARAMETERS = (

@@ -11,7 +11,7 @@ MEANINGS: dict[ResultKind, str] = {
     "executed": "the device executed the command and said so",
     "failed": "the command was sent to the device, which refused it or did not answer: `confirm_status`",
     "expired": "the command was not delivered before `expired_time`",
-    "cancelled": "somebody cancelled the command at the platform",
+    "cancelled": "the command was cancelled at the platform",
     "unknown": "a day after `expired_time` the platform had no final state, or its history could not be read",
 }
 EXAMPLE: dict[str, Any] = {

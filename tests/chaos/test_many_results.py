@@ -6,20 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.deployment import Deployment
-from tests.support.outstanding import DELAYS_S, look_up_twice, record_calls
-from tests.support.simulator import onenet
-from worker.amqp.blocking import declare_on
+from tests.support.outstanding import deployment_with_results, look_up_twice, record_calls
 
 MOST_MORE_MIB = 30  # held at once: if all were, the larger number would take 60 MiB more
 
 
 @pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    with (
-        onenet() as simulator,
-        Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=DELAYS_S) as found,
-    ):
-        declare_on(found.upstream.channel, found.topology)
+    with deployment_with_results(broker_url, tmp_path) as found:
         yield found
 
 

@@ -224,7 +224,7 @@ TIMES = ("accepted_at", "valid_at", "expires_at", "last_answer_at", "due_at", "u
     "time", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1999-12-31T23:59:59Z", "2000-01-01T13:00:00+14:00"]
 )
 def test_no_time_of_a_message_is_from_before_there_were_any(name: str, time: str) -> None:
-    """Whoever writes one into the queue must not make each worker that takes it fail."""
+    """Such a message must not crash the workers that receive it."""
     with pytest.raises(ValidationError):
         Awaited.model_validate(awaited().model_dump() | {name: time})
 

@@ -117,7 +117,7 @@ def fuzz(target: Target, check: Check, seconds: float, seed_of_run: int) -> tupl
         except _NeighbourFailed:
             smallest, error = _smallest(check, failed[-1])
             return inputs, Failure(error, _kept(target, smallest))
-        except Exception as exc:
+        except Exception as exc:  # each error is a finding
             if not failed:  # the error is in the generator
                 raise
             # Hypothesis has tried the smallest input last, and raises its error.

@@ -190,7 +190,7 @@ def test_check_takes_no_command_that_waits_for_its_result(with_results: Deployme
 
 
 def test_check_names_the_queues_of_results_that_are_missing(with_results: Deployment) -> None:
-    """As where results are turned on, and somebody else declares the topology."""
+    """Results are turned on where workers may not declare the topology."""
     topology = with_results.topology
     declare_on(with_results.upstream.channel, Topology(topology.namespace, topology.delay_queues_s))
     code, faults = check(with_results, AMQP_DECLARE="false")

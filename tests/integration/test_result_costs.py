@@ -10,10 +10,18 @@ import pytest
 from scripts.documents import looks_until_expired
 from tests.support.builders import a_command, in_hours
 from tests.support.deployment import Deployment
-from tests.support.outstanding import DELAYS_S, Calls, imei_of, look_up_twice, looks, outstanding, publish, record_calls
+from tests.support.outstanding import (
+    Calls,
+    deployment_with_results,
+    imei_of,
+    look_up_twice,
+    looks,
+    outstanding,
+    publish,
+    record_calls,
+)
 from tests.support.simulator import API_KEY, onenet
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.blocking import declare_on
 from worker.dev.services.ports import wait_until
 from worker.flow.result_consumer import PREFETCH
 from worker.simulator.faults import Fault
@@ -26,11 +34,7 @@ pytestmark = pytest.mark.usefixtures("watched_workers")
 
 @pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    with (
-        onenet() as simulator,
-        Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=DELAYS_S) as found,
-    ):
-        declare_on(found.upstream.channel, found.topology)
+    with deployment_with_results(broker_url, tmp_path) as found:
         yield found
 
 

@@ -107,7 +107,7 @@ def test_a_device_that_never_connects(deployment: Deployment) -> None:
     assert (found["result"], found["confirm_status"], found["sent_at"]) == ("expired", None, None)
 
 
-def test_a_command_that_somebody_cancels(deployment: Deployment) -> None:
+def test_a_cancelled_command(deployment: Deployment) -> None:
     deployment.simulator.platform.cancels_valid = True
     with deployment.worker() as worker:
         deployment.upstream.publish(a_command())
@@ -175,7 +175,7 @@ def cancel(deployment: Deployment, uuid: str) -> None:
 
 
 def test_each_of_two_twins_has_its_own_result(deployment: Deployment) -> None:
-    """The two commands are alike; somebody cancels one, and the device executes the other."""
+    """The two commands are alike; one is cancelled, and the device executes the other."""
     expired_time = in_hours(24)
     with deployment.worker() as worker:
         for command_id in ("cancelled", "executed"):

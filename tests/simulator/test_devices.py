@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from schemas.onenet import CONFIRM_STATUSES
 from tests.support.simulator import onenet
 from tests.support.simulator_client import IMEI, SimulatorClient
 from worker.simulator import platform as platform_module
-from worker.simulator.devices import CONFIRM_STATUSES
 from worker.simulator.platform import CHINA
 
 START = datetime(2026, 3, 1, 12, 0, 0, 185_000, tzinfo=CHINA)

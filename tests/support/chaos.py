@@ -448,7 +448,7 @@ class _Devices:
         self._reads = reads
 
     def connect_all(self) -> None:
-        """Let every device take its commands, some of which somebody cancels before: the faults are over."""
+        """Connect every device after the faults; some of the waiting commands are cancelled before."""
         if not self._is_calm:
             self._is_calm = True
             self._simulator.platform.cancels_valid = True

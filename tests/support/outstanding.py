@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pika
 import pytest
 
 from tests.support.deployment import Deployment
+from tests.support.simulator import onenet
 from tests.support.waiting import PATIENCE_S
 from tests.support.worker_process import WorkerProcess
+from worker.amqp.blocking import declare_on
 from worker.amqp.topology import RESULT
 from worker.core.results import Awaited
 from worker.dev.services.ports import wait_until
@@ -21,6 +24,18 @@ from worker.simulator.server import Simulator
 
 LONG_S = 600  # longer than a test: what waits for its second look stays where it is
 DELAYS_S = (1, LONG_S)
+
+
+@contextmanager
+def deployment_with_results(broker_url: str, folder: Path) -> Iterator[Deployment]:
+    """Yield a deployment whose topology is declared, so that commands can wait before a worker runs."""
+    with (
+        onenet() as simulator,
+        Deployment.set_up(broker_url, folder, simulator, result_delays_s=DELAYS_S) as deployment,
+    ):
+        declare_on(deployment.upstream.channel, deployment.topology)
+        yield deployment
+
 
 Calls = list[tuple[str, str]]  # of which kind, and for which device
 
@@ -84,10 +99,14 @@ def publish(deployment: Deployment, commands: Iterable[Awaited]) -> None:
 def wait_for_count(deployment: Deployment, queue: str, count: int) -> None:
     """Wait until so many messages are in a queue, for as long as they become more."""
     reached = -1
+
+    def are_more() -> bool:
+        nonlocal reached
+        former, reached = reached, deployment.upstream.count(queue)
+        return reached > former
+
     while reached < count:
-        former = reached
-        wait_until(lambda: deployment.upstream.count(queue) > former, PATIENCE_S, f"{count} in {queue}")  # noqa: B023
-        reached = deployment.upstream.count(queue)
+        wait_until(are_more, PATIENCE_S, f"{count} in {queue}")
     assert reached == count
 
 

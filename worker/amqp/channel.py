@@ -51,8 +51,9 @@ class BrokerChannel:
         connection.add_on_close_callback(lambda _connection, error: self.fail(_as_fault(error)))
         self._watch_silence()
         channel = await self.call(lambda callback: connection.channel(on_open_callback=callback))
+        # pika has no other way to bound what it holds of a body.
         bounded = BoundedAssembler(channel._content_assembler, lambda: self.most_body_bytes)  # noqa: SLF001
-        channel._content_assembler = bounded  # noqa: SLF001 - pika has no other way
+        channel._content_assembler = bounded  # noqa: SLF001
         self.pika_channel = channel
         self.pika_channel.add_on_close_callback(lambda _channel, error: self.fail(_as_fault(error)))
         cancelled = BrokerUnavailable("the broker cancelled the consumer")

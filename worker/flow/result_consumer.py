@@ -128,7 +128,7 @@ class ResultConsumer:
             self._background.start(self._consume(0 if is_blocked else PREFETCH))
 
     def on_lost(self) -> None:
-        """Forget what was not looked up: the broker delivers it again."""
+        """Drop the deliveries of the lost session: the broker delivers them again."""
         self._waiting.clear()
         for look in list(self._looks):
             look.cancel()

@@ -7,26 +7,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from schemas.onenet import UNKNOWN_FORM, ResultItem, whole_number
+from schemas.onenet import CONFIRM_STATUSES, UNKNOWN_FORM, ResultItem, whole_number
 from worker.core.results import NO_STATE, EntryState
 from worker.onenet.comparison import read_time
-
-_CONFIRM_STATUSES = (
-    "SUCCESS",
-    "METHOD_NOT_ALLOWED",
-    "FORBIDDEN",
-    "NOT_FOUND",
-    "INTERNAL_SERVER_ERROR",
-    "TIME_OUT",
-    "REQ_PARAM_ERROR",
-    "RESP_ERROR",
-    "UNAUTHORIZED",
-    "BAD_REQUEST",
-    "NOT_ACCEPTABLE",
-    "UNSUPPORTED_CONTENT_FORMAT",
-    "OFFLINE",
-    "ADDR_OCCUPIED",
-)  # in the order of their numbers
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -60,7 +43,7 @@ def _state_of(entry: ResultItem, zone: ZoneInfo) -> EntryState:
 def _confirm_status(shown: object) -> str | None:
     number = whole_number(shown)
     if number is not None:
-        return _CONFIRM_STATUSES[number] if 0 <= number < len(_CONFIRM_STATUSES) else str(number)
+        return CONFIRM_STATUSES[number] if 0 <= number < len(CONFIRM_STATUSES) else str(number)
     return shown if isinstance(shown, str) and shown.isprintable() and shown not in {"", UNKNOWN_FORM} else None
 
 

@@ -4,23 +4,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from schemas.onenet import CONFIRM_STATUSES
+
 WAIT, CANCELLED, SENT, EXPIRED, SUCCESS, FAILED = range(1, 7)
-CONFIRM_STATUSES = (
-    "SUCCESS",
-    "METHOD_NOT_ALLOWED",
-    "FORBIDDEN",
-    "NOT_FOUND",
-    "INTERNAL_SERVER_ERROR",
-    "TIME_OUT",
-    "REQ_PARAM_ERROR",
-    "RESP_ERROR",
-    "UNAUTHORIZED",
-    "BAD_REQUEST",
-    "NOT_ACCEPTABLE",
-    "UNSUPPORTED_CONTENT_FORMAT",
-    "OFFLINE",
-    "ADDR_OCCUPIED",
-)
 _INTERVAL = timedelta(seconds=1)  # the platform sends the commands of one device 1 s apart
 _CONFIRMED_AFTER = timedelta(seconds=1)
 

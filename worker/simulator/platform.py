@@ -15,7 +15,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import parse_qsl
 
-from worker.simulator.devices import CANCELLED, CONFIRM_STATUSES, Behaviour, CachedCommand, Device
+from schemas.onenet import CONFIRM_STATUSES
+from worker.simulator.devices import CANCELLED, Behaviour, CachedCommand, Device
 from worker.simulator.dialects import V1, Dialect, Errors, PlatformError, Reason
 
 CHINA = timezone(timedelta(hours=8), "CST")
