@@ -13,6 +13,7 @@ from worker.cli.run import run
 from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
+from worker.cli.terminal import flush_stdout, prepare_streams
 from worker.cli.topology import topology
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
@@ -43,17 +44,27 @@ def options(
 
 def main() -> None:
     """Run the command line; errors of this project are printed as lines, without a traceback."""
+    prepare_streams()
+    code = _run()
+    sys.exit(code if flush_stdout() else EXIT_FAILURE)  # as Typer and rich do where they notice it
+
+
+def _run() -> int:
+    """Run the command that was asked for, and return the exit code."""
     try:
         app()
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except SettingsError as exc:
         for line in exc.lines:
             print(f"onenet-worker: {line}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        return EXIT_CONFIG
     except WorkerError as exc:
         print("onenet-worker: " + "\n".join(exc.lines), file=sys.stderr)
-        sys.exit(EXIT_CONFIG if isinstance(exc, TopologyMismatch) else EXIT_FAILURE)
+        return EXIT_CONFIG if isinstance(exc, TopologyMismatch) else EXIT_FAILURE
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":

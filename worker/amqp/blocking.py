@@ -114,6 +114,28 @@ def check_topology(connection: BlockingConnection, topology: Topology) -> list[s
     return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
 
 
+def count_messages_and_consumers(broker: BrokerAddress, queue: str) -> tuple[int, int]:
+    """Return how many messages of a queue are ready, and how many consumers it has; both 0 if it is not there.
+
+    Raises:
+        BrokerUnavailable: no node can be reached, or the connection was lost.
+    """
+    connection, _ = connect_blocking(broker)
+    try:
+        method = connection.channel().queue_declare(queue, passive=True).method
+    except ChannelClosedByBroker as exc:
+        if exc.reply_code == _NOT_FOUND:
+            return 0, 0
+        raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    else:
+        return method.message_count, method.consumer_count
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
     """Delete a topology and the messages in its queues."""
     for queue in topology.queues():

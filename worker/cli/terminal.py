@@ -1,0 +1,132 @@
+"""What all commands do alike at the terminal: encodings, times, tables, and the end of a pipe."""
+
+import codecs
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import typer
+
+from worker.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ENCODING_ERRORS = "onenet-worker.terminal"
+_SPELLED_OUT = {"\N{HORIZONTAL ELLIPSIS}": "...", "\N{RIGHTWARDS ARROW}": "->", "\N{MULTIPLICATION SIGN}": "x"}
+_LEAST_CUT_COLUMNS = 24  # of the column that may be cut; with less a card for each row is easier to read
+_PIPE_COLUMNS = 10_000  # a pipe has no width: nothing is cut
+_CARD_INDENT = "  "
+
+
+def prepare_streams() -> None:
+    """Let every terminal show every text: what its encoding lacks is spelled out or escaped, and raises nothing."""
+    codecs.register_error(_ENCODING_ERRORS, _spell_out)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # otherwise a test has replaced it
+            reconfigure(errors=_ENCODING_ERRORS)
+
+
+def flush_stdout() -> bool:
+    """Write what is buffered; False: the reader of the pipe has ended, as ``head`` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        return False
+    return True
+
+
+def discard_stdout() -> None:
+    """Write nothing more to a pipe that nobody reads: the interpreter would report it at its end."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    """Tell a person something beside the output of a command, on stderr."""
+    typer.echo(f"onenet-worker: {printable(text)}", err=True)
+
+
+def local_time(moment: datetime | None) -> str:
+    """Return an instant in this machine's time zone, to the second; empty for None. JSON has UTC instead."""
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def rough(duration: timedelta) -> str:
+    """Return a duration in the largest unit of which it has two, such as ``90 s``, ``5 min``, ``3 h`` or ``12 d``."""
+    seconds = max(0, round(duration.total_seconds()))
+    for unit_s, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds // unit_s} {name}"
+    return f"{seconds} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 dead letter``, ``2,000 dead letters``."""
+    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+
+
+def console() -> "Console":
+    """Return where tables are printed: the terminal, or a pipe that has no width."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False)
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, or a card for each row where the terminal is too narrow for one.
+
+    No cell is wrapped. In a table the last column is cut to the width that is left, and in a card each line is; all
+    other cells of a table are whole. A column without any value is left out.
+
+    Args:
+        headings: one for each column.
+        rows: the cells; the first is the title of a card.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [[printable(cell.replace("\n", " ")) for cell in row] for row in rows]
+    used = [number for number in range(len(headings)) if any(row[number] for row in shown)]
+    if not used:
+        return
+    names = [headings[number] for number in used]
+    cells = [[row[number] for number in used] for row in shown]
+    target = console()
+    widths = [max(map(cell_len, (name, *column))) for name, *column in zip(names, *cells, strict=True)]
+    left = target.width - sum(widths[:-1]) - 3 * len(names) - 1
+    if left >= min(widths[-1], _LEAST_CUT_COLUMNS):
+        table = Table()
+        for number, name in enumerate(names):
+            is_last = number == len(names) - 1
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=left if is_last else None)
+        for row in cells:
+            table.add_row(*map(Text, row))
+        target.print(table)
+        return
+    indent = max(map(cell_len, names[1:]), default=0) + 2
+    for row in cells:
+        target.print(Text(row[0], "bold"), no_wrap=True, overflow="ellipsis", crop=True)
+        for name, cell in zip(names[1:], row[1:], strict=True):
+            if cell:
+                line = Text(f"{_CARD_INDENT}{name:<{indent}}", "dim") + Text(cell, "not dim")
+                target.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("ply") else f"{noun}s"
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    text = "".join(_SPELLED_OUT.get(char) or char.encode("ascii", "backslashreplace").decode() for char in wrong)
+    return text, error.end
