@@ -9,6 +9,7 @@ from worker.cli import development
 from worker.cli.check import check
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
+from worker.cli.pause import pause, probe, resume
 from worker.cli.run import run
 from worker.cli.schema import schema
 from worker.cli.send import send
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
 )
-for command in (run, check, topology, send, simulator, demo, schema):
+for command in (run, check, topology, send, pause, resume, probe, simulator, demo, schema):
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")
 

@@ -17,12 +17,15 @@ from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.consumer import Source
+from worker.amqp.control_reader import ControlReader
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.result_messages import ResultMessages
+from worker.amqp.unrouted_watch import UnroutedWatch
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import utc_now
 from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
+from worker.core.pauses import Order, WorkerReport
 from worker.core.redis_address import RedisAddress
 from worker.errors import (
     EXIT_CONFIG,
@@ -244,11 +247,28 @@ class Worker:
             on_send=queues.note_sent,
         )
         topology = settings.topology
+
+        def on_order(order: Order) -> None:
+            if order.kind in {"probe", "resume"}:
+                for breakers in (self._breakers, self._history_breakers):
+                    breakers.probe_at_once(order)
+                consumer.look_at_once()
+
+        def report() -> WorkerReport:
+            return WorkerReport(
+                worker=self._name,
+                version=__version__,
+                is_blocked=broker.is_blocked,
+                is_store_available=store_watch.is_available,
+                products=self._breakers.states(),
+            )
+
         broker = self._new_broker(
             Source(topology.execute_queue, is_cautious=True),
             "",
             settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
+            control=ControlReader(topology, self._breakers.pause_by_hand, on_order, report, UnroutedWatch(topology)),
         )
         result_messages = None
         if settings.result_delays_s:
@@ -288,7 +308,12 @@ class Worker:
         return broker, consumer, results, monitor
 
     def _new_broker(
-        self, source: Source, purpose: str, prefetch: int, on_other_consumers: Callable[[int], object] | None = None
+        self,
+        source: Source,
+        purpose: str,
+        prefetch: int,
+        on_other_consumers: Callable[[int], object] | None = None,
+        control: ControlReader | None = None,
     ) -> Broker:
         return Broker(
             self._broker_urls,
@@ -299,6 +324,7 @@ class Worker:
             declare=self._settings.amqp_declare,
             prefetch=prefetch,
             on_other_consumers=on_other_consumers,
+            control=control,
         )
 
     def _new_result_consumer(self, messages: ResultMessages, store_watch: StoreWatch) -> ResultConsumer:

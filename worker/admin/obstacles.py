@@ -2,9 +2,13 @@
 
 from collections.abc import Collection
 
+from worker.admin.pauses import Operator, pause_reasons, this_person
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import count_messages_and_consumers
+from worker.amqp.control_client import Answers
 from worker.amqp.topology import Topology
+from worker.core.pauses import Pauses
+from worker.errors import BrokerUnavailable, WorkerError
 
 
 def find_obstacles(
@@ -20,6 +24,19 @@ def find_obstacles(
     Raises:
         BrokerUnavailable: no node can be reached, or the connection was lost.
     """
-    del products  # not known yet which of them are paused
-    _, consumers = count_messages_and_consumers(broker, topology.execute_queue)
-    return [] if consumers else [f"no worker consumes {topology.execute_queue}: start one with onenet-worker run"]
+    try:
+        answers = Operator(broker, topology, this_person()).state()
+    except BrokerUnavailable:
+        raise
+    except WorkerError:  # no control stream, or no right to it: what remains can be said all the same
+        answers = Answers(Pauses(), ())
+    lines = pause_reasons(answers, products)
+    if not answers.reports:
+        _, consumers = count_messages_and_consumers(broker, topology.execute_queue)
+        if not consumers:
+            lines.append(f"no worker consumes {topology.execute_queue}: start one with onenet-worker run")
+    if any(report.is_blocked for report in answers.reports):
+        lines.append("the broker takes no publications: a memory or disk alarm (run rabbitmq-diagnostics alarms)")
+    if answers.reports and not any(report.is_store_available for report in answers.reports):
+        lines.append("no worker can use the idempotency store: look for store_unavailable in their logs")
+    return lines

@@ -19,7 +19,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 from worker.amqp.connection import reason_of, without_user
 from worker.amqp.messages import PROBE
-from worker.amqp.topology import EXECUTE, RESULT, Topology
+from worker.amqp.topology import EXECUTE, ORDER, RESULT, Topology
 from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
@@ -104,6 +104,8 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
 
 def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
+    yield _to_read(topology.control_stream)
+    yield _to_read(topology.unrouted_samples_queue)
     if topology.result_delays_s:
         yield _to_read(topology.results_queue)
     for exchange, routing_key in (
@@ -111,6 +113,7 @@ def _to_work(topology: Topology) -> Iterator[_Trial]:
         (topology.unrouted_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
         (topology.returns_exchange, EXECUTE),
+        (topology.control_exchange, ORDER),
         *((topology.retry_exchange, topology.retry_queue(delay_s)) for delay_s in topology.delay_queues_s),
         *((topology.retry_exchange, topology.result_delay_queue(delay_s)) for delay_s in topology.result_delays_s),
     ):

@@ -10,6 +10,11 @@ DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default 
 # For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
 # (measured). Not -1, which means unlimited on 4.x, but dead-letters at the first return on 3.10 (measured).
 UNLIMITED_DELIVERIES = 2**31 - 1
+ORDER = "order"  # routing key of orders to all workers
+REPORT = "report"  # first word of the routing keys of what workers answer
+_MAX_SAMPLES = 100  # of unrouted replies, of which only the routing keys are read
+# Of orders, which have some hundred bytes each. The newest segment is always kept.
+_MAX_CONTROL_BYTES, _MAX_SEGMENT_BYTES = 20_000_000, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable quorum queue."""
+    """A durable queue: a quorum queue, or a stream."""
 
     name: str
     arguments: dict[str, object]
@@ -69,6 +74,14 @@ class Topology:
         return f"{self.namespace}.retry"
 
     @property
+    def control_exchange(self) -> str:
+        return f"{self.namespace}.control"
+
+    @property
+    def control_stream(self) -> str:
+        return f"{self.namespace}.control"
+
+    @property
     def returns_exchange(self) -> str:
         return f"{self.namespace}.returns"
 
@@ -79,6 +92,10 @@ class Topology:
     @property
     def unrouted_exchange(self) -> str:
         return f"{self.namespace}.replies.unrouted"
+
+    @property
+    def unrouted_samples_queue(self) -> str:
+        return f"{self.unrouted_exchange}.samples"
 
     @property
     def dead_letters_exchange(self) -> str:
@@ -105,6 +122,7 @@ class Topology:
         yield Exchange(self.unrouted_exchange, "fanout")
         yield Exchange(self.replies_exchange, "topic", {"alternate-exchange": self.unrouted_exchange})
         yield Exchange(self.dead_letters_exchange, "topic")
+        yield Exchange(self.control_exchange, "topic")
 
     def queues(self) -> Iterable[Queue]:
         yield Queue(
@@ -127,6 +145,20 @@ class Topology:
             yield self._delay_queue(self.result_delay_queue(delay_s), delay_s, RESULT)
         for name in (self.unrouted_exchange, self.dead_letters_exchange):
             yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
+        yield Queue(
+            self.unrouted_samples_queue,
+            {"x-queue-type": "quorum", "x-max-length": _MAX_SAMPLES, "x-overflow": "drop-head"},
+        )
+        # A stream, so that every worker reads every order, also one that starts later.
+        yield Queue(
+            self.control_stream,
+            {
+                "x-queue-type": "stream",
+                "x-max-length-bytes": _MAX_SAMPLES = 100  # of unrouted replies, of which only the routing keys are read
+_MAX_CONTROL_BYTES,
+                "x-stream-max-segment-size-bytes": _MAX_SEGMENT_BYTES,
+            },
+        )
 
     def _delay_queue(self, name: str, delay_s: int, routing_key: str) -> Queue:
         return Queue(
@@ -151,7 +183,9 @@ class Topology:
         for delay_s in sorted(set(self.result_delays_s)):
             yield Binding(self.retry_exchange, self.result_delay_queue(delay_s), self.result_delay_queue(delay_s))
         yield Binding(self.unrouted_exchange, self.unrouted_exchange, "")
+        yield Binding(self.unrouted_exchange, self.unrouted_samples_queue, "")
         yield Binding(self.dead_letters_exchange, self.dead_letters_exchange, "#")
+        yield Binding(self.control_exchange, self.control_stream, ORDER)
 
     def definitions(self, vhost: str) -> dict[str, list[dict[str, object]]]:
         """Return the topology in the broker's definitions format.

@@ -1,0 +1,179 @@
+"""``pause``, ``resume`` and ``probe``: orders to all workers, through the broker."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.builders import a_command
+from tests.support.command_line import run_cli
+from tests.support.deployment import Deployment
+from tests.support.simulator import API_KEY
+from worker.simulator.faults import Fault
+
+pytestmark = pytest.mark.broker_version
+
+
+@pytest.fixture
+def environment(deployment: Deployment) -> dict[str, str]:
+    return {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
+
+
+def ordered(tmp_path: Path, environment: dict[str, str], *arguments: str) -> Any:
+    """Run one of the commands with ``--json``; returns what it printed."""
+    result = run_cli(*arguments, "--json", folder=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def two_products(folder: Path) -> dict[str, str]:
+    """Return the settings of a worker with a default product and one named heating."""
+    path = folder / "products.json"
+    path.write_text(json.dumps({"heating": {"api_key": API_KEY}}))
+    return {"ONENET_PRODUCTS_FILE": str(path)}
+
+
+def test_a_paused_fleet_sends_nothing_until_it_is_resumed(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with deployment.worker() as first, deployment.worker() as second:
+        found = ordered(tmp_path, environment, "pause", "--by", "alice", "--reason", "valve 7 leaks")
+        assert len(found["workers"]) == 2
+        assert all(state["is_by_hand"] for worker in found["workers"] for state in worker["products"])
+        for worker in (first, second):
+            worker.wait_for("paused_by_hand", by="alice", reason="valve 7 leaks", is_for_all=True)
+            worker.wait_for("consumption_paused", next_try_in_s=None)
+        deployment.upstream.publish(a_command(command_id="c-1"))
+        assert deployment.upstream.count(deployment.topology.execute_queue) == 1
+        found = ordered(tmp_path, environment, "resume", "--by", "bob")
+        assert found["paused_by_hand"] == []
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        first.wait_for("resumed_by_hand", by="bob")
+    assert len(deployment.simulator.requests) == 1
+
+
+def test_a_worker_that_starts_later_knows_the_pause(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """However its predecessor ended: a pause that a restart ends would open a valve by accident."""
+    with deployment.worker():
+        ordered(tmp_path, environment, "pause", "--by", "alice")
+    deployment.upstream.publish(a_command(command_id="c-1"))
+    with deployment.start_worker() as worker:
+        worker.wait_for("paused_by_hand", by="alice")
+        worker.wait_for("consumption_paused")
+        assert deployment.upstream.count(deployment.topology.execute_queue) == 1
+        ordered(tmp_path, environment, "resume")
+        deployment.upstream.bind_replies()
+        assert deployment.upstream.reply().json["status"] == "accepted"
+    assert len(deployment.simulator.requests) == 1
+
+
+def test_one_product_is_paused_and_the_others_go_on(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with deployment.worker(**two_products(tmp_path)) as worker:
+        ordered(tmp_path, environment, "pause", "--product", "heating")
+        deployment.upstream.publish(a_command(command_id="held", product="heating"))
+        deployment.upstream.publish(a_command(command_id="sent"))
+        assert deployment.upstream.reply().json["command_id"] == "sent"
+        worker.wait_for("command_postponed", command_id="held")
+        ordered(tmp_path, environment, "resume", "--product", "heating")
+        assert deployment.upstream.reply().json["command_id"] == "held"
+
+
+def test_commands_without_a_product_are_paused_alone(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with deployment.worker(**two_products(tmp_path)) as worker:
+        ordered(tmp_path, environment, "pause", "--default-product")
+        deployment.upstream.publish(a_command(command_id="held"))
+        deployment.upstream.publish(a_command(command_id="sent", product="heating"))
+        assert deployment.upstream.reply().json["command_id"] == "sent"
+        worker.wait_for("command_postponed", command_id="held")
+
+
+def test_a_probe_by_hand_ends_a_pause_long_before_the_next_one_is_due(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    fault = Fault(kind="error_500", endpoint="execute")
+    deployment.simulator.faults.replace([fault])
+    settings = {"WORKER_PAUSE_AFTER_FAILURES": "1", "WORKER_PROBE_INTERVAL": "3600"}
+    with deployment.worker(**settings) as worker:
+        deployment.upstream.publish(a_command(command_id="failed"))
+        worker.wait_for("consumption_paused")
+        deployment.simulator.faults.replace([])
+        deployment.upstream.publish(a_command(command_id="probe"))
+        found = ordered(tmp_path, environment, "probe", "--by", "carol")
+        [state] = found["workers"][0]["products"]
+        assert (state["is_paused"], state["is_by_hand"]) == (True, False)
+        worker.wait_for("probe_by_hand", by="carol")
+        worker.wait_for("product_resumed")
+        assert deployment.upstream.reply().json["command_id"] == "probe"
+
+
+def test_a_product_that_was_paused_by_hand_is_not_probed(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with deployment.worker():
+        ordered(tmp_path, environment, "pause", "--by", "alice")
+        for refused in (("probe",), ("resume", "--product", "heating")):
+            result = run_cli(*refused, folder=tmp_path, **environment)
+            assert result.returncode == 1
+            assert all(words in result.stderr for words in ("by alice", "onenet-worker resume"))
+
+
+def test_without_a_worker_an_order_says_that_none_has_answered(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert run_cli("topology", folder=tmp_path, **environment).returncode == 0
+    result = run_cli("pause", folder=tmp_path, **environment)
+    assert (result.returncode, "no worker has answered" in result.stderr) == (0, True)
+    result = run_cli("pause", folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE="nowhere")
+    assert result.returncode == 1
+    assert "onenet-worker topology" in result.stderr
+
+
+def test_what_is_no_order_changes_nothing(deployment: Deployment, environment: dict[str, str], tmp_path: Path) -> None:
+    """Another version, or a person, may have written anything into the stream."""
+    nonsense = [
+        b"",
+        b"\xff" * 200_000,
+        b'{"id": "1", "kind": "explode", "at": "2026-01-01T00:00:00Z"}',
+        b'{"id": "1", "kind": "pause", "at": "0001-01-01T00:00:00Z"}',
+        b'{"id": "1", "kind": "pause", "at": "9999-12-31T23:59:59-23:59", "scope": 5}',
+        b"[" * 10_000,
+    ]
+
+    def write() -> None:
+        for body in nonsense:
+            deployment.upstream.channel.basic_publish(deployment.topology.control_exchange, "order", body)
+
+    with deployment.worker() as running:
+        write()
+        ordered(tmp_path, environment, "pause", "--by", "alice")
+        ordered(tmp_path, environment, "resume", "--by", "alice")
+        running.wait_for("resumed_by_hand")
+        write()
+    with deployment.worker() as worker:
+        deployment.upstream.publish(a_command(command_id="c-1"))
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        assert not [line for line in worker.events if line["event"] == "control_unavailable"]
+
+
+def test_all_earlier_orders_are_read_before_a_command_is_taken(deployment: Deployment) -> None:
+    with deployment.worker():
+        pass
+    at = datetime.now(UTC).isoformat()
+    for number in range(2_001):  # the last one is a pause
+        kind = "resume" if number % 2 else "pause"
+        body = json.dumps({"id": str(number), "kind": kind, "by": "alice", "at": at}).encode()
+        deployment.upstream.channel.basic_publish(deployment.topology.control_exchange, "order", body)
+    deployment.upstream.publish(a_command(command_id="c-1"))
+    with deployment.start_worker() as worker:
+        worker.wait_for("consumption_paused")
+        assert [line["event"] for line in worker.events].count("paused_by_hand") == 1
+        assert deployment.upstream.count(deployment.topology.execute_queue) == 1
+    assert not deployment.simulator.requests

@@ -1,0 +1,135 @@
+"""Pausing and resuming products by hand, and probing them at once: a service with plain results."""
+
+import getpass
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from worker.amqp.address import BrokerAddress
+from worker.amqp.control_client import Answers, give_order
+from worker.amqp.topology import Topology
+from worker.core.pauses import Kind, Order, ProductState
+from worker.errors import WorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Gives orders to the workers of one namespace.
+
+    Attributes:
+        broker: to connect to.
+        topology: of the workers.
+        by: who gives them, as the workers log it.
+    """
+
+    broker: BrokerAddress
+    topology: Topology
+    by: str
+
+    def pause(self, scope: str | None, reason: str = "") -> Answers:
+        """Have nothing sent, not even probes, until ``resume``; workers that start later know it too.
+
+        Args:
+            scope: a product's name; None: all products; ``DEFAULT_PRODUCT``: commands that name none.
+            reason: why, for those who wonder.
+
+        Raises:
+            WorkerError: the broker did not take the order.
+        """
+        return self._give("pause", scope, reason)
+
+    def resume(self, scope: str | None, reason: str = "") -> Answers:
+        """End a pause by hand; what the workers have paused by themselves is probed at once.
+
+        Raises:
+            WorkerError: the broker did not take the order, or all products are paused and one was named.
+        """
+        if scope is not None:
+            self._refuse_if_all_are_paused("resumed")
+        return self._give("resume", scope, reason)
+
+    def probe(self, scope: str | None) -> Answers:
+        """Have products that the workers have paused probed at once, with the next command.
+
+        Raises:
+            WorkerError: the broker did not take the order, or the products are paused by hand.
+        """
+        pauses = self.state().pauses
+        for order in pauses.orders:
+            if order.scope is None or order.scope == scope:
+                raise WorkerError(
+                    f"{described(order.scope)} {'are' if order.scope is None else 'is'} paused by hand by {order.by}, "
+                    "and nothing is probed: run onenet-worker resume"
+                )
+        return self._give("probe", scope, "")
+
+    def state(self) -> Answers:
+        """Return what is paused by hand, and how each worker is; changes nothing.
+
+        Raises:
+            WorkerError: the broker did not take the question.
+        """
+        return self._give("report", None, "")
+
+    def _refuse_if_all_are_paused(self, past: str) -> None:
+        order = next((each for each in self.state().pauses.orders if each.scope is None), None)
+        if order is not None:
+            raise WorkerError(
+                f"all products are paused by hand, by {order.by}, so that none can be {past} alone: "
+                "run onenet-worker resume without a product, then pause the others"
+            )
+
+    def _give(self, kind: Kind, scope: str | None, reason: str) -> Answers:
+        order = Order(id=str(uuid4()), kind=kind, scope=scope, by=self.by, at=datetime.now(UTC), reason=reason)
+        return give_order(self.broker, self.topology, order)
+
+
+def this_person() -> str:
+    """Return who runs this process, as far as the system knows."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = "unknown user"
+    return f"{user}@{socket.gethostname()}"
+
+
+def described(scope: str | None) -> str:
+    """Return the products of an order in words."""
+    if scope is None:
+        return "all products"
+    return f"product {scope}" if scope else "the default product"
+
+
+def states_by_product(answers: Answers) -> dict[str | None, list[ProductState]]:
+    """Return for each product what the workers say of it; None is the default one."""
+    found: dict[str | None, list[ProductState]] = {}
+    for report in answers.reports:
+        for state in report.products:
+            found.setdefault(state.product, []).append(state)
+    return found
+
+
+def pause_reasons(answers: Answers, products: Collection[str | None] | None = None) -> list[str]:
+    """Return in one line each why commands are not sent; empty if all are.
+
+    Args:
+        answers: what is known of the workers.
+        products: those of the commands; without any, all.
+    """
+    lines = []
+    for order in answers.pauses.orders:
+        if products is None or any(order.concerns(product) for product in products):
+            verb = "are" if order.scope is None else "is"
+            why = f": {order.reason}" if order.reason else ""
+            hint = "run onenet-worker resume"
+            lines.append(f"{described(order.scope)} {verb} paused by hand, by {order.by}{why} ({hint})")
+    for product, states in states_by_product(answers).items():
+        paused = [each for each in states if each.is_paused and not each.is_by_hand]
+        if paused and (products is None or product in products):
+            waits = [each.next_try_in_s for each in paused if each.next_try_in_s is not None]
+            when = f"; next probe in {min(waits):g} s, or by onenet-worker probe" if waits else ""
+            place = "" if len(paused) == len(states) else f" by {len(paused)} of {len(states)} workers"
+            lines.append(f"{described(product or '')} is paused{place}: {paused[0].reason}{when}")
+    return lines

@@ -1,0 +1,115 @@
+"""``onenet-worker pause``, ``resume`` and ``probe``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.terminal import local_time, note, print_rows
+from worker.printable import printable, printable_json
+
+if TYPE_CHECKING:
+    from worker.admin.pauses import Operator
+    from worker.amqp.control_client import Answers
+
+Product = Annotated[str | None, typer.Option("--product", metavar="NAME", help="One product; without it: all.")]
+Default = Annotated[bool, typer.Option("--default-product", help="Only the product of commands that name none.")]
+By = Annotated[str | None, typer.Option("--by", help="Who asks, for the logs; default: this user and machine.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the logs and for those who wonder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+def pause(
+    product: Product = None, default: Default = False, by: By = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
+    """Have all workers send nothing, not even probes, until `resume`; commands wait, and those that expire fail.
+
+    It holds for all workers of the namespace, also for those that start later, and is logged with who asked. Example:
+
+        onenet-worker pause --product heating --reason "maintenance until 18:00"
+    """
+    scope = _scope(product, default)
+    answers = _operator(by).pause(scope, reason)
+    _print(answers, "paused", scope, as_json=as_json)
+
+
+def resume(
+    product: Product = None, default: Default = False, by: By = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
+    """End what `pause` began. What workers have paused by themselves, because OneNET fails, is probed at once.
+
+    Example:
+        onenet-worker resume --product heating
+    """
+    scope = _scope(product, default)
+    answers = _operator(by).resume(scope, reason)
+    _print(answers, "resumed", scope, as_json=as_json)
+
+
+def probe(product: Product = None, default: Default = False, by: By = None, as_json: AsJson = False) -> None:
+    """Have products that workers have paused by themselves probed at once, instead of after the next interval.
+
+    The probe is the next command that waits; if OneNET answers it, the product is resumed. Example:
+
+        onenet-worker probe
+    """
+    scope = _scope(product, default)
+    answers = _operator(by).probe(scope)
+    _print(answers, "probed", scope, as_json=as_json)
+
+
+def _scope(product: str | None, default: bool) -> str | None:
+    from worker.core.command import MAX_PRODUCT_CHARS
+    from worker.core.pauses import DEFAULT_PRODUCT
+
+    if product is not None and default:
+        raise typer.BadParameter("--product and --default-product: use one or the other")
+    if product is not None and not 0 < len(product) <= MAX_PRODUCT_CHARS:
+        raise typer.BadParameter(f"--product: must be 1 to {MAX_PRODUCT_CHARS} characters")
+    return DEFAULT_PRODUCT if default else product
+
+
+def _operator(by: str | None) -> "Operator":
+    from worker.admin.pauses import Operator, this_person
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    return Operator(settings.broker_address, settings.topology, by or this_person())
+
+
+def _print(answers: "Answers", past: str, scope: str | None, *, as_json: bool) -> None:
+    from worker.admin.pauses import described
+
+    if as_json:
+        pauses = [order.model_dump(mode="json") for order in answers.pauses.orders]
+        reports = [report.model_dump(mode="json") for report in answers.reports]
+        typer.echo(printable_json({"paused_by_hand": pauses, "workers": reports}))
+    else:
+        typer.echo(f"{past}: {printable(described(scope))}")
+        _print_pauses(answers)
+        _print_workers(answers)
+    if not answers.reports:
+        note("no worker has answered: one that starts will know it; see those that run with onenet-worker check")
+    elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
+        note(f"no worker that answered has a product named {scope}")
+
+
+def _print_pauses(answers: "Answers") -> None:
+    from worker.admin.pauses import described
+
+    rows = [(described(order.scope), local_time(order.at), order.by, order.reason) for order in answers.pauses.orders]
+    print_rows(("paused by hand", "since", "by", "reason"), rows)
+
+
+def _print_workers(answers: "Answers") -> None:
+    from worker.admin.pauses import described
+
+    rows = []
+    for report in answers.reports:
+        for state in report.products:
+            condition = "sends"
+            if state.is_paused:
+                condition = "paused by hand" if state.is_by_hand else "paused by itself"
+            due = "" if state.next_try_in_s is None else f"{state.next_try_in_s:g} s"
+            why = "" if state.is_by_hand else state.reason
+            rows.append((report.worker, described(state.product or ""), condition, due, why))
+    print_rows(("worker", "product", "state", "next probe in", "reason"), rows)
