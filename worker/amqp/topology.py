@@ -154,8 +154,7 @@ class Topology:
             self.control_stream,
             {
                 "x-queue-type": "stream",
-                "x-max-length-bytes": _MAX_SAMPLES = 100  # of unrouted replies, of which only the routing keys are read
-_MAX_CONTROL_BYTES,
+                "x-max-length-bytes": _MAX_CONTROL_BYTES,
                 "x-stream-max-segment-size-bytes": _MAX_SEGMENT_BYTES,
             },
         )
