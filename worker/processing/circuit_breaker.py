@@ -186,8 +186,8 @@ class CircuitBreaker:
         if not self.is_open:
             return 0.0
         now = self._clock()
-        until_probe_s = 0.0 if self.pause_by_hand else self._retry_at() - now
-        return max(self._first_interval_s, until_probe_s, now - self._opened_at)
+        until_probe_s = self._first_interval_s if self.pause_by_hand else self._retry_at() - now
+        return max(until_probe_s, now - self._opened_at)
 
     @property
     def _counted_failures(self) -> int:
