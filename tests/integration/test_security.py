@@ -32,7 +32,8 @@ from tests.support.startup_code import run_at_startup
 from tests.support.stores import LONG_S
 from tests.support.upstream import Message, Upstream
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.control_messages import FIRST, beginning_at
+from worker.amqp.topology import EXECUTE, ORDER, Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, is_listening, wait_until
 from worker.dev.services.redis import LocalRedis
@@ -318,6 +319,22 @@ def test_an_upstream_system_changes_nothing_on_the_broker(broker: Broker) -> Non
         declare = partial(BlockingChannel.exchange_declare, exchange="billing.x", arguments=arguments)
         assert refused(broker, "billing", declare)
     assert refused(broker, "billing", partial(BlockingChannel.queue_delete, queue="billing.replies"))
+
+
+@tries("`billing`", "pause or resume the workers", "refused")
+def test_an_upstream_system_gives_workers_no_orders(broker: Broker) -> None:
+    read = partial(
+        BlockingChannel.basic_consume,
+        queue=TOPOLOGY.control_stream,
+        on_message_callback=lambda *_: None,
+        arguments=beginning_at(FIRST),
+    )
+    assert refused(broker, "billing", publishing(TOPOLOGY.control_exchange, ORDER), read)
+
+
+@tries("worker", "pause or resume the others", "possible")
+def test_a_worker_may_write_orders(broker: Broker) -> None:
+    assert broker.refusal("worker", publishing(TOPOLOGY.control_exchange, ORDER)) is None
 
 
 @tries("`billing`", "send under the `user_id` of another", "refused")

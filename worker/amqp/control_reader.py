@@ -25,7 +25,7 @@ from worker.amqp.topology import Topology
 from worker.amqp.unrouted_watch import UnroutedWatch
 from worker.core.backoff import backoff_s
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order
-from worker.errors import BrokerUnavailable, ChannelRefused, WorkerError
+from worker.errors import BrokerUnavailable, ChannelRefused, ClosedByBroker, UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
 
 _SEEMS_EMPTY_S = 0.1  # without a message for so long the stream may be empty, which a mark finds out
@@ -104,7 +104,7 @@ class ControlReader:
             log.warning("control_not_answered", reason=str(error), hint="orders are followed all the same")
             return 0.0
         wait_s = backoff_s(failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S)
-        if isinstance(error, ChannelRefused):  # no such stream, or no right to read it
+        if isinstance(error, ClosedByBroker | UserRefused):  # no such stream, no right to it, too many connections
             self.is_caught_up.set()  # a worker that cannot be paused by hand is better than none
             wait_s = _REFUSED_AGAIN_S
         log.warning("control_unavailable", reason=str(error), retry_in_s=round(wait_s, 1))

@@ -346,6 +346,10 @@ class CircuitBreakers:
         """Return for each product whether its commands are held back."""
         return {product: breaker.is_open for product, breaker in self._breakers.items()}
 
+    def paused_by_hand(self) -> dict[str | None, bool]:
+        """Return for each product whether an operator has paused it."""
+        return {product: bool(breaker.pause_by_hand) for product, breaker in self._breakers.items()}
+
     def retry_in_s(self) -> float:
         """Return the seconds until a request of any product may be sent; 0: one may be sent now."""
         return min(breaker.retry_in_s() for breaker in self._breakers.values())
