@@ -1,6 +1,8 @@
 """``pause``, ``resume`` and ``probe``: orders to all workers, through the broker."""
 
 import json
+import re
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from tests.support.builders import a_command
 from tests.support.command_line import run_cli
 from tests.support.deployment import Deployment
 from tests.support.simulator import API_KEY
+from tests.support.terminal import assert_screen, show
 from worker.simulator.faults import Fault
 
 pytestmark = pytest.mark.broker_version
@@ -177,3 +180,35 @@ def test_all_earlier_orders_are_read_before_a_command_is_taken(deployment: Deplo
         assert [line["event"] for line in worker.events].count("paused_by_hand") == 1
         assert deployment.upstream.count(deployment.topology.execute_queue) == 1
     assert not deployment.simulator.requests
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_an_operator(
+    columns: int, deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert run_cli("topology", folder=tmp_path, **environment).returncode == 0
+
+    def shown(*arguments: str) -> str:
+        screen = show(arguments, tmp_path, environment, columns=columns)
+        return f"$ onenet-worker {shlex.join(arguments)}\n{screen.text}"
+
+    who = ("--by", "alice@control-room")
+    screens = [
+        shown("pause", "--product", "heating", *who, "--reason", "valve 7 leaks, and nobody is there before 18:00"),
+        shown("pause", *who, "--reason", "maintenance"),
+        shown("resume", "--product", "heating"),
+        shown("probe"),
+        shown("resume", *who),
+    ]
+    found = re.sub(r"[0-9]{4}(-[0-9]{2}){2} [0-9]{2}(:[0-9]{2}){2}", "2026-11-30 08:00:00", "\n".join(screens))
+    assert_screen(f"pause-{columns}", found)
+
+
+def test_a_screen_shows_what_each_worker_does(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with deployment.worker(**two_products(tmp_path)) as worker:
+        screen = show(("pause", "--product", "heating"), tmp_path, environment, columns=120).text
+        name = worker.wait_for("worker_started")["worker"]
+    rows = [re.split(r"\s*│\s*", line.strip("│ "))[:3] for line in screen.splitlines() if name in line]
+    assert rows == [[name, "the default product", "sends"], [name, "product heating", "paused by hand"]]

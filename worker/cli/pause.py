@@ -29,7 +29,7 @@ def pause(
     """
     scope = _scope(product, default)
     answers = _operator(by).pause(scope, reason)
-    _print(answers, "paused", scope, as_json=as_json)
+    _print(answers, "ordered to pause", scope, as_json=as_json)
 
 
 def resume(
@@ -42,7 +42,7 @@ def resume(
     """
     scope = _scope(product, default)
     answers = _operator(by).resume(scope, reason)
-    _print(answers, "resumed", scope, as_json=as_json)
+    _print(answers, "ordered to resume", scope, as_json=as_json)
 
 
 def probe(product: Product = None, default: Default = False, by: By = None, as_json: AsJson = False) -> None:
@@ -54,7 +54,7 @@ def probe(product: Product = None, default: Default = False, by: By = None, as_j
     """
     scope = _scope(product, default)
     answers = _operator(by).probe(scope)
-    _print(answers, "probed", scope, as_json=as_json)
+    _print(answers, "ordered to probe", scope, as_json=as_json)
 
 
 def _scope(product: str | None, default: bool) -> str | None:
@@ -76,7 +76,7 @@ def _operator(by: str | None) -> "Operator":
     return Operator(settings.broker_address, settings.topology, by or this_person())
 
 
-def _print(answers: "Answers", past: str, scope: str | None, *, as_json: bool) -> None:
+def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -> None:
     from worker.admin.pauses import described
 
     if as_json:
@@ -84,20 +84,16 @@ def _print(answers: "Answers", past: str, scope: str | None, *, as_json: bool) -
         reports = [report.model_dump(mode="json") for report in answers.reports]
         typer.echo(printable_json({"paused_by_hand": pauses, "workers": reports}))
     else:
-        typer.echo(f"{past}: {printable(described(scope))}")
-        _print_pauses(answers)
+        typer.echo(f"{what}: {printable(described(scope))}")
+        for order in answers.pauses.orders:
+            why = f": {order.reason}" if order.reason else ""
+            line = f"{described(order.scope)}, since {local_time(order.at)}, by {order.by}{why}"
+            typer.echo(printable(f"paused by hand: {line}"))
         _print_workers(answers)
     if not answers.reports:
-        note("no worker has answered: one that starts will know it; see those that run with onenet-worker check")
+        note("no worker has answered; one that starts will know it")
     elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
         note(f"no worker that answered has a product named {scope}")
-
-
-def _print_pauses(answers: "Answers") -> None:
-    from worker.admin.pauses import described
-
-    rows = [(described(order.scope), local_time(order.at), order.by, order.reason) for order in answers.pauses.orders]
-    print_rows(("paused by hand", "since", "by", "reason"), rows)
 
 
 def _print_workers(answers: "Answers") -> None:
