@@ -60,6 +60,11 @@ def with_rights(own_broker: LocalBroker, tmp_path: Path) -> Iterator[tuple[Deplo
 Rights = Callable[[str, str, str], dict[str, str]]
 
 
+def emptied(topology: Topology) -> list[str]:
+    """Return the queues that are empty once their messages are read, which a stream never is."""
+    return [queue.name for queue in topology.queues() if queue.name != topology.control_stream]
+
+
 def test_check_names_each_right_that_is_missing_and_changes_nothing(
     with_rights: tuple[Deployment, Rights],
 ) -> None:
@@ -82,7 +87,8 @@ def test_check_names_each_right_that_is_missing_and_changes_nothing(
     assert topology.replies_exchange + " with" not in lines
     code, faults = check(deployment, AMQP_DECLARE="false", **rights("^$", ".*", "^$"))
     assert [line.removeprefix("this user has no right to ") for line in faults["permissions"]] == [
-        f"read the queue {topology.execute_queue}"
+        f"read the queue {queue}"
+        for queue in (topology.execute_queue, topology.control_stream, topology.unrouted_samples_queue)
     ]
     for queue in topology.queues():  # the command is there, was not delivered, and nothing came beside it
         expected = int(queue.name == topology.execute_queue)
@@ -109,7 +115,7 @@ def test_check_finds_that_delayed_commands_return_and_leaves_nothing(deployment:
         code, faults = check(deployment, AMQP_DECLARE="false")
         assert code == 0, faults
         wait_until(
-            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in deployment.topology.queues()),
+            lambda: all(deployment.upstream.count(queue) == 0 for queue in emptied(deployment.topology)),
             PATIENCE_S,
             "the end of the probes",
         )
@@ -152,7 +158,7 @@ def test_check_finds_that_accepted_commands_return_for_their_results(
         assert "cannot be told" not in faults[""][0]
         assert ("not tried" in faults[""][0]) == has_worker
         wait_until(
-            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in topology.queues()),
+            lambda: all(deployment.upstream.count(queue) == 0 for queue in emptied(topology)),
             PATIENCE_S,
             "the end of the probes",
         )
