@@ -9,12 +9,15 @@ from worker.cli import development
 from worker.cli.check import check
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
+from worker.cli.device import device
 from worker.cli.run import run
 from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
+from worker.cli.status import status
 from worker.cli.terminal import flush_stdout, prepare_streams
 from worker.cli.topology import topology
+from worker.cli.unrouted import unrouted
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
 app = typer.Typer(
@@ -24,9 +27,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
 )
-for command in (run, check, topology, send, simulator, demo, schema):
+for command in (run, check, topology, status, device, send, simulator, demo, schema):
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(unrouted, name="unrouted")
 
 
 def _print_version(value: bool) -> None:
