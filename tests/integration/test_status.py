@@ -236,7 +236,8 @@ def test_with_the_memory_of_workers_the_rest_is_told(columns: int, site: Site) -
     environment = site.environment | {"IDEMPOTENCY_URL": "memory://"}
     screen = show(["status", "order-17"], site.folder, environment, columns=columns)
     assert screen.exit_code == 0
-    assert_screen(f"status-memory-{columns}", screen.text)
+    replaced = {site.deployment.topology.namespace: "test-00000000"}
+    assert_screen(f"status-memory-{columns}", screen.text, replaced)
     nothing = site.status("order-18", IDEMPOTENCY_URL="memory://")
     assert nothing.returncode == 1
     assert "records are in the workers' memory" in nothing.stdout
@@ -259,10 +260,12 @@ def test_what_cannot_be_read_is_said_beside_the_rest(site: Site) -> None:
     without_broker = site.status("order-17", AMQP_URL=f"amqp://me:aSecret@127.0.0.1:{port}/")
     assert without_broker.returncode == 1
     assert U1 in without_broker.stdout
-    assert f"127.0.0.1:{port} cannot be reached" in without_broker.stderr
+    assert f"127.0.0.1:{port}/ cannot be reached" in without_broker.stderr
     site.dead_letter("order-17")
     wait_until(
-        lambda: site.deployment.upstream.count(site.deployment.topology.dead_letters_exchange), PATIENCE_S, "the letter"
+        lambda: site.deployment.upstream.count(site.deployment.topology.dead_letters_exchange) == 1,
+        PATIENCE_S,
+        "the letter",
     )
     without_redis = site.status("order-17", IDEMPOTENCY_URL=f"redis://me:aSecret@127.0.0.1:{port}/0")
     assert without_redis.returncode == 1

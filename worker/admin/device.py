@@ -49,7 +49,7 @@ class DeviceEntry:
     @property
     def state(self) -> DeviceState:
         """What became of it, in a word."""
-        return _STATES.get(self.cached.state.send_status or 0, "unknown")
+        return state_of(self.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,11 @@ class Cancelling:
     def is_cancelled(self) -> bool:
         """Whether the platform says so now, whatever it answered."""
         return self.after is not None and self.after.state == "cancelled"
+
+
+def state_of(command: CachedCommand) -> DeviceState:
+    """Return what became of a command, in a word."""
+    return _STATES.get(command.state.send_status or 0, "unknown")
 
 
 def list_device(
@@ -131,12 +136,12 @@ def find_waiting(settings: Settings, imei: str, product: str | None, beginnings:
 
     async def read(client: OneNETClient) -> DeviceCommands:
         found = await client.list_commands(product, imei, newest_first=True, is_enough=lambda _commands: False)
-        chosen = [command for command in found.commands if command.may_wait and command.uuid]
+        chosen = [command for command in found.commands if state_of(command) == "waiting" and command.uuid]
         if beginnings:
             chosen = list(dict.fromkeys(_named(found.commands, text, imei) for text in beginnings))
         entries, unread = await _with_owners(settings, chosen)
         for entry in entries:
-            if not entry.cached.may_wait:
+            if entry.state not in {"waiting", "unknown"}:
                 raise WorkerError(
                     f"{entry.cached.uuid} does not wait any more, so it cannot be cancelled: {entry.state}"
                 )
@@ -200,7 +205,7 @@ async def _states_after(
         found = await client.list_commands(product, imei, newest_first=True, is_enough=is_enough)
         states = {canonical_uuid(command.uuid): command for command in found.commands}
         granted = [canonical_uuid(uuid) for uuid in uuids if refusals[uuid] is None]
-        if look == _LOOKS or not any(uuid in states and states[uuid].may_wait for uuid in granted):
+        if look == _LOOKS or not any(uuid in states and state_of(states[uuid]) == "waiting" for uuid in granted):
             return states
         await asyncio.sleep(_LOOK_AGAIN_S)
     raise AssertionError  # the last look returns

@@ -111,7 +111,10 @@ def _cancel(
             state = after.state if each.after else "unknown"
             typer.echo(printable_json(_json(after) | {"state": state, "refusal": each.refusal}))
     else:
-        print_rows(("uuid", "is now", "command id", "OneNET said"), [_row_after(each) for each in done])
+        print_rows(("uuid", "command id", "is now"), [_row_after(each) for each in done])
+        for each in done:
+            if not each.is_cancelled:
+                note(f"{each.before.cached.uuid}: {_why_not(each)}")
     cancelled = sum(each.is_cancelled for each in done)
     note(f"cancelled {cancelled:,} of {counted(len(done), 'command')}")
     if cancelled < len(done):
@@ -120,12 +123,17 @@ def _cancel(
 
 def _row_after(done: "Cancelling") -> tuple[str, ...]:
     state = "not in its history any more" if done.after is None else _state(done.after)
-    refusal = "" if done.is_cancelled else done.refusal or "that it did"
-    return done.before.cached.uuid, state, _command_id(done.before.owner), refusal
+    return done.before.cached.uuid, _command_id(done.before.owner), state
+
+
+def _why_not(done: "Cancelling") -> str:
+    if done.refusal is None:
+        return "OneNET said that it is cancelled, but its history says otherwise"
+    return f"OneNET did not cancel it: {done.refusal}"
 
 
 def _print(entries: Sequence["DeviceEntry"]) -> None:
-    headings = ("uuid", "state", "kind", "created", "valid from", "expires", "sent", "confirmed", "command id")
+    headings = ("uuid", "command id", "state", "kind", "created", "valid from", "expires", "sent", "confirmed")
     print_rows(headings, [_row(entry) for entry in entries])
 
 
@@ -134,6 +142,7 @@ def _row(entry: "DeviceEntry") -> tuple[str, ...]:
     is_later = cached.valid_at is not None and (cached.created_at is None or cached.valid_at > cached.created_at)
     return (
         cached.uuid or "(no uuid)",
+        _command_id(entry.owner),
         _state(entry),
         "" if cached.kind == "EXECUTE" else cached.kind or "unknown",
         local_time(cached.created_at),
@@ -141,7 +150,6 @@ def _row(entry: "DeviceEntry") -> tuple[str, ...]:
         local_time(cached.expires_at),
         local_time(cached.state.sent_at),
         local_time(cached.state.confirmed_at),
-        _command_id(entry.owner),
     )
 
 

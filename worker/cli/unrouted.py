@@ -225,14 +225,14 @@ def _exchange() -> str:
 
 
 def _print(groups: list["UnroutedGroup"]) -> None:
-    headings = ("routing key", "replies", "oldest", "newest", "a command id")
+    headings = ("routing key", "a command id", "replies", "oldest", "newest")
     rows = [
         (
             group.routing_key or "(empty)",
+            group.command_id or "",
             f"{group.count:,}",
             local_time(group.oldest_at),
             local_time(group.newest_at),
-            group.command_id or "",
         )
         for group in groups
     ]

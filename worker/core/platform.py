@@ -100,7 +100,6 @@ class CachedCommand:
         created_at: when it was cached, aware; None: unknown.
         valid_at: before this time it is not sent; None: unknown.
         expires_at: after this time it is not sent; None: unknown.
-        may_wait: whether it may still wait for its device.
         state: what became of it.
     """
 
@@ -109,7 +108,6 @@ class CachedCommand:
     created_at: datetime | None
     valid_at: datetime | None
     expires_at: datetime | None
-    may_wait: bool
     state: EntryState
 
 

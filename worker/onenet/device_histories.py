@@ -211,7 +211,7 @@ class DeviceHistories:
                 path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                 page, _ = await account.read(path, search, read_result_page)
                 new = pages.take(page)
-                found += [cached_command(item, now, self._zone) for item in new if isinstance(item, ResultItem)]
+                found += [cached_command(item, self._zone) for item in new if isinstance(item, ResultItem)]
                 if is_enough(found) or pages.is_complete or not new:
                     break
                 search.renew(self._request_s)

@@ -11,7 +11,6 @@ from schemas.onenet import CONFIRM_STATUSES, UNKNOWN_FORM, ResultItem, whole_num
 from worker.core.platform import CachedCommand
 from worker.core.results import NO_STATE, EntryState
 from worker.onenet.comparison import read_time
-from worker.onenet.history import is_waiting
 
 _KINDS = ("READ", "WRITE", "EXECUTE")  # a word in the history, its place here in a push
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -30,12 +29,11 @@ def state_of(entries: Iterable[ResultItem], zone: ZoneInfo) -> EntryState:
     return max(states, key=_latest)  # the same each time, in whichever order they come
 
 
-def cached_command(item: ResultItem, now: datetime, zone: ZoneInfo) -> CachedCommand:
+def cached_command(item: ResultItem, zone: ZoneInfo) -> CachedCommand:
     """Return what one entry says.
 
     Args:
         item: the entry.
-        now: the time on the platform's clock, aware.
         zone: the zone of the platform's local time.
     """
     return CachedCommand(
@@ -44,7 +42,6 @@ def cached_command(item: ResultItem, now: datetime, zone: ZoneInfo) -> CachedCom
         _instant(item.create_time, zone),
         _instant(item.valid_time, zone),
         _instant(item.expired_time, zone),
-        is_waiting(item, now, zone),
         _state_of(item, zone),
     )
 
