@@ -9,13 +9,16 @@ from worker.cli import development
 from worker.cli.check import check
 from worker.cli.dead_letters import dead_letters
 from worker.cli.demo import demo
+from worker.cli.device import device
 from worker.cli.pause import pause, probe, resume
 from worker.cli.run import run
 from worker.cli.schema import schema
 from worker.cli.send import send
 from worker.cli.simulator import simulator
+from worker.cli.status import status
 from worker.cli.terminal import flush_stdout, prepare_streams
 from worker.cli.topology import topology
+from worker.cli.unrouted import unrouted
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
 app = typer.Typer(
@@ -25,9 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
 )
-for command in (run, check, topology, send, pause, resume, probe, simulator, demo, schema):
+for command in (run, check, topology, send, status, device, pause, resume, probe, simulator, demo, schema):
     app.command()(command)
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(unrouted, name="unrouted")
 
 
 def _print_version(value: bool) -> None:

@@ -309,7 +309,7 @@ replace(DeadLetterReader, "read", measured)
 def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.dead_letters.reader.MAX_PREFETCH", 6)
+    monkeypatch.setattr("worker.amqp.queue_reader.MAX_PREFETCH", 6)
     publish_dead_letters(deployment, *IDS)
     monkeypatch.setenv("AMQP_URL", deployment.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)

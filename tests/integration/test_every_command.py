@@ -28,6 +28,10 @@ WITH_BROKER: tuple[tuple[str, ...], ...] = (
     ("dead-letters", "show", "some-id"),
     ("dead-letters", "replay", "--all"),
     ("dead-letters", "discard", "--all", "--yes"),
+    ("status", "some-id"),
+    ("unrouted", "list"),
+    ("unrouted", "publish", "--all"),
+    ("unrouted", "discard", "--all", "--yes"),
 )
 WITH_OUTPUT: tuple[tuple[str, ...], ...] = (
     ("--help",),

@@ -171,10 +171,10 @@ def site(broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
 def server(own_redis: LocalRedis) -> Iterator[RedisClient]:
     """Redis with the users of the page."""
     with redis.Redis.from_url(own_redis.url, decode_responses=True) as found:
-        for user in ("worker", "another"):
+        for user in ("worker", "operator", "another"):
             found.execute_command(*acl(user))
         yield found
-        for user in ("worker", "another"):
+        for user in ("worker", "operator", "another"):
             found.execute_command("ACL", "DELUSER", user)
         for key in found.scan_iter("{onenet}:*"):
             found.delete(key)
@@ -821,6 +821,10 @@ def test_an_operator_has_the_namespace_and_nothing_else(
         replies(site, "billing")
     discarded = as_operator("dead-letters", "discard", "--all", "--yes")
     assert discarded.stdout == "discarded 1 dead letter\n", discarded.stderr
+    broker.refusal("operator", publishing(TOPOLOGY.replies_exchange, "execute.accepted.nobody", b"{}"))
+    for command, shown in ((("list", "--json"), "execute.accepted.nobody"), (("publish", "--all"), "published 0")):
+        assert shown in as_operator("unrouted", *command).stdout
+    assert as_operator("unrouted", "discard", "--all", "--yes").stdout == "discarded 1 unrouted reply\n"
     assert refused(
         broker,
         "operator",
@@ -910,6 +914,42 @@ def test_the_workers_user_of_redis_has_its_keys_only(own_redis: LocalRedis, serv
         )
         with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't|NOPERM|ACL failure"):
             client.eval("return redis.call('GET', 'another:own')", 0)
+
+
+@tries("the operator's user of Redis", "change or delete a record", "refused")
+def test_an_operator_reads_records_and_changes_none(
+    broker: Broker, site: Deployment, settings: dict[str, str], own_redis: LocalRedis, server: RedisClient
+) -> None:
+    """With the rights of the page ``status`` and ``device`` do their work, the rate limit of the workers included."""
+    as_operator = partial(
+        run_cli,
+        folder=site.folder,
+        AMQP_URL=broker.url("operator"),
+        IDEMPOTENCY_URL=redis_url(own_redis, "operator"),
+        ONENET_URL=site.simulator.url,
+        ONENET_API_KEY=API_KEY,
+        WORKER_RETRY_DELAYS=",".join(map(str, RETRY_DELAYS_S)),
+        NO_PROXY="127.0.0.1",
+    )
+    command = a_command(command_id="of-billing")
+    with site.start_worker(**settings) as worker:
+        worker.wait_for("consumer_started")
+        send(broker, "billing", command, app_id="billing")
+        [reply] = replies(site, "billing")
+        told = as_operator("status", "of-billing", "--json")
+        assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["records"][0]["reply"]["uuid"] == reply.json["uuid"]
+    listed = as_operator(
+        "device", command["imei"], "--json", ONENET_RATE_LIMIT="30/hour"
+    )  # so slow that Redis keeps it
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout)["command_id"] == "of-billing"
+    assert server.exists("{onenet}:rate:v1:gcra:default")
+    with redis.Redis.from_url(redis_url(own_redis, "operator"), decode_responses=True) as client:
+        name = "{onenet}:command:of-billing"
+        assert noperm(client, f"DEL {name}", f"HSET {name} state free", f"SET {name} x", f"PEXPIRE {name} 1", "KEYS *")
+        with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't|NOPERM|ACL failure"):
+            client.eval("return redis.call('SET', KEYS[1], 'x')", 1, name)
 
 
 def test_without_the_default_user_redis_asks_for_a_password(own_redis: LocalRedis, server: RedisClient) -> None:

@@ -136,6 +136,32 @@ def count_messages_and_consumers(broker: BrokerAddress, queue: str) -> tuple[int
             connection.close()
 
 
+def count_messages(broker: BrokerAddress, queues: Sequence[str]) -> list[int]:
+    """Return how many messages of each queue are ready; 0 of one that is not there.
+
+    Raises:
+        BrokerUnavailable: no node can be reached, or the connection was lost.
+    """
+    connection, _ = connect_blocking(broker)
+    counts = []
+    try:
+        for queue in queues:
+            try:
+                channel = connection.channel()
+                counts.append(channel.queue_declare(queue, passive=True).method.message_count)
+                channel.close()
+            except ChannelClosedByBroker as exc:
+                if exc.reply_code != _NOT_FOUND:
+                    raise
+                counts.append(0)
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
+    finally:
+        if connection.is_open:
+            connection.close()
+    return counts
+
+
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
     """Delete a topology and the messages in its queues."""
     for queue in topology.queues():

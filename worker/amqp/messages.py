@@ -424,11 +424,10 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     """
     original = delivery.properties
     foreign = {_text(name): value for name, value in delivery.headers.items()}
-    headers: dict[str, Any] = {
+    headers = {
         name: value
-        for name, value in delivery.headers.items()
-        if not _text(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))
-        and _text(name).strip().casefold() not in _ROUTING_HEADERS
+        for name, value in without_brokers_headers(delivery.headers).items()
+        if not _text(name).startswith(OWN_PREFIX)
     }
     if too_deep := [name for name, value in headers.items() if isinstance(value, RawFieldValue) and value.is_deep]:
         headers = {name: headers[name] for name in headers if name not in too_deep}
@@ -445,6 +444,15 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     carried.delivery_mode = DeliveryMode.Persistent.value
     carried.user_id = carried.expiration = None
     return carried
+
+
+def without_brokers_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return headers without those that the broker writes or routes by, which would harm a second publication."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not _text(name).startswith(_BROKERS_PREFIXES) and _text(name).strip().casefold() not in _ROUTING_HEADERS
+    }
 
 
 def fitted(publication: Publication, frame_max: int) -> Publication:

@@ -20,6 +20,7 @@ _SPELLED_OUT = {"\N{HORIZONTAL ELLIPSIS}": "...", "\N{RIGHTWARDS ARROW}": "->", 
 _LEAST_CUT_COLUMNS = 24  # of the column that may be cut; with less a card for each row is easier to read
 _PIPE_COLUMNS = 10_000  # a pipe has no width: nothing is cut
 _CARD_INDENT = "  "
+_BULLET = "- "
 
 
 def prepare_streams() -> None:
@@ -118,6 +119,49 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             if cell:
                 line = Text(f"{_CARD_INDENT}{name:<{indent}}", "dim") + Text(cell, "not dim")
                 target.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def print_fields(title: str, fields: Sequence[tuple[str, str]]) -> None:
+    """Print one thing: a title and its fields below each other. Long values are wrapped, and empty ones left out."""
+    import textwrap
+
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    target = console()
+    shown = [(name, printable(value)) for name, value in fields if value]
+    indent = max((cell_len(name) for name, _ in shown), default=0) + 2
+    width = max(_LEAST_CUT_COLUMNS, target.width - indent - len(_CARD_INDENT))
+    target.print(Text(printable(title), "bold"), soft_wrap=True)
+    for name, value in shown:
+        for number, line in enumerate(textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)):
+            label = name if number == 0 else ""
+            target.print(Text(f"{_CARD_INDENT}{label:<{indent}}", "dim") + Text(line, "not dim"), soft_wrap=True)
+
+
+def print_lines(title: str, lines: Sequence[str]) -> None:
+    """Print a list under a title, its long lines wrapped."""
+    import textwrap
+
+    from rich.text import Text
+
+    target = console()
+    target.print(Text(title, "bold"))
+    for line in lines:
+        text = textwrap.fill(
+            printable(line),
+            target.width,
+            initial_indent=_BULLET,
+            subsequent_indent=" " * len(_BULLET),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        target.print(Text(text), soft_wrap=True)
+
+
+def zone_name() -> str:
+    """Return the name of this machine's time zone, as of now."""
+    return datetime.now().astimezone().tzname() or "local time"
 
 
 def _plural(noun: str) -> str:

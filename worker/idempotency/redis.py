@@ -58,10 +58,10 @@ from worker.idempotency.round_trips import BatchedCalls, Script
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
-_MAX_OWNER_BYTES = 386  # longer than any owner id with a question mark
+MAX_OWNER_BYTES = 386  # longer than any owner id with a question mark
 _LONG_S = 10 * 365 * 24 * 3600.0  # stands for an infinite time
 ClaimKind = Literal["claim", "wait", "probe"]
-_OWNER_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}(?:/.{0,255})?", re.DOTALL)
+OWNER_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}(?:/.{0,255})?", re.DOTALL)
 _SCRIPTS = files("worker.idempotency") / "scripts"
 
 
@@ -145,7 +145,7 @@ class RedisStore:
                 case ["key-reused"]:
                     return KeyReused()
                 case ["completed", text]:
-                    reply = _read_reply(text, key.command_id)
+                    reply = read_reply(text, key.command_id)
                     if reply is not None:
                         return Completed(reply)
                     unreadable = text.encode(errors=ERRORS)  # the next claim replaces it unless it has changed
@@ -204,14 +204,14 @@ class RedisStore:
         spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
         # Not GET: another program's value may be megabytes long.
         names = (self._owner_key(spelling.text) for _, spelling in spelled)
-        found = await self._calls.execute(*(("GETRANGE", name, 0, _MAX_OWNER_BYTES) for name in names))
+        found = await self._calls.execute(*(("GETRANGE", name, 0, MAX_OWNER_BYTES) for name in names))
         for answer in found:
             is_of_its_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
             if isinstance(answer, redis.RedisError) and not is_of_its_key:
                 raise self._failed(answer) from answer
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
-            if isinstance(owner, str) and _OWNER_ID.fullmatch(owner):
+            if isinstance(owner, str) and OWNER_ID.fullmatch(owner):
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != owner_id}
 
@@ -264,7 +264,7 @@ class RedisStore:
                 return  # another probe is under way
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
         await self._probed(
-            self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
+            self._pings.execute(("GETRANGE", owner, 0, MAX_OWNER_BYTES)),
             self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
             self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
         )
@@ -450,7 +450,7 @@ def unavailable(error: redis.RedisError) -> StoreUnavailable:
     return StoreRefused(reason, concerns_all=code is not None)
 
 
-def _read_reply(text: str, command_id: str) -> Reply | None:
+def read_reply(text: str, command_id: str) -> Reply | None:
     """Parse a recorded reply; None if it is not a reply to this command. Fields of a newer version are ignored."""
     try:
         reply = Reply.model_validate_json(text.encode(errors=ERRORS), extra="ignore")

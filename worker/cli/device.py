@@ -1,0 +1,187 @@
+"""``onenet-worker device``."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.terminal import counted, local_time, note, print_rows, zone_name
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
+from worker.printable import printable_json
+
+if TYPE_CHECKING:
+    from worker.admin.device import Cancelling, DeviceEntry
+    from worker.core.records import UuidOwner
+    from worker.settings import Settings
+
+_USUAL_LIMIT = 20
+
+
+def _imei(text: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
+    from schemas.command import Imei
+
+    try:
+        return TypeAdapter[str](Imei).validate_python(text)
+    except ValidationError as exc:
+        raise typer.BadParameter("is no IMEI: it has 15 digits, or 4 of a test device") from exc
+
+
+def device(
+    imei: Annotated[str, typer.Argument(metavar="IMEI", parser=_imei, help="The device.")],
+    product: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The configured product whose device it is; default: the default."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of commands.", min=1)] = _USUAL_LIMIT,
+    newest_first: Annotated[bool, typer.Option("--newest-first/--oldest-first", help="The order.")] = True,
+    cancel: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cancel",
+            metavar="UUID",
+            help="Cancel this command, which may be named by the unique beginning of its uuid; may be repeated.",
+        ),
+    ] = None,
+    cancel_all: Annotated[bool, typer.Option("--cancel-all", help="Cancel all commands that wait.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Cancel without asking.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """Show what waits for a device at OneNET and what became of it, or cancel what waits.
+
+    Nothing is sent. A command that is cancelled has the result "cancelled" later, where results are on. Exit code 1 if
+    a command was not cancelled. Example:
+
+        onenet-worker device 865820030000001 --cancel 42742677
+    """
+    from worker.settings import load_settings
+
+    if cancel and cancel_all:
+        raise WorkerError("--cancel cannot be combined with --cancel-all: use one or the other")
+    if yes and not cancel and not cancel_all:
+        raise WorkerError("--yes is for --cancel or --cancel-all")
+    settings = load_settings()
+    if cancel or cancel_all:
+        _cancel(settings, imei, product, cancel or [], yes=yes, as_json=as_json)
+        return
+    from worker.admin.device import list_device
+
+    found = list_device(settings, imei, product, limit=limit, newest_first=newest_first)
+    if as_json:
+        for entry in found.entries:
+            typer.echo(printable_json(_json(entry)))
+    else:
+        _print(found.entries)
+    if not found.entries:
+        note(f"OneNET has no command of the last 180 days for device {imei}")
+        return
+    shown, total = len(found.entries), counted(found.total, "command")
+    order = "newest" if newest_first else "oldest"
+    note(total if shown >= found.total else f"the {order} {shown:,} of {total}: use --limit for more")
+    if found.owners_unread is not None:
+        note(f"without command ids: {found.owners_unread}")
+    if not as_json:
+        note(f"times are in this machine's zone, {zone_name()}")
+
+
+def _cancel(
+    settings: "Settings", imei: str, product: str | None, beginnings: Sequence[str], *, yes: bool, as_json: bool
+) -> None:
+    from worker.admin.device import cancel, find_waiting
+
+    if not yes and not sys.stdin.isatty():
+        raise WorkerError("without a terminal there is nobody to ask: give --yes")
+    waiting = find_waiting(settings, imei, product, beginnings)
+    if not waiting.entries:
+        note(f"no command waits for device {imei}: nothing was cancelled")
+        return
+    if not yes:
+        _print(waiting.entries)
+        typer.confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", abort=True, err=True)
+    try:
+        done = cancel(settings, imei, product, waiting.entries, is_all=not beginnings)
+    except KeyboardInterrupt:
+        note(f"interrupted: some may be cancelled; look with onenet-worker device {imei}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if as_json:
+        for each in done:
+            after = each.after or each.before
+            state = after.state if each.after else "unknown"
+            typer.echo(printable_json(_json(after) | {"state": state, "refusal": each.refusal}))
+    else:
+        print_rows(("uuid", "command id", "is now"), [_row_after(each) for each in done])
+        for each in done:
+            if not each.is_cancelled:
+                note(f"{each.before.cached.uuid}: {_why_not(each)}")
+    cancelled = sum(each.is_cancelled for each in done)
+    note(f"cancelled {cancelled:,} of {counted(len(done), 'command')}")
+    if cancelled < len(done):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _row_after(done: "Cancelling") -> tuple[str, ...]:
+    state = "not in its history any more" if done.after is None else _state(done.after)
+    return done.before.cached.uuid, _command_id(done.before.owner), state
+
+
+def _why_not(done: "Cancelling") -> str:
+    if done.refusal is None:
+        return "OneNET said that it is cancelled, but its history says otherwise"
+    return f"OneNET did not cancel it: {done.refusal}"
+
+
+def _print(entries: Sequence["DeviceEntry"]) -> None:
+    headings = ("uuid", "command id", "state", "kind", "created", "valid from", "expires", "sent", "confirmed")
+    print_rows(headings, [_row(entry) for entry in entries])
+
+
+def _row(entry: "DeviceEntry") -> tuple[str, ...]:
+    cached = entry.cached
+    is_later = cached.valid_at is not None and (cached.created_at is None or cached.valid_at > cached.created_at)
+    return (
+        cached.uuid or "(no uuid)",
+        _command_id(entry.owner),
+        _state(entry),
+        "" if cached.kind == "EXECUTE" else cached.kind or "unknown",
+        local_time(cached.created_at),
+        local_time(cached.valid_at) if is_later else "",
+        local_time(cached.expires_at),
+        local_time(cached.state.sent_at),
+        local_time(cached.state.confirmed_at),
+    )
+
+
+def _state(entry: "DeviceEntry") -> str:
+    status = entry.cached.state.confirm_status
+    is_said = status in {None, "SUCCESS"}
+    return entry.state if is_said else f"{entry.state}: {status}"
+
+
+def _command_id(owner: "UuidOwner | None") -> str:
+    if owner is None:
+        return ""
+    source = f" from {owner.source}" if owner.source else ""
+    return f"{owner.command_id}{source}{'' if owner.is_certain else ' (perhaps)'}"
+
+
+def _json(entry: "DeviceEntry") -> dict[str, Any]:
+    from worker.dead_letters.view import utc
+
+    cached, owner = entry.cached, entry.owner
+    return {
+        "uuid": cached.uuid or None,
+        "state": entry.state,
+        "send_status": cached.state.send_status,
+        "confirm_status": cached.state.confirm_status,
+        "kind": cached.kind,
+        "created_at": utc(cached.created_at),
+        "valid_at": utc(cached.valid_at),
+        "expires_at": utc(cached.expires_at),
+        "sent_at": utc(cached.state.sent_at),
+        "confirmed_at": utc(cached.state.confirmed_at),
+        "command_id": None if owner is None else owner.command_id,
+        "source": None if owner is None else owner.source,
+        "command_id_is_certain": None if owner is None else owner.is_certain,
+    }

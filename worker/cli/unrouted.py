@@ -1,0 +1,289 @@
+"""``onenet-worker unrouted``."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.progress import progress
+from worker.cli.terminal import counted, local_time, note, print_rows
+from worker.core.times import parse_duration
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
+from worker.printable import printable_json
+
+if TYPE_CHECKING:
+    from worker.admin.unrouted import Discarded, Published, Unrouted, UnroutedFilter, UnroutedGroup, UnroutedReply
+
+_WITH_BAR = 1_000  # with fewer a bar would be gone before anybody has read it
+_NOUN = "unrouted reply"
+
+unrouted = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="List, publish or discard the replies and results that no queue was bound for.\n\nThe broker keeps them in "
+    "`onenet.replies.unrouted`. Example:\n\n    onenet-worker unrouted list",
+)
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
+Keys = Annotated[list[str] | None, typer.Option("--key", help="A routing key; may be repeated.", metavar="KEY")]
+Source = Annotated[
+    str | None, typer.Option("--source", metavar="APP_ID", help="The upstream system whom they are for.")
+]
+OlderThan = Annotated[
+    timedelta | None,
+    typer.Option("--older-than", parser=_duration, metavar="AGE", help="Minimum age, such as 90s, 15m, 2h or 7d."),
+]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of replies, the oldest first.", min=1)]
+All = Annotated[bool, typer.Option("--all", help="All unrouted replies.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be affected.")]
+
+
+@unrouted.command("list")
+def list_replies(
+    keys: Keys = None,
+    source: Source = None,
+    older_than: OlderThan = None,
+    limit: Limit = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object for each reply, with its body, the oldest first.")
+    ] = False,
+) -> None:
+    """List unrouted replies by routing key; all of them stay where they are.
+
+    A routing key is the reply_to of commands, or execute.STATUS.APP_ID, result.RESULT.APP_ID. Example:
+
+        onenet-worker unrouted list --source billing
+    """
+    chosen = _filter(keys, source, older_than)
+    found = _list(chosen, limit, (lambda reply: typer.echo(printable_json(_json(reply)))) if as_json else _ignore)
+    if not as_json:
+        _print(found.groups)
+    _say_count(found, limit)
+    if found.groups and not as_json:
+        note(f"bind a queue to {_exchange()} for these keys, then: onenet-worker unrouted publish --key KEY")
+        note("or delete them: onenet-worker unrouted discard --key KEY")
+
+
+@unrouted.command("publish")
+def publish(
+    keys: Keys = None,
+    source: Source = None,
+    older_than: OlderThan = None,
+    is_all: All = False,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish unrouted replies again under their own routing keys, the oldest first.
+
+    A reply that no queue is bound for by now either stays. None is lost, and one may arrive twice. Exit code 1 if some
+    stay. Example:
+
+        onenet-worker unrouted publish --source billing
+    """
+    from worker.admin.unrouted import Published, publish_unrouted
+    from worker.settings import load_settings
+
+    chosen = _required(keys, source, older_than, is_all=is_all)
+    if dry_run:
+        listed = _list(chosen, limit)
+        _print(listed.groups)
+        _say_count(listed, limit)
+        return
+    settings, done = load_settings(), Published()
+    with _told(done, "published"), ExitStack() as stack:
+        publish_unrouted(
+            settings.broker_address,
+            settings.topology,
+            chosen,
+            datetime.now(UTC),
+            limit=limit,
+            done=done,
+            on_selected=lambda total: stack.enter_context(progress("publishing", total, is_shown=total >= _WITH_BAR)),
+        )
+    if done.unbound:
+        _say_unbound(done)
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@unrouted.command("discard")
+def discard(
+    keys: Keys = None,
+    source: Source = None,
+    older_than: OlderThan = None,
+    is_all: All = False,
+    limit: Limit = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete unrouted replies permanently; the others keep their order.
+
+    The commands that they tell of stay as they are. Example:
+
+        onenet-worker unrouted discard --key execute.accepted.cli --older-than 7d
+    """
+    from worker.admin.unrouted import Discarded, discard_unrouted
+    from worker.settings import load_settings
+
+    chosen = _required(keys, source, older_than, is_all=is_all)
+    agreed = None
+    if dry_run or not yes:
+        if not dry_run and not sys.stdin.isatty():
+            raise WorkerError("without a terminal there is nobody to ask: give --yes")
+        agreed = _list(chosen, limit)
+        _print(agreed.groups)
+        _say_count(agreed, limit)
+        if dry_run or not agreed.digests:
+            return
+        typer.confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", abort=True, err=True)
+    settings, done = load_settings(), Discarded()
+    with _told(done, "discarded"):
+        discard_unrouted(
+            settings.broker_address,
+            settings.topology,
+            chosen,
+            datetime.now(UTC),
+            limit=limit,
+            agreed=agreed,
+            done=done,
+        )
+
+
+@contextmanager
+def _told(done: "Published | Discarded", past: str) -> Iterator[None]:
+    """Say how many replies were processed, also after an error or an interrupt."""
+
+    def so_far() -> str:
+        return f"{past} {done.count:,} of {counted(done.selected, _NOUN)}; the others are still there"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {so_far() if done.selected else f'nothing was {past}'}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except WorkerError as exc:
+        if not done.selected:
+            raise
+        raise WorkerError(f"{exc}; {so_far()}") from exc
+    if done.selected:
+        typer.echo(f"{past} {counted(done.count, _NOUN)}")
+    else:
+        note(f"nothing was {past}: {_none_of(done.waiting)}")
+
+
+def _filter(keys: list[str] | None, source: str | None, older_than: timedelta | None) -> "UnroutedFilter":
+    from worker.admin.unrouted import UnroutedFilter
+
+    return UnroutedFilter(frozenset(keys or ()), source, older_than)
+
+
+def _required(
+    keys: list[str] | None, source: str | None, older_than: timedelta | None, *, is_all: bool
+) -> "UnroutedFilter":
+    """Return a filter, and require either a condition or ``--all``.
+
+    Raises:
+        WorkerError: neither is given, or both.
+    """
+    chosen = _filter(keys, source, older_than)
+    if chosen.is_empty and not is_all:
+        raise WorkerError("no unrouted replies selected: give --key, --source, --older-than or --all")
+    if is_all and not chosen.is_empty:
+        raise WorkerError("--all cannot be combined with --key, --source or --older-than: use one or the other")
+    return chosen
+
+
+def _ignore(_reply: "UnroutedReply") -> None:
+    pass
+
+
+def _list(
+    chosen: "UnroutedFilter", limit: int | None, on_reply: Callable[["UnroutedReply"], object] = _ignore
+) -> "Unrouted":
+    from worker.admin.unrouted import list_unrouted
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    return list_unrouted(
+        settings.broker_address, settings.topology, chosen, datetime.now(UTC), limit=limit, on_reply=on_reply
+    )
+
+
+def _exchange() -> str:
+    from worker.settings import load_settings
+
+    return load_settings().topology.replies_exchange
+
+
+def _print(groups: list["UnroutedGroup"]) -> None:
+    headings = ("routing key", "a command id", "replies", "oldest", "newest")
+    rows = [
+        (
+            group.routing_key or "(empty)",
+            group.command_id or "",
+            f"{group.count:,}",
+            local_time(group.oldest_at),
+            local_time(group.newest_at),
+        )
+        for group in groups
+    ]
+    print_rows(headings, rows)
+
+
+def _say_count(found: "Unrouted", limit: int | None) -> None:
+    if not found.matching:
+        note(_none_of(found.waiting))
+        return
+    shown = len(found.digests)
+    text = counted(found.matching, _NOUN)
+    if limit is not None and shown < found.matching:
+        text = f"the oldest {shown:,} of {text}"
+    note(text)
+    if found.waiting > found.read:
+        note(f"only {found.read:,} of {found.waiting:,} can be read at once; their order is lost")
+
+
+def _none_of(waiting: int) -> str:
+    if waiting:
+        return f"none of {counted(waiting, _NOUN)} matches"
+    return "there is no unrouted reply: a queue was bound for each"
+
+
+def _say_unbound(done: "Published") -> None:
+    print_rows(("no queue is bound for", "replies"), [(key, f"{count:,}") for key, count in done.unbound.most_common()])
+    stay = sum(done.unbound.values())
+    note(f"{counted(stay, _NOUN)} stay{'s' if stay == 1 else ''}: bind a queue to {_exchange()} for the routing key")
+
+
+def _json(reply: "UnroutedReply") -> dict[str, Any]:
+    from worker.dead_letters.view import utc
+
+    body = reply.message.body
+    try:
+        content = {"body": body.decode()}
+    except UnicodeDecodeError:
+        content = {"body_base64": _base64(body)}
+    return {
+        "routing_key": reply.routing_key,
+        "source": reply.source,
+        "command_id": reply.command_id,
+        "told_at": utc(reply.told_at),
+        "type": reply.message.properties.type,
+        "correlation_id": reply.message.properties.correlation_id,
+        **content,
+    }
+
+
+def _base64(body: bytes) -> str:
+    import base64
+
+    return base64.b64encode(body).decode()
