@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 
-from tests.integration.test_check import Rights, with_rights  # noqa: F401
 from tests.support.builders import a_command
 from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import Deployment
@@ -70,16 +71,21 @@ def test_replies_that_nobody_waits_for_are_kept_and_never_unrouted(deployment: D
 
 
 def test_without_the_right_to_declare_a_queue_the_command_is_sent_all_the_same(
-    with_rights: tuple[Deployment, Rights],  # noqa: F811
-    tmp_path: Path,
+    own_broker: LocalBroker, tmp_path: Path
 ) -> None:
-    deployment, rights = with_rights
-    environment = settings_of(deployment) | rights("^$", ".*", ".*")
-    result = run_cli("send", *TARGET_OPTIONS, folder=tmp_path, **environment)
-    assert result.returncode == 0
+    user = f"user-{uuid4().hex[:8]}"
+    own_broker.control("add_user", user, "password")
+    own_broker.control("set_permissions", user, "^$", ".*", ".*")
+    target = urlsplit(own_broker.url)
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        declare_on(deployment.upstream.channel, deployment.topology)
+        environment = settings_of(deployment, f"amqp://{user}:password@{target.hostname}:{target.port}/")
+        result = run_cli("send", *TARGET_OPTIONS, folder=tmp_path, **environment)
+        sent = deployment.upstream.count(deployment.topology.execute_queue)
+    own_broker.control("delete_user", user)
+    assert (result.returncode, sent) == (0, 1)
     [line] = result.stderr.splitlines()
     assert line.endswith(f"this user may not declare and bind {kept(deployment)}")
-    assert deployment.upstream.count(deployment.topology.execute_queue) == 1
 
 
 @pytest.mark.parametrize("app_id", ["a*", "#", "x" * 201])
