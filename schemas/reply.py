@@ -81,9 +81,9 @@ EXAMPLES = {
         "uuid": None,
         "error": {
             "code": "invalid_command",
-            "message": "retry: Input should be less than or equal to 10",
+            "message": "retry: must be a whole number from 0 to 10",
             "errno": None,
-            "details": [{"field": "retry", "message": "Input should be less than or equal to 10"}],
+            "details": [{"field": "retry", "message": "must be a whole number from 0 to 10"}],
         },
     },
 }

@@ -12,6 +12,7 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   └── RefusedInDoubt       so does its sender, and it may have been sent before
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
     │   ├── UserRefused          the broker does not let this user in
+    │   ├── Unconfirmed          it was lost before a confirm              -> publish it again with the same id
     │   └── ClosedByBroker       the broker gave a reason
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
@@ -125,6 +126,10 @@ class BrokerUnavailable(WorkerError):
 
 class UserRefused(BrokerUnavailable):
     """The broker refused the connection: it does not accept the user name, the password or the vhost."""
+
+
+class Unconfirmed(BrokerUnavailable):
+    """The connection ended before the broker confirmed a publication: it may have stored it or not."""
 
 
 class ClosedByBroker(BrokerUnavailable):

@@ -95,7 +95,7 @@ class Message:
 
 def _instant(text: str) -> datetime | None:
     """Return what a time of the right form names, None where there is no such time."""
-    offset = (text[19:].replace(":", "").strip("Z") or "+").ljust(5, "0")
+    offset = (re.sub(r"\.[0-9]+", "", text[19:]).replace(":", "").strip("Z") or "+").ljust(5, "0")
     try:
         local = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
         instant = local - timedelta(hours=int(offset[:3]), minutes=int(offset[0] + offset[3:]))
@@ -191,8 +191,9 @@ SOON = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 an_id = st.text("abcXYZ019._:-", min_size=1, max_size=128)
 an_identifier = st.integers(0, 65535)
 a_time = st.builds(
-    lambda moment, offset: f"{moment.isoformat(timespec='seconds')}{offset}",
+    lambda moment, fraction, offset: f"{moment.isoformat(timespec='seconds')}{fraction}{offset}",
     st.datetimes() | st.just(SOON),
+    st.sampled_from(["", ".1", ".123", ".123456", ".999999999"]),
     st.sampled_from(["", "Z", "+08", "-0330", "+23:59", "-23:59"]),
 )
 the_triggers = st.lists(st.sampled_from(["REGISTER", "UPDATE", "NOTIFY"]), min_size=1, max_size=3, unique=True)

@@ -227,6 +227,13 @@ async def test_records_of_the_former_version_are_read(rig: Rig) -> None:
         ({"digest": DIGEST, "state": "free", "token": 3, "since": "", "until": "", "crashed": "0"}, KnownNotSent),
         ({"digest": DIGEST, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, Completed),
         ({"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, KeyReused),
+        *(
+            (
+                {"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED), "fields": fields},
+                KeyReused,
+            )
+            for fields in ("", "0", "G" * 44, "0" * 43, "\u0660" * 44, "0" * 100_000)
+        ),
     ):
         rig.write(former)
         assert isinstance(await rig.store.claim(key("a"), NOW), expected)
@@ -298,7 +305,20 @@ async def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, valu
     await limiter.close()
 
 
-FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]
+FIELDS = [
+    "digest",
+    "state",
+    "lease",
+    "claimed",
+    "since",
+    "until",
+    "crashed",
+    "reply",
+    "token",
+    "failed",
+    "fields",
+    "new",
+]
 VALUES = st.one_of(
     st.binary(max_size=40),
     st.sampled_from([DIGEST, "held", "free", "done", "0", "1", "", str(NOW_MS), HUGE, json.dumps(ACCEPTED)]),

@@ -1,5 +1,6 @@
 """What every command has in common: without a broker, interrupted, in a pipe that ends, in a terminal without UTF-8."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builders import a_command
 from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.waiting import PATIENCE_S
 from worker.dev.services.ports import free_port
@@ -24,6 +26,7 @@ WITH_BROKER: tuple[tuple[str, ...], ...] = (
     ("pause",),
     ("resume",),
     ("probe",),
+    ("send", "--file", "commands.jsonl"),
     ("dead-letters", "list"),
     ("dead-letters", "show", "some-id"),
     ("dead-letters", "replay", "--all"),
@@ -38,6 +41,11 @@ WITH_OUTPUT: tuple[tuple[str, ...], ...] = (
     ("schema", "asyncapi"),
     ("topology", "--json"),
 )
+
+
+@pytest.fixture(autouse=True)
+def commands_file(tmp_path: Path) -> None:
+    (tmp_path / "commands.jsonl").write_text(json.dumps(a_command()))
 
 
 def _name(path: tuple[str, ...]) -> str:

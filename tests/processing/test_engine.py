@@ -256,8 +256,11 @@ async def test_a_doubt_that_only_the_record_knows_counts_as_much_as_a_noted_one(
 async def test_a_command_id_with_other_content_is_a_conflict_and_leaves_the_first_command_alone(engine: Engine) -> None:
     """Its reply must not be taken for the first one's, and its own is not recorded over it."""
     first = reply_of(await engine.process(a_task()))
-    conflict = expect(Conclude, await engine.process(a_task(res_id=1)))
-    assert failure_of(conflict).code == "command_id_conflict"
+    conflict = expect(Conclude, await engine.process(a_task(res_id=1, args="off")))
+    failed = failure_of(conflict)
+    assert failed.code == "command_id_conflict"
+    assert failed.message == "the command_id belongs to a command with another content: res_id, args differ"
+    assert [detail.field for detail in failed.details] == ["command_id", "res_id", "args"]
     assert (engine.steps.count("request"), engine.steps.count("complete")) == (1, 1)
     assert await engine.process(a_task()) == Duplicate(first, False)
 

@@ -12,20 +12,30 @@ from uuid import uuid4
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionBlockedTimeout,
+    NackError,
+    UnroutableError,
+)
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.connection import connection_parameters, printable_address, reason_of, without_user
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
 from worker.amqp.topology import EXECUTE, Topology
-from worker.errors import BrokerUnavailable, TopologyMismatch, WorkerError
+from worker.errors import BrokerUnavailable, TopologyMismatch, Unconfirmed, WorkerError
 
 _WAIT_SLICE_S = 0.25
-_BLOCKED_S = 30
+_BLOCKED_S = 3  # a person waits at the terminal
+_MAX_APP_ID_BYTES = 200  # a routing key and the name of a queue have 255
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
+SENDER = "cli"  # the app_id of the command line
+ALARM = "the broker takes nothing from publishers, because its memory or its disk is short: rabbitmq-diagnostics alarms"
 
 
 def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.URLParameters]:
@@ -39,7 +49,7 @@ def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.UR
     reasons = []
     for parameters in connection_parameters(broker):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
-        parameters.blocked_connection_timeout = _BLOCKED_S  # a person waits at the terminal
+        parameters.blocked_connection_timeout = _BLOCKED_S
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
@@ -163,7 +173,8 @@ def count_messages(broker: BrokerAddress, queues: Sequence[str]) -> list[int]:
 
 
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
-    """Delete a topology and the messages in its queues."""
+    """Delete a topology, the messages in its queues, and the replies that the command line keeps."""
+    channel.queue_delete(topology.kept_replies_queue(SENDER))
     for queue in topology.queues():
         channel.queue_delete(queue.name)
     for exchange in topology.exchanges():
@@ -174,7 +185,8 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     """Publish on a channel with publisher confirms; returns after the confirm.
 
     Raises:
-        WorkerError: the broker did not confirm it.
+        Unconfirmed: the connection was lost, or the broker blocks publishers: it may have stored it or not.
+        WorkerError: the broker refused it.
     """
     exchange, routing_key = publication.exchange, publication.routing_key
     try:
@@ -186,7 +198,12 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except ChannelClosedByBroker as exc:
         raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
     except AMQPError as exc:
-        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        raise Unconfirmed(f"{_loss(exc)}; it may have stored the last command or not") from exc
+
+
+def _loss(error: AMQPError) -> str:
+    """Return why a connection was lost: pika ends one that the broker has blocked for too long."""
+    return ALARM if isinstance(error, ConnectionBlockedTimeout) else f"the connection was lost: {reason_of(error)}"
 
 
 class CommandClient:
@@ -198,6 +215,11 @@ class CommandClient:
         app_id: the name of the upstream system; None: that of the broker's user.
         wants_replies: whether to read replies.
         names_user: whether each message names the broker's user as its sender, for whom the broker then vouches.
+        keeps_replies: whether to declare a queue that keeps the replies nobody waits for.
+
+    Attributes:
+        kept_queue: the queue that keeps replies; None where there is none.
+        not_kept: why there is none, if one was wanted.
     """
 
     def __init__(
@@ -208,7 +230,10 @@ class CommandClient:
         app_id: str | None,
         wants_replies: bool,
         names_user: bool = False,
+        keeps_replies: bool = False,
     ) -> None:
+        self.kept_queue: str | None = None
+        self.not_kept = ""
         self._topology = topology
         self._connection, parameters = connect_blocking(broker)
         credentials: Any = parameters.credentials
@@ -221,6 +246,8 @@ class CommandClient:
         try:
             self._channel = self._connection.channel()
             self._channel.confirm_delivery()
+            if keeps_replies:
+                self._keep_replies()
             if wants_replies:
                 self._read_replies()
         except ChannelClosedByBroker as exc:
@@ -247,7 +274,8 @@ class CommandClient:
             body: the body of the message.
 
         Raises:
-            WorkerError: the broker did not confirm it.
+            Unconfirmed: the connection was lost, or the broker blocks publishers: it may have stored it or not.
+            WorkerError: the broker refused it.
         """
         properties = pika.BasicProperties(
             content_type="application/json",
@@ -304,7 +332,28 @@ class CommandClient:
         try:
             self._connection.process_data_events(time_limit=wait_s)
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+            raise BrokerUnavailable(_loss(exc)) from exc
+
+    def _keep_replies(self) -> None:
+        """Declare the queue that keeps replies, on a channel of its own, which a refusal closes."""
+        queue, bindings = self._topology.kept_replies(self._app_id)
+        if len(self._app_id.encode()) > _MAX_APP_ID_BYTES or {"*", "#"} & set(self._app_id):
+            self.not_kept = f"no queue can be named after {self._app_id[:_MAX_APP_ID_BYTES]}"
+            return
+        try:
+            channel = self._connection.channel()
+            channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+            for each in bindings:
+                channel.queue_bind(each.queue, each.exchange, each.routing_key)
+            channel.close()
+        except ChannelClosedByBroker as exc:
+            if exc.reply_code == _NOT_FOUND:
+                raise
+            self.not_kept = f"this user may not declare and bind {queue.name}"
+            if exc.reply_code != _ACCESS_REFUSED:
+                self.not_kept = without_user(exc.reply_text)
+        else:
+            self.kept_queue = queue.name
 
     def _read_replies(self) -> None:
         queue = self._channel.queue_declare("", exclusive=True).method.queue

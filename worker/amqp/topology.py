@@ -6,6 +6,10 @@ from functools import cached_property
 
 RESULT = "result"  # routing key of accepted commands whose result is due, and the first word of a result's
 EXECUTE = "execute"  # routing key of commands, and the first word of the routing keys of replies and dead letters
+# Of a queue that keeps the replies nobody waits for. It deletes itself when nothing was sent for a month.
+KEPT_REPLIES = 1_000
+_KEPT_MS = 24 * 3600 * 1000
+_UNUSED_MS = 30 * _KEPT_MS
 DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default differs between 3.10 and 4.x
 # For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
 # (measured). Not -1, which means unlimited on 4.x, but dead-letters at the first return on 3.10 (measured).
@@ -100,6 +104,26 @@ class Topology:
     @property
     def dead_letters_exchange(self) -> str:
         return f"{self.namespace}.dead-letters"
+
+    def kept_replies_queue(self, app_id: str) -> str:
+        """Return the name of the queue that keeps the latest replies to what the command line sent."""
+        return f"{self.namespace}.sent.{app_id}"
+
+    def kept_replies(self, app_id: str) -> tuple[Queue, list[Binding]]:
+        """Return the queue that keeps the latest replies and results of a system for a day, and its bindings.
+
+        It is no part of the topology: ``onenet-worker send`` declares it, so that no reply stays unrouted.
+        """
+        name = self.kept_replies_queue(app_id)
+        arguments: dict[str, object] = {
+            "x-queue-type": "quorum",
+            "x-max-length": KEPT_REPLIES,
+            "x-message-ttl": _KEPT_MS,
+            "x-expires": _UNUSED_MS,
+            "x-delivery-limit": UNLIMITED_DELIVERIES,
+        }
+        keys = f"{EXECUTE}.*.{app_id}", f"{RESULT}.*.{app_id}", f"{app_id}.send.#"
+        return Queue(name, arguments), [Binding(self.replies_exchange, name, key) for key in keys]
 
     @cached_property
     def exchanges_closed_to_upstream(self) -> frozenset[str]:

@@ -165,7 +165,8 @@ def _channels(topology: Topology) -> dict[str, Any]:
             topology.replies_exchange,
             "reply",
             None,
-            "The routing key is the AMQP property reply_to of the command, never a queue on the default exchange.",
+            "The routing key is the AMQP property reply_to of the command, never a queue on the default exchange: bind "
+            "your queue to this exchange with it. A reply_to that is only the name of your queue is never answered.",
         ),
         "deadLetters": channel(
             topology.dead_letters_exchange,
@@ -192,7 +193,8 @@ def _operations() -> dict[str, Any]:
             reply={
                 "address": {
                     "location": "$message.header#/reply_to",
-                    "description": "The AMQP property reply_to. Without it the reply is sent to the channel replies.",
+                    "description": "The AMQP property reply_to: a routing key that you have bound, not the name of a "
+                    "queue. Without it the reply is sent to the channel replies.",
                 },
                 **_of("requestedReplies", "reply"),
             },

@@ -40,7 +40,7 @@ from worker.core.claims import (
     Unseen,
     failed_ms,
 )
-from worker.core.command import scoped_id
+from worker.core.command import FIELD_DIGESTS_BYTES, differing_fields, scoped_id
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.epoch import Epoch, Retention
@@ -142,8 +142,8 @@ class RedisStore:
             epoch_facts, answer = answer[:3], answer[3:]
             epoch = self._read_epoch(epoch_facts, now)
             match answer:
-                case ["key-reused"]:
-                    return KeyReused()
+                case ["key-reused", recorded]:
+                    return KeyReused(differing_fields(_digests(recorded), key.field_digests))
                 case ["completed", text]:
                     reply = read_reply(text, key.command_id)
                     if reply is not None:
@@ -175,7 +175,7 @@ class RedisStore:
     async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
         names = [*self._places(key), self._epoch_key]
         arguments = [key.content_hash.hex(), milliseconds(arrived_at), self._ttl_ms, self._epoch, *self._doubtful_ms]
-        arguments.append(key.app_id)
+        arguments += [key.app_id, key.field_digests.hex()]
         self._read_epoch(await self._run(self._arrive, names, arguments), datetime.now(UTC))
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
@@ -365,7 +365,7 @@ class RedisStore:
         arguments = [*identity, round(self._lease_s * 1000), self._ttl_ms, *discarded, unreadable, self._epoch]
         if kind == "claim" and self._replicas:
             kind = "wait"
-        arguments += [kind, *self._doubtful_ms, int(is_first), key.app_id]
+        arguments += [kind, *self._doubtful_ms, int(is_first), key.app_id, key.field_digests.hex()]
         return [*self._places(key), self._lookalikes_key(key), self._epoch_key], arguments
 
     def _ownership_of(
@@ -479,6 +479,11 @@ def _result_on_record(record: object, found: Result) -> Result:
         return found
     is_its_own = (result.command_id, canonical_uuid(result.uuid)) == (found.command_id, canonical_uuid(found.uuid))
     return result if is_its_own else found
+
+
+def _digests(recorded: str) -> bytes:
+    """Read the digests of a record's fields; empty if it has none, as those of earlier versions, or others."""
+    return bytes.fromhex(recorded) if re.fullmatch(rf"[0-9a-f]{{{2 * FIELD_DIGESTS_BYTES}}}", recorded) else b""
 
 
 def _identity(lease: Lease) -> list[object]:
