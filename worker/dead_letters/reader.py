@@ -26,6 +26,7 @@ from worker.dead_letters.letter import DeadLetter
 from worker.errors import BrokerUnavailable, WorkerError
 
 MAX_PREFETCH = 65_535  # of the protocol
+_LOOK_S = 0.1
 _RESOURCE_LOCKED = 405
 _ACCESS_REFUSED = 403
 
@@ -85,6 +86,14 @@ class DeadLetterReader:
             if exc.reply_code != _ACCESS_REFUSED:
                 raise
 
+    def _count(self) -> int:
+        try:
+            return int(self._channel.queue_declare(self._queue, passive=True).method.message_count)
+        except ChannelClosedByBroker as exc:
+            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+        except AMQPError as exc:
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+
     def fetch_all(self) -> list[DeadLetter]:
         """Return all messages that are in the queue now, the oldest first; see ``read``."""
         found: list[DeadLetter] = []
@@ -115,8 +124,8 @@ class DeadLetterReader:
             blocking: Any = self._channel
             channel = blocking._impl  # noqa: SLF001 - pika has no other way
             channel._content_assembler = BoundedAssembler(channel._content_assembler, lambda: MAX_BODY_BYTES)  # noqa: SLF001
+        self.waiting = self._count()
         try:
-            self.waiting = self._channel.queue_declare(self._queue, passive=True).method.message_count
             wanted = min(self.waiting, MAX_PREFETCH)
             if not wanted:
                 return read
@@ -134,25 +143,41 @@ class DeadLetterReader:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return read
 
-    def replay(self, dead_letter: DeadLetter, now: datetime) -> None:
+    def replay(self, dead_letter: DeadLetter, now: datetime, reply_copy: str | None = None) -> None:
         """Publish a dead letter to the workers again, and remove it from the queue after the broker's confirm.
+
+        Args:
+            dead_letter: of this reader.
+            now: the present time.
+            reply_copy: where a copy of the reply goes, see ``OutcomeWatcher.address``; None: nowhere.
 
         Raises:
             WorkerError: the broker did not accept it.
         """
-        publish(self._publishing, self._outgoing.replay(dead_letter.delivery(), dead_letter.replay(now)))
-        self.discard(dead_letter)
+        publish(self._publishing, self._outgoing.replay(dead_letter.delivery(), dead_letter.replay(now), reply_copy))
+        self.discard(dead_letter.tag)
 
-    def discard(self, dead_letter: DeadLetter) -> None:
-        """Delete a dead letter.
+    def discard(self, tag: int) -> None:
+        """Delete the dead letter with a delivery tag of this reader.
 
         Raises:
             BrokerUnavailable: the connection was lost.
         """
         try:
-            self._channel.basic_ack(dead_letter.tag)
+            self._channel.basic_ack(tag)
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+
+    def wait_for(self, count: int, seconds: float) -> None:
+        """Wait until the queue has so many messages again: a reader that was just closed returns its own with a delay.
+
+        Args:
+            count: that there were.
+            seconds: time limit, after which there are simply fewer.
+        """
+        deadline = time.monotonic() + seconds
+        while self._count() < count and time.monotonic() < deadline:
+            self.wait(_LOOK_S)
 
     def wait(self, seconds: float) -> None:
         """Sleep while heartbeats keep the connection alive."""
