@@ -55,7 +55,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path:
     ("typed", "expected"),
     [
         ("onenet-worker dead-l", {"dead-letters"}),
-        ("onenet-worker dead-letters ", {"list", "show", "replay", "discard"}),
+        ("onenet-worker dead-letters ", {"list", "summary", "show", "replay", "discard"}),
         ("onenet-worker schema ", {"command", "reply", "result", "asyncapi"}),
         ("onenet-worker dead-letters list --reason pois", {"poison_message"}),
     ],

@@ -22,8 +22,11 @@ WITH_BROKER: tuple[tuple[str, ...], ...] = (
     ("send", *TARGET_OPTIONS),
     ("send", *TARGET_OPTIONS, "--wait"),
     ("dead-letters", "list"),
+    ("dead-letters", "list", "--json"),
+    ("dead-letters", "summary"),
     ("dead-letters", "show", "some-id"),
     ("dead-letters", "replay", "--all"),
+    ("dead-letters", "replay", "--all", "--wait"),
     ("dead-letters", "discard", "--all", "--yes"),
 )
 WITH_OUTPUT: tuple[tuple[str, ...], ...] = (

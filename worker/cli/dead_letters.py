@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worker.dead_letters.selection import Choice
 
 _MAX_NAMES = 20  # in one line
+_BAR_FROM = 100  # dead letters: fewer take no time
 _MAX_ROWS = 10  # of what is to be deleted; more are counted by reason and error
 
 dead_letters = typer.Typer(
@@ -282,7 +283,7 @@ def discard(
         _refuse_missing("discarded", under_way.missing, limit)
         total = len(under_way.letters)
         try:
-            with progress("discarding", total) as advance:
+            with progress("discarding", total, is_shown=total >= _BAR_FROM) as advance:
                 for _ in under_way.run():
                     advance()
         except KeyboardInterrupt:
@@ -373,13 +374,13 @@ def _print_letters(letters: Sequence["Listing"], short: Callable[[str], str], *,
 def _print_groups(groups: Sequence["Group"], short: Callable[[str], str], *, stderr: bool = False) -> None:
     rows = [
         (
-            f"{each.count:,}", each.reason, short_time(each.oldest), "-", short_time(each.newest), short(each.example),
-            each.error or "",
+            f"{each.count:,}", each.reason, short_time(each.oldest),
+            short_time(each.newest) if each.newest != each.oldest else "", short(each.example), each.error or "",
         )
         for each in groups
     ]  # fmt: skip
-    headings = ("number", "reason", "oldest", "", "newest", "for example", "its error")
-    print_rows(headings, rows, ((0, 1, 2, 3, 4), (5, 6)), stderr=stderr)
+    headings = ("number", "reason", "oldest", "newest", "for example", "its error")
+    print_rows(headings, rows, ((0, 1, 2, 3), (4, 5)), stderr=stderr)
 
 
 def _say_count(count: "Count", shown: int, choice: "Choice", *, newest_first: bool = False) -> None:
@@ -471,7 +472,8 @@ def _run_replay(under_way: "Replay", *, as_json: bool) -> None:
     """Replay, and print each as JSON once it is replayed, if that is wanted."""
     from worker.dead_letters.view import summary as fields_of
 
-    with progress("replaying", len(under_way.letters), is_shown=not as_json) as advance:
+    total = len(under_way.letters)
+    with progress("replaying", total, is_shown=not as_json and total >= _BAR_FROM) as advance:
         for letter in under_way.run():
             advance()
             if as_json:
@@ -496,12 +498,16 @@ def _print_outcomes(under_way: "Replay", timeout_s: float, obstacles: Sequence[s
         note(f"replayed {counted(under_way.replayed, 'dead letter')}: waiting for the outcomes")
     for outcome in under_way.outcomes(timeout_s, on_obstacle):
         if as_json:
-            typer.echo(printable_json({"digest": outcome.letter.digest, "reply": outcome.reply}))
+            typer.echo(_outcome_line(outcome.letter, outcome.reply))
             continue
         uuid, error = outcome.reply.get("uuid"), outcome.error
         about = f"uuid {uuid}" if uuid else f"{error.get('code')}: {error.get('message')}"
         cells = (f"{outcome.status:<8}", outcome.letter.name, outcome.letter.imei or "", about)
         typer.echo(printable("  ".join(cell for cell in cells if cell)))
+
+
+def _outcome_line(letter: "Listing", reply: dict[str, Any] | None) -> str:
+    return printable_json({"digest": letter.digest, "command_id": letter.command_id, "reply": reply})
 
 
 def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
@@ -519,6 +525,9 @@ def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
         said = f": {', '.join(parts)}" if parts else ""
         typer.echo(f"replayed {counted(under_way.replayed, 'dead letter')}{said}")
     if waiting:
+        if as_json:
+            for letter in waiting:
+                typer.echo(_outcome_line(letter, None))
         raise WorkerError(
             f"no outcome after {timeout_s:g} s of {_some([letter.name for letter in waiting])}",
             *(f"for now nothing is sent: {obstacle}" for obstacle in under_way.find_obstacles()),
@@ -558,6 +567,7 @@ def _show(shown: "Shown") -> None:
     expires = local_time(listing.expires_at)
     if listing.expires_at is not None and listing.expires_at <= datetime.now(UTC):
         expires += " (has expired)"
+    said = (("x-onenet-error", listing.error), ("x-onenet-reason", listing.reason))
     values = {
         "digest": listing.digest,
         "command id": listing.command_id,
@@ -569,7 +579,11 @@ def _show(shown: "Shown") -> None:
         "source": listing.source,
         "routing key": document["routing_key"],
         **{f"property {name}": value for name, value in document["properties"].items()},
-        **{f"header {name}": value for name, value in document["headers"].items()},
+        **{
+            f"header {name}": value
+            for name, value in document["headers"].items()
+            if name != "x-delivery-count" and (name, value) not in said
+        },
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
