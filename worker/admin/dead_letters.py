@@ -264,6 +264,7 @@ class Replay:
         missing: names of which there is no dead letter.
         count: of all dead letters.
         short: returns the shortest beginning of a digest that commands take.
+        is_watched: whether the outcomes are read.
         replayed: how many of ``letters``, from the first one on, the broker has confirmed.
         is_unsure: whether the next one may have been replayed as well: it was interrupted in the middle of it.
     """
@@ -286,7 +287,7 @@ class Replay:
         self._limit = limit
         self._interval_s = interval_s
         self._has_expired = has_expired
-        self._is_watched = is_watched
+        self.is_watched = is_watched
         self._stack = ExitStack()
         self._reading = ExitStack()
         self._held: list[DeadLetter] = []
@@ -311,7 +312,7 @@ class Replay:
             stack.push(self._close)
             self._reader = self._reading.enter_context(DeadLetterReader(self._broker, self._topology, self._zone))
             self._select()
-            if self._is_watched and self.letters:
+            if self.is_watched and self.letters:
                 self._watcher = self._stack.enter_context(OutcomeWatcher(self._broker, self._topology))
             stack.pop_all()
         return self

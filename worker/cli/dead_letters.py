@@ -343,10 +343,14 @@ def _list(
         with Spool() as spool:
             documents = _service().find_documents(choice, spool, limit=limit, is_newest_first=newest_first)
             _warn_of_missing(documents.missing, undone, limit)
-            _warn_of_unread(documents.count)
             for line in documents:
                 typer.echo(line)
-            return len(documents.places)
+            shown = len(documents.places)
+            if shown < documents.count.matching:
+                _say_count(documents.count, shown, choice, newest_first=newest_first)
+            else:
+                _warn_of_unread(documents.count)
+            return shown
     found = _service().find(choice, limit=limit, is_newest_first=newest_first)
     _warn_of_missing(found.missing, undone, limit)
     _print_letters(found.letters, found.short)
@@ -554,7 +558,7 @@ def _progress_of(what: str, under_way: "Replay") -> list[str]:
         lines.append(f"replayed: {_some(done)}")
     if left:
         lines.append(f"not replayed, and still in the queue: {_some(left)}")
-    elif waiting := under_way.without_outcome:
+    elif under_way.is_watched and (waiting := under_way.without_outcome):
         lines.append(f"without an outcome so far: {_some([letter.name for letter in waiting])}")
     return lines
 
