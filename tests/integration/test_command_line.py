@@ -55,10 +55,10 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], tmp_path:
     ("typed", "expected"),
     [
         ("onenet-worker dead-l", {"dead-letters"}),
-        ("onenet-worker dead-letters ", {"list", "show", "replay", "discard"}),
         ("onenet-worker unrouted ", {"list", "publish", "discard"}),
         ("onenet-worker dev", {"device"}),
         ("onenet-worker st", {"status"}),
+        ("onenet-worker dead-letters ", {"list", "summary", "show", "replay", "discard"}),
         ("onenet-worker schema ", {"command", "reply", "result", "asyncapi"}),
         ("onenet-worker dead-letters list --reason pois", {"poison_message"}),
     ],

@@ -816,8 +816,8 @@ def test_an_operator_has_the_namespace_and_nothing_else(
         replies(site, "billing")
         for command in (("list", "--json"), ("show", "bad", "--json")):
             assert '"bad"' in as_operator("dead-letters", *command).stdout
-        replayed = as_operator("dead-letters", "replay", "bad")
-        assert replayed.returncode == 0, replayed.stderr
+        replayed = as_operator("dead-letters", "replay", "bad", "--wait")
+        assert "failed    bad  invalid_message" in replayed.stdout, replayed.stderr
         replies(site, "billing")
     discarded = as_operator("dead-letters", "discard", "--all", "--yes")
     assert discarded.stdout == "discarded 1 dead letter\n", discarded.stderr

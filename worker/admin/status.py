@@ -185,7 +185,7 @@ def _dead_letters(settings: Settings, command_id: str, source: str | None) -> li
 
     def on_letter(letter: DeadLetter) -> None:
         if letter.command_id == command_id and source in {None, letter.source}:
-            found.append(letter.listing)
+            found.append(letter.listing(datetime.now(UTC)))
 
     with DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone) as reader:
         reader.read(on_letter, cuts_bodies=True)

@@ -37,6 +37,8 @@ FIRST_ARRIVED = "x-onenet-first-arrived"
 UNSTARTED = "x-onenet-unstarted"
 DELAY = "x-onenet-delay"
 REPLAY = "x-onenet-replay"
+REPLY_COPY = "x-onenet-reply-copy"  # of a replay: the end of the routing key for a copy of its reply
+REPLY_COPIES = "replay"  # the first word of those keys
 PROBE = "x-onenet-probe"  # of a message that only shows whether messages come back: nothing becomes of it
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
@@ -48,6 +50,8 @@ _HEADERS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, CRASH_COUNT, FREE_ATTEMPT, FI
 _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
+_REPLY_COPY = re.compile(r"[0-9a-f]{32}\.[0-9]{1,9}\Z")
+_REPLY_COPY_KEPT_MS = 60_000  # where nobody waits for it any more, among the unrouted replies
 _texts_of = attrgetter(
     "content_type",
     "content_encoding",
@@ -297,10 +301,10 @@ class MessageBuilder:
         """
         match resolution:
             case Conclude(_, reply):
-                return [self._reply(delivery, reply), *self._with_reply(delivery, reply, command)]
+                return [*self._replies(delivery, reply), *self._with_reply(delivery, reply, command)]
             case Duplicate(reply, repeats_all):
                 return [
-                    self._reply(delivery, reply),
+                    *self._replies(delivery, reply),
                     *(self._with_reply(delivery, reply, command) if repeats_all else ()),
                 ]
             case Retry(delay_s, attempt, _, doubt, honours_retry_after):
@@ -331,11 +335,19 @@ class MessageBuilder:
         )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
-    def replay(self, delivery: Delivery, replay: Replay) -> Publication:
-        """Return a dead letter to the queue, to be tried from the beginning."""
+    def replay(self, delivery: Delivery, replay: Replay, reply_copy: str | None = None) -> Publication:
+        """Return a dead letter to the queue, to be tried from the beginning.
+
+        Args:
+            delivery: the dead letter.
+            replay: which failure it repeats.
+            reply_copy: the end of the routing key for a copy of the reply, behind ``REPLY_COPIES``; None: no copy.
+        """
         own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), FREE_ATTEMPT: True}
         if replay.doubt is not None:
             own[IN_DOUBT] = str(replay.doubt)
+        if reply_copy is not None:
+            own[REPLY_COPY] = reply_copy
         return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
 
     def _with_reply(self, delivery: Delivery, reply: Reply, command: Command | None) -> list[Publication]:
@@ -345,6 +357,19 @@ class MessageBuilder:
         if reply.status == "accepted" and command is not None and self._await_result is not None:
             return [self._await_result(delivery, command, reply)]
         return []
+
+    def _replies(self, delivery: Delivery, reply: Reply) -> list[Publication]:
+        """Return a reply, and a copy for who replayed the command and waits.
+
+        A binding with which that one got the reply itself would take replies from the exchange of the unrouted ones.
+        """
+        told = self._reply(delivery, reply)
+        copied_to = _reply_copy(delivery)
+        if copied_to is None:
+            return [told]
+        properties = copy(told.properties)
+        properties.expiration = str(_REPLY_COPY_KEPT_MS)
+        return [told, Publication(told.exchange, f"{REPLY_COPIES}.{copied_to}", properties, told.body)]
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to the sender of the command."""
@@ -387,6 +412,11 @@ class MessageBuilder:
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
 
+def _reply_copy(delivery: Delivery) -> str | None:
+    asked = delivery.headers.get(REPLY_COPY) if delivery.is_returned else None
+    return asked if isinstance(asked, str) and _REPLY_COPY.match(asked) else None
+
+
 def _copied(
     delivery: Delivery,
     attempt: int,
@@ -410,6 +440,8 @@ def _copied(
         own[CRASH_COUNT] = crash_count
     if envelope.replay is not None:  # it may not have been claimed yet, or its record may go
         own[REPLAY] = delivery.headers[REPLAY]
+    if (copied_to := _reply_copy(delivery)) is not None:
+        own[REPLY_COPY] = copied_to
     return _carried_along(delivery, own)
 
 

@@ -15,6 +15,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
 from worker.amqp.connection import without_user
+from worker.amqp.messages import REPLY_COPIES
 from worker.amqp.topology import Topology
 from worker.telemetry.logs import get_logger
 
@@ -55,8 +56,10 @@ class UnroutedWatch:
             log.warning("unrouted_replies_not_watched", reason=f"{error.reply_code} {without_user(error.reply_text)}")
 
     def _on_message(self, channel: Channel, method: Any, _properties: BasicProperties, _body: bytes) -> None:
-        # A reply that this worker has diverted comes from another exchange, and was logged then.
-        if method.exchange == self._topology.replies_exchange:
+        # A reply that this worker has diverted comes from another exchange, and was logged then; a copy was only for a
+        # person who waited for it.
+        is_copy = method.routing_key.startswith(f"{REPLY_COPIES}.")
+        if method.exchange == self._topology.replies_exchange and not is_copy:
             self._note(method.routing_key)
         self._loop.call_later(_PERIOD_S, _acknowledge, channel, method.delivery_tag)
 

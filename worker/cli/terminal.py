@@ -59,6 +59,16 @@ def local_time(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def short_time(moment: datetime | None) -> str:
+    """Return an instant in this machine's time zone without its year, for lists; empty for None."""
+    return "" if moment is None else moment.astimezone().strftime("%m-%d %H:%M:%S")
+
+
+def zone_name() -> str:
+    """Return the name of this machine's time zone, in which times are shown."""
+    return datetime.now().astimezone().tzname() or "local time"
+
+
 def rough(duration: timedelta) -> str:
     """Return a duration in the largest unit of which it has two, such as ``90 s``, ``5 min``, ``3 h`` or ``12 d``."""
     seconds = max(0, round(duration.total_seconds()))
@@ -73,14 +83,21 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else _plural(noun)}"
 
 
-def console() -> "Console":
-    """Return where tables are printed: the terminal, or a pipe that has no width."""
+def console(*, stderr: bool = False) -> "Console":
+    """Return where tables are printed: the terminal, or a pipe that has no width; stderr has what is asked."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(width=None if stream.isatty() else _PIPE_COLUMNS, highlight=False, stderr=stderr)
 
 
-def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    card: Sequence[Sequence[int]] | None = None,
+    *,
+    stderr: bool = False,
+) -> None:
     """Print a table, or a card for each row where the terminal is too narrow for one.
 
     No cell is wrapped. In a table the last column is cut to the width that is left, and in a card each line is; all
@@ -89,6 +106,9 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Args:
         headings: one for each column.
         rows: the cells; the first is the title of a card.
+        card: which columns, by their numbers, are on each line of a card, without headings; the last line is cut, and
+            the others are whole. None: one column on each line, behind its heading.
+        stderr: print it beside the output.
     """
     from rich.cells import cell_len
     from rich.table import Table
@@ -100,7 +120,7 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     names = [headings[number] for number in used]
     cells = [[row[number] for number in used] for row in shown]
-    target = console()
+    target = console(stderr=stderr)
     widths = [max(map(cell_len, (name, *column))) for name, *column in zip(names, *cells, strict=True)]
     left = target.width - sum(widths[:-1]) - 3 * len(names) - 1
     if left >= min(widths[-1], _LEAST_CUT_COLUMNS):
@@ -111,6 +131,10 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in cells:
             table.add_row(*map(Text, row))
         target.print(table)
+        return
+    if card is not None:
+        for row in shown:
+            _print_card([[row[number] for number in line if row[number]] for line in card], target)
         return
     indent = max(map(cell_len, names[1:]), default=0) + 2
     for row in cells:
@@ -159,9 +183,16 @@ def print_lines(title: str, lines: Sequence[str]) -> None:
         target.print(Text(text), soft_wrap=True)
 
 
-def zone_name() -> str:
-    """Return the name of this machine's time zone, as of now."""
-    return datetime.now().astimezone().tzname() or "local time"
+def _print_card(lines: Sequence[Sequence[str]], target: "Console") -> None:
+    from rich.text import Text
+
+    first, *others, last = lines
+    target.print(Text("  ".join(first), "bold"), soft_wrap=True)
+    for line in others:
+        if line:
+            target.print(Text(_CARD_INDENT + "  ".join(line)), soft_wrap=True)
+    if last:
+        target.print(Text(_CARD_INDENT + "  ".join(last)), no_wrap=True, overflow="ellipsis", crop=True)
 
 
 def _plural(noun: str) -> str:

@@ -36,12 +36,8 @@ class DeadLetterReader(QueueReader):
         self.read(found.append)
         return found
 
-    def read(self, on_letter: Callable[[DeadLetter], object], *, cuts_bodies: bool = False) -> int:
-        """Read all dead letters that are in the queue now, the oldest first; returns their number.
-
-        Args:
-            on_letter: called with each. What it does not keep takes no memory any more.
-            cuts_bodies: whether only the beginning of a body is needed that is too large for a command.
+    def read(self, on_letter: Callable[[DeadLetter], object], *, cuts_bodies: bool = False, expected: int = 0) -> int:
+        """Read all messages that are in the queue now, the oldest first; see ``QueueReader.read_messages``.
 
         Raises:
             WorkerError: the queue is missing, or reading it is not permitted.
@@ -51,21 +47,18 @@ class DeadLetterReader(QueueReader):
         def on_message(message: QueueMessage) -> None:
             on_letter(DeadLetter(message.tag, message.routing_key, message.properties, message.body, self._zone))
 
-        return self.read_messages(on_message, cuts_bodies=cuts_bodies)
+        return self.read_messages(on_message, cuts_bodies=cuts_bodies, expected=expected)
 
-    def replay(self, dead_letter: DeadLetter, now: datetime) -> None:
+    def replay(self, dead_letter: DeadLetter, now: datetime, reply_copy: str | None = None) -> None:
         """Publish a dead letter to the workers again, and remove it from the queue after the broker's confirm.
+
+        Args:
+            dead_letter: of this reader.
+            now: the present time.
+            reply_copy: where a copy of the reply goes, see ``OutcomeWatcher.address``; None: nowhere.
 
         Raises:
             WorkerError: the broker did not accept it.
         """
-        publish(self._publishing, self._outgoing.replay(dead_letter.delivery(), dead_letter.replay(now)))
-        self.discard(dead_letter)
-
-    def discard(self, dead_letter: DeadLetter) -> None:
-        """Delete a dead letter.
-
-        Raises:
-            BrokerUnavailable: the connection was lost.
-        """
+        publish(self._publishing, self._outgoing.replay(dead_letter.delivery(), dead_letter.replay(now), reply_copy))
         self.remove(dead_letter.tag)
