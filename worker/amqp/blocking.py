@@ -15,7 +15,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.connection import connection_parameters, printable_address, reason_of, without_user
+from worker.amqp.connection import connection_parameters, printable_address, reason_of
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
 from worker.amqp.topology import EXECUTE, Topology
@@ -58,7 +58,7 @@ def declare(broker: BrokerAddress, topology: Topology) -> pika.URLParameters:
     try:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
-        raise TopologyMismatch(f"{exc.reply_code} {without_user(exc.reply_text)}") from exc
+        raise TopologyMismatch(reason_of(exc)) from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"{printable_address(parameters)} refused: {reason_of(exc)}") from exc
     finally:
@@ -108,7 +108,7 @@ def check_topology(connection: BlockingConnection, topology: Topology) -> list[s
                 if exc.reply_code == _NOT_FOUND:
                     missing.append(name)
                 elif exc.reply_code != _ACCESS_REFUSED:
-                    faults.append(without_user(exc.reply_text))
+                    faults.append(reason_of(exc))
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
     return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
@@ -158,7 +158,7 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except NackError as exc:
         raise WorkerError("the broker refused the command: its queue is full") from exc
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+        raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
@@ -198,7 +198,7 @@ class CommandClient:
             if wants_replies:
                 self._read_replies()
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 

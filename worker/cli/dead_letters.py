@@ -277,9 +277,9 @@ def _refuse_too_many(found: Sequence["DeadLetter | Listing"], interval_s: float 
 
 def _open() -> "DeadLetterReader":
     from worker.dead_letters.reader import DeadLetterReader
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)
 
 

@@ -79,7 +79,7 @@ def send(
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
     from worker.amqp.blocking import CommandClient
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
     given = {
         "command_id": command_id,
@@ -98,7 +98,7 @@ def send(
     flags = {name: value for name, value in given.items() if value is not None}
     if file is not None and flags:
         raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
-    settings = load_settings()
+    settings = read_settings()
     commands = _check(_from_file(file) if file is not None else _from_flags(flags), settings)
     wait = wait or wait_result
     is_isolated = settings.worker_tenants == "isolated"

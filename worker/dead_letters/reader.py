@@ -19,7 +19,7 @@ from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking, publish
 from worker.amqp.bodies import BoundedAssembler
-from worker.amqp.connection import CALL_S, reason_of, without_user
+from worker.amqp.connection import CALL_S, reason_of
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.dead_letters.letter import DeadLetter
@@ -129,7 +129,7 @@ class DeadLetterReader:
                     deadline = time.monotonic() + CALL_S
             self._channel.basic_cancel(consumer)  # otherwise each discarded message is replaced by a new one
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return read
