@@ -12,7 +12,9 @@ _LEAST_LIKENESS = 0.75  # with less, every unknown name of a prefix gets a sugge
 # WORKER_SERVICE_HOST, WORKER_SERVICE_PORT_HTTP, WORKER_PORT=tcp://…, WORKER_PORT_9108_TCP_ADDR and others. Docker does
 # the same for a link. Nobody has written them, so nobody can have misspelt them.
 # Source: https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
-_OF_A_SERVICE = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)")
+_OF_A_SERVICE = re.compile(
+    r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
 _ADDRESS_OF_A_SERVICE = re.compile(r"(?:tcp|udp|sctp)://.+")  # the value of NAME_PORT
 # The proxy is read by the HTTP library. Some programs have variables of their own beside it, which are set together
 # with it, such as HTTP_PROXY_REQUEST_FULLURI.

@@ -203,7 +203,9 @@ class _BrokerSettings(BaseModel):
         if not urls:
             raise ValueError("must be one URL or several, separated by commas: amqp://user:password@host:port/vhost")
         if len(urls) > 1 and not all("://" in url.get_secret_value() for url in urls):
-            raise ValueError("has a comma that is not between two URLs: within user, password and vhost write it as %2C")
+            raise ValueError(
+                "has a comma that is not between two URLs: within user, password and vhost write it as %2C"
+            )
         return tuple(_broker_url(url.get_secret_value(), number, len(urls)) for number, url in enumerate(urls, start=1))
 
     @field_validator("amqp_ca_file")

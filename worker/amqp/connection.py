@@ -124,7 +124,9 @@ def _tls(host: str, broker: BrokerAddress) -> SSLOptions:
             raise SettingsError([f"AMQP_KEY_FILE: cannot be used: {reason}"]) from exc
         except OSError as exc:
             files = f"{broker.cert_file}, {broker.key_file}"
-            raise SettingsError([f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {_file_fault(exc)} ({files})"]) from exc
+            raise SettingsError(
+                [f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {_file_fault(exc)} ({files})"]
+            ) from exc
     return SSLOptions(context, host)
 
 
@@ -132,7 +134,11 @@ def _file_fault(error: OSError) -> str:
     """Return why a file with certificates or a key cannot be used."""
     if not isinstance(error, ssl.SSLError):
         return error.strerror or "it cannot be read"
-    return "the key is not that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "it cannot be read as PEM"
+    return (
+        "the key is not that of the certificate"
+        if error.reason == "KEY_VALUES_MISMATCH"
+        else "it cannot be read as PEM"
+    )
 
 
 class _KeyEncrypted(Exception):

@@ -11,16 +11,22 @@ _VHOST_AND_USER = r" in vhost '.*' refused for user '.*'.*"
 _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (
         re.compile(rf"(?:(\w+) )?access to topic '(.*)' in exchange '(.*?)'{_VHOST_AND_USER}"),
-        lambda found: f"this user has no right to {found[1] or 'use'} the routing key {found[2]} of exchange {found[3]}",
+        lambda found: (
+            f"this user has no right to {found[1] or 'use'} the routing key {found[2]} of exchange {found[3]}"
+        ),
     ),
     (
         re.compile(rf"(?:(\w+) )?access to (exchange|queue) '(.*?)'{_VHOST_AND_USER}"),
         lambda found: f"this user has no right to {found[1] or 'use'} the {found[2]} {found[3]}",
     ),
     (
-        re.compile(r"inequivalent arg '(.*?)' for (queue|exchange) '(.*?)' in vhost '.*': received (.*) but current is (.*)"),
-        lambda found: f"the {found[2]} {found[3]} exists with another {found[1]}: {_value(found[5])}, and not "
-        f'{_value(found[4])}: see "Upgrades" in docs/operations.md',
+        re.compile(
+            r"inequivalent arg '(.*?)' for (queue|exchange) '(.*?)' in vhost '.*': received (.*) but current is (.*)"
+        ),
+        lambda found: (
+            f"the {found[2]} {found[3]} exists with another {found[1]}: {_value(found[5])}, and not "
+            f'{_value(found[4])}: see "Upgrades" in docs/operations.md'
+        ),
     ),
     (
         re.compile(r"no (queue|exchange) '(.*?)' in vhost '.*'"),

@@ -276,8 +276,8 @@ def _refuse_too_many(found: Sequence["DeadLetter | Listing"], interval_s: float 
 
 
 def _open() -> "DeadLetterReader":
-    from worker.dead_letters.reader import DeadLetterReader
     from worker.cli.settings import read_settings
+    from worker.dead_letters.reader import DeadLetterReader
 
     settings = read_settings()
     return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)

@@ -49,6 +49,8 @@ def connection_fault(error: BaseException, host: str | None = None) -> str:
     if isinstance(error, socket.gaierror):
         name = "the host's name" if host is None else f"the name {host}"
         return f"{name} cannot be resolved" + _NO_NAME_SERVER * (error.errno == socket.EAI_AGAIN)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "latin-1":
+        return "a header holds a character that it cannot carry"
     if isinstance(error, UnicodeError):
         return "the host's name is none that can be looked up" if host is None else f"{host} is no name of a host"
     if isinstance(error, ssl.SSLError):
@@ -58,11 +60,10 @@ def connection_fault(error: BaseException, host: str | None = None) -> str:
     return str(error) or "the reason is not known"
 
 
-
 def _tls_fault(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    reason = error.reason or ""
+        return f"certificate verify failed: {getattr(error, 'verify_message', error.args[-1])}"
+    reason = getattr(error, "reason", None) or ""  # only errors of OpenSSL have one
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         reason = "UNEXPECTED_EOF"
     for beginning, words in _TLS_WORDS:

@@ -105,7 +105,11 @@ class UrlForm:
             return "must have no user and no password: there are settings for the credentials"
         if at and ":" not in user and self._matches(f"{scheme}://{_encoded_user(user)}:x@{after}"):
             return "must have a password after its user name: user:password@host"
-        likely = [(len(chars), place, _listed(chars)) for place, chars, url in self._readings(scheme, rest) if self._matches(url)]
+        likely = [
+            (len(chars), place, _listed(chars))
+            for place, chars, url in self._readings(scheme, rest)
+            if self._matches(url)
+        ]
         if likely:
             _, place, found = min(likely)
             return f"has {found} in its {place}"
