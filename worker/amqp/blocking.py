@@ -12,7 +12,14 @@ from uuid import uuid4
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionBlockedTimeout,
+    NackError,
+    UnroutableError,
+)
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.connection import connection_parameters, printable_address, reason_of
@@ -28,8 +35,14 @@ _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
 
 
-def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.URLParameters]:
+def connect_blocking(
+    broker: BrokerAddress, blocked_s: float = _BLOCKED_S
+) -> tuple[BlockingConnection, pika.URLParameters]:
     """Connect to the first node that can be reached; returns the connection and its parameters.
+
+    Args:
+        broker: to connect to.
+        blocked_s: for how many seconds the broker may block publishing before the connection ends: a person waits.
 
     Raises:
         SettingsError: a URL, or one of the files for TLS, cannot be used.
@@ -39,7 +52,7 @@ def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.UR
     reasons = []
     for parameters in connection_parameters(broker):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
-        parameters.blocked_connection_timeout = _BLOCKED_S  # a person waits at the terminal
+        parameters.blocked_connection_timeout = blocked_s
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
@@ -122,18 +135,55 @@ def count_messages_and_consumers(broker: BrokerAddress, queue: str) -> tuple[int
     """
     connection, _ = connect_blocking(broker)
     try:
-        method = connection.channel().queue_declare(queue, passive=True).method
-    except ChannelClosedByBroker as exc:
-        if exc.reply_code == _NOT_FOUND:
-            return 0, 0
-        raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
-    except AMQPError as exc:
-        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-    else:
-        return method.message_count, method.consumer_count
+        return count_on(connection, queue) or (0, 0)
     finally:
         if connection.is_open:
             connection.close()
+
+
+def count_on(connection: BlockingConnection, queue: str) -> tuple[int, int] | None:
+    """Return how many messages of a queue are ready, and how many consumers it has; None if it is not there.
+
+    Raises:
+        BrokerUnavailable: the connection was lost, or this user may not look at the queue.
+    """
+    try:
+        channel = connection.channel()
+        method = channel.queue_declare(queue, passive=True).method
+        channel.close()
+    except ChannelClosedByBroker as exc:
+        if exc.reply_code == _NOT_FOUND:
+            return None
+        raise BrokerUnavailable(reason_of(exc)) from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return method.message_count, method.consumer_count
+
+
+def is_publishing_blocked(connection: BlockingConnection) -> bool:
+    """Tell whether the broker has a memory or disk alarm. If so, the connection is closed.
+
+    The broker stops to read a connection once it publishes during an alarm, and says so. So something is published that
+    reaches no queue, in a transaction that is rolled back; if the broker goes on reading, there is no alarm.
+
+    Args:
+        connection: that has not published yet; its time limit for being blocked bounds this.
+
+    Raises:
+        BrokerUnavailable: the connection was lost for another reason.
+    """
+    try:
+        channel = connection.channel()
+        with suppress(ChannelClosedByBroker):  # this user may not publish there: the broker has read it all the same
+            channel.tx_select()
+            channel.basic_publish("", f"check.{uuid4()}", b"")
+            channel.tx_rollback()
+        connection.channel().close()  # an answer: the broker reads what follows the publication
+    except ConnectionBlockedTimeout:
+        return True
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return False
 
 
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:

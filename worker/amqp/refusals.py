@@ -1,7 +1,7 @@
 """What the broker says when it refuses something, in words for people: with neither its user nor its vhost.
 
-Both are parts of the broker's URL, of which only host and port are ever shown: where a password holds a special character
-that is not escaped, a part of it may be taken for the user or for the vhost.
+Both are parts of the broker's URL, of which only host and port are ever shown: where a password holds a special
+character that is not escaped, a part of it may be taken for the user or for the vhost.
 """
 
 import re
