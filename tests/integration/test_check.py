@@ -444,11 +444,12 @@ def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, colum
     if is_good:
         declare_on(deployment.upstream.channel, deployment.topology)
     port, platform = str(urlsplit(deployment.broker_url).port), str(urlsplit(deployment.simulator.url).port)
+    closed = str(free_port())
     bad = {
         "WORKER_CONCURENCY": "7",
-        "IDEMPOTENCY_URL": "redis://svc:aSecret@redis.invalid:6379/0",
+        "IDEMPOTENCY_URL": f"redis://svc:aSecret@127.0.0.1:{closed}/0",
         "ONENET_URL": "https://onenet.invalid",
-        "HTTPS_PROXY": "http://svc:aSecret@proxy.invalid:3128",
+        "HTTPS_PROXY": f"http://svc:aSecret@127.0.0.1:{closed}",
     }
     shown = show(["check"], deployment.folder, settings_of(deployment) | ({} if is_good else bad), columns=columns)
     assert shown.exit_code == (0 if is_good else 1)

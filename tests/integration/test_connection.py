@@ -368,7 +368,7 @@ def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_cod
         [line] = [event for event in worker.events if event["level"] == "error"]
         assert line["event"] == "topology_mismatch"
         assert deployment.topology.execute_queue in line["reason"]
-        assert "inequivalent arg" in line["reason"]
+        assert "exists with another " in line["reason"]
 
 
 def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:

@@ -1,13 +1,9 @@
 """How many messages wait in the queues of the workers, and who consumes the commands."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from worker.amqp.blocking import count_on
+from worker.amqp.blocking import Connection, count_on
 from worker.amqp.topology import Topology
-
-if TYPE_CHECKING:
-    from pika.adapters.blocking_connection import BlockingConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +27,7 @@ class QueueCounts:
     unrouted: int
 
 
-def count_queues(connection: "BlockingConnection", topology: Topology) -> QueueCounts:
+def count_queues(connection: Connection, topology: Topology) -> QueueCounts:
     """Count what waits in the queues; one that is not there counts as empty, except that of the commands.
 
     Raises:

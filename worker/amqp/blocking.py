@@ -33,6 +33,7 @@ _BLOCKED_S = 30
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
+Connection = BlockingConnection  # the name of its type for packages that may not import pika
 
 
 def connect_blocking(

@@ -48,7 +48,7 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"vhost .* not found"), lambda _: "the vhost of AMQP_URL does not exist"),
 )
 _TEXT = re.compile(r"(?P<name>[A-Z_]+) - (?P<words>.*)", re.DOTALL)
-_VALUE = re.compile(r"(?:the value )?'(.*)'(?: of type '.*')?")
+_VALUE = re.compile(r"(?:the value )?'(.*?)'(?: of type '.*')?")
 _SECRET = re.compile(r"\s*(?:\b(?:in|to|for)\s+)?\b(?:vhost|user)\b(?: was)? ?\\?'.*", re.DOTALL)
 
 
@@ -65,7 +65,7 @@ def refusal(code: int, text: str) -> str:
     for form, rewritten in _FORMS:
         if match := form.fullmatch(words):
             return f"{rewritten(match)} ({code} {name})"
-    shown = _SECRET.sub("", words) or "no"  # from there on: where a name ends that holds a quote nobody can tell
+    shown = _SECRET.sub("", words) or "nothing"  # from there on: where a name ends that holds a quote nobody can tell
     return f"the broker says: {shown} ({code} {name})".replace(" )", ")")
 
 

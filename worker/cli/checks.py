@@ -7,11 +7,11 @@ that the work can be done. With AMQP_DECLARE=false probes go through the delay q
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from worker.admin.queues import count_queues
-from worker.amqp.blocking import check_topology, connect_blocking, is_publishing_blocked
+from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
 from worker.amqp.connection import printable_address
 from worker.amqp.rights import delay_faults, missing_rights
 from worker.amqp.topology import Topology
@@ -100,7 +100,7 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
             connection.close()
 
 
-def _topology(connection: Any, settings: Settings) -> Iterator[CheckResult]:
+def _topology(connection: Connection, settings: Settings) -> Iterator[CheckResult]:
     """Check what is declared and what this user may do; what publishes is not tried during an alarm, which blocks it.
 
     Raises:
@@ -126,7 +126,7 @@ def _topology(connection: Any, settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("permissions", ok=True, detail="this user may do all that a worker does")
 
 
-def _waiting(connection: Any, topology: Topology) -> CheckResult:
+def _waiting(connection: Connection, topology: Topology) -> CheckResult:
     """Say how many messages wait and who consumes them: facts, of which none is wrong before a worker runs."""
     try:
         found = count_queues(connection, topology)
