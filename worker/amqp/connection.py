@@ -1,6 +1,7 @@
 """Connection parameters, awaitable connections, and the reasons for which they are lost."""
 
 import asyncio
+import re
 import ssl
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
@@ -58,6 +59,8 @@ _OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, 
 _REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
 _ALARM = "the broker blocks publishing, because it is short of memory or of disk space: rabbitmq-diagnostics alarms"
 _NOT_AMQP = "the other side does not speak AMQP 0-9-1"
+# Of a refusal while a connection is opened pika keeps the text only: it chooses words, and no behaviour.
+_CLOSED_BY_BROKER = re.compile(r"\((\d{3})\) (['\"])(.*)\2")
 _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
     (AMQPHeartbeatTimeout, "missed heartbeats: the broker did not answer in time"),
     (AMQPConnectorStackTimeout, "no answer in time"),
@@ -227,6 +230,8 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
     inner: Any = _causes(error)[-1]
     if isinstance(inner, ConnectionClosedByBroker | ChannelClosedByBroker):
         return refusal(inner.reply_code, inner.reply_text)
+    if isinstance(inner, ProbableAccessDeniedError) and (found := _CLOSED_BY_BROKER.search(str(inner))):
+        return refusal(int(found[1]), found[3])
     for code, meaning in _TLS_ERRORS.items():
         if code in str(inner):
             return meaning
