@@ -120,6 +120,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         products: Mapping[str | None, Product] = load_products(settings)
         self._products = products
+        self._unknown_settings = find_unknown_settings()  # here: reading a file would block the event loop
         self._plaintext_hosts = plaintext_hosts(products)
         self._broker_urls = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
@@ -142,7 +143,7 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
-        for unknown in find_unknown_settings():
+        for unknown in self._unknown_settings:
             hint = "it has no effect"
             log.warning("setting_unknown", name=unknown.name, suggestion=unknown.suggestion, hint=hint)
         platforms = {product.url for product in self._products.values()}
