@@ -19,9 +19,11 @@ from worker.cli.status import status
 from worker.cli.terminal import flush_stdout, prepare_streams
 from worker.cli.topology import topology
 from worker.cli.unrouted import unrouted
+from worker.cli.usage import Program
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
 
 app = typer.Typer(
+    cls=Program,
     add_completion=development.IS_INSTALLED,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they show local variables, which may contain secrets

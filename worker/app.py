@@ -56,7 +56,15 @@ from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
 from worker.processing.result_finder import ResultFinder
 from worker.processing.store_watch import StoreWatch
-from worker.settings import MEMORY, Settings, load_broker_address, load_products, load_settings, load_store_url
+from worker.settings import (
+    MEMORY,
+    Settings,
+    find_unknown_settings,
+    load_broker_address,
+    load_products,
+    load_settings,
+    load_store_url,
+)
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -115,6 +123,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         products: Mapping[str | None, Product] = load_products(settings)
         self._products = products
+        self._unknown_settings = find_unknown_settings()  # here: reading a file would block the event loop
         self._plaintext_hosts = plaintext_hosts(products)
         self._broker_urls = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
@@ -137,6 +146,9 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
+        for unknown in self._unknown_settings:
+            hint = "it has no effect"
+            log.warning("setting_unknown", name=unknown.name, suggestion=unknown.suggestion, hint=hint)
         platforms = {product.url for product in self._products.values()}
         needed = open_files.needed(settings.worker_concurrency, len(platforms))
         limit = open_files.raise_limit(needed)

@@ -137,11 +137,11 @@ class ClosedByBroker(BrokerUnavailable):
 
     Args:
         code: reply code of the broker.
-        text: reply text of the broker.
+        text: what it refuses, in words for people.
     """
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{code} {text}")
+        super().__init__(text)
         self.code = code
 
 

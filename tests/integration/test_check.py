@@ -12,10 +12,11 @@ from uuid import uuid4
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.checks import check
+from tests.support.checks import check, settings_of
 from tests.support.deployment import Deployment
 from tests.support.proxies import raw_server
 from tests.support.simulator import API_KEY, onenet
+from tests.support.terminal import assert_screen, show
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on, delete_on
 from worker.amqp.topology import EXECUTE, RESULT, Topology
@@ -342,3 +343,133 @@ def test_check_fails_when_the_platform_refuses_the_credentials_with_errno_3(depl
     assert "--imei" in fault
     assert fault.endswith("errno 3: token鉴权失败")
     assert faults.keys() == {"", "OneNET"}
+
+
+def test_check_counts_what_waits_and_who_consumes(with_results: Deployment) -> None:
+    topology, channel = with_results.topology, with_results.upstream.channel
+    declare_on(channel, topology)
+    for exchange, routing_key, count in (
+        (topology.commands_exchange, EXECUTE, 3),
+        (topology.retry_exchange, topology.retry_queue(60), 2),
+        (topology.retry_exchange, topology.result_delay_queue(300), 4),
+        (topology.dead_letters_exchange, "execute.expired", 1),
+        (topology.replies_exchange, "execute.accepted.nobody", 2),
+    ):
+        for _ in range(count):
+            channel.basic_publish(exchange, routing_key, b"{}", mandatory=True)
+    assert said_of(check(with_results)[1], "queues") == (
+        f"3 commands waiting in {topology.execute_queue}; 0 consumers; 2 commands waiting for another attempt; "
+        "4 commands waiting for a result; 1 dead letter; 2 unrouted replies"
+    )
+    channel.queue_purge(topology.execute_queue)
+    with with_results.worker():
+        assert "; 1 consumer; " in said_of(check(with_results)[1], "queues")
+
+
+def said_of(found: dict[str, list[str]], name: str) -> str:
+    """Return the detail of a check that was made once."""
+    [line] = [line for line in map(json.loads, found[""][0].splitlines()) if line["check"] == name]
+    return str(line["detail"])
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_check_fails_at_once_during_an_alarm_and_says_what_to_do(
+    own_broker: LocalBroker, tmp_path: Path, kind: str
+) -> None:
+    """It would hang in its first publication, as workers and upstream systems do."""
+    usual = {"memory": ("set_vm_memory_high_watermark", "0.6"), "disk": ("set_disk_free_limit", "50MB")}
+    too_much = {
+        "memory": ("set_vm_memory_high_watermark", "absolute", "1MB"),
+        "disk": ("set_disk_free_limit", "1000000GB"),
+    }
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        declare_on(deployment.upstream.channel, deployment.topology)
+        deployment.upstream.publish(a_command())
+        try:
+            own_broker.control(*too_much[kind])
+            wait_until(lambda: check(deployment)[1].get("alarms") is not None, PATIENCE_S, "the alarm")
+            code, faults = check(deployment)
+            assert code == 1
+            assert faults.keys() == {"", "alarms", "permissions"}
+            assert "rabbitmq-diagnostics alarms" in faults["alarms"][0]
+            assert said_of(faults, "queues").startswith("1 command waiting in ")
+        finally:
+            own_broker.control(*usual[kind])
+        wait_until(lambda: check(deployment)[0] == 0, PATIENCE_S, "the end of the alarm")
+
+
+@pytest.mark.parametrize("rights", [(".*", "^$", ".*"), ("^$", ".*", ".*")], ids=["write nothing", "declare nothing"])
+def test_check_sees_an_alarm_whatever_rights_its_user_has(
+    with_rights: tuple[Deployment, Rights], own_broker: LocalBroker, rights: tuple[str, str, str]
+) -> None:
+    deployment, give = with_rights
+    settings = give(*rights)
+    assert "alarms" not in check(deployment, **settings)[1]
+    try:
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        wait_until(lambda: "alarms" in check(deployment, **settings)[1], PATIENCE_S, "the alarm")
+    finally:
+        own_broker.control("set_vm_memory_high_watermark", "0.6")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_check_says_which_url_it_asked_and_by_which_proxy(deployment: Deployment, is_there: bool) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    url = deployment.simulator.url if is_there else f"http://127.0.0.1:{free_port()}"
+    direct = check(deployment, ONENET_URL=url)[1]
+    assert said_of(direct, "OneNET").startswith(f"{url}: {'credentials' if is_there else 'cannot be reached: '}")
+    proxy = urlsplit(url)
+    settings = {"ONENET_URL": "http://onenet.invalid", "HTTP_PROXY": f"http://svc:aSecret@{proxy.netloc}/"}
+    by_proxy = check(deployment, **settings)[1]
+    assert said_of(by_proxy, "OneNET").startswith(f"http://onenet.invalid by the proxy {proxy.netloc}: ")
+    assert not [secret for secret in ("svc", "aSecret") if secret in by_proxy[""][0]]
+
+
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_check_fails_for_a_misspelt_setting_and_names_the_one_that_may_be_meant(
+    deployment: Deployment, place: str
+) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    misspelt = {"WORKER_CONCURENCY": "7", "onenet_ratelimit": "9/second"}
+    if place == ".env":
+        (deployment.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in misspelt.items()))
+    code, faults = check(deployment, **(misspelt if place == "environment" else {}))
+    assert code == 1
+    where = "the environment" if place == "environment" else ".env"
+    assert faults["settings"] == [
+        f"onenet_ratelimit: is not a setting, and has no effect ({where}): did you mean ONENET_RATE_LIMIT?",
+        f"WORKER_CONCURENCY: is not a setting, and has no effect ({where}): did you mean WORKER_CONCURRENCY?",
+    ]
+    assert faults.keys() == {"", "settings"}  # the other checks are made all the same
+    assert "9/second" not in faults[""][0]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("is_good", [True, False], ids=["good", "bad"])
+def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, columns: int, is_good: bool) -> None:
+    if is_good:
+        declare_on(deployment.upstream.channel, deployment.topology)
+    port, platform = str(urlsplit(deployment.broker_url).port), str(urlsplit(deployment.simulator.url).port)
+    closed = str(free_port())
+    bad = {
+        "WORKER_CONCURENCY": "7",
+        "IDEMPOTENCY_URL": f"redis://svc:aSecret@127.0.0.1:{closed}/0",
+        "ONENET_URL": "https://onenet.invalid",
+        "HTTPS_PROXY": f"http://svc:aSecret@127.0.0.1:{closed}",
+    }
+    shown = show(["check"], deployment.folder, settings_of(deployment) | ({} if is_good else bad), columns=columns)
+    assert shown.exit_code == (0 if is_good else 1)
+    assert max(map(len, shown.text.split("\n"))) <= columns
+    replaced = {
+        port: "5" * len(port),
+        platform: "8" * len(platform),
+        deployment.topology.namespace: "test-namespace"[:13],
+    }
+    assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced)
+
+
+def test_a_terminal_without_utf_8_shows_the_checks_in_its_width(deployment: Deployment) -> None:
+    settings = settings_of(deployment) | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    shown = show(["check"], deployment.folder, settings, columns=80).text
+    assert shown.isascii()
+    assert {len(line) for line in shown.split("\n") if line.startswith(("|", "+"))} == {80}

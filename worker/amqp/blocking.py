@@ -22,7 +22,7 @@ from pika.exceptions import (
 )
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.connection import connection_parameters, printable_address, reason_of, without_user
+from worker.amqp.connection import connection_parameters, printable_address, reason_of
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
 from worker.amqp.topology import EXECUTE, Topology
@@ -36,10 +36,17 @@ _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
 SENDER = "cli"  # the app_id of the command line
 ALARM = "the broker takes nothing from publishers, because its memory or its disk is short: rabbitmq-diagnostics alarms"
+Connection = BlockingConnection  # the name of its type for packages that may not import pika
 
 
-def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.URLParameters]:
+def connect_blocking(
+    broker: BrokerAddress, blocked_s: float = _BLOCKED_S
+) -> tuple[BlockingConnection, pika.URLParameters]:
     """Connect to the first node that can be reached; returns the connection and its parameters.
+
+    Args:
+        broker: to connect to.
+        blocked_s: for how many seconds the broker may block publishing before the connection ends: a person waits.
 
     Raises:
         SettingsError: a URL, or one of the files for TLS, cannot be used.
@@ -49,7 +56,7 @@ def connect_blocking(broker: BrokerAddress) -> tuple[BlockingConnection, pika.UR
     reasons = []
     for parameters in connection_parameters(broker):
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
-        parameters.blocked_connection_timeout = _BLOCKED_S
+        parameters.blocked_connection_timeout = blocked_s
         try:
             return BlockingConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
@@ -68,7 +75,7 @@ def declare(broker: BrokerAddress, topology: Topology) -> pika.URLParameters:
     try:
         declare_on(connection.channel(), topology)
     except ChannelClosedByBroker as exc:
-        raise TopologyMismatch(f"{exc.reply_code} {without_user(exc.reply_text)}") from exc
+        raise TopologyMismatch(reason_of(exc)) from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"{printable_address(parameters)} refused: {reason_of(exc)}") from exc
     finally:
@@ -118,7 +125,7 @@ def check_topology(connection: BlockingConnection, topology: Topology) -> list[s
                 if exc.reply_code == _NOT_FOUND:
                     missing.append(name)
                 elif exc.reply_code != _ACCESS_REFUSED:
-                    faults.append(without_user(exc.reply_text))
+                    faults.append(reason_of(exc))
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
     return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
@@ -132,15 +139,7 @@ def count_messages_and_consumers(broker: BrokerAddress, queue: str) -> tuple[int
     """
     connection, _ = connect_blocking(broker)
     try:
-        method = connection.channel().queue_declare(queue, passive=True).method
-    except ChannelClosedByBroker as exc:
-        if exc.reply_code == _NOT_FOUND:
-            return 0, 0
-        raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
-    except AMQPError as exc:
-        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
-    else:
-        return method.message_count, method.consumer_count
+        return count_on(connection, queue) or (0, 0)
     finally:
         if connection.is_open:
             connection.close()
@@ -172,6 +171,51 @@ def count_messages(broker: BrokerAddress, queues: Sequence[str]) -> list[int]:
     return counts
 
 
+def count_on(connection: BlockingConnection, queue: str) -> tuple[int, int] | None:
+    """Return how many messages of a queue are ready, and how many consumers it has; None if it is not there.
+
+    Raises:
+        BrokerUnavailable: the connection was lost, or this user may not look at the queue.
+    """
+    try:
+        channel = connection.channel()
+        method = channel.queue_declare(queue, passive=True).method
+        channel.close()
+    except ChannelClosedByBroker as exc:
+        if exc.reply_code == _NOT_FOUND:
+            return None
+        raise BrokerUnavailable(reason_of(exc)) from exc
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return method.message_count, method.consumer_count
+
+
+def is_publishing_blocked(connection: BlockingConnection) -> bool:
+    """Tell whether the broker has a memory or disk alarm. If so, the connection is closed.
+
+    The broker stops to read a connection once it publishes during an alarm, and says so. So something is published that
+    reaches no queue, in a transaction that is rolled back; if the broker goes on reading, there is no alarm.
+
+    Args:
+        connection: that has not published yet; its time limit for being blocked bounds this.
+
+    Raises:
+        BrokerUnavailable: the connection was lost for another reason.
+    """
+    try:
+        channel = connection.channel()
+        with suppress(ChannelClosedByBroker):  # this user may not publish there: the broker has read it all the same
+            channel.tx_select()
+            channel.basic_publish("", f"check.{uuid4()}", b"")
+            channel.tx_rollback()
+        connection.channel().close()  # an answer: the broker reads what follows the publication
+    except ConnectionBlockedTimeout:
+        return True
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+    return False
+
+
 def delete_on(channel: BlockingChannel, topology: Topology) -> None:
     """Delete a topology, the messages in its queues, and the replies that the command line keeps."""
     channel.queue_delete(topology.kept_replies_queue(SENDER))
@@ -196,7 +240,7 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except NackError as exc:
         raise WorkerError("the broker refused the command: its queue is full") from exc
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+        raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
     except AMQPError as exc:
         raise Unconfirmed(f"{_loss(exc)}; it may have stored the last command or not") from exc
 
@@ -251,7 +295,7 @@ class CommandClient:
             if wants_replies:
                 self._read_replies()
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 
@@ -351,7 +395,7 @@ class CommandClient:
                 raise
             self.not_kept = f"this user may not declare and bind {queue.name}"
             if exc.reply_code != _ACCESS_REFUSED:
-                self.not_kept = without_user(exc.reply_text)
+                self.not_kept = reason_of(exc)
         else:
             self.kept_queue = queue.name
 

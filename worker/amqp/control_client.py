@@ -10,7 +10,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking, publish
-from worker.amqp.connection import CALL_S, reason_of, without_user
+from worker.amqp.connection import CALL_S, reason_of
 from worker.amqp.control_messages import FIRST, PREFETCH, beginning_at, order_publication, report_key
 from worker.amqp.topology import Topology
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order, read_report
@@ -45,7 +45,7 @@ def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answe
     try:
         return _give_order(connection, topology, order)
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+        raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
     except AMQPError as exc:
         raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
     finally:

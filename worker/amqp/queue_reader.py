@@ -18,7 +18,7 @@ from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking
 from worker.amqp.bodies import BoundedAssembler
-from worker.amqp.connection import CALL_S, reason_of, without_user
+from worker.amqp.connection import CALL_S, reason_of
 from worker.errors import BrokerUnavailable, WorkerError
 
 MAX_PREFETCH = 65_535  # of the protocol
@@ -132,7 +132,7 @@ class QueueReader:
                     deadline = time.monotonic() + CALL_S
             self._channel.basic_cancel(consumer)  # otherwise each removed message is replaced by a new one
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return read

@@ -17,7 +17,7 @@ from pika import BasicProperties, DeliveryMode
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from worker.amqp.connection import reason_of, without_user
+from worker.amqp.connection import reason_of
 from worker.amqp.messages import PROBE
 from worker.amqp.topology import EXECUTE, ORDER, RESULT, Topology
 from worker.errors import BrokerUnavailable
@@ -192,8 +192,7 @@ def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[li
         try:
             path.run()
         except ChannelClosedByBroker as exc:
-            reason = without_user(exc.reply_text)
-            path.unknown.append(f"whether delayed {route.what} return could not be tried: {reason}")
+            path.unknown.append(f"whether delayed {route.what} return could not be tried: {reason_of(exc)}")
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         faults += path.faults

@@ -6,7 +6,7 @@ from pika import BasicProperties, DeliveryMode
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.connection import reason_of, without_user
+from worker.amqp.connection import reason_of
 from worker.amqp.messages import without_brokers_headers
 from worker.amqp.queue_reader import QueueMessage, QueueReader
 from worker.amqp.topology import Topology
@@ -54,7 +54,7 @@ class UnroutedReader(QueueReader):
         except NackError as exc:
             raise WorkerError(f"a queue that is bound for {key} refuses it: it is full, or has no leader now") from exc
         except ChannelClosedByBroker as exc:
-            raise WorkerError(without_user(exc.reply_text)) from exc
+            raise WorkerError(reason_of(exc)) from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         self.remove(message.tag)

@@ -14,7 +14,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
-from worker.amqp.connection import without_user
+from worker.amqp.connection import reason_of
 from worker.amqp.messages import REPLY_COPIES
 from worker.amqp.topology import Topology
 from worker.telemetry.logs import get_logger
@@ -53,7 +53,7 @@ class UnroutedWatch:
 
     def _on_close(self, _channel: Channel, error: Exception) -> None:
         if isinstance(error, ChannelClosedByBroker):
-            log.warning("unrouted_replies_not_watched", reason=f"{error.reply_code} {without_user(error.reply_text)}")
+            log.warning("unrouted_replies_not_watched", reason=reason_of(error))
 
     def _on_message(self, channel: Channel, method: Any, _properties: BasicProperties, _body: bytes) -> None:
         # A reply that this worker has diverted comes from another exchange, and was logged then; a copy was only for a

@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.terminal import print_rows
 from worker.errors import EXIT_FAILURE
 from worker.printable import printable, printable_json
+
+_MARKS = {True: "ok", False: "FAIL"}
 
 
 def check(
@@ -18,7 +21,8 @@ def check(
 ) -> None:
     """Check whether a worker could run: settings, broker, topology, idempotency store, and OneNET for each product.
 
-    Nothing is changed, and no command is sent. Exit code 1 if a check fails. Example:
+    It also says how many messages wait in the queues, and who consumes them. Nothing is changed, and no command is
+    sent. Exit code 1 if a check fails. Example:
 
         onenet-worker check && onenet-worker run
     """
@@ -33,16 +37,8 @@ def check(
         elif sys.stdout.isatty():
             results.append(result)
         else:
-            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {printable(result.detail)}")
-    if results:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table("", "check", "detail")
-        for result in results:
-            mark = Text("ok", "green") if result.ok else Text("FAIL", "bold red")
-            table.add_row(mark, Text(result.check), Text(printable(result.detail)))
-        Console().print(table)
+            typer.echo(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
+    rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
+    print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
     if not all_ok:
         raise typer.Exit(EXIT_FAILURE)

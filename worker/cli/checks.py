@@ -8,19 +8,30 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from worker.amqp.blocking import check_topology, connect_blocking
+from worker.admin.queues import count_queues
+from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
 from worker.amqp.connection import printable_address
 from worker.amqp.rights import delay_faults, missing_rights
+from worker.amqp.topology import Topology
 from worker.app import client_of, limiter_of, rate_limit_address, store_of, tracing_of, try_store
+from worker.cli.terminal import counted
 from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
-from worker.errors import PlatformUnusable, SettingsError, WorkerError
-from worker.settings import Settings, load_products, load_settings
+from worker.errors import BrokerUnavailable, PlatformUnusable, SettingsError, WorkerError
+from worker.onenet.proxies import environment_proxy
+from worker.settings import Settings, find_unknown_settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
 if TYPE_CHECKING:
     from worker.flow.rate_limiter import RateLimiter
+
+_BLOCKED_S = 1.0  # long enough: it counts from the moment at which the broker says that it blocks the connection
+_ALARM = (
+    "the broker is short of memory or of disk space and accepts no messages: see rabbitmq-diagnostics alarms, "
+    "and free some, or raise the limit"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +45,24 @@ class CheckResult:
 
 def check_all(imei: str) -> Iterator[CheckResult]:
     """Run all checks, each with its own timeout. ``imei``: the device whose command history is read at OneNET."""
-    lines: list[str] = []
+    unknown = find_unknown_settings()
+    lines = [str(each) for each in unknown]
+    is_usable = False
     try:
         settings = load_settings()
         products = load_products(settings)
         tracing_of(settings, "check").close(0)
+        is_usable = True
     except SettingsError as exc:
-        lines = exc.lines
-    if lines:  # nothing else can be checked
-        for line in lines:
-            yield CheckResult("settings", ok=False, detail=line)
+        lines += exc.lines
+    for line in lines:
+        yield CheckResult("settings", ok=False, detail=line)
+    if not is_usable:  # nothing else can be checked
         return
     hosts = plaintext_hosts(products)
     warning = f"; no https: the key is sent in clear to {', '.join(hosts)}" if hosts else ""
-    yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
+    if not unknown:
+        yield CheckResult("settings", ok=True, detail=f"usable; products: {len(products)}{warning}")
     yield CheckResult("pace", ok=True, detail=_pace(settings))
     yield from _broker(settings)
     yield from _store(settings)
@@ -68,7 +83,7 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
     A worker that declares the topology adds what is missing.
     """
     try:
-        connection, parameters = connect_blocking(settings.broker_address)
+        connection, parameters = connect_blocking(settings.broker_address, _BLOCKED_S)
     except SettingsError as exc:
         yield from (CheckResult("settings", ok=False, detail=line) for line in exc.lines)
         return
@@ -76,25 +91,58 @@ def _broker(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("broker", ok=False, detail=str(exc))
         return
     yield CheckResult("broker", ok=True, detail=printable_address(parameters))
-    topology, may_declare = settings.topology, settings.amqp_declare
     try:
-        faults = check_topology(connection, topology)
-        rights = missing_rights(connection, topology, may_declare=may_declare)
-        unknown: list[str] = []
-        if not faults and not rights and not may_declare:
-            faults, unknown = delay_faults(connection, topology)
+        yield from _topology(connection, settings)
     except WorkerError as exc:
         yield CheckResult("topology", ok=False, detail=str(exc))
-        return
     finally:
         if connection.is_open:
             connection.close()
+
+
+def _topology(connection: Connection, settings: Settings) -> Iterator[CheckResult]:
+    """Check what is declared and what this user may do; what publishes is not tried during an alarm, which blocks it.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    topology, may_declare = settings.topology, settings.amqp_declare
+    faults, waiting = check_topology(connection, topology), _waiting(connection, topology)
+    has_alarm = is_publishing_blocked(connection)
+    detail = _ALARM if has_alarm else "no memory alarm and no disk alarm"
+    yield CheckResult("alarms", ok=not has_alarm, detail=detail)
+    rights = [] if has_alarm else missing_rights(connection, topology, may_declare=may_declare)
+    unknown: list[str] = []
+    if not faults and not rights and not may_declare and not has_alarm:
+        faults, unknown = delay_faults(connection, topology)
     yield from (CheckResult("topology", ok=False, detail=fault) for fault in faults)
     if not faults:
         yield CheckResult("topology", ok=True, detail="; ".join(["all exchanges and queues exist", *unknown]))
+    yield waiting
     yield from (CheckResult("permissions", ok=False, detail=line) for line in rights)
-    if not rights:
+    if has_alarm:
+        yield CheckResult("permissions", ok=False, detail="not tried, since nothing can be published during the alarm")
+    elif not rights:
         yield CheckResult("permissions", ok=True, detail="this user may do all that a worker does")
+
+
+def _waiting(connection: Connection, topology: Topology) -> CheckResult:
+    """Say how many messages wait and who consumes them: facts, of which none is wrong before a worker runs."""
+    try:
+        found = count_queues(connection, topology)
+    except BrokerUnavailable as exc:
+        return CheckResult("queues", ok=False, detail=f"cannot be counted: {exc}")
+    if found.commands is None:
+        return CheckResult("queues", ok=True, detail=f"{topology.execute_queue} is not there yet")
+    facts = [
+        f"{counted(found.commands, 'command')} waiting in {topology.execute_queue}",
+        counted(found.consumers, "consumer"),
+        f"{counted(found.delayed, 'command')} waiting for another attempt",
+        *([] if found.results is None else [f"{counted(found.results, 'command')} waiting for a result"]),
+        counted(found.dead_letters, "dead letter"),
+        counted(found.unrouted, "unrouted reply"),
+    ]
+    return CheckResult("queues", ok=True, detail="; ".join(facts))
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:
@@ -133,13 +181,24 @@ def _platform(settings: Settings, products: Mapping[str | None, Product], imei: 
 
     async def check(product: str | None) -> CheckResult:
         name = "OneNET" if product is None else f"OneNET, product {product}"
+        place = _place(products[product].url)
         try:
-            return CheckResult(name, ok=True, detail=await client.check(product, imei))
+            return CheckResult(name, ok=True, detail=f"{place}: {await client.check(product, imei)}")
         except PlatformUnusable as exc:
-            return CheckResult(name, ok=False, detail=str(exc))
+            return CheckResult(name, ok=False, detail=f"{place}: {exc}")
 
     async def check_all_products() -> list[CheckResult]:
         return await asyncio.gather(*map(check, products))
 
     yield from asyncio.run(check_all_products())
     client.close()
+
+
+def _place(url: str) -> str:
+    """Return what is asked: the platform's URL, which holds no secret, and host and port of the proxy before it."""
+    proxy = environment_proxy(url)
+    if proxy is None:
+        return url
+    parts = urlsplit(proxy)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{url} by the proxy {host}" + (f":{parts.port}" if parts.port else "")

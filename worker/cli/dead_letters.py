@@ -314,9 +314,9 @@ def _required(choice: "Choice", ids: Sequence[str] | None, *, is_all: bool) -> "
 
 def _service() -> "DeadLetters":
     from worker.admin.dead_letters import DeadLetters
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     return DeadLetters(settings.broker_address, settings.topology, settings.platform_zone)
 
 

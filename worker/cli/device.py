@@ -56,13 +56,13 @@ def device(
 
         onenet-worker device 865820030000001 --cancel 42742677
     """
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
     if cancel and cancel_all:
         raise WorkerError("--cancel cannot be combined with --cancel-all: use one or the other")
     if yes and not cancel and not cancel_all:
         raise WorkerError("--yes is for --cancel or --cancel-all")
-    settings = load_settings()
+    settings = read_settings()
     if cancel or cancel_all:
         _cancel(settings, imei, product, cancel or [], yes=yes, as_json=as_json)
         return

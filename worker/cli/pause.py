@@ -70,9 +70,9 @@ def _scope(product: str | None, default: bool) -> str | None:
 
 def _operator(by: str | None) -> "Operator":
     from worker.admin.pauses import Operator, this_person
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     return Operator(settings.broker_address, settings.topology, by or this_person())
 
 

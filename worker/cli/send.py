@@ -86,7 +86,7 @@ def send(
         onenet-worker send --imei 865820030000001 --obj-id 3311 --obj-inst-id 0 --res-id 5850 --args on --wait
     """
     from worker.amqp.blocking import SENDER, CommandClient
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
     given = {
         "command_id": command_id,
@@ -112,7 +112,7 @@ def send(
         )
         note(f"add --expired-time {_a_day_from_now()}")
         raise typer.Exit(_EXIT_USAGE)
-    settings = load_settings()
+    settings = read_settings()
     commands = _check(_from_flags(flags) if file is None else _from_file(file), settings)
     is_isolated = settings.worker_tenants == "isolated"
     first_s = settings.worker_result_delays[0]

@@ -52,9 +52,9 @@ def status(
         onenet-worker status 8f6c1d0e
     """
     from worker.admin.status import next_steps, reasons_for_nothing, tell_story
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     story = tell_story(settings, command_id, source)
     if not story.is_known and story.unread:
         raise WorkerError("; ".join(story.unread))

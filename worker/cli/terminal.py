@@ -3,9 +3,10 @@
 import codecs
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import typer
@@ -25,7 +26,6 @@ _BULLET = "- "
 
 def prepare_streams() -> None:
     """Let every terminal show every text: what its encoding lacks is spelled out or escaped, and raises nothing."""
-    codecs.register_error(_ENCODING_ERRORS, _spell_out)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # otherwise a test has replaced it
@@ -97,6 +97,8 @@ def print_rows(
     card: Sequence[Sequence[int]] | None = None,
     *,
     stderr: bool = False,
+    is_last_wrapped: bool = False,
+    styles: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Print a table, or a card for each row where the terminal is too narrow for one.
 
@@ -109,12 +111,15 @@ def print_rows(
         card: which columns, by their numbers, are on each line of a card, without headings; the last line is cut, and
             the others are whole. None: one column on each line, behind its heading.
         stderr: print it beside the output.
+        is_last_wrapped: wrap what would be cut: every word matters.
+        styles: how cells with these texts look, in the words of rich.
     """
     from rich.cells import cell_len
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    shown = [[printable(cell.replace("\n", " ")) for cell in row] for row in rows]
+    shown = [[_encodable(printable(cell.replace("\n", " "))) for cell in row] for row in rows]
     used = [number for number in range(len(headings)) if any(row[number] for row in shown)]
     if not used:
         return
@@ -125,11 +130,12 @@ def print_rows(
     left = target.width - sum(widths[:-1]) - 3 * len(names) - 1
     if left >= min(widths[-1], _LEAST_CUT_COLUMNS):
         table = Table()
-        for number, name in enumerate(names):
-            is_last = number == len(names) - 1
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=left if is_last else None)
-        for row in cells:
-            table.add_row(*map(Text, row))
+        for name in names[:-1]:
+            table.add_column(name, no_wrap=True)
+        table.add_column(names[-1], no_wrap=not is_last_wrapped, overflow="fold", max_width=left)
+        for *whole, last in cells:
+            texts = [*whole, last if is_last_wrapped else _cut(last, left)]
+            table.add_row(*(Text(text, styles.get(text, "")) for text in texts))
         target.print(table)
         return
     if card is not None:
@@ -138,11 +144,28 @@ def print_rows(
         return
     indent = max(map(cell_len, names[1:]), default=0) + 2
     for row in cells:
-        target.print(Text(row[0], "bold"), no_wrap=True, overflow="ellipsis", crop=True)
+        target.print(Text(_cut(row[0], target.width), styles.get(row[0], "bold")), no_wrap=True)
         for name, cell in zip(names[1:], row[1:], strict=True):
-            if cell:
-                line = Text(f"{_CARD_INDENT}{name:<{indent}}", "dim") + Text(cell, "not dim")
-                target.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+            if is_last_wrapped and cell:
+                target.print(Padding(Text(cell, overflow="fold"), (0, 0, 0, len(_CARD_INDENT))))
+            elif cell:
+                value = _cut(cell, target.width - len(_CARD_INDENT) - indent)
+                line = Text(f"{_CARD_INDENT}{name:<{indent}}", "dim") + Text(value, "not dim")
+                target.print(line, no_wrap=True, crop=True)
+
+
+def _encodable(text: str) -> str:
+    """Return a text as the terminal will show it, so that its width is known before it is printed."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, _ENCODING_ERRORS).decode(encoding)
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text of at most so many columns; what is cut ends with an ellipsis."""
+    from rich.cells import cell_len, set_cell_size
+
+    ellipsis = _encodable("\N{HORIZONTAL ELLIPSIS}")
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - len(ellipsis))) + ellipsis
 
 
 def print_fields(title: str, fields: Sequence[tuple[str, str]]) -> None:
@@ -205,3 +228,6 @@ def _spell_out(error: UnicodeError) -> tuple[str, int]:
     wrong = error.object[error.start : error.end]
     text = "".join(_SPELLED_OUT.get(char) or char.encode("ascii", "backslashreplace").decode() for char in wrong)
     return text, error.end
+
+
+codecs.register_error(_ENCODING_ERRORS, _spell_out)

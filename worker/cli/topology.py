@@ -19,9 +19,9 @@ def topology(
     """
     from worker.amqp.blocking import declare
     from worker.amqp.connection import connection_parameters, printable_address
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     wanted = settings.topology
     if as_json:
         vhost = connection_parameters(settings.broker_address)[0].virtual_host

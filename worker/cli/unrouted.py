@@ -91,7 +91,7 @@ def publish(
         onenet-worker unrouted publish --source billing
     """
     from worker.admin.unrouted import Published, publish_unrouted
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
     chosen = _required(keys, source, older_than, is_all=is_all)
     if dry_run:
@@ -99,7 +99,7 @@ def publish(
         _print(listed.groups)
         _say_count(listed, limit)
         return
-    settings, done = load_settings(), Published()
+    settings, done = read_settings(), Published()
     with _told(done, "published"), ExitStack() as stack:
         publish_unrouted(
             settings.broker_address,
@@ -132,7 +132,7 @@ def discard(
         onenet-worker unrouted discard --key execute.accepted.cli --older-than 7d
     """
     from worker.admin.unrouted import Discarded, discard_unrouted
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
     chosen = _required(keys, source, older_than, is_all=is_all)
     agreed = None
@@ -145,7 +145,7 @@ def discard(
         if dry_run or not agreed.digests:
             return
         typer.confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", abort=True, err=True)
-    settings, done = load_settings(), Discarded()
+    settings, done = read_settings(), Discarded()
     with _told(done, "discarded"):
         discard_unrouted(
             settings.broker_address,
@@ -210,18 +210,18 @@ def _list(
     chosen: "UnroutedFilter", limit: int | None, on_reply: Callable[["UnroutedReply"], object] = _ignore
 ) -> "Unrouted":
     from worker.admin.unrouted import list_unrouted
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     return list_unrouted(
         settings.broker_address, settings.topology, chosen, datetime.now(UTC), limit=limit, on_reply=on_reply
     )
 
 
 def _exchange() -> str:
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    return load_settings().topology.replies_exchange
+    return read_settings().topology.replies_exchange
 
 
 def _print(groups: list["UnroutedGroup"]) -> None:

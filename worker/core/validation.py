@@ -1,22 +1,44 @@
-"""What a validation error says, without the values: they may be secrets."""
+"""What a validation error says, in words of our own and without the values: they may be secrets."""
+
+from types import MappingProxyType
 
 from pydantic import ValidationError
 
-_PLAIN = {
-    "bool_parsing": "must be true or false",
-    "extra_forbidden": "is unknown here",
-    "float_parsing": "must be a number",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "has too many digits",
-    "literal_error": "must be {expected}",
-    "missing": "is missing",
-    "string_pattern_mismatch": "must match {pattern}",
-    "string_too_short": "must not be empty",
-    "string_type": "must be a string",
-    "too_short": "must not be empty",
-}
+_TOO_MANY_DIGITS = "has too many digits"
+MESSAGES = MappingProxyType(
+    {
+        "bool_parsing": "must be true or false",
+        "bool_type": "must be true or false",
+        "dict_type": "must be a JSON object",
+        "extra_forbidden": "is unknown here",
+        "finite_number": "must be a finite number",
+        "float_parsing": "must be a number",
+        "float_type": "must be a number",
+        "greater_than": "must be greater than {gt}",
+        "greater_than_equal": "must be at least {ge}",
+        "int_from_float": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_parsing_size": _TOO_MANY_DIGITS,
+        "int_type": "must be a whole number",
+        "less_than": "must be less than {lt}",
+        "less_than_equal": "must be at most {le}",
+        "list_type": "must be a list",
+        "literal_error": "must be {expected}",
+        "missing": "is missing",
+        "model_type": "must be a JSON object",
+        "path_type": "must be the path of a file",
+        "string_pattern_mismatch": "must match {pattern}",
+        "string_too_long": "must have at most {max_length} characters",
+        "string_too_short": "must not be empty",
+        "string_type": "must be a string",
+        "string_unicode": "must be text without halves of surrogate pairs",
+        "too_long": "must have at most {max_length} entries",
+        "too_short": "must not be empty",
+        "tuple_type": "must be a list",
+    }
+)
 """Messages by type of error; the rules in their context hold nothing of the value."""
+_OURS = "value_error"  # its text is that of a validator of this project
 
 
 def messages(error: ValidationError) -> dict[str, str]:
@@ -24,6 +46,9 @@ def messages(error: ValidationError) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in error.errors(include_input=False, include_url=False):
         name = str(item["loc"][0]) if item["loc"] else ""
-        text = _PLAIN[item["type"]].format_map(item.get("ctx", {})) if item["type"] in _PLAIN else item["msg"]
-        found.setdefault(name, text.removeprefix("Value error, "))  # a list may be wrong at several places
+        if item["type"] == _OURS:
+            text = item["msg"].removeprefix("Value error, ")
+        else:
+            text = MESSAGES.get(item["type"], "cannot be used").format_map(item.get("ctx", {}))
+        found.setdefault(name, text)  # a list may be wrong at several places
     return found

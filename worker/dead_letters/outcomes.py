@@ -11,7 +11,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking
-from worker.amqp.connection import reason_of, without_user
+from worker.amqp.connection import reason_of
 from worker.amqp.messages import REPLY_COPIES
 from worker.amqp.topology import Topology
 from worker.errors import BrokerUnavailable, WorkerError
@@ -46,7 +46,7 @@ class OutcomeWatcher:
             channel.basic_qos(prefetch_count=_PREFETCH)
             channel.basic_consume(queue, self._on_copy)
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{without_user(exc.reply_text)}: {HINT}") from exc
+            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 

@@ -284,7 +284,7 @@ class OneNETClient:
             raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}{note}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
-        return f"{account.product.url}: credentials accepted ({dialect.generation}){note}"
+        return f"credentials accepted ({dialect.generation}){note}"
 
     async def _get_history(self, account: Account, imei: str) -> Response:
         since = platform_time(datetime.now(UTC) - START_MARGIN, self._zone)

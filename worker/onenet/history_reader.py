@@ -171,7 +171,7 @@ class HistoryReader:
             return _Reading(sock)
         except (OSError, ValueError) as exc:  # ValueError: a host that cannot be encoded
             error = TimeoutError(CONNECT_TOO_LATE) if limit.expired() else exc
-            raise transport_error(error, may_have_been_sent=False) from exc
+            raise transport_error(error, may_have_been_sent=False, host=self._route.first.host) from exc
 
     def _send(self, method: Method, url: str, headers: Mapping[str, str], reading: "_Reading") -> Response:
         _current.reading = reading
