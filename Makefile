@@ -64,8 +64,8 @@ docs: $(STAMP) ## write docs/contracts, and the tables in the documents, again f
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
 	$(BIN)/python -m scripts.documents
 
-asyncapi: ## have AsyncAPI's own parser check docs/contracts/asyncapi.json; needs Node.js
-	@scripts/check-asyncapi
+asyncapi: $(STAMP) ## check docs/contracts/asyncapi.json with AsyncAPI's own parser and generator; needs Node.js
+	@scripts/check-asyncapi $(BIN)/python
 
 format: $(STAMP) ## let ruff put things right
 	$(BIN)/ruff check --fix .
