@@ -174,7 +174,7 @@ class _Stage:
             return
 
         def start() -> LocalBroker:
-            broker = start_local_broker()
+            broker = start_local_broker(parent=self._folder)  # which is removed in any case
             self._own("the broker", broker.stop)
             return broker
 
