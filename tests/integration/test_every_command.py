@@ -25,6 +25,7 @@ WITH_BROKER: tuple[tuple[str, ...], ...] = (
     ("dead-letters", "show", "some-id"),
     ("dead-letters", "replay", "--all"),
     ("dead-letters", "discard", "--all", "--yes"),
+    ("demo",),
 )
 WITH_OUTPUT: tuple[tuple[str, ...], ...] = (
     ("--help",),

@@ -167,8 +167,10 @@ class _Stage:
     def _start_broker(self) -> None:
         if "amqp_url" in self._settings.model_fields_set:
             namespace = self._topology.namespace
+            connection, parameters = connect_blocking(self._settings.broker_address)
+            connection.close()  # it can be reached: from here on there may be something to remove
             self._own(f"the queues and exchanges {namespace}.*", self._remove_namespace)
-            parameters = declare(self._settings.broker_address, self._topology)
+            declare(self._settings.broker_address, self._topology)
             where = f"the one in AMQP_URL, {printable_address(parameters)}, with queues named {namespace}.*"
             show(self._console, "broker", where)
             return
