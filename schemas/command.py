@@ -61,7 +61,7 @@ Identifier = Annotated[int, Field(ge=0, le=65535)]
 Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra=_ONE_LINE)]
 TriggerBits = Annotated[int, Field(ge=1, le=7)]
 TriggerNames = Annotated[
-    list[Literal["REGISTER", "UPDATE", "NOTIFY"]],
+    list[Annotated[Literal["REGISTER", "UPDATE", "NOTIFY"], Field(title="TriggerMessage")]],
     Field(min_length=1, max_length=3, json_schema_extra={"uniqueItems": True}),
     AfterValidator(_each_once),
 ]

@@ -308,12 +308,3 @@ def test_the_simulator_reports_invalid_options(tmp_path: Path) -> None:
     assert "--fault nonsense: kind" in run_cli("simulator", "--fault", "nonsense", folder=tmp_path).stderr
     assert "--fault hang=2: probability" in run_cli("simulator", "--fault", "hang=2", folder=tmp_path).stderr
     assert "cannot listen" in run_cli("simulator", "--host", "192.0.2.1", folder=tmp_path).stderr
-
-
-def test_the_demo_succeeds_and_caches_no_command_twice(broker_url: str, tmp_path: Path) -> None:
-    result = run_cli("demo", "--commands", "200", folder=tmp_path, AMQP_URL=broker_url)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "0 of them twice" in result.stdout
-    for code in ("outcome_unknown", "command_id_conflict", "retries_exhausted", "http_rejected"):
-        assert code in result.stdout
-    assert '"x-onenet-reason": "invalid_command"' in result.stdout

@@ -38,6 +38,7 @@ WITH_BROKER: tuple[tuple[str, ...], ...] = (
     ("unrouted", "list"),
     ("unrouted", "publish", "--all"),
     ("unrouted", "discard", "--all", "--yes"),
+    ("demo",),
 )
 WITH_OUTPUT: tuple[tuple[str, ...], ...] = (
     ("--help",),

@@ -225,6 +225,22 @@ def delete_on(channel: BlockingChannel, topology: Topology) -> None:
         channel.exchange_delete(exchange.name)
 
 
+def delete(broker: BrokerAddress, topology: Topology) -> None:
+    """Delete a topology and the messages in its queues; what is not there needs no deletion.
+
+    Raises:
+        BrokerUnavailable: no node can be reached, or it refused.
+    """
+    connection, parameters = connect_blocking(broker)
+    try:
+        delete_on(connection.channel(), topology)
+    except AMQPError as exc:
+        raise BrokerUnavailable(f"{printable_address(parameters)} refused: {reason_of(exc)}") from exc
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
 def publish(channel: BlockingChannel, publication: Publication) -> None:
     """Publish on a channel with publisher confirms; returns after the confirm.
 

@@ -22,6 +22,7 @@ def has_image(image: str) -> bool:
         try:
             client.images.get(each)
         except ImageNotFound:
+            print(f"Docker pulls {each}, which takes up to some minutes", file=sys.stderr)
             try:
                 client.images.pull(each)
             except (DockerException, OSError) as exc:
