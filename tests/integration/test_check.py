@@ -91,9 +91,9 @@ def test_check_names_each_right_that_is_missing_and_changes_nothing(
         f"read the queue {queue}"
         for queue in (topology.execute_queue, topology.control_stream, topology.unrouted_samples_queue)
     ]
-    for queue in topology.queues():  # the command is there, was not delivered, and nothing came beside it
-        expected = int(queue.name == topology.execute_queue)
-        assert channel.queue_declare(queue.name, passive=True).method.message_count == expected
+    for queue in emptied(topology):  # the command is there, was not delivered, and nothing came beside it
+        expected = int(queue == topology.execute_queue)
+        assert channel.queue_declare(queue, passive=True).method.message_count == expected
     method, _, _ = channel.basic_get(topology.execute_queue)
     assert method is not None
     assert not method.redelivered

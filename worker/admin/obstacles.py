@@ -3,8 +3,8 @@
 from collections.abc import Collection
 
 from worker.admin.pauses import Operator, pause_reasons, this_person
+from worker.admin.queues import count_queues_of
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import count_messages_and_consumers
 from worker.amqp.control_client import Answers
 from worker.amqp.topology import Topology
 from worker.core.pauses import Pauses
@@ -31,10 +31,8 @@ def find_obstacles(
     except WorkerError:  # no control stream, or no right to it: what remains can be said all the same
         answers = Answers(Pauses(), ())
     lines = pause_reasons(answers, products)
-    if not answers.reports:
-        _, consumers = count_messages_and_consumers(broker, topology.execute_queue)
-        if not consumers:
-            lines.append(f"no worker consumes {topology.execute_queue}: start one with onenet-worker run")
+    if not answers.reports and not count_queues_of(broker, topology).consumers:
+        lines.append(f"no worker consumes {topology.execute_queue}: start one with onenet-worker run")
     if any(report.is_blocked for report in answers.reports):
         lines.append("the broker takes no publications: a memory or disk alarm (run rabbitmq-diagnostics alarms)")
     if answers.reports and not any(report.is_store_available for report in answers.reports):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from worker.amqp.blocking import Connection, count_on
+from worker.amqp.address import BrokerAddress
+from worker.amqp.blocking import Connection, connect_blocking, count_on
 from worker.amqp.topology import Topology
 
 
@@ -47,3 +48,17 @@ def count_queues(connection: Connection, topology: Topology) -> QueueCounts:
         dead_letters=ready(topology.dead_letters_exchange),
         unrouted=ready(topology.unrouted_exchange),
     )
+
+
+def count_queues_of(broker: BrokerAddress, topology: Topology) -> QueueCounts:
+    """Connect, and count what waits in the queues; see ``count_queues``.
+
+    Raises:
+        BrokerUnavailable: no node can be reached, or this user may not look at a queue.
+    """
+    connection, _ = connect_blocking(broker)
+    try:
+        return count_queues(connection, topology)
+    finally:
+        if connection.is_open:
+            connection.close()

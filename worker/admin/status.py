@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from worker.admin.obstacles import find_obstacles
-from worker.amqp.blocking import count_messages
+from worker.admin.queues import count_queues_of
 from worker.core.records import CommandRecord
 from worker.core.redis_address import RedisAddress
 from worker.dead_letters.letter import DeadLetter, Listing
@@ -70,8 +70,7 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
             return None
 
     broker, topology = settings.broker_address, settings.topology
-    queues = [topology.execute_queue, *map(topology.retry_queue, sorted(set(topology.delay_queues_s)))]
-    counts = tried("the queues", lambda: count_messages(broker, queues))
+    counts = tried("the queues", lambda: count_queues_of(broker, topology))
     letters, obstacles = None, None
     if counts is not None:  # otherwise there is no broker to read anything of
         letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source))
@@ -87,8 +86,8 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
         tuple(records or ()),
         has_shared_records,
         tuple(letters or ()),
-        None if counts is None else counts[0],
-        None if counts is None else sum(counts[1:]),
+        None if counts is None else counts.commands,
+        None if counts is None else counts.delayed,
         tuple(obstacles or ()),
         tuple(unread),
     )

@@ -131,46 +131,6 @@ def check_topology(connection: BlockingConnection, topology: Topology) -> list[s
     return [*([f"not there: {', '.join(dict.fromkeys(missing))}: {HINT}"] if missing else []), *faults]
 
 
-def count_messages_and_consumers(broker: BrokerAddress, queue: str) -> tuple[int, int]:
-    """Return how many messages of a queue are ready, and how many consumers it has; both 0 if it is not there.
-
-    Raises:
-        BrokerUnavailable: no node can be reached, or the connection was lost.
-    """
-    connection, _ = connect_blocking(broker)
-    try:
-        return count_on(connection, queue) or (0, 0)
-    finally:
-        if connection.is_open:
-            connection.close()
-
-
-def count_messages(broker: BrokerAddress, queues: Sequence[str]) -> list[int]:
-    """Return how many messages of each queue are ready; 0 of one that is not there.
-
-    Raises:
-        BrokerUnavailable: no node can be reached, or the connection was lost.
-    """
-    connection, _ = connect_blocking(broker)
-    counts = []
-    try:
-        for queue in queues:
-            try:
-                channel = connection.channel()
-                counts.append(channel.queue_declare(queue, passive=True).method.message_count)
-                channel.close()
-            except ChannelClosedByBroker as exc:
-                if exc.reply_code != _NOT_FOUND:
-                    raise
-                counts.append(0)
-    except AMQPError as exc:
-        raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
-    finally:
-        if connection.is_open:
-            connection.close()
-    return counts
-
-
 def count_on(connection: BlockingConnection, queue: str) -> tuple[int, int] | None:
     """Return how many messages of a queue are ready, and how many consumers it has; None if it is not there.
 

@@ -1,7 +1,8 @@
 """The checks of ``onenet-worker check``: everything that a worker needs. No command is sent.
 
 Nothing is changed except the record of a command of its own in Redis, which is deleted: only what the work does proves
-that the work can be done. With AMQP_DECLARE=false probes go through the delay queues, and are gone afterwards.
+that the work can be done. With AMQP_DECLARE=false probes go through the delay queues, and are gone afterwards. Workers
+that run are asked through the control stream, which keeps the question.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from worker.admin.pauses import Operator, pause_reasons, this_person
 from worker.admin.queues import count_queues
 from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
 from worker.amqp.connection import printable_address
@@ -119,6 +121,8 @@ def _topology(connection: Connection, settings: Settings) -> Iterator[CheckResul
     if not faults:
         yield CheckResult("topology", ok=True, detail="; ".join(["all exchanges and queues exist", *unknown]))
     yield waiting
+    if not faults and not has_alarm:
+        yield _workers(settings)
     yield from (CheckResult("permissions", ok=False, detail=line) for line in rights)
     if has_alarm:
         yield CheckResult("permissions", ok=False, detail="not tried, since nothing can be published during the alarm")
@@ -143,6 +147,17 @@ def _waiting(connection: Connection, topology: Topology) -> CheckResult:
         counted(found.unrouted, "unrouted reply"),
     ]
     return CheckResult("queues", ok=True, detail="; ".join(facts))
+
+
+def _workers(settings: Settings) -> CheckResult:
+    """Ask the workers that run which products they send commands of: a pause is a fact, and not a fault."""
+    try:
+        answers = Operator(settings.broker_address, settings.topology, this_person()).state()
+    except WorkerError as exc:
+        return CheckResult("workers", ok=True, detail=f"cannot be asked: {exc}")
+    running = f"{counted(len(answers.reports), 'worker')} answered" if answers.reports else "none answered"
+    state = pause_reasons(answers) or (["all products are sent"] if answers.reports else [])
+    return CheckResult("workers", ok=True, detail="; ".join([running, *state]))
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:

@@ -26,6 +26,9 @@ def demo(
     """
     from rich.console import Console
 
+    from worker.cli.settings import note_unknown_settings
+
+    note_unknown_settings()
     try:
         from worker.dev.demo import run_demo
     except ImportError as exc:

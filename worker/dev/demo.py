@@ -146,6 +146,7 @@ class _Stage:
             f". {settings}",
             f"{_PROGRAM} send --imei {GOOD} --obj-id 3311 --obj-inst-id 0 \\",
             "    --res-id 5850 --args on --wait",
+            f"{_PROGRAM} device {GOOD}",
             f"{_PROGRAM} dead-letters list",
             f"{_PROGRAM} check",
         ):
