@@ -62,13 +62,10 @@ def _run() -> int:
         app()
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except SettingsError as exc:
+    except WorkerError as exc:
         for line in exc.lines:
             print(f"onenet-worker: {line}", file=sys.stderr)
-        return EXIT_CONFIG
-    except WorkerError as exc:
-        print("onenet-worker: " + "\n".join(exc.lines), file=sys.stderr)
-        return EXIT_CONFIG if isinstance(exc, TopologyMismatch) else EXIT_FAILURE
+        return EXIT_CONFIG if isinstance(exc, SettingsError | TopologyMismatch) else EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0

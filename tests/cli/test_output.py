@@ -30,7 +30,11 @@ def test_check_prints_one_printable_line_for_each_result(monkeypatch: pytest.Mon
     [
         (lambda: WorkerError(HARMFUL), EXIT_FAILURE, [f"onenet-worker: {SHOWN}"]),
         (lambda: TopologyMismatch(HARMFUL), EXIT_CONFIG, [f"onenet-worker: {SHOWN}"]),
-        (lambda: WorkerError("two lines", HARMFUL), EXIT_FAILURE, ["onenet-worker: two lines", SHOWN]),
+        (
+            lambda: WorkerError("two lines", HARMFUL),
+            EXIT_FAILURE,
+            ["onenet-worker: two lines", f"onenet-worker: {SHOWN}"],
+        ),
         (lambda: SettingsError(["A: no", HARMFUL]), EXIT_CONFIG, ["onenet-worker: A: no", f"onenet-worker: {SHOWN}"]),
         (lambda: WorkerError("x" * 5000), EXIT_FAILURE, ["onenet-worker: " + "x" * 1000 + "…"]),
     ],

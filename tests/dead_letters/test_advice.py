@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from schemas.reply import FailureCode
-from tests.dead_letters.test_letter import DEATH, a_dead_letter
+from tests.support.a_dead_letter import DEATH, a_dead_letter
 from worker.dead_letters.advice import Advice, advise
 
 NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)

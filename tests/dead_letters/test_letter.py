@@ -1,35 +1,20 @@
 """One dead letter: its fields, its replay, and the filter."""
 
-import json
-from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
-from zoneinfo import ZoneInfo
+from datetime import timedelta
+from typing import get_args
 
 import pytest
 from pika import BasicProperties
 
 from schemas.command import MAX_BODY_BYTES
 from schemas.reply import FailureCode
-from tests.support.builders import a_command
+from tests.support.a_dead_letter import DEATH, FAILED_AT, NOW, ZONE, a_dead_letter
 from worker.amqp.bodies import TruncatedBody
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.cli.dead_letters import Reason
 from worker.core.doubt_window import DoubtWindow
 from worker.dead_letters.letter import DeadLetter, Filter
-
-NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
-FAILED_AT = NOW - timedelta(hours=3)
-ZONE = ZoneInfo("Asia/Shanghai")
-DEATH: dict[str, Any] = {"x-death": [], "x-first-death-reason": "delivery_limit"}
-
-
-def a_dead_letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> DeadLetter:
-    own = {"x-onenet-reason": reason, "x-onenet-failed-at": FAILED_AT.isoformat(timespec="milliseconds")}
-    properties = BasicProperties(app_id="billing", headers=own | changes.pop("headers", {}))
-    body = changes.pop("body", None) or json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
-    key = routing_key or f"execute.{reason}"
-    return DeadLetter(1, key, properties, body, ZONE)
 
 
 def test_the_option_reason_offers_every_failure_code_and_broker() -> None:

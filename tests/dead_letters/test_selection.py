@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.dead_letters.test_letter import a_dead_letter
+from tests.support.a_dead_letter import a_dead_letter
 from worker.dead_letters.letter import DeadLetter, Filter
 from worker.dead_letters.selection import Choice, Selected, Selection, ShortDigests
 from worker.errors import WorkerError

@@ -10,6 +10,7 @@ from worker.admin.obstacles import find_obstacles
 from worker.admin.queues import count_queues_of
 from worker.core.records import CommandRecord
 from worker.core.redis_address import RedisAddress
+from worker.dead_letters.advice import advise
 from worker.dead_letters.letter import DeadLetter, Listing
 from worker.dead_letters.reader import DeadLetterReader
 from worker.errors import WorkerError
@@ -117,7 +118,7 @@ def next_steps(story: CommandStory, reconcile_delay_s: int) -> list[str]:
             case "finished":
                 steps += _after_outcome(record, story)
     if story.dead_letters and not any(record.state == "finished" for record in story.records):
-        steps.append(_about_dead_letter(story))
+        steps += _about_dead_letters(story)
     if story.is_known and not _is_over(story):
         steps += [f"commands are not sent now: {obstacle}" for obstacle in story.obstacles]
     return list(dict.fromkeys(steps))
@@ -164,16 +165,18 @@ def _after_outcome(record: CommandRecord, story: CommandStory) -> list[str]:
         case "rejected":
             return ["nothing was cached: correct the cause and send a new command, with another id"]
         case _ if story.dead_letters:
-            return [_about_dead_letter(story)]
+            return _about_dead_letters(story)
         case _:
             return ["its dead letter was discarded, or replayed and is waiting"]
 
 
-def _about_dead_letter(story: CommandStory) -> str:
-    return (
-        f"read its dead letter: onenet-worker dead-letters show {story.command_id}; and send it again if that helps: "
-        f"onenet-worker dead-letters replay {story.command_id}"
-    )
+def _about_dead_letters(story: CommandStory) -> list[str]:
+    """Return what to do with the dead letters of a command, as ``dead-letters show`` says."""
+    steps = []
+    for letter in story.dead_letters:
+        advice = advise(letter, letter.name, is_valid=letter.expires_at is not None)
+        steps.append(f"replay its dead letter? {advice.replay}: {'; '.join(advice.commands)}")
+    return list(dict.fromkeys(steps))
 
 
 def _is_over(story: CommandStory) -> bool:

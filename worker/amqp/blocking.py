@@ -25,7 +25,7 @@ from worker.amqp.address import BrokerAddress
 from worker.amqp.connection import connection_parameters, printable_address, reason_of
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.topology import EXECUTE, SENT, Topology
 from worker.errors import BrokerUnavailable, TopologyMismatch, Unconfirmed, WorkerError
 
 _WAIT_SLICE_S = 0.25
@@ -356,15 +356,14 @@ class CommandClient:
 
     def _keep_replies(self) -> None:
         """Declare the queue that keeps replies, on a channel of its own, which a refusal closes."""
-        queue, bindings = self._topology.kept_replies(self._app_id)
+        queue, binding = self._topology.kept_replies(self._app_id)
         if len(self._app_id.encode()) > _MAX_APP_ID_BYTES or {"*", "#"} & set(self._app_id):
             self.not_kept = f"no queue can be named after {self._app_id[:_MAX_APP_ID_BYTES]}"
             return
         try:
             channel = self._connection.channel()
             channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
-            for each in bindings:
-                channel.queue_bind(each.queue, each.exchange, each.routing_key)
+            channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
             channel.close()
         except ChannelClosedByBroker as exc:
             if exc.reply_code == _NOT_FOUND:
@@ -374,10 +373,14 @@ class CommandClient:
                 self.not_kept = reason_of(exc)
         else:
             self.kept_queue = queue.name
+            self._reply_to = self._own_key()
+
+    def _own_key(self) -> str:
+        return f"{self._app_id}.{SENT}.{uuid4()}"
 
     def _read_replies(self) -> None:
         queue = self._channel.queue_declare("", exclusive=True).method.queue
-        self._reply_to = f"{self._app_id}.send.{uuid4()}"
+        self._reply_to = self._own_key()
         self._channel.queue_bind(queue, self._topology.replies_exchange, self._reply_to)
 
         def on_reply(_channel: object, _method: object, properties: pika.BasicProperties, body: bytes) -> None:

@@ -179,6 +179,7 @@ class Broker:
             await session.open(self._name, declare=self._declare, is_prepared=self._is_prepared)
             if self._control is not None:
                 following = self._loop.create_task(self._control.follow(nodes, f"{self._name} control"))
+                following.add_done_callback(_raise_fault)
                 await self._wait_for_orders(self._control, session)
             log.info("broker_connected", broker=str(node))
             self._session = session
@@ -243,6 +244,11 @@ class Broker:
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
         return self._session is not None and await self._session.settle(delivery, publications)
+
+    def tell_operators(self, publication: Publication) -> None:
+        """Publish something that only a person waits for: if that is not possible now, it is dropped."""
+        if self._control is not None:
+            self._control.publish(publication)
 
     @property
     def is_connected(self) -> bool:
@@ -320,3 +326,9 @@ class Broker:
 def _log_unavailable(failures: Mapping[str, str], wait_s: float) -> None:
     for broker, reason in failures.items():
         log.warning("broker_unavailable", broker=broker, reason=reason, retry_in_s=round(wait_s, 1))
+
+
+def _raise_fault(task: asyncio.Task[None]) -> None:
+    """Let an error that nobody expected end the worker, as everywhere: it would not be seen otherwise."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error

@@ -245,6 +245,8 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
             return words
     if isinstance(inner, OSError | UnicodeError):
         return connection_fault(inner, None if parameters is None else parameters.host)
+    if isinstance(inner, Exception) and not isinstance(inner, AMQPError):  # of this program, which must be seen
+        return f"an error that was not expected: {type(inner).__name__}: {inner}"
     return "the reason is not known"
 
 

@@ -1,23 +1,34 @@
-"""Gives orders to all workers through the control stream, and collects what they answer; for the command line."""
+"""Gives orders to all workers, and collects what they answer; for the command line."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import HINT, connect_blocking, publish
 from worker.amqp.connection import CALL_S, reason_of
-from worker.amqp.control_messages import FIRST, PREFETCH, beginning_at, order_publication, report_key
+from worker.amqp.control_messages import (
+    FIRST,
+    LAST,
+    NOTHING,
+    PREFETCH,
+    beginning_at,
+    offset_of,
+    order_publication,
+    report_key,
+)
 from worker.amqp.topology import Topology
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order, read_report
 from worker.errors import BrokerUnavailable, WorkerError
 
 FIRST_REPORT_S = 2.0  # longest wait for the first worker that answers
-_NEXT_REPORT_S = 0.3  # and then for each further one
+_NEXT_REPORT_S = 0.5  # and then for each further one
+_LAST_ORDER_S = 1.0  # longest wait for the last order: without one for so long there is none
 _SLICE_S = 0.1
 
 
@@ -35,7 +46,7 @@ class Answers:
 
 
 def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answers:
-    """Give an order to all workers: those that run follow it now, and those that start later know it too.
+    """Give an order to all workers: those that run follow it now, and of a lasting one those that start later know.
 
     Raises:
         WorkerError: the broker did not take it: the control stream is not there, or this user may not use it.
@@ -55,37 +66,93 @@ def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answe
 
 def _give_order(connection: BlockingConnection, topology: Topology, order: Order) -> Answers:
     reports: list[WorkerReport] = []
-    orders: list[Order] = []
 
     def on_report(_channel: object, _method: object, _properties: object, body: bytes) -> None:
         report = read_report(body)
         if report is not None:
             reports.append(report)
 
-    def on_order(channel: BlockingChannel, method: Any, _properties: BasicProperties, body: bytes) -> None:
-        channel.basic_ack(method.delivery_tag)  # gives the broker credit, no more
-        found = read_order(body)
-        if found is not None and order not in orders:
-            orders.append(found)
-
     answers = connection.channel()
     queue = answers.queue_declare("", exclusive=True).method.queue
     answers.queue_bind(queue, topology.control_exchange, report_key(order))
     answers.basic_consume(queue, on_report, auto_ack=True)
-    publishing = connection.channel()
-    publishing.confirm_delivery()
-    publish(publishing, order_publication(topology, order))
-    reading = connection.channel()
-    reading.basic_qos(prefetch_count=PREFETCH)
-    reading.basic_consume(topology.control_stream, on_order, arguments=beginning_at(FIRST))
-    deadline = time.monotonic() + CALL_S
-    while order not in orders:
-        if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"{topology.control_stream} was not read within {CALL_S} s")
-        connection.process_data_events(time_limit=_SLICE_S)
+    has_listeners = _publish(connection, topology, order)
+    pauses = _read_pauses(connection, topology, CALL_S if order.is_lasting else _LAST_ORDER_S)
     deadline, known = time.monotonic() + FIRST_REPORT_S, 0
-    while time.monotonic() < deadline:
+    while has_listeners and time.monotonic() < deadline:
         connection.process_data_events(time_limit=_SLICE_S)
         if len(reports) > known:
             deadline, known = time.monotonic() + _NEXT_REPORT_S, len(reports)
-    return Answers(Pauses.after(orders), tuple(sorted(reports, key=lambda each: each.worker)))
+    return Answers(pauses, tuple(sorted(reports, key=lambda each: each.worker)))
+
+
+def _publish(connection: BlockingConnection, topology: Topology, order: Order) -> bool:
+    """Publish an order; returns whether anybody may answer: a question reaches running workers only."""
+    channel = connection.channel()
+    channel.confirm_delivery()
+    publication = order_publication(topology, order)
+    if order.is_lasting:
+        publish(channel, publication)
+        return True
+    exchange, key = publication.exchange, publication.routing_key
+    try:
+        channel.basic_publish(exchange, key, publication.body, publication.properties, mandatory=True)
+    except UnroutableError:
+        return False
+    return True
+
+
+def _read_pauses(connection: BlockingConnection, topology: Topology, patience_s: float) -> Pauses:
+    """Read all orders that last; see ``ControlReader`` for how the end of the stream is found.
+
+    Args:
+        connection: to the broker.
+        topology: names the stream.
+        patience_s: for how long no message comes from an empty stream.
+
+    Raises:
+        BrokerUnavailable: the stream is not empty, and does not give its messages.
+    """
+    end, pauses = NOTHING, Pauses()
+
+    def on_last(offset: int, _order: Order | None) -> bool:
+        nonlocal end
+        end = offset
+        return True
+
+    def on_order(offset: int, order: Order | None) -> bool:
+        nonlocal pauses
+        pauses = pauses if order is None else pauses.changed(order)
+        return offset >= end
+
+    if not _read(connection, topology, LAST, on_last, patience_s):
+        return pauses
+    if not _read(connection, topology, FIRST, on_order, CALL_S):
+        raise BrokerUnavailable(f"{topology.control_stream} gave no message within {CALL_S} s")
+    return pauses
+
+
+def _read(
+    connection: BlockingConnection,
+    topology: Topology,
+    offset: str,
+    on_order: Callable[[int, Order | None], bool],
+    patience_s: float,
+) -> bool:
+    """Read the stream until ``on_order`` returns True; returns False if no message comes for that long."""
+    is_done = False
+    deadline = time.monotonic() + patience_s
+
+    def on_message(channel: BlockingChannel, method: Any, properties: BasicProperties, body: bytes) -> None:
+        nonlocal is_done, deadline
+        channel.basic_ack(method.delivery_tag)  # gives the broker credit, no more
+        deadline = time.monotonic() + patience_s
+        is_done = is_done or on_order(offset_of(properties), read_order(body))
+
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=PREFETCH)
+    channel.basic_consume(topology.control_stream, on_message, arguments=beginning_at(offset))
+    while not is_done and time.monotonic() < deadline:
+        connection.process_data_events(time_limit=_SLICE_S)
+    channel.close()
+    return is_done

@@ -5,17 +5,19 @@ from typing import Any
 from pika import BasicProperties, DeliveryMode
 
 from worker.amqp.messages import Publication
-from worker.amqp.topology import ORDER, REPORT, Topology
+from worker.amqp.topology import ORDER, QUESTION, REPORT, Topology
 from worker.core.pauses import Order, WorkerReport
 
 FIRST, LAST = "first", "last"  # where reading the stream begins
+NOTHING = -1  # the place of the last message of an empty stream
 PREFETCH = 100  # a stream sends nothing to a consumer without one
 _OFFSET = "x-stream-offset"
 
 
 def order_publication(topology: Topology, order: Order) -> Publication:
-    """Return the message of an order."""
-    return Publication(topology.control_exchange, ORDER, _properties("control.order"), order.model_dump_json().encode())
+    """Return the message of an order: what lasts goes into the stream, and the rest only to workers that run."""
+    key = ORDER if order.is_lasting else QUESTION
+    return Publication(topology.control_exchange, key, _properties("control.order"), order.model_dump_json().encode())
 
 
 def report_publication(topology: Topology, order: Order, report: WorkerReport) -> Publication:

@@ -1,4 +1,4 @@
-"""Reads the orders of operators from the control stream, over a connection of its own, and answers them."""
+"""Follows the orders of operators, over a connection of its own, and answers them."""
 
 import asyncio
 import itertools
@@ -8,11 +8,13 @@ from typing import Any
 from uuid import uuid4
 
 from pika import BasicProperties, URLParameters
+from pika.channel import Channel
 
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.control_messages import (
     FIRST,
     LAST,
+    NOTHING,
     PREFETCH,
     beginning_at,
     offset_of,
@@ -21,11 +23,12 @@ from worker.amqp.control_messages import (
 )
 from worker.amqp.messages import Publication
 from worker.amqp.publisher import CLOSE_S
-from worker.amqp.topology import Topology
+from worker.amqp.side_channel import open_side_channel
+from worker.amqp.topology import QUESTION, Topology
 from worker.amqp.unrouted_watch import UnroutedWatch
 from worker.core.backoff import backoff_s
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order
-from worker.errors import BrokerUnavailable, ChannelRefused, ClosedByBroker, UserRefused, WorkerError
+from worker.errors import BrokerUnavailable, ClosedByBroker, UserRefused, WorkerError
 from worker.telemetry.logs import get_logger
 
 _SEEMS_EMPTY_S = 0.1  # without a message for so long the stream may be empty, which a mark finds out
@@ -33,14 +36,14 @@ _READ_S = 30.0  # longest wait for the next message of a stream that is not empt
 _UNMARKED_S = 2.0  # longest wait for the first message where this user may not write a mark
 _REFUSED_AGAIN_S = 60.0
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.5, 10.0
-_ACCESS_REFUSED = 403
-_NOTHING = -1  # the place of the last message of an empty stream
+_ACCESS_REFUSED, _NOT_FOUND = 403, 404
+_MAX_QUESTIONS = 100  # that wait for an answer
 
 log = get_logger()
 
 
 class ControlReader:
-    """Follows the control stream.
+    """Follows the orders that last, from the control stream, and questions, from a queue of its own.
 
     A stream does not say where it ends. So a consumer that begins with the last message tells how far the others have
     to be read; into a stream that seems to be empty a mark is written, which is its last message then.
@@ -72,9 +75,10 @@ class ControlReader:
         self._pauses = Pauses()
         self._may_write = True
         self._has_written = False  # over the present channel
+        self._channel: BrokerChannel | None = None  # while orders are followed
 
     async def follow(self, nodes: Sequence[URLParameters], name: str) -> None:
-        """Read orders until cancelled.
+        """Follow orders until cancelled.
 
         Args:
             nodes: the brokers, tried in turn.
@@ -88,23 +92,32 @@ class ControlReader:
                 await channel.open(node, name)
                 self._watch.begin(channel.pika_connection)
                 await self._catch_up(channel)
+                self._channel = channel
+                self._hear_questions(channel)
                 failures = 0
                 error: WorkerError = await asyncio.shield(channel.lost)
             except BrokerUnavailable as exc:
                 error = exc
             finally:
+                self._channel = None
                 await asyncio.wait([asyncio.ensure_future(channel.close())], timeout=CLOSE_S)
             failures += 1
             await asyncio.sleep(self._wait_s(error, failures))
 
+    def publish(self, publication: Publication) -> None:
+        """Publish something that only a person waits for; it is dropped where that is not possible."""
+        if self._channel is not None and self._may_write:
+            self._publish(self._channel, publication)
+
     def _wait_s(self, error: WorkerError, failures: int) -> float:
-        """Return when to try again after an error, in seconds, and log it if orders cannot be read for now."""
-        if isinstance(error, ChannelRefused) and error.code == _ACCESS_REFUSED and self._has_written:
+        """Return when to try again after an error, in seconds, and log it if orders cannot be followed for now."""
+        code = error.code if isinstance(error, ClosedByBroker) else None
+        if code == _ACCESS_REFUSED and self._has_written and self._may_write:
             self._may_write = False
             log.warning("control_not_answered", reason=str(error), hint="orders are followed all the same")
             return 0.0
         wait_s = backoff_s(failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S)
-        if isinstance(error, ClosedByBroker | UserRefused):  # no such stream, no right to it, too many connections
+        if code in {_ACCESS_REFUSED, _NOT_FOUND} or isinstance(error, UserRefused):
             self.is_caught_up.set()  # a worker that cannot be paused by hand is better than none
             wait_s = _REFUSED_AGAIN_S
         log.warning("control_unavailable", reason=str(error), retry_in_s=round(wait_s, 1))
@@ -118,32 +131,35 @@ class ControlReader:
         """
         await channel.call(channel.pika_channel.basic_qos, prefetch_count=PREFETCH)
         end = await self._find_end(channel)
-        earlier: list[Order] = []
-        arrived = asyncio.Event()
-        is_live = end == _NOTHING
+        pauses, arrived = Pauses(), asyncio.Event()
+        is_live = end == NOTHING
 
         def on_message(properties: BasicProperties, body: bytes) -> None:
-            nonlocal is_live
+            nonlocal is_live, pauses
             order = read_order(body)
             if is_live:
                 self._follow_order(channel, order)
-            else:
-                earlier.extend([] if order is None else [order])
-                is_live = offset_of(properties) >= end
-                if is_live:
-                    self._know(earlier)
-                arrived.set()
+                return
+            pauses = pauses if order is None else pauses.changed(order)
+            is_live = offset_of(properties) >= end
+            if is_live:
+                self._know(pauses)
+            arrived.set()
 
         if is_live:
-            self._know([])
+            self._know(pauses)
         await self._consume(channel, FIRST, on_message)
         while not is_live:
-            await _until(channel, arrived, _READ_S)
+            await _next_message(channel, arrived)
             arrived.clear()
 
     async def _find_end(self, channel: BrokerChannel) -> int:
-        """Return the place of the last message, of which there may be some more by now."""
-        found, arrived = _NOTHING, asyncio.Event()
+        """Return the place of the last message, of which there may be some more by now.
+
+        Raises:
+            BrokerUnavailable: the channel is lost, or no message comes although there is one.
+        """
+        found, arrived = NOTHING, asyncio.Event()
 
         def on_message(properties: BasicProperties, _body: bytes) -> None:
             nonlocal found
@@ -152,12 +168,14 @@ class ControlReader:
 
         tag = await self._consume(channel, LAST, on_message)
         try:
-            await _until(channel, arrived, _SEEMS_EMPTY_S if self._may_write else _UNMARKED_S)
+            async with asyncio.timeout(_SEEMS_EMPTY_S if self._may_write else _UNMARKED_S):
+                await channel.until_lost(asyncio.ensure_future(arrived.wait()))
         except TimeoutError:
             if self._may_write:
                 mark = Order(id=str(uuid4()), kind="mark", at=datetime.now(UTC))
                 self._publish(channel, order_publication(self._topology, mark))
-                await _until(channel, arrived, _READ_S)
+            if self._may_write or self._pauses.orders:  # then it is not empty
+                await _next_message(channel, arrived)
         await channel.cancel(tag)
         return found
 
@@ -180,15 +198,33 @@ class ControlReader:
         )
         return tag
 
-    def _know(self, orders: Sequence[Order]) -> None:
+    def _hear_questions(self, channel: BrokerChannel) -> None:
+        """Take questions from a queue of this connection; without the right to declare one none is answered."""
+        queue = self._topology.questions_queue(str(uuid4()))
+
+        def on_message(_channel: Channel, _method: Any, _properties: BasicProperties, body: bytes) -> None:
+            self._follow_order(channel, read_order(body))
+
+        def consume(side: Channel) -> None:
+            side.queue_declare(queue, exclusive=True, arguments={"x-max-length": _MAX_QUESTIONS})
+            side.queue_bind(queue, self._topology.control_exchange, QUESTION)
+            side.basic_consume(queue, on_message, auto_ack=True)
+
+        open_side_channel(
+            channel.pika_connection,
+            consume,
+            lambda reason: log.warning("control_not_answered", reason=reason, hint="pauses are followed all the same"),
+        )
+
+    def _know(self, pauses: Pauses) -> None:
         """Take over the pauses that earlier orders have left in force."""
-        former, self._pauses = self._pauses, Pauses.after(orders)
-        for order in self._pauses.orders:
+        former, self._pauses = self._pauses, pauses
+        for order in pauses.orders:
             if order not in former.orders:
                 _log(order)
-        if not self._pauses.orders and former.orders:
+        if former.orders and not pauses.orders:
             log.info("resumed_by_hand", product=None, by="", reason="while the control stream could not be read")
-        self._on_pauses(self._pauses)
+        self._on_pauses(pauses)
         self.is_caught_up.set()
 
     def _follow_order(self, channel: BrokerChannel, order: Order | None) -> None:
@@ -225,12 +261,14 @@ def _log(order: Order) -> None:
             log.info("probe_by_hand", **facts)
 
 
-async def _until(channel: BrokerChannel, arrived: asyncio.Event, limit_s: float) -> None:
-    """Wait for a message.
+async def _next_message(channel: BrokerChannel, arrived: asyncio.Event) -> None:
+    """Wait for a message of a stream that is not empty.
 
     Raises:
-        WorkerError: the channel is lost.
-        TimeoutError: none arrived in time.
+        BrokerUnavailable: the channel is lost, or none arrived in time.
     """
-    async with asyncio.timeout(limit_s):
-        await channel.until_lost(asyncio.ensure_future(arrived.wait()))
+    try:
+        async with asyncio.timeout(_READ_S):
+            await channel.until_lost(asyncio.ensure_future(arrived.wait()))
+    except TimeoutError as exc:
+        raise BrokerUnavailable(f"the control stream gave no message within {_READ_S:g} s") from exc

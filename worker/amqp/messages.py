@@ -51,7 +51,6 @@ _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
 _REPLY_COPY = re.compile(r"[0-9a-f]{32}\.[0-9]{1,9}\Z")
-_REPLY_COPY_KEPT_MS = 60_000  # where nobody waits for it any more, among the unrouted replies
 _texts_of = attrgetter(
     "content_type",
     "content_encoding",
@@ -301,10 +300,10 @@ class MessageBuilder:
         """
         match resolution:
             case Conclude(_, reply):
-                return [*self._replies(delivery, reply), *self._with_reply(delivery, reply, command)]
+                return [self._reply(delivery, reply), *self._with_reply(delivery, reply, command)]
             case Duplicate(reply, repeats_all):
                 return [
-                    *self._replies(delivery, reply),
+                    self._reply(delivery, reply),
                     *(self._with_reply(delivery, reply, command) if repeats_all else ()),
                 ]
             case Retry(delay_s, attempt, _, doubt, honours_retry_after):
@@ -320,6 +319,19 @@ class MessageBuilder:
                 return []
             case _:
                 assert_never(resolution)
+
+    def reply_copy(self, delivery: Delivery, resolution: Resolution) -> Publication | None:
+        """Return a copy of the reply for who replayed the command and waits; None: nobody asked for one.
+
+        Nothing depends on it, so it goes where nobody else reads, and the broker drops it if nobody waits any more. A
+        binding for the reply itself would take that from the exchange of the unrouted ones.
+        """
+        copied_to = _reply_copy(delivery)
+        if copied_to is None or not isinstance(resolution, Conclude | Duplicate):
+            return None
+        properties = BasicProperties(content_type="application/json", type=REPLY_TYPE)
+        body = resolution.reply.model_dump_json().encode()
+        return Publication(self._topology.control_exchange, f"{REPLY_COPIES}.{copied_to}", properties, body)
 
     def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""
@@ -357,19 +369,6 @@ class MessageBuilder:
         if reply.status == "accepted" and command is not None and self._await_result is not None:
             return [self._await_result(delivery, command, reply)]
         return []
-
-    def _replies(self, delivery: Delivery, reply: Reply) -> list[Publication]:
-        """Return a reply, and a copy for who replayed the command and waits.
-
-        A binding with which that one got the reply itself would take replies from the exchange of the unrouted ones.
-        """
-        told = self._reply(delivery, reply)
-        copied_to = _reply_copy(delivery)
-        if copied_to is None:
-            return [told]
-        properties = copy(told.properties)
-        properties.expiration = str(_REPLY_COPY_KEPT_MS)
-        return [told, Publication(told.exchange, f"{REPLY_COPIES}.{copied_to}", properties, told.body)]
 
     def _reply(self, delivery: Delivery, reply: Reply) -> Publication:
         """Address an outcome to the sender of the command."""

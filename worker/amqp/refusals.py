@@ -45,8 +45,13 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
         re.compile(r"access to vhost '.*' refused for user '.*'.*"),
         lambda _: "this user has no permissions in the vhost of AMQP_URL",
     ),
+    (
+        re.compile(r"stream queue '(.*?)' in vhost '.*' does not have a running replica on the local node"),
+        lambda found: f"the stream {found[1]} has no replica on this node",
+    ),
     (re.compile(r"vhost .* not found"), lambda _: "the vhost of AMQP_URL does not exist"),
 )
+_INTERNAL_ERROR = 541
 _TEXT = re.compile(r"(?P<name>[A-Z_]+) - (?P<words>.*)", re.DOTALL)
 _VALUE = re.compile(r"(?:the value )?'(.*?)'(?: of type '.*')?")
 _SECRET = re.compile(r"\s*(?:\b(?:in|to|for)\s+)?\b(?:vhost|user)\b(?: was)? ?\\?'.*", re.DOTALL)
@@ -65,6 +70,8 @@ def refusal(code: int, text: str) -> str:
     for form, rewritten in _FORMS:
         if match := form.fullmatch(words):
             return f"{rewritten(match)} ({code} {name})"
+    if code == _INTERNAL_ERROR:  # which quotes the broker's own data
+        return f"the broker has an error of its own ({code} {name})"
     shown = _SECRET.sub("", words) or "nothing"  # from there on: where a name ends that holds a quote nobody can tell
     return f"the broker says: {shown} ({code} {name})".replace(" )", ")")
 

@@ -14,10 +14,12 @@ DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default 
 # For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
 # (measured). Not -1, which means unlimited on 4.x, but dead-letters at the first return on 3.10 (measured).
 UNLIMITED_DELIVERIES = 2**31 - 1
-ORDER = "order"  # routing key of orders to all workers
+SENT = "send"  # second word of the routing keys of replies to what the command line sent
+ORDER = "order"  # routing key of orders to all workers that last
+QUESTION = "question"  # routing key of what only those workers follow or answer that run
 REPORT = "report"  # first word of the routing keys of what workers answer
-_MAX_SAMPLES = 100  # of unrouted replies, of which only the routing keys are read
-# Of orders, which have some hundred bytes each. The newest segment is always kept.
+_MAX_SAMPLES, _MAX_SAMPLES_BYTES = 100, 1_000_000  # of unrouted replies, of which only the routing keys are read
+# Of orders, which have some hundred bytes each: more than people ever give. The newest segment is always kept.
 _MAX_CONTROL_BYTES, _MAX_SEGMENT_BYTES = 20_000_000, 1_000_000
 
 
@@ -85,6 +87,10 @@ class Topology:
     def control_stream(self) -> str:
         return f"{self.namespace}.control"
 
+    def questions_queue(self, name: str) -> str:
+        """Return the name of the queue from which one worker takes questions, while it is connected."""
+        return f"{self.control_stream}.{name}"
+
     @property
     def returns_exchange(self) -> str:
         return f"{self.namespace}.returns"
@@ -109,10 +115,11 @@ class Topology:
         """Return the name of the queue that keeps the latest replies to what the command line sent."""
         return f"{self.namespace}.sent.{app_id}"
 
-    def kept_replies(self, app_id: str) -> tuple[Queue, list[Binding]]:
-        """Return the queue that keeps the latest replies and results of a system for a day, and its bindings.
+    def kept_replies(self, app_id: str) -> tuple[Queue, Binding]:
+        """Return the queue that keeps the latest replies to what ``onenet-worker send`` sent, for a day, and a binding.
 
-        It is no part of the topology: ``onenet-worker send`` declares it, so that no reply stays unrouted.
+        It is no part of the topology: ``send`` declares it, so that no reply stays unrouted, and asks for replies with
+        a routing key of its own: those to the system itself are none of its business.
         """
         name = self.kept_replies_queue(app_id)
         arguments: dict[str, object] = {
@@ -122,8 +129,7 @@ class Topology:
             "x-expires": _UNUSED_MS,
             "x-delivery-limit": UNLIMITED_DELIVERIES,
         }
-        keys = f"{EXECUTE}.*.{app_id}", f"{RESULT}.*.{app_id}", f"{app_id}.send.#"
-        return Queue(name, arguments), [Binding(self.replies_exchange, name, key) for key in keys]
+        return Queue(name, arguments), Binding(self.replies_exchange, name, f"{app_id}.{SENT}.#")
 
     @cached_property
     def exchanges_closed_to_upstream(self) -> frozenset[str]:
@@ -171,7 +177,12 @@ class Topology:
             yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
         yield Queue(
             self.unrouted_samples_queue,
-            {"x-queue-type": "quorum", "x-max-length": _MAX_SAMPLES, "x-overflow": "drop-head"},
+            {
+                "x-queue-type": "quorum",
+                "x-max-length": _MAX_SAMPLES,
+                "x-max-length-bytes": _MAX_SAMPLES_BYTES,
+                "x-overflow": "drop-head",
+            },
         )
         # A stream, so that every worker reads every order, also one that starts later.
         yield Queue(

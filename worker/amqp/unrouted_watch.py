@@ -12,10 +12,8 @@ from typing import Any
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
 
-from worker.amqp.connection import reason_of
-from worker.amqp.messages import REPLY_COPIES
+from worker.amqp.side_channel import open_side_channel
 from worker.amqp.topology import Topology
 from worker.telemetry.logs import get_logger
 
@@ -29,7 +27,7 @@ log = get_logger()
 
 
 class UnroutedWatch:
-    """Reads samples of unrouted replies over a channel of its own, and logs each routing key once.
+    """Reads samples of unrouted replies, and logs each routing key once.
 
     Args:
         topology: names the queue of samples.
@@ -44,22 +42,18 @@ class UnroutedWatch:
 
     def begin(self, connection: AsyncioConnection) -> None:
         """Read samples for as long as a connection lasts."""
-        connection.channel(on_open_callback=self._on_open)
 
-    def _on_open(self, channel: Channel) -> None:
-        channel.add_on_close_callback(self._on_close)
-        channel.basic_qos(prefetch_count=_SAMPLES)
-        channel.basic_consume(self._topology.unrouted_samples_queue, self._on_message)
+        def consume(channel: Channel) -> None:
+            channel.basic_qos(prefetch_count=_SAMPLES)
+            channel.basic_consume(self._topology.unrouted_samples_queue, self._on_message)
 
-    def _on_close(self, _channel: Channel, error: Exception) -> None:
-        if isinstance(error, ChannelClosedByBroker):
-            log.warning("unrouted_replies_not_watched", reason=reason_of(error))
+        open_side_channel(
+            connection, consume, lambda reason: log.warning("unrouted_replies_not_watched", reason=reason)
+        )
 
     def _on_message(self, channel: Channel, method: Any, _properties: BasicProperties, _body: bytes) -> None:
-        # A reply that this worker has diverted comes from another exchange, and was logged then; a copy was only for a
-        # person who waited for it.
-        is_copy = method.routing_key.startswith(f"{REPLY_COPIES}.")
-        if method.exchange == self._topology.replies_exchange and not is_copy:
+        # A reply that this worker has diverted comes from another exchange, and was logged then.
+        if method.exchange == self._topology.replies_exchange:
             self._note(method.routing_key)
         self._loop.call_later(_PERIOD_S, _acknowledge, channel, method.delivery_tag)
 

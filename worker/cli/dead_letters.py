@@ -1,7 +1,6 @@
 """``onenet-worker dead-letters``."""
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace as replaced
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.progress import progress
-from worker.cli.terminal import console, counted, local_time, note, print_rows, short_time, zone_name
+from worker.cli.terminal import (
+    confirm,
+    console,
+    counted,
+    local_time,
+    note,
+    print_rows,
+    require_person_or_yes,
+    short_time,
+    zone_name,
+)
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
 from worker.printable import printable, printable_json
@@ -266,19 +275,17 @@ def discard(
         _list(choice, limit, as_json=as_json, undone="discarded")
         return
     if as_json:
-        raise WorkerError("--json needs --dry-run")
+        raise typer.BadParameter("--json needs --dry-run")
     service, plan = _service(), None
     if not yes:
-        if not sys.stdin.isatty():
-            raise WorkerError("without a terminal, --yes is required")
+        require_person_or_yes(yes=yes)
         plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
         _refuse_missing("discarded", plan.found.missing, limit)
         if not plan.found.letters:
             _say_count(plan.found.count, 0, choice)
             return
-        if not _is_confirmed(plan.found):
-            note("nothing was discarded")
-            raise typer.Exit(EXIT_FAILURE)
+        _show_plan(plan.found)
+        confirm(f"Delete {_these(len(plan.found.letters))} permanently?", "nothing was discarded")
     with service.discard(choice, limit=limit, plan=plan) as under_way:
         _refuse_missing("discarded", under_way.missing, limit)
         total = len(under_way.letters)
@@ -304,11 +311,11 @@ def _required(choice: "Choice", ids: Sequence[str] | None, *, is_all: bool) -> "
     """
     choice = replaced(choice, names=choice.names | frozenset(ids or ()))
     if choice.is_empty and not is_all:
-        raise WorkerError(
+        raise typer.BadParameter(
             "no dead letters selected: give ids, --reason, --device, --source, --older-than, --newer-than or --all"
         )
     if is_all and not choice.is_empty:
-        raise WorkerError("--all cannot be combined with ids or filters: use one or the other")
+        raise typer.BadParameter("--all cannot be combined with ids or filters: use one or the other")
     return choice
 
 
@@ -435,8 +442,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _is_confirmed(found: "Found") -> bool:
-    """Show what is to be deleted, and ask."""
+def _show_plan(found: "Found") -> None:
+    """Show what is to be deleted."""
     if len(found.letters) <= _MAX_ROWS:
         _print_letters(found.letters, found.short, stderr=True)
     else:
@@ -446,10 +453,6 @@ def _is_confirmed(found: "Found") -> bool:
         for letter in found.letters:
             groups.add(letter)
         _print_groups(groups.largest_first(), found.short, stderr=True)
-    try:
-        return typer.confirm(f"Delete {_these(len(found.letters))} permanently?", err=True)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
 
 
 def _these(count: int) -> str:

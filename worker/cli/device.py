@@ -1,13 +1,12 @@
 """``onenet-worker device``."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.terminal import counted, local_time, note, print_rows, zone_name
-from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
+from worker.cli.terminal import confirm, counted, local_time, note, print_rows, require_person_or_yes, zone_name
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
 from worker.printable import printable_json
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ def _imei(text: str) -> str:
 
     try:
         return TypeAdapter[str](Imei).validate_python(text)
-    except ValidationError as exc:
-        raise typer.BadParameter("is no IMEI: it has 15 digits, or 4 of a test device") from exc
+    except ValidationError:
+        raise typer.BadParameter("is no IMEI: it has 15 digits, or 4 of a test device") from None
 
 
 def device(
@@ -59,9 +58,9 @@ def device(
     from worker.cli.settings import read_settings
 
     if cancel and cancel_all:
-        raise WorkerError("--cancel cannot be combined with --cancel-all: use one or the other")
+        raise typer.BadParameter("--cancel cannot be combined with --cancel-all: use one or the other")
     if yes and not cancel and not cancel_all:
-        raise WorkerError("--yes is for --cancel or --cancel-all")
+        raise typer.BadParameter("--yes is for --cancel or --cancel-all")
     settings = read_settings()
     if cancel or cancel_all:
         _cancel(settings, imei, product, cancel or [], yes=yes, as_json=as_json)
@@ -91,15 +90,14 @@ def _cancel(
 ) -> None:
     from worker.admin.device import cancel, find_waiting
 
-    if not yes and not sys.stdin.isatty():
-        raise WorkerError("without a terminal there is nobody to ask: give --yes")
+    require_person_or_yes(yes=yes)
     waiting = find_waiting(settings, imei, product, beginnings)
     if not waiting.entries:
         note(f"no command waits for device {imei}: nothing was cancelled")
         return
     if not yes:
         _print(waiting.entries)
-        typer.confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", abort=True, err=True)
+        confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", "nothing was cancelled")
     try:
         done = cancel(settings, imei, product, waiting.entries, is_all=not beginnings)
     except KeyboardInterrupt:

@@ -93,7 +93,10 @@ def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -
     if not answers.reports:
         note("no worker has answered; one that starts will know it")
     elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
-        note(f"no worker that answered has a product named {scope}")
+        known = sorted({state.product or "" for report in answers.reports for state in report.products} - {""})
+        others = f"they have {', '.join(known)}" if known else "they have only the default one"
+        undo = f"; undo it with onenet-worker resume --product {scope}" if answers.pauses.of(scope) else ""
+        note(f"no worker that answered has a product named {scope}: {others}{undo}")
 
 
 def _print_workers(answers: "Answers") -> None:

@@ -104,7 +104,7 @@ def send(
     }
     flags = {name: value for name, value in given.items() if value is not None}
     if file is not None and flags:
-        raise WorkerError(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
+        raise typer.BadParameter(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
     if command_id is not None and expired_time is None:
         note(
             "--command-id needs --expired-time: the default is a day from now, with which the same command would have "

@@ -33,8 +33,8 @@ def _command_id(text: str) -> str:
 
     try:
         return TypeAdapter[str](CommandId).validate_python(text)
-    except ValidationError as exc:
-        raise typer.BadParameter("is no command id: it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -") from exc
+    except ValidationError:
+        raise typer.BadParameter("is no command id: it has 1 to 128 of the characters A-Z a-z 0-9 . _ : -") from None
 
 
 def status(

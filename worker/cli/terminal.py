@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from worker.errors import EXIT_FAILURE, WorkerError
 from worker.printable import printable
 
 if TYPE_CHECKING:
@@ -52,6 +53,33 @@ def discard_stdout() -> None:
 def note(text: str) -> None:
     """Tell a person something beside the output of a command, on stderr."""
     typer.echo(f"onenet-worker: {printable(text)}", err=True)
+
+
+def require_person_or_yes(*, yes: bool) -> None:
+    """Refuse to ask where nobody can answer.
+
+    Raises:
+        WorkerError: there is no terminal, and ``--yes`` was not given.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise WorkerError("without a terminal there is nobody to ask: give --yes")
+
+
+def confirm(question: str, refused: str) -> None:
+    """Ask a person; without a yes the command ends with exit code 1, and with 130 after an interrupt.
+
+    Args:
+        question: to be answered with y or n.
+        refused: what to say then, such as "nothing was discarded".
+    """
+    try:
+        if typer.confirm(question, err=True):
+            return
+    except typer.Abort:
+        note(refused)
+        raise KeyboardInterrupt from None
+    note(refused)
+    raise typer.Exit(EXIT_FAILURE)
 
 
 def local_time(moment: datetime | None) -> str:
@@ -102,8 +130,8 @@ def print_rows(
 ) -> None:
     """Print a table, or a card for each row where the terminal is too narrow for one.
 
-    No cell is wrapped. In a table the last column is cut to the width that is left, and in a card each line is; all
-    other cells of a table are whole. A column without any value is left out.
+    Only the last column is cut to the width that is left; all other cells are whole. A column without any value is left
+    out.
 
     Args:
         headings: one for each column.
@@ -144,14 +172,16 @@ def print_rows(
         return
     indent = max(map(cell_len, names[1:]), default=0) + 2
     for row in cells:
-        target.print(Text(_cut(row[0], target.width), styles.get(row[0], "bold")), no_wrap=True)
-        for name, cell in zip(names[1:], row[1:], strict=True):
-            if is_last_wrapped and cell:
+        target.print(Text(row[0], styles.get(row[0], "bold")), soft_wrap=True)
+        for number, (name, cell) in enumerate(zip(names[1:], row[1:], strict=True), start=1):
+            is_last = number == len(names) - 1
+            if is_last and is_last_wrapped and cell:
                 target.print(Padding(Text(cell, overflow="fold"), (0, 0, 0, len(_CARD_INDENT))))
             elif cell:
-                value = _cut(cell, target.width - len(_CARD_INDENT) - indent)
+                room = target.width - len(_CARD_INDENT) - indent
+                value = _cut(cell, room) if is_last else cell
                 line = Text(f"{_CARD_INDENT}{name:<{indent}}", "dim") + Text(value, "not dim")
-                target.print(line, no_wrap=True, crop=True)
+                target.print(line, soft_wrap=True)
 
 
 def _encodable(text: str) -> str:

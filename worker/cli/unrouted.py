@@ -1,6 +1,5 @@
 """``onenet-worker unrouted``."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.progress import progress
-from worker.cli.terminal import counted, local_time, note, print_rows
+from worker.cli.terminal import confirm, counted, local_time, note, print_rows, require_person_or_yes
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
 from worker.printable import printable_json
@@ -137,14 +136,13 @@ def discard(
     chosen = _required(keys, source, older_than, is_all=is_all)
     agreed = None
     if dry_run or not yes:
-        if not dry_run and not sys.stdin.isatty():
-            raise WorkerError("without a terminal there is nobody to ask: give --yes")
+        require_person_or_yes(yes=dry_run)
         agreed = _list(chosen, limit)
         _print(agreed.groups)
         _say_count(agreed, limit)
         if dry_run or not agreed.digests:
             return
-        typer.confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", abort=True, err=True)
+        confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", "nothing was discarded")
     settings, done = read_settings(), Discarded()
     with _told(done, "discarded"):
         discard_unrouted(

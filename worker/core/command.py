@@ -52,7 +52,7 @@ class Command:
     def field_digests(self) -> bytes:
         """Return two bytes of each field of the content, which tell the fields in which two commands of one id differ.
 
-        They are no proof: ``content_hash`` is. Keyed with the id, so that they tell nothing about other commands.
+        They are no proof: ``content_hash`` is.
         """
         key = zlib.crc32(self.scoped_id.encode("utf-8", "surrogatepass"))
         valid_at = None if self.valid_at is None else self.valid_at.timestamp()

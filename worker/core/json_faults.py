@@ -21,7 +21,11 @@ _WORDS: Mapping[str, str] = MappingProxyType(
 )
 
 
+def json_words(error: JSONDecodeError) -> str:
+    """Return what is wrong where a text stops being JSON; it quotes nothing of the text."""
+    return next((words for beginning, words in _WORDS.items() if error.msg.startswith(beginning)), "it cannot be read")
+
+
 def json_fault(error: JSONDecodeError) -> str:
     """Return where a text stops being JSON, and what is wrong there; it quotes nothing of the text."""
-    words = next((words for beginning, words in _WORDS.items() if error.msg.startswith(beginning)), "it cannot be read")
-    return f"line {error.lineno}, column {error.colno}: is not JSON: {words}"
+    return f"line {error.lineno}, column {error.colno}: is not JSON: {json_words(error)}"

@@ -14,6 +14,7 @@ from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_ARGS_BYTES, MAX_BOD
 from schemas.reply import Detail
 from worker.core.command import Command, product_name
 from worker.core.envelope import Envelope, Task
+from worker.core.json_faults import json_words
 from worker.core.outcome import outcome_unknown
 from worker.core.poison import is_quarantined
 from worker.core.tenants import violations, was_never_sent
@@ -44,17 +45,6 @@ _KINDS: dict[type, str] = {
 }  # fmt: skip
 _OTHER_KIND = frozenset({"string_type", "int_type"})
 # What Python's decoder says, and what it means; its words are no interface.
-_JSON_ERRORS = {
-    "Expecting value": "a value is missing, or it is none that JSON has",
-    "Expecting property name": "a name in double quotes is missing",
-    "Expecting ',' delimiter": "a comma or a closing bracket is missing",
-    "Expecting ':' delimiter": "a colon is missing",
-    "Extra data": "something follows the end",
-    "Unterminated string": "the string that begins here does not end",
-    "Invalid control character": "a control character is not escaped",
-    "Invalid \\": "a backslash begins no escape that JSON has",
-    "Illegal trailing comma": "a comma is too many",
-}
 _MAX_DETAILS = 20
 _MAX_FIELD_CHARS = 100
 
@@ -245,9 +235,8 @@ def _parse(body: bytes) -> dict[str, object]:
 
 
 def _json_error(error: json.JSONDecodeError) -> str:
-    reason = next((text for words, text in _JSON_ERRORS.items() if error.msg.startswith(words)), "it cannot be read")
     line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
-    return f"{line}column {error.colno}: {reason}"
+    return f"{line}column {error.colno}: {json_words(error)}"
 
 
 def _details(error: ValidationError, fields: dict[str, object]) -> list[Detail]:

@@ -1,7 +1,8 @@
 """What operators order of all workers: pause, resume, probe; and which products are paused by hand. Pure.
 
-Orders are messages of a stream that every worker reads from its beginning, so that one which starts later knows the
-pauses too. Versions of the worker may differ: of an order only what is known is read.
+Pauses and their ends are messages of a stream that every worker reads from its beginning, so that one which starts
+later knows them too; a probe or a question is only for workers that run. Versions of the worker may differ: of an order
+only what is known is read.
 """
 
 from collections.abc import Iterable
@@ -48,6 +49,11 @@ class Order(BaseModel):
     by: str = Field("", max_length=300)
     at: Moment
     reason: str = Field("", max_length=500)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether workers that start later have to know it."""
+        return self.kind in {"pause", "resume", "mark"}
 
     def concerns(self, product: str | None) -> bool:
         """Tell whether it is about a product; None is the default one."""

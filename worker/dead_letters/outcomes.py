@@ -42,7 +42,7 @@ class OutcomeWatcher:
         try:
             channel = self._connection.channel()
             queue = channel.queue_declare("", exclusive=True, arguments={"x-max-length": _MAX_WAITING}).method.queue
-            channel.queue_bind(queue, topology.replies_exchange, f"{REPLY_COPIES}.{self._name}.*")
+            channel.queue_bind(queue, topology.control_exchange, f"{REPLY_COPIES}.{self._name}.*")
             channel.basic_qos(prefetch_count=_PREFETCH)
             channel.basic_consume(queue, self._on_copy)
         except ChannelClosedByBroker as exc:

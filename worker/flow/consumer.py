@@ -348,6 +348,8 @@ class Consumer:
             for publication in publications:
                 if publication.status is not None:
                     self._metrics.time_command(publication.status, task.envelope.published_at)
+            if (copy := self._messages.reply_copy(delivery, resolution)) is not None:
+                self._broker.tell_operators(copy)
         return is_confirmed
 
     def _begin_span(self, publication: Publication) -> Callable[[], object]:

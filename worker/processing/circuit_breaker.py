@@ -125,7 +125,7 @@ class CircuitBreaker:
 
     def record_failure(self, reason: str, retry_after_s: float | None, *, is_probe: bool, device: str | None) -> None:
         """Count a failure of the platform; see ``Permit.record_failure``."""
-        now, was_open = self._clock(), self.is_open
+        now, was_open, was_paused = self._clock(), self.is_open, self.is_paused
         self._failures += 1
         if is_probe:
             self._hold_probe_at = now + MAX_PROBE_INTERVAL_S
@@ -145,6 +145,8 @@ class CircuitBreaker:
             self._probe_at = now + self._interval_s
         if not was_open:
             self._note_opening(now)
+        elif self.is_paused and not was_paused:  # while it was open for another reason
+            self._warn(self._paused_event, now)
 
     def record_throttling(self, reason: str, retry_after_s: float | None, *, since: float) -> None:
         """Open the breaker after a throttled request, for longer each time until a request succeeds.
@@ -171,6 +173,10 @@ class CircuitBreaker:
         if reason and not self.is_open:
             self._opened_at = self._clock()
         self.pause_by_hand = reason
+
+    def allow_probe(self) -> None:
+        """Allow the next probe at once, and one only: a wait that the platform asked for goes on if that fails."""
+        self._hold_probe_at = self._probe_at = self._clock()
 
     def reset(self) -> None:
         """Allow the next probe at once, because something changed that may end the failures."""
@@ -310,7 +316,7 @@ class CircuitBreakers:
         """Allow the next probe at once of each paused product that an order is about."""
         for product, breaker in self._breakers.items():
             if order.concerns(product) and breaker.is_open:
-                breaker.reset()
+                breaker.allow_probe()
         self.on_change()
 
     def states(self) -> tuple[ProductState, ...]:
