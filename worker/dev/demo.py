@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import requests
@@ -23,7 +24,7 @@ from worker.amqp.topology import Topology
 from worker.dev.demo_messages import FAULTS, GOOD, REFUSING, UNKNOWN, Message, demo_messages
 from worker.dev.demo_screen import Findings, counting, print_examples, print_outcomes, show, step
 from worker.dev.services.broker import LocalBroker, start_local_broker
-from worker.dev.services.ports import free_port
+from worker.dev.services.ports import free_port, is_listening
 from worker.dev.services.processes import LocalProcess
 from worker.errors import WorkerError
 from worker.settings import load_settings
@@ -98,6 +99,7 @@ class _Stage:
         self._stack = ExitStack()
         self._owned: list[str] = []
         self._folder = Path()
+        self._broker_port: int | None = None  # of the one that the demo has started
         namespace = f"onenet-demo-{uuid4().hex[:6]}"
         self._topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S), _RESULT_DELAYS_S)
         self._settings = load_settings().model_copy(update={"worker_namespace": namespace})
@@ -137,7 +139,7 @@ class _Stage:
         """Say what can be tried in another terminal, and keep everything running until ctrl-C.
 
         Raises:
-            WorkerError: the worker or the simulator has ended by itself.
+            WorkerError: the broker, the worker or the simulator has ended by itself.
         """
         settings = self._folder / "settings"
         settings.write_text("".join(f"{line}\n" for line in self._settings_lines()))
@@ -153,13 +155,19 @@ class _Stage:
             self._console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
         self._console.print(f"The worker's log: {self._worker.output}", soft_wrap=True, highlight=False)
         try:
-            while self._worker.is_running and self._simulator.is_running:
+            while self._worker.is_running and self._simulator.is_running and self._has_broker():
                 time.sleep(_LOOK_EVERY_S)
         except KeyboardInterrupt:
             self._console.print()  # the terminal has echoed ^C
             return
+        if not self._has_broker():
+            raise WorkerError("the demo cannot go on: its broker has ended")
         ended = self._simulator if self._worker.is_running else self._worker
         raise WorkerError("the demo cannot go on: a process ended; the end of its log:", *_last_lines(ended))
+
+    def _has_broker(self) -> bool:
+        """Tell whether the broker still listens; one that was there before the demo may come back by itself."""
+        return self._broker_port is None or is_listening("127.0.0.1", self._broker_port)
 
     def _own(self, what: str, remove: Callable[[], object]) -> None:
         self._owned.append(what)
@@ -183,6 +191,7 @@ class _Stage:
 
         broker = step(self._console, "broker", "starting a RabbitMQ: 5 to 30 s", start, lambda made: made.origin)
         self._settings = self._settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
+        self._broker_port = urlsplit(broker.url).port
         declare(self._settings.broker_address, self._topology)
 
     def _start_simulator(self) -> None:
