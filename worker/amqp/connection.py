@@ -1,6 +1,7 @@
 """Connection parameters, awaitable connections, and the reasons for which they are lost."""
 
 import asyncio
+import builtins
 import re
 import ssl
 from typing import Any
@@ -24,6 +25,7 @@ from pika.exceptions import (
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
     ProtocolSyntaxError,
+    StreamLostError,
 )
 
 from worker.amqp.address import BrokerAddress
@@ -61,6 +63,7 @@ _ALARM = "the broker blocks publishing, because it is short of memory or of disk
 _NOT_AMQP = "the other side does not speak AMQP 0-9-1"
 # Of a refusal while a connection is opened pika keeps the text only: it chooses words, and no behaviour.
 _CLOSED_BY_BROKER = re.compile(r"\((\d{3})\) (['\"])(.*)\2")
+_STREAM_LOST = re.compile(r"Stream connection lost: (?P<error>(?P<kind>\w+)\((?:(?P<number>[0-9]+), )?.*)", re.DOTALL)
 _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
     (AMQPHeartbeatTimeout, "missed heartbeats: the broker did not answer in time"),
     (AMQPConnectorStackTimeout, "no answer in time"),
@@ -243,11 +246,22 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
     for kind, words in _FAULTS:
         if isinstance(inner, kind):
             return words
+    if isinstance(inner, StreamLostError):
+        return _stream_fault(str(inner))
     if isinstance(inner, OSError | UnicodeError):
         return connection_fault(inner, None if parameters is None else parameters.host)
-    if isinstance(inner, Exception) and not isinstance(inner, AMQPError):  # of this program, which must be seen
-        return f"an error that was not expected: {type(inner).__name__}: {inner}"
     return "the reason is not known"
+
+
+def _stream_fault(text: str) -> str:
+    """Return why an open connection was lost, of which pika keeps the text of the error only."""
+    found = _STREAM_LOST.match(text)
+    if found is None:
+        return "the other side closed the connection"
+    kind = getattr(builtins, found["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, OSError):
+        return connection_fault(OSError(int(found["number"] or 0), "") if found["number"] else kind())
+    return f"an error that was not expected: {found['error']}"  # of this program, which must be seen
 
 
 def _causes(error: BaseException | str) -> list[BaseException | str]:
