@@ -18,6 +18,8 @@ from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 
 CHINA = ZoneInfo("Asia/Shanghai")
 
+NO_VALUE = "a value is expected: text in double quotes, a number, an object or a list"
+
 
 def read(message_id: object = None, **changes: Any) -> Any:
     return read_command(json.dumps(a_command(**changes)).encode(), message_id, CHINA)
@@ -147,19 +149,16 @@ def test_the_limits_in_errors_are_those_of_the_schema() -> None:
         (b"", "the body is empty"),
         (b" \n", "the body is empty"),
         (b"\xef\xbb\xbf{}", "the body is not JSON: it begins with a byte order mark"),
-        (b"{'imei': 1}", "the body is not JSON: column 2: a name in double quotes is missing"),
-        (b'{"imei": 1,}', "the body is not JSON: column 12: a name in double quotes is missing"),
-        (b'{"imei" 1}', "the body is not JSON: column 9: a colon is missing"),
+        (b"{'imei': 1}", 'the body is not JSON: column 2: a name in double quotes, or }, is expected: "name": …'),
+        (b'{"imei": 1,}', 'the body is not JSON: column 12: a name in double quotes, or }, is expected: "name": …'),
+        (b'{"imei" 1}', "the body is not JSON: column 9: a colon is missing between a name and its value"),
         (b'{"imei": 1 "args": 2}', "the body is not JSON: column 12: a comma or a closing bracket is missing"),
-        (b'{"imei": "1', "the body is not JSON: column 10: the string that begins here does not end"),
-        (b'{"args": "\\q"}', "the body is not JSON: column 11: a backslash begins no escape that JSON has"),
-        (b'{"args": "\\u12"}', "the body is not JSON: column 12: a backslash begins no escape that JSON has"),
-        (b'{"args": "\t"}', "the body is not JSON: column 11: a control character is not escaped"),
-        (b"{} {}", "the body is not JSON: column 4: something follows the end"),
-        (
-            b'{\n  "imei": None\n}',
-            "the body is not JSON: line 2, column 11: a value is missing, or it is none that JSON has",
-        ),
+        (b'{"imei": "1', "the body is not JSON: column 10: the text that begins here does not end"),
+        (b'{"args": "\\q"}', "the body is not JSON: column 11: a backslash that begins nothing: write \\\\"),
+        (b'{"args": "\\u12"}', "the body is not JSON: column 12: a backslash that begins nothing: write \\\\"),
+        (b'{"args": "\t"}', "the body is not JSON: column 11: a line break or control character in a text: write \\n"),
+        (b"{} {}", "the body is not JSON: column 4: something follows after the end"),
+        (b'{\n  "imei": None\n}', f"the body is not JSON: line 2, column 11: {NO_VALUE}"),
         (b"\xff", "the body is not UTF-8: byte 1"),
         (b"[]", "the body is not a JSON object"),
     ],

@@ -430,3 +430,26 @@ def test_the_end_of_a_pause_by_hand_does_not_end_that_for_failures() -> None:
     assert not breakers.allows_probe(None)
     breakers.probe_at_once(_order("probe"))
     assert breakers.allows_probe(None)
+
+
+def test_a_probe_by_hand_during_a_retry_after_is_one_request_only() -> None:
+    """The platform asked for the wait: if the probe fails, it goes on."""
+    now = 1000.0
+    breakers = CircuitBreakers([None], 1, 5, lambda: now)
+    permit = breakers.try_acquire(None)
+    assert permit is not None
+    permit.record_throttling("HTTP 429", 600)
+    breakers.probe_at_once(_order("probe"))
+    assert breakers.try_acquire(None) is not None
+    assert breakers.try_acquire(None) is None
+    assert not breakers.allows(None)
+
+
+def test_a_pause_for_failures_that_begins_during_a_pause_by_hand_is_logged() -> None:
+    breakers = CircuitBreakers([None], 1, 5)
+    permit = breakers.try_acquire(None)
+    assert permit is not None
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    with capture_logs() as logs:
+        permit.record_failure("HTTP 500")
+    assert [line["event"] for line in logs] == ["product_paused"]
