@@ -103,13 +103,13 @@ def test_a_wait_without_a_worker_says_what_is_known_and_its_late_reply_is_kept(
     result = run_cli(
         "send", *TARGET_OPTIONS, *FIXED, "--wait", "--wait-timeout", "0", folder=tmp_path, **settings_of(declared)
     )
+    queue = declared.topology.execute_queue
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "onenet-worker: 1 of 1 replies did not arrive in 0 s",
         f"onenet-worker: no reply yet to {AN_ID}",
         f"onenet-worker: {AN_ID} was sent, so that its reply still comes: {LATER} in {kept(declared)}",
-        f"onenet-worker: not sent to OneNET now: no worker consumes {declared.topology.execute_queue}: "
-        f"start one with {RUN}",
+        f"onenet-worker: not sent to OneNET now: no worker consumes {queue}: start one with {RUN}",
     ]
     with declared.start_worker() as worker:
         worker.wait_for("consumer_started")
@@ -238,7 +238,7 @@ def test_an_alarm_of_the_broker_is_said_and_ends_the_command(
     lines = process.output.read_text().splitlines()
     assert lines[-2].startswith(f"onenet-worker: {ALARM}") or lines[-3].startswith(f"onenet-worker: {ALARM}")
     said = re.search(
-        r"^onenet-worker: ([0-9]+) of 50 were sent; it is not known whether the broker stored line-\1; ([0-9]+) were not",
+        r"^onenet-worker: ([0-9]+) of 50 were sent; it is not known whether the broker stored line-\1; ([0-9]+) were",
         "\n".join(lines), re.MULTILINE,
     )  # fmt: skip
     assert said is not None, lines
