@@ -438,7 +438,7 @@ def test_send_says_why_no_result_may_have_come(deployment: Deployment, tmp_path:
         sent = send_and_wait_for_the_result(deployment, tmp_path, "--result-timeout", "1")
     assert sent.returncode == 1
     assert sent.stderr.splitlines() == [
-        f"onenet-worker: the result of {command_id} has not arrived within 1 s",
+        "onenet-worker: 1 of 1 results did not arrive in 1 s",
         "workers publish results with WORKER_RESULTS=on, 1 s after the reply at the earliest",
     ]
 
