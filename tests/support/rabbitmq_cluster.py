@@ -20,6 +20,7 @@ from worker.dev.services.broker import PrivateNode, installed_script
 from worker.dev.services.ports import is_listening, wait_until
 
 _SIZE = 3
+_HEALS_S = 60
 _WHOLE_S = 3 * PATIENCE_S  # nodes that start wait for each other, and share the processors with other tests
 _ANSWER_S = 10
 # The recommendations of docs/operations.md; tests/cluster/test_recipes.py compares the two.
@@ -198,6 +199,14 @@ class RabbitCluster:
     def wait_until_whole(self) -> None:
         """Wait until each node knows that all of them run."""
         wait_until(self._is_whole, _WHOLE_S, "the cluster of RabbitMQ nodes", every_s=1)
+
+    def heals(self) -> bool:
+        """Tell whether all nodes find each other within a minute."""
+        try:
+            wait_until(self._is_whole, _HEALS_S, "the cluster of RabbitMQ nodes", every_s=1)
+        except TimeoutError:
+            return False
+        return True
 
     def stop(self) -> None:
         self._with_each(ClusterNode.stop)
