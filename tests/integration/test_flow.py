@@ -111,7 +111,7 @@ def test_a_paused_worker_leaves_commands_in_the_broker_and_stops_gracefully(depl
 def test_a_pause_survives_a_lost_broker_connection(deployment: Deployment) -> None:
     proxy = Proxy(deployment.broker_url)
     deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
-    with deployment.worker(**QUICK, AMQP_URL=proxy.url) as worker:
+    with deployment.worker(**QUICK, **SOON_CERTAIN, AMQP_URL=proxy.url) as worker:
         ids = publish_many(deployment, 60)
         worker.wait_for("consumption_paused")
         proxy.cut()
@@ -120,6 +120,25 @@ def test_a_pause_survives_a_lost_broker_connection(deployment: Deployment) -> No
         assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 1
         deployment.simulator.faults.replace([])
         assert_each_accepted_once(deployment, ids)
+    proxy.close()
+
+
+def test_a_new_connection_that_takes_only_a_probe_is_not_reported_as_consuming(deployment: Deployment) -> None:
+    """All commands wait for their next attempt, so that the worker waits for a probe when it is connected again."""
+    proxy = Proxy(deployment.broker_url)
+    deployment.simulator.faults.replace([Fault(kind="too_many_requests", seconds=0)])
+    with deployment.worker(**QUICK, WORKER_RETRY_DELAYS="600", AMQP_URL=proxy.url) as worker:
+        publish_many(deployment, PAUSE_AFTER)
+        worker.wait_for("consumption_paused")
+        waiting = deployment.topology.retry_queue(600)
+        wait_until(lambda: deployment.upstream.count(waiting) == PAUSE_AFTER, PATIENCE_S, "all in the retry queue")
+        wait_until(lambda: deployment.upstream.consumers() == 1, PATIENCE_S, "the wait for a probe")
+        proxy.cut()
+        worker.wait_for("broker_connected", count=2)
+        wait_until(lambda: deployment.upstream.consumers() == 1, PATIENCE_S, "the wait for a probe")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+        assert len([event for event in worker.events if event["event"] == "consumer_started"]) == 1
     proxy.close()
 
 

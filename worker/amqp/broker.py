@@ -190,10 +190,10 @@ class Broker:
             if session.other_consumers and self._on_other_consumers is not None:
                 self._on_other_consumers(session.other_consumers)
             self._on_other_consumers = None  # later ones may be this worker's own, which the broker has not noticed
-            await session.consumer.consume(self._prefetch)
+            prefetch = self._prefetch  # may change during the wait; `consume` tells of the change then
+            await session.consumer.consume(prefetch)
             self._has_connected = self._is_prepared = True
-            if self._prefetch:
-                self._log_consuming()
+            self._log_consuming(prefetch)
             return await asyncio.shield(session.lost)
         except (BrokerUnavailable, TopologyMismatch) as exc:
             return exc
@@ -226,8 +226,8 @@ class Broker:
         self._prefetch = prefetch
         if self._session is not None:
             await self._session.consumer.consume(prefetch)
-            if is_new and prefetch > 1:  # a prefetch of 1 takes a probe only
-                self._log_consuming()
+            if is_new:
+                self._log_consuming(prefetch)
 
     async def renew_consumer(self) -> None:
         """Replace the consumer by one that comes after those of others; what it holds stays valid.
@@ -238,8 +238,9 @@ class Broker:
         if self._session is not None:
             await self._session.consumer.renew()
 
-    def _log_consuming(self) -> None:
-        log.info("consumer_started", queue=self._source.queue, prefetch=self._prefetch)
+    def _log_consuming(self, prefetch: int) -> None:
+        if prefetch > 1:  # a prefetch of 1 takes a probe only
+            log.info("consumer_started", queue=self._source.queue, prefetch=prefetch)
 
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
