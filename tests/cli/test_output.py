@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from worker import __main__
-from worker.cli import checks
+from worker.admin import checks
 from worker.errors import EXIT_CONFIG, EXIT_FAILURE, SettingsError, TopologyMismatch, WorkerError
 
 HARMFUL = "a\x1b[2J\x9b\x7f\u2028\u202e\nok    forged: [red]x[/red]"

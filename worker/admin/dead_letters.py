@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from zoneinfo import ZoneInfo
 
-from worker.admin.obstacles import find_obstacles
+from worker.admin.obstacles import Obstacle, find_obstacles
 from worker.amqp.address import BrokerAddress
 from worker.amqp.topology import Topology
 from worker.dead_letters.advice import Advice, advise
@@ -372,7 +372,7 @@ class Replay:
         self._held = []
         self._reading.close()
 
-    def outcomes(self, timeout_s: float, on_obstacle: Callable[[str], object]) -> Iterator[Outcome]:
+    def outcomes(self, timeout_s: float, on_obstacle: Callable[[Obstacle], object]) -> Iterator[Outcome]:
         """Yield the outcome of each replayed dead letter once, as they arrive.
 
         Args:
@@ -384,7 +384,7 @@ class Replay:
         """
         end = time.monotonic() + timeout_s
         look_at = time.monotonic() + _LOOK_S
-        told: set[str] = set()
+        told: set[tuple[str, str | None]] = set()
         while True:
             yield from self._untold
             self._untold = []
@@ -393,8 +393,8 @@ class Replay:
                 return
             if now >= look_at:
                 for obstacle in self.find_obstacles():
-                    if obstacle not in told:
-                        told.add(obstacle)
+                    if (obstacle.kind, obstacle.scope) not in told:
+                        told.add((obstacle.kind, obstacle.scope))
                         on_obstacle(obstacle)
                 look_at = now + _LOOK_S
             self._receive(min(_POLL_S, end - now))
@@ -413,7 +413,7 @@ class Replay:
             counts[kind] = counts.get(kind, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
-    def find_obstacles(self) -> list[str]:
+    def find_obstacles(self) -> list[Obstacle]:
         """Return why the replayed commands are not sent soon, as far as it is known."""
         products = {listing.product for listing in self.letters}
         with suppress(BrokerUnavailable):  # what was replayed is replayed

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from worker.app import client_of, limiter_of
 from worker.core.platform import CachedCommand
@@ -14,6 +14,7 @@ from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable, WorkerError
 from worker.flow.rate_limited_queue import Turns
 from worker.onenet.client import OneNETClient
+from worker.printable import utc
 from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.tracing import NoTracing
 
@@ -92,6 +93,35 @@ class Cancelling:
 def state_of(command: CachedCommand) -> DeviceState:
     """Return what became of a command, in a word."""
     return _STATES.get(command.state.send_status or 0, "unknown")
+
+
+def entry_document(entry: DeviceEntry, of: DeviceCommands) -> dict[str, Any]:
+    """Return one command of a device as a JSON object, with times in UTC and null for what is unknown."""
+    cached, owner = entry.cached, entry.owner
+    return {
+        "imei": of.imei,
+        "uuid": cached.uuid or None,
+        "state": entry.state,
+        "send_status": cached.state.send_status,
+        "confirm_status": cached.state.confirm_status,
+        "kind": cached.kind,
+        "created_at": utc(cached.created_at),
+        "valid_at": utc(cached.valid_at),
+        "expires_at": utc(cached.expires_at),
+        "sent_at": utc(cached.state.sent_at),
+        "confirmed_at": utc(cached.state.confirmed_at),
+        "command_id": None if owner is None else owner.command_id,
+        "source": None if owner is None else owner.source,
+        "command_id_is_certain": None if owner is None else owner.is_certain,
+        "command_id_unread": of.owners_unread,
+    }
+
+
+def cancelling_document(done: Cancelling, of: DeviceCommands) -> dict[str, Any]:
+    """Return what became of a command that was to be cancelled, as a JSON object."""
+    if done.after is None:
+        return entry_document(done.before, of) | {"state": "unknown", "refusal": done.refusal}
+    return entry_document(done.after, of) | {"refusal": done.refusal}
 
 
 def list_device(

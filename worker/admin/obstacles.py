@@ -1,20 +1,44 @@
 """What keeps commands from being sent at this moment, as far as it can be seen from outside of the workers."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
 
-from worker.admin.pauses import Operator, pause_reasons, this_person
+from worker.admin.pauses import Operator, described, states_by_product, this_person
 from worker.admin.queues import count_queues_of
 from worker.amqp.address import BrokerAddress
 from worker.amqp.control_client import Answers
 from worker.amqp.topology import Topology
-from worker.core.pauses import Pauses
+from worker.core.pauses import DEFAULT_PRODUCT, Pauses
 from worker.errors import BrokerUnavailable, WorkerError
+
+Kind = Literal["paused_by_hand", "paused", "no_worker", "alarm", "store_unavailable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A reason why commands are not sent.
+
+    Attributes:
+        kind: what it is.
+        scope: whose commands: those of a product; None: all, ``DEFAULT_PRODUCT``: those that name no product.
+        text: what it is, for people.
+        remedy: what to do, for people.
+    """
+
+    kind: Kind
+    scope: str | None
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.remedy}"
 
 
 def find_obstacles(
     broker: BrokerAddress, topology: Topology, products: Collection[str | None] | None = None
-) -> list[str]:
-    """Return one line for each reason why commands that are published now are not sent soon; none is known if empty.
+) -> list[Obstacle]:
+    """Return why commands that are published now are not sent soon; empty: no reason is known.
 
     Args:
         broker: to connect to.
@@ -30,11 +54,46 @@ def find_obstacles(
         raise
     except WorkerError:  # no control stream, or no right to it: what remains can be said all the same
         answers = Answers(Pauses(), ())
-    lines = pause_reasons(answers, products)
+    found = pauses_in(answers, products)
     if not answers.reports and not count_queues_of(broker, topology).consumers:
-        lines.append(f"no worker consumes {topology.execute_queue}: start one with onenet-worker run")
+        found.append(
+            Obstacle(
+                "no_worker",
+                None,
+                f"no worker consumes {topology.execute_queue}",
+                "start one with onenet-worker run",
+            )
+        )
     if any(report.is_blocked for report in answers.reports):
-        lines.append("the broker takes no publications: a memory or disk alarm (run rabbitmq-diagnostics alarms)")
+        text = "the broker takes no publications, because of a memory or disk alarm"
+        found.append(Obstacle("alarm", None, text, "run rabbitmq-diagnostics alarms at the broker"))
     if answers.reports and not any(report.is_store_available for report in answers.reports):
-        lines.append("no worker can use the idempotency store: look for store_unavailable in their logs")
-    return lines
+        text = "no worker can use the idempotency store"
+        found.append(Obstacle("store_unavailable", None, text, "look for store_unavailable in their logs"))
+    return found
+
+
+def pauses_in(answers: Answers, products: Collection[str | None] | None = None) -> list[Obstacle]:
+    """Return the pauses by hand, and what workers have paused by themselves.
+
+    Args:
+        answers: what is known of the workers.
+        products: those of the commands; without any, all.
+    """
+    found = []
+    for order in answers.pauses.orders:
+        if products is None or any(order.concerns(product) for product in products):
+            verb = "are" if order.scope is None else "is"
+            why = f" ({order.reason})" if order.reason else ""
+            text = f"{described(order.scope)} {verb} paused by hand, by {order.by}{why}"
+            found.append(Obstacle("paused_by_hand", order.scope, text, "onenet-worker resume ends it"))
+    for product, states in states_by_product(answers).items():
+        paused = [each for each in states if each.is_paused and not each.is_by_hand]
+        if paused and (products is None or product in products):
+            scope = product or DEFAULT_PRODUCT
+            place = "" if len(paused) == len(states) else f" by {len(paused)} of {len(states)} workers"
+            text = f"{described(scope)} is paused{place}, because of {paused[0].reason}"
+            waits = [each.next_try_in_s for each in paused if each.next_try_in_s is not None]
+            due = f"the next probe is in {min(waits):g} s; " if waits else ""
+            found.append(Obstacle("paused", scope, text, f"{due}onenet-worker probe sends one now"))
+    return found

@@ -2,9 +2,9 @@
 
 import getpass
 import socket
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from worker.amqp.address import BrokerAddress
@@ -111,25 +111,9 @@ def states_by_product(answers: Answers) -> dict[str | None, list[ProductState]]:
     return found
 
 
-def pause_reasons(answers: Answers, products: Collection[str | None] | None = None) -> list[str]:
-    """Return in one line each why commands are not sent; empty if all are.
-
-    Args:
-        answers: what is known of the workers.
-        products: those of the commands; without any, all.
-    """
-    lines = []
-    for order in answers.pauses.orders:
-        if products is None or any(order.concerns(product) for product in products):
-            verb = "are" if order.scope is None else "is"
-            why = f": {order.reason}" if order.reason else ""
-            hint = "run onenet-worker resume"
-            lines.append(f"{described(order.scope)} {verb} paused by hand, by {order.by}{why} ({hint})")
-    for product, states in states_by_product(answers).items():
-        paused = [each for each in states if each.is_paused and not each.is_by_hand]
-        if paused and (products is None or product in products):
-            waits = [each.next_try_in_s for each in paused if each.next_try_in_s is not None]
-            when = f"; next probe in {min(waits):g} s, or by onenet-worker probe" if waits else ""
-            place = "" if len(paused) == len(states) else f" by {len(paused)} of {len(states)} workers"
-            lines.append(f"{described(product or '')} is paused{place}: {paused[0].reason}{when}")
-    return lines
+def answers_document(answers: Answers) -> dict[str, Any]:
+    """Return what is paused by hand, and what the workers say of themselves, as a JSON object."""
+    return {
+        "paused_by_hand": [order.model_dump(mode="json") for order in answers.pauses.orders],
+        "workers": [report.model_dump(mode="json") for report in answers.reports],
+    }

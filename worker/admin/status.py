@@ -2,21 +2,36 @@
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from worker.admin.obstacles import find_obstacles
-from worker.admin.queues import count_queues_of
+from worker.admin.obstacles import Obstacle, find_obstacles
+from worker.admin.queues import QueueCounts, count_queues_of
 from worker.core.records import CommandRecord
 from worker.core.redis_address import RedisAddress
 from worker.dead_letters.advice import advise
 from worker.dead_letters.letter import DeadLetter, Listing
 from worker.dead_letters.reader import DeadLetterReader
+from worker.dead_letters.view import summary
 from worker.errors import WorkerError
+from worker.printable import utc
 from worker.settings import MEMORY, Settings
 
 Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """What a person may do next.
+
+    Attributes:
+        text: one sentence or two.
+        commands: what to type, in this order.
+    """
+
+    text: str
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,8 @@ class CommandStory:
         delayed: how many wait in the delay queues; None: unknown.
         obstacles: why commands are not sent now.
         unread: what could not be read, with the reason.
+        next_steps: what a person may do; empty if nothing is known.
+        possible_reasons: what it can mean that nothing is known; empty otherwise.
     """
 
     command_id: str
@@ -42,8 +59,10 @@ class CommandStory:
     dead_letters: tuple[Listing, ...]
     waiting: int | None
     delayed: int | None
-    obstacles: tuple[str, ...]
+    obstacles: tuple[Obstacle, ...]
     unread: tuple[str, ...]
+    next_steps: tuple[NextStep, ...]
+    possible_reasons: tuple[str, ...]
 
     @property
     def is_known(self) -> bool:
@@ -72,115 +91,138 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
 
     broker, topology = settings.broker_address, settings.topology
     counts = tried("the queues", lambda: count_queues_of(broker, topology))
-    letters, obstacles = None, None
+    letters: list[Listing] = []
+    obstacles: list[Obstacle] = []
     if counts is not None:  # otherwise there is no broker to read anything of
-        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source))
-        obstacles = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology))
+        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source)) or []
+        obstacles = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology)) or []
     has_shared_records = settings.idempotency_url.get_secret_value() != MEMORY
-    others = {letter.source for letter in letters or () if letter.source}
-    records = None
+    records: list[CommandRecord] = []
     if has_shared_records:
-        records = tried("the record", lambda: _records(settings, command_id, source, others))
+        others = {letter.source for letter in letters if letter.source}
+        records = tried("the record", lambda: _records(settings, command_id, source, others)) or []
+    is_known = bool(records or letters)
+    steps = _next_steps(records, letters, obstacles, settings.worker_reconcile_delay) if is_known else []
     return CommandStory(
         command_id,
         source,
-        tuple(records or ()),
+        tuple(records),
         has_shared_records,
-        tuple(letters or ()),
+        tuple(letters),
         None if counts is None else counts.commands,
         None if counts is None else counts.delayed,
-        tuple(obstacles or ()),
+        tuple(obstacles),
         tuple(unread),
+        tuple(dict.fromkeys(steps)),
+        () if is_known else tuple(_reasons_for_nothing(settings, source, counts)),
     )
 
 
-def next_steps(story: CommandStory, reconcile_delay_s: int) -> list[str]:
-    """Return what a person may do next, one line for each step.
+def story_document(story: CommandStory) -> dict[str, Any]:
+    """Return what became of a command as a JSON object, with times in UTC and null for what is unknown."""
+    return {
+        "command_id": story.command_id,
+        "source": story.source,
+        "is_known": story.is_known,
+        "records_are_shared": story.has_shared_records,
+        "records": [_record_document(record) for record in story.records],
+        "dead_letters": [summary(letter) for letter in story.dead_letters],
+        "waiting": story.waiting,
+        "delayed": story.delayed,
+        "obstacles": [asdict(obstacle) for obstacle in story.obstacles],
+        "unread": list(story.unread),
+        "next_steps": [asdict(step) for step in story.next_steps],
+        "possible_reasons": list(story.possible_reasons),
+    }
 
-    Args:
-        story: of the command.
-        reconcile_delay_s: for how long a command in doubt waits, in seconds.
-    """
-    steps: list[str] = []
-    for record in story.records:
+
+def _next_steps(
+    records: Collection[CommandRecord],
+    letters: Collection[Listing],
+    obstacles: Collection[Obstacle],
+    reconcile_delay_s: int,
+) -> list[NextStep]:
+    steps: list[NextStep] = []
+    imei = next((letter.imei for letter in letters if letter.imei), "IMEI")
+    history = f"onenet-worker device {imei}"
+    for record in records:
         match record.state:
             case "in_progress":
-                steps.append("a worker is processing it: look again in a moment")
+                steps.append(NextStep("a worker is processing it: look again in a moment"))
             case "in_doubt":
-                steps.append(
-                    "it may have been sent: a worker reads the device's history before it sends anything; "
-                    f"look again after {reconcile_delay_s} s, or see the history with onenet-worker device IMEI"
+                text = (
+                    "it may have been sent, and a worker reads the device's history before it sends anything: look "
+                    f"again after {reconcile_delay_s} s, or see the history"
                 )
+                steps.append(NextStep(text, (history,)))
             case "not_sent":
-                steps.append("it waits for its next attempt, in the queue or in a delay queue")
+                steps.append(NextStep("it waits for its next attempt, in the queue or in a delay queue"))
             case "unreadable":
-                steps.append("its record cannot be read, so it counts as in doubt: look at onenet-worker device IMEI")
+                text = "its record cannot be read, so it counts as in doubt: see the device's history"
+                steps.append(NextStep(text, (history,)))
             case "finished":
-                steps += _after_outcome(record, story)
-    if story.dead_letters and not any(record.state == "finished" for record in story.records):
-        steps += _about_dead_letters(story)
-    if story.is_known and not _is_over(story):
-        steps += [f"commands are not sent now: {obstacle}" for obstacle in story.obstacles]
-    return list(dict.fromkeys(steps))
+                steps += _after_outcome(record, letters)
+    is_over = bool(records) and all(record.state == "finished" for record in records)
+    if not any(record.state == "finished" for record in records):
+        steps += _about_dead_letters(letters)
+    is_waiting = any(record.state != "finished" for record in records)
+    can_be_replayed = not is_over and any(map(_is_replay_useful, letters))
+    if is_waiting or can_be_replayed:
+        steps += [NextStep(f"commands are not sent now: {obstacle}") for obstacle in obstacles]
+    return steps
 
 
-def reasons_for_nothing(story: CommandStory, ttl_s: int, namespace: str) -> list[str]:
-    """Return what it can mean that nothing is known of a command.
-
-    Args:
-        story: of the command.
-        ttl_s: for how long a record is kept, in seconds.
-        namespace: in which was looked.
-    """
-    reasons = ["it never arrived: ask its sender for the publisher confirm"]
-    if story.waiting:
-        reasons.append(f"it is one of {story.waiting:,} that wait in the queue and that no worker has taken yet")
-    if story.delayed:
-        reasons.append(f"it is one of {story.delayed:,} that wait in the delay queues")
-    if not story.has_shared_records:
-        reasons.append(
-            "a worker has its record: with IDEMPOTENCY_URL=memory:// records are in the workers' memory and cannot be "
-            "read from outside; read the worker's log"
-        )
-    else:
-        reasons.append(f"its record has expired: it is kept for IDEMPOTENCY_TTL, {ttl_s} s")
-        if story.source is None:
-            reasons.append("another system used this id first: name the sender with --source APP_ID")
-        else:
-            reasons.append(f"{story.source} did not send it: leave out --source to look for any sender's")
-    where = "at the broker and Redis of AMQP_URL and IDEMPOTENCY_URL"
-    reasons.append(f"it belongs elsewhere: looked in the namespace {namespace}, {where}")
-    return reasons
-
-
-def _after_outcome(record: CommandRecord, story: CommandStory) -> list[str]:
+def _after_outcome(record: CommandRecord, letters: Collection[Listing]) -> list[NextStep]:
     reply = record.reply
     if reply is None:
         return []
     match reply.status:
         case "accepted" if record.result is None:
-            return [f"OneNET keeps it for its device; what became of it: onenet-worker device {reply.imei or 'IMEI'}"]
+            text = "OneNET keeps it for its device: see there what became of it"
+            return [NextStep(text, (f"onenet-worker device {reply.imei or 'IMEI'}",))]
         case "accepted":
             return []
         case "rejected":
-            return ["nothing was cached: correct the cause and send a new command, with another id"]
-        case _ if story.dead_letters:
-            return _about_dead_letters(story)
+            return [NextStep("nothing was cached: correct the cause, and send a new command with another id")]
+        case _ if letters:
+            return _about_dead_letters(letters)
         case _:
-            return ["its dead letter was discarded, or replayed and is waiting"]
+            return [NextStep("its dead letter was discarded, or replayed and is waiting")]
 
 
-def _about_dead_letters(story: CommandStory) -> list[str]:
+def _about_dead_letters(letters: Collection[Listing]) -> list[NextStep]:
     """Return what to do with the dead letters of a command, as ``dead-letters show`` says."""
     steps = []
-    for letter in story.dead_letters:
+    for letter in letters:
         advice = advise(letter, letter.name, is_valid=letter.expires_at is not None)
-        steps.append(f"replay its dead letter? {advice.replay}: {'; '.join(advice.commands)}")
-    return list(dict.fromkeys(steps))
+        steps.append(NextStep(f"replay its dead letter? {advice.replay}", advice.commands))
+    return steps
 
 
-def _is_over(story: CommandStory) -> bool:
-    return bool(story.records) and all(record.state == "finished" for record in story.records)
+def _is_replay_useful(letter: Listing) -> bool:
+    return advise(letter, letter.name, is_valid=letter.expires_at is not None).is_replay_useful
+
+
+def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCounts | None) -> list[str]:
+    reasons = ["it never arrived: ask its sender for the publisher confirm"]
+    if counts is not None and counts.commands:
+        reasons.append(f"it is one of {counts.commands:,} that wait in the queue and that no worker has taken yet")
+    if counts is not None and counts.delayed:
+        reasons.append(f"it is one of {counts.delayed:,} that wait in the delay queues")
+    if settings.idempotency_url.get_secret_value() == MEMORY:
+        reasons.append(
+            "a worker has its record: with IDEMPOTENCY_URL=memory:// records are in the workers' memory and cannot be "
+            "read from outside; read the worker's log"
+        )
+    else:
+        reasons.append(f"its record has expired: it is kept for IDEMPOTENCY_TTL, {settings.idempotency_ttl} s")
+        if source is None:
+            reasons.append("another system used this id first: name the sender with --source APP_ID")
+        else:
+            reasons.append(f"{source} did not send it: leave out --source to look for any sender's")
+    namespace, where = settings.worker_namespace, "at the broker and Redis of AMQP_URL and IDEMPOTENCY_URL"
+    reasons.append(f"it belongs elsewhere: looked in the namespace {namespace}, {where}")
+    return reasons
 
 
 def _dead_letters(settings: Settings, command_id: str, source: str | None) -> list[Listing]:
@@ -207,3 +249,16 @@ def _records(settings: Settings, command_id: str, source: str | None, others: Co
             await reader.close()
 
     return asyncio.run(look())
+
+
+def _record_document(record: CommandRecord) -> dict[str, Any]:
+    return {
+        "source": record.source or None,
+        "state": record.state,
+        "since": utc(record.since),
+        "until": utc(record.until),
+        "was_abandoned": record.was_abandoned,
+        "kept_until": utc(record.kept_until),
+        "reply": None if record.reply is None else record.reply.model_dump(mode="json"),
+        "result": None if record.result is None else record.result.model_dump(mode="json"),
+    }

@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from worker.amqp.address import BrokerAddress
+from worker.amqp.bodies import body_document
 from worker.amqp.queue_reader import QueueMessage
 from worker.amqp.topology import EXECUTE, RESULT, Topology
 from worker.amqp.unrouted import UnroutedReader
 from worker.core.times import parse_instant
+from worker.printable import utc
 
 _TIMES = ("completed_at", "observed_at")  # of a reply, of a result
 
@@ -63,6 +65,19 @@ class UnroutedReply:
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def unrouted_document(reply: UnroutedReply) -> dict[str, Any]:
+    """Return an unrouted reply or result as a JSON object, with its body."""
+    return {
+        "routing_key": reply.routing_key,
+        "source": reply.source,
+        "command_id": reply.command_id,
+        "told_at": utc(reply.told_at),
+        "type": reply.message.properties.type,
+        "correlation_id": reply.message.properties.correlation_id,
+        **body_document(reply.message.body),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from dataclasses import replace as replaced
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,20 +15,21 @@ from worker.cli.progress import progress
 from worker.cli.terminal import (
     confirm,
     console,
-    counted,
     local_time,
     note,
     print_rows,
     require_person_or_yes,
     short_time,
-    zone_name,
+    shown_of,
+    times_note,
 )
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
-from worker.printable import printable, printable_json
+from worker.printable import counted, printable, printable_json
 
 if TYPE_CHECKING:
     from worker.admin.dead_letters import Count, DeadLetters, Found, Replay, Shown
+    from worker.admin.obstacles import Obstacle
     from worker.dead_letters.groups import Group
     from worker.dead_letters.letter import Listing
     from worker.dead_letters.selection import Choice
@@ -92,9 +94,10 @@ def _choice_of(
         list[Reason] | None,
         typer.Option("--reason", help="The reason for dead-lettering; may be repeated.", metavar="REASON"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The IMEI of a device.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="IMEI", help="The device.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="The upstream system that sent the command: the property app_id.")
+        str | None,
+        typer.Option(metavar="APP_ID", help="The upstream system that sent the command: the property app_id."),
     ] = None,
     older_than: Annotated[
         timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Minimum {_AGE}")
@@ -130,7 +133,9 @@ def _with_choice(command: Callable[..., None]) -> Callable[..., None]:
 def list_dead_letters(
     choice: "Choice",
     limit: Limit = None,
-    newest_first: Annotated[bool, typer.Option("--newest-first", help="The newest, and these first.")] = False,
+    newest_first: Annotated[
+        bool, typer.Option("--newest-first/--oldest-first", help="The order, and which ones a limit shows.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, the oldest first. Each has a digest, which works wherever a command id does.
@@ -158,6 +163,7 @@ def summary(choice: "Choice", as_json: AsJson = False) -> None:
     if as_json:
         for each in found.groups:
             typer.echo(printable_json(group(each)))
+        _warn_of_unread(found.count)
         return
     _print_groups(found.groups, found.short)
     _say_count(found.count, found.count.matching, choice)
@@ -179,13 +185,15 @@ def show(
         raise _missing([name])
     for number, each in enumerate(found):
         if as_json:
-            typer.echo(printable_json(each.document))
+            typer.echo(printable_json(each.document | {"advice": asdict(each.advice)}))
         else:
             if number:
                 typer.echo()
             _show(each)
     if len(found) > 1 and not as_json:
         note(f"{counted(len(found), 'dead letter')} of {name}: the digest of each names it alone")
+    if not as_json:
+        note(times_note())
 
 
 @dead_letters.command("replay")
@@ -384,14 +392,17 @@ def _print_letters(letters: Sequence["Listing"], short: Callable[[str], str], *,
 
 def _print_groups(groups: Sequence["Group"], short: Callable[[str], str], *, stderr: bool = False) -> None:
     rows = [
-        (
-            f"{each.count:,}", each.reason, short_time(each.oldest),
-            short_time(each.newest) if each.newest != each.oldest else "", short(each.example), each.error or "",
-        )
+        (counted(each.count, "letter"), each.reason, _span(each), short(each.example), each.error or "")
         for each in groups
-    ]  # fmt: skip
-    headings = ("number", "reason", "oldest", "newest", "for example", "its error")
-    print_rows(headings, rows, ((0, 1, 2, 3), (4, 5)), stderr=stderr)
+    ]
+    headings = ("number", "reason", "failed at", "for example", "its error")
+    print_rows(headings, rows, ((0, 1, 2), (3, 4)), stderr=stderr)
+
+
+def _span(group: "Group") -> str:
+    if group.oldest == group.newest:
+        return short_time(group.oldest)
+    return f"{short_time(group.oldest)} to {short_time(group.newest)}"
 
 
 def _say_count(count: "Count", shown: int, choice: "Choice", *, newest_first: bool = False) -> None:
@@ -403,11 +414,9 @@ def _say_count(count: "Count", shown: int, choice: "Choice", *, newest_first: bo
     elif not count.matching:
         note(f"0 of {total} match: onenet-worker dead-letters summary shows what there is")
     else:
-        order = "newest" if newest_first else "oldest"
-        matching = counted(count.matching, "dead letter")
-        limited = f"showing {shown:,} of {matching}, the {order} first" if shown < count.matching else matching
+        shown_text = shown_of(shown, count.matching, "dead letter", newest_first=newest_first)
         among = "" if choice.is_empty else f" that match, of {count.read:,} in all"
-        note(f"{limited}{among}; times are {zone_name()}")
+        note(f"{shown_text}{among}; {times_note()}")
 
 
 def _warn_of_unread(count: "Count") -> None:
@@ -496,9 +505,11 @@ def _end_replay(under_way: "Replay", *, as_json: bool) -> None:
             note(f"for now nothing is sent: {obstacle}")
 
 
-def _print_outcomes(under_way: "Replay", timeout_s: float, obstacles: Sequence[str], *, as_json: bool) -> None:
-    def on_obstacle(obstacle: str) -> None:
-        if obstacle not in obstacles:
+def _print_outcomes(under_way: "Replay", timeout_s: float, known: Sequence["Obstacle"], *, as_json: bool) -> None:
+    kinds = {(each.kind, each.scope) for each in known}
+
+    def on_obstacle(obstacle: "Obstacle") -> None:
+        if (obstacle.kind, obstacle.scope) not in kinds:
             note(f"still waiting: {obstacle}")
 
     if not as_json:
@@ -600,7 +611,7 @@ def _show(shown: "Shown") -> None:
             text = value if isinstance(value, str) else printable_json(value)
             table.add_row(Text(printable(name), "dim"), Text(printable(text)))
     target = console()
-    target.print(Text(f"dead letter {shown.short} (times are {zone_name()})", "bold"))
+    target.print(Text(f"dead letter {shown.short}", "bold"))
     target.print(table)
     target.print(Text("body", "bold"))
     target.print(Text(printable(shown.text, keep="\n")), overflow="fold")

@@ -1,13 +1,13 @@
 """``onenet-worker device``."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import confirm, counted, local_time, note, print_rows, require_person_or_yes, zone_name
+from worker.cli.terminal import confirm, local_time, note, print_rows, require_person_or_yes, shown_of, times_note
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
-from worker.printable import printable_json
+from worker.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from worker.admin.device import Cancelling, DeviceEntry
@@ -65,30 +65,30 @@ def device(
     if cancel or cancel_all:
         _cancel(settings, imei, product, cancel or [], yes=yes, as_json=as_json)
         return
-    from worker.admin.device import list_device
+    from worker.admin.device import entry_document, list_device
 
     found = list_device(settings, imei, product, limit=limit, newest_first=newest_first)
     if as_json:
         for entry in found.entries:
-            typer.echo(printable_json(_json(entry)))
+            typer.echo(printable_json(entry_document(entry, found)))
     else:
         _print(found.entries)
     if not found.entries:
         note(f"OneNET has no command of the last 180 days for device {imei}")
         return
-    shown, total = len(found.entries), counted(found.total, "command")
-    order = "newest" if newest_first else "oldest"
-    note(total if shown >= found.total else f"the {order} {shown:,} of {total}: use --limit for more")
+    shown = len(found.entries)
+    more = "; --limit shows more" if shown < found.total else ""
+    note(shown_of(shown, found.total, "command", newest_first=newest_first) + more)
     if found.owners_unread is not None:
         note(f"without command ids: {found.owners_unread}")
     if not as_json:
-        note(f"times are in this machine's zone, {zone_name()}")
+        note(times_note())
 
 
 def _cancel(
     settings: "Settings", imei: str, product: str | None, beginnings: Sequence[str], *, yes: bool, as_json: bool
 ) -> None:
-    from worker.admin.device import cancel, find_waiting
+    from worker.admin.device import cancel, cancelling_document, find_waiting
 
     require_person_or_yes(yes=yes)
     waiting = find_waiting(settings, imei, product, beginnings)
@@ -96,7 +96,7 @@ def _cancel(
         note(f"no command waits for device {imei}: nothing was cancelled")
         return
     if not yes:
-        _print(waiting.entries)
+        _print(waiting.entries, stderr=True)
         confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", "nothing was cancelled")
     try:
         done = cancel(settings, imei, product, waiting.entries, is_all=not beginnings)
@@ -105,9 +105,7 @@ def _cancel(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         for each in done:
-            after = each.after or each.before
-            state = after.state if each.after else "unknown"
-            typer.echo(printable_json(_json(after) | {"state": state, "refusal": each.refusal}))
+            typer.echo(printable_json(cancelling_document(each, waiting)))
     else:
         print_rows(("uuid", "command id", "is now"), [_row_after(each) for each in done])
         for each in done:
@@ -130,9 +128,9 @@ def _why_not(done: "Cancelling") -> str:
     return f"OneNET did not cancel it: {done.refusal}"
 
 
-def _print(entries: Sequence["DeviceEntry"]) -> None:
-    headings = ("uuid", "command id", "state", "kind", "created", "valid from", "expires", "sent", "confirmed")
-    print_rows(headings, [_row(entry) for entry in entries])
+def _print(entries: Sequence["DeviceEntry"], *, stderr: bool = False) -> None:
+    times = ("created at", "valid from", "expires at", "sent at", "confirmed at")
+    print_rows(("uuid", "command id", "state", "kind", *times), [_row(entry) for entry in entries], stderr=stderr)
 
 
 def _row(entry: "DeviceEntry") -> tuple[str, ...]:
@@ -162,24 +160,3 @@ def _command_id(owner: "UuidOwner | None") -> str:
         return ""
     source = f" from {owner.source}" if owner.source else ""
     return f"{owner.command_id}{source}{'' if owner.is_certain else ' (perhaps)'}"
-
-
-def _json(entry: "DeviceEntry") -> dict[str, Any]:
-    from worker.dead_letters.view import utc
-
-    cached, owner = entry.cached, entry.owner
-    return {
-        "uuid": cached.uuid or None,
-        "state": entry.state,
-        "send_status": cached.state.send_status,
-        "confirm_status": cached.state.confirm_status,
-        "kind": cached.kind,
-        "created_at": utc(cached.created_at),
-        "valid_at": utc(cached.valid_at),
-        "expires_at": utc(cached.expires_at),
-        "sent_at": utc(cached.state.sent_at),
-        "confirmed_at": utc(cached.state.confirmed_at),
-        "command_id": None if owner is None else owner.command_id,
-        "source": None if owner is None else owner.source,
-        "command_id_is_certain": None if owner is None else owner.is_certain,
-    }

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 Product = Annotated[str | None, typer.Option("--product", metavar="NAME", help="One product; without it: all.")]
 Default = Annotated[bool, typer.Option("--default-product", help="Only the product of commands that name none.")]
-By = Annotated[str | None, typer.Option("--by", help="Who asks, for the logs; default: this user and machine.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the logs and for those who wonder.")]
+By = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who asks, for the logs; default: this user and machine.")
+]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the logs and for those who wonder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
@@ -77,12 +79,10 @@ def _operator(by: str | None) -> "Operator":
 
 
 def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -> None:
-    from worker.admin.pauses import described
+    from worker.admin.pauses import answers_document, described
 
     if as_json:
-        pauses = [order.model_dump(mode="json") for order in answers.pauses.orders]
-        reports = [report.model_dump(mode="json") for report in answers.reports]
-        typer.echo(printable_json({"paused_by_hand": pauses, "workers": reports}))
+        typer.echo(printable_json(answers_document(answers)))
     else:
         typer.echo(f"{what}: {printable(described(scope))}")
         for order in answers.pauses.orders:

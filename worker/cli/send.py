@@ -5,7 +5,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,9 @@ from uuid import uuid4
 import typer
 
 from worker.cli.progress import Advance, phases
-from worker.cli.terminal import counted, discard_stdout, note
+from worker.cli.terminal import discard_stdout, note
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BrokerUnavailable, Unconfirmed, UnusableCommand, WorkerError
-from worker.printable import printable_json
+from worker.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from worker.amqp.blocking import CommandClient
@@ -200,9 +200,8 @@ class _Sending:
             self._print(printable_json(reply))
             if self.has_no_reader:
                 return
-        missing = len(self.commands) - len(self._replies)
-        if missing:
-            raise WorkerError(f"{missing:,} of {self._total('reply')} did not arrive in {timeout_s:g} s")
+        if len(self._replies) < len(self.commands):
+            raise WorkerError(f"{self._absent('reply', self._replies, len(self.commands))} within {timeout_s:g} s")
 
     def read_results(self, begin: Callable[[str, int], Advance], timeout_s: float) -> None:
         """Print the results of the accepted commands as they arrive.
@@ -221,8 +220,7 @@ class _Sending:
                 return
         if len(self._results) < len(accepted):
             raise WorkerError(
-                f"{len(accepted) - len(self._results):,} of {counted(len(accepted), 'result')} did not arrive in "
-                f"{timeout_s:g} s",
+                f"{self._absent('result', self._results, len(accepted))} within {timeout_s:g} s",
                 f"workers publish results with WORKER_RESULTS=on, {self.settings.worker_result_delays[0]} s after the "
                 "reply at the earliest",
             )
@@ -249,9 +247,10 @@ class _Sending:
         if self._confirmed < len(self.commands):
             first, *others = self.progress(None)
             return [f"interrupted: {first}", *others]
-        missing = len(self.commands) - len(self._replies)
-        first = f"{missing:,} of {self._total('reply')} have not arrived" if missing else "not all results have arrived"
-        return [f"interrupted: {first}", *self.progress(None)]
+        absent = self._absent("reply", self._replies, len(self.commands))
+        if len(self._replies) == len(self.commands):
+            absent = self._absent("result", self._results or {}, sum(map(self._is_accepted, self._replies)))
+        return [f"interrupted: {absent}", *self.progress(None)]
 
     def progress(self, error: WorkerError | None) -> list[str]:
         """Return what is known of the commands after an error or an interrupt, and what to do."""
@@ -268,17 +267,19 @@ class _Sending:
         what = "reply" if len(self._replies) < len(self.commands) else "result"
         return [
             *self._summary(),
-            f"no {what} yet to {_named([each.id for each in missing])}",
+            *([f"no {what} yet to {_named([each.id for each in missing])}"] if self.is_file else []),
             f"{self._how_many_sent()}, so that {'each' if self.is_file else 'its'} {what} still comes: "
             + self._where_replies_are(),
             *self._obstacles(missing),
         ]
 
+    def _absent(self, what: str, arrived: Sized, expected: int) -> str:
+        if not self.is_file:
+            return f"the {what} of {self.commands[0].id} has not arrived"
+        return f"{expected - len(arrived):,} of {counted(expected, what)} have not arrived"
+
     def _is_accepted(self, command_id: str) -> bool:
         return bool(self._replies.get(command_id, {}).get("status") == "accepted")
-
-    def _total(self, what: str) -> str:
-        return f"{len(self.commands):,} {'replies' if what == 'reply' else what}"
 
     def _print(self, line: str) -> None:
         if self.has_no_reader:
@@ -312,12 +313,13 @@ class _Sending:
 
     def _where_replies_are(self) -> str:
         kept = f"; late replies are kept for a day in {self.client.kept_queue}" if self.client.kept_queue else ""
-        return f"onenet-worker status ID tells what became of a command{kept}"
+        which, what = ("COMMAND_ID", "a command") if self.is_file else (self.commands[0].id, "it")
+        return f"onenet-worker status {which} tells what became of {what}{kept}"
 
     def _obstacles(self, missing: Sequence[_Command]) -> list[str]:
-        from worker.admin.obstacles import find_obstacles
+        from worker.admin.obstacles import Obstacle, find_obstacles
 
-        found: list[str] = []
+        found: list[Obstacle] = []
         with suppress(BrokerUnavailable):
             products = {each.product for each in missing}
             found = find_obstacles(self.settings.broker_address, self.settings.topology, products)

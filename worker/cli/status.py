@@ -1,12 +1,12 @@
 """``onenet-worker status``."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import counted, local_time, note, print_fields, print_lines, zone_name
+from worker.cli.terminal import local_time, note, print_fields, print_lines, times_note
 from worker.errors import EXIT_FAILURE, WorkerError
-from worker.printable import printable_json
+from worker.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from worker.admin.status import CommandStory
@@ -51,24 +51,21 @@ def status(
 
         onenet-worker status 8f6c1d0e
     """
-    from worker.admin.status import next_steps, reasons_for_nothing, tell_story
+    from worker.admin.status import story_document, tell_story
     from worker.cli.settings import read_settings
 
-    settings = read_settings()
-    story = tell_story(settings, command_id, source)
+    story = tell_story(read_settings(), command_id, source)
     if not story.is_known and story.unread:
         raise WorkerError("; ".join(story.unread))
-    steps = next_steps(story, settings.worker_reconcile_delay)
-    reasons = reasons_for_nothing(story, settings.idempotency_ttl, settings.worker_namespace)
     if as_json:
-        typer.echo(printable_json(_json(story, steps)))
+        typer.echo(printable_json(story_document(story)))
     elif story.is_known:
-        _print(story, steps)
+        _print(story)
     if not story.is_known:
         sender = f" from {source}" if source else ""
         note(f"nothing is known of {command_id}{sender}")
         if not as_json:
-            print_lines("It can mean:", reasons)
+            print_lines("It can mean:", [(reason, ()) for reason in story.possible_reasons])
         raise typer.Exit(EXIT_FAILURE)
     for line in story.unread:
         note(f"could not be read: {line}")
@@ -76,7 +73,7 @@ def status(
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _print(story: "CommandStory", steps: list[str]) -> None:
+def _print(story: "CommandStory") -> None:
     for record in story.records:
         print_fields(_title(record.command_id, record.source), _record_fields(record))
     if not story.records:
@@ -84,11 +81,11 @@ def _print(story: "CommandStory", steps: list[str]) -> None:
         print_fields(story.command_id, [("record", where)])
     for letter in story.dead_letters:
         print_fields(f"dead letter of {_title(story.command_id, letter.source)}", _letter_fields(letter))
-    if steps:
-        print_lines("Next:", steps)
+    if story.next_steps:
+        print_lines("Next:", [(step.text, step.commands) for step in story.next_steps])
     if story.source is None and len(story.records) > 1:
         note(f"{counted(len(story.records), 'system')} use this id: choose one with --source APP_ID")
-    note(f"times are in this machine's zone, {zone_name()}")
+    note(times_note())
 
 
 def _title(command_id: str, source: str | None) -> str:
@@ -112,7 +109,7 @@ def _outcome_fields(record: "CommandRecord") -> list[tuple[str, str]]:
     reply, result = record.reply, record.result
     if reply is None:
         return []
-    fields = [("outcome", _OUTCOMES[reply.status]), ("at", local_time(reply.completed_at))]
+    fields = [("outcome", _OUTCOMES[reply.status]), ("completed at", local_time(reply.completed_at))]
     fields += [("device", reply.imei or ""), ("uuid", reply.uuid or "")]
     if reply.recovered:
         fields.append(("recovered", "its uuid was found in the device's history"))
@@ -135,40 +132,7 @@ def _letter_fields(letter: "Listing") -> list[tuple[str, str]]:
     return [
         ("reason", letter.reason),
         ("error", letter.error or ""),
-        ("at", local_time(letter.failed_at)),
+        ("failed at", local_time(letter.failed_at)),
         ("device", letter.imei or ""),
-        ("expires", local_time(letter.expires_at)),
+        ("expires at", local_time(letter.expires_at)),
     ]
-
-
-def _json(story: "CommandStory", steps: list[str]) -> dict[str, Any]:
-    from worker.dead_letters.view import summary
-
-    return {
-        "command_id": story.command_id,
-        "source": story.source,
-        "is_known": story.is_known,
-        "records_are_shared": story.has_shared_records,
-        "records": [_record_json(record) for record in story.records],
-        "dead_letters": [summary(letter) for letter in story.dead_letters],
-        "waiting": story.waiting,
-        "delayed": story.delayed,
-        "obstacles": list(story.obstacles),
-        "unread": list(story.unread),
-        "next_steps": steps,
-    }
-
-
-def _record_json(record: "CommandRecord") -> dict[str, Any]:
-    from worker.dead_letters.view import utc
-
-    return {
-        "source": record.source or None,
-        "state": record.state,
-        "since": utc(record.since),
-        "until": utc(record.until),
-        "was_abandoned": record.was_abandoned,
-        "kept_until": utc(record.kept_until),
-        "reply": None if record.reply is None else record.reply.model_dump(mode="json"),
-        "result": None if record.result is None else record.result.model_dump(mode="json"),
-    }

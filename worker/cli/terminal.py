@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import typer
 
 from worker.errors import EXIT_FAILURE, WorkerError
-from worker.printable import printable
+from worker.printable import counted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,23 +92,19 @@ def short_time(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone().strftime("%m-%d %H:%M:%S")
 
 
-def zone_name() -> str:
-    """Return the name of this machine's time zone, in which times are shown."""
-    return datetime.now().astimezone().tzname() or "local time"
+def times_note() -> str:
+    """Return in which time zone times are shown."""
+    now = datetime.now().astimezone()
+    name, digits = now.tzname() or "", now.strftime("%z")
+    offset = f"UTC{digits[:3]}:{digits[3:5]}" if now.utcoffset() else "UTC"
+    zone = f"{name} ({offset})" if name.isalpha() and name != offset else offset
+    return f"times are in this machine's zone, {zone}"
 
 
-def rough(duration: timedelta) -> str:
-    """Return a duration in the largest unit of which it has two, such as ``90 s``, ``5 min``, ``3 h`` or ``12 d``."""
-    seconds = max(0, round(duration.total_seconds()))
-    for unit_s, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds // unit_s} {name}"
-    return f"{seconds} s"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: ``1 dead letter``, ``2,000 dead letters``."""
-    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+def shown_of(shown: int, total: int, noun: str, *, newest_first: bool = False) -> str:
+    """Return how many of how many things a list shows."""
+    order = "newest" if newest_first else "oldest"
+    return counted(total, noun) if shown >= total else f"showing the {order} {shown:,} of {counted(total, noun)}"
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -216,24 +212,27 @@ def print_fields(title: str, fields: Sequence[tuple[str, str]]) -> None:
             target.print(Text(f"{_CARD_INDENT}{label:<{indent}}", "dim") + Text(line, "not dim"), soft_wrap=True)
 
 
-def print_lines(title: str, lines: Sequence[str]) -> None:
-    """Print a list under a title, its long lines wrapped."""
+def print_lines(title: str, lines: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print a list under a title, its long lines wrapped; below each its commands, each whole on its own line."""
     import textwrap
 
     from rich.text import Text
 
     target = console()
     target.print(Text(title, "bold"))
-    for line in lines:
+    blanks = " " * len(_BULLET)
+    for line, commands in lines:
         text = textwrap.fill(
             printable(line),
             target.width,
             initial_indent=_BULLET,
-            subsequent_indent=" " * len(_BULLET),
+            subsequent_indent=blanks,
             break_long_words=False,
             break_on_hyphens=False,
         )
         target.print(Text(text), soft_wrap=True)
+        for command in commands:
+            target.print(Text(f"{blanks}{_CARD_INDENT}{printable(command)}"), soft_wrap=True)
 
 
 def _print_card(lines: Sequence[Sequence[str]], target: "Console") -> None:
@@ -246,10 +245,6 @@ def _print_card(lines: Sequence[Sequence[str]], target: "Console") -> None:
             target.print(Text(_CARD_INDENT + "  ".join(line)), soft_wrap=True)
     if last:
         target.print(Text(_CARD_INDENT + "  ".join(last)), no_wrap=True, overflow="ellipsis", crop=True)
-
-
-def _plural(noun: str) -> str:
-    return f"{noun[:-1]}ies" if noun.endswith("ply") else f"{noun}s"
 
 
 def _spell_out(error: UnicodeError) -> tuple[str, int]:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli.progress import progress
-from worker.cli.terminal import confirm, counted, local_time, note, print_rows, require_person_or_yes
+from worker.cli.terminal import confirm, local_time, note, print_rows, require_person_or_yes, shown_of, times_note
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
-from worker.printable import printable_json
+from worker.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from worker.admin.unrouted import Discarded, Published, Unrouted, UnroutedFilter, UnroutedGroup, UnroutedReply
@@ -23,7 +23,7 @@ unrouted = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="List, publish or discard the replies and results that no queue was bound for.\n\nThe broker keeps them in "
-    "`onenet.replies.unrouted`. Example:\n\n    onenet-worker unrouted list",
+    "the queue `<WORKER_NAMESPACE>.replies.unrouted`. Example:\n\n    onenet-worker unrouted list",
 )
 
 
@@ -63,11 +63,16 @@ def list_replies(
 
         onenet-worker unrouted list --source billing
     """
+    from worker.admin.unrouted import unrouted_document
+
+    def print_document(reply: "UnroutedReply") -> None:
+        typer.echo(printable_json(unrouted_document(reply)))
+
     chosen = _filter(keys, source, older_than)
-    found = _list(chosen, limit, (lambda reply: typer.echo(printable_json(_json(reply)))) if as_json else _ignore)
+    found = _list(chosen, limit, print_document if as_json else _ignore)
     if not as_json:
         _print(found.groups)
-    _say_count(found, limit)
+    _say_count(found)
     if found.groups and not as_json:
         note(f"bind a queue to {_exchange()} for these keys, then: onenet-worker unrouted publish --key KEY")
         note("or delete them: onenet-worker unrouted discard --key KEY")
@@ -96,7 +101,7 @@ def publish(
     if dry_run:
         listed = _list(chosen, limit)
         _print(listed.groups)
-        _say_count(listed, limit)
+        _say_count(listed)
         return
     settings, done = read_settings(), Published()
     with _told(done, "published"), ExitStack() as stack:
@@ -138,8 +143,8 @@ def discard(
     if dry_run or not yes:
         require_person_or_yes(yes=dry_run)
         agreed = _list(chosen, limit)
-        _print(agreed.groups)
-        _say_count(agreed, limit)
+        _print(agreed.groups, stderr=not dry_run)
+        _say_count(agreed)
         if dry_run or not agreed.digests:
             return
         confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", "nothing was discarded")
@@ -173,7 +178,8 @@ def _told(done: "Published | Discarded", past: str) -> Iterator[None]:
             raise
         raise WorkerError(f"{exc}; {so_far()}") from exc
     if done.selected:
-        typer.echo(f"{past} {counted(done.count, _NOUN)}")
+        said = counted(done.count, _NOUN) if done.count else f"none of {counted(done.selected, _NOUN)}"
+        typer.echo(f"{past} {said}")
     else:
         note(f"nothing was {past}: {_none_of(done.waiting)}")
 
@@ -222,7 +228,7 @@ def _exchange() -> str:
     return read_settings().topology.replies_exchange
 
 
-def _print(groups: list["UnroutedGroup"]) -> None:
+def _print(groups: list["UnroutedGroup"], *, stderr: bool = False) -> None:
     headings = ("routing key", "a command id", "replies", "oldest", "newest")
     rows = [
         (
@@ -234,18 +240,14 @@ def _print(groups: list["UnroutedGroup"]) -> None:
         )
         for group in groups
     ]
-    print_rows(headings, rows)
+    print_rows(headings, rows, stderr=stderr)
 
 
-def _say_count(found: "Unrouted", limit: int | None) -> None:
+def _say_count(found: "Unrouted") -> None:
     if not found.matching:
         note(_none_of(found.waiting))
         return
-    shown = len(found.digests)
-    text = counted(found.matching, _NOUN)
-    if limit is not None and shown < found.matching:
-        text = f"the oldest {shown:,} of {text}"
-    note(text)
+    note(f"{shown_of(len(found.digests), found.matching, _NOUN)}; {times_note()}")
     if found.waiting > found.read:
         note(f"only {found.read:,} of {found.waiting:,} can be read at once; their order is lost")
 
@@ -260,28 +262,3 @@ def _say_unbound(done: "Published") -> None:
     print_rows(("no queue is bound for", "replies"), [(key, f"{count:,}") for key, count in done.unbound.most_common()])
     stay = sum(done.unbound.values())
     note(f"{counted(stay, _NOUN)} stay{'s' if stay == 1 else ''}: bind a queue to {_exchange()} for the routing key")
-
-
-def _json(reply: "UnroutedReply") -> dict[str, Any]:
-    from worker.dead_letters.view import utc
-
-    body = reply.message.body
-    try:
-        content = {"body": body.decode()}
-    except UnicodeDecodeError:
-        content = {"body_base64": _base64(body)}
-    return {
-        "routing_key": reply.routing_key,
-        "source": reply.source,
-        "command_id": reply.command_id,
-        "told_at": utc(reply.told_at),
-        "type": reply.message.properties.type,
-        "correlation_id": reply.message.properties.correlation_id,
-        **content,
-    }
-
-
-def _base64(body: bytes) -> str:
-    import base64
-
-    return base64.b64encode(body).decode()

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from worker.admin.pauses import Operator, pause_reasons, this_person
+from worker.admin.obstacles import pauses_in
+from worker.admin.pauses import Operator, this_person
 from worker.admin.queues import count_queues
 from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
 from worker.amqp.connection import printable_address
 from worker.amqp.rights import delay_faults, missing_rights
 from worker.amqp.topology import Topology
 from worker.app import client_of, limiter_of, rate_limit_address, store_of, tracing_of, try_store
-from worker.cli.terminal import counted
 from worker.core.claims import IdempotencyStore, Inspection
 from worker.core.credentials import Product, plaintext_hosts
 from worker.errors import BrokerUnavailable, PlatformUnusable, SettingsError, WorkerError
 from worker.onenet.proxies import environment_proxy
+from worker.printable import counted
 from worker.settings import Settings, find_unknown_settings, load_products, load_settings
 from worker.telemetry.tracing import NoTracing
 
@@ -156,7 +157,7 @@ def _workers(settings: Settings) -> CheckResult:
     except WorkerError as exc:
         return CheckResult("workers", ok=True, detail=f"cannot be asked: {exc}")
     running = f"{counted(len(answers.reports), 'worker')} answered" if answers.reports else "none answered"
-    state = pause_reasons(answers) or (["all products are sent"] if answers.reports else [])
+    state = [str(each) for each in pauses_in(answers)] or (["no product is paused"] if answers.reports else [])
     return CheckResult("workers", ok=True, detail="; ".join([running, *state]))
 
 
