@@ -463,6 +463,7 @@ def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, colum
     replaced = {
         port: "5" * len(port),
         platform: "8" * len(platform),
+        closed: "7" * len(closed),
         deployment.topology.namespace: "test-namespace"[:13],
     }
     assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced)

@@ -116,8 +116,10 @@ def test_counts_are_of_all_dead_letters_and_thousands_are_listed_fast_and_small(
     publish_dead_letters(deployment, *(f"d-{number}" for number in range(211)), reason="expired")
     result = dead_letters("list", "--limit", "1", "--newest-first")
     assert "d-210" in result.stdout
-    assert "showing 1 of 4,211 dead letters, the newest first" in result.stderr
-    assert "showing 2 of 211 dead letters" in dead_letters("list", "--reason", "expired", "--limit", "2").stderr
+    assert "showing the newest 1 of 4,211 dead letters" in result.stderr
+    assert (
+        "showing the oldest 2 of 211 dead letters" in dead_letters("list", "--reason", "expired", "--limit", "2").stderr
+    )
     whole = dead_letters("list")
     assert len(whole.stdout.splitlines()) == 4_211 + 4  # one line for each
     groups = [json.loads(line) for line in dead_letters("summary", "--json").stdout.splitlines()]
@@ -159,7 +161,7 @@ def test_only_what_was_confirmed_is_discarded(deployment: Deployment, dead_lette
     publish_dead_letters(deployment, *IDS)
     publish_dead_letters(deployment, *(f"c-{number}" for number in range(12)), reason="expired")
     screen = seen(dead_letters, "discard", "--reason", "expired", columns=80, typed="y\n")
-    assert re.search(r"12\W+expired", screen)  # of many, what they are is counted
+    assert re.search(r"12 letters\W+expired", screen)  # of many, what they are is counted
     assert "Delete these 12 dead letters permanently? [y/N]: discarded 12 dead letters\n" in screen
     assert dead_letters.ids() == list(IDS)
     assert "nothing was discarded" in seen(dead_letters, "discard", "--all", columns=80, typed="n\n")

@@ -20,6 +20,7 @@ from tests.support.stores import DOUBT, LONG_S, held, key, reply
 from tests.support.terminal import Screen, assert_screen, show
 from worker.dev.services.ports import free_port
 from worker.idempotency.redis import RedisStore
+from worker.printable import utc
 from worker.simulator.devices import CANCELLED, EXPIRED, FAILED, SENT, SUCCESS, WAIT, CachedCommand
 from worker.simulator.dialects import PlatformError, Reason
 from worker.simulator.platform import Platform
@@ -130,10 +131,10 @@ def test_each_command_is_told_with_its_state_and_our_id(site: Site) -> None:
     assert (found[2]["command_id"], found[2]["command_id_is_certain"]) == ("order-1", True)
     assert found[0]["command_id"] is None
     created = BASE + HOUR / 2
-    assert found[2]["created_at"] == created.isoformat(timespec="milliseconds")
-    assert found[2]["sent_at"] == (created + timedelta(minutes=1)).isoformat(timespec="milliseconds")
-    assert found[2]["confirmed_at"] == (created + timedelta(minutes=2)).isoformat(timespec="milliseconds")
-    assert found[2]["expires_at"] == "2099-01-01T00:00:00.000+00:00"
+    assert found[2]["created_at"] == utc(created)
+    assert found[2]["sent_at"] == utc(created + timedelta(minutes=1))
+    assert found[2]["confirmed_at"] == utc(created + timedelta(minutes=2))
+    assert found[2]["expires_at"] == "2099-01-01T00:00:00Z"
     assert not site.simulator.requests  # nothing was sent
 
 
@@ -147,7 +148,7 @@ def test_order_and_limit_and_how_many_there_are(site: Site) -> None:
     assert [each["uuid"] for each in site.listed("--limit", "2")] == ["n129", "n128"]
     assert [each["uuid"] for each in site.listed("--limit", "2", "--oldest-first")] == ["n000", "n001"]
     assert len(site.listed("--limit", "125")) == 125
-    assert "the newest 20 of 130 commands: use --limit for more" in site.device().stderr
+    assert "showing the newest 20 of 130 commands; --limit shows more" in site.device().stderr
 
 
 def test_a_command_is_cancelled_before_its_valid_time(site: Site) -> None:

@@ -30,7 +30,7 @@ from worker.dev.services.processes import LocalProcess
 from worker.simulator.faults import Fault
 
 AN_ID = "2f6c0a52-5d1e-4f5e-9a55-0d7c5f8b9f01"
-LATER = "onenet-worker status ID tells what became of a command; late replies are kept for a day"
+LATER = f"onenet-worker status {AN_ID} tells what became of it; late replies are kept for a day"
 RUN = "onenet-worker run"
 FIXED = ("--command-id", AN_ID, "--expired-time", "2099-01-01T00:00:00Z")
 
@@ -106,8 +106,7 @@ def test_a_wait_without_a_worker_says_what_is_known_and_its_late_reply_is_kept(
     queue = declared.topology.execute_queue
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "onenet-worker: 1 of 1 replies did not arrive in 0 s",
-        f"onenet-worker: no reply yet to {AN_ID}",
+        f"onenet-worker: the reply of {AN_ID} has not arrived within 0 s",
         f"onenet-worker: {AN_ID} was sent, so that its reply still comes: {LATER} in {kept(declared)}",
         f"onenet-worker: not sent to OneNET now: no worker consumes {queue}: start one with {RUN}",
     ]
@@ -127,7 +126,7 @@ def test_an_interrupted_wait_says_which_replies_are_missing(declared: Deployment
     first = process.output.read_text().splitlines()[0].removeprefix("onenet-worker: interrupted: ")
     # The last confirm may have been under way.
     assert first.startswith(("12 of 12 replies have not arrived", "11 of 12 were sent; it is not known whether the "))
-    assert "onenet-worker status ID tells what became of a command" in process.output.read_text()
+    assert "onenet-worker status COMMAND_ID tells what became of a command" in process.output.read_text()
 
 
 def test_a_file_ends_with_a_summary_by_outcome(deployment: Deployment, tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_results_are_a_phase_of_their_own_with_a_summary(broker_url: str, tmp_pa
             )
         assert result.returncode == 1
         lines = result.stderr.splitlines()
-        assert lines[0] == "onenet-worker: 2 of 2 results did not arrive in 0 s"
+        assert lines[0] == "onenet-worker: 2 of 2 results have not arrived within 0 s"
         assert lines[2:4] == ["onenet-worker: replies: accepted 2", "onenet-worker: results: none yet 2"]
         assert "no result yet to line-" in lines[4]
 

@@ -82,14 +82,20 @@ class Site:
         with closing(redis.Redis.from_url(self.redis_url)) as client:
             client.hset(f"{{{self.deployment.topology.namespace}}}:command:order-17", mapping=fields)
 
-    def dead_letter(self, command_id: str, app_id: str = "billing", reason: str = "outcome_unknown") -> None:
+    def dead_letter(
+        self,
+        command_id: str,
+        app_id: str = "billing",
+        reason: str = "outcome_unknown",
+        expired_time: str = "2026-12-24T08:00:00Z",
+    ) -> None:
         headers = {
             "x-onenet-reason": reason,
             "x-onenet-error": "the answer was lost, and the device's history could not be read for as long as it "
             "was tried: HTTP 503, text/html",
             "x-onenet-failed-at": NOW.isoformat(),
         }
-        body = json.dumps(a_command(command_id=command_id, expired_time="2026-12-24T08:00:00Z")).encode()
+        body = json.dumps(a_command(command_id=command_id, expired_time=expired_time)).encode()
         self.deployment.upstream.channel.basic_publish(
             self.deployment.topology.dead_letters_exchange,
             f"execute.{reason}",
@@ -189,7 +195,8 @@ def test_json_has_the_record_and_what_to_do_next(state: str, site: Site) -> None
     assert told["is_known"] is True
     assert bool(told["next_steps"]) == (state != "result")
     [obstacle] = told["obstacles"]
-    assert obstacle.startswith(f"no worker consumes {site.deployment.topology.execute_queue}: ")
+    assert (obstacle["kind"], obstacle["scope"]) == ("no_worker", None)
+    assert obstacle["text"] == f"no worker consumes {site.deployment.topology.execute_queue}"
     assert len(told["dead_letters"]) == (state == "failed")
     assert (record["reply"] is not None) == (EXPECTED.get(state) == "finished")
 
@@ -200,7 +207,19 @@ def test_a_dead_letter_without_a_record_is_told_as_well(site: Site) -> None:
     site.dead_letter("order-18")
     told = site.told("order-17")
     assert (told["records"], [letter["reason"] for letter in told["dead_letters"]]) == ([], ["outcome_unknown"])
-    assert any("onenet-worker dead-letters replay order-17 --wait" in step for step in told["next_steps"])
+    [replay, no_worker] = told["next_steps"]
+    look = f"onenet-worker device {AN_IMEI}"
+    assert replay["commands"] == [look, "onenet-worker dead-letters replay order-17 --wait"]
+    assert no_worker["text"].startswith("commands are not sent now: no worker consumes")
+
+
+def test_what_has_expired_needs_no_worker(site: Site) -> None:
+    """A replay would fail at once, whatever keeps commands from being sent."""
+    site.dead_letter("order-17", reason="retries_exhausted", expired_time="2026-08-24T08:00:00Z")
+    told = site.told("order-17")
+    [discard] = told["next_steps"]
+    assert discard["commands"] == ["onenet-worker dead-letters discard order-17"]
+    assert [obstacle["kind"] for obstacle in told["obstacles"]] == ["no_worker"]
 
 
 def test_ids_belong_to_their_systems(site: Site) -> None:
@@ -251,7 +270,7 @@ def test_a_worker_writes_what_it_tells(site: Site) -> None:
         told = site.told("order-17", "--source", "billing")
     assert told["records"][0]["reply"]["uuid"] == uuid
     assert told["obstacles"] == []
-    assert told["next_steps"] == [f"OneNET keeps it for its device; what became of it: onenet-worker device {AN_IMEI}"]
+    assert [step["commands"] for step in told["next_steps"]] == [[f"onenet-worker device {AN_IMEI}"]]
 
 
 def test_what_cannot_be_read_is_said_beside_the_rest(site: Site) -> None:

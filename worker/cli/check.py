@@ -41,7 +41,8 @@ def check(
         rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
         print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
     failed = sum(not result.ok for result in results)
+    if not as_json:
+        said = f"{failed} of {counted(len(results), 'check')} failed"
+        note(said if failed else "all checks passed: start a worker with onenet-worker run")
     if failed:
-        note(f"{failed} of {counted(len(results), 'check')} failed")
         raise typer.Exit(EXIT_FAILURE)
-    note("a worker can run: onenet-worker run starts one")
