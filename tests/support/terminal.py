@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -25,7 +26,13 @@ class Screen(NamedTuple):
 
 
 def show(
-    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], *, columns: int, typed: str = ""
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    columns: int,
+    typed: str = "",
+    interrupted_at: str | None = None,
 ) -> Screen:
     """Run ``onenet-worker`` in a terminal, with no settings but those given.
 
@@ -35,6 +42,7 @@ def show(
         environment: its settings; the time zone is UTC unless ``TZ`` says another one.
         columns: width of the terminal.
         typed: what a person types.
+        interrupted_at: a person interrupts the program once it has shown this.
     """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, columns, 0, 0))
@@ -60,6 +68,9 @@ def show(
         if not data:
             break
         shown += data
+        if interrupted_at is not None and interrupted_at in shown.decode(errors="replace"):
+            process.send_signal(signal.SIGINT)
+            interrupted_at = None
     os.close(leader)
     text = _ESCAPES.sub("", shown.decode(errors="replace")).replace("\r\n", "\n")
     return Screen("\n".join(line.rstrip() for line in text.split("\n")), process.wait())

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.terminal import note, print_rows
+from worker.cli.terminal import note, print_json, print_line, print_rows
 from worker.errors import EXIT_FAILURE
-from worker.printable import counted, printable, printable_json
+from worker.printable import counted, printable
 
 _MARKS = {True: "ok", False: "FAIL"}
 
@@ -34,9 +34,9 @@ def check(
     for result in check_all(imei):
         results.append(result)
         if as_json:
-            typer.echo(printable_json(dataclasses.asdict(result)))
+            print_json(dataclasses.asdict(result))
         elif not is_table:
-            typer.echo(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
+            print_line(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
     if is_table:
         rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
         print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})

@@ -17,6 +17,9 @@ from worker.cli.terminal import (
     console,
     local_time,
     note,
+    print_json,
+    print_json_line,
+    print_line,
     print_rows,
     require_person_or_yes,
     short_time,
@@ -162,7 +165,7 @@ def summary(choice: "Choice", as_json: AsJson = False) -> None:
     _warn_of_missing(found.missing)
     if as_json:
         for each in found.groups:
-            typer.echo(printable_json(group(each)))
+            print_json(group(each))
         _warn_of_unread(found.count)
         return
     _print_groups(found.groups, found.short)
@@ -185,10 +188,10 @@ def show(
         raise _missing([name])
     for number, each in enumerate(found):
         if as_json:
-            typer.echo(printable_json(each.document | {"advice": asdict(each.advice)}))
+            print_json(each.document | {"advice": asdict(each.advice)})
         else:
             if number:
-                typer.echo()
+                print_line()
             _show(each)
     if len(found) > 1 and not as_json:
         note(f"{counted(len(found), 'dead letter')} of {name}: the digest of each names it alone")
@@ -306,7 +309,7 @@ def discard(
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except WorkerError as exc:
             raise WorkerError(f"{exc}; discarded {under_way.deleted:,} of {counted(total, 'dead letter')}") from exc
-    typer.echo(f"discarded {counted(total, 'dead letter')}")
+    print_line(f"discarded {counted(total, 'dead letter')}")
     if plan is not None and total < len(plan.found.letters):
         note(f"{len(plan.found.letters) - total:,} of those that you confirmed were no longer there")
 
@@ -359,7 +362,7 @@ def _list(
             documents = _service().find_documents(choice, spool, limit=limit, is_newest_first=newest_first)
             _warn_of_missing(documents.missing, undone, limit)
             for line in documents:
-                typer.echo(line)
+                print_json_line(line)
             shown = len(documents.places)
             if shown < documents.count.matching:
                 _say_count(documents.count, shown, choice, newest_first=newest_first)
@@ -493,13 +496,13 @@ def _run_replay(under_way: "Replay", *, as_json: bool) -> None:
         for letter in under_way.run():
             advance()
             if as_json:
-                typer.echo(printable_json(fields_of(letter)))
+                print_json(fields_of(letter))
 
 
 def _end_replay(under_way: "Replay", *, as_json: bool) -> None:
     """Say how many were replayed, and why they are not sent."""
     if not as_json:
-        typer.echo(f"replayed {counted(under_way.replayed, 'dead letter')}")
+        print_line(f"replayed {counted(under_way.replayed, 'dead letter')}")
     if under_way.replayed:
         for obstacle in under_way.find_obstacles():
             note(f"for now nothing is sent: {obstacle}")
@@ -516,16 +519,16 @@ def _print_outcomes(under_way: "Replay", timeout_s: float, known: Sequence["Obst
         note(f"replayed {counted(under_way.replayed, 'dead letter')}: waiting for the outcomes")
     for outcome in under_way.outcomes(timeout_s, on_obstacle):
         if as_json:
-            typer.echo(_outcome_line(outcome.letter, outcome.reply))
+            _print_outcome(outcome.letter, outcome.reply)
             continue
         uuid, error = outcome.reply.get("uuid"), outcome.error
         about = f"uuid {uuid}" if uuid else f"{error.get('code')}: {error.get('message')}"
         cells = (f"{outcome.status:<8}", outcome.letter.name, outcome.letter.imei or "", about)
-        typer.echo(printable("  ".join(cell for cell in cells if cell)))
+        print_line(printable("  ".join(cell for cell in cells if cell)))
 
 
-def _outcome_line(letter: "Listing", reply: dict[str, Any] | None) -> str:
-    return printable_json({"digest": letter.digest, "command_id": letter.command_id, "reply": reply})
+def _print_outcome(letter: "Listing", reply: dict[str, Any] | None) -> None:
+    print_json({"digest": letter.digest, "command_id": letter.command_id, "reply": reply})
 
 
 def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
@@ -541,11 +544,11 @@ def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
         parts.append(f"{len(waiting):,} without an outcome")
     if not as_json:
         said = f": {', '.join(parts)}" if parts else ""
-        typer.echo(f"replayed {counted(under_way.replayed, 'dead letter')}{said}")
+        print_line(f"replayed {counted(under_way.replayed, 'dead letter')}{said}")
     if waiting:
         if as_json:
             for letter in waiting:
-                typer.echo(_outcome_line(letter, None))
+                _print_outcome(letter, None)
         raise WorkerError(
             f"no outcome after {timeout_s:g} s of {_some([letter.name for letter in waiting])}",
             *(f"for now nothing is sent: {obstacle}" for obstacle in under_way.find_obstacles()),

@@ -10,7 +10,9 @@ from worker.cli.development import not_installed
 
 
 def demo(
-    commands: Annotated[int, typer.Option(help="Number of commands to send.", min=150, max=5_000)] = 400,
+    commands: Annotated[
+        int, typer.Option(help="How many commands to send; 20 of them are sent twice.", min=150, max=5_000)
+    ] = 400,
     keep: Annotated[
         bool,
         typer.Option("--keep", help="At the end keep everything running until ctrl-C, and say what can be tried."),

@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import confirm, local_time, note, print_rows, require_person_or_yes, shown_of, times_note
+from worker.cli.terminal import (
+    confirm,
+    local_time,
+    note,
+    print_json,
+    print_rows,
+    require_person_or_yes,
+    shown_of,
+    times_note,
+)
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
-from worker.printable import counted, printable_json
+from worker.printable import counted
 
 if TYPE_CHECKING:
     from worker.admin.device import Cancelling, DeviceEntry
@@ -70,7 +79,7 @@ def device(
     found = list_device(settings, imei, product, limit=limit, newest_first=newest_first)
     if as_json:
         for entry in found.entries:
-            typer.echo(printable_json(entry_document(entry, found)))
+            print_json(entry_document(entry, found))
     else:
         _print(found.entries)
     if not found.entries:
@@ -105,7 +114,7 @@ def _cancel(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         for each in done:
-            typer.echo(printable_json(cancelling_document(each, waiting)))
+            print_json(cancelling_document(each, waiting))
     else:
         print_rows(("uuid", "command id", "is now"), [_row_after(each) for each in done])
         for each in done:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import local_time, note, print_rows
-from worker.printable import printable, printable_json
+from worker.cli.terminal import local_time, note, print_json, print_line, print_rows
+from worker.printable import printable
 
 if TYPE_CHECKING:
     from worker.admin.pauses import Operator
@@ -82,13 +82,13 @@ def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -
     from worker.admin.pauses import answers_document, described
 
     if as_json:
-        typer.echo(printable_json(answers_document(answers)))
+        print_json(answers_document(answers))
     else:
-        typer.echo(f"{what}: {printable(described(scope))}")
+        print_line(f"{what}: {printable(described(scope))}")
         for order in answers.pauses.orders:
             why = f": {order.reason}" if order.reason else ""
             line = f"{described(order.scope)}, since {local_time(order.at)}, by {order.by}{why}"
-            typer.echo(printable(f"paused by hand: {line}"))
+            print_line(printable(f"paused by hand: {line}"))
         _print_workers(answers)
     if not answers.reports:
         note("no worker has answered; one that starts will know it")

@@ -16,9 +16,9 @@ from uuid import uuid4
 import typer
 
 from worker.cli.progress import Advance, phases
-from worker.cli.terminal import discard_stdout, note
+from worker.cli.terminal import discard_stdout, note, print_json, print_line
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BrokerUnavailable, Unconfirmed, UnusableCommand, WorkerError
-from worker.printable import counted, printable_json
+from worker.printable import counted
 
 if TYPE_CHECKING:
     from worker.amqp.blocking import CommandClient
@@ -197,7 +197,7 @@ class _Sending:
         for reply in self.client.replies([each.id for each in self.commands], timeout_s):
             self._replies[reply["command_id"]] = reply
             advance()
-            self._print(printable_json(reply))
+            self._print(reply)
             if self.has_no_reader:
                 return
         if len(self._replies) < len(self.commands):
@@ -215,7 +215,7 @@ class _Sending:
         for result in self.client.results(accepted, timeout_s):
             self._results[result["command_id"]] = result
             advance()
-            self._print(printable_json(result))
+            self._print(result)
             if self.has_no_reader:
                 return
         if len(self._results) < len(accepted):
@@ -281,11 +281,14 @@ class _Sending:
     def _is_accepted(self, command_id: str) -> bool:
         return bool(self._replies.get(command_id, {}).get("status") == "accepted")
 
-    def _print(self, line: str) -> None:
+    def _print(self, said: str | dict[str, Any]) -> None:
         if self.has_no_reader:
             return
         try:
-            typer.echo(line)
+            if isinstance(said, str):
+                print_line(said)
+            else:
+                print_json(said)
         except BrokenPipeError:
             discard_stdout()
             self.has_no_reader = True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.development import not_installed
+from worker.cli.terminal import print_line
 from worker.errors import SettingsError, WorkerError
 
 if TYPE_CHECKING:
@@ -150,12 +151,12 @@ def simulator(
         server = Simulator(platform, plan, latency_s=latency, host=host, port=port)
     except OSError as exc:
         raise WorkerError(f"cannot listen on {host}:{port}: {_listen_fault(exc, host)}") from exc
-    typer.echo(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
+    print_line(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again after its shutdown
     try:
         asyncio.run(server.serve())
     except KeyboardInterrupt:
-        typer.echo("stopped")
+        print_line("stopped")
 
 
 def _key(variable: str, option: str | None) -> str | None:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import local_time, note, print_fields, print_lines, times_note
+from worker.cli.terminal import local_time, note, print_fields, print_json, print_lines, times_note
 from worker.errors import EXIT_FAILURE, WorkerError
-from worker.printable import counted, printable_json
+from worker.printable import counted
 
 if TYPE_CHECKING:
     from worker.admin.status import CommandStory
@@ -58,7 +58,7 @@ def status(
     if not story.is_known and story.unread:
         raise WorkerError("; ".join(story.unread))
     if as_json:
-        typer.echo(printable_json(story_document(story)))
+        print_json(story_document(story))
     elif story.is_known:
         _print(story)
     if not story.is_known:

@@ -1,6 +1,7 @@
 """What all commands do alike at the terminal: encodings, times, tables, and the end of a pipe."""
 
 import codecs
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from worker.errors import EXIT_FAILURE, WorkerError
-from worker.printable import counted, printable
+from worker.printable import counted, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,26 @@ def discard_stdout() -> None:
 
 def note(text: str) -> None:
     """Tell a person something beside the output of a command, on stderr."""
-    typer.echo(f"onenet-worker: {printable(text)}", err=True)
+    print(f"onenet-worker: {printable(text)}", file=sys.stderr)
+
+
+def print_line(text: str = "") -> None:
+    """Print a line of output at once, for a reader that waits for it."""
+    print(text, flush=True)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON, readable where the output's encoding has its characters."""
+    print_json_line(printable_json(value))
+
+
+def print_json_line(line: str) -> None:
+    """Print one line of JSON; what the output's encoding lacks is escaped as JSON has it."""
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(json.loads(line))
+    print_line(line)
 
 
 def require_person_or_yes(*, yes: bool) -> None:

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.progress import progress
-from worker.cli.terminal import confirm, local_time, note, print_rows, require_person_or_yes, shown_of, times_note
+from worker.cli.terminal import (
+    confirm,
+    local_time,
+    note,
+    print_json,
+    print_line,
+    print_rows,
+    require_person_or_yes,
+    shown_of,
+    times_note,
+)
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
-from worker.printable import counted, printable_json
+from worker.printable import counted
 
 if TYPE_CHECKING:
     from worker.admin.unrouted import Discarded, Published, Unrouted, UnroutedFilter, UnroutedGroup, UnroutedReply
@@ -66,7 +76,7 @@ def list_replies(
     from worker.admin.unrouted import unrouted_document
 
     def print_document(reply: "UnroutedReply") -> None:
-        typer.echo(printable_json(unrouted_document(reply)))
+        print_json(unrouted_document(reply))
 
     chosen = _filter(keys, source, older_than)
     found = _list(chosen, limit, print_document if as_json else _ignore)
@@ -179,7 +189,7 @@ def _told(done: "Published | Discarded", past: str) -> Iterator[None]:
         raise WorkerError(f"{exc}; {so_far()}") from exc
     if done.selected:
         said = counted(done.count, _NOUN) if done.count else f"none of {counted(done.selected, _NOUN)}"
-        typer.echo(f"{past} {said}")
+        print_line(f"{past} {said}")
     else:
         note(f"nothing was {past}: {_none_of(done.waiting)}")
 

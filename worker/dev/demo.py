@@ -77,17 +77,17 @@ def run_demo(console: Console, count: int, *, keep: bool) -> bool:
     with _Stage(console) as stage:
         findings = stage.try_all(list(demo_messages(count)))
         if keep:
-            _report(console, findings)
+            _report(console, findings, stage.topology)
             stage.keep()
     if not keep:
-        _report(console, findings)
+        _report(console, findings, stage.topology)
         program = _program()
         console.print(f"To look around yourself: [bold]{program} demo --keep[/bold]", soft_wrap=True, highlight=False)
     return not findings.faults
 
 
-def _report(console: Console, findings: Findings) -> None:
-    print_examples(console, findings)
+def _report(console: Console, findings: Findings, topology: Topology) -> None:
+    print_examples(console, findings, topology)
     print_outcomes(console, findings)
 
 
@@ -101,7 +101,7 @@ class _Stage:
         self._folder = Path()
         self._broker_port: int | None = None  # of the one that the demo has started
         namespace = f"onenet-demo-{uuid4().hex[:6]}"
-        self._topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S), _RESULT_DELAYS_S)
+        self.topology = Topology(namespace, (*_RETRY_DELAYS_S, _SETTLE_S), _RESULT_DELAYS_S)
         self._settings = load_settings().model_copy(update={"worker_namespace": namespace})
 
     def __enter__(self) -> Self:
@@ -175,11 +175,11 @@ class _Stage:
 
     def _start_broker(self) -> None:
         if "amqp_url" in self._settings.model_fields_set:
-            namespace = self._topology.namespace
+            namespace = self.topology.namespace
             connection, parameters = connect_blocking(self._settings.broker_address)
             connection.close()  # it can be reached: from here on there may be something to remove
             self._own(f"the queues and exchanges {namespace}.*", self._remove_namespace)
-            declare(self._settings.broker_address, self._topology)
+            declare(self._settings.broker_address, self.topology)
             where = f"the one in AMQP_URL, {printable_address(parameters)}, with queues named {namespace}.*"
             show(self._console, "broker", where)
             return
@@ -192,7 +192,7 @@ class _Stage:
         broker = step(self._console, "broker", "starting a RabbitMQ: 5 to 30 s", start, lambda made: made.origin)
         self._settings = self._settings.model_copy(update={"amqp_url": (SecretStr(broker.url),)})
         self._broker_port = urlsplit(broker.url).port
-        declare(self._settings.broker_address, self._topology)
+        declare(self._settings.broker_address, self.topology)
 
     def _start_simulator(self) -> None:
         port = free_port()
@@ -259,7 +259,7 @@ class _Stage:
         replies: list[dict[str, Any]] = []
         results: list[dict[str, Any]] = []
         deadline = time.monotonic() + _TIMEOUT_S
-        with CommandClient(self._settings.broker_address, self._topology, app_id="demo", wants_replies=True) as client:
+        with CommandClient(self._settings.broker_address, self.topology, app_id="demo", wants_replies=True) as client:
             kinds = len({message.kind for message in messages})
             show(console, "commands", f"{total}, of {kinds} kinds, good and bad")
             with counting(console, "sent   ", total) as update:
@@ -293,14 +293,14 @@ class _Stage:
         with connection:  # gives them back when it is closed
             channel = connection.channel()
             while True:
-                method, properties, body = channel.basic_get(self._topology.dead_letters_exchange)
+                method, properties, body = channel.basic_get(self.topology.dead_letters_exchange)
                 if method is None:
                     return found
                 found.append((dict(properties.headers), body))
 
     def _remove_namespace(self) -> None:
         try:
-            delete(self._settings.broker_address, self._topology)
+            delete(self._settings.broker_address, self.topology)
         except WorkerError as exc:
             what = self._owned.pop(1)  # the first after the folder
             show(self._console, "", f"could not remove {what}: {exc}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from worker.amqp.topology import Topology
 from worker.dev.demo_messages import Message
 
 _EVERY_S = 5  # between two lines in a pipe
@@ -122,16 +123,18 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int]
     yield line
 
 
-def print_examples(console: Console, findings: Findings) -> None:
-    """Print one reply and one dead letter."""
+def print_examples(console: Console, findings: Findings, topology: Topology) -> None:
+    """Print one reply and one dead letter, and where they are."""
     accepted = next((reply for reply in findings.replies if reply["status"] == "accepted"), None)
     if accepted is not None:
-        console.print("\n[bold]a reply[/bold], on exchange onenet.replies, routing key execute.accepted.<app_id>")
+        exchange = topology.replies_exchange
+        console.print(f"\n[bold]a reply[/bold], on exchange {exchange}, routing key execute.accepted.<app_id>")
         console.print_json(data=accepted)
     if findings.dead_letters:
         letters = findings.dead_letters
         headers, body = next((each for each in letters if each[0]["x-onenet-reason"] == "invalid_command"), letters[0])
-        console.print("\n[bold]a dead letter[/bold], in queue onenet.dead-letters: the original body, and why")
+        queue = topology.dead_letters_exchange  # the queue is named like the exchange
+        console.print(f"\n[bold]a dead letter[/bold], in queue {queue}: the original body, and why")
         console.print_json(data={name: headers[name] for name in _SHOWN_HEADERS} | {"body": body.decode()})
 
 
