@@ -59,7 +59,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command that was asked for, and return the exit code."""
     try:
-        app()
+        app(prog_name="onenet-worker")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except WorkerError as exc:

@@ -53,7 +53,7 @@ from worker.core.urls import (
     USER_WITH_PASSWORD,
     UrlForm,
 )
-from worker.core.validation import messages
+from worker.core.validation import messages, plain_values
 from worker.errors import SettingsError
 from worker.library_files import library_file_faults
 from worker.products_file import read_products
@@ -602,7 +602,7 @@ def _read_env_file() -> tuple[dict[str, str | None], list[str]]:
 
 
 def _lines(error: ValidationError, files: Mapping[str, Path], *, are_complete: bool) -> list[str]:
-    """Return one line per wrong setting that names it. Values are left out: they may be secrets.
+    """Return one line per wrong setting that names it. A value is left out where it may be a secret.
 
     Args:
         error: the result of the validation.
@@ -610,12 +610,13 @@ def _lines(error: ValidationError, files: Mapping[str, Path], *, are_complete: b
         are_complete: whether every setting that was made was read; what is wrong with several together may be due to
             one that was not.
     """
-    found = messages(error)
+    found, values = messages(error), plain_values(error)
     together = found.pop("", "")
-    lines = [
-        f"{name.upper()}: {_number_rule(name) or message}" + (f" ({files[name]})" if name in files else "")
-        for name, message in found.items()
-    ]
+    lines = []
+    for name, message in found.items():
+        given = f", not {values[name]}" if name in values and name not in files else ""
+        place = f" ({files[name]})" if name in files else ""
+        lines.append(f"{name.upper()}: {_number_rule(name) or message}{given}{place}")
     return lines + (together.split("\n") if together and are_complete else [])
 
 

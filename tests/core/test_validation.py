@@ -57,8 +57,8 @@ def test_every_error_of_a_model_has_words_of_our_own(model: type[BaseModel]) -> 
         ('{"a":\n 1\n "b": 2}', "line 3, column 2: is not JSON: a comma or a closing bracket is missing"),
         ('{"a" 1}', "line 1, column 6: is not JSON: a colon is missing between a name and its value"),
         ('{"a": aSecret}', f"line 1, column 7: {VALUE}"),
-        ('{"a": "aSecret', "line 1, column 7: is not JSON: a text begins and does not end: a double quote is missing"),
-        ('{"a": "\\q"}', "line 1, column 8: is not JSON: a text holds a backslash that begins nothing: write \\\\"),
+        ('{"a": "aSecret', "line 1, column 7: is not JSON: the text that begins here does not end"),
+        ('{"a": "\\q"}', "line 1, column 8: is not JSON: a backslash that begins nothing: write \\\\"),
         ("{} {}", "line 1, column 4: is not JSON: something follows after the end"),
     ],
 )  # fmt: skip

@@ -469,6 +469,22 @@ def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, colum
     assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced)
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_what_running_workers_say(deployment: Deployment, columns: int) -> None:
+    settings = settings_of(deployment)
+    with deployment.worker():
+        order = ("pause", "--by", "alice@control-room", "--reason", "valve 7 leaks")
+        assert show(order, deployment.folder, settings, columns=columns).exit_code == 0
+        shown = show(["check"], deployment.folder, settings, columns=columns)
+    port, platform = str(urlsplit(deployment.broker_url).port), str(urlsplit(deployment.simulator.url).port)
+    replaced = {
+        port: "5" * len(port),
+        platform: "8" * len(platform),
+        deployment.topology.namespace: "test-namespace"[:13],
+    }
+    assert_screen(f"check-paused-{columns}", shown.text, replaced)
+
+
 def test_a_terminal_without_utf_8_shows_the_checks_in_its_width(deployment: Deployment) -> None:
     settings = settings_of(deployment) | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     shown = show(["check"], deployment.folder, settings, columns=80).text

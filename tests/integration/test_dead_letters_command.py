@@ -66,11 +66,18 @@ def publish_all_kinds(deployment: Deployment) -> None:
     deployment.upstream.channel.basic_publish(deployment.topology.dead_letters_exchange, "execute", body, broken)
 
 
-def seen(dead_letters: DeadLettersCommand, *arguments: str, columns: int, typed: str = "") -> str:
+def seen(
+    dead_letters: DeadLettersCommand,
+    *arguments: str,
+    columns: int,
+    typed: str = "",
+    interrupted_at: str | None = None,
+) -> str:
     """Return what a person sees in a terminal."""
     environment = {name: dead_letters.environment[name] for name in ("AMQP_URL", "WORKER_NAMESPACE")}
     arguments = ("dead-letters", *arguments)
-    return show(arguments, dead_letters.folder, environment, columns=columns, typed=typed).text
+    folder = dead_letters.folder
+    return show(arguments, folder, environment, columns=columns, typed=typed, interrupted_at=interrupted_at).text
 
 
 @pytest.mark.parametrize("columns", [80, 120, 160])
@@ -100,6 +107,33 @@ def test_what_a_person_sees_of_dead_letters(
     assert len(dead_letters.listed()) == 4
     replaying = seen(dead_letters, "replay", IDS[0], columns=columns)
     assert_screen(f"dead-letters-replay-{columns}", replaying, {deployment.topology.namespace: "onenet-namesp"})
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_what_a_person_sees_of_replays_and_of_the_end(
+    deployment: Deployment, dead_letters: DeadLettersCommand, columns: int
+) -> None:
+    """A replay that waits, that is interrupted, and of what has expired; a deletion, and a queue that is empty then."""
+    replaced = {deployment.topology.namespace: "onenet-namesp"}
+
+    def check(name: str, *arguments: str, typed: str = "", interrupted_at: str | None = None) -> None:
+        screen = seen(dead_letters, *arguments, columns=columns, typed=typed, interrupted_at=interrupted_at)
+        screen = re.sub(r"uuid [0-9a-f-]{36}$", f"uuid {IDS[1]}", screen, flags=re.MULTILINE)
+        assert_screen(f"dead-letters-{name}-{columns}", screen, replaced)
+
+    publish_dead_letters(deployment, "late", failed_at=FAILED_AT, error="expired_time has passed", expired_time=PAST)
+    publish_dead_letters(deployment, IDS[0], failed_at=FAILED_AT)
+    check("replay-expired", "replay", "late")
+    check(
+        "replay-interrupted", "replay", IDS[0], "--wait", "--wait-timeout", "600",
+        interrupted_at="waiting for the outcomes",
+    )  # fmt: skip
+    with deployment.worker(**SOON_CERTAIN):
+        assert deployment.upstream.reply().json["status"] == "accepted"
+        publish_dead_letters(deployment, "accepted-now", failed_at=FAILED_AT)
+        check("replay-wait", "replay", "accepted-now", "--wait", "--wait-timeout", str(PATIENCE_S))
+    check("discard-done", "discard", "late", typed="y\n")
+    check("empty", "list")
 
 
 def test_an_empty_queue_is_said_to_be_empty(dead_letters: DeadLettersCommand) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.command_line import run_cli
-from tests.support.terminal import show
+from tests.support.terminal import assert_screen, show
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import check_topology, connect_blocking
@@ -101,10 +101,17 @@ def test_what_the_demo_prints_with_keep_can_be_typed_as_it_is_until_ctrl_c(broke
     assert '"status": "accepted"' in done.stdout
     assert "command_id_conflict" in done.stdout
     assert "FAIL" not in done.stdout
-    assert sum(line.split()[0] == "onenet-worker" for line in typed.strip().splitlines()) == 3
+    assert sum(line.split()[0] == "onenet-worker" for line in typed.strip().splitlines()) == 4
     demo.signal(signal.SIGINT)
     assert demo.wait() == 0
     assert_nothing_is_left(demo.output.read_text(), folder, broker_url)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_end_of_the_demo_stays_on_the_screen(columns: int, broker_url: str, folder: Path) -> None:
+    screen = show(["demo", *_COUNT], folder, {"AMQP_URL": broker_url, **temporary(folder)}, columns=columns)
+    _, heading, table = screen.text.rpartition("status     code")
+    assert_screen(f"demo-{columns}", heading + table)
 
 
 @pytest.mark.parametrize(

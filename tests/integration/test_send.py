@@ -216,6 +216,20 @@ def test_a_conflict_names_the_fields_that_differ(deployment: Deployment, tmp_pat
     assert "2099" not in json.dumps(error)
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_screens_of_a_result(columns: int, broker_url: str, tmp_path: Path) -> None:
+    with onenet() as simulator, Deployment.set_up(broker_url, tmp_path, simulator, result_delays_s=(1,)) as deployment:
+        simulator.platform.replace_devices({"*": "up:BAD_REQUEST"})
+        named = {deployment.topology.namespace: "test-12345678"}
+        with deployment.worker():
+            screen = _screen(deployment, tmp_path, (*TARGET_OPTIONS, "--wait-result"), columns)
+            assert_screen(f"send-result-{columns}", screen, named)
+        with deployment.worker(WORKER_RESULTS="off"):
+            arguments = (*TARGET_OPTIONS, "--wait-result", "--result-timeout", "0")
+            screen = _screen(deployment, tmp_path, arguments, columns)
+            assert_screen(f"send-no-result-{columns}", screen, named)
+
+
 @pytest.fixture
 def alarmed(own_broker: LocalBroker, tmp_path: Path) -> Iterator[Deployment]:
     """A deployment whose broker has an alarm of its memory."""
@@ -283,12 +297,14 @@ def test_ids_reach_a_file_while_the_terminal_shows_a_progress_bar(declared: Depl
     assert (result.returncode, result.stdout) == (0, "line-0\nline-1\nline-2\n")
 
 
-def _screen(deployment: Deployment, folder: Path, arguments: Sequence[str], columns: int) -> str:
-    environment = {"TERM": "dumb", "NO_PROXY": "127.0.0.1", **settings_of(deployment)}
-    shown = show(("send", *arguments), folder, environment, columns=columns).text
+def _screen(
+    deployment: Deployment, folder: Path, arguments: Sequence[str], columns: int, interrupted_at: str | None = None
+) -> str:
+    environment = {"TERM": "dumb", "NO_PROXY": "127.0.0.1", **settings_of(deployment), **deployment.result_settings}
+    shown = show(("send", *arguments), folder, environment, columns=columns, interrupted_at=interrupted_at).text
     shown = re.sub(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", AN_ID, shown)
     shown = re.sub(r"[0-9]{4}-[0-9-]{5}T[0-9:]{8}\.[0-9]+Z", "2026-11-22T08:00:00.123456Z", shown)
-    shown = re.sub(r"add --expired-time [0-9-]+T[0-9:]+Z", "add --expired-time 2026-11-23T08:00:00Z", shown)
+    shown = re.sub(r"(add --expired-time |_at\": \")[0-9-]+T[0-9:]+Z", r"\g<1>2026-11-23T08:00:00Z", shown)
     return re.sub(r"it was 20[0-9-]+ [0-9:]{8}", "it was 2026-11-22 08:00:00", shown)
 
 
@@ -296,11 +312,13 @@ def _screen(deployment: Deployment, folder: Path, arguments: Sequence[str], colu
 def test_the_screens_of_send(columns: int, deployment: Deployment, tmp_path: Path) -> None:
     named = {deployment.topology.namespace: "test-12345678"}
 
-    def check(name: str, *arguments: str) -> None:
-        assert_screen(f"send-{name}-{columns}", _screen(deployment, tmp_path, arguments, columns), named)
+    def check(name: str, *arguments: str, interrupted_at: str | None = None) -> None:
+        screen = _screen(deployment, tmp_path, arguments, columns, interrupted_at)
+        assert_screen(f"send-{name}-{columns}", screen, named)
 
     declare_on(deployment.upstream.channel, deployment.topology)
     check("times-out", *TARGET_OPTIONS, "--wait", "--wait-timeout", "0")
+    check("interrupted", *TARGET_OPTIONS, "--wait", interrupted_at="waiting for its reply")
     check("sent", *TARGET_OPTIONS)
     check("wrong-time", *TARGET_OPTIONS, "--expired-time", "soon")
     check("id-without-expired-time", *TARGET_OPTIONS, "--command-id", "a")

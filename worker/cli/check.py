@@ -37,12 +37,11 @@ def check(
             print_json(dataclasses.asdict(result))
         elif not is_table:
             print_line(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
+    failed = sum(not result.ok for result in results)
     if is_table:
         rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
         print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
-    failed = sum(not result.ok for result in results)
-    if not as_json:
         said = f"{failed} of {counted(len(results), 'check')} failed"
-        note(said if failed else "all checks passed: start a worker with onenet-worker run")
+        note(said if failed else "all checks passed: onenet-worker run can start a worker")
     if failed:
         raise typer.Exit(EXIT_FAILURE)

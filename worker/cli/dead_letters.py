@@ -318,7 +318,7 @@ def _required(choice: "Choice", ids: Sequence[str] | None, *, is_all: bool) -> "
     """Add ids to a choice, and require either a choice or ``--all``.
 
     Raises:
-        WorkerError: neither is given, or both.
+        BadParameter: neither is given, or both.
     """
     choice = replaced(choice, names=choice.names | frozenset(ids or ()))
     if choice.is_empty and not is_all:

@@ -268,8 +268,8 @@ class _Sending:
         return [
             *self._summary(),
             *([f"no {what} yet to {_named([each.id for each in missing])}"] if self.is_file else []),
-            f"{self._how_many_sent()}, so that {'each' if self.is_file else 'its'} {what} still comes: "
-            + self._where_replies_are(),
+            f"{self._how_many_sent()}, so that {'each' if self.is_file else 'its'} {what} "
+            f"{'still comes' if what == 'reply' else 'may still come'}: " + self._where_replies_are(),
             *self._obstacles(missing),
         ]
 

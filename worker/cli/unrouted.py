@@ -206,13 +206,13 @@ def _required(
     """Return a filter, and require either a condition or ``--all``.
 
     Raises:
-        WorkerError: neither is given, or both.
+        BadParameter: neither is given, or both.
     """
     chosen = _filter(keys, source, older_than)
     if chosen.is_empty and not is_all:
-        raise WorkerError("no unrouted replies selected: give --key, --source, --older-than or --all")
+        raise typer.BadParameter("no unrouted replies selected: give --key, --source, --older-than or --all")
     if is_all and not chosen.is_empty:
-        raise WorkerError("--all cannot be combined with --key, --source or --older-than: use one or the other")
+        raise typer.BadParameter("--all cannot be combined with --key, --source or --older-than: use one or the other")
     return chosen
 
 

@@ -4,8 +4,6 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-_MAX_SHOWN = 40  # characters of a value that is not accepted
-
 
 class Program(TyperGroup):
     """The program with its commands."""
@@ -23,12 +21,11 @@ def _reword(error: Any) -> None:
     """Change the text of a usage error that was made of an error of validation."""
     from pydantic import ValidationError
 
-    from worker.core.validation import messages
+    from worker.core.validation import messages, shown
 
     cause = error.__cause__
     if not (isinstance(cause, ValidationError) and hasattr(error, "message")):
         return
     [text] = list(messages(cause).values())[:1]
     given = str(cause.errors(include_url=False)[0]["input"])
-    shown = given if len(given) <= _MAX_SHOWN else f"{given[:_MAX_SHOWN]}…"
-    error.message = text if text.startswith(f"{given!r} is not") else f"{text}, not {shown!r}"
+    error.message = text if text.startswith(f"{given!r} is not") else f"{text}, not {shown(given)}"

@@ -1,4 +1,4 @@
-"""What a validation error says, in words of our own and without the values: they may be secrets."""
+"""What a validation error says, in words of our own, and without values that may be secrets."""
 
 from types import MappingProxyType
 
@@ -39,6 +39,22 @@ MESSAGES = MappingProxyType(
 )
 """Messages by type of error; the rules in their context hold nothing of the value."""
 _OURS = "value_error"  # its text is that of a validator of this project
+_OF_PLAIN_VALUES = frozenset(
+    {
+        "bool_parsing",
+        "finite_number",
+        "float_parsing",
+        "greater_than",
+        "greater_than_equal",
+        "int_from_float",
+        "int_parsing",
+        "int_parsing_size",
+        "less_than",
+        "less_than_equal",
+        "literal_error",
+    }
+)
+_MAX_SHOWN = 40  # characters of a value
 
 
 def messages(error: ValidationError) -> dict[str, str]:
@@ -52,3 +68,18 @@ def messages(error: ValidationError) -> dict[str, str]:
             text = MESSAGES.get(item["type"], "cannot be used").format_map(item.get("ctx", {}))
         found.setdefault(name, text)  # a list may be wrong at several places
     return found
+
+
+def plain_values(error: ValidationError) -> dict[str, str]:
+    """Return what was given for each field that must be a number or one of a few words, and is therefore no secret."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        if item["type"] in _OF_PLAIN_VALUES and item["loc"]:
+            found.setdefault(str(item["loc"][0]), shown(item["input"]))
+    return found
+
+
+def shown(value: object) -> str:
+    """Return a value in quotes, the beginning of a long one."""
+    text = str(value)
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
