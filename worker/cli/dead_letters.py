@@ -83,7 +83,7 @@ def _interval_s(text: str) -> float:
 
 _AGE = "age, such as 90s, 15m, 2h or 7d."
 _NAME = "A command id, a digest from the list, or the beginning of either (at least 4 characters)."
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help=f"Which: {_NAME}")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help=f"Which: {_NAME}")]
 Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters, the oldest first.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 DryRunAsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object per line.")]
