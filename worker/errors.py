@@ -128,6 +128,10 @@ class UserRefused(BrokerUnavailable):
     """The broker refused the connection: it does not accept the user name, the password or the vhost."""
 
 
+class PublishingBlocked(BrokerUnavailable):
+    """The broker takes no publications, because of a memory or disk alarm."""
+
+
 class Unconfirmed(BrokerUnavailable):
     """The connection ended before the broker confirmed a publication: it may have stored it or not."""
 

@@ -21,6 +21,7 @@ from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_dead_letters
+from worker.dead_letters.letter import DeadLetter
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
@@ -45,6 +46,12 @@ def open_reader(deployment: Deployment, url: str | None = None) -> DeadLetterRea
     return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
 
 
+def all_of(reader: DeadLetterReader) -> list[DeadLetter]:
+    found: list[DeadLetter] = []
+    reader.read(found.append)
+    return found
+
+
 def read_ids(deployment: Deployment, count: int) -> list[str | None]:
     """Return the ids in order, once the queue has ``count`` dead letters: a closed reader returns them with a delay."""
     wait_until(
@@ -53,7 +60,7 @@ def read_ids(deployment: Deployment, count: int) -> list[str | None]:
         "the dead letters",
     )
     with open_reader(deployment) as found:
-        return [letter.command_id for letter in found.fetch_all()]
+        return [letter.command_id for letter in all_of(found)]
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
     publish_dead_letters(deployment, *IDS)
     proxy = Proxy(deployment.broker_url)
     cut = open_reader(deployment, proxy.url)
-    assert len(cut.fetch_all()) == len(IDS)
+    assert len(all_of(cut)) == len(IDS)
     proxy.cut()
     assert read_ids(deployment, len(IDS)) == IDS
     with pytest.raises(BrokerUnavailable):
@@ -86,7 +93,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
 def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Deployment) -> None:
     publish_dead_letters(deployment, *IDS[:6])
     with open_reader(deployment) as found:
-        letters = found.fetch_all()
+        letters = all_of(found)
         assert len(letters) == 6
         publish_dead_letters(deployment, *IDS[6:9])
         for letter in letters[2:4]:
@@ -100,7 +107,7 @@ def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> N
     """Two readers would return their dead letters in the order in which they close."""
     publish_dead_letters(deployment, *IDS)
     with open_reader(deployment) as first:
-        first.fetch_all()
+        all_of(first)
         with pytest.raises(WorkerError, match="another command is reading"):
             open_reader(deployment)
     assert read_ids(deployment, len(IDS)) == IDS
@@ -230,6 +237,7 @@ def test_listing_takes_little_memory_however_large_the_dead_letters_are(deployme
     code = """
 import re, sys
 from pathlib import Path
+from worker.dead_letters.letter import DeadLetter
 from worker.dead_letters.reader import DeadLetterReader
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

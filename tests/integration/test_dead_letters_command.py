@@ -12,9 +12,10 @@ import pika
 import pytest
 
 from tests.support.builders import a_command
+from tests.support.command_line import run_cli
 from tests.support.dead_letters import NOW, DeadLettersCommand, publish_dead_letters
 from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
-from tests.support.simulator import onenet
+from tests.support.simulator import API_KEY, onenet
 from tests.support.terminal import assert_screen, show
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
@@ -244,11 +245,11 @@ def test_a_replay_says_that_nothing_is_sent_while_no_worker_consumes(
     publish_dead_letters(deployment, *IDS)
     result = dead_letters("replay", IDS[0])
     assert (result.returncode, result.stdout) == (0, "replayed 1 dead letter\n")
-    assert "for now nothing is sent: no worker consumes" in result.stderr
+    assert "commands may wait: no worker consumes" in result.stderr
     result = dead_letters("replay", IDS[1], "--wait", "--wait-timeout", "0")
     assert (result.returncode, result.stdout) == (1, "replayed 1 dead letter: 1 without an outcome\n")
     assert f"no outcome after 0 s of {IDS[1]}" in result.stderr
-    assert "for now nothing is sent: no worker consumes" in result.stderr
+    assert "commands may wait: no worker consumes" in result.stderr
 
 
 def test_what_has_expired_is_left_where_it_is_and_said(
@@ -258,7 +259,7 @@ def test_what_has_expired_is_left_where_it_is_and_said(
     publish_dead_letters(deployment, "late", expired_time=PAST)
     alone = dead_letters("replay", "late")
     assert (alone.returncode, alone.stdout) == (1, "")
-    assert "nothing was replayed" in alone.stderr
+    assert alone.stderr.endswith("onenet-worker: nothing was replayed\n")
     assert "1 dead letter: late" in alone.stderr
     publish_dead_letters(deployment, "late-in-doubt", reason="outcome_unknown", expired_time=PAST)
     publish_dead_letters(deployment, "in-time")
@@ -267,6 +268,57 @@ def test_what_has_expired_is_left_where_it_is_and_said(
     assert "--include-expired" in result.stderr
     assert dead_letters.ids() == ["late"]
     assert dead_letters("replay", "--all", "--include-expired").stdout == "replayed 1 dead letter\n"
+
+
+def test_what_has_expired_counts_towards_no_limit_and_no_rate(
+    deployment: Deployment, dead_letters: DeadLettersCommand
+) -> None:
+    """Otherwise those at the head of the queue would keep all others from being replayed."""
+    publish_dead_letters(deployment, *(f"late-{number}" for number in range(10)), expired_time=PAST)
+    publish_dead_letters(deployment, *IDS)
+    tried = dead_letters("replay", "--all", "--limit", "1", "--rate", "1/hour", "--dry-run", "--json")
+    assert (tried.returncode, json.loads(tried.stdout)["command_id"]) == (0, IDS[0]), tried.stderr
+    assert "10 dead letters: late-0, " in tried.stderr
+    assert dead_letters("replay", "--all", "--limit", "1").stdout == "replayed 1 dead letter\n"
+    assert dead_letters.ids() == [*(f"late-{number}" for number in range(10)), IDS[1]]
+    named = dead_letters("replay", "late-0", IDS[1], "--limit", "1")
+    assert (named.returncode, named.stdout) == (0, "replayed 1 dead letter\n")
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "5")])
+@pytest.mark.parametrize("action", [("replay",), ("replay", "--dry-run"), ("discard", "--yes")])
+def test_what_is_not_there_is_said_and_nothing_is_done(
+    deployment: Deployment, dead_letters: DeadLettersCommand, action: tuple[str, ...], limit: tuple[str, ...]
+) -> None:
+    publish_dead_letters(deployment, IDS[0])
+    missing = dead_letters(*action, IDS[0], "mistyped-id", *limit)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "no dead letter with id mistyped-id" in missing.stderr
+    none = dead_letters(*action, "--reason", "expired", *limit)
+    assert none.returncode == 0
+    assert dead_letters.ids() == [IDS[0]]
+    if action == ("replay",):
+        assert (none.stdout, "0 of 1 dead letter match" in none.stderr) == ("", True)
+
+
+def test_a_replay_says_that_its_product_is_paused_and_of_no_other(
+    deployment: Deployment, dead_letters: DeadLettersCommand, tmp_path: Path
+) -> None:
+    products = tmp_path / "products.json"
+    products.write_text(json.dumps({name: {"api_key": API_KEY} for name in ("heating", "meters")}))
+    publish_dead_letters(deployment, IDS[0], product="heating")
+    environment = {name: dead_letters.environment[name] for name in ("AMQP_URL", "WORKER_NAMESPACE")}
+    with deployment.worker(ONENET_PRODUCTS_FILE=str(products)):
+        for name in ("heating", "meters"):
+            order = ("pause", "--product", name, "--by", "alice", "--reason", "valve 7 leaks")
+            assert run_cli(*order, folder=tmp_path, **environment).returncode == 0
+        result = dead_letters("replay", IDS[0], "--wait", "--wait-timeout", "0")
+        assert result.returncode == 1
+        said = "commands may wait: product heating is paused by hand, by alice (valve 7 leaks): "
+        assert f"{said}onenet-worker resume --product heating ends it" in result.stderr
+        assert "meters" not in result.stderr
+        assert run_cli("resume", "--product", "heating", folder=tmp_path, **environment).returncode == 0
+        assert deployment.upstream.reply().json["command_id"] == IDS[0]
 
 
 def test_an_interrupted_replay_names_what_was_replayed_and_what_was_not(

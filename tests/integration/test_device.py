@@ -18,9 +18,11 @@ from tests.support.command_line import run_cli
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from tests.support.stores import DOUBT, LONG_S, held, key, reply
 from tests.support.terminal import Screen, assert_screen, show
+from worker.admin.device import cancel, find_waiting
 from worker.dev.services.ports import free_port
 from worker.idempotency.redis import RedisStore
 from worker.printable import utc
+from worker.settings import load_settings
 from worker.simulator.devices import CANCELLED, EXPIRED, FAILED, SENT, SUCCESS, WAIT, CachedCommand
 from worker.simulator.dialects import PlatformError, Reason
 from worker.simulator.platform import Platform
@@ -160,7 +162,7 @@ def test_a_command_is_cancelled_before_its_valid_time(site: Site) -> None:
     assert site.states() == [CANCELLED, WAIT]
 
 
-def test_all_that_wait_are_cancelled_at_once(site: Site) -> None:
+def test_all_that_wait_are_cancelled(site: Site) -> None:
     site.simulator.platform.cancels_valid = True
     for number in (1, 2, 3):
         site.cache(number)
@@ -181,6 +183,19 @@ def test_what_the_platform_refuses_to_cancel_still_waits_and_says_why(site: Site
     told = json.loads(refused.stdout)
     assert (told["state"], "does not wait any more" in told["refusal"]) == ("waiting", True)
     assert "cancelled 0 of 1 command" in refused.stderr
+
+
+@only_v1
+def test_what_arrives_after_the_question_is_not_cancelled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.simulator.platform.cancels_valid = True
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    site.cache(1)
+    shown = find_waiting(settings, AN_IMEI, None, [])
+    site.cache(2)
+    [done] = cancel(settings, AN_IMEI, None, shown.entries)
+    assert (done.is_cancelled, site.states()) == (True, [CANCELLED, WAIT])
 
 
 @only_v1

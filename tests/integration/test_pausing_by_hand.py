@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.support.builders import a_command
 from tests.support.command_line import run_cli
 from tests.support.deployment import Deployment
-from tests.support.simulator import API_KEY
+from tests.support.simulator import API_KEY, onenet
 from tests.support.terminal import assert_screen, show
+from worker.admin.obstacles import find_obstacles
+from worker.amqp.address import BrokerAddress
+from worker.amqp.blocking import declare_on
+from worker.amqp.connection import ALARM
+from worker.dev.services.broker import LocalBroker
 from worker.simulator.faults import Fault
 
 pytestmark = pytest.mark.broker_version
@@ -126,6 +132,53 @@ def test_a_product_that_was_paused_by_hand_is_not_probed(
             result = run_cli(*refused, folder=tmp_path, **environment)
             assert result.returncode == 1
             assert all(words in result.stderr for words in ("by alice", "onenet-worker resume"))
+
+
+def test_the_end_of_all_pauses_names_each(deployment: Deployment, environment: dict[str, str], tmp_path: Path) -> None:
+    """One of them may be another person's."""
+    with deployment.worker(**two_products(tmp_path)):
+        ordered(tmp_path, environment, "pause", "--product", "heating", "--by", "alice")
+        ordered(tmp_path, environment, "pause", "--default-product", "--by", "bob")
+        found = ordered(tmp_path, environment, "resume", "--default-product")
+        assert [(order["scope"], order["by"]) for order in found["ended"]] == [("", "bob")]
+        result = run_cli("resume", folder=tmp_path, **environment)
+        assert result.stdout.splitlines()[1].startswith("ended the pause of product heating, since ")
+        assert ordered(tmp_path, environment, "resume")["ended"] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--reason", "x" * 501, "reason: must have at most 500 characters"),
+        ("--by", "x" * 301, "by: must have at most 300 characters"),
+        ("--reason", "\udcff", "reason: must be text without halves of surrogate pairs"),
+        ("--product", "\udcff", "scope: must be text without halves of surrogate pairs"),
+    ],
+    ids=ascii,
+)
+def test_what_no_order_can_hold_is_refused_in_plain_words(
+    option: str, text: str, said: str, deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    result = run_cli("pause", option, text, folder=tmp_path, **environment)
+    assert (result.returncode, result.stderr) == (1, f"onenet-worker: {said}\n")
+
+
+def test_during_an_alarm_it_is_said_what_keeps_commands_and_whether_an_order_holds(
+    own_broker: LocalBroker, tmp_path: Path
+) -> None:
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as site:
+        declare_on(site.upstream.channel, site.topology)
+        environment = {"AMQP_URL": own_broker.url, "WORKER_NAMESPACE": site.topology.namespace}
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            [obstacle] = find_obstacles(BrokerAddress((SecretStr(own_broker.url),)), site.topology)
+            result = run_cli("pause", folder=tmp_path, **environment)
+        finally:  # otherwise every other test would be blocked
+            own_broker.control("set_vm_memory_high_watermark", "0.6")
+    assert (obstacle.kind, obstacle.text) == ("alarm", ALARM)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"onenet-worker: {ALARM}")
 
 
 def test_without_a_worker_an_order_says_that_none_has_answered(

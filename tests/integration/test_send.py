@@ -23,7 +23,8 @@ from tests.support.proxies import Proxy
 from tests.support.simulator import onenet
 from tests.support.terminal import assert_screen, show
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.blocking import ALARM, declare_on
+from worker.amqp.blocking import declare_on
+from worker.amqp.connection import ALARM
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import wait_until
 from worker.dev.services.processes import LocalProcess
@@ -108,7 +109,7 @@ def test_a_wait_without_a_worker_says_what_is_known_and_its_late_reply_is_kept(
     assert result.stderr.splitlines() == [
         f"onenet-worker: the reply of {AN_ID} has not arrived within 0 s",
         f"onenet-worker: {AN_ID} was sent, so that its reply still comes: {LATER} in {kept(declared)}",
-        f"onenet-worker: not sent to OneNET now: no worker consumes {queue}: start one with {RUN}",
+        f"onenet-worker: commands may wait: no worker consumes {queue}: start one with {RUN}",
     ]
     with declared.start_worker() as worker:
         worker.wait_for("consumer_started")

@@ -209,8 +209,20 @@ def test_a_dead_letter_without_a_record_is_told_as_well(site: Site) -> None:
     assert (told["records"], [letter["reason"] for letter in told["dead_letters"]]) == ([], ["outcome_unknown"])
     [replay, no_worker] = told["next_steps"]
     look = f"onenet-worker device {AN_IMEI}"
-    assert replay["commands"] == [look, "onenet-worker dead-letters replay order-17 --wait"]
-    assert no_worker["text"].startswith("commands are not sent now: no worker consumes")
+    [letter] = told["dead_letters"]
+    assert replay["commands"] == [look, f"onenet-worker dead-letters replay {letter['digest'][:8]} --wait"]
+    assert no_worker["text"].startswith("commands may wait: no worker consumes")
+
+
+def test_the_dead_letter_of_another_system_is_not_replayed_with_it(site: Site) -> None:
+    """Both have used the same id."""
+    for app_id in ("billing", "payroll"):
+        site.dead_letter("order-17", app_id)
+    told = site.told("order-17", "--source", "billing")
+    [letter] = told["dead_letters"]
+    assert letter["source"] == "billing"
+    commands = [command for step in told["next_steps"] for command in step["commands"] if "replay" in command]
+    assert commands == [f"onenet-worker dead-letters replay {letter['digest'][:8]} --wait"]
 
 
 def test_what_has_expired_needs_no_worker(site: Site) -> None:
@@ -218,7 +230,8 @@ def test_what_has_expired_needs_no_worker(site: Site) -> None:
     site.dead_letter("order-17", reason="retries_exhausted", expired_time="2026-08-24T08:00:00Z")
     told = site.told("order-17")
     [discard] = told["next_steps"]
-    assert discard["commands"] == ["onenet-worker dead-letters discard order-17"]
+    [letter] = told["dead_letters"]
+    assert discard["commands"] == [f"onenet-worker dead-letters discard {letter['digest'][:8]}"]
     assert [obstacle["kind"] for obstacle in told["obstacles"]] == ["no_worker"]
 
 

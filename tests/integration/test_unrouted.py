@@ -111,7 +111,7 @@ def test_json_has_each_reply_with_its_body(deployment: Deployment, run: Run) -> 
         "routing_key": BILLING,
         "source": "billing",
         "command_id": "a",
-        "told_at": "2026-11-30T08:00:00Z",
+        "occurred_at": "2026-11-30T08:00:00Z",
         "type": "execute.reply",
         "correlation_id": "a",
         "body": ANY,

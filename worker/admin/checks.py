@@ -2,7 +2,7 @@
 
 Nothing is changed except the record of a command of its own in Redis, which is deleted: only what the work does proves
 that the work can be done. With AMQP_DECLARE=false probes go through the delay queues, and are gone afterwards. Workers
-that run are asked through the control stream, which keeps the question.
+that run are asked over the control exchange.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from worker.admin.obstacles import pauses_in
 from worker.admin.pauses import Operator, this_person
 from worker.admin.queues import count_queues
 from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
-from worker.amqp.connection import printable_address
+from worker.amqp.connection import ALARM, ALARM_REMEDY, printable_address
 from worker.amqp.rights import delay_faults, missing_rights
 from worker.amqp.topology import Topology
 from worker.app import client_of, limiter_of, rate_limit_address, store_of, tracing_of, try_store
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from worker.flow.rate_limiter import RateLimiter
 
 _BLOCKED_S = 1.0  # long enough: it counts from the moment at which the broker says that it blocks the connection
-_ALARM = (
-    "the broker is short of memory or of disk space and accepts no messages: see rabbitmq-diagnostics alarms, "
-    "and free some, or raise the limit"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +108,9 @@ def _topology(connection: Connection, settings: Settings) -> Iterator[CheckResul
     topology, may_declare = settings.topology, settings.amqp_declare
     faults, waiting = check_topology(connection, topology), _waiting(connection, topology)
     has_alarm = is_publishing_blocked(connection)
-    detail = _ALARM if has_alarm else "no memory alarm and no disk alarm"
+    detail = (
+        f"{ALARM}: {ALARM_REMEDY}; free some, or raise the limit" if has_alarm else "no memory alarm and no disk alarm"
+    )
     yield CheckResult("alarms", ok=not has_alarm, detail=detail)
     rights = [] if has_alarm else missing_rights(connection, topology, may_declare=may_declare)
     unknown: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from worker.admin.obstacles import Obstacle, find_obstacles
+from worker.admin.spool import Spool
 from worker.amqp.address import BrokerAddress
 from worker.amqp.topology import Topology
 from worker.dead_letters.advice import Advice, advise
@@ -18,7 +19,6 @@ from worker.dead_letters.letter import DeadLetter, Listing
 from worker.dead_letters.outcomes import OutcomeWatcher
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dead_letters.selection import Choice, Selected, Selection, ShortDigests
-from worker.dead_letters.spool import Spool
 from worker.dead_letters.view import details, text_of
 from worker.errors import BrokerUnavailable, WorkerError
 from worker.printable import printable_json
@@ -53,12 +53,14 @@ class Found:
         count: of all.
         missing: names of which there is no dead letter.
         short: returns the shortest beginning of a digest that commands take.
+        hopeless: what was left out, since it fails again at once if it is replayed; only where that was asked for.
     """
 
     letters: tuple[Listing, ...]
     count: Count
     missing: tuple[str, ...]
     short: Callable[[str], str]
+    hopeless: tuple[Listing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Documents:
     count: Count
     missing: tuple[str, ...]
     spool: Spool
+    hopeless: tuple[Listing, ...] = ()
 
     def __iter__(self) -> Iterator[str]:
         return map(self.spool.line, self.places)
@@ -143,10 +146,19 @@ class DeadLetters:
         self._topology = topology
         self._zone = zone
 
-    def find(self, choice: Choice, *, limit: int | None = None, is_newest_first: bool = False) -> Found:
-        """Return what a list shows of dead letters."""
+    def find(
+        self,
+        choice: Choice,
+        *,
+        limit: int | None = None,
+        is_newest_first: bool = False,
+        leaves_hopeless: bool = False,
+    ) -> Found:
+        """Return what a list shows of dead letters; for the parameters see ``Selection``."""
         now, short = datetime.now(UTC), ShortDigests()
-        selection = Selection[Listing](choice, now, limit, is_newest_first=is_newest_first)
+        selection = Selection[Listing](
+            choice, now, limit, is_newest_first=is_newest_first, leaves_hopeless=leaves_hopeless
+        )
 
         def on_letter(dead_letter: DeadLetter) -> None:
             short.add(dead_letter.digest)
@@ -154,10 +166,16 @@ class DeadLetters:
                 selection.hold(dead_letter.listing(now))
 
         selected, count = self._read(selection, on_letter)
-        return Found(selected.kept, count, selected.missing, short)
+        return Found(selected.kept, count, selected.missing, short, selected.hopeless)
 
     def find_documents(
-        self, choice: Choice, spool: Spool, *, limit: int | None = None, is_newest_first: bool = False
+        self,
+        choice: Choice,
+        spool: Spool,
+        *,
+        limit: int | None = None,
+        is_newest_first: bool = False,
+        leaves_hopeless: bool = False,
     ) -> Documents:
         """Return whole dead letters as JSON, in little memory; a body is cut at the limit of commands.
 
@@ -166,16 +184,17 @@ class DeadLetters:
             spool: keeps them.
             limit: how many at most; None: all.
             is_newest_first: the newest, and these first.
+            leaves_hopeless: leave out what fails again at once if it is replayed.
         """
         now = datetime.now(UTC)
-        selection = Selection[int](choice, now, limit, is_newest_first=is_newest_first)
+        selection = Selection[int](choice, now, limit, is_newest_first=is_newest_first, leaves_hopeless=leaves_hopeless)
 
         def on_letter(dead_letter: DeadLetter) -> None:
             if selection.wants(dead_letter):
                 selection.hold(spool.append(printable_json(details(dead_letter, now))))
 
         selected, count = self._read(selection, on_letter)
-        return Documents(selected.kept, count, selected.missing, spool)
+        return Documents(selected.kept, count, selected.missing, spool, selected.hopeless)
 
     def show(self, name: str) -> tuple[Shown, ...]:
         """Return the dead letters with a command id, a digest, or the beginning of either; none if there is none."""
@@ -192,13 +211,25 @@ class DeadLetters:
 
     def summarize(self, choice: Choice) -> Summary:
         """Return how many dead letters there are of each reason and error."""
-        found, groups = self.find(choice), Groups()
-        for listing in found.letters:
+        now, short = datetime.now(UTC), ShortDigests()
+        selection, groups = Selection[Listing](choice, now), Groups()
+
+        def on_letter(dead_letter: DeadLetter) -> None:
+            short.add(dead_letter.digest)
+            if not selection.wants(dead_letter):
+                return
+            if choice.names:  # which are meant is known only at the end
+                selection.hold(dead_letter.listing(now))
+            else:
+                groups.add(dead_letter.listing(now))
+
+        selected, count = self._read(selection, on_letter)
+        for listing in selected.kept:
             groups.add(listing)
-        return Summary(groups.largest_first(), found.count, found.missing, found.short)
+        return Summary(groups.largest_first(), count, selected.missing, short)
 
     def replay(
-        self, choice: Choice, *, limit: int | None, interval_s: float | None, has_expired: bool, is_watched: bool
+        self, choice: Choice, *, limit: int | None, interval_s: float | None, leaves_hopeless: bool, is_watched: bool
     ) -> "Replay":
         """Return a replay, which begins when it is entered.
 
@@ -206,10 +237,10 @@ class DeadLetters:
             choice: which.
             limit: how many at most, the oldest first; None: all.
             interval_s: from one to the next, in seconds; None: none.
-            has_expired: whether those are replayed too that fail again at once, since they have expired.
+            leaves_hopeless: leave out what fails again at once, since it has expired.
             is_watched: whether the outcomes are to be read.
         """
-        return Replay(self._broker, self._topology, self._zone, choice, limit, interval_s, has_expired, is_watched)
+        return Replay(self._broker, self._topology, self._zone, choice, limit, interval_s, leaves_hopeless, is_watched)
 
     def discard(self, choice: Choice, *, limit: int | None, plan: "Plan | None" = None) -> "Discard":
         """Return a deletion, which begins when it is entered.
@@ -259,7 +290,7 @@ class Replay:
 
     Attributes:
         letters: what is to be replayed, the oldest first.
-        expired: what was chosen too, and stays in the queue: it would fail again at once.
+        hopeless: what was chosen too, and stays in the queue: it has expired, and would fail again at once.
         missing: names of which there is no dead letter.
         count: of all dead letters.
         short: returns the shortest beginning of a digest that commands take.
@@ -276,7 +307,7 @@ class Replay:
         choice: Choice,
         limit: int | None,
         interval_s: float | None,
-        has_expired: bool,
+        leaves_hopeless: bool,
         is_watched: bool,
     ) -> None:
         self._broker = broker
@@ -285,7 +316,7 @@ class Replay:
         self._choice = choice
         self._limit = limit
         self._interval_s = interval_s
-        self._has_expired = has_expired
+        self._leaves_hopeless = leaves_hopeless
         self.is_watched = is_watched
         self._stack = ExitStack()
         self._reading = ExitStack()
@@ -294,7 +325,7 @@ class Replay:
         self._outcomes: dict[int, Outcome] = {}
         self._untold: list[Outcome] = []
         self.letters: list[Listing] = []
-        self.expired: list[Listing] = []
+        self.hopeless: tuple[Listing, ...] = ()
         self.missing: tuple[str, ...] = ()
         self.count = Count(0, 0, 0)
         self.short = ShortDigests()
@@ -329,7 +360,7 @@ class Replay:
 
     def _select(self) -> None:
         now = datetime.now(UTC)
-        selection = Selection[DeadLetter](self._choice, now, self._limit)
+        selection = Selection[DeadLetter](self._choice, now, self._limit, leaves_hopeless=self._leaves_hopeless)
 
         def on_letter(dead_letter: DeadLetter) -> None:
             self.short.add(dead_letter.digest)
@@ -340,13 +371,9 @@ class Replay:
         selected = selection.result()
         self.missing = selected.missing
         self.count = Count(selected.matching, read, max(read, self._reader.waiting))
-        for dead_letter in selected.kept:
-            listing = dead_letter.listing(now)
-            if listing.cannot_succeed and not self._has_expired:
-                self.expired.append(listing)
-            else:
-                self._held.append(dead_letter)
-                self.letters.append(listing)
+        self.hopeless = selected.hopeless
+        self._held = [*selected.kept]
+        self.letters = [dead_letter.listing(now) for dead_letter in selected.kept]
         refuse_too_many(len(self.letters), self._interval_s)
 
     def run(self) -> Iterator[Listing]:

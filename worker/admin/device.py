@@ -180,17 +180,16 @@ def find_waiting(settings: Settings, imei: str, product: str | None, beginnings:
     return _ask(settings, product, read)
 
 
-def cancel(
-    settings: Settings, imei: str, product: str | None, chosen: Sequence[DeviceEntry], *, is_all: bool
-) -> list[Cancelling]:
+def cancel(settings: Settings, imei: str, product: str | None, chosen: Sequence[DeviceEntry]) -> list[Cancelling]:
     """Ask the platform to cancel commands, and return what they are afterwards, whatever it answered.
+
+    Each is cancelled alone: one request for all would take those too that have arrived since.
 
     Args:
         settings: of the deployment.
         imei: the device.
         product: whose device it is; None: the default product's.
         chosen: the commands.
-        is_all: ask it to cancel all that wait for the device, in one request.
 
     Raises:
         WorkerError: their states cannot be read afterwards, or the product is not configured.
@@ -198,12 +197,12 @@ def cancel(
 
     async def act(client: OneNETClient) -> list[Cancelling]:
         refusals: dict[str, str | None] = {}
-        for uuid in [None] if is_all else [entry.cached.uuid for entry in chosen]:
+        for entry in chosen:
             try:
-                refusal = await client.cancel(product, imei, uuid)
+                refusal = await client.cancel(product, imei, entry.cached.uuid)
             except HistoryUnreadable as exc:  # it may have been done
                 refusal = str(exc)
-            refusals |= {entry.cached.uuid: refusal for entry in chosen if uuid in {None, entry.cached.uuid}}
+            refusals[entry.cached.uuid] = refusal
         try:
             states = await _states_after(client, imei, product, [entry.cached.uuid for entry in chosen], refusals)
         except HistoryUnreadable as exc:

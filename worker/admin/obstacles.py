@@ -4,13 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.admin.pauses import Operator, described, states_by_product, this_person
+from worker.admin.pauses import Operator, described, resume_command, states_by_product, this_person
 from worker.admin.queues import count_queues_of
 from worker.amqp.address import BrokerAddress
+from worker.amqp.connection import ALARM, ALARM_REMEDY
 from worker.amqp.control_client import Answers
 from worker.amqp.topology import Topology
 from worker.core.pauses import DEFAULT_PRODUCT, Pauses
-from worker.errors import BrokerUnavailable, WorkerError
+from worker.errors import BrokerUnavailable, PublishingBlocked, WorkerError
 
 Kind = Literal["paused_by_hand", "paused", "no_worker", "alarm", "store_unavailable"]
 
@@ -50,6 +51,8 @@ def find_obstacles(
     """
     try:
         answers = Operator(broker, topology, this_person()).state()
+    except PublishingBlocked:
+        return [_alarm()]
     except BrokerUnavailable:
         raise
     except WorkerError:  # no control stream, or no right to it: what remains can be said all the same
@@ -65,12 +68,15 @@ def find_obstacles(
             )
         )
     if any(report.is_blocked for report in answers.reports):
-        text = "the broker takes no publications, because of a memory or disk alarm"
-        found.append(Obstacle("alarm", None, text, "run rabbitmq-diagnostics alarms at the broker"))
+        found.append(_alarm())
     if answers.reports and not any(report.is_store_available for report in answers.reports):
         text = "no worker can use the idempotency store"
         found.append(Obstacle("store_unavailable", None, text, "look for store_unavailable in their logs"))
     return found
+
+
+def _alarm() -> Obstacle:
+    return Obstacle("alarm", None, ALARM, ALARM_REMEDY)
 
 
 def pauses_in(answers: Answers, products: Collection[str | None] | None = None) -> list[Obstacle]:
@@ -86,8 +92,13 @@ def pauses_in(answers: Answers, products: Collection[str | None] | None = None) 
             verb = "are" if order.scope is None else "is"
             why = f" ({order.reason})" if order.reason else ""
             text = f"{described(order.scope)} {verb} paused by hand, by {order.by}{why}"
-            found.append(Obstacle("paused_by_hand", order.scope, text, "onenet-worker resume ends it"))
+            found.append(Obstacle("paused_by_hand", order.scope, text, f"{resume_command(order.scope)} ends it"))
     for product, states in states_by_product(answers).items():
+        by_hand = [each for each in states if each.is_by_hand]
+        if by_hand and answers.pauses.of(product) is None and (products is None or product in products):
+            scope = product or DEFAULT_PRODUCT  # the workers know more of the stream than was read
+            text = f"{described(scope)} is {by_hand[0].reason}"
+            found.append(Obstacle("paused_by_hand", scope, text, f"{resume_command(scope)} ends it"))
         paused = [each for each in states if each.is_paused and not each.is_by_hand]
         if paused and (products is None or product in products):
             scope = product or DEFAULT_PRODUCT

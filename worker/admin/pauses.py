@@ -1,17 +1,21 @@
 """Pausing and resuming products by hand, and probing them at once: a service with plain results."""
 
 import getpass
+import shlex
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from worker.amqp.address import BrokerAddress
 from worker.amqp.control_client import Answers, give_order
 from worker.amqp.topology import Topology
 from worker.core.pauses import Kind, Order, ProductState
-from worker.errors import WorkerError
+from worker.core.validation import messages
+from worker.errors import Unconfirmed, WorkerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,12 @@ class Operator:
         return self._give("pause", scope, reason)
 
     def resume(self, scope: str | None, reason: str = "") -> Answers:
-        """End a pause by hand; what the workers have paused by themselves is probed at once.
+        """End pauses by hand; what the workers have paused by themselves is probed at once.
+
+        Args:
+            scope: a product's name; None: all pauses, also those of single products; ``DEFAULT_PRODUCT``: commands
+                that name none.
+            reason: why, for those who wonder.
 
         Raises:
             WorkerError: the broker did not take the order, or all products are paused and one was named.
@@ -56,12 +65,11 @@ class Operator:
         Raises:
             WorkerError: the broker did not take the order, or the products are paused by hand.
         """
-        pauses = self.state().pauses
-        for order in pauses.orders:
+        for order in self.state().pauses.orders:
             if order.scope is None or order.scope == scope:
                 raise WorkerError(
-                    f"{described(order.scope)} {'are' if order.scope is None else 'is'} paused by hand by {order.by}, "
-                    "and nothing is probed: run onenet-worker resume"
+                    f"{described(order.scope)} {'are' if order.scope is None else 'is'} paused by hand, by {order.by}, "
+                    f"and nothing is probed: end that with {resume_command(order.scope)}"
                 )
         return self._give("probe", scope, "")
 
@@ -82,8 +90,14 @@ class Operator:
             )
 
     def _give(self, kind: Kind, scope: str | None, reason: str) -> Answers:
-        order = Order(id=str(uuid4()), kind=kind, scope=scope, by=self.by, at=datetime.now(UTC), reason=reason)
-        return give_order(self.broker, self.topology, order)
+        try:
+            order = Order(id=str(uuid4()), kind=kind, scope=scope, by=self.by, at=datetime.now(UTC), reason=reason)
+        except ValidationError as exc:
+            raise WorkerError(*(f"{name}: {fault}" for name, fault in messages(exc).items())) from None
+        try:
+            return give_order(self.broker, self.topology, order)
+        except Unconfirmed as exc:
+            raise WorkerError(f"{exc}: the order may be in force; onenet-worker check says what is paused") from exc
 
 
 def this_person() -> str:
@@ -93,6 +107,13 @@ def this_person() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = "unknown user"
     return f"{user}@{socket.gethostname()}"
+
+
+def resume_command(scope: str | None) -> str:
+    """Return the command that ends a pause by hand, and no other pause unless it is that of all products."""
+    if scope is None:
+        return "onenet-worker resume"
+    return f"onenet-worker resume --product {shlex.quote(scope)}" if scope else "onenet-worker resume --default-product"
 
 
 def described(scope: str | None) -> str:
@@ -115,5 +136,6 @@ def answers_document(answers: Answers) -> dict[str, Any]:
     """Return what is paused by hand, and what the workers say of themselves, as a JSON object."""
     return {
         "paused_by_hand": [order.model_dump(mode="json") for order in answers.pauses.orders],
+        "ended": [order.model_dump(mode="json") for order in answers.ended],
         "workers": [report.model_dump(mode="json") for report in answers.reports],
     }

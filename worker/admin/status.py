@@ -13,6 +13,7 @@ from worker.core.redis_address import RedisAddress
 from worker.dead_letters.advice import advise
 from worker.dead_letters.letter import DeadLetter, Listing
 from worker.dead_letters.reader import DeadLetterReader
+from worker.dead_letters.selection import ShortDigests
 from worker.dead_letters.view import summary
 from worker.errors import WorkerError
 from worker.printable import utc
@@ -44,9 +45,9 @@ class CommandStory:
         records: of the command; several only if several systems use its id, none if there is none.
         has_shared_records: False: records are in the memory of the workers, and cannot be read from outside.
         dead_letters: the dead letters with this id, the oldest first.
-        waiting: how many messages wait in the queue of commands, not yet taken by a worker; None: unknown.
-        delayed: how many wait in the delay queues; None: unknown.
-        obstacles: why commands are not sent now.
+        queue_waiting: how many messages of all commands wait in the queue, not yet taken by a worker; None: unknown.
+        queue_delayed: how many wait in the delay queues; None: unknown.
+        obstacles: why commands may not be sent now.
         unread: what could not be read, with the reason.
         next_steps: what a person may do; empty if nothing is known.
         possible_reasons: what it can mean that nothing is known; empty otherwise.
@@ -57,8 +58,8 @@ class CommandStory:
     records: tuple[CommandRecord, ...]
     has_shared_records: bool
     dead_letters: tuple[Listing, ...]
-    waiting: int | None
-    delayed: int | None
+    queue_waiting: int | None
+    queue_delayed: int | None
     obstacles: tuple[Obstacle, ...]
     unread: tuple[str, ...]
     next_steps: tuple[NextStep, ...]
@@ -92,17 +93,20 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
     broker, topology = settings.broker_address, settings.topology
     counts = tried("the queues", lambda: count_queues_of(broker, topology))
     letters: list[Listing] = []
+    short = ShortDigests()
     obstacles: list[Obstacle] = []
     if counts is not None:  # otherwise there is no broker to read anything of
-        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source)) or []
-        obstacles = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology)) or []
+        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source, short)) or []
+        products = {letter.product for letter in letters} or None  # a record does not say whose product it is
+        found = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology, products))
+        obstacles = found or []
     has_shared_records = settings.idempotency_url.get_secret_value() != MEMORY
     records: list[CommandRecord] = []
     if has_shared_records:
         others = {letter.source for letter in letters if letter.source}
         records = tried("the record", lambda: _records(settings, command_id, source, others)) or []
     is_known = bool(records or letters)
-    steps = _next_steps(records, letters, obstacles, settings.worker_reconcile_delay) if is_known else []
+    steps = _next_steps(records, letters, short, obstacles, settings.worker_reconcile_delay) if is_known else []
     return CommandStory(
         command_id,
         source,
@@ -127,8 +131,8 @@ def story_document(story: CommandStory) -> dict[str, Any]:
         "records_are_shared": story.has_shared_records,
         "records": [_record_document(record) for record in story.records],
         "dead_letters": [summary(letter) for letter in story.dead_letters],
-        "waiting": story.waiting,
-        "delayed": story.delayed,
+        "queue_waiting": story.queue_waiting,
+        "queue_delayed": story.queue_delayed,
         "obstacles": [asdict(obstacle) for obstacle in story.obstacles],
         "unread": list(story.unread),
         "next_steps": [asdict(step) for step in story.next_steps],
@@ -139,6 +143,7 @@ def story_document(story: CommandStory) -> dict[str, Any]:
 def _next_steps(
     records: Collection[CommandRecord],
     letters: Collection[Listing],
+    short: ShortDigests,
     obstacles: Collection[Obstacle],
     reconcile_delay_s: int,
 ) -> list[NextStep]:
@@ -161,18 +166,18 @@ def _next_steps(
                 text = "its record cannot be read, so it counts as in doubt: see the device's history"
                 steps.append(NextStep(text, (history,)))
             case "finished":
-                steps += _after_outcome(record, letters)
+                steps += _after_outcome(record, letters, short)
     is_over = bool(records) and all(record.state == "finished" for record in records)
     if not any(record.state == "finished" for record in records):
-        steps += _about_dead_letters(letters)
+        steps += _about_dead_letters(letters, short)
     is_waiting = any(record.state != "finished" for record in records)
     can_be_replayed = not is_over and any(map(_is_replay_useful, letters))
     if is_waiting or can_be_replayed:
-        steps += [NextStep(f"commands are not sent now: {obstacle}") for obstacle in obstacles]
+        steps += [NextStep(f"commands may wait: {obstacle}") for obstacle in obstacles]
     return steps
 
 
-def _after_outcome(record: CommandRecord, letters: Collection[Listing]) -> list[NextStep]:
+def _after_outcome(record: CommandRecord, letters: Collection[Listing], short: ShortDigests) -> list[NextStep]:
     reply = record.reply
     if reply is None:
         return []
@@ -185,16 +190,19 @@ def _after_outcome(record: CommandRecord, letters: Collection[Listing]) -> list[
         case "rejected":
             return [NextStep("nothing was cached: correct the cause, and send a new command with another id")]
         case _ if letters:
-            return _about_dead_letters(letters)
+            return _about_dead_letters(letters, short)
         case _:
             return [NextStep("its dead letter was discarded, or replayed and is waiting")]
 
 
-def _about_dead_letters(letters: Collection[Listing]) -> list[NextStep]:
-    """Return what to do with the dead letters of a command, as ``dead-letters show`` says."""
+def _about_dead_letters(letters: Collection[Listing], short: ShortDigests) -> list[NextStep]:
+    """Return what to do with the dead letters of a command, as ``dead-letters show`` says.
+
+    They are named by their digests: another system may have used the same command id.
+    """
     steps = []
     for letter in letters:
-        advice = advise(letter, letter.name, is_valid=letter.expires_at is not None)
+        advice = advise(letter, short(letter.digest), is_valid=letter.expires_at is not None)
         steps.append(NextStep(f"replay its dead letter? {advice.replay}", advice.commands))
     return steps
 
@@ -225,10 +233,11 @@ def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCo
     return reasons
 
 
-def _dead_letters(settings: Settings, command_id: str, source: str | None) -> list[Listing]:
+def _dead_letters(settings: Settings, command_id: str, source: str | None, short: ShortDigests) -> list[Listing]:
     found: list[Listing] = []
 
     def on_letter(letter: DeadLetter) -> None:
+        short.add(letter.digest)
         if letter.command_id == command_id and source in {None, letter.source}:
             found.append(letter.listing(datetime.now(UTC)))
 

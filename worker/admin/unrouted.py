@@ -43,7 +43,7 @@ class UnroutedReply:
         return found if isinstance(found, str) else None
 
     @cached_property
-    def told_at(self) -> datetime | None:
+    def occurred_at(self) -> datetime | None:
         """When it became true what it tells, in UTC; None if it does not say."""
         for name in _TIMES:
             try:
@@ -73,7 +73,7 @@ def unrouted_document(reply: UnroutedReply) -> dict[str, Any]:
         "routing_key": reply.routing_key,
         "source": reply.source,
         "command_id": reply.command_id,
-        "told_at": utc(reply.told_at),
+        "occurred_at": utc(reply.occurred_at),
         "type": reply.message.properties.type,
         "correlation_id": reply.message.properties.correlation_id,
         **body_document(reply.message.body),
@@ -95,7 +95,9 @@ class UnroutedFilter:
     def matches(self, reply: UnroutedReply, now: datetime) -> bool:
         """Tell whether a reply is selected. One of unknown age is not older; a system's own keys are its name too."""
         is_of_source = self.source is None or reply.source == self.source or self._is_reply_to_source(reply)
-        is_old = self.older_than is None or (reply.told_at is not None and now - reply.told_at > self.older_than)
+        is_old = self.older_than is None or (
+            reply.occurred_at is not None and now - reply.occurred_at > self.older_than
+        )
         return (not self.keys or reply.routing_key in self.keys) and is_of_source and is_old
 
     def _is_reply_to_source(self, reply: UnroutedReply) -> bool:
@@ -118,9 +120,9 @@ class UnroutedGroup:
         """Count one more."""
         self.count += 1
         self.command_id = self.command_id or reply.command_id
-        if reply.told_at is not None:
-            self.oldest_at = min(self.oldest_at or reply.told_at, reply.told_at)
-            self.newest_at = max(self.newest_at or reply.told_at, reply.told_at)
+        if reply.occurred_at is not None:
+            self.oldest_at = min(self.oldest_at or reply.occurred_at, reply.occurred_at)
+            self.newest_at = max(self.newest_at or reply.occurred_at, reply.occurred_at)
 
 
 @dataclass(slots=True)
@@ -244,7 +246,8 @@ def publish_unrouted(
         BrokerUnavailable: no broker answers, or the connection was lost.
     """
     with UnroutedReader(broker, topology) as reader:
-        replies = _select(reader, chosen, now, limit)
+        replies: list[UnroutedReply] = []
+        _select(reader, chosen, now, limit, replies.append)
         done.selected, done.waiting = len(replies), reader.waiting
         on_each = on_selected(len(replies))
         for reply in replies:
@@ -282,23 +285,36 @@ def discard_unrouted(
     """
     digests = None if agreed is None else frozenset(agreed.digests)
     with UnroutedReader(broker, topology) as reader:
-        replies = _select(reader, chosen, now, limit, expected=0 if agreed is None else agreed.waiting)
-        replies = [reply for reply in replies if digests is None or reply.digest in digests]
-        done.selected, done.waiting = len(replies), reader.waiting
-        for reply in replies:
-            reader.remove(reply.message.tag)
+        tags: list[int] = []
+
+        def on_reply(reply: UnroutedReply) -> None:
+            if digests is None or reply.digest in digests:
+                tags.append(reply.message.tag)
+
+        _select(reader, chosen, now, limit, on_reply, expected=0 if agreed is None else agreed.waiting)
+        done.selected, done.waiting = len(tags), reader.waiting
+        for tag in tags:
+            reader.remove(tag)
             done.count += 1
 
 
 def _select(
-    reader: UnroutedReader, chosen: UnroutedFilter, now: datetime, limit: int | None, *, expected: int = 0
-) -> list[UnroutedReply]:
-    found: list[UnroutedReply] = []
+    reader: UnroutedReader,
+    chosen: UnroutedFilter,
+    now: datetime,
+    limit: int | None,
+    on_reply: Callable[[UnroutedReply], object],
+    *,
+    expected: int = 0,
+) -> None:
+    """Call ``on_reply`` with each reply that is chosen, the oldest first."""
+    count = 0
 
     def on_message(message: QueueMessage) -> None:
+        nonlocal count
         reply = UnroutedReply(message)
-        if (limit is None or len(found) < limit) and chosen.matches(reply, now):
-            found.append(reply)
+        if (limit is None or count < limit) and chosen.matches(reply, now):
+            count += 1
+            on_reply(reply)
 
     reader.read_messages(on_message, expected=expected)
-    return found

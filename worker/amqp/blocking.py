@@ -26,7 +26,7 @@ from worker.amqp.connection import connection_parameters, printable_address, rea
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
 from worker.amqp.topology import EXECUTE, SENT, Topology
-from worker.errors import BrokerUnavailable, TopologyMismatch, Unconfirmed, WorkerError
+from worker.errors import BrokerUnavailable, PublishingBlocked, TopologyMismatch, Unconfirmed, WorkerError
 
 _WAIT_SLICE_S = 0.25
 _BLOCKED_S = 3  # a person waits at the terminal
@@ -35,7 +35,6 @@ _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
 HINT = "start the worker, or run onenet-worker topology"
 SENDER = "cli"  # the app_id of the command line
-ALARM = "the broker takes nothing from publishers, because its memory or its disk is short: rabbitmq-diagnostics alarms"
 Connection = BlockingConnection  # the name of its type for packages that may not import pika
 
 
@@ -214,16 +213,31 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except UnroutableError as exc:
         raise WorkerError(f"no queue is bound to {exchange}: {HINT}") from exc
     except NackError as exc:
-        raise WorkerError("the broker refused the command: its queue is full") from exc
+        raise WorkerError(f"a queue that is bound to {exchange} refuses it: it is full, or has no leader now") from exc
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
+        raise refused(exc) from exc
     except AMQPError as exc:
-        raise Unconfirmed(f"{_loss(exc)}; it may have stored the last command or not") from exc
+        raise Unconfirmed(f"{lost(exc)}; it may have stored the last message or not") from exc
 
 
-def _loss(error: AMQPError) -> str:
-    """Return why a connection was lost: pika ends one that the broker has blocked for too long."""
-    return ALARM if isinstance(error, ConnectionBlockedTimeout) else f"the connection was lost: {reason_of(error)}"
+def lost(error: AMQPError) -> BrokerUnavailable:
+    """Return the error of a lost connection: pika ends one that the broker has blocked for too long."""
+    if isinstance(error, ConnectionBlockedTimeout):
+        return PublishingBlocked(reason_of(error))
+    return BrokerUnavailable(f"the connection was lost: {reason_of(error)}")
+
+
+def refused(error: ChannelClosedByBroker) -> WorkerError:
+    """Return the error of a refused request; what is missing can be declared."""
+    hint = f": {HINT}" if error.reply_code == _NOT_FOUND else ""
+    return WorkerError(f"{reason_of(error)}{hint}")
+
+
+def close_quietly(connection: BlockingConnection) -> None:
+    """Close a connection that is of no use any more."""
+    with suppress(AMQPError):
+        if connection.is_open:
+            connection.close()
 
 
 class CommandClient:
@@ -270,10 +284,9 @@ class CommandClient:
                 self._keep_replies()
             if wants_replies:
                 self._read_replies()
-        except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
+            close_quietly(self._connection)
+            raise refused(exc) if isinstance(exc, ChannelClosedByBroker) else lost(exc) from exc
 
     def __enter__(self) -> Self:
         return self
@@ -282,9 +295,7 @@ class CommandClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Everything sent is confirmed by now; after a Ctrl-C in the middle of a frame the broker cannot parse the rest.
-        with suppress(AMQPError):
-            if self._connection.is_open:
-                self._connection.close()
+        close_quietly(self._connection)
 
     def send(self, command_id: str | None, body: bytes) -> None:
         """Publish one command, persistent, and wait for the publisher confirm.
@@ -352,7 +363,7 @@ class CommandClient:
         try:
             self._connection.process_data_events(time_limit=wait_s)
         except AMQPError as exc:
-            raise BrokerUnavailable(_loss(exc)) from exc
+            raise lost(exc) from exc
 
     def _keep_replies(self) -> None:
         """Declare the queue that keeps replies, on a channel of its own, which a refusal closes."""

@@ -59,7 +59,8 @@ _OPTIONS = {
 }
 _OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
 _REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
-_ALARM = "the broker blocks publishing, because it is short of memory or of disk space: rabbitmq-diagnostics alarms"
+ALARM = "the broker takes nothing from publishers, because its memory or its disk is short"
+ALARM_REMEDY = "rabbitmq-diagnostics alarms tells which"
 _NOT_AMQP = "the other side does not speak AMQP 0-9-1"
 # Of a refusal while a connection is opened pika keeps the text only: it chooses words, and no behaviour.
 _CLOSED_BY_BROKER = re.compile(r"\((\d{3})\) (['\"])(.*)\2")
@@ -69,7 +70,7 @@ _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
     (AMQPConnectorStackTimeout, "no answer in time"),
     (AuthenticationError, "the broker offers no way to log in with a user name and a password"),
     (ChannelWrongStateError, "the channel is closed"),
-    (ConnectionBlockedTimeout, _ALARM),
+    (ConnectionBlockedTimeout, f"{ALARM}: {ALARM_REMEDY}"),
     (ConnectionWrongStateError, "the connection is closed"),
     (NoFreeChannels, "the broker allows no further channel on this connection"),
     (ProbableAccessDeniedError, "the broker refused this user in the vhost of AMQP_URL"),

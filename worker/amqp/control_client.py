@@ -10,8 +10,8 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import HINT, connect_blocking, publish
-from worker.amqp.connection import CALL_S, reason_of
+from worker.amqp.blocking import close_quietly, connect_blocking, count_on, lost, publish, refused
+from worker.amqp.connection import CALL_S
 from worker.amqp.control_messages import (
     FIRST,
     LAST,
@@ -24,7 +24,7 @@ from worker.amqp.control_messages import (
 )
 from worker.amqp.topology import Topology
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order, read_report
-from worker.errors import BrokerUnavailable, WorkerError
+from worker.errors import BrokerUnavailable
 
 FIRST_REPORT_S = 2.0  # longest wait for the first worker that answers
 _NEXT_REPORT_S = 0.5  # and then for each further one
@@ -39,10 +39,12 @@ class Answers:
     Attributes:
         pauses: by hand, that are in force.
         reports: of the workers that have answered.
+        ended: pauses that this order has ended.
     """
 
     pauses: Pauses
     reports: tuple[WorkerReport, ...]
+    ended: tuple[Order, ...] = ()
 
 
 def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answers:
@@ -50,18 +52,19 @@ def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answe
 
     Raises:
         WorkerError: the broker did not take it: the control stream is not there, or this user may not use it.
+        PublishingBlocked: the broker has an alarm of its memory or disk.
+        Unconfirmed: the order may be in force: the connection was lost, or the broker has an alarm.
         BrokerUnavailable: no node can be reached, or the connection was lost.
     """
     connection, _ = connect_blocking(broker)
     try:
         return _give_order(connection, topology, order)
     except ChannelClosedByBroker as exc:
-        raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
+        raise refused(exc) from exc
     except AMQPError as exc:
-        raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        raise lost(exc) from exc
     finally:
-        if connection.is_open:
-            connection.close()
+        close_quietly(connection)
 
 
 def _give_order(connection: BlockingConnection, topology: Topology, order: Order) -> Answers:
@@ -77,13 +80,14 @@ def _give_order(connection: BlockingConnection, topology: Topology, order: Order
     answers.queue_bind(queue, topology.control_exchange, report_key(order))
     answers.basic_consume(queue, on_report, auto_ack=True)
     has_listeners = _publish(connection, topology, order)
-    pauses = _read_pauses(connection, topology, CALL_S if order.is_lasting else _LAST_ORDER_S)
+    is_empty = not order.is_lasting and not (count_on(connection, topology.control_stream) or (0, 0))[0]
+    pauses, ended = _read_pauses(connection, topology, order, _LAST_ORDER_S if is_empty else CALL_S)
     deadline, known = time.monotonic() + FIRST_REPORT_S, 0
     while has_listeners and time.monotonic() < deadline:
         connection.process_data_events(time_limit=_SLICE_S)
         if len(reports) > known:
             deadline, known = time.monotonic() + _NEXT_REPORT_S, len(reports)
-    return Answers(pauses, tuple(sorted(reports, key=lambda each: each.worker)))
+    return Answers(pauses, tuple(sorted(reports, key=lambda each: each.worker)), ended)
 
 
 def _publish(connection: BlockingConnection, topology: Topology, order: Order) -> bool:
@@ -102,18 +106,25 @@ def _publish(connection: BlockingConnection, topology: Topology, order: Order) -
     return True
 
 
-def _read_pauses(connection: BlockingConnection, topology: Topology, patience_s: float) -> Pauses:
-    """Read all orders that last; see ``ControlReader`` for how the end of the stream is found.
+def _read_pauses(
+    connection: BlockingConnection, topology: Topology, own: Order, patience_s: float
+) -> tuple[Pauses, tuple[Order, ...]]:
+    """Read all orders that last; returns what is paused, and the pauses that an order has ended.
+
+    ``ControlReader`` says how the end of the stream is found.
 
     Args:
         connection: to the broker.
         topology: names the stream.
-        patience_s: for how long no message comes from an empty stream.
+        own: the order.
+        patience_s: for how long no message comes from an empty stream. The broker counts the messages of a stream with
+            a delay (measured on 3.10: the last one may be missing), so that one of none may have one.
 
     Raises:
         BrokerUnavailable: the stream is not empty, and does not give its messages.
     """
     end, pauses = NOTHING, Pauses()
+    ended: tuple[Order, ...] = ()
 
     def on_last(offset: int, _order: Order | None) -> bool:
         nonlocal end
@@ -121,15 +132,19 @@ def _read_pauses(connection: BlockingConnection, topology: Topology, patience_s:
         return True
 
     def on_order(offset: int, order: Order | None) -> bool:
-        nonlocal pauses
-        pauses = pauses if order is None else pauses.changed(order)
+        nonlocal pauses, ended
+        if order is not None:
+            changed = pauses.changed(order)
+            if order.id == own.id:
+                ended = tuple(each for each in pauses.orders if each not in changed.orders)
+            pauses = changed
         return offset >= end
 
     if not _read(connection, topology, LAST, on_last, patience_s):
-        return pauses
+        return pauses, ended
     if not _read(connection, topology, FIRST, on_order, CALL_S):
         raise BrokerUnavailable(f"{topology.control_stream} gave no message within {CALL_S} s")
-    return pauses
+    return pauses, ended
 
 
 def _read(

@@ -16,7 +16,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import HINT, connect_blocking
+from worker.amqp.blocking import close_quietly, connect_blocking, refused
 from worker.amqp.bodies import BoundedAssembler
 from worker.amqp.connection import CALL_S, reason_of
 from worker.errors import BrokerUnavailable, WorkerError
@@ -61,6 +61,7 @@ class QueueReader:
             self._publishing = self._connection.channel()
             self._publishing.confirm_delivery()
         except AMQPError as exc:
+            close_quietly(self._connection)
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 
     def __enter__(self) -> Self:
@@ -132,7 +133,7 @@ class QueueReader:
                     deadline = time.monotonic() + CALL_S
             self._channel.basic_cancel(consumer)  # otherwise each removed message is replaced by a new one
         except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
+            raise refused(exc) from exc
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         return read

@@ -19,7 +19,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 
 from worker.amqp.connection import reason_of
 from worker.amqp.messages import PROBE
-from worker.amqp.topology import EXECUTE, ORDER, RESULT, Topology
+from worker.amqp.topology import EXECUTE, ORDER, QUESTION, RESULT, Topology
 from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
@@ -105,6 +105,7 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
 def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
     yield _to_read(topology.control_stream)
+    yield from _to_answer(topology)
     yield _to_read(topology.unrouted_samples_queue)
     if topology.result_delays_s:
         yield _to_read(topology.results_queue)
@@ -119,6 +120,17 @@ def _to_work(topology: Topology) -> Iterator[_Trial]:
     ):
         write = partial(_publish_and_roll_back, exchange=exchange, routing_key=routing_key)
         yield _Trial(f"write to the exchange {exchange} with the routing key {routing_key}", write)
+
+
+def _to_answer(topology: Topology) -> Iterator[_Trial]:
+    """Yield the trials of a queue for questions, whose name is another one for each connection."""
+    queue, exchange = topology.questions_queue(f"check-{uuid4()}"), topology.control_exchange
+    declare = partial(
+        BlockingChannel.queue_declare, queue=queue, exclusive=True, arguments={"x-message-ttl": _UNUSABLE}
+    )
+    yield _Trial(f"configure queues {topology.questions_queue('…')}", declare)
+    unbind = partial(BlockingChannel.queue_unbind, queue=queue, exchange=exchange, routing_key=QUESTION)
+    yield _Trial(f"bind them: write {topology.questions_queue('…')} and read {exchange}", unbind)
 
 
 def _to_read(queue: str) -> _Trial:

@@ -84,7 +84,7 @@ def _interval_s(text: str) -> float:
 _AGE = "age, such as 90s, 15m, 2h or 7d."
 _NAME = "A command id, a digest from the list, or the beginning of either (at least 4 characters)."
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help=f"Which: {_NAME}")]
-Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters, the oldest first.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 DryRunAsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object per line.")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
@@ -229,8 +229,8 @@ def replay(
 
     A command that OneNET may have cached is replayed in doubt: the worker reads the device's command history first, and
     sends the command only if the history does not contain it. The outcome is published as a reply, as always. What has
-    expired, and was certainly not sent, stays where it is. Exit code 1 if nothing could be replayed, and with --wait if
-    an outcome is missing or not "accepted". Example:
+    expired, and was certainly not sent, stays where it is. Exit code 1 if all that was chosen has expired, and with
+    --wait if an outcome is missing or not "accepted". Example:
 
         onenet-worker dead-letters replay --reason retries_exhausted --newer-than 2h --rate 20/second --wait
     """
@@ -238,17 +238,23 @@ def replay(
 
     choice = _required(choice, ids, is_all=is_all)
     if dry_run:
-        count = _list(choice, limit, as_json=as_json, undone="replayed")
+        count = _list(choice, limit, as_json=as_json, undone="replayed", leaves_hopeless=not include_expired)
         refuse_too_many(count, interval_s)
         return
-    begun = _service().replay(choice, limit=limit, interval_s=interval_s, has_expired=include_expired, is_watched=wait)
+    begun = _service().replay(
+        choice, limit=limit, interval_s=interval_s, leaves_hopeless=not include_expired, is_watched=wait
+    )
     with begun as under_way:
-        _refuse_missing("replayed", under_way.missing, limit)
+        _refuse_missing("replayed", under_way.missing)
+        if not under_way.letters and not under_way.hopeless:
+            _say_count(under_way.count, 0, choice)
+            return
         _warn_of_unread(under_way.count)
-        _say_expired(under_way)
-        obstacles = under_way.find_obstacles() if wait and under_way.letters else []
-        for obstacle in obstacles:
-            note(f"for now nothing is sent: {obstacle}")
+        _say_hopeless(under_way.hopeless)
+        if not under_way.letters:
+            raise WorkerError("nothing was replayed")
+        obstacles = under_way.find_obstacles() if wait else []
+        _say_obstacles(obstacles)
         try:
             _run_replay(under_way, as_json=as_json and not wait)
             if wait:
@@ -291,14 +297,14 @@ def discard(
     if not yes:
         require_person_or_yes(yes=yes)
         plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
-        _refuse_missing("discarded", plan.found.missing, limit)
+        _refuse_missing("discarded", plan.found.missing)
         if not plan.found.letters:
             _say_count(plan.found.count, 0, choice)
             return
         _show_plan(plan.found)
         confirm(f"Delete {_these(len(plan.found.letters))} permanently?", "nothing was discarded")
     with service.discard(choice, limit=limit, plan=plan) as under_way:
-        _refuse_missing("discarded", under_way.missing, limit)
+        _refuse_missing("discarded", under_way.missing)
         total = len(under_way.letters)
         try:
             with progress("discarding", total, is_shown=total >= _BAR_FROM) as advance:
@@ -345,6 +351,7 @@ def _list(
     newest_first: bool = False,
     as_json: bool,
     undone: str | None = None,
+    leaves_hopeless: bool = False,
 ) -> int:
     """Print dead letters; returns how many.
 
@@ -354,13 +361,17 @@ def _list(
         newest_first: the newest, and these first.
         as_json: whole, as JSON.
         undone: of a dry run: what is not done to them. Then a missing id is an error, as it is without a dry run.
+        leaves_hopeless: leave out what fails again at once if it is replayed, and say so.
     """
     if as_json:
-        from worker.dead_letters.spool import Spool
+        from worker.admin.spool import Spool
 
         with Spool() as spool:
-            documents = _service().find_documents(choice, spool, limit=limit, is_newest_first=newest_first)
-            _warn_of_missing(documents.missing, undone, limit)
+            documents = _service().find_documents(
+                choice, spool, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless
+            )
+            _warn_of_missing(documents.missing, undone)
+            _say_hopeless(documents.hopeless)
             for line in documents:
                 print_json_line(line)
             shown = len(documents.places)
@@ -369,8 +380,9 @@ def _list(
             else:
                 _warn_of_unread(documents.count)
             return shown
-    found = _service().find(choice, limit=limit, is_newest_first=newest_first)
-    _warn_of_missing(found.missing, undone, limit)
+    found = _service().find(choice, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless)
+    _warn_of_missing(found.missing, undone)
+    _say_hopeless(found.hopeless)
     _print_letters(found.letters, found.short)
     _say_count(found.count, len(found.letters), choice, newest_first=newest_first)
     return len(found.letters)
@@ -428,14 +440,14 @@ def _warn_of_unread(count: "Count") -> None:
         note(f"only {share} dead letters can be read at once; their order is lost")
 
 
-def _refuse_missing(past: str, missing: Sequence[str], limit: int | None) -> None:
-    if missing and limit is None:
+def _refuse_missing(past: str, missing: Sequence[str]) -> None:
+    if missing:
         raise _missing(missing, f"; nothing was {past}")
 
 
-def _warn_of_missing(missing: Sequence[str], undone: str | None = None, limit: int | None = None) -> None:
+def _warn_of_missing(missing: Sequence[str], undone: str | None = None) -> None:
     if undone is not None:
-        _refuse_missing(undone, missing, limit)
+        _refuse_missing(undone, missing)
     elif missing:
         note(str(_missing(missing)))
 
@@ -471,20 +483,20 @@ def _these(count: int) -> str:
     return "this dead letter" if count == 1 else f"these {counted(count, 'dead letter')}"
 
 
-def _say_expired(under_way: "Replay") -> None:
+def _say_hopeless(letters: Sequence["Listing"]) -> None:
     """Say what is not replayed because it has expired."""
-    expired = under_way.expired
-    if not expired:
+    if not letters:
         return
-    which = f"{counted(len(expired), 'dead letter')}: {_some([letter.name for letter in expired])}"
-    said = (
-        f"not replayed, because expired_time has passed and a replay would fail again at once: {which}",
-        "let the upstream system publish new commands, then discard these; --include-expired replays them all the same",
+    which = f"{counted(len(letters), 'dead letter')}: {_some([letter.name for letter in letters])}"
+    note(f"not replayed, because expired_time has passed and a replay would fail again at once: {which}")
+    note(
+        "let the upstream system publish new commands, then discard these; --include-expired replays them all the same"
     )
-    if not under_way.letters:
-        raise WorkerError("nothing was replayed", *said)
-    for line in said:
-        note(line)
+
+
+def _say_obstacles(obstacles: Sequence["Obstacle"]) -> None:
+    for obstacle in obstacles:
+        note(f"commands may wait: {obstacle}")
 
 
 def _run_replay(under_way: "Replay", *, as_json: bool) -> None:
@@ -504,8 +516,7 @@ def _end_replay(under_way: "Replay", *, as_json: bool) -> None:
     if not as_json:
         print_line(f"replayed {counted(under_way.replayed, 'dead letter')}")
     if under_way.replayed:
-        for obstacle in under_way.find_obstacles():
-            note(f"for now nothing is sent: {obstacle}")
+        _say_obstacles(under_way.find_obstacles())
 
 
 def _print_outcomes(under_way: "Replay", timeout_s: float, known: Sequence["Obstacle"], *, as_json: bool) -> None:
@@ -513,7 +524,7 @@ def _print_outcomes(under_way: "Replay", timeout_s: float, known: Sequence["Obst
 
     def on_obstacle(obstacle: "Obstacle") -> None:
         if (obstacle.kind, obstacle.scope) not in kinds:
-            note(f"still waiting: {obstacle}")
+            _say_obstacles([obstacle])
 
     if not as_json:
         note(f"replayed {counted(under_way.replayed, 'dead letter')}: waiting for the outcomes")
@@ -551,7 +562,7 @@ def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
                 _print_outcome(letter, None)
         raise WorkerError(
             f"no outcome after {timeout_s:g} s of {_some([letter.name for letter in waiting])}",
-            *(f"for now nothing is sent: {obstacle}" for obstacle in under_way.find_obstacles()),
+            *(f"commands may wait: {obstacle}" for obstacle in under_way.find_obstacles()),
             "nothing is lost: workers go on trying, and reply to the upstream system; "
             "onenet-worker status COMMAND_ID tells what is known",
         )

@@ -108,7 +108,7 @@ def _cancel(
         _print(waiting.entries, stderr=True)
         confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", "nothing was cancelled")
     try:
-        done = cancel(settings, imei, product, waiting.entries, is_all=not beginnings)
+        done = cancel(settings, imei, product, waiting.entries)
     except KeyboardInterrupt:
         note(f"interrupted: some may be cancelled; look with onenet-worker device {imei}")
         raise typer.Exit(EXIT_INTERRUPTED) from None

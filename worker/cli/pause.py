@@ -10,6 +10,7 @@ from worker.printable import printable
 if TYPE_CHECKING:
     from worker.admin.pauses import Operator
     from worker.amqp.control_client import Answers
+    from worker.core.pauses import Order
 
 Product = Annotated[str | None, typer.Option("--product", metavar="NAME", help="One product; without it: all.")]
 Default = Annotated[bool, typer.Option("--default-product", help="Only the product of commands that name none.")]
@@ -37,9 +38,10 @@ def pause(
 def resume(
     product: Product = None, default: Default = False, by: By = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
-    """End what `pause` began. What workers have paused by themselves, because OneNET fails, is probed at once.
+    """End what `pause` began. Without --product or --default-product it ends all pauses, also those of single products.
 
-    Example:
+    What workers have paused by themselves, because OneNET fails, is probed at once. Example:
+
         onenet-worker resume --product heating
     """
     scope = _scope(product, default)
@@ -79,24 +81,31 @@ def _operator(by: str | None) -> "Operator":
 
 
 def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -> None:
-    from worker.admin.pauses import answers_document, described
+    from worker.admin.pauses import answers_document, described, resume_command
 
     if as_json:
         print_json(answers_document(answers))
     else:
         print_line(f"{what}: {printable(described(scope))}")
+        for order in answers.ended:
+            print_line(f"ended the pause of {_pause(order)}")
         for order in answers.pauses.orders:
-            why = f": {order.reason}" if order.reason else ""
-            line = f"{described(order.scope)}, since {local_time(order.at)}, by {order.by}{why}"
-            print_line(printable(f"paused by hand: {line}"))
+            print_line(f"paused by hand: {_pause(order)}")
         _print_workers(answers)
     if not answers.reports:
         note("no worker has answered; one that starts will know it")
     elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
         known = sorted({state.product or "" for report in answers.reports for state in report.products} - {""})
         others = f"they have {', '.join(known)}" if known else "they have only the default one"
-        undo = f"; undo it with onenet-worker resume --product {scope}" if answers.pauses.of(scope) else ""
+        undo = f"; undo it with {resume_command(scope)}" if answers.pauses.of(scope) else ""
         note(f"no worker that answered has a product named {scope}: {others}{undo}")
+
+
+def _pause(order: "Order") -> str:
+    from worker.admin.pauses import described
+
+    why = f": {order.reason}" if order.reason else ""
+    return printable(f"{described(order.scope)}, since {local_time(order.at)}, by {order.by}{why}")
 
 
 def _print_workers(answers: "Answers") -> None:

@@ -326,7 +326,7 @@ class _Sending:
         with suppress(BrokerUnavailable):
             products = {each.product for each in missing}
             found = find_obstacles(self.settings.broker_address, self.settings.topology, products)
-        return [f"not sent to OneNET now: {each}" for each in found]
+        return [f"commands may wait: {each}" for each in found]
 
     def _summary(self) -> list[str]:
         """Return how many commands had which outcome, and which result; a single one is on the screen already."""

@@ -49,7 +49,7 @@ def status(
 
     Nothing is changed and nothing is sent. Exit code 1 if nothing is known of it. Example:
 
-        onenet-worker status 8f6c1d0e
+        onenet-worker status order-17
     """
     from worker.admin.status import story_document, tell_story
     from worker.cli.settings import read_settings

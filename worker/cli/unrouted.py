@@ -1,6 +1,6 @@
 """``onenet-worker unrouted``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ from worker.cli.terminal import (
     confirm,
     local_time,
     note,
-    print_json,
+    print_json_line,
     print_line,
     print_rows,
     require_person_or_yes,
@@ -21,10 +21,11 @@ from worker.cli.terminal import (
 )
 from worker.core.times import parse_duration
 from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
-from worker.printable import counted
+from worker.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from worker.admin.unrouted import Discarded, Published, Unrouted, UnroutedFilter, UnroutedGroup, UnroutedReply
+    from worker.settings import Settings
 
 _WITH_BAR = 1_000  # with fewer a bar would be gone before anybody has read it
 _NOUN = "unrouted reply"
@@ -73,18 +74,18 @@ def list_replies(
 
         onenet-worker unrouted list --source billing
     """
-    from worker.admin.unrouted import unrouted_document
+    from worker.cli.settings import read_settings
 
-    def print_document(reply: "UnroutedReply") -> None:
-        print_json(unrouted_document(reply))
-
-    chosen = _filter(keys, source, older_than)
-    found = _list(chosen, limit, print_document if as_json else _ignore)
-    if not as_json:
-        _print(found.groups)
+    chosen, settings = _filter(keys, source, older_than), read_settings()
+    if as_json:
+        _say_count(_print_documents(settings, chosen, limit))
+        return
+    found = _list(settings, chosen, limit)
+    _print(found.groups)
     _say_count(found)
-    if found.groups and not as_json:
-        note(f"bind a queue to {_exchange()} for these keys, then: onenet-worker unrouted publish --key KEY")
+    if found.groups:
+        exchange = settings.topology.replies_exchange
+        note(f"bind a queue to {exchange} for these keys, then: onenet-worker unrouted publish --key KEY")
         note("or delete them: onenet-worker unrouted discard --key KEY")
 
 
@@ -108,12 +109,12 @@ def publish(
     from worker.cli.settings import read_settings
 
     chosen = _required(keys, source, older_than, is_all=is_all)
+    settings, done = read_settings(), Published()
     if dry_run:
-        listed = _list(chosen, limit)
+        listed = _list(settings, chosen, limit)
         _print(listed.groups)
         _say_count(listed)
         return
-    settings, done = read_settings(), Published()
     with _told(done, "published"), ExitStack() as stack:
         publish_unrouted(
             settings.broker_address,
@@ -125,7 +126,7 @@ def publish(
             on_selected=lambda total: stack.enter_context(progress("publishing", total, is_shown=total >= _WITH_BAR)),
         )
     if done.unbound:
-        _say_unbound(done)
+        _say_unbound(done, settings.topology.replies_exchange)
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -149,16 +150,15 @@ def discard(
     from worker.cli.settings import read_settings
 
     chosen = _required(keys, source, older_than, is_all=is_all)
-    agreed = None
+    settings, done, agreed = read_settings(), Discarded(), None
     if dry_run or not yes:
         require_person_or_yes(yes=dry_run)
-        agreed = _list(chosen, limit)
+        agreed = _list(settings, chosen, limit)
         _print(agreed.groups, stderr=not dry_run)
         _say_count(agreed)
         if dry_run or not agreed.digests:
             return
         confirm(f"Delete {counted(len(agreed.digests), _NOUN)} permanently?", "nothing was discarded")
-    settings, done = read_settings(), Discarded()
     with _told(done, "discarded"):
         discard_unrouted(
             settings.broker_address,
@@ -169,6 +169,8 @@ def discard(
             agreed=agreed,
             done=done,
         )
+    if agreed is not None and done.selected < len(agreed.digests):
+        note(f"{len(agreed.digests) - done.selected:,} of those that you confirmed were no longer there")
 
 
 @contextmanager
@@ -216,26 +218,28 @@ def _required(
     return chosen
 
 
-def _ignore(_reply: "UnroutedReply") -> None:
-    pass
-
-
-def _list(
-    chosen: "UnroutedFilter", limit: int | None, on_reply: Callable[["UnroutedReply"], object] = _ignore
-) -> "Unrouted":
+def _list(settings: "Settings", chosen: "UnroutedFilter", limit: int | None) -> "Unrouted":
     from worker.admin.unrouted import list_unrouted
-    from worker.cli.settings import read_settings
 
-    settings = read_settings()
-    return list_unrouted(
-        settings.broker_address, settings.topology, chosen, datetime.now(UTC), limit=limit, on_reply=on_reply
-    )
+    return list_unrouted(settings.broker_address, settings.topology, chosen, datetime.now(UTC), limit=limit)
 
 
-def _exchange() -> str:
-    from worker.cli.settings import read_settings
+def _print_documents(settings: "Settings", chosen: "UnroutedFilter", limit: int | None) -> "Unrouted":
+    """Print each reply as JSON, once all are read: whoever reads the output may be slow, and others wait to read."""
+    from worker.admin.spool import Spool
+    from worker.admin.unrouted import list_unrouted, unrouted_document
 
-    return read_settings().topology.replies_exchange
+    with Spool() as spool:
+        places: list[int] = []
+
+        def keep(reply: "UnroutedReply") -> None:
+            places.append(spool.append(printable_json(unrouted_document(reply))))
+
+        now = datetime.now(UTC)
+        found = list_unrouted(settings.broker_address, settings.topology, chosen, now, limit=limit, on_reply=keep)
+        for place in places:
+            print_json_line(spool.line(place))
+    return found
 
 
 def _print(groups: list["UnroutedGroup"], *, stderr: bool = False) -> None:
@@ -268,7 +272,7 @@ def _none_of(waiting: int) -> str:
     return "there is no unrouted reply: a queue was bound for each"
 
 
-def _say_unbound(done: "Published") -> None:
+def _say_unbound(done: "Published", exchange: str) -> None:
     print_rows(("no queue is bound for", "replies"), [(key, f"{count:,}") for key, count in done.unbound.most_common()])
     stay = sum(done.unbound.values())
-    note(f"{counted(stay, _NOUN)} stay{'s' if stay == 1 else ''}: bind a queue to {_exchange()} for the routing key")
+    note(f"{counted(stay, _NOUN)} stay{'s' if stay == 1 else ''}: bind a queue to {exchange} for the routing key")

@@ -10,11 +10,9 @@ from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import HINT, connect_blocking
-from worker.amqp.connection import reason_of
+from worker.amqp.blocking import close_quietly, connect_blocking, lost, refused
 from worker.amqp.messages import REPLY_COPIES
 from worker.amqp.topology import Topology
-from worker.errors import BrokerUnavailable, WorkerError
 
 _PREFETCH = 100
 _MAX_WAITING = 10_000  # copies in its queue; the oldest are dropped
@@ -45,10 +43,9 @@ class OutcomeWatcher:
             channel.queue_bind(queue, topology.control_exchange, f"{REPLY_COPIES}.{self._name}.*")
             channel.basic_qos(prefetch_count=_PREFETCH)
             channel.basic_consume(queue, self._on_copy)
-        except ChannelClosedByBroker as exc:
-            raise WorkerError(f"{reason_of(exc)}: {HINT}") from exc
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
+            close_quietly(self._connection)
+            raise refused(exc) if isinstance(exc, ChannelClosedByBroker) else lost(exc) from exc
 
     def __enter__(self) -> Self:
         return self
@@ -56,9 +53,7 @@ class OutcomeWatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(AMQPError):  # nothing is left to be confirmed
-            if self._connection.is_open:
-                self._connection.close()
+        close_quietly(self._connection)  # nothing is left to be confirmed
 
     def address(self, number: int) -> str:
         """Return where the workers publish the copy of one reply; ``receive`` gives it with the same number."""
@@ -75,7 +70,7 @@ class OutcomeWatcher:
         try:
             self._connection.process_data_events(time_limit=wait_s)
         except AMQPError as exc:
-            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+            raise lost(exc) from exc
         received, self._received = self._received, []
         return received
 

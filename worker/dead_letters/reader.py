@@ -30,12 +30,6 @@ class DeadLetterReader(QueueReader):
         self._outgoing = MessageBuilder(topology, "command line")
         self._zone = zone
 
-    def fetch_all(self) -> list[DeadLetter]:
-        """Return all messages that are in the queue now, the oldest first; see ``read``."""
-        found: list[DeadLetter] = []
-        self.read(found.append)
-        return found
-
     def read(self, on_letter: Callable[[DeadLetter], object], *, cuts_bodies: bool = False, expected: int = 0) -> int:
         """Read all messages that are in the queue now, the oldest first; see ``QueueReader.read_messages``.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from worker.dead_letters.letter import SHORT_DIGEST, DeadLetter, Filter
+from worker.dead_letters.letter import SHORT_DIGEST, DeadLetter, Filter, Listing
 from worker.errors import WorkerError
 
 Kept = TypeVar("Kept")
@@ -38,15 +38,24 @@ class Selection(Generic[Kept]):
         now: the present time.
         limit: how many to select at most; None: all.
         is_newest_first: select the newest, and return these first.
+        leaves_hopeless: leave out what fails again at once if it is replayed; it does not count towards the limit.
     """
 
     def __init__(
-        self, choice: Choice, now: datetime, limit: int | None = None, *, is_newest_first: bool = False
+        self,
+        choice: Choice,
+        now: datetime,
+        limit: int | None = None,
+        *,
+        is_newest_first: bool = False,
+        leaves_hopeless: bool = False,
     ) -> None:
         self._choice = choice
         self._now = now
         self._limit = limit
         self._is_newest_first = is_newest_first
+        self._leaves_hopeless = leaves_hopeless
+        self._hopeless: dict[int, Listing] = {}
         self._named = {name: _Named(name) for name in choice.names}
         self._held: dict[int, Kept] = {}
         self._newest = deque[Kept](maxlen=limit)
@@ -58,11 +67,16 @@ class Selection(Generic[Kept]):
         self._read += 1
         if not self._choice.conditions.matches(dead_letter, self._now):
             return False
-        if not self._named:
-            self._matching += 1
-            return self._is_newest_first or self._limit is None or self._matching <= self._limit
         offered = [named.offer(self._read, dead_letter) for named in self._named.values()]  # each takes note of it
-        return any(offered)
+        if self._named and not any(offered):
+            return False
+        if self._leaves_hopeless and (listing := dead_letter.listing(self._now)).cannot_succeed:
+            self._hopeless[self._read] = listing
+            return False
+        if self._named:
+            return True
+        self._matching += 1
+        return self._is_newest_first or self._limit is None or self._matching <= self._limit
 
     def hold(self, kept: Kept) -> None:
         """Hold what is to be kept of the dead letter that was asked about last."""
@@ -78,16 +92,18 @@ class Selection(Generic[Kept]):
             WorkerError: a name is the beginning of several ids or digests.
         """
         found = list(self._newest)
-        matching = self._matching
+        matching, hopeless = self._matching, [*self._hopeless.values()]
         if self._named:
-            positions = sorted({position for named in self._named.values() for position in named.positions()})
+            named_ones = {position for named in self._named.values() for position in named.positions()}
+            hopeless = [listing for position, listing in self._hopeless.items() if position in named_ones]
+            positions = sorted(named_ones - self._hopeless.keys())
             matching = len(positions)
             if self._limit is not None:
                 positions = positions[-self._limit :] if self._is_newest_first else positions[: self._limit]
             found = [self._held[position] for position in positions]
         kept = tuple(reversed(found) if self._is_newest_first else found)
         missing = tuple(sorted(name for name, named in self._named.items() if not named.positions()))
-        return Selected(kept, matching, missing)
+        return Selected(kept, matching, missing, tuple(hopeless))
 
 
 @dataclass(frozen=True)
@@ -98,11 +114,13 @@ class Selected(Generic[Kept]):
         kept: of each dead letter within the limit.
         matching: how many there are without the limit.
         missing: the names of which there is no dead letter.
+        hopeless: what was left out because it fails again at once if it is replayed.
     """
 
     kept: tuple[Kept, ...]
     matching: int
     missing: tuple[str, ...]
+    hopeless: tuple[Listing, ...] = ()
 
 
 class _Named:

@@ -225,8 +225,8 @@ class OneNETClient:
             account, product, imei, newest_first=newest_first, is_enough=is_enough
         )
 
-    async def cancel(self, product: str | None, imei: str, uuid: str | None) -> str | None:
-        """Ask the platform to cancel commands of a device; see ``DeviceHistories.cancel``."""
+    async def cancel(self, product: str | None, imei: str, uuid: str) -> str | None:
+        """Ask the platform to cancel one command of a device; see ``DeviceHistories.cancel``."""
         return await self._histories.cancel(self._account_of(product), product, imei, uuid)
 
     async def time_for(self, command: Command) -> datetime:

@@ -217,19 +217,19 @@ class DeviceHistories:
                 search.renew(self._request_s)
         return DeviceHistory(tuple(found), max(pages.total, len(found)), pages.is_complete)
 
-    async def cancel(self, account: Account, product: str | None, imei: str, uuid: str | None) -> str | None:
-        """Ask the platform to cancel one command of a device, or all that wait; returns why it refuses, if it says so.
+    async def cancel(self, account: Account, product: str | None, imei: str, uuid: str) -> str | None:
+        """Ask the platform to cancel one command of a device; returns why it refuses, if it says so.
 
         Args:
             account: where they were sent.
             product: whose device it is.
             imei: the device.
-            uuid: of the command; None: all.
+            uuid: of the command.
 
         Raises:
             HistoryUnreadable: no answer, or none that can be read. It may have been done.
         """
-        path = f"{_CANCEL}/{'all' if uuid is None else quote(uuid, safe='')}?{urlencode({'imei': imei})}"
+        path = f"{_CANCEL}/{quote(uuid, safe='')}?{urlencode({'imei': imei})}"
         async with self._search(product) as (search, _):
             return await account.put(path, search, read_cancelling)
 
