@@ -47,7 +47,7 @@ def test_an_error_has_no_line_but_its_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error()
 
     monkeypatch.setattr(__main__, "app", fail)

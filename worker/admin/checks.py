@@ -16,7 +16,7 @@ from worker.admin.pauses import Operator, this_person
 from worker.admin.queues import count_queues
 from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
 from worker.amqp.connection import ALARM, ALARM_REMEDY, printable_address
-from worker.amqp.rights import delay_faults, missing_rights
+from worker.amqp.rights import delay_faults, missing_rights, missing_rights_to_answer
 from worker.amqp.topology import Topology
 from worker.app import client_of, limiter_of, rate_limit_address, store_of, tracing_of, try_store
 from worker.core.claims import IdempotencyStore, Inspection
@@ -126,7 +126,11 @@ def _topology(connection: Connection, settings: Settings) -> Iterator[CheckResul
     if has_alarm:
         yield CheckResult("permissions", ok=False, detail="not tried, since nothing can be published during the alarm")
     elif not rights:
-        yield CheckResult("permissions", ok=True, detail="this user may do all that a worker does")
+        unanswered = missing_rights_to_answer(connection, topology)
+        detail = "this user may do all that a worker does"
+        if unanswered:
+            detail = f"enough to work, but not to take onenet-worker probe and to answer: {'; '.join(unanswered)}"
+        yield CheckResult("permissions", ok=True, detail=detail)
 
 
 def _waiting(connection: Connection, topology: Topology) -> CheckResult:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from worker.app import client_of, limiter_of
 from worker.core.platform import CachedCommand
@@ -17,6 +17,9 @@ from worker.onenet.client import OneNETClient
 from worker.printable import utc
 from worker.settings import MEMORY, Settings, load_products
 from worker.telemetry.tracing import NoTracing
+
+if TYPE_CHECKING:
+    from worker.idempotency.records import RecordReader
 
 DeviceState = Literal["waiting", "cancelled", "sent", "expired", "executed", "failed", "no answer", "unknown"]
 Found = TypeVar("Found")
@@ -139,12 +142,13 @@ def list_device(
     Raises:
         WorkerError: the platform cannot be read, or the product is not configured.
     """
+    reader = _record_reader(settings)
 
     async def read(client: OneNETClient) -> DeviceCommands:
         found = await client.list_commands(
             product, imei, newest_first=newest_first, is_enough=lambda commands: len(commands) >= limit
         )
-        entries, unread = await _with_owners(settings, found.commands[:limit])
+        entries, unread = await _with_owners(reader, found.commands[:limit])
         return DeviceCommands(imei, entries, found.total, unread)
 
     return _ask(settings, product, read)
@@ -163,13 +167,14 @@ def find_waiting(settings: Settings, imei: str, product: str | None, beginnings:
         WorkerError: a beginning is that of no command, of several, or of one that does not wait any more; or the
             platform cannot be read, or the product is not configured.
     """
+    reader = _record_reader(settings)
 
     async def read(client: OneNETClient) -> DeviceCommands:
         found = await client.list_commands(product, imei, newest_first=True, is_enough=lambda _commands: False)
         chosen = [command for command in found.commands if state_of(command) == "waiting" and command.uuid]
         if beginnings:
             chosen = list(dict.fromkeys(_named(found.commands, text, imei) for text in beginnings))
-        entries, unread = await _with_owners(settings, chosen)
+        entries, unread = await _with_owners(reader, chosen)
         for entry in entries:
             if entry.state not in {"waiting", "unknown"}:
                 raise WorkerError(
@@ -263,20 +268,25 @@ def _named(commands: Sequence[CachedCommand], beginning: str, imei: str) -> Cach
             raise WorkerError(f"{beginning} is the beginning of {named}{more}: give more characters")
 
 
+def _record_reader(settings: Settings) -> "RecordReader | None":
+    """Return what reads the records of the fleet; None: they are in the memory of the workers."""
+    url = settings.idempotency_url.get_secret_value()
+    if url == MEMORY:
+        return None
+    from worker.idempotency.records import RecordReader  # an optional dependency
+
+    return RecordReader(RedisAddress.parse(url), settings.worker_namespace)
+
+
 async def _with_owners(
-    settings: Settings, commands: Sequence[CachedCommand]
+    reader: "RecordReader | None", commands: Sequence[CachedCommand]
 ) -> tuple[tuple[DeviceEntry, ...], str | None]:
     """Add to each command the one of ours that it is, and say why that is not known."""
     owners: dict[str, UuidOwner] = {}
     unread: str | None = None
-    if settings.idempotency_url.get_secret_value() == MEMORY:
+    if reader is None:
         unread = "with IDEMPOTENCY_URL=memory:// command ids are in the memory of the workers"
     else:
-        from worker.idempotency.records import RecordReader  # an optional dependency
-
-        reader = RecordReader(
-            RedisAddress.parse(settings.idempotency_url.get_secret_value()), settings.worker_namespace
-        )
         try:
             owners = await reader.owners([command.uuid for command in commands if command.uuid])
         except WorkerError as exc:
@@ -300,10 +310,11 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
         known = f"those of ONENET_PRODUCTS_FILE are {names}" if names else "ONENET_PRODUCTS_FILE names none"
         raise WorkerError(f"no product {product} is configured: {known}")
 
+    limiter = limiter_of(settings)
+    acquire = None if limiter is None else partial(Turns().acquire, acquire=limiter.acquire)
+    client = client_of(settings, products, NoTracing(), acquire)
+
     async def run() -> Found:
-        limiter = limiter_of(settings)
-        acquire = None if limiter is None else partial(Turns().acquire, acquire=limiter.acquire)
-        client = client_of(settings, products, NoTracing(), acquire)
         try:
             return await act(client)
         finally:

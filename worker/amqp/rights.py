@@ -7,7 +7,7 @@ Source: https://www.rabbitmq.com/docs/access-control#authorisation
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,19 @@ def missing_rights(connection: BlockingConnection, topology: Topology, *, may_de
     Raises:
         BrokerUnavailable: the connection was lost.
     """
-    trials = [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)]
+    return _missing(connection, [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)])
+
+
+def missing_rights_to_answer(connection: BlockingConnection, topology: Topology) -> list[str]:
+    """Return one line for each right that this user lacks to take and answer questions, which workers can do without.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    return _missing(connection, [*_to_answer(topology)])
+
+
+def _missing(connection: BlockingConnection, trials: Iterable[_Trial]) -> list[str]:
     missing = [trial.right for trial in trials if _is_refused(connection, trial)]
     return [f"this user has no right to {right}" for right in dict.fromkeys(missing)]
 
@@ -105,7 +117,6 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
 def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
     yield _to_read(topology.control_stream)
-    yield from _to_answer(topology)
     yield _to_read(topology.unrouted_samples_queue)
     if topology.result_delays_s:
         yield _to_read(topology.results_queue)
