@@ -318,7 +318,6 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
         try:
             return await act(client)
         finally:
-            client.close()
             if limiter is not None:
                 await limiter.close()
 
@@ -326,6 +325,8 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
         return asyncio.run(run())
     except HistoryUnreadable as exc:
         raise WorkerError(f"OneNET: {exc}: {_advice(exc)}") from exc
+    finally:
+        client.close()
 
 
 def _advice(error: HistoryUnreadable) -> str:
