@@ -18,11 +18,9 @@ from tests.support.command_line import run_cli
 from tests.support.simulator import ACCESS_KEY, API_KEY, PRODUCT_ID, onenet
 from tests.support.stores import DOUBT, LONG_S, held, key, reply
 from tests.support.terminal import Screen, assert_screen, show
-from worker.admin.device import cancel, find_waiting
 from worker.dev.services.ports import free_port
 from worker.idempotency.redis import RedisStore
 from worker.printable import utc
-from worker.settings import load_settings
 from worker.simulator.devices import CANCELLED, EXPIRED, FAILED, SENT, SUCCESS, WAIT, CachedCommand
 from worker.simulator.dialects import PlatformError, Reason
 from worker.simulator.platform import Platform
@@ -186,16 +184,18 @@ def test_what_the_platform_refuses_to_cancel_still_waits_and_says_why(site: Site
 
 
 @only_v1
-def test_what_arrives_after_the_question_is_not_cancelled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_arrives_meanwhile_is_not_cancelled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.simulator.platform.cancels_valid = True
-    for name, value in site.environment.items():
-        monkeypatch.setenv(name, value)
-    settings = load_settings()
     site.cache(1)
-    shown = find_waiting(settings, AN_IMEI, None, [])
-    site.cache(2)
-    [done] = cancel(settings, AN_IMEI, None, shown.entries)
-    assert (done.is_cancelled, site.states()) == (True, [CANCELLED, WAIT])
+    cancel = Platform.cancel
+
+    def cancel_while_one_arrives(platform: Platform, imei: str, uuid: str) -> object:
+        site.cache(2)
+        return cancel(platform, imei, uuid)
+
+    monkeypatch.setattr(Platform, "cancel", cancel_while_one_arrives)
+    cancelled = site.device("--cancel-all", "--yes")
+    assert (cancelled.returncode, site.states()) == (0, [CANCELLED, WAIT])
 
 
 @only_v1
