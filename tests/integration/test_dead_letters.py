@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> N
         with pytest.raises(WorkerError, match="another command is reading"):
             open_reader(deployment)
     assert read_ids(deployment, len(IDS)) == IDS
+
+
+def test_a_second_reader_waits_for_one_that_is_about_to_end(deployment: Deployment) -> None:
+    """As a page that is opened while somebody lists them."""
+    publish_dead_letters(deployment, *IDS)
+    with ThreadPoolExecutor(1) as executor:
+        with open_reader(deployment):
+            second = executor.submit(open_reader, deployment)
+        with second.result(PATIENCE_S) as reader:
+            assert len(all_of(reader)) == len(IDS)
 
 
 def test_discarding_dead_letters_keeps_the_order_of_the_others(

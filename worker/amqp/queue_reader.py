@@ -25,6 +25,7 @@ MAX_PREFETCH = 65_535  # of the protocol
 _RESOURCE_LOCKED = 405
 _ACCESS_REFUSED = 403
 _RETURNING_S = 5.0  # in which the broker returns what a closed reader held; more than enough for 65,535
+_LOCKED_S = 5.0  # longest wait for another reader; most take less
 _LOOK_AGAIN_S = 0.05
 
 
@@ -46,7 +47,7 @@ class QueueReader:
         contents: what is in it, for people, in the plural.
 
     Raises:
-        WorkerError: another reader of this queue is open.
+        WorkerError: another reader of this queue stays open.
         BrokerUnavailable: no broker answers, or the connection was lost.
     """
 
@@ -78,19 +79,27 @@ class QueueReader:
                 raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def _lock(self) -> None:
-        """Exclude other readers until this connection ends.
+        """Exclude other readers until this connection ends; waits a moment for one that is open.
 
         A quorum queue ignores the consumer's flag "exclusive".
         """
-        try:
-            self._connection.channel().queue_declare(f"{self._queue}.reading", exclusive=True)
-        except ChannelClosedByBroker as exc:
-            if exc.reply_code == _RESOURCE_LOCKED:
-                self._connection.close()
-                raise WorkerError(f"another command is reading the {self._contents}: try again in a moment") from exc
-            # Without the right to declare there is no lock; two readers then only change the order.
-            if exc.reply_code != _ACCESS_REFUSED:
-                raise
+        deadline = time.monotonic() + _LOCKED_S
+        while True:
+            try:
+                self._connection.channel().queue_declare(f"{self._queue}.reading", exclusive=True)
+            except ChannelClosedByBroker as exc:
+                # Without the right to declare there is no lock; two readers then only change the order.
+                if exc.reply_code == _ACCESS_REFUSED:
+                    return
+                if exc.reply_code != _RESOURCE_LOCKED:
+                    raise
+                if time.monotonic() >= deadline:
+                    close_quietly(self._connection)
+                    busy = f"another command is reading the {self._contents}: try again in a moment"
+                    raise WorkerError(busy) from exc
+            else:
+                return
+            self._connection.sleep(_LOOK_AGAIN_S)
 
     def read_messages(
         self, on_message: Callable[[QueueMessage], object], *, cuts_bodies: bool = False, expected: int = 0
