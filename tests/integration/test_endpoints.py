@@ -240,7 +240,8 @@ def test_commands_that_wait_for_their_result_are_counted_again_after_a_broker_ki
 
 def test_a_worker_without_its_store_is_not_ready(deployment: Deployment, endpoints: Endpoints) -> None:
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
-    with deployment.worker(**endpoints.settings, IDEMPOTENCY_URL=nowhere):
+    with deployment.start_worker(**endpoints.settings, IDEMPOTENCY_URL=nowhere) as worker:
+        worker.wait_for("broker_connected")
         endpoints.wait_for("/readyz", 503, store_reachable=False, broker_connected=True)
 
 
