@@ -162,7 +162,7 @@ def test_an_interrupt_ends_a_command_that_waits_for_the_platform(arguments: tupl
 def test_an_interrupt_ends_the_simulator(tmp_path: Path) -> None:
     port = free_port()
     process = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / "output")
-    process.wait_for_port(port)
+    process.wait_for_output("ctrl-C stops it")
     process.signal(signal.SIGINT)
     assert process.wait() == 0
     assert process.output.read_text().splitlines()[-1] == "stopped"

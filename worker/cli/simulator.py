@@ -151,9 +151,9 @@ def simulator(
         server = Simulator(platform, plan, latency_s=latency, host=host, port=port)
     except OSError as exc:
         raise WorkerError(f"cannot listen on {host}:{port}: {_listen_fault(exc, host)}") from exc
-    print_line(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again after its shutdown
     try:
+        print_line(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
         asyncio.run(server.serve())
     except KeyboardInterrupt:
         print_line("stopped")
