@@ -158,7 +158,7 @@ def test_the_metrics_count_the_outcomes_of_commands(deployment: Deployment, endp
         deployment.upstream.publish(a_command(imei="865820039999999"))
         deployment.upstream.publish(a_command(imei="1"))
         assert {reply["status"] for reply in deployment.upstream.replies(3)} == {"accepted", "rejected", "failed"}
-        wait_until(lambda: endpoints.get("/metrics").value("unacknowledged") == 0, PATIENCE_S, "the acknowledgements")
+        endpoints.wait_for_value("unacknowledged", 0)
         response = endpoints.get("/metrics")
         assert response.value("commands_total", outcome="accepted", reason="answered") == 1
         assert response.value("commands_total", outcome="accepted", reason="recovered") == 0
@@ -194,6 +194,7 @@ def test_the_metrics_count_retries_and_doubts_and_the_command_duration_includes_
         deployment.upstream.reply()
         deployment.upstream.publish(a_command(imei="865820030000002"))
         assert deployment.upstream.reply().json["recovered"]
+        endpoints.wait_for_value("unacknowledged", 0)
         response = endpoints.get("/metrics")
         assert response.value("retries_total") == 1
         assert response.value("in_doubt_total") == 1

@@ -71,7 +71,7 @@ def wait_for_replies(deployment: Deployment, ids: set[str]) -> None:
 
 def assert_nothing_but_accepted(worker: WorkerProcess, ids: set[str]) -> None:
     """No command was postponed, in doubt or tried again."""
-    assert {line["event"] for line in worker.events if line.get("command_id") in ids} == {"command_accepted"}
+    assert {line["event"] for line in worker.events if line.get("command_id") in ids} <= {"command_accepted"}
 
 
 def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any]], ids: set[str]) -> None:

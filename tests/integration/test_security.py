@@ -672,6 +672,7 @@ def test_replies_that_an_own_queue_refuses_are_diverted(
             send(own_queues, "payroll", a_command(command_id="payroll"), app_id="payroll")
             [reply] = replies(site, "payroll")
             worker.wait_for("reply_diverted", 99)
+            worker.wait_for("command_accepted", command_id="payroll")  # logged after its reply is confirmed
             events = [line["event"] for line in worker.events if line.get("command_id") == "payroll"]
         assert events == ["command_accepted"]
         assert reply.json["status"] == "accepted"
@@ -710,6 +711,7 @@ def test_replies_in_whose_routing_the_broker_hangs_are_diverted(
             [reply] = replies(site, "payroll")
             assert reply.json["status"] == "accepted"
             diverted = [site.upstream.get(TOPOLOGY.unrouted_exchange).json["command_id"] for _ in ids]
+            worker.wait_for("reply_diverted", len(ids))
             events = worker.events
             hung = [event for event in events if event["event"] == "publication_hung"]
         assert set(diverted) == ids
