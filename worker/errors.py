@@ -12,7 +12,8 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   └── RefusedInDoubt       so does its sender, and it may have been sent before
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
     │   ├── UserRefused          the broker does not let this user in
-    │   ├── Unconfirmed          it was lost before a confirm              -> publish it again with the same id
+    │   ├── Unconfirmed          a publication was not confirmed           -> publish it again with the same id
+    │   ├── AnswersLost          an order was given, its answers were lost -> see what is paused
     │   └── ClosedByBroker       the broker gave a reason
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
@@ -133,7 +134,11 @@ class PublishingBlocked(BrokerUnavailable):
 
 
 class Unconfirmed(BrokerUnavailable):
-    """The connection ended before the broker confirmed a publication: it may have stored it or not."""
+    """The broker has not confirmed a publication: it may have stored it or not."""
+
+
+class AnswersLost(BrokerUnavailable):
+    """An order of an operator is in force, but no answer to it could be read."""
 
 
 class ClosedByBroker(BrokerUnavailable):

@@ -3,8 +3,8 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -14,9 +14,9 @@ import pytest
 from tests.support.builders import a_command
 from tests.support.checks import check, settings_of
 from tests.support.deployment import Deployment
-from tests.support.proxies import raw_server
+from tests.support.proxies import Proxy, raw_server
 from tests.support.simulator import API_KEY, onenet
-from tests.support.terminal import assert_screen, show
+from tests.support.terminal import Screen, assert_screen, show
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on, delete_on
 from worker.amqp.topology import EXECUTE, RESULT, Topology
@@ -451,7 +451,6 @@ def test_check_fails_for_a_misspelt_setting_and_names_the_one_that_may_be_meant(
 def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, columns: int, is_good: bool) -> None:
     if is_good:
         declare_on(deployment.upstream.channel, deployment.topology)
-    port, platform = str(urlsplit(deployment.broker_url).port), str(urlsplit(deployment.simulator.url).port)
     closed = str(free_port())
     bad = {
         "WORKER_CONCURENCY": "7",
@@ -459,16 +458,20 @@ def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, colum
         "ONENET_URL": "https://onenet.invalid",
         "HTTPS_PROXY": f"http://svc:aSecret@127.0.0.1:{closed}",
     }
-    shown = show(["check"], deployment.folder, settings_of(deployment) | ({} if is_good else bad), columns=columns)
+    shown, replaced = show_check(deployment, columns, {} if is_good else bad)
     assert shown.exit_code == (0 if is_good else 1)
     assert max(map(len, shown.text.split("\n"))) <= columns
-    replaced = {
-        port: "5" * len(port),
-        platform: "8" * len(platform),
-        closed: "7" * len(closed),
-        deployment.topology.namespace: "test-namespace"[:13],
-    }
-    assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced)
+    assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced | {closed: "7" * len(closed)})
+
+
+def show_check(deployment: Deployment, columns: int, settings: Mapping[str, str]) -> tuple[Screen, dict[str, str]]:
+    """Return the screen of ``check``, and what differs in each run; the broker is at 127.0.0.1, wherever it is."""
+    with closing(Proxy(deployment.broker_url)) as proxy:
+        environment = settings_of(deployment) | {"AMQP_URL": proxy.url} | dict(settings)
+        shown = show(["check"], deployment.folder, environment, columns=columns)
+        port, platform = str(urlsplit(proxy.url).port), str(urlsplit(deployment.simulator.url).port)
+    replaced = {port: "5" * len(port), platform: "8" * len(platform)}
+    return shown, replaced | {deployment.topology.namespace: "test-namespace"[:13]}
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -477,13 +480,7 @@ def test_a_terminal_shows_what_running_workers_say(deployment: Deployment, colum
     with deployment.worker():
         order = ("pause", "--by", "alice@control-room", "--reason", "valve 7 leaks")
         assert show(order, deployment.folder, settings, columns=columns).exit_code == 0
-        shown = show(["check"], deployment.folder, settings, columns=columns)
-    port, platform = str(urlsplit(deployment.broker_url).port), str(urlsplit(deployment.simulator.url).port)
-    replaced = {
-        port: "5" * len(port),
-        platform: "8" * len(platform),
-        deployment.topology.namespace: "test-namespace"[:13],
-    }
+        shown, replaced = show_check(deployment, columns, {})
     assert_screen(f"check-paused-{columns}", shown.text, replaced)
 
 

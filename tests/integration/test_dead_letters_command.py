@@ -333,8 +333,11 @@ def test_an_interrupted_replay_names_what_was_replayed_and_what_was_not(
     process.signal(signal.SIGINT)
     assert process.wait() == 130
     done, said = deployment.upstream.count(replayed), process.output.read_text()
-    assert f"interrupted: replayed {done} of 12 dead letters" in said
-    assert f"replayed: {', '.join(f'c-{number}' for number in range(done))}\n" in said
+    if f"perhaps replayed as well: c-{done - 1}" in said:  # it did not know yet that the broker had it
+        assert f"interrupted: replayed {done - 1} of 12 dead letters" in said
+    else:
+        assert f"interrupted: replayed {done} of 12 dead letters" in said
+        assert f"replayed: {', '.join(f'c-{number}' for number in range(done))}\n" in said
     assert f"still in the queue: {', '.join(f'c-{number}' for number in range(done, 12))}\n" in said
 
 

@@ -23,6 +23,7 @@ from worker.idempotency.redis import RedisStore
 from worker.printable import utc
 from worker.simulator.devices import CANCELLED, EXPIRED, FAILED, SENT, SUCCESS, WAIT, CachedCommand
 from worker.simulator.dialects import PlatformError, Reason
+from worker.simulator.faults import Fault
 from worker.simulator.platform import Platform
 from worker.simulator.server import Simulator
 
@@ -217,6 +218,29 @@ def test_the_state_afterwards_counts_and_not_the_answer(site: Site, monkeypatch:
     undone = site.device("--cancel", uuid_of(2), "--yes")
     assert undone.returncode == 1
     assert "waiting" in undone.stdout
+
+
+@only_v1
+def test_an_answer_that_is_lost_is_not_called_a_refusal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.cache(1)
+
+    def fail(*_: object) -> None:
+        raise PlatformError(Reason.TOO_MANY_CALLS, "try later")
+
+    monkeypatch.setattr(Platform, "cancel", fail)
+    undone = site.device("--cancel", uuid_of(1), "--yes")
+    assert undone.returncode == 1
+    assert "gave no clear answer, so that it may be cancelled all the same" in undone.stderr
+
+
+@only_v1
+def test_a_history_that_is_not_shown_whole_cancels_nothing(site: Site) -> None:
+    site.cache(1)
+    site.cache(2)
+    site.simulator.faults.replace([Fault(kind="short_page", endpoint="history")])
+    refused = site.device("--cancel-all", "--yes")
+    assert refused.returncode == 1
+    assert "has 2 commands, and shows 1 of them: nothing was cancelled" in refused.stderr
 
 
 @only_v1

@@ -3,9 +3,13 @@
 import json
 import re
 import shlex
+import signal
+import socket
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
@@ -13,13 +17,22 @@ from pydantic import SecretStr
 from tests.support.builders import a_command
 from tests.support.command_line import run_cli
 from tests.support.deployment import Deployment
+from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
 from tests.support.terminal import assert_screen, show
+from tests.support.waiting import PATIENCE_S
 from worker.admin.obstacles import find_obstacles
+from worker.admin.pauses import Operator
+from worker.amqp import control_client
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import declare_on
 from worker.amqp.connection import ALARM
+from worker.amqp.control_messages import order_publication
+from worker.core.pauses import Order
 from worker.dev.services.broker import LocalBroker
+from worker.dev.services.ports import wait_until
+from worker.dev.services.processes import LocalProcess
+from worker.errors import WorkerError
 from worker.simulator.faults import Fault
 
 pytestmark = pytest.mark.broker_version
@@ -30,11 +43,21 @@ def environment(deployment: Deployment) -> dict[str, str]:
     return {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": deployment.topology.namespace}
 
 
-def ordered(tmp_path: Path, environment: dict[str, str], *arguments: str) -> Any:
-    """Run one of the commands with ``--json``; returns what it printed."""
-    result = run_cli(*arguments, "--json", folder=tmp_path, **environment)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def ordered(tmp_path: Path, environment: dict[str, str], *arguments: str, workers: int = 0) -> Any:
+    """Run one of the commands with ``--json``; returns what it printed.
+
+    Again until so many workers have answered in time: a slow one follows the order all the same.
+    """
+    found: list[Any] = []
+
+    def have_answered() -> bool:
+        result = run_cli(*arguments, "--json", folder=tmp_path, **environment)
+        assert workers or result.returncode == 0, result.stderr
+        found.append(json.loads(result.stdout))
+        return len(found[-1]["workers"]) >= workers
+
+    wait_until(have_answered, PATIENCE_S, f"{workers} answers")
+    return found[-1]
 
 
 def two_products(folder: Path) -> dict[str, str]:
@@ -48,12 +71,12 @@ def test_a_paused_fleet_sends_nothing_until_it_is_resumed(
     deployment: Deployment, environment: dict[str, str], tmp_path: Path
 ) -> None:
     with deployment.worker() as first, deployment.worker() as second:
-        found = ordered(tmp_path, environment, "pause", "--by", "alice", "--reason", "valve 7 leaks")
-        assert len(found["workers"]) == 2
+        found = ordered(tmp_path, environment, "pause", "--by", "alice", "--reason", "valve 7 leaks", workers=2)
         assert all(state["is_by_hand"] for worker in found["workers"] for state in worker["products"])
         for worker in (first, second):
             worker.wait_for("paused_by_hand", by="alice", reason="valve 7 leaks", is_for_all=True)
             worker.wait_for("consumption_paused", next_try_in_s=None)
+        wait_until(lambda: deployment.upstream.consumers() == 0, PATIENCE_S, "the end of consuming")
         deployment.upstream.publish(a_command(command_id="c-1"))
         assert deployment.upstream.count(deployment.topology.execute_queue) == 1
         found = ordered(tmp_path, environment, "resume", "--by", "bob")
@@ -115,7 +138,7 @@ def test_a_probe_by_hand_ends_a_pause_long_before_the_next_one_is_due(
         worker.wait_for("consumption_paused")
         deployment.simulator.faults.replace([])
         deployment.upstream.publish(a_command(command_id="probe"))
-        found = ordered(tmp_path, environment, "probe", "--by", "carol")
+        found = ordered(tmp_path, environment, "probe", "--by", "carol", workers=1)
         [state] = found["workers"][0]["products"]
         assert (state["is_paused"], state["is_by_hand"]) == (True, False)
         worker.wait_for("probe_by_hand", by="carol")
@@ -190,6 +213,63 @@ def test_without_a_worker_an_order_says_that_none_has_answered(
     result = run_cli("pause", folder=tmp_path, AMQP_URL=deployment.broker_url, WORKER_NAMESPACE="nowhere")
     assert result.returncode == 1
     assert "onenet-worker topology" in result.stderr
+
+
+def test_a_probe_that_no_worker_answers_is_no_success(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Nobody will know of it later, unlike of a pause."""
+    assert run_cli("topology", folder=tmp_path, **environment).returncode == 0
+    result = run_cli("probe", folder=tmp_path, **environment)
+    assert result.returncode == 1
+    assert "no worker has answered; nothing was probed" in result.stderr
+
+
+def test_orders_that_arrive_together_are_all_read(deployment: Deployment) -> None:
+    """They are in one chunk of the stream, which is where a reader of its last message begins."""
+    declare_on(deployment.upstream.channel, deployment.topology)
+    operator = Operator(BrokerAddress([SecretStr(deployment.broker_url)]), deployment.topology, "alice")
+    for _ in range(5):
+        operator.resume(None)
+        for product in ("heating", "cooling"):
+            order = Order(id=str(uuid4()), kind="pause", scope=product, at=datetime.now(UTC))
+            publication = order_publication(deployment.topology, order)
+            deployment.upstream.channel.basic_publish(
+                publication.exchange, publication.routing_key, publication.body, publication.properties
+            )
+        wait_until(lambda: len(operator.state().pauses.orders) == 2, PATIENCE_S, "both pauses")
+        assert {order.scope for order in operator.state().pauses.orders} == {"heating", "cooling"}
+
+
+def test_an_order_whose_answers_are_lost_is_said_to_be_given(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    read = control_client.read_pauses
+    with closing(Proxy(deployment.broker_url)) as proxy:
+
+        def cut(*args: Any) -> Any:
+            proxy.cut()
+            return read(*args)
+
+        monkeypatch.setattr(control_client, "read_pauses", cut)
+        operator = Operator(BrokerAddress([SecretStr(proxy.url)]), deployment.topology, "alice")
+        with pytest.raises(WorkerError, match="the order was given, but its answers were lost: "):
+            operator.pause(None)
+    monkeypatch.undo()
+    direct = Operator(BrokerAddress([SecretStr(deployment.broker_url)]), deployment.topology, "bob")
+    assert [order.by for order in direct.state().pauses.orders] == ["alice"]
+
+
+def test_an_interrupt_says_that_an_order_may_be_in_force(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        url = f"amqp://127.0.0.1:{server.getsockname()[1]}/"
+        process = LocalProcess(["pause"], {"AMQP_URL": url, "ONENET_API_KEY": "k"}, tmp_path / "pause")
+        server.settimeout(PATIENCE_S)
+        with closing(server.accept()[0]):
+            process.signal(signal.SIGINT)
+            assert process.wait() == 130
+    assert "interrupted: the order may be in force" in process.output.read_text()
 
 
 def test_what_is_no_order_changes_nothing(deployment: Deployment, environment: dict[str, str], tmp_path: Path) -> None:

@@ -313,6 +313,19 @@ def test_what_cannot_be_read_is_said_beside_the_rest(site: Site) -> None:
     assert "another command is reading the dead letters" in busy.stderr
 
 
+def test_a_dead_letter_that_could_not_be_looked_for_is_not_called_discarded(site: Site) -> None:
+    failed = ReplyError(code="expired", message="too late")
+    site.record(finishing(a_reply(status="failed", uuid=None, error=failed)))
+    settings = Settings(
+        amqp_url=(SecretStr(site.deployment.broker_url),), worker_namespace=site.deployment.topology.namespace
+    )
+    with DeadLetterReader(settings.broker_address, site.deployment.topology, settings.platform_zone):
+        [step] = site.told("order-17", exit_code=1)["next_steps"]
+    assert step["text"].startswith("its dead letter was not found, because not all of them could be read")
+    [step] = site.told("order-17")["next_steps"]
+    assert step["text"] == "its dead letter was discarded, or replayed and is waiting"
+
+
 def test_what_is_no_command_id_is_a_wrong_argument(tmp_path: Path) -> None:
     refused = run_cli("status", "an order", folder=tmp_path)
     assert refused.returncode == 2

@@ -192,7 +192,7 @@ def test_a_queue_that_is_full_refuses_a_reply_which_stays(deployment: Deployment
     published = run("publish", "--all")
     assert published.returncode == 1
     assert f"a queue that is bound for {BILLING} refuses it" in published.stderr
-    assert "published 1 of 3 unrouted replies; the others are still there" in published.stderr
+    assert "published 1 of 3 unrouted replies, and perhaps the next one; the others are still there" in published.stderr
     assert left(deployment, 2) == [(BILLING, "b"), (BILLING, "c")]
 
 
@@ -236,7 +236,7 @@ def test_an_interrupt_says_what_was_done_and_the_others_stay(
     assert process.wait() == 130
     said = process.output.read_text()
     assert "Traceback" not in said
-    assert "of 3,000 unrouted replies; the others are still there" in said
+    assert "of 3,000 unrouted replies, and perhaps the next one; the others are still there" in said
     queue, arrived = deployment.topology.unrouted_exchange, len(received(deployment))
     wait_until(lambda: deployment.upstream.count(queue) + arrived >= 3_000, PATIENCE_S, "the return of the others")
 
@@ -264,6 +264,17 @@ def test_discard_deletes_what_is_chosen_and_keeps_the_order_of_the_others(deploy
     assert len(left(deployment, 3)) == 3
     assert run("discard", "--key", BILLING, "--limit", "1", "--yes").stdout == "discarded 1 unrouted reply\n"
     assert left(deployment, 2) == [(PAYROLL, "b"), (BILLING, "c")]
+
+
+def test_a_large_reply_is_deleted_too_once_a_person_has_agreed(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Only its beginning is read, to show it and to delete it."""
+    exchange = deployment.topology.replies_exchange
+    deployment.upstream.channel.basic_publish(exchange, BILLING, b"x" * 200_000, mandatory=True)
+    screen = show(["unrouted", "discard", "--all"], tmp_path, environment, columns=80, typed="y\n")
+    assert (screen.exit_code, "discarded 1 unrouted reply" in screen.text) == (0, True)
+    assert deployment.upstream.count(deployment.topology.unrouted_exchange) == 0
 
 
 @pytest.mark.parametrize("command", ["publish", "discard"])

@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.support.builders import a_command
 from tests.support.deployment import Deployment
+from tests.support.waiting import PATIENCE_S
+from worker.dev.services.ports import wait_until
 
 
 def _lines(events: list[dict[str, Any]]) -> list[str]:
@@ -32,4 +34,5 @@ def test_of_thousands_of_unrouted_replies_only_samples_are_read(deployment: Depl
         worker.wait_for("command_failed", 300)
         worker.wait_for("reply_unrouted", 10)
         assert len(_lines(worker.events)) <= 50
-        assert deployment.upstream.count(deployment.topology.unrouted_exchange) == 300
+        unrouted = deployment.topology.unrouted_exchange
+        wait_until(lambda: deployment.upstream.count(unrouted) == 300, PATIENCE_S, "all replies, unrouted")

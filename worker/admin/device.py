@@ -81,11 +81,13 @@ class Cancelling:
         before: as it was.
         after: as it is now; None: the history does not show it any more.
         refusal: why the platform refused, if it said so.
+        unanswered: why its answer is not known: it may have been cancelled, or be cancelled later; None: it is known.
     """
 
     before: DeviceEntry
     after: DeviceEntry | None
     refusal: str | None
+    unanswered: str | None
 
     @property
     def is_cancelled(self) -> bool:
@@ -122,9 +124,10 @@ def entry_document(entry: DeviceEntry, of: DeviceCommands) -> dict[str, Any]:
 
 def cancelling_document(done: Cancelling, of: DeviceCommands) -> dict[str, Any]:
     """Return what became of a command that was to be cancelled, as a JSON object."""
+    said = {"refusal": done.refusal, "unanswered": done.unanswered}
     if done.after is None:
-        return entry_document(done.before, of) | {"state": "unknown", "refusal": done.refusal}
-    return entry_document(done.after, of) | {"refusal": done.refusal}
+        return entry_document(done.before, of) | {"state": "unknown"} | said
+    return entry_document(done.after, of) | said
 
 
 def list_device(
@@ -171,6 +174,11 @@ def find_waiting(settings: Settings, imei: str, product: str | None, beginnings:
 
     async def read(client: OneNETClient) -> DeviceCommands:
         found = await client.list_commands(product, imei, newest_first=True, is_enough=lambda _commands: False)
+        if not found.is_whole:
+            raise WorkerError(
+                f"OneNET says that device {imei} has {found.total:,} commands, and shows {len(found.commands):,} of "
+                f"them: nothing was cancelled; look with onenet-worker device {imei}"
+            )
         chosen = [command for command in found.commands if state_of(command) == "waiting" and command.uuid]
         if beginnings:
             chosen = list(dict.fromkeys(_named(found.commands, text, imei) for text in beginnings))
@@ -202,12 +210,13 @@ def cancel(settings: Settings, imei: str, product: str | None, chosen: Sequence[
 
     async def act(client: OneNETClient) -> list[Cancelling]:
         refusals: dict[str, str | None] = {}
+        unanswered: dict[str, str] = {}
         for entry in chosen:
+            uuid = entry.cached.uuid
             try:
-                refusal = await client.cancel(product, imei, entry.cached.uuid)
+                refusals[uuid] = await client.cancel(product, imei, uuid)
             except HistoryUnreadable as exc:  # it may have been done
-                refusal = str(exc)
-            refusals[entry.cached.uuid] = refusal
+                refusals[uuid], unanswered[uuid] = None, str(exc)
         try:
             states = await _states_after(client, imei, product, [entry.cached.uuid for entry in chosen], refusals)
         except HistoryUnreadable as exc:
@@ -219,6 +228,7 @@ def cancel(settings: Settings, imei: str, product: str | None, chosen: Sequence[
                 entry,
                 DeviceEntry(after, entry.owner) if (after := states.get(canonical_uuid(entry.cached.uuid))) else None,
                 refusals[entry.cached.uuid],
+                unanswered.get(entry.cached.uuid),
             )
             for entry in chosen
         ]

@@ -15,7 +15,9 @@ from worker.amqp.control_client import Answers, give_order
 from worker.amqp.topology import Topology
 from worker.core.pauses import Kind, Order, ProductState
 from worker.core.validation import messages
-from worker.errors import Unconfirmed, WorkerError
+from worker.errors import AnswersLost, Unconfirmed, WorkerError
+
+_WHAT_IS_PAUSED = "onenet-worker check says what is paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,9 @@ class Operator:
         try:
             return give_order(self.broker, self.topology, order)
         except Unconfirmed as exc:
-            raise WorkerError(f"{exc}: the order may be in force; onenet-worker check says what is paused") from exc
+            raise WorkerError(f"{exc}: the order may be in force; {_WHAT_IS_PAUSED}") from exc
+        except AnswersLost as exc:
+            raise WorkerError(f"the order was given, but its answers were lost: {exc}; {_WHAT_IS_PAUSED}") from exc
 
 
 def this_person() -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from worker.admin.obstacles import Obstacle, find_obstacles
 from worker.admin.queues import QueueCounts, count_queues_of
+from worker.amqp.queue_reader import MAX_PREFETCH
 from worker.core.records import CommandRecord
 from worker.core.redis_address import RedisAddress
 from worker.dead_letters.advice import advise
@@ -20,6 +21,9 @@ from worker.printable import utc
 from worker.settings import MEMORY, Settings
 
 Found = TypeVar("Found")
+
+_DISCARDED = "its dead letter was discarded, or replayed and is waiting"
+_UNREAD = "its dead letter was not found, because not all of them could be read: look again in a moment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +96,13 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
 
     broker, topology = settings.broker_address, settings.topology
     counts = tried("the queues", lambda: count_queues_of(broker, topology))
-    letters: list[Listing] = []
+    letters: list[Listing] | None = None
     short = ShortDigests()
     obstacles: list[Obstacle] = []
     if counts is not None:  # otherwise there is no broker to read anything of
-        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source, short)) or []
+        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source, short))
+    has_read_letters, letters = letters is not None, letters or []
+    if counts is not None:
         products = {letter.product for letter in letters} or None  # a record does not say whose product it is
         found = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology, products))
         obstacles = found or []
@@ -107,6 +113,8 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
         records = tried("the record", lambda: _records(settings, command_id, source, others)) or []
     is_known = bool(records or letters)
     steps = _next_steps(records, letters, short, obstacles, settings.worker_reconcile_delay) if is_known else []
+    if not letters and any(map(_has_failed, records)):
+        steps.append(NextStep(_DISCARDED if has_read_letters else _UNREAD))
     return CommandStory(
         command_id,
         source,
@@ -189,10 +197,12 @@ def _after_outcome(record: CommandRecord, letters: Collection[Listing], short: S
             return []
         case "rejected":
             return [NextStep("nothing was cached: correct the cause, and send a new command with another id")]
-        case _ if letters:
-            return _about_dead_letters(letters, short)
         case _:
-            return [NextStep("its dead letter was discarded, or replayed and is waiting")]
+            return _about_dead_letters(letters, short)
+
+
+def _has_failed(record: CommandRecord) -> bool:
+    return record.reply is not None and record.reply.status == "failed"
 
 
 def _about_dead_letters(letters: Collection[Listing], short: ShortDigests) -> list[NextStep]:
@@ -243,6 +253,8 @@ def _dead_letters(settings: Settings, command_id: str, source: str | None, short
 
     with DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone) as reader:
         reader.read(on_letter, cuts_bodies=True)
+        if not found and reader.waiting > MAX_PREFETCH:
+            raise WorkerError(f"only the first {MAX_PREFETCH:,} of {reader.waiting:,} were read")
     return found
 
 

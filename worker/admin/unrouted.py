@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
 from worker.amqp.bodies import body_document
 from worker.amqp.queue_reader import QueueMessage
@@ -55,7 +56,7 @@ class UnroutedReply:
     @property
     def digest(self) -> bytes:
         """A hash that identifies it across deliveries."""
-        identity = (self.routing_key, self.message.properties.correlation_id, self.message.body)
+        identity = (self.routing_key, self.message.properties.correlation_id, self.message.body[:MAX_BODY_BYTES])
         return hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()
 
     @cached_property
@@ -291,7 +292,8 @@ def discard_unrouted(
             if digests is None or reply.digest in digests:
                 tags.append(reply.message.tag)
 
-        _select(reader, chosen, now, limit, on_reply, expected=0 if agreed is None else agreed.waiting)
+        expected = 0 if agreed is None else agreed.waiting
+        _select(reader, chosen, now, limit, on_reply, cuts_bodies=True, expected=expected)
         done.selected, done.waiting = len(tags), reader.waiting
         for tag in tags:
             reader.remove(tag)
@@ -305,6 +307,7 @@ def _select(
     limit: int | None,
     on_reply: Callable[[UnroutedReply], object],
     *,
+    cuts_bodies: bool = False,
     expected: int = 0,
 ) -> None:
     """Call ``on_reply`` with each reply that is chosen, the oldest first."""
@@ -317,4 +320,4 @@ def _select(
             count += 1
             on_reply(reply)
 
-    reader.read_messages(on_message, expected=expected)
+    reader.read_messages(on_message, cuts_bodies=cuts_bodies, expected=expected)

@@ -22,6 +22,7 @@ from pika.exceptions import (
 )
 
 from worker.amqp.address import BrokerAddress
+from worker.amqp.bounded_connection import BoundedConnection
 from worker.amqp.connection import connection_parameters, printable_address, reason_of
 from worker.amqp.field_table import preserve_raw_values
 from worker.amqp.messages import RESULT_TYPE, Publication
@@ -40,7 +41,7 @@ Connection = BlockingConnection  # the name of its type for packages that may no
 
 def connect_blocking(
     broker: BrokerAddress, blocked_s: float = _BLOCKED_S
-) -> tuple[BlockingConnection, pika.URLParameters]:
+) -> tuple[BoundedConnection, pika.URLParameters]:
     """Connect to the first node that can be reached; returns the connection and its parameters.
 
     Args:
@@ -57,7 +58,7 @@ def connect_blocking(
         parameters.client_properties = {"connection_name": "onenet-worker command line"}
         parameters.blocked_connection_timeout = blocked_s
         try:
-            return BlockingConnection(parameters), parameters
+            return BoundedConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
             reasons.append(f"{printable_address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
     raise BrokerUnavailable("; ".join(reasons))
@@ -204,7 +205,8 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     """Publish on a channel with publisher confirms; returns after the confirm.
 
     Raises:
-        Unconfirmed: the connection was lost, or the broker blocks publishers: it may have stored it or not.
+        Unconfirmed: it may be stored or not: the connection was lost, the broker blocks publishers, does not answer, or
+            says that a queue has not taken it.
         WorkerError: the broker refused it.
     """
     exchange, routing_key = publication.exchange, publication.routing_key
@@ -213,7 +215,10 @@ def publish(channel: BlockingChannel, publication: Publication) -> None:
     except UnroutableError as exc:
         raise WorkerError(f"no queue is bound to {exchange}: {HINT}") from exc
     except NackError as exc:
-        raise WorkerError(f"a queue that is bound to {exchange} refuses it: it is full, or has no leader now") from exc
+        raise Unconfirmed(
+            f"a queue that is bound to {exchange} refuses it: it is full, or has no leader now; "
+            "it may have stored the last message or not"
+        ) from exc
     except ChannelClosedByBroker as exc:
         raise refused(exc) from exc
     except AMQPError as exc:
@@ -231,13 +236,6 @@ def refused(error: ChannelClosedByBroker) -> WorkerError:
     """Return the error of a refused request; what is missing can be declared."""
     hint = f": {HINT}" if error.reply_code == _NOT_FOUND else ""
     return WorkerError(f"{reason_of(error)}{hint}")
-
-
-def close_quietly(connection: BlockingConnection) -> None:
-    """Close a connection that is of no use any more."""
-    with suppress(AMQPError):
-        if connection.is_open:
-            connection.close()
 
 
 class CommandClient:
@@ -285,7 +283,7 @@ class CommandClient:
             if wants_replies:
                 self._read_replies()
         except AMQPError as exc:
-            close_quietly(self._connection)
+            self._connection.close_quietly()
             raise refused(exc) if isinstance(exc, ChannelClosedByBroker) else lost(exc) from exc
 
     def __enter__(self) -> Self:
@@ -295,7 +293,7 @@ class CommandClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Everything sent is confirmed by now; after a Ctrl-C in the middle of a frame the broker cannot parse the rest.
-        close_quietly(self._connection)
+        self._connection.close_quietly()
 
     def send(self, command_id: str | None, body: bytes) -> None:
         """Publish one command, persistent, and wait for the publisher confirm.

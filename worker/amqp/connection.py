@@ -65,6 +65,15 @@ _NOT_AMQP = "the other side does not speak AMQP 0-9-1"
 # Of a refusal while a connection is opened pika keeps the text only: it chooses words, and no behaviour.
 _CLOSED_BY_BROKER = re.compile(r"\((\d{3})\) (['\"])(.*)\2")
 _STREAM_LOST = re.compile(r"Stream connection lost: (?P<error>(?P<kind>\w+)\((?:(?P<number>[0-9]+), )?.*)", re.DOTALL)
+
+
+class NoAnswer(AMQPError):
+    """The broker has not answered a request within so many seconds."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"no answer from the broker within {limit_s:g} s")
+
+
 _FAULTS: tuple[tuple[type[BaseException], str], ...] = (
     (AMQPHeartbeatTimeout, "missed heartbeats: the broker did not answer in time"),
     (AMQPConnectorStackTimeout, "no answer in time"),
@@ -232,6 +241,8 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"
     inner: Any = _causes(error)[-1]
+    if isinstance(inner, NoAnswer):
+        return str(inner)
     if isinstance(inner, ConnectionClosedByBroker | ChannelClosedByBroker):
         return refusal(inner.reply_code, inner.reply_text)
     if isinstance(inner, ProbableAccessDeniedError) and (found := _CLOSED_BY_BROKER.search(str(inner))):

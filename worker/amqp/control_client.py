@@ -1,7 +1,8 @@
 """Gives orders to all workers, and collects what they answer; for the command line."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import close_quietly, connect_blocking, count_on, lost, publish, refused
+from worker.amqp.blocking import connect_blocking, count_on, lost, publish, refused
 from worker.amqp.connection import CALL_S
 from worker.amqp.control_messages import (
     FIRST,
@@ -24,10 +25,11 @@ from worker.amqp.control_messages import (
 )
 from worker.amqp.topology import Topology
 from worker.core.pauses import Order, Pauses, WorkerReport, read_order, read_report
-from worker.errors import BrokerUnavailable
+from worker.errors import AnswersLost, BrokerUnavailable, WorkerError
 
 FIRST_REPORT_S = 2.0  # longest wait for the first worker that answers
 _NEXT_REPORT_S = 0.5  # and then for each further one
+_NEXT_OF_CHUNK_S = 0.3  # longest wait for a further message of a chunk, which the broker sends at once
 _LAST_ORDER_S = 1.0  # longest wait for the last order: without one for so long there is none
 _SLICE_S = 0.1
 
@@ -54,20 +56,37 @@ def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answe
         WorkerError: the broker did not take it: the control stream is not there, or this user may not use it.
         PublishingBlocked: the broker has an alarm of its memory or disk.
         Unconfirmed: the order may be in force: the connection was lost, or the broker has an alarm.
+        AnswersLost: the order is in force, but no answer to it could be read.
         BrokerUnavailable: no node can be reached, or the connection was lost.
     """
     connection, _ = connect_blocking(broker)
     try:
-        return _give_order(connection, topology, order)
+        with _translated():
+            reports = _hear_reports(connection, topology, order)
+            has_listeners = _publish(connection, topology, order)
+        try:
+            with _translated():
+                return _collect(connection, topology, order, reports, has_listeners=has_listeners)
+        except WorkerError as exc:
+            if order.is_lasting:
+                raise AnswersLost(str(exc)) from exc
+            raise
+    finally:
+        connection.close_quietly()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
     except ChannelClosedByBroker as exc:
         raise refused(exc) from exc
     except AMQPError as exc:
         raise lost(exc) from exc
-    finally:
-        close_quietly(connection)
 
 
-def _give_order(connection: BlockingConnection, topology: Topology, order: Order) -> Answers:
+def _hear_reports(connection: BlockingConnection, topology: Topology, order: Order) -> list[WorkerReport]:
+    """Return a list to which the workers' reports will be added, as they arrive."""
     reports: list[WorkerReport] = []
 
     def on_report(_channel: object, _method: object, _properties: object, body: bytes) -> None:
@@ -79,9 +98,20 @@ def _give_order(connection: BlockingConnection, topology: Topology, order: Order
     queue = answers.queue_declare("", exclusive=True).method.queue
     answers.queue_bind(queue, topology.control_exchange, report_key(order))
     answers.basic_consume(queue, on_report, auto_ack=True)
-    has_listeners = _publish(connection, topology, order)
+    return reports
+
+
+def _collect(
+    connection: BlockingConnection,
+    topology: Topology,
+    order: Order,
+    reports: Sequence[WorkerReport],
+    *,
+    has_listeners: bool,
+) -> Answers:
+    """Read what is paused, and wait for the workers that answer."""
     is_empty = not order.is_lasting and not (count_on(connection, topology.control_stream) or (0, 0))[0]
-    pauses, ended = _read_pauses(connection, topology, order, _LAST_ORDER_S if is_empty else CALL_S)
+    pauses, ended = read_pauses(connection, topology, order, _LAST_ORDER_S if is_empty else CALL_S)
     deadline, known = time.monotonic() + FIRST_REPORT_S, 0
     while has_listeners and time.monotonic() < deadline:
         connection.process_data_events(time_limit=_SLICE_S)
@@ -106,12 +136,13 @@ def _publish(connection: BlockingConnection, topology: Topology, order: Order) -
     return True
 
 
-def _read_pauses(
+def read_pauses(
     connection: BlockingConnection, topology: Topology, own: Order, patience_s: float
 ) -> tuple[Pauses, tuple[Order, ...]]:
     """Read all orders that last; returns what is paused, and the pauses that an order has ended.
 
-    ``ControlReader`` says how the end of the stream is found.
+    They are read up to the order itself, if it lasts, and else up to the last one: ``ControlReader`` says how that is
+    found.
 
     Args:
         connection: to the broker.
@@ -128,20 +159,24 @@ def _read_pauses(
 
     def on_last(offset: int, _order: Order | None) -> bool:
         nonlocal end
-        end = offset
-        return True
+        end = max(end, offset)
+        return False
 
     def on_order(offset: int, order: Order | None) -> bool:
         nonlocal pauses, ended
+        is_own = order is not None and order.id == own.id
         if order is not None:
             changed = pauses.changed(order)
-            if order.id == own.id:
+            if is_own:
                 ended = tuple(each for each in pauses.orders if each not in changed.orders)
             pauses = changed
-        return offset >= end
+        return is_own if own.is_lasting else offset >= end
 
-    if not _read(connection, topology, LAST, on_last, patience_s):
-        return pauses, ended
+    if not own.is_lasting:
+        # Reading begins with the last chunk of the stream, in which there may be several messages.
+        _read(connection, topology, LAST, on_last, patience_s, next_s=_NEXT_OF_CHUNK_S)
+        if end == NOTHING:
+            return pauses, ended
     if not _read(connection, topology, FIRST, on_order, CALL_S):
         raise BrokerUnavailable(f"{topology.control_stream} gave no message within {CALL_S} s")
     return pauses, ended
@@ -153,15 +188,25 @@ def _read(
     offset: str,
     on_order: Callable[[int, Order | None], bool],
     patience_s: float,
+    next_s: float | None = None,
 ) -> bool:
-    """Read the stream until ``on_order`` returns True; returns False if no message comes for that long."""
+    """Read the stream until ``on_order`` returns True; returns False if no message comes for that long.
+
+    Args:
+        connection: to the broker.
+        topology: names the stream.
+        offset: where reading begins.
+        on_order: called with the place of each message, and with its order if it is one.
+        patience_s: longest wait for the first message, in seconds.
+        next_s: for each further one; default: as long.
+    """
     is_done = False
     deadline = time.monotonic() + patience_s
 
     def on_message(channel: BlockingChannel, method: Any, properties: BasicProperties, body: bytes) -> None:
         nonlocal is_done, deadline
         channel.basic_ack(method.delivery_tag)  # gives the broker credit, no more
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + (patience_s if next_s is None else next_s)
         is_done = is_done or on_order(offset_of(properties), read_order(body))
 
     channel = connection.channel()

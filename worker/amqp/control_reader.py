@@ -46,7 +46,8 @@ class ControlReader:
     """Follows the orders that last, from the control stream, and questions, from a queue of its own.
 
     A stream does not say where it ends. So a consumer that begins with the last message tells how far the others have
-    to be read; into a stream that seems to be empty a mark is written, which is its last message then.
+    to be read; into a stream that seems to be empty a mark is written, which is its last message then. Not again by the
+    same worker: the stream keeps so many bytes, and marks must not drive orders out of it.
     Source: https://www.rabbitmq.com/docs/streams#consuming
 
     Args:
@@ -74,6 +75,7 @@ class ControlReader:
         self._watch = watch
         self._pauses = Pauses()
         self._may_write = True
+        self._had_messages = False  # the stream, when it was last read
         self._has_written = False  # over the present channel
         self._channel: BrokerChannel | None = None  # while orders are followed
 
@@ -160,6 +162,7 @@ class ControlReader:
             BrokerUnavailable: the channel is lost, or no message comes although there is one.
         """
         found, arrived = NOTHING, asyncio.Event()
+        is_filled, self._had_messages = self._had_messages, False
 
         def on_message(properties: BasicProperties, _body: bytes) -> None:
             nonlocal found
@@ -171,12 +174,13 @@ class ControlReader:
             async with asyncio.timeout(_SEEMS_EMPTY_S if self._may_write else _UNMARKED_S):
                 await channel.until_lost(asyncio.ensure_future(arrived.wait()))
         except TimeoutError:
-            if self._may_write:
+            if self._may_write and not is_filled:
                 mark = Order(id=str(uuid4()), kind="mark", at=datetime.now(UTC))
                 self._publish(channel, order_publication(self._topology, mark))
-            if self._may_write or self._pauses.orders:  # then it is not empty
+            if self._may_write or is_filled:  # then it is not empty
                 await _next_message(channel, arrived)
         await channel.cancel(tag)
+        self._had_messages = found != NOTHING
         return found
 
     async def _consume(
@@ -222,8 +226,11 @@ class ControlReader:
         for order in pauses.orders:
             if order not in former.orders:
                 _log(order)
-        if former.orders and not pauses.orders:
-            log.info("resumed_by_hand", product=None, by="", reason="while the control stream could not be read")
+        in_force = {order.scope for order in pauses.orders}
+        for order in former.orders:
+            if order.scope not in in_force:
+                why = "while the control stream could not be read"
+                log.info("resumed_by_hand", product=order.scope, is_for_all=order.scope is None, by="", reason=why)
         self._on_pauses(pauses)
         self.is_caught_up.set()
 

@@ -16,7 +16,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import close_quietly, connect_blocking, refused
+from worker.amqp.blocking import connect_blocking, refused
 from worker.amqp.bodies import BoundedAssembler
 from worker.amqp.connection import CALL_S, reason_of
 from worker.errors import BrokerUnavailable, WorkerError
@@ -62,7 +62,7 @@ class QueueReader:
             self._publishing = self._connection.channel()
             self._publishing.confirm_delivery()
         except AMQPError as exc:
-            close_quietly(self._connection)
+            self._connection.close_quietly()
             raise BrokerUnavailable(f"the broker refused: {reason_of(exc)}") from exc
 
     def __enter__(self) -> Self:
@@ -71,12 +71,14 @@ class QueueReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._connection.close_quietly()
+            return
         try:
             if self._connection.is_open:
                 self._connection.close()
-        except AMQPError as exc:
-            if error is None:  # the last acknowledgements may be lost
-                raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
+        except AMQPError as exc:  # the last acknowledgements may be lost
+            raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
 
     def _lock(self) -> None:
         """Exclude other readers until this connection ends; waits a moment for one that is open.
@@ -94,7 +96,7 @@ class QueueReader:
                 if exc.reply_code != _RESOURCE_LOCKED:
                     raise
                 if time.monotonic() >= deadline:
-                    close_quietly(self._connection)
+                    self._connection.close_quietly()
                     busy = f"another command is reading the {self._contents}: try again in a moment"
                     raise WorkerError(busy) from exc
             else:

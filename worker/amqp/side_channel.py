@@ -6,7 +6,7 @@ from typing import Any
 from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, ConnectionWrongStateError, NoFreeChannels
 
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.bodies import BoundedAssembler
@@ -22,10 +22,10 @@ def open_side_channel(
     """Open a channel, and begin to use it.
 
     Args:
-        connection: open.
+        connection: open, or just ended.
         begin: called with the channel once it is open; what it asks for is done in turn, or the channel is lost.
-        on_lost: called with the reason if the broker closes the channel or cancels its consumer; not if the connection
-            ends.
+        on_lost: called with the reason if the broker refuses or closes the channel, or cancels its consumer; not if
+            the connection ends.
     """
 
     def on_open(channel: Any) -> None:
@@ -37,4 +37,9 @@ def open_side_channel(
         channel.add_on_cancel_callback(lambda _frame: on_lost("the broker cancelled the consumer"))
         begin(channel)
 
-    connection.channel(on_open_callback=on_open)
+    try:
+        connection.channel(on_open_callback=on_open)
+    except NoFreeChannels as exc:
+        on_lost(reason_of(exc))
+    except ConnectionWrongStateError:
+        return  # it has just ended, which its owner learns in another way

@@ -581,7 +581,8 @@ def _progress_of(what: str, under_way: "Replay") -> list[str]:
     done, left = names[: under_way.replayed], names[under_way.replayed :]
     lines = [f"{what}: replayed {len(done):,} of {counted(len(names), 'dead letter')}"]
     if under_way.is_unsure and left:
-        lines.append(f"perhaps replayed as well, and still in the queue: {left[0]}; replaying it again does no harm")
+        unsure, *left = left
+        lines.append(f"perhaps replayed as well: {unsure}; if it is still there, replaying it again does no harm")
     if done and left:
         lines.append(f"replayed: {_some(done)}")
     if left:

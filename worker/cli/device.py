@@ -132,6 +132,8 @@ def _row_after(done: "Cancelling") -> tuple[str, ...]:
 
 
 def _why_not(done: "Cancelling") -> str:
+    if done.unanswered is not None:
+        return f"OneNET gave no clear answer, so that it may be cancelled all the same: {done.unanswered}"
     if done.refusal is None:
         return "OneNET said that it is cancelled, but its history says otherwise"
     return f"OneNET did not cancel it: {done.refusal}"

@@ -1,10 +1,13 @@
 """``onenet-worker pause``, ``resume`` and ``probe``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli.terminal import local_time, note, print_json, print_line, print_rows
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
 from worker.printable import printable
 
 if TYPE_CHECKING:
@@ -31,7 +34,8 @@ def pause(
         onenet-worker pause --product heating --reason "maintenance until 18:00"
     """
     scope = _scope(product, default)
-    answers = _operator(by).pause(scope, reason)
+    with _interruptible("the order may be in force: onenet-worker check says what is paused"):
+        answers = _operator(by).pause(scope, reason)
     _print(answers, "ordered to pause", scope, as_json=as_json)
 
 
@@ -45,7 +49,8 @@ def resume(
         onenet-worker resume --product heating
     """
     scope = _scope(product, default)
-    answers = _operator(by).resume(scope, reason)
+    with _interruptible("the order may be in force: onenet-worker check says what is paused"):
+        answers = _operator(by).resume(scope, reason)
     _print(answers, "ordered to resume", scope, as_json=as_json)
 
 
@@ -57,8 +62,11 @@ def probe(product: Product = None, default: Default = False, by: By = None, as_j
         onenet-worker probe
     """
     scope = _scope(product, default)
-    answers = _operator(by).probe(scope)
-    _print(answers, "ordered to probe", scope, as_json=as_json)
+    with _interruptible("the workers may probe all the same"):
+        answers = _operator(by).probe(scope)
+    _print(answers, "ordered to probe", scope, as_json=as_json, unanswered="nothing was probed, as far as is known")
+    if not answers.reports:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def _scope(product: str | None, default: bool) -> str | None:
@@ -80,7 +88,23 @@ def _operator(by: str | None) -> "Operator":
     return Operator(settings.broker_address, settings.topology, by or this_person())
 
 
-def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -> None:
+@contextmanager
+def _interruptible(what_may_be: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {what_may_be}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _print(
+    answers: "Answers",
+    what: str,
+    scope: str | None,
+    *,
+    as_json: bool,
+    unanswered: str = "one that starts, or has its connection again, will know it",
+) -> None:
     from worker.admin.pauses import answers_document, described, resume_command
 
     if as_json:
@@ -93,7 +117,7 @@ def _print(answers: "Answers", what: str, scope: str | None, *, as_json: bool) -
             print_line(f"paused by hand: {_pause(order)}")
         _print_workers(answers)
     if not answers.reports:
-        note("no worker has answered; one that starts will know it")
+        note(f"no worker has answered; {unanswered}")
     elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
         known = sorted({state.product or "" for report in answers.reports for state in report.products} - {""})
         others = f"they have {', '.join(known)}" if known else "they have only the default one"

@@ -178,7 +178,10 @@ def _told(done: "Published | Discarded", past: str) -> Iterator[None]:
     """Say how many replies were processed, also after an error or an interrupt."""
 
     def so_far() -> str:
-        return f"{past} {done.count:,} of {counted(done.selected, _NOUN)}; the others are still there"
+        return (
+            f"{past} {done.count:,} of {counted(done.selected, _NOUN)}, and perhaps the next one; "
+            "the others are still there"
+        )
 
     try:
         yield

@@ -10,7 +10,7 @@ from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from worker.amqp.address import BrokerAddress
-from worker.amqp.blocking import close_quietly, connect_blocking, lost, refused
+from worker.amqp.blocking import connect_blocking, lost, refused
 from worker.amqp.messages import REPLY_COPIES
 from worker.amqp.topology import Topology
 
@@ -44,7 +44,7 @@ class OutcomeWatcher:
             channel.basic_qos(prefetch_count=_PREFETCH)
             channel.basic_consume(queue, self._on_copy)
         except AMQPError as exc:
-            close_quietly(self._connection)
+            self._connection.close_quietly()
             raise refused(exc) if isinstance(exc, ChannelClosedByBroker) else lost(exc) from exc
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class OutcomeWatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        close_quietly(self._connection)  # nothing is left to be confirmed
+        self._connection.close_quietly()  # nothing is left to be confirmed
 
     def address(self, number: int) -> str:
         """Return where the workers publish the copy of one reply; ``receive`` gives it with the same number."""

@@ -244,6 +244,11 @@ class Permit:
         """Whether the product is paused now or this is a probe, so that a failed request uses up no attempt."""
         return self._breaker.is_paused or self._is_probe
 
+    @property
+    def is_revoked(self) -> bool:
+        """Whether an operator has paused the product since, so that nothing more may be sent."""
+        return bool(self._breaker.pause_by_hand)
+
     def record_success(self) -> None:
         """Record a clear answer of the platform; see ``CircuitBreaker.record_success``."""
         self._breaker.record_success(since=self._acquired_at)
