@@ -577,4 +577,4 @@ def _crashed(error: BaseException | None) -> int:
 
 
 def _warn_of_others(consumers: int) -> None:
-    log.warning("idempotency_not_shared", consumers=consumers, hint="several workers need IDEMPOTENCY_URL=redis://…")
+    log.warning("idempotency_not_shared", consumers=consumers, hint="several workers need IDEMPOTENCY_URL=redis://HOST")

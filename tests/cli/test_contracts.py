@@ -23,9 +23,9 @@ from schemas.reply import EXAMPLES as REPLY_EXAMPLES
 from schemas.reply import RejectionCode, Status
 from tests.support.builders import a_command
 from tests.support.engine import PAST_DOUBT, Engine, a_likely
-from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
 from worker.cli.contracts import asyncapi, command_schema, reply_schema, result_schema
+from worker.cli.program import app
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.core.parsing import read_command
 from worker.errors import UnusableCommand

@@ -484,6 +484,15 @@ def test_a_terminal_shows_what_running_workers_say(deployment: Deployment, colum
     assert_screen(f"check-paused-{columns}", shown.text, replaced)
 
 
+def test_running_workers_that_cannot_use_their_store_fail(deployment: Deployment) -> None:
+    """Not that of this machine, which may be another one."""
+    with deployment.start_worker(IDEMPOTENCY_URL=f"redis://127.0.0.1:{free_port()}/0") as worker:
+        worker.wait_for("store_unavailable")
+        exit_code, faults = check(deployment)
+    assert exit_code == 1
+    assert "no worker can use the idempotency store" in faults["workers"][0]
+
+
 def test_a_terminal_without_utf_8_shows_the_checks_in_its_width(deployment: Deployment) -> None:
     settings = settings_of(deployment) | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     shown = show(["check"], deployment.folder, settings, columns=80).text

@@ -22,9 +22,9 @@ from tests.support.command_line import TARGET_OPTIONS, run_cli
 from tests.support.deployment import Deployment
 from tests.support.proxies import Proxy
 from tests.support.waiting import PATIENCE_S
-from worker.__main__ import app
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import CommandClient, declare_on
+from worker.cli.program import app
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
 

@@ -218,7 +218,7 @@ def test_replay_waits_for_the_outcomes_and_counts_them(
         assert sorted(line.split()[0] for line in outcomes) == ["accepted", "accepted", "failed"]
         assert last == "replayed 3 dead letters: 2 accepted, 1 failed (unknown_product)"
         [failed] = [line for line in outcomes if "no-longer-valid" in line]
-        assert "unknown_product: product: is not configured" in failed
+        assert "unknown_product: product: nowhere is not configured" in failed
     keys = sorted(deployment.upstream.reply().routing_key for _ in range(3))
     assert keys == ["execute.accepted.billing", "execute.accepted.billing", "execute.failed.billing"]
     assert dead_letters.ids() == ["no-longer-valid"]

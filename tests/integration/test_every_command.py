@@ -159,6 +159,39 @@ def test_an_interrupt_ends_a_command_that_waits_for_the_platform(arguments: tupl
     assert "Traceback" not in process.output.read_text()
 
 
+def test_an_interrupt_while_the_program_is_being_loaded_ends_it_silently(tmp_path: Path) -> None:
+    """It takes part of a second."""
+    code = (
+        "import os, signal, sys; from worker.__main__ import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'worker.cli.program': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path.cwd(), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("schema", "asyncapi"), ("check",), ("send", *TARGET_OPTIONS)], ids=_name)
+def test_without_space_for_the_output_one_line_says_so(arguments: tuple[str, ...], site: Site) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "worker", *arguments],
+            cwd=Path.cwd(),
+            env={"PATH": os.environ["PATH"]} | site.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert "no space is left where the output is written" in result.stderr
+    assert "Traceback" not in result.stderr
+    if arguments[0] == "send":
+        assert " was sent" in result.stderr
+
+
 def test_an_interrupt_ends_the_simulator(tmp_path: Path) -> None:
     port = free_port()
     process = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / "output")

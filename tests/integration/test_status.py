@@ -235,6 +235,23 @@ def test_what_has_expired_needs_no_worker(site: Site) -> None:
     assert [obstacle["kind"] for obstacle in told["obstacles"]] == ["no_worker"]
 
 
+def test_a_digest_or_a_beginning_means_the_command_of_a_dead_letter(site: Site) -> None:
+    site.dead_letter("order-17")
+    site.dead_letter("order-18")
+    [letter] = site.told("order-17")["dead_letters"]
+    for text in ("order-17", letter["digest"], letter["digest"][:8]):
+        assert site.told(text)["command_id"] == "order-17"
+    reasons = site.told("order-1", exit_code=1)["possible_reasons"]
+    assert reasons[0] == "it means one of the dead letters order-17, order-18: see onenet-worker dead-letters show"
+
+
+def test_a_database_that_redis_does_not_have_is_one_line(site: Site) -> None:
+    result = site.status("order-17", IDEMPOTENCY_URL=f"{site.redis_url.rpartition('/')[0]}/99")
+    assert result.returncode == 1
+    assert "DB index is out of range" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_ids_belong_to_their_systems(site: Site) -> None:
     site.record(finishing(a_reply()))
     site.record(finishing(FAILURE, of=replace(BILLING, app_id="payroll")), "order-17/payroll")

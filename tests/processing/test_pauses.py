@@ -70,6 +70,7 @@ async def test_a_pause_by_hand_holds_for_a_command_that_is_being_claimed(engine:
     assert postpone.reason == "nothing is sent for now: paused by hand by alice"
     assert engine.steps == ["claim"]
     engine.breakers.pause_by_hand(Pauses())
+    engine.store.claim = claim  # type: ignore[method-assign]
     assert reply_of(await engine.process(a_task(engine.copy_of(postpone)))).status == "accepted"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from worker.admin.obstacles import pauses_in
+from worker.admin.obstacles import faults_in, pauses_in
 from worker.admin.pauses import Operator, this_person
 from worker.admin.queues import count_queues
 from worker.amqp.blocking import Connection, check_topology, connect_blocking, is_publishing_blocked
@@ -35,11 +35,15 @@ _BLOCKED_S = 1.0  # long enough: it counts from the moment at which the broker s
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check."""
+    """The result of one check.
+
+    ``obstacles``: what keeps commands from being sent now, though a worker could run.
+    """
 
     check: str
     ok: bool
     detail: str
+    obstacles: tuple[str, ...] = ()
 
 
 def check_all(imei: str) -> Iterator[CheckResult]:
@@ -149,7 +153,9 @@ def _waiting(connection: Connection, topology: Topology) -> CheckResult:
         counted(found.dead_letters, "dead letter"),
         counted(found.unrouted, "unrouted reply"),
     ]
-    return CheckResult("queues", ok=True, detail="; ".join(facts))
+    waits = found.commands and not found.consumers
+    obstacles = (f"nothing consumes {topology.execute_queue}",) if waits else ()
+    return CheckResult("queues", ok=True, detail="; ".join(facts), obstacles=obstacles)
 
 
 def _workers(settings: Settings) -> CheckResult:
@@ -159,8 +165,11 @@ def _workers(settings: Settings) -> CheckResult:
     except WorkerError as exc:
         return CheckResult("workers", ok=True, detail=f"cannot be asked: {exc}")
     running = f"{counted(len(answers.reports), 'worker')} answered" if answers.reports else "none answered"
-    state = [str(each) for each in pauses_in(answers)] or (["no product is paused"] if answers.reports else [])
-    return CheckResult("workers", ok=True, detail="; ".join([running, *state]))
+    pauses = pauses_in(answers)
+    state = [str(each) for each in pauses] or (["no product is paused"] if answers.reports else [])
+    faults = faults_in(answers)
+    detail = "; ".join([running, *state, *map(str, faults)])
+    return CheckResult("workers", ok=not faults, detail=detail, obstacles=tuple(map(str, pauses)))
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:

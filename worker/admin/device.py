@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from worker.app import client_of, limiter_of
 from worker.core.platform import CachedCommand
@@ -310,7 +311,8 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
     """Do something with a client of the platform, within the rate limit.
 
     Raises:
-        WorkerError: the product is not configured, or the platform cannot be read.
+        WorkerError: the product is not configured, the platform cannot be read, or Redis does not let the rate limit be
+            used.
     """
     products = load_products(settings)
     if product not in products:
@@ -327,6 +329,10 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
     async def run() -> Found:
         try:
             return await act(client)
+        except HistoryUnreadable as exc:
+            if exc.is_rate_limited and limiter is not None:
+                await limiter.ping()  # which says so if Redis is the reason
+            raise
         finally:
             if limiter is not None:
                 await limiter.close()
@@ -334,7 +340,7 @@ def _ask(settings: Settings, product: str | None, act: Callable[[OneNETClient], 
     try:
         return asyncio.run(run())
     except HistoryUnreadable as exc:
-        raise WorkerError(f"OneNET: {exc}: {_advice(exc)}") from exc
+        raise WorkerError(f"OneNET at {urlsplit(products[product].url).netloc}: {exc}: {_advice(exc)}") from exc
     finally:
         client.close()
 

@@ -58,7 +58,9 @@ def find_obstacles(
     except WorkerError:  # no control stream, or no right to it: what remains can be said all the same
         answers = Answers(Pauses(), ())
     found = pauses_in(answers, products)
-    if not answers.reports and not count_queues_of(broker, topology).consumers:
+    # Workers that are paused as a whole consume nothing, and one may answer late.
+    is_all_paused = any(order.scope is None for order in answers.pauses.orders)
+    if not answers.reports and not is_all_paused and not count_queues_of(broker, topology).consumers:
         found.append(
             Obstacle(
                 "no_worker",
@@ -67,6 +69,12 @@ def find_obstacles(
                 "start one with onenet-worker run",
             )
         )
+    return found + faults_in(answers)
+
+
+def faults_in(answers: Answers) -> list[Obstacle]:
+    """Return what keeps the workers that have answered from sending anything, and is nobody's order."""
+    found = []
     if any(report.is_blocked for report in answers.reports):
         found.append(_alarm())
     if answers.reports and not any(report.is_store_available for report in answers.reports):

@@ -1,7 +1,7 @@
 """What became of one command: its record, its dead letters, its result, and what to do next."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from worker.core.redis_address import RedisAddress
 from worker.dead_letters.advice import advise
 from worker.dead_letters.letter import DeadLetter, Listing
 from worker.dead_letters.reader import DeadLetterReader
-from worker.dead_letters.selection import ShortDigests
+from worker.dead_letters.selection import SHORTEST_BEGINNING, ShortDigests, names_that_begin
 from worker.dead_letters.view import summary
 from worker.errors import WorkerError
 from worker.printable import utc
@@ -22,6 +22,7 @@ from worker.settings import MEMORY, Settings
 
 Found = TypeVar("Found")
 
+_MAX_NAMED = 5  # of several dead letters that a text could mean
 _DISCARDED = "its dead letter was discarded, or replayed and is waiting"
 _UNREAD = "its dead letter was not found, because not all of them could be read: look again in a moment"
 
@@ -82,7 +83,7 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
 
     Args:
         settings: of the deployment.
-        command_id: the command.
+        command_id: the command, or its dead letter: the digest of that, or the beginning of its digest or its id.
         source: the upstream system that sent it, to which the id belongs; None: any.
     """
     unread: list[str] = []
@@ -97,10 +98,11 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
     broker, topology = settings.broker_address, settings.topology
     counts = tried("the queues", lambda: count_queues_of(broker, topology))
     letters: list[Listing] | None = None
+    meant: dict[str, Listing] = {}  # by digest: dead letters that the text may mean
     short = ShortDigests()
     obstacles: list[Obstacle] = []
     if counts is not None:  # otherwise there is no broker to read anything of
-        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source, short))
+        letters = tried("the dead letters", lambda: _dead_letters(settings, command_id, source, short, meant))
     has_read_letters, letters = letters is not None, letters or []
     if counts is not None:
         products = {letter.product for letter in letters} or None  # a record does not say whose product it is
@@ -112,6 +114,9 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
         others = {letter.source for letter in letters if letter.source}
         records = tried("the record", lambda: _records(settings, command_id, source, others)) or []
     is_known = bool(records or letters)
+    ids = {letter.command_id for letter in meant.values()}
+    if not is_known and len(ids) == 1 and (only := ids.pop()) is not None:
+        return tell_story(settings, only, source)
     steps = _next_steps(records, letters, short, obstacles, settings.worker_reconcile_delay) if is_known else []
     if not letters and any(map(_has_failed, records)):
         steps.append(NextStep(_DISCARDED if has_read_letters else _UNREAD))
@@ -126,7 +131,7 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
         tuple(obstacles),
         tuple(unread),
         tuple(dict.fromkeys(steps)),
-        () if is_known else tuple(_reasons_for_nothing(settings, source, counts)),
+        () if is_known else (*_reasons_of(meant), *_reasons_for_nothing(settings, source, counts)),
     )
 
 
@@ -221,6 +226,15 @@ def _is_replay_useful(letter: Listing) -> bool:
     return advise(letter, letter.name, is_valid=letter.expires_at is not None).is_replay_useful
 
 
+def _reasons_of(meant: Mapping[str, Listing]) -> list[str]:
+    """Return what a text can mean that is no command id."""
+    named = [letter.name for letter in meant.values()]
+    if not named:
+        return []
+    some = ", ".join(dict.fromkeys(named[:_MAX_NAMED])) + (" and more" if len(named) > _MAX_NAMED else "")
+    return [f"it means one of the dead letters {some}: see onenet-worker dead-letters show"]
+
+
 def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCounts | None) -> list[str]:
     reasons = ["it never arrived: ask its sender for the publisher confirm"]
     if counts is not None and counts.commands:
@@ -233,7 +247,10 @@ def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCo
             "read from outside; read the worker's log"
         )
     else:
-        reasons.append(f"its record has expired: it is kept for IDEMPOTENCY_TTL, {settings.idempotency_ttl} s")
+        reasons.append(
+            "its record has expired, or Redis has lost it: it is kept for IDEMPOTENCY_TTL, "
+            f"{settings.idempotency_ttl} s"
+        )
         if source is None:
             reasons.append("another system used this id first: name the sender with --source APP_ID")
         else:
@@ -243,13 +260,21 @@ def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCo
     return reasons
 
 
-def _dead_letters(settings: Settings, command_id: str, source: str | None, short: ShortDigests) -> list[Listing]:
+def _dead_letters(
+    settings: Settings, command_id: str, source: str | None, short: ShortDigests, meant: dict[str, Listing]
+) -> list[Listing]:
+    """Return the dead letters of a command, and add to ``meant`` a few that its id may mean instead."""
     found: list[Listing] = []
+    is_beginning = len(command_id) >= SHORTEST_BEGINNING
 
     def on_letter(letter: DeadLetter) -> None:
         short.add(letter.digest)
-        if letter.command_id == command_id and source in {None, letter.source}:
+        if source not in {None, letter.source}:
+            return
+        if letter.command_id == command_id:
             found.append(letter.listing(datetime.now(UTC)))
+        elif is_beginning and len(meant) <= _MAX_NAMED and names_that_begin(letter, command_id):
+            meant[letter.digest] = letter.listing(datetime.now(UTC))
 
     with DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone) as reader:
         reader.read(on_letter, cuts_bodies=True)

@@ -18,6 +18,8 @@ from pika.exceptions import (
     ChannelClosedByBroker,
     ConnectionBlockedTimeout,
     NackError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
     UnroutableError,
 )
 
@@ -34,7 +36,7 @@ _BLOCKED_S = 3  # a person waits at the terminal
 _MAX_APP_ID_BYTES = 200  # a routing key and the name of a queue have 255
 _ACCESS_REFUSED = 403
 _NOT_FOUND = 404
-HINT = "start the worker, or run onenet-worker topology"
+HINT = "if WORKER_NAMESPACE is right, start the worker, or run onenet-worker topology"
 SENDER = "cli"  # the app_id of the command line
 Connection = BlockingConnection  # the name of its type for packages that may not import pika
 
@@ -60,7 +62,9 @@ def connect_blocking(
         try:
             return BoundedConnection(parameters), parameters
         except (AMQPConnectionError, AMQPConnectorException, OSError) as exc:
-            reasons.append(f"{printable_address(parameters)} cannot be reached: {reason_of(exc, parameters)}")
+            is_refused = isinstance(exc, ProbableAuthenticationError | ProbableAccessDeniedError)
+            what = "" if is_refused else " cannot be reached"
+            reasons.append(f"{printable_address(parameters)}{what}: {reason_of(exc, parameters)}")
     raise BrokerUnavailable("; ".join(reasons))
 
 

@@ -37,6 +37,7 @@ FIRST_ARRIVED = "x-onenet-first-arrived"
 UNSTARTED = "x-onenet-unstarted"
 DELAY = "x-onenet-delay"
 REPLAY = "x-onenet-replay"
+REPLAY_CODE = "x-onenet-replay-code"
 REPLY_COPY = "x-onenet-reply-copy"  # of a replay: the end of the routing key for a copy of its reply
 REPLY_COPIES = "replay"  # the first word of those keys
 PROBE = "x-onenet-probe"  # of a message that only shows whether messages come back: nothing becomes of it
@@ -161,7 +162,7 @@ class Delivery:
             is_unstarted=own.get(UNSTARTED) is True,
             crash_count=_count(own.get(CRASH_COUNT)),
             doubt=doubt,
-            replay=_replay(own.get(REPLAY), doubt),
+            replay=_replay(own.get(REPLAY), doubt, own.get(REPLAY_CODE)),
             arrived_at=self.arrived_at,
             first_arrived_at=first_arrived_at,
             delay=_delay(own.get(DELAY)),
@@ -246,9 +247,9 @@ def _delay(text: object) -> tuple[float, float] | None:
         return None
 
 
-def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
+def _replay(text: object, doubt: DoubtWindow | None, code: object) -> Replay | None:
     try:
-        return None if text is None else Replay(parse_instant(str(text)), doubt)
+        return None if text is None else Replay(parse_instant(str(text)), doubt, code if isinstance(code, str) else "")
     except ValueError:
         return None
 
@@ -358,6 +359,8 @@ class MessageBuilder:
         own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), FREE_ATTEMPT: True}
         if replay.doubt is not None:
             own[IN_DOUBT] = str(replay.doubt)
+        if replay.code:
+            own[REPLAY_CODE] = replay.code
         if reply_copy is not None:
             own[REPLY_COPY] = reply_copy
         return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)

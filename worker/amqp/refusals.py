@@ -17,7 +17,7 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     ),
     (
         re.compile(rf"(?:(\w+) )?access to (exchange|queue) '(.*?)'{_VHOST_AND_USER}"),
-        lambda found: f"this user has no right to {found[1] or 'use'} the {found[2]} {found[3]}",
+        lambda found: f"this user has no right to {found[1] or 'use'} the {found[2]} {_named(found[3])}",
     ),
     (
         re.compile(
@@ -74,6 +74,11 @@ def refusal(code: int, text: str) -> str:
         return f"the broker has an error of its own ({code} {name})"
     shown = _SECRET.sub("", words) or "nothing"  # from there on: where a name ends that holds a quote nobody can tell
     return f"the broker says: {shown} ({code} {name})".replace(" )", ")")
+
+
+def _named(queue: str) -> str:
+    """Return the name of a queue for people, who may not know one that the broker has made up."""
+    return "amq.gen-* (a queue of its own)" if queue.startswith("amq.gen-") else queue
 
 
 def _value(words: str) -> str:

@@ -41,7 +41,12 @@ def check(
     if is_table:
         rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
         print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
-        said = f"{failed} of {counted(len(results), 'check')} failed"
-        note(said if failed else "all checks passed: onenet-worker run can start a worker")
+        obstacles = [obstacle for result in results for obstacle in result.obstacles]
+        if failed:
+            note(f"{failed} of {counted(len(results), 'check')} failed")
+        elif obstacles:
+            note(f"all checks passed, but commands may wait: {'; '.join(obstacles)}")
+        else:
+            note("all checks passed: onenet-worker run can start a worker")
     if failed:
         raise typer.Exit(EXIT_FAILURE)

@@ -1,6 +1,7 @@
 """``onenet-worker dead-letters``."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from dataclasses import replace as replaced
@@ -162,7 +163,7 @@ def summary(choice: "Choice", as_json: AsJson = False) -> None:
     from worker.dead_letters.view import group
 
     found = _service().summarize(choice)
-    _warn_of_missing(found.missing)
+    _warn_of_missing(found.missing, choice=choice)
     if as_json:
         for each in found.groups:
             print_json(group(each))
@@ -194,7 +195,15 @@ def show(
                 print_line()
             _show(each)
     if len(found) > 1 and not as_json:
-        note(f"{counted(len(found), 'dead letter')} of {name}: the digest of each names it alone")
+        digests = {each.listing.digest for each in found}
+        note(
+            f"{counted(len(found), 'dead letter')} of {name}: "
+            + (
+                "the digest of each names it alone"
+                if len(digests) == len(found)
+                else "some are alike, and failed at the same time, so that one digest names them together"
+            )
+        )
     if not as_json:
         note(times_note())
 
@@ -245,7 +254,7 @@ def replay(
         choice, limit=limit, interval_s=interval_s, leaves_hopeless=not include_expired, is_watched=wait
     )
     with begun as under_way:
-        _refuse_missing("replayed", under_way.missing)
+        _refuse_missing("replayed", under_way.missing, choice)
         if not under_way.letters and not under_way.hopeless:
             _say_count(under_way.count, 0, choice)
             return
@@ -297,14 +306,14 @@ def discard(
     if not yes:
         require_person_or_yes(yes=yes)
         plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
-        _refuse_missing("discarded", plan.found.missing)
+        _refuse_missing("discarded", plan.found.missing, choice)
         if not plan.found.letters:
             _say_count(plan.found.count, 0, choice)
             return
         _show_plan(plan.found)
         confirm(f"Delete {_these(len(plan.found.letters))} permanently?", "nothing was discarded")
     with service.discard(choice, limit=limit, plan=plan) as under_way:
-        _refuse_missing("discarded", under_way.missing)
+        _refuse_missing("discarded", under_way.missing, choice)
         total = len(under_way.letters)
         try:
             with progress("discarding", total, is_shown=total >= _BAR_FROM) as advance:
@@ -370,7 +379,7 @@ def _list(
             documents = _service().find_documents(
                 choice, spool, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless
             )
-            _warn_of_missing(documents.missing, undone)
+            _warn_of_missing(documents.missing, undone, choice)
             _say_hopeless(documents.hopeless)
             for line in documents:
                 print_json_line(line)
@@ -381,7 +390,7 @@ def _list(
                 _warn_of_unread(documents.count)
             return shown
     found = _service().find(choice, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless)
-    _warn_of_missing(found.missing, undone)
+    _warn_of_missing(found.missing, undone, choice)
     _say_hopeless(found.hopeless)
     _print_letters(found.letters, found.short)
     _say_count(found.count, len(found.letters), choice, newest_first=newest_first)
@@ -430,7 +439,8 @@ def _say_count(count: "Count", shown: int, choice: "Choice", *, newest_first: bo
         note(f"0 of {total} match: onenet-worker dead-letters summary shows what there is")
     else:
         shown_text = shown_of(shown, count.matching, "dead letter", newest_first=newest_first)
-        among = "" if choice.is_empty else f" that match, of {count.read:,} in all"
+        matches = "that matches" if count.matching == 1 else "that match"
+        among = "" if choice.is_empty else f" {matches}, of {count.read:,} in all"
         note(f"{shown_text}{among}; {times_note()}")
 
 
@@ -440,24 +450,26 @@ def _warn_of_unread(count: "Count") -> None:
         note(f"only {share} dead letters can be read at once; their order is lost")
 
 
-def _refuse_missing(past: str, missing: Sequence[str]) -> None:
+def _refuse_missing(past: str, missing: Sequence[str], choice: "Choice | None") -> None:
     if missing:
-        raise _missing(missing, f"; nothing was {past}")
+        raise _missing(missing, f"; nothing was {past}", choice)
 
 
-def _warn_of_missing(missing: Sequence[str], undone: str | None = None) -> None:
+def _warn_of_missing(missing: Sequence[str], undone: str | None = None, choice: "Choice | None" = None) -> None:
     if undone is not None:
-        _refuse_missing(undone, missing)
+        _refuse_missing(undone, missing, choice)
     elif missing:
-        note(str(_missing(missing)))
+        note(str(_missing(missing, choice=choice)))
 
 
-def _missing(names: Sequence[str], consequence: str = "") -> WorkerError:
+def _missing(names: Sequence[str], consequence: str = "", choice: "Choice | None" = None) -> WorkerError:
     from worker.dead_letters.selection import SHORTEST_BEGINNING
 
     short = any(len(name) < SHORTEST_BEGINNING for name in names)
     hint = f" (the beginning of an id needs {SHORTEST_BEGINNING} characters)" if short else ""
-    return WorkerError(f"no dead letter with id {_some(names)}{hint}{consequence}")
+    is_filtered = choice is not None and not choice.conditions.is_empty
+    among = " among those that the other options choose" if is_filtered else ""
+    return WorkerError(f"no dead letter with id {_some(names)}{hint}{among}{consequence}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -577,7 +589,11 @@ def _say_progress(what: str, under_way: "Replay") -> None:
 
 def _progress_of(what: str, under_way: "Replay") -> list[str]:
     """Return how far a replay came, for its end in the middle: what was replayed, what was not, and what is unsure."""
-    names = [letter.name for letter in under_way.letters]
+    ids = Counter(letter.name for letter in under_way.letters)
+    names = [
+        letter.name if ids[letter.name] == 1 else f"{letter.name} ({under_way.short(letter.digest)})"
+        for letter in under_way.letters
+    ]
     done, left = names[: under_way.replayed], names[under_way.replayed :]
     lines = [f"{what}: replayed {len(done):,} of {counted(len(names), 'dead letter')}"]
     if under_way.is_unsure and left:

@@ -36,7 +36,7 @@ def pause(
     scope = _scope(product, default)
     with _interruptible("the order may be in force: onenet-worker check says what is paused"):
         answers = _operator(by).pause(scope, reason)
-    _print(answers, "ordered to pause", scope, as_json=as_json)
+    _print(answers, "ordered to pause", scope, as_json=as_json, ended="replaced")
 
 
 def resume(
@@ -52,6 +52,8 @@ def resume(
     with _interruptible("the order may be in force: onenet-worker check says what is paused"):
         answers = _operator(by).resume(scope, reason)
     _print(answers, "ordered to resume", scope, as_json=as_json)
+    if not answers.ended:
+        note("nothing was paused by hand, so that only what workers have paused by themselves is probed")
 
 
 def probe(product: Product = None, default: Default = False, by: By = None, as_json: AsJson = False) -> None:
@@ -67,6 +69,8 @@ def probe(product: Product = None, default: Default = False, by: By = None, as_j
     _print(answers, "ordered to probe", scope, as_json=as_json, unanswered="nothing was probed, as far as is known")
     if not answers.reports:
         raise typer.Exit(EXIT_FAILURE)
+    if not as_json:
+        note("the next command of each is the probe: onenet-worker check says later what came of it")
 
 
 def _scope(product: str | None, default: bool) -> str | None:
@@ -103,6 +107,7 @@ def _print(
     scope: str | None,
     *,
     as_json: bool,
+    ended: str = "ended",
     unanswered: str = "one that starts, or has its connection again, will know it",
 ) -> None:
     from worker.admin.pauses import answers_document, described, resume_command
@@ -112,7 +117,7 @@ def _print(
     else:
         print_line(f"{what}: {printable(described(scope))}")
         for order in answers.ended:
-            print_line(f"ended the pause of {_pause(order)}")
+            print_line(f"{ended} the pause of {_pause(order)}")
         for order in answers.pauses.orders:
             print_line(f"paused by hand: {_pause(order)}")
         _print_workers(answers)
@@ -122,7 +127,10 @@ def _print(
         known = sorted({state.product or "" for report in answers.reports for state in report.products} - {""})
         others = f"they have {', '.join(known)}" if known else "they have only the default one"
         undo = f"; undo it with {resume_command(scope)}" if answers.pauses.of(scope) else ""
-        note(f"no worker that answered has a product named {scope}: {others}{undo}")
+        note(
+            f"no worker that answered has a product named {scope}: {others}{undo}; "
+            "--default-product means commands that name none"
+        )
 
 
 def _pause(order: "Order") -> str:

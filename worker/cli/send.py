@@ -258,7 +258,7 @@ class _Sending:
         if self._confirmed < len(self.commands):
             return [self._how_many_sent(), *([self._where_replies_are()] if self._confirmed else [])]
         if not self._reads:
-            return []
+            return [self._how_many_sent()]
         missing = [each for each in self.commands if each.id not in self._replies]
         known = self._results or {}
         missing = missing or [each for each in self.commands if self._is_accepted(each.id) and each.id not in known]

@@ -38,7 +38,14 @@ def _command_id(text: str) -> str:
 
 
 def status(
-    command_id: Annotated[str, typer.Argument(metavar="COMMAND_ID", parser=_command_id, help="The command.")],
+    command_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMAND_ID",
+            parser=_command_id,
+            help="The command; if it has a dead letter also the beginning of its id or of its digest.",
+        ),
+    ],
     source: Annotated[
         str | None,
         typer.Option(metavar="APP_ID", help="The upstream system that sent it; an id belongs to its system."),

@@ -1,6 +1,7 @@
 """What all commands do alike at the terminal: encodings, times, tables, and the end of a pipe."""
 
 import codecs
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from worker.printable import counted, printable, printable_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+OUTPUT_FULL = "no space is left where the output is written"
 _ENCODING_ERRORS = "onenet-worker.terminal"
 _SPELLED_OUT = {"\N{HORIZONTAL ELLIPSIS}": "...", "\N{RIGHTWARDS ARROW}": "->", "\N{MULTIPLICATION SIGN}": "x"}
 _LEAST_CUT_COLUMNS = 24  # of the column that may be cut; with less a card for each row is easier to read
@@ -35,10 +37,15 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> bool:
-    """Write what is buffered; False: the reader of the pipe has ended, as ``head`` does."""
+    """Write what is buffered; False: the reader of the pipe has ended, as ``head`` does, or there is no space."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
+        discard_stdout()
+        return False
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
         discard_stdout()
         return False
     return True
@@ -57,8 +64,17 @@ def note(text: str) -> None:
 
 
 def print_line(text: str = "") -> None:
-    """Print a line of output at once, for a reader that waits for it."""
-    print(text, flush=True)
+    """Print a line of output at once, for a reader that waits for it.
+
+    Raises:
+        WorkerError: there is no space where it is written.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        raise WorkerError(OUTPUT_FULL) from exc
 
 
 def print_json(value: object) -> None:
@@ -96,6 +112,7 @@ def confirm(question: str, refused: str) -> None:
         if typer.confirm(question, err=True):
             return
     except typer.Abort:
+        print(file=sys.stderr)  # the terminal has echoed ^C
         note(refused)
         raise KeyboardInterrupt from None
     note(refused)

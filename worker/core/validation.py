@@ -1,5 +1,6 @@
 """What a validation error says, in words of our own, and without values that may be secrets."""
 
+import re
 from types import MappingProxyType
 
 from pydantic import ValidationError
@@ -54,6 +55,7 @@ _OF_PLAIN_VALUES = frozenset(
         "literal_error",
     }
 )
+_OF_CHARACTERS = re.compile(r"must match \^\[([^\]\[\\]+)\]\{([0-9]+),([0-9]+)\}\$")
 _MAX_SHOWN = 40  # characters of a value
 
 
@@ -66,6 +68,7 @@ def messages(error: ValidationError) -> dict[str, str]:
             text = item["msg"].removeprefix("Value error, ")
         else:
             text = MESSAGES.get(item["type"], "cannot be used").format_map(item.get("ctx", {}))
+            text = _OF_CHARACTERS.sub(r"must be \2 to \3 characters of \1", text)
         found.setdefault(name, text)  # a list may be wrong at several places
     return found
 

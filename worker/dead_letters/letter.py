@@ -195,7 +195,8 @@ class DeadLetter:
         ``now`` ends the window of doubt of a message that does not say when it failed, or that no worker published.
         """
         failed_at = self.failed_at if self.is_from_worker and self.failed_at is not None else now
-        return Replay(failed_at, DoubtWindow(None, failed_at) if self._is_in_doubt else None)
+        doubt = DoubtWindow(None, failed_at) if self._is_in_doubt else None
+        return Replay(failed_at, doubt, self.reason if self.is_from_worker else "")
 
     def delivery(self) -> Delivery:
         """Return it as a delivery; headers that only a worker may set are trusted if a worker set them."""

@@ -123,6 +123,11 @@ class Selected(Generic[Kept]):
     hopeless: tuple[Listing, ...] = ()
 
 
+def names_that_begin(dead_letter: DeadLetter, text: str) -> list[str]:
+    """Return which of its command id and its digest begin with a text."""
+    return [each for each in (dead_letter.command_id, dead_letter.digest) if each and each.startswith(text)]
+
+
 class _Named:
     """What was found for one name. A whole id or digest counts before the beginning of another."""
 
@@ -134,7 +139,7 @@ class _Named:
 
     def offer(self, position: int, dead_letter: DeadLetter) -> bool:
         """Note a dead letter that it may mean; tells whether it may."""
-        found = [each for each in (dead_letter.command_id, dead_letter.digest) if each and each.startswith(self._name)]
+        found = names_that_begin(dead_letter, self._name)
         if self._name in found:
             self._exact.append(position)
             return True

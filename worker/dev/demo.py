@@ -21,6 +21,7 @@ from rich.console import Console
 from worker.amqp.blocking import CommandClient, connect_blocking, declare, delete
 from worker.amqp.connection import printable_address
 from worker.amqp.topology import Topology
+from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.demo_messages import FAULTS, GOOD, REFUSING, UNKNOWN, Message, demo_messages
 from worker.dev.demo_screen import Findings, counting, print_examples, print_outcomes, show, step
 from worker.dev.services.broker import LocalBroker, start_local_broker
@@ -284,19 +285,12 @@ class _Stage:
         return replies, results
 
     def _dead_letters(self) -> list[tuple[dict[str, Any], bytes]]:
-        """Return headers and body of all dead letters, which stay where they are."""
-        connection, _ = connect_blocking(self._settings.broker_address)
-        method: Any
-        properties: Any
-        body: Any
+        """Return headers and body of all dead letters, which stay where they are, in their order."""
         found: list[tuple[dict[str, Any], bytes]] = []
-        with connection:  # gives them back when it is closed
-            channel = connection.channel()
-            while True:
-                method, properties, body = channel.basic_get(self.topology.dead_letters_exchange)
-                if method is None:
-                    return found
-                found.append((dict(properties.headers), body))
+        settings = self._settings
+        with DeadLetterReader(settings.broker_address, self.topology, settings.platform_zone) as reader:
+            reader.read(lambda letter: found.append((dict(letter.headers), letter.body)))
+        return found
 
     def _remove_namespace(self) -> None:
         try:

@@ -15,11 +15,11 @@ from worker.core.redis_address import RedisAddress
 from worker.core.uuids import canonical_uuid, recorded_forms
 from worker.idempotency.latest_address import LatestAddress
 from worker.idempotency.redis import MAX_OWNER_BYTES, OWNER_ID, TIMEOUT_S, read_reply, unavailable
-from worker.idempotency.redis_errors import code_of
 from worker.idempotency.redis_server import ERRORS, RedisServer
 from worker.idempotency.round_trips import BatchedCalls
 
 _MAX_BYTES = 65_536  # of a reply or a result; a longer one is none
+_WRONG_TYPE = "WRONGTYPE"  # the key has something else than what is asked for
 _NO_KEY = -2  # of PTTL
 _AT_ONCE = 500  # commands of one round trip
 
@@ -133,7 +133,7 @@ class RecordReader:
         for at in range(0, len(commands), _AT_ONCE):
             answers += await self._calls.execute(*commands[at : at + _AT_ONCE])
         for answer in answers:
-            is_of_one_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
+            is_of_one_key = isinstance(answer, redis.ResponseError) and str(answer).startswith(_WRONG_TYPE)
             if isinstance(answer, redis.RedisError) and not is_of_one_key:
                 raise unavailable(answer) from answer
         return answers

@@ -104,7 +104,8 @@ class Engine:
                 pass
         if task.envelope.delay_left_s:
             return self.unstarted.postpone(task, "its delay queue returned it early", task.envelope.delay_left_s)
-        if not self._client.knows(command.product) and task.envelope.doubt is None:
+        is_untried = task.envelope.doubt is None or task.envelope.repeats_unknown_product
+        if not self._client.knows(command.product) and is_untried:
             return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
         permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))
         # A command in doubt needs its history first, which an open breaker of executions does not hinder.
@@ -276,7 +277,9 @@ class Engine:
 
 
 def _unknown_product(command: Command) -> Failed:
-    message = "is not configured" if command.product is not None else "is required: there are no default credentials"
+    message = "is required: there are no default credentials"
+    if command.product is not None:
+        message = f"{command.product} is not configured"
     return Failed("unknown_product", f"product: {message}", (Detail(field="product", message=message),))
 
 
