@@ -59,6 +59,7 @@ def test_a_replay_resets_the_workers_headers_and_keeps_the_senders() -> None:
         "x-onenet-replay": "2026-08-05T09:00:00.000+00:00",
         "x-onenet-free-attempt": True,
         "x-onenet-in-doubt": "../2026-08-05T09:00:00.000+00:00",
+        "x-onenet-replay-code": "outcome_unknown",
     }
     assert publication.properties.app_id == "billing"
 

@@ -306,8 +306,8 @@ def test_errors_are_one_line_and_say_what_to_do(site: Site) -> None:
     throttled.rate = 0
     too_fast = site.device()
     for result, *words in (
-        (wrong_key, "OneNET: errno", "onenet-worker check"),
-        (no_platform, "OneNET: ", "try again"),
+        (wrong_key, "OneNET at ", "errno", "onenet-worker check"),
+        (no_platform, "OneNET at ", "try again"),
         (no_product, "no product east is configured"),
         (too_fast, "freq", "try again in a moment"),
     ):
@@ -321,7 +321,7 @@ def test_requests_go_through_the_proxy_of_the_environment(site: Site) -> None:
     port = free_port()
     result = site.device(NO_PROXY="", ONENET_URL="http://platform.invalid", http_proxy=f"http://127.0.0.1:{port}")
     assert result.returncode == 1
-    assert "OneNET: " in result.stderr
+    assert "OneNET at platform.invalid: " in result.stderr
     assert "Traceback" not in result.stderr
 
 
