@@ -279,6 +279,7 @@ def test_an_upstream_system_writes_to_the_exchange_of_commands_only(broker: Brok
     assert refused(broker, "billing", *acts)
     copies = ["execute.accepted.payroll", "payroll.replies", *EXCHANGES, *QUEUES]
     send(broker, "billing", b"", headers={"CC": copies, "BCC": copies})
+    wait_until(lambda: site.upstream.count(TOPOLOGY.execute_queue) == 1, PATIENCE_S, "the command")
     counts = {queue: site.upstream.count(queue) for queue in OTHERS_QUEUES}
     assert counts == {queue: int(queue == TOPOLOGY.execute_queue) for queue in OTHERS_QUEUES}
 
