@@ -12,6 +12,7 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   └── RefusedInDoubt       so does its sender, and it may have been sent before
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
     │   ├── UserRefused          the broker does not let this user in
+    │   ├── PublishingBlocked    the broker has a memory or disk alarm     -> wait until it is over
     │   ├── Unconfirmed          a publication was not confirmed           -> publish it again with the same id
     │   ├── AnswersLost          an order was given, its answers were lost -> see what is paused
     │   └── ClosedByBroker       the broker gave a reason

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from scripts import services
 from tests.support.command_line import run_cli
 from tests.support.terminal import assert_screen, show
 from tests.support.waiting import PATIENCE_S
@@ -18,7 +19,7 @@ from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.topology import Topology
 from worker.dev.demo_messages import Message
 from worker.dev.demo_screen import Findings
-from worker.dev.services.ports import wait_until
+from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
 
 _COUNT = ("--commands", "200")
@@ -141,7 +142,9 @@ def test_the_demo_leaves_nothing_behind_whenever_it_is_interrupted(
 
 
 def test_the_demo_leaves_no_broker_behind_that_it_was_just_starting(folder: Path) -> None:
-    demo = LocalProcess(["demo"], temporary(folder), folder / "output")
+    services.provide_installed("rabbitmq")
+    private = {"DOCKER_HOST": f"tcp://127.0.0.1:{free_port()}"}  # no engine answers there
+    demo = LocalProcess(["demo"], temporary(folder) | private, folder / "output")
     demo.wait_for_output("starting a RabbitMQ", PATIENCE_S)
     wait_until(
         lambda: any(folder.glob("*/onenet-rabbitmq-*")) or not demo.is_running, PATIENCE_S, "the broker's folder"
