@@ -1,12 +1,14 @@
 """What a person sees of wrong input, of misspelt settings, of the help and of the topology."""
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.deployment import Deployment
+from tests.support.proxies import Proxy
 from tests.support.terminal import assert_screen, show
 
 MISTAKES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -70,7 +72,8 @@ def test_misspelt_and_wrong_settings_are_said_together(columns: int, tmp_path: P
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_what_is_declared_is_shown(deployment: Deployment, columns: int, tmp_path: Path) -> None:
-    port, namespace = str(urlsplit(deployment.broker_url).port), deployment.topology.namespace
-    settings = {"AMQP_URL": deployment.broker_url, "WORKER_NAMESPACE": namespace}
-    screen = said_to(("topology",), tmp_path, columns, **settings)
+    namespace = deployment.topology.namespace
+    with closing(Proxy(deployment.broker_url)) as proxy:  # at 127.0.0.1, wherever the broker is
+        port = str(urlsplit(proxy.url).port)
+        screen = said_to(("topology",), tmp_path, columns, AMQP_URL=proxy.url, WORKER_NAMESPACE=namespace)
     assert_screen(f"topology-{columns}", screen, {port: "5" * len(port), namespace: "test-namespace"[: len(namespace)]})

@@ -136,7 +136,9 @@ def _why_not(done: "Cancelling") -> str:
         return f"OneNET gave no clear answer, so that it may be cancelled all the same: {done.unanswered}"
     if done.refusal is None:
         return "OneNET said that it is cancelled, but its history says otherwise"
-    return f"OneNET did not cancel it: {done.refusal}"
+    is_waiting = done.after is not None and done.after.state == "waiting"
+    why = "; perhaps it cancels only commands whose valid_time has not come" if is_waiting else ""
+    return f"OneNET did not cancel it: {done.refusal}{why}"
 
 
 def _print(entries: Sequence["DeviceEntry"], *, stderr: bool = False) -> None:

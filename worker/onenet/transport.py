@@ -38,6 +38,7 @@ _MAX_TUNNEL_HEAD_BYTES = 16 * 1024
 CONNECT_TOO_LATE = "the connection was not made in time"
 _MAX_REASON_CHARS = 200
 _TUNNEL_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")  # of http.client
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 _CLOSED = "the connection was closed before the response was complete"
 # Of the libraries that read histories; the first kind that fits is used. Their texts contain names of classes.
@@ -220,7 +221,7 @@ class _Tunnel(asyncio.Protocol):
                 self._fail(OSError("the proxy's answer is not HTTP"))
         elif match[1] != b"200":
             status = int(match[1])  # and not the proxy's words, which may repeat its password
-            self._fail(OSError(f"the proxy refuses the tunnel: {status} {responses.get(status, '')}".rstrip()))
+            self._fail(OSError(_tunnel_refused(status)))
         elif match.end() < len(self._head):
             self._fail(OSError("bytes follow the proxy's answer"))  # the platform does not speak first
         elif not self._opened.done():
@@ -445,13 +446,20 @@ def transport_error(
     """
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
+    refused = _TUNNEL_REFUSED.match(str(cause)) if type(cause) is OSError else None
     words = next((words for each in reversed(causes) for kind, words in _WORDS if isinstance(each, kind)), None)
     if words is None or (isinstance(cause, OSError) and cause.errno is not None):
         words = redacted(connection_fault(cause, host), secrets, _MAX_REASON_CHARS)
+    if refused is not None:  # with the server's own words behind the status
+        words = _tunnel_refused(int(refused[1]))
     if isinstance(cause, HttpParserError):
         words = f"malformed response: {words}"
     kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
     return kind(words, may_have_been_sent=may_have_been_sent)
+
+
+def _tunnel_refused(status: int) -> str:
+    return f"the proxy refuses the tunnel: {status} {responses.get(status, '')}".rstrip()
 
 
 def _causes(error: BaseException) -> list[BaseException]:
