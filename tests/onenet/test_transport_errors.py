@@ -453,7 +453,7 @@ async def test_every_error_of_the_libraries_while_reading_a_history_is_a_transpo
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(requests.Session, "get", fail)
+    monkeypatch.setattr(requests.Session, "request", fail)
     with raw_server(receiving_only) as url:
         found = await failure(url, timeout_s=PATIENCE_S, send=get)
     assert isinstance(found, TLSError) == issubclass(kind, TLS_ERRORS)
