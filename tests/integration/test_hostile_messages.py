@@ -70,8 +70,13 @@ def wait_for_replies(deployment: Deployment, ids: set[str]) -> None:
 
 
 def assert_nothing_but_accepted(worker: WorkerProcess, ids: set[str]) -> None:
-    """No command was postponed, in doubt or tried again."""
-    assert {line["event"] for line in worker.events if line.get("command_id") in ids} <= {"command_accepted"}
+    """No command was postponed, in doubt or tried again; the worker logs after its reply is confirmed."""
+
+    def events() -> set[str]:
+        return {line["event"] for line in worker.events if line.get("command_id") in ids}
+
+    wait_until(lambda: bool(events()), PATIENCE_S, "a line about one of them")
+    assert events() == {"command_accepted"}
 
 
 def assert_all_accepted_once(deployment: Deployment, replies: list[dict[str, Any]], ids: set[str]) -> None:
