@@ -64,25 +64,26 @@ docs: $(STAMP) ## write docs/contracts, and the tables in the documents, again f
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
 	$(BIN)/python -m scripts.documents
 
-asyncapi: ## have AsyncAPI's own parser check docs/contracts/asyncapi.json; needs Node.js
-	@scripts/check-asyncapi
+asyncapi: $(STAMP) ## check docs/contracts/asyncapi.json with AsyncAPI's own parser and generator; needs Node.js
+	@scripts/check-asyncapi $(BIN)/python
 
 format: $(STAMP) ## let ruff put things right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # --require-hashes: an install today and one next year are the same, the build backend included.
-$(STAMP): $(LOCK) pyproject.toml scripts/venv scripts/apt-install
+$(STAMP): $(LOCK) pyproject.toml scripts/venv scripts/apt-install scripts/show-progress
 	@scripts/venv $(PYTHON) $(VENV)
-	@echo "installing the locked packages into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@scripts/show-progress "installing $$(grep -c == $(LOCK)) locked packages into $(VENV) (230 MB, half a minute or more)" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	@scripts/show-progress "installing this project into $(VENV)" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The packages of the benchmark are installed in addition.
 $(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
-	@echo "installing the comparison's packages into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(BENCH_LOCK)
+	@scripts/show-progress "installing the comparison's packages into $(VENV)" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(BENCH_LOCK)
 	@touch $@
 
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

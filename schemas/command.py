@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 COMMAND_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 TIME_PATTERN = (
     r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
-    r"(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?$"
+    r"([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?$"
 )
 MAX_ARGS_BYTES = 2048
 MAX_BODY_BYTES = 64 * 1024
@@ -61,7 +61,7 @@ Identifier = Annotated[int, Field(ge=0, le=65535)]
 Time = Annotated[str, Field(pattern=TIME_PATTERN, json_schema_extra=_ONE_LINE)]
 TriggerBits = Annotated[int, Field(ge=1, le=7)]
 TriggerNames = Annotated[
-    list[Literal["REGISTER", "UPDATE", "NOTIFY"]],
+    list[Annotated[Literal["REGISTER", "UPDATE", "NOTIFY"], Field(title="TriggerMessage")]],
     Field(min_length=1, max_length=3, json_schema_extra={"uniqueItems": True}),
     AfterValidator(_each_once),
 ]
@@ -117,8 +117,9 @@ class Command(TypedDict):
     expired_time: Annotated[
         Time,
         Field(
-            description="When the command expires: ISO 8601 with seconds. With an offset or Z it is that instant, "
-            "without one it is the platform's local time. Must be later than valid_time and than now."
+            description="When the command expires: ISO 8601 with seconds; a fraction of a second is cut off. With an "
+            "offset or Z it is that instant, without one it is the platform's local time. Must be later than "
+            "valid_time and than now."
         ),
     ]
     valid_time: NotRequired[

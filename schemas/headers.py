@@ -33,7 +33,9 @@ class TraceHeaders(BaseModel):
 class DeadLetterHeaders(TraceHeaders):
     """Why a command was dead-lettered, besides the headers it arrived with."""
 
-    reason: FailureCode = Field(alias="x-onenet-reason", description="The error code; it also ends the routing key.")
+    reason: FailureCode = Field(
+        alias="x-onenet-reason", title="FailureCode", description="The error code; it also ends the routing key."
+    )
     error: str = Field(alias="x-onenet-error", description="What happened, as text for people.")
     details: Json[tuple[Detail, ...]] = Field(
         alias="x-onenet-details", description="The invalid fields, as JSON; as many as fit into a header."

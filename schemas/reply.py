@@ -56,6 +56,10 @@ _OUTCOMES: list[Any] = [
         }
     },
 ]
+_TOGETHER = """Which values occur together:
+- accepted: uuid is set, and error is null
+- rejected: error is set, with a code that ends in _rejected and without details; uuid is null, recovered is false
+- failed: error is set, with one of the other codes and without errno; uuid is null, recovered is false"""
 _ACCEPTED: dict[str, Any] = {
     "command_id": "8f6c0a52-5d1e-4f5e-9a55-0d7c5f8b9f01",
     "status": "accepted",
@@ -81,12 +85,19 @@ EXAMPLES = {
         "uuid": None,
         "error": {
             "code": "invalid_command",
-            "message": "retry: Input should be less than or equal to 10",
+            "message": "retry: must be a whole number from 0 to 10",
             "errno": None,
-            "details": [{"field": "retry", "message": "Input should be less than or equal to 10"}],
+            "details": [{"field": "retry", "message": "must be a whole number from 0 to 10"}],
         },
     },
 }
+
+
+def _complete(schema: dict[str, Any]) -> None:
+    schema["description"] += f"\n\n{_TOGETHER}"
+    # Not `oneOf` beside the properties: generators of code make a class of each alternative then. These they pass over.
+    schema["dependentSchemas"] = {"status": {"oneOf": _OUTCOMES}}
+    schema["examples"] = list(EXAMPLES.values())
 
 
 class Detail(BaseModel):
@@ -104,8 +115,9 @@ class ReplyError(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
     code: Literal[FailureCode, RejectionCode] = Field(
+        title="ErrorCode",
         description="What happened, as a code for programs."
-        + "".join(f"\n- {code}: {meaning}" for code, meaning in MEANINGS.items())
+        + "".join(f"\n- {code}: {meaning}" for code, meaning in MEANINGS.items()),
     )
     message: str = Field(description="What happened, as text for people; with onenet_rejected it is OneNET's own text.")
     errno: int | None = Field(None, description="Error number of OneNET, if it answered with one.")
@@ -120,13 +132,14 @@ class Reply(BaseModel):
         extra="forbid",
         title="Execute reply",
         json_schema_serialization_defaults_required=True,
-        json_schema_extra={"oneOf": _OUTCOMES, "examples": list(EXAMPLES.values())},
+        json_schema_extra=_complete,
     )
 
     command_id: CommandId | None = Field(description="Id of the command; null if the message has none.")
     status: Status = Field(
+        title="ReplyStatus",
         description="accepted: OneNET cached the command. rejected: OneNET, or something in front of it, refused the "
-        "command. failed: it was not sent, or it is unknown whether it was cached; it is dead-lettered too."
+        "command. failed: it was not sent, or it is unknown whether it was cached; it is dead-lettered too.",
     )
     uuid: str | None = Field(None, description="Uuid of the cached command; null unless status is accepted.")
     imei: Imei | None = Field(None, description="Device of the command; null if the message names none.")

@@ -41,8 +41,9 @@ class Result(BaseModel):
     uuid: str = Field(min_length=1, description="Uuid of the cached command, as in its reply.")
     imei: Imei = Field(description="Device of the command.")
     result: ResultKind = Field(
+        title="ResultKind",
         description="What became of the command."
-        + "".join(f"\n- {kind}: {meaning}" for kind, meaning in MEANINGS.items())
+        + "".join(f"\n- {kind}: {meaning}" for kind, meaning in MEANINGS.items()),
     )
     confirm_status: str | None = Field(
         None, description="The platform's word for the device's answer, such as SUCCESS or TIME_OUT; null if none."

@@ -95,7 +95,7 @@ def result_costs_table() -> str:
 def metrics_table() -> str:
     """Return a row for each metric of the worker."""
     metrics = Metrics("0", 1)
-    metrics.observe(lambda: State(paused={None: False}, clock_offsets_s={None: 0.0}))
+    metrics.observe(lambda: State(paused={None: False}, paused_by_hand={None: False}, clock_offsets_s={None: 0.0}))
     rows = ["| `onenet_worker_…` | kind | labels | |", "| --- | --- | --- | --- |"]
     for family in metrics.registry.collect():
         if family.name.startswith("onenet_worker_"):

@@ -1,10 +1,11 @@
 """Text from outside, made safe to show."""
 
 import json
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from worker.printable import printable, printable_json
+from worker.printable import counted, printable, printable_json, utc
 
 # Each could move a cursor, forge a line, hide a part of the text or show it in another order.
 HARMFUL = [*map(chr, [*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x2028, 0x2029, *range(0x202A, 0x202F),
@@ -35,3 +36,13 @@ def test_what_does_no_harm_stays_as_it_is() -> None:
 
 def test_line_breaks_are_kept_where_they_are_wanted() -> None:
     assert printable("\x1b[31mred\x07\nnext\r", keep="\n") == "\\x1b[31mred\\x07\nnext\\r"
+
+
+def test_a_moment_is_written_in_utc_as_in_replies() -> None:
+    moment = datetime(2026, 8, 5, 20, tzinfo=timezone(timedelta(hours=8)))
+    assert (utc(None), utc(moment)) == (None, "2026-08-05T12:00:00Z")
+    assert utc(moment.replace(microsecond=1200)) == "2026-08-05T12:00:00.001200Z"
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [counted(number, "reply") for number in (0, 1, 7083)] == ["0 replies", "1 reply", "7,083 replies"]

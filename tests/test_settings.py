@@ -148,10 +148,12 @@ NUMBERS = {
 def test_a_number_out_of_its_range_is_reported_with_the_range(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the beginning of what was given, which is no secret."""
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    assert caught.value.lines == [f"{name}: must be {NUMBERS[name]}"]
+    shown = value if len(value) <= 40 else f"{value[:40]}…"
+    assert caught.value.lines == [f"{name}: must be {NUMBERS[name]}, not {shown!r}"]
 
 
 def test_every_number_among_the_settings_has_a_range() -> None:
@@ -223,7 +225,7 @@ def test_an_idempotency_url_of_another_scheme_is_rejected(url: str, monkeypatch:
     with pytest.raises(SettingsError) as caught:
         load_settings()
     [line] = caught.value.lines
-    assert line.startswith("IDEMPOTENCY_URL: must be memory://, redis://")
+    assert line.startswith("IDEMPOTENCY_URL: must ")
     assert "aSecret" not in line
 
 

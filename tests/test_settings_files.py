@@ -27,6 +27,8 @@ UNMARKED = ["utf-16-le", "utf-16-be", "utf-32-le"]
 LINE_ENDS = ["", "\n", "\r\n", "\r", " \t\r\n\r\n"]
 TWO_PRODUCTS = '{\n  "heating": {"api_key": "S3cretKey"},\n  "cooling": {"api_key": "other"}\n}\n'
 
+NO_VALUE = "a value is expected: text in double quotes, a number, an object or a list"
+
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -282,9 +284,9 @@ def test_a_wrong_value_in_a_file_is_reported_with_the_file(
         ("", "is empty"),
         ("\n[]", "must be a JSON object: product name → credentials"),
         ('{"a":\n {"api_key": "S3cretKey"},\n}',
-         "line 3, column 1: is not JSON: Expecting property name enclosed in double quotes"),
-        ("a: {api_key: S3cretKey}", "line 1, column 1: is not JSON: Expecting value"),
-        ('// products\n{"a": {"api_key": "S3cretKey"}}', "line 1, column 1: is not JSON: Expecting value"),
+         'line 3, column 1: is not JSON: a name in double quotes, or }, is expected: "name": …'),
+        ("a: {api_key: S3cretKey}", f"line 1, column 1: is not JSON: {NO_VALUE}"),
+        ('// products\n{"a": {"api_key": "S3cretKey"}}', f"line 1, column 1: is not JSON: {NO_VALUE}"),
         ("[" * 100_000, "is nested too deeply"),
         ('{"a": ' * 100_000, "is nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "is not JSON: a number has too many digits"),

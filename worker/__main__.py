@@ -1,59 +1,19 @@
-"""The command line."""
+"""The command line, also as ``python -m worker``."""
 
 import sys
 
-import typer
-
-from worker import __version__
-from worker.cli import development
-from worker.cli.check import check
-from worker.cli.dead_letters import dead_letters
-from worker.cli.demo import demo
-from worker.cli.run import run
-from worker.cli.schema import schema
-from worker.cli.send import send
-from worker.cli.simulator import simulator
-from worker.cli.topology import topology
-from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
-
-app = typer.Typer(
-    add_completion=development.IS_INSTALLED,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,  # they show local variables, which may contain secrets
-    rich_markup_mode="markdown",
-    help="Sends Execute commands from RabbitMQ to China Mobile's OneNET NB-IoT platform: none lost, none sent twice.",
-)
-for command in (run, check, topology, send, simulator, demo, schema):
-    app.command()(command)
-app.add_typer(dead_letters, name="dead-letters")
-
-
-def _print_version(value: bool) -> None:
-    if value:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
-) -> None:
-    """Sends Execute commands from RabbitMQ to OneNET."""
+_EXIT_INTERRUPTED = 130  # of worker.errors, which is not loaded yet
 
 
 def main() -> None:
-    """Run the command line; errors of this project are printed as lines, without a traceback."""
+    """Run the command line. Loading it takes part of a second, in which a person may interrupt it too."""
     try:
-        app()
-    except SettingsError as exc:
-        for line in exc.lines:
-            print(f"onenet-worker: {line}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except WorkerError as exc:
-        print("onenet-worker: " + "\n".join(exc.lines), file=sys.stderr)
-        sys.exit(EXIT_CONFIG if isinstance(exc, TopologyMismatch) else EXIT_FAILURE)
+        from worker.cli.program import run_program
+
+        code = run_program()
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        code = _EXIT_INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

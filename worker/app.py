@@ -17,12 +17,15 @@ from worker import __version__, open_files
 from worker.amqp.broker import Broker
 from worker.amqp.connection import connection_parameters
 from worker.amqp.consumer import Source
+from worker.amqp.control_reader import ControlReader
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.result_messages import ResultMessages
+from worker.amqp.unrouted_watch import UnroutedWatch
 from worker.core.claims import IdempotencyStore
 from worker.core.clock import utc_now
 from worker.core.credentials import Product, plaintext_hosts
 from worker.core.decide import RetryPolicy
+from worker.core.pauses import Order, WorkerReport
 from worker.core.redis_address import RedisAddress
 from worker.errors import (
     EXIT_CONFIG,
@@ -53,7 +56,15 @@ from worker.processing.circuit_breaker import CircuitBreakers, Subject
 from worker.processing.engine import PROCESSING_S, Engine
 from worker.processing.result_finder import ResultFinder
 from worker.processing.store_watch import StoreWatch
-from worker.settings import MEMORY, Settings, load_broker_address, load_products, load_settings, load_store_url
+from worker.settings import (
+    MEMORY,
+    Settings,
+    find_unknown_settings,
+    load_broker_address,
+    load_products,
+    load_settings,
+    load_store_url,
+)
 from worker.telemetry.health import STALL_S, Health
 from worker.telemetry.http_server import HealthServer
 from worker.telemetry.logs import configure_logging, get_logger
@@ -112,6 +123,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         products: Mapping[str | None, Product] = load_products(settings)
         self._products = products
+        self._unknown_settings = find_unknown_settings()  # here: reading a file would block the event loop
         self._plaintext_hosts = plaintext_hosts(products)
         self._broker_urls = connection_parameters(settings.broker_address)
         self._tracing = tracing_of(settings, self._name)
@@ -134,6 +146,9 @@ class Worker:
         if settings.http_port:
             self._http_server = HealthServer(settings.http_host, settings.http_port, health, self._metrics)
         log.info("worker_started", version=__version__, worker=self._name, namespace=settings.worker_namespace)
+        for unknown in self._unknown_settings:
+            hint = "it has no effect"
+            log.warning("setting_unknown", name=unknown.name, suggestion=unknown.suggestion, hint=hint)
         platforms = {product.url for product in self._products.values()}
         needed = open_files.needed(settings.worker_concurrency, len(platforms))
         limit = open_files.raise_limit(needed)
@@ -244,11 +259,28 @@ class Worker:
             on_send=queues.note_sent,
         )
         topology = settings.topology
+
+        def on_order(order: Order) -> None:
+            if order.kind in {"probe", "resume"}:
+                for breakers in (self._breakers, self._history_breakers):
+                    breakers.probe_at_once(order)
+                consumer.look_at_once()
+
+        def report() -> WorkerReport:
+            return WorkerReport(
+                worker=self._name,
+                version=__version__,
+                is_blocked=broker.is_blocked,
+                is_store_available=store_watch.is_available,
+                products=self._breakers.states(),
+            )
+
         broker = self._new_broker(
             Source(topology.execute_queue, is_cautious=True),
             "",
             settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
+            control=ControlReader(topology, self._breakers.pause_by_hand, on_order, report, UnroutedWatch(topology)),
         )
         result_messages = None
         if settings.result_delays_s:
@@ -288,7 +320,12 @@ class Worker:
         return broker, consumer, results, monitor
 
     def _new_broker(
-        self, source: Source, purpose: str, prefetch: int, on_other_consumers: Callable[[int], object] | None = None
+        self,
+        source: Source,
+        purpose: str,
+        prefetch: int,
+        on_other_consumers: Callable[[int], object] | None = None,
+        control: ControlReader | None = None,
     ) -> Broker:
         return Broker(
             self._broker_urls,
@@ -299,6 +336,7 @@ class Worker:
             declare=self._settings.amqp_declare,
             prefetch=prefetch,
             on_other_consumers=on_other_consumers,
+            control=control,
         )
 
     def _new_result_consumer(self, messages: ResultMessages, store_watch: StoreWatch) -> ResultConsumer:
@@ -539,4 +577,4 @@ def _crashed(error: BaseException | None) -> int:
 
 
 def _warn_of_others(consumers: int) -> None:
-    log.warning("idempotency_not_shared", consumers=consumers, hint="several workers need IDEMPOTENCY_URL=redis://…")
+    log.warning("idempotency_not_shared", consumers=consumers, hint="several workers need IDEMPOTENCY_URL=redis://HOST")

@@ -12,6 +12,9 @@ Each is named for what happened. A library's exceptions are translated into thes
     │   └── RefusedInDoubt       so does its sender, and it may have been sent before
     ├── BrokerUnavailable        no connection to RabbitMQ                     -> back off, reconnect
     │   ├── UserRefused          the broker does not let this user in
+    │   ├── PublishingBlocked    the broker has a memory or disk alarm     -> wait until it is over
+    │   ├── Unconfirmed          a publication was not confirmed           -> publish it again with the same id
+    │   ├── AnswersLost          an order was given, its answers were lost -> see what is paused
     │   └── ClosedByBroker       the broker gave a reason
     │       ├── ChannelRefused   it closed a channel
     │       └── ConnectionRefused  it closed the connection
@@ -127,16 +130,28 @@ class UserRefused(BrokerUnavailable):
     """The broker refused the connection: it does not accept the user name, the password or the vhost."""
 
 
+class PublishingBlocked(BrokerUnavailable):
+    """The broker takes no publications, because of a memory or disk alarm."""
+
+
+class Unconfirmed(BrokerUnavailable):
+    """The broker has not confirmed a publication: it may have stored it or not."""
+
+
+class AnswersLost(BrokerUnavailable):
+    """An order of an operator is in force, but no answer to it could be read."""
+
+
 class ClosedByBroker(BrokerUnavailable):
     """The broker closed a channel or the connection and gave a reason.
 
     Args:
         code: reply code of the broker.
-        text: reply text of the broker.
+        text: what it refuses, in words for people.
     """
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{code} {text}")
+        super().__init__(text)
         self.code = code
 
 

@@ -77,6 +77,7 @@ class HealthMonitor:
             consumers=self._consumers,
             outstanding_results=0 if self._results is None else self._results.outstanding,
             paused=self._breakers.paused(),
+            paused_by_hand=self._breakers.paused_by_hand(),
             clock_offsets_s=self._clock_offsets_s(),
         )
 

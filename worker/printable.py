@@ -4,6 +4,7 @@ Everything that a person reads in a terminal passes through here: lines of the l
 """
 
 import json
+from datetime import UTC, datetime
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -29,3 +30,17 @@ def printable_json(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 dead letter``, ``2,000 dead letters``."""
+    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+
+
+def utc(moment: datetime | None) -> str | None:
+    """Return an aware moment in UTC as ISO 8601, in the form of replies; None for None."""
+    return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("ply") else f"{noun}s"

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from worker.core.command import MAX_PRODUCT_CHARS
 from worker.core.credentials import AccessKey, Api, ApiKey, Credentials, Product, UserKey, generation, platform_url
+from worker.core.json_faults import json_fault
 from worker.core.validation import messages
 from worker.settings_files import UnusableFile, read_text
 
@@ -76,7 +77,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as exc:
-        raise UnusableFile(f"line {exc.lineno}, column {exc.colno}: is not JSON: {exc.msg}", path) from None
+        raise UnusableFile(json_fault(exc), path) from None
     except RecursionError:
         raise UnusableFile("is nested too deeply", path) from None
     except ValueError:

@@ -53,10 +53,11 @@ from worker.core.urls import (
     USER_WITH_PASSWORD,
     UrlForm,
 )
-from worker.core.validation import messages
+from worker.core.validation import messages, plain_values
 from worker.errors import SettingsError
 from worker.library_files import library_file_faults
 from worker.products_file import read_products
+from worker.setting_names import UnknownSetting, unknown_settings
 from worker.settings_files import (
     MissingFile,
     UnusableFile,
@@ -81,8 +82,23 @@ _RENAMED = {
 MAX_RETRY_DELAY_S = 24 * 3600
 MAX_RETRY_DELAYS = 50  # each different one is a queue
 _TEN_YEARS_S = 3650 * 24 * 3600
-_AMQP = UrlForm("amqp", "amqps", user=USER_WITH_PASSWORD, path=ONE_SEGMENT, has_options=True)
-_COLLECTOR = UrlForm("http", "https", user=STRICT_USER, path=MANY_SEGMENTS)
+_AMQP = UrlForm(
+    "amqp",
+    "amqps",
+    user=USER_WITH_PASSWORD,
+    path=ONE_SEGMENT,
+    wanted=f"amqp://user:password@host:port/vhost, or amqps://…; within user, password and vhost {HOW_TO_WRITE}",
+    path_name="vhost",
+    has_options=True,
+)
+_COLLECTOR = UrlForm(
+    "http",
+    "https",
+    user=STRICT_USER,
+    path=MANY_SEGMENTS,
+    wanted=f"http://host:port or https://host:port; within user and password {HOW_TO_WRITE}",
+    path_name="path",
+)
 _HTTP_HOST = re.compile(
     r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?"
 )
@@ -127,18 +143,6 @@ def _check_files(address: RedisAddress) -> None:
             raise ValueError("an option after ? cannot be used: ssl_certfile: does not belong to its key") from exc
 
 
-def _checked(url: str, form: UrlForm, wanted: str) -> str:
-    """Return the URL if it has that form.
-
-    Raises:
-        ValueError: it has not; the message names the expected form and quotes nothing of the URL.
-    """
-    try:
-        return form.check(url)
-    except ValueError:
-        raise ValueError(f"must be {wanted}") from None
-
-
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -149,6 +153,18 @@ def _split(value: object) -> object:
 
 def _split_secret(value: object) -> object:
     return _split(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
+def _broker_url(url: str, number: int, count: int) -> SecretStr:
+    """Return one of the broker's URLs if it can be used.
+
+    Raises:
+        ValueError: it cannot; the message quotes nothing of it.
+    """
+    try:
+        return SecretStr(_AMQP.check(url))
+    except ValueError as exc:
+        raise ValueError(f"URL {number} of {count} {exc}" if count > 1 else str(exc)) from None
 
 
 def _check_store_url(url: SecretStr) -> SecretStr:
@@ -184,10 +200,13 @@ class _BrokerSettings(BaseModel):
     @field_validator("amqp_url")
     @classmethod
     def _are_amqp_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        wanted = "amqp://user:password@host:port/vhost, or amqps://…; within user, password and vhost " + HOW_TO_WRITE
         if not urls:
-            raise ValueError(f"must be {wanted}")
-        return tuple(SecretStr(_checked(url.get_secret_value(), _AMQP, wanted)) for url in urls)
+            raise ValueError("must be one URL or several, separated by commas: amqp://user:password@host:port/vhost")
+        if len(urls) > 1 and not all("://" in url.get_secret_value() for url in urls):
+            raise ValueError(
+                "has a comma that is not between two URLs: within user, password and vhost write it as %2C"
+            )
+        return tuple(_broker_url(url.get_secret_value(), number, len(urls)) for number, url in enumerate(urls, start=1))
 
     @field_validator("amqp_ca_file")
     @classmethod
@@ -372,8 +391,7 @@ class Settings(_BrokerSettings):
     def _takes_spans(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
-        wanted = f"http://host:port or https://host:port; within user and password {HOW_TO_WRITE}"
-        text = _checked(url.get_secret_value(), _COLLECTOR, wanted)
+        text = _COLLECTOR.check(url.get_secret_value())
         if importlib.util.find_spec("opentelemetry") is None:
             raise ValueError("tracing needs an extra: pip install 'onenet-execute-worker[otel]'")
         return SecretStr(text.rstrip("/"))
@@ -497,6 +515,16 @@ def load_settings() -> Settings:
     return _load(Settings, _RENAMED)
 
 
+def find_unknown_settings() -> list[UnknownSetting]:
+    """Return the names in the environment and in ``.env`` that look like settings and have no effect.
+
+    What is wrong with ``.env`` itself is left to ``load_settings``.
+    """
+    names = {*Settings.model_fields, *(f"{name}_file" for name in _SECRETS), *_RENAMED}
+    in_file, _ = _read_env_file()
+    return unknown_settings(os.environ, in_file, {name.upper() for name in names})
+
+
 def load_broker_address() -> BrokerAddress:
     """Read and check where the broker is by now; the other settings may be wrong.
 
@@ -549,20 +577,7 @@ def _read_variables() -> tuple[dict[str, str], list[str]]:
     The environment wins over ``.env``. An empty variable counts as not set: Compose files pass unset ones on as empty
     ones.
     """
-    lines: list[str] = []
-    try:
-        text = read_text(_ENV_FILE, _MAX_ENV_BYTES)
-    except MissingFile:
-        text = ""
-    except UnusableFile as exc:
-        text = ""
-        lines.append(f".env: {exc}")
-    faults = [binding.original for binding in parse_stream(StringIO(text)) if binding.error]
-    for fault in faults:
-        blank = len(fault.string) - len(fault.string.lstrip())  # characters before the invalid text
-        number = fault.line + fault.string.count("\n", 0, blank)
-        lines.append(f".env: line {number}: must be NAME=value")
-    in_file = {} if faults else dotenv_values(stream=StringIO(text))  # which only logs the faults
+    in_file, lines = _read_env_file()
     variables: dict[str, str] = {}
     for source in (in_file, os.environ):
         # In reverse order, so that NAME wins over name.
@@ -570,8 +585,24 @@ def _read_variables() -> tuple[dict[str, str], list[str]]:
     return variables, lines
 
 
+def _read_env_file() -> tuple[dict[str, str | None], list[str]]:
+    """Return the variables of ``.env``, none if it has errors, and a line for each error."""
+    try:
+        text = read_text(_ENV_FILE, _MAX_ENV_BYTES)
+    except MissingFile:
+        return {}, []
+    except UnusableFile as exc:
+        return {}, [f".env: {exc}"]
+    lines: list[str] = []
+    for fault in (binding.original for binding in parse_stream(StringIO(text)) if binding.error):
+        blank = len(fault.string) - len(fault.string.lstrip())  # characters before the invalid text
+        number = fault.line + fault.string.count("\n", 0, blank)
+        lines.append(f".env: line {number}: must be NAME=value")
+    return ({} if lines else dotenv_values(stream=StringIO(text))), lines  # which only logs the faults
+
+
 def _lines(error: ValidationError, files: Mapping[str, Path], *, are_complete: bool) -> list[str]:
-    """Return one line per wrong setting that names it. Values are left out: they may be secrets.
+    """Return one line per wrong setting that names it. A value is left out where it may be a secret.
 
     Args:
         error: the result of the validation.
@@ -579,12 +610,13 @@ def _lines(error: ValidationError, files: Mapping[str, Path], *, are_complete: b
         are_complete: whether every setting that was made was read; what is wrong with several together may be due to
             one that was not.
     """
-    found = messages(error)
+    found, values = messages(error), plain_values(error)
     together = found.pop("", "")
-    lines = [
-        f"{name.upper()}: {_number_rule(name) or message}" + (f" ({files[name]})" if name in files else "")
-        for name, message in found.items()
-    ]
+    lines = []
+    for name, message in found.items():
+        given = f", not {values[name]}" if name in values and name not in files else ""
+        place = f" ({files[name]})" if name in files else ""
+        lines.append(f"{name.upper()}: {_number_rule(name) or message}{given}{place}")
     return lines + (together.split("\n") if together and are_complete else [])
 
 

@@ -18,8 +18,9 @@ from worker.amqp.topology import Topology
 from worker.core.answer import NotSent
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
+from worker.core.outcome import Failed, reply_to
 from worker.core.poison import MAX_CRASHES, MAX_RETURNS
-from worker.core.resolution import AwaitReconciliation, Postpone, Retry
+from worker.core.resolution import AwaitReconciliation, Conclude, Postpone, Retry
 
 MESSAGES = MessageBuilder(Topology("onenet", (5, 30, RECONCILE_DELAY_S)), "host:1")
 BODY = json.dumps(a_command(command_id="a", expired_time=TOMORROW)).encode()
@@ -182,6 +183,33 @@ async def test_a_copy_of_a_replay_keeps_the_order(engine: Engine) -> None:
     headers = copy.properties.headers or {}
     assert headers["x-onenet-replay"] == failed_at.isoformat(timespec="milliseconds")
     assert returned(copy).envelope.replay == Replay(failed_at, returned(copy).envelope.doubt)
+
+
+async def test_the_reply_to_a_replay_is_copied_to_who_waits_for_it_also_after_a_delay(engine: Engine) -> None:
+    """And the sender gets it as always."""
+    copied_to = f"{'0' * 32}.7"
+    order = MESSAGES.replay(a_delivery(is_returned=False, app_id="billing"), Replay(LONG_AGO, None), copied_to)
+    engine.pause()
+    [copy] = await engine.deliver(returned(order))
+    conclude = Conclude(Failed("expired", "too late"), reply_to(Failed("expired", "too late"), 1, "a", None, LONG_AGO))
+    told, dead_letter = MESSAGES.publications(returned(copy), conclude)
+    assert (told.exchange, told.routing_key) == ("onenet.replies", "execute.failed.billing")
+    copied = MESSAGES.reply_copy(returned(copy), conclude)
+    assert copied is not None
+    assert (copied.exchange, copied.routing_key) == ("onenet.control", f"replay.{copied_to}")
+    assert (copied.body, copied.status) == (told.body, None)
+    assert "x-onenet-reply-copy" not in (dead_letter.properties.headers or {})
+
+
+@pytest.mark.parametrize(
+    ("copied_to", "is_returned"), [("billing", True), ("#", True), (7, True), (f"{'0' * 32}.7", False)]
+)
+def test_a_copy_of_a_reply_goes_nowhere_but_to_a_replay_of_the_command_line(
+    copied_to: object, is_returned: bool
+) -> None:
+    delivery = a_delivery({"x-onenet-reply-copy": copied_to}, is_returned=is_returned)
+    conclude = Conclude(Failed("expired", "too late"), reply_to(Failed("expired", "too late"), 1, "a", None, LONG_AGO))
+    assert MESSAGES.reply_copy(delivery, conclude) is None
 
 
 @pytest.fixture

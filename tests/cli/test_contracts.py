@@ -20,32 +20,37 @@ from typer.testing import CliRunner
 from schemas.command import BEYOND_THE_SCHEMA
 from schemas.command import EXAMPLE as COMMAND_EXAMPLE
 from schemas.reply import EXAMPLES as REPLY_EXAMPLES
-from schemas.reply import RejectionCode
+from schemas.reply import RejectionCode, Status
 from tests.support.builders import a_command
 from tests.support.engine import PAST_DOUBT, Engine, a_likely
-from worker.__main__ import app
 from worker.amqp.messages import Delivery, Publication
-from worker.cli.contracts import asyncapi, command_schema, reply_schema
+from worker.cli.contracts import asyncapi, command_schema, reply_schema, result_schema
+from worker.cli.program import app
 from worker.core.answer import Cached, InDoubt, NotSent, Refused
 from worker.core.parsing import read_command
 from worker.errors import UnusableCommand
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "contracts"
-COMMAND, REPLY = command_schema(), reply_schema()
+COMMAND, REPLY, RESULT = command_schema(), reply_schema(), result_schema()
 COMMANDS, REPLIES = Draft202012Validator(COMMAND), Draft202012Validator(REPLY)
 ASYNCAPI = asyncapi()
 
 
 @pytest.mark.parametrize(
     ("document", "file"),
-    [("command", "command.schema.json"), ("reply", "reply.schema.json"), ("asyncapi", "asyncapi.json")],
+    [
+        ("command", "command.schema.json"),
+        ("reply", "reply.schema.json"),
+        ("result", "result.schema.json"),
+        ("asyncapi", "asyncapi.json"),
+    ],
 )
 def test_the_published_contracts_are_the_output_of_the_command_schema(document: str, file: str) -> None:
     printed = CliRunner().invoke(app, ["schema", document])
     assert (PUBLISHED / file).read_bytes() == printed.stdout_bytes, "`make docs` regenerates it"
 
 
-@pytest.mark.parametrize("schema", [COMMAND, REPLY], ids=["command", "reply"])
+@pytest.mark.parametrize("schema", [COMMAND, REPLY, RESULT], ids=["command", "reply", "result"])
 class TestASchema:
     def test_a_schema_is_valid_and_has_a_description(self, schema: dict[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
@@ -67,7 +72,8 @@ class TestASchema:
         for inner in patterns:
             assert re.fullmatch(r"\^[^\\$^]+\$", inner["pattern"])
             assert "(?" not in inner["pattern"]
-            assert inner["not"] == {"pattern": "\\n"}
+            is_nullable = inner["type"] == ["string", "null"]
+            assert inner["not"] == {"pattern": "\\n"} | ({"not": {"type": "null"}} if is_nullable else {})
 
 
 def _subschemas(schema: object) -> Iterator[dict[str, Any]]:
@@ -95,7 +101,7 @@ class Message:
 
 def _instant(text: str) -> datetime | None:
     """Return what a time of the right form names, None where there is no such time."""
-    offset = (text[19:].replace(":", "").strip("Z") or "+").ljust(5, "0")
+    offset = (re.sub(r"\.[0-9]+", "", text[19:]).replace(":", "").strip("Z") or "+").ljust(5, "0")
     try:
         local = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
         instant = local - timedelta(hours=int(offset[:3]), minutes=int(offset[0] + offset[3:]))
@@ -191,8 +197,9 @@ SOON = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 an_id = st.text("abcXYZ019._:-", min_size=1, max_size=128)
 an_identifier = st.integers(0, 65535)
 a_time = st.builds(
-    lambda moment, offset: f"{moment.isoformat(timespec='seconds')}{offset}",
+    lambda moment, fraction, offset: f"{moment.isoformat(timespec='seconds')}{fraction}{offset}",
     st.datetimes() | st.just(SOON),
+    st.sampled_from(["", ".1", ".123", ".123456", ".999999999"]),
     st.sampled_from(["", "Z", "+08", "-0330", "+23:59", "-23:59"]),
 )
 the_triggers = st.lists(st.sampled_from(["REGISTER", "UPDATE", "NOTIFY"]), min_size=1, max_size=3, unique=True)
@@ -397,12 +404,46 @@ def test_an_inconsistent_reply_is_invalid(changes: dict[str, Any]) -> None:
     assert not REPLIES.is_valid(REPLY_EXAMPLES["accepted"] | changes)
 
 
+@pytest.mark.parametrize("field", ["command_id", "imei"])
+def test_a_reply_to_a_message_without_id_or_device_is_valid(field: str) -> None:
+    reply = REPLY_EXAMPLES["failed"] | {field: None}
+    REPLIES.validate(reply)
+    _component("Reply").validate(reply)
+
+
 def test_the_asyncapi_document_contains_the_published_schemas_and_valid_examples() -> None:
-    for name, schema in (("Command", COMMAND), ("Reply", REPLY)):
+    for name, schema in (("Command", COMMAND), ("Reply", REPLY), ("Result", RESULT)):
         text = json.dumps({key: value for key, value in schema.items() if key not in ("$schema", "$id", "$defs")})
-        assert ASYNCAPI["components"]["schemas"][name] == json.loads(text.replace("#/$defs/", "#/components/schemas/"))
+        published = json.loads(text.replace("#/$defs/", "#/components/schemas/"))
+        found = dict(ASYNCAPI["components"]["schemas"][name])
+        if name == "Command":
+            trigger = published["properties"].pop("trigger_msg")
+            found["properties"] = dict(found["properties"])
+            one_form = found["properties"].pop("trigger_msg")
+            assert one_form.pop("description").startswith(trigger["description"])
+            assert one_form in trigger["oneOf"]
+        assert found == published
     for message in ASYNCAPI["components"]["messages"].values():
         for example in message["examples"]:
             for part in ("headers", "payload"):
-                if part in example and "$ref" in message[part]:
+                if part in example and part in message and "$ref" in message[part]:
                     _component(message[part]["$ref"].rpartition("/")[2]).validate(example[part])
+
+
+def test_generators_of_code_find_one_type_for_each_field_of_a_message_and_a_name_for_each_enumeration() -> None:
+    """`make asyncapi` has one make models; this is why they are of use."""
+    schemas = [ASYNCAPI["components"]["schemas"][name] for name in ("Command", "Reply", "Result", "Detail")]
+    flat = [{key: value for key, value in schema.items() if key != "dependentSchemas"} for schema in schemas]
+    fields = [field for inner in _subschemas(flat) for field in inner.get("properties", {}).values()]
+    assert len(fields) > 30
+    for field in fields:
+        assert not field.keys() & {"anyOf", "oneOf", "allOf", "const"}
+        assert isinstance(field["type"], str) or (len(field["type"]) == 2 and field["type"][1] == "null")
+    named = [inner for inner in _subschemas(flat) if "enum" in inner or "object" in inner.get("type", ())]
+    titles = [inner["title"] for inner in named]
+    assert len(set(titles)) == len(titles) == 9
+
+
+def test_the_description_of_a_reply_says_which_values_occur_together() -> None:
+    for status in get_args(Status):
+        assert f"\n- {status}: " in REPLY["description"]

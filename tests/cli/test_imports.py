@@ -7,7 +7,7 @@ import pytest
 
 LISTING = """
 import sys
-from worker.__main__ import app
+from worker.cli.program import app
 from worker.errors import WorkerError
 try:
     app(sys.argv[1:])

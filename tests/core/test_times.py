@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from worker.core.times import after, parse_duration, parse_time, platform_time
+from worker.core.times import after, as_understood, parse_duration, parse_time, platform_time, why_expired
 
 CHINA = ZoneInfo("Asia/Shanghai")
 
@@ -22,6 +22,11 @@ CHINA = ZoneInfo("Asia/Shanghai")
         ("2026-08-05T08:00:00+05:45", "2026-08-05T10:15:00"),
         ("2026-12-31T23:00:00-03:30", "2027-01-01T10:30:00"),
         ("2028-02-29T00:00:00", "2028-02-29T00:00:00"),
+        # Of toISOString(), isoformat(), and Java's Instant and LocalDateTime. A fraction is cut off, never rounded.
+        ("2026-11-30T08:00:00.123Z", "2026-11-30T16:00:00"),
+        ("2026-11-30T08:00:00.999999+08:00", "2026-11-30T08:00:00"),
+        ("2026-11-30T08:00:00.999999999Z", "2026-11-30T16:00:00"),
+        ("2026-11-30T08:00:00.5", "2026-11-30T08:00:00"),
     ],
 )
 def test_a_time_is_sent_in_the_platforms_local_time(text: str, in_china: str) -> None:
@@ -37,7 +42,8 @@ def test_a_time_without_an_offset_is_the_platforms_local_time() -> None:
     "text",
     [
         "2026-08-05", "2026-8-5T08:00:00", "20260805T080000", "2026-08-05T08:00", "2026-08-05 08:00:00",
-        "2026-08-05T08:00:00.000", "2026-08-05T08:00:60", "2026-08-05T25:00:00", "2026-13-05T08:00:00",
+        "2026-08-05T08:00:00.", "2026-08-05T08:00:00,5", "2026-08-05T08:00:00.1234567890", "2026-08-05T08:00.5",
+        "2026-08-05T08:00:60", "2026-08-05T25:00:00", "2026-13-05T08:00:00",
         "2026-02-29T08:00:00", "2026-08-05T08:00:00+8", "2026-08-05T08:00:00 Z", "2026-08-05T08:00:00\n",
         "٢٠٢٦-08-05T08:00:00", "2026-08-05T08:00:00+08:60", "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59",
     ],
@@ -45,6 +51,38 @@ def test_a_time_without_an_offset_is_the_platforms_local_time() -> None:
 def test_a_text_in_another_form_is_not_a_time(text: str) -> None:
     with pytest.raises(ValueError, match="time"):
         parse_time(text, CHINA)
+
+
+@pytest.mark.parametrize(
+    ("text", "understood"),
+    [
+        ("2026-11-30T08:00:00", "2026-11-30 08:00:00 +08:00 (ONENET_TIMEZONE Asia/Shanghai)"),
+        ("2026-11-30T08:00:00.7Z", "2026-11-30 08:00:00 +00:00"),
+        ("2026-11-30T08:00:00-0330", "2026-11-30 08:00:00 -03:30"),
+        ("0999-11-30T08:00:00+00:00", "0999-11-30 08:00:00 +00:00"),
+    ],
+)
+def test_a_time_is_shown_as_it_was_understood(text: str, understood: str) -> None:
+    assert as_understood(parse_time(text, CHINA)) == understood
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "2026-11-30T08:00:00",
+            (
+                "has passed: 2026-11-30T08:00:00 was read as 2026-11-30 08:00:00 +08:00 (ONENET_TIMEZONE "
+                "Asia/Shanghai); it was 2026-11-30 09:12:44 +08:00 by the platform's clock"
+            ),
+        ),
+        ("2026-11-30T01:00:00Z",
+         "has passed: 2026-11-30 01:00:00 +00:00; it was 2026-11-30 01:12:44 +00:00 by the platform's clock"),
+    ],
+)  # fmt: skip
+def test_what_has_passed_is_said_with_both_times_in_one_zone(text: str, reason: str) -> None:
+    """Most such times were meant in another zone."""
+    assert why_expired(parse_time(text, CHINA), datetime(2026, 11, 30, 1, 12, 44, tzinfo=UTC)) == reason
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7_200), ("7d", 604_800), ("0s", 0)])

@@ -1,32 +1,20 @@
 """One dead letter: its fields, its replay, and the filter."""
 
-import json
-from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
-from zoneinfo import ZoneInfo
+from datetime import timedelta
+from typing import get_args
 
 import pytest
 from pika import BasicProperties
 
+from schemas.command import MAX_BODY_BYTES
 from schemas.reply import FailureCode
-from tests.support.builders import a_command
+from tests.support.a_dead_letter import DEATH, FAILED_AT, NOW, ZONE, a_dead_letter
+from worker.amqp.bodies import TruncatedBody
 from worker.amqp.messages import MessageBuilder
 from worker.amqp.topology import Topology
 from worker.cli.dead_letters import Reason
 from worker.core.doubt_window import DoubtWindow
 from worker.dead_letters.letter import DeadLetter, Filter
-
-NOW = datetime(2026, 8, 5, 12, tzinfo=UTC)
-FAILED_AT = NOW - timedelta(hours=3)
-DEATH: dict[str, Any] = {"x-death": [], "x-first-death-reason": "delivery_limit"}
-
-
-def a_dead_letter(reason: str = "outcome_unknown", routing_key: str | None = None, **changes: Any) -> DeadLetter:
-    own = {"x-onenet-reason": reason, "x-onenet-failed-at": FAILED_AT.isoformat(timespec="milliseconds")}
-    properties = BasicProperties(app_id="billing", headers=own | changes.pop("headers", {}))
-    body = changes.pop("body", None) or json.dumps(a_command(**({"command_id": "a"} | changes))).encode()
-    key = routing_key or f"execute.{reason}"
-    return DeadLetter(1, key, properties, body, ZoneInfo("Asia/Shanghai"))
 
 
 def test_the_option_reason_offers_every_failure_code_and_broker() -> None:
@@ -71,6 +59,7 @@ def test_a_replay_resets_the_workers_headers_and_keeps_the_senders() -> None:
         "x-onenet-replay": "2026-08-05T09:00:00.000+00:00",
         "x-onenet-free-attempt": True,
         "x-onenet-in-doubt": "../2026-08-05T09:00:00.000+00:00",
+        "x-onenet-replay-code": "outcome_unknown",
     }
     assert publication.properties.app_id == "billing"
 
@@ -80,12 +69,11 @@ def test_a_filter_matches_only_if_every_condition_does() -> None:
     hour = timedelta(hours=1)
     for fits in (
         Filter(),
-        Filter(ids=frozenset({"a", "b"}), reasons=frozenset({"outcome_unknown"}), source="billing"),
+        Filter(reasons=frozenset({"outcome_unknown"}), source="billing"),
         Filter(device="865820030000001", older_than=2 * hour, newer_than=4 * hour),
     ):
         assert fits.matches(found, NOW)
     for fails in (
-        Filter(ids=frozenset({"b"})),
         Filter(reasons=frozenset({"broker"})),
         Filter(device="865820030000002"),
         Filter(source="metering"),
@@ -114,3 +102,32 @@ def test_the_fingerprint_of_a_dead_letter_does_not_depend_on_the_channel() -> No
     assert one.fingerprint == again.fingerprint
     assert one.fingerprint != a_dead_letter(body=body + b" ").fingerprint
     assert one.fingerprint != a_dead_letter("expired", body=body).fingerprint
+
+
+def test_the_digest_of_a_dead_letter_is_the_same_for_every_reader_and_in_every_process() -> None:
+    """Also for one that cuts bodies over the limit of commands, at whatever frame."""
+    one = a_dead_letter(body=b'{"command_id": "a"}')
+    assert one.digest == a_dead_letter(body=one.body, headers={"x-delivery-count": 3, "x-acquired-count": 4}).digest
+    assert one.digest == "36e410fe324502e8c615ea4440e56b47"
+    assert one.digest != a_dead_letter(body=one.body + b" ").digest
+    headers = {"x-onenet-failed-at": one.headers["x-onenet-failed-at"], "x-onenet-reason": "outcome_unknown"}
+    again = DeadLetter(1, one.routing_key, BasicProperties(app_id="billing", headers=headers), one.body, ZONE)
+    assert (again.digest, again.fingerprint) == (one.digest, one.fingerprint)  # the broker sorts headers
+    whole = a_dead_letter(body=b"x" * 3 * MAX_BODY_BYTES)
+    assert whole.digest == a_dead_letter(body=TruncatedBody(whole.body[: MAX_BODY_BYTES + 7])).digest
+
+
+@pytest.mark.parametrize(
+    ("reason", "expired_time", "cannot_succeed"),
+    [
+        ("retries_exhausted", "2026-08-05T12:00:00Z", True),
+        ("retries_exhausted", "2026-08-05T12:00:01Z", False),
+        ("expired", "2026-08-05T11:00:00Z", True),
+        ("outcome_unknown", "2026-08-05T11:00:00Z", False),  # the history may contain it
+        ("unknown_product", "2026-08-05T11:00:00Z", False),
+    ],
+)
+def test_an_expired_command_that_was_certainly_not_sent_cannot_succeed(
+    reason: str, expired_time: str, cannot_succeed: bool
+) -> None:
+    assert a_dead_letter(reason, expired_time=expired_time).cannot_succeed(NOW) is cannot_succeed

@@ -2,16 +2,18 @@
 
 import json
 import struct
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
+from worker.amqp.bodies import TruncatedBody
 from worker.amqp.field_table import RawFieldValue
 from worker.dead_letters.letter import DeadLetter
-from worker.dead_letters.view import details, summary, utc
+from worker.dead_letters.view import details, summary
 
+NOW = datetime(2026, 8, 6, tzinfo=UTC)
 MOMENT = RawFieldValue(b"T" + struct.pack(">Q", int(datetime(2026, 8, 5, tzinfo=UTC).timestamp())))
 
 
@@ -23,12 +25,13 @@ def a_dead_letter(body: bytes, **headers: Any) -> DeadLetter:
 def test_the_summary_of_an_unreadable_dead_letter_has_null_for_unknown_fields() -> None:
     failed_at = "2026-08-05T12:00:00.000+08:00"
     headers = {"x-onenet-reason": "invalid_message", "x-onenet-error": "no JSON", "x-onenet-failed-at": failed_at}
-    assert summary(a_dead_letter(b"{", **headers).listing) == {
+    assert summary(a_dead_letter(b"{", **headers).listing(NOW)) == {
+        "digest": "b5221b1951a75e5771183399f37e457e",
         "command_id": None,
         "reason": "invalid_message",
         "error": "no JSON",
-        "failed_at": "2026-08-05T04:00:00.000+00:00",
-        "device": None,
+        "failed_at": "2026-08-05T04:00:00Z",
+        "imei": None,
         "source": "billing",
         "expires_at": None,
     }
@@ -41,12 +44,12 @@ def test_the_details_of_a_dead_letter_are_json_for_any_headers() -> None:
         "moment": MOMENT,
         "text": RawFieldValue(b"S" + (3).to_bytes(4) + b"a\xbf\xaa"),
     }
-    found = details(a_dead_letter(b"{}", **headers, other=timedelta(1)))
+    found = details(a_dead_letter(b"{}", **headers, other=timedelta(1)), NOW)
     assert json.loads(json.dumps(found)) == found
     assert found["headers"] == {
         "bytes": "\\xff",
         "list": [1, None, {"n": True}],
-        "moment": "2026-08-05T00:00:00.000+00:00",
+        "moment": "2026-08-05T00:00:00Z",
         "text": "a\\xbf\\xaa",
         "other": "1 day, 0:00:00",
     }
@@ -54,12 +57,11 @@ def test_the_details_of_a_dead_letter_are_json_for_any_headers() -> None:
 
 
 def test_a_body_that_is_not_utf_8_is_shown_in_base64() -> None:
-    found = details(a_dead_letter(b"\xff\x00"))
+    found = details(a_dead_letter(b"\xff\x00"), NOW)
     assert (found["body_base64"], "body" in found) == ("/wA=", False)
-    assert details(a_dead_letter(b"text"))["body"] == "text"
+    assert details(a_dead_letter(b"text"), NOW)["body"] == "text"
 
 
-def test_a_moment_is_shown_in_utc() -> None:
-    assert utc(None) is None
-    moment = datetime(2026, 8, 5, 20, tzinfo=timezone(timedelta(hours=8)))
-    assert utc(moment, timespec="seconds") == "2026-08-05T12:00:00+00:00"
+def test_a_body_that_was_cut_says_so_and_may_end_in_half_a_character() -> None:
+    found = details(a_dead_letter(TruncatedBody("中文".encode()[:-1])), NOW)
+    assert (found["body"], found["is_body_cut"]) == ("中", True)

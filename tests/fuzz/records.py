@@ -216,7 +216,8 @@ _VALUES = st.sampled_from(
     ]
 ) | st.text(st.characters(max_codepoint=255), max_size=20)  # fmt: skip
 _RECORD_FIELDS = (
-    "digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "epoch", "new",
+    "digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "epoch", "fields",
+    "new",
 )  # fmt: skip
 _EPOCH_FIELDS = ("id", "run", "replication", "since", "loss", "used", "claimed")
 _json_replies = json_texts(names=tuple(json.loads(_REPLY))).map(

@@ -157,8 +157,8 @@ def _check_dead_letter(delivery: Delivery, publication: Publication) -> None:
     """The command line can list, show and replay it, no matter who published it."""
     for properties in (delivery.properties, _decoded(_encoded(publication.properties))):
         letter = DeadLetter(1, publication.routing_key, properties, BODY, ZONE)
-        assert json.dumps(details(letter), allow_nan=False).encode()
-        assert len(letter.fingerprint) == 64
+        assert json.dumps(details(letter, NOW), allow_nan=False).encode()
+        assert (len(letter.fingerprint), len(letter.digest)) == (64, 32)
         _check_publication(MESSAGES.replay(replace(letter.delivery(), is_returned=False), letter.replay(NOW)))
         _check_publication(MESSAGES.replay(letter.delivery(), letter.replay(NOW)))
 

@@ -65,6 +65,11 @@ class EngineOnRedis(Engine):
     def state(self) -> dict[bytes, bytes]:
         return {name: self._redis.dump(name) for name in self._redis.keys(f"{{{self._namespace}}}:*")}
 
+    def fields(self) -> dict[bytes, dict[bytes, bytes]]:
+        """Return the fields of all records, which a server may keep in any order."""
+        names = self._redis.keys(f"{{{self._namespace}}}:*")
+        return {name: self._redis.hgetall(name) for name in names if self._redis.type(name) == b"hash"}
+
     def set_back(self, state: dict[bytes, bytes]) -> None:
         """Lose all writes since a state."""
         self.restore(state)
@@ -295,9 +300,9 @@ async def test_an_arrival_soon_after_a_loss_proves_nothing(engine: EngineOnRedis
 async def test_an_arrival_changes_no_record(engine: EngineOnRedis) -> None:
     task = a_task()
     assert reply_of(await engine.process(task)).status == "accepted"
-    before = engine.state()
+    before = engine.fields()
     await engine.unstarted.note_arrival(task)
-    assert engine.state() == before
+    assert engine.fields() == before
 
 
 async def test_arrivals_are_noted_only_where_a_redelivery_would_be_in_doubt(engine: EngineOnRedis) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -45,6 +46,7 @@ from worker.core.claims import (
     Unresolved,
     Unseen,
 )
+from worker.core.command import CONTENT_FIELDS, FIELD_DIGESTS_BYTES
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, Owner
@@ -109,6 +111,27 @@ async def test_a_command_id_with_other_content_is_reused_in_every_state(store: I
     assert await store.claim(other, NOW) == KeyReused()
     await complete(store, held(await store.claim(key("a"), NOW)), reply("a"))
     assert await store.claim(other, NOW) == KeyReused()
+
+
+async def test_a_reused_command_id_tells_which_fields_differ_in_every_state(make: Make) -> None:
+    """Never their values; and nothing where the record has none, as those of earlier versions."""
+    store, again = make(), make()
+    again = again if again.is_shared else store
+    first = replace(key("a"), field_digests=bytes(range(FIELD_DIGESTS_BYTES)))
+    digests = bytearray(first.field_digests)
+    digests[CONTENT_FIELDS.index("expired_time") * 2] ^= 1
+    digests[CONTENT_FIELDS.index("args") * 2 + 1] ^= 1
+    other = replace(first, content_hash=b"2" * 16, field_digests=bytes(digests))
+    reused = KeyReused(("expired_time", "args"))
+    await store.note_arrival(first, NOW)
+    lease = held(await store.claim(first, NOW))
+    assert await again.claim(other, NOW) == reused
+    await store.release(lease, DOUBT)
+    assert await again.claim(other, NOW) == reused
+    await complete(store, held(await store.claim(first, NOW)), reply("a", U))
+    assert await again.claim(other, NOW) == reused
+    assert await again.claim(replace(other, field_digests=b""), NOW) == KeyReused()
+    assert await again.claim(first, NOW) == Completed(reply("a", U))
 
 
 async def test_a_claim_returns_the_doubt_that_the_last_release_recorded(store: IdempotencyStore) -> None:

@@ -16,11 +16,13 @@ from worker.core.claims import Completed, InProgress, KeyReused, KnownNotSent, U
 from worker.core.envelope import Replay
 from worker.core.ownership import Ambiguous, Assigned, LookalikeInProgress, NoCandidate, Owner
 from worker.core.rate import Rate
+from worker.core.records import CommandRecord
 from worker.core.redis_address import RedisAddress
 from worker.core.times import milliseconds
 from worker.errors import LeaseLost, UuidTaken
 from worker.flow.rate_limiter import RateLimiter
 from worker.idempotency.latest_address import LatestAddress
+from worker.idempotency.records import RecordReader
 from worker.idempotency.redis import RedisStore
 
 NOW_MS = milliseconds(NOW)
@@ -53,6 +55,15 @@ class Rig:
     async def close(self) -> None:
         await self.store.close()
         self.redis.close()
+
+
+async def look(rig: Rig) -> list[CommandRecord]:
+    """Return the records of the command, as a person reads them."""
+    reader = RecordReader(RedisAddress.parse(rig.url), rig.namespace)
+    try:
+        return await reader.look("a", None, [])
+    finally:
+        await reader.close()
 
 
 @pytest.fixture
@@ -118,8 +129,9 @@ def rows() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("unreadable", list(rows()))
 async def test_an_unreadable_record_leaves_its_command_in_doubt(rig: Rig, unreadable: dict[str, Any]) -> None:
-    """Whether it was sent is unknown, and since when. The claim replaces the record."""
+    """Whether it was sent is unknown, and since when. The claim replaces the record, which people are told before."""
     rig.write(unreadable)
+    assert [found.state for found in await look(rig)] == ["unreadable"]
     claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     assert (claim.doubt.since, claim.holder_crashed) == (None, False)
@@ -143,6 +155,7 @@ async def test_an_unreadable_epoch_begins_another_one(rig: Rig, field: str) -> N
 @pytest.mark.parametrize("kind", ["string", "list", "set", "zset", "stream"])
 async def test_a_record_of_another_redis_type_leaves_its_command_in_doubt(rig: Rig, kind: str) -> None:
     write(rig, "command:a", kind)
+    assert [found.state for found in await look(rig)] == ["unreadable"]
     claim = await rig.store.claim(key("a"), NOW)
     assert isinstance(claim, Unresolved)
     await rig.store.release(claim.lease, DOUBT)
@@ -214,6 +227,13 @@ async def test_records_of_the_former_version_are_read(rig: Rig) -> None:
         ({"digest": DIGEST, "state": "free", "token": 3, "since": "", "until": "", "crashed": "0"}, KnownNotSent),
         ({"digest": DIGEST, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, Completed),
         ({"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED)}, KeyReused),
+        *(
+            (
+                {"digest": "0" * 32, "state": "done", "token": 1, "reply": json.dumps(ACCEPTED), "fields": fields},
+                KeyReused,
+            )
+            for fields in ("", "0", "G" * 44, "0" * 43, "\u0660" * 44, "0" * 100_000)
+        ),
     ):
         rig.write(former)
         assert isinstance(await rig.store.claim(key("a"), NOW), expected)
@@ -285,7 +305,20 @@ async def test_an_unreadable_rate_limit_starts_from_the_beginning(rig: Rig, valu
     await limiter.close()
 
 
-FIELDS = ["digest", "state", "lease", "claimed", "since", "until", "crashed", "reply", "token", "failed", "new"]
+FIELDS = [
+    "digest",
+    "state",
+    "lease",
+    "claimed",
+    "since",
+    "until",
+    "crashed",
+    "reply",
+    "token",
+    "failed",
+    "fields",
+    "new",
+]
 VALUES = st.one_of(
     st.binary(max_size=40),
     st.sampled_from([DIGEST, "held", "free", "done", "0", "1", "", str(NOW_MS), HUGE, json.dumps(ACCEPTED)]),

@@ -3,8 +3,8 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -12,10 +12,11 @@ from uuid import uuid4
 import pytest
 
 from tests.support.builders import a_command
-from tests.support.checks import check
+from tests.support.checks import check, settings_of
 from tests.support.deployment import Deployment
-from tests.support.proxies import raw_server
+from tests.support.proxies import Proxy, raw_server
 from tests.support.simulator import API_KEY, onenet
+from tests.support.terminal import Screen, assert_screen, show
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on, delete_on
 from worker.amqp.topology import EXECUTE, RESULT, Topology
@@ -60,6 +61,11 @@ def with_rights(own_broker: LocalBroker, tmp_path: Path) -> Iterator[tuple[Deplo
 Rights = Callable[[str, str, str], dict[str, str]]
 
 
+def emptied(topology: Topology) -> list[str]:
+    """Return the queues that are empty once their messages are read, which a stream never is."""
+    return [queue.name for queue in topology.queues() if queue.name != topology.control_stream]
+
+
 def test_check_names_each_right_that_is_missing_and_changes_nothing(
     with_rights: tuple[Deployment, Rights],
 ) -> None:
@@ -67,7 +73,9 @@ def test_check_names_each_right_that_is_missing_and_changes_nothing(
     topology, channel = deployment.topology, deployment.upstream.channel
     deployment.upstream.publish(a_command())
     assert check(deployment, **rights(".*", ".*", ".*"))[1].get("permissions") is None
-    assert check(deployment, AMQP_DECLARE="false", **rights("", ".*", ".*"))[1].get("permissions") is None
+    code, found = check(deployment, AMQP_DECLARE="false", **rights("", ".*", ".*"))
+    assert (code, found.get("permissions")) == (0, None)
+    assert f"no right to configure queues {topology.questions_queue('…')}" in found[""][0]
     code, faults = check(deployment, **rights("^$", f"^{topology.replies_exchange}$", "^$"))
     assert code == 1
     lines = "\n".join(faults["permissions"])
@@ -82,11 +90,12 @@ def test_check_names_each_right_that_is_missing_and_changes_nothing(
     assert topology.replies_exchange + " with" not in lines
     code, faults = check(deployment, AMQP_DECLARE="false", **rights("^$", ".*", "^$"))
     assert [line.removeprefix("this user has no right to ") for line in faults["permissions"]] == [
-        f"read the queue {topology.execute_queue}"
+        f"read the queue {queue}"
+        for queue in (topology.execute_queue, topology.control_stream, topology.unrouted_samples_queue)
     ]
-    for queue in topology.queues():  # the command is there, was not delivered, and nothing came beside it
-        expected = int(queue.name == topology.execute_queue)
-        assert channel.queue_declare(queue.name, passive=True).method.message_count == expected
+    for queue in emptied(topology):  # the command is there, was not delivered, and nothing came beside it
+        expected = int(queue == topology.execute_queue)
+        assert channel.queue_declare(queue, passive=True).method.message_count == expected
     method, _, _ = channel.basic_get(topology.execute_queue)
     assert method is not None
     assert not method.redelivered
@@ -109,7 +118,7 @@ def test_check_finds_that_delayed_commands_return_and_leaves_nothing(deployment:
         code, faults = check(deployment, AMQP_DECLARE="false")
         assert code == 0, faults
         wait_until(
-            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in deployment.topology.queues()),
+            lambda: all(deployment.upstream.count(queue) == 0 for queue in emptied(deployment.topology)),
             PATIENCE_S,
             "the end of the probes",
         )
@@ -152,7 +161,7 @@ def test_check_finds_that_accepted_commands_return_for_their_results(
         assert "cannot be told" not in faults[""][0]
         assert ("not tried" in faults[""][0]) == has_worker
         wait_until(
-            lambda: all(deployment.upstream.count(queue.name) == 0 for queue in topology.queues()),
+            lambda: all(deployment.upstream.count(queue) == 0 for queue in emptied(topology)),
             PATIENCE_S,
             "the end of the probes",
         )
@@ -336,3 +345,156 @@ def test_check_fails_when_the_platform_refuses_the_credentials_with_errno_3(depl
     assert "--imei" in fault
     assert fault.endswith("errno 3: token鉴权失败")
     assert faults.keys() == {"", "OneNET"}
+
+
+def test_check_counts_what_waits_and_who_consumes(with_results: Deployment) -> None:
+    topology, channel = with_results.topology, with_results.upstream.channel
+    declare_on(channel, topology)
+    for exchange, routing_key, count in (
+        (topology.commands_exchange, EXECUTE, 3),
+        (topology.retry_exchange, topology.retry_queue(60), 2),
+        (topology.retry_exchange, topology.result_delay_queue(300), 4),
+        (topology.dead_letters_exchange, "execute.expired", 1),
+        (topology.replies_exchange, "execute.accepted.nobody", 2),
+    ):
+        for _ in range(count):
+            channel.basic_publish(exchange, routing_key, b"{}", mandatory=True)
+    assert said_of(check(with_results)[1], "queues") == (
+        f"3 commands waiting in {topology.execute_queue}; 0 consumers; 2 commands waiting for another attempt; "
+        "4 commands waiting for a result; 1 dead letter; 2 unrouted replies"
+    )
+    channel.queue_purge(topology.execute_queue)
+    with with_results.worker():
+        assert "; 1 consumer; " in said_of(check(with_results)[1], "queues")
+
+
+def said_of(found: dict[str, list[str]], name: str) -> str:
+    """Return the detail of a check that was made once."""
+    [line] = [line for line in map(json.loads, found[""][0].splitlines()) if line["check"] == name]
+    return str(line["detail"])
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_check_fails_at_once_during_an_alarm_and_says_what_to_do(
+    own_broker: LocalBroker, tmp_path: Path, kind: str
+) -> None:
+    """It would hang in its first publication, as workers and upstream systems do."""
+    usual = {"memory": ("set_vm_memory_high_watermark", "0.6"), "disk": ("set_disk_free_limit", "50MB")}
+    too_much = {
+        "memory": ("set_vm_memory_high_watermark", "absolute", "1MB"),
+        "disk": ("set_disk_free_limit", "1000000GB"),
+    }
+    with onenet() as simulator, Deployment.set_up(own_broker.url, tmp_path, simulator) as deployment:
+        declare_on(deployment.upstream.channel, deployment.topology)
+        deployment.upstream.publish(a_command())
+        try:
+            own_broker.control(*too_much[kind])
+            wait_until(lambda: check(deployment)[1].get("alarms") is not None, PATIENCE_S, "the alarm")
+            code, faults = check(deployment)
+            assert code == 1
+            assert faults.keys() == {"", "alarms", "permissions"}
+            assert "rabbitmq-diagnostics alarms" in faults["alarms"][0]
+            assert said_of(faults, "queues").startswith("1 command waiting in ")
+        finally:
+            own_broker.control(*usual[kind])
+        wait_until(lambda: check(deployment)[0] == 0, PATIENCE_S, "the end of the alarm")
+
+
+@pytest.mark.parametrize("rights", [(".*", "^$", ".*"), ("^$", ".*", ".*")], ids=["write nothing", "declare nothing"])
+def test_check_sees_an_alarm_whatever_rights_its_user_has(
+    with_rights: tuple[Deployment, Rights], own_broker: LocalBroker, rights: tuple[str, str, str]
+) -> None:
+    deployment, give = with_rights
+    settings = give(*rights)
+    assert "alarms" not in check(deployment, **settings)[1]
+    try:
+        own_broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+        wait_until(lambda: "alarms" in check(deployment, **settings)[1], PATIENCE_S, "the alarm")
+    finally:
+        own_broker.control("set_vm_memory_high_watermark", "0.6")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_check_says_which_url_it_asked_and_by_which_proxy(deployment: Deployment, is_there: bool) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    url = deployment.simulator.url if is_there else f"http://127.0.0.1:{free_port()}"
+    direct = check(deployment, ONENET_URL=url)[1]
+    assert said_of(direct, "OneNET").startswith(f"{url}: {'credentials' if is_there else 'cannot be reached: '}")
+    proxy = urlsplit(url)
+    settings = {"ONENET_URL": "http://onenet.invalid", "HTTP_PROXY": f"http://svc:aSecret@{proxy.netloc}/"}
+    by_proxy = check(deployment, **settings)[1]
+    assert said_of(by_proxy, "OneNET").startswith(f"http://onenet.invalid by the proxy {proxy.netloc}: ")
+    assert not [secret for secret in ("svc", "aSecret") if secret in by_proxy[""][0]]
+
+
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_check_fails_for_a_misspelt_setting_and_names_the_one_that_may_be_meant(
+    deployment: Deployment, place: str
+) -> None:
+    declare_on(deployment.upstream.channel, deployment.topology)
+    misspelt = {"WORKER_CONCURENCY": "7", "onenet_ratelimit": "9/second"}
+    if place == ".env":
+        (deployment.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in misspelt.items()))
+    code, faults = check(deployment, **(misspelt if place == "environment" else {}))
+    assert code == 1
+    where = "the environment" if place == "environment" else ".env"
+    assert faults["settings"] == [
+        f"onenet_ratelimit: is not a setting, and has no effect ({where}): did you mean ONENET_RATE_LIMIT?",
+        f"WORKER_CONCURENCY: is not a setting, and has no effect ({where}): did you mean WORKER_CONCURRENCY?",
+    ]
+    assert faults.keys() == {"", "settings"}  # the other checks are made all the same
+    assert "9/second" not in faults[""][0]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("is_good", [True, False], ids=["good", "bad"])
+def test_a_terminal_shows_every_word_of_the_checks(deployment: Deployment, columns: int, is_good: bool) -> None:
+    if is_good:
+        declare_on(deployment.upstream.channel, deployment.topology)
+    closed = str(free_port())
+    bad = {
+        "WORKER_CONCURENCY": "7",
+        "IDEMPOTENCY_URL": f"redis://svc:aSecret@127.0.0.1:{closed}/0",
+        "ONENET_URL": "https://onenet.invalid",
+        "HTTPS_PROXY": f"http://svc:aSecret@127.0.0.1:{closed}",
+    }
+    shown, replaced = show_check(deployment, columns, {} if is_good else bad)
+    assert shown.exit_code == (0 if is_good else 1)
+    assert max(map(len, shown.text.split("\n"))) <= columns
+    assert_screen(f"check-{'good' if is_good else 'bad'}-{columns}", shown.text, replaced | {closed: "7" * len(closed)})
+
+
+def show_check(deployment: Deployment, columns: int, settings: Mapping[str, str]) -> tuple[Screen, dict[str, str]]:
+    """Return the screen of ``check``, and what differs in each run; the broker is at 127.0.0.1, wherever it is."""
+    with closing(Proxy(deployment.broker_url)) as proxy:
+        environment = settings_of(deployment) | {"AMQP_URL": proxy.url} | dict(settings)
+        shown = show(["check"], deployment.folder, environment, columns=columns)
+        port, platform = str(urlsplit(proxy.url).port), str(urlsplit(deployment.simulator.url).port)
+    replaced = {port: "5" * len(port), platform: "8" * len(platform)}
+    return shown, replaced | {deployment.topology.namespace: "test-namespace"[:13]}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_what_running_workers_say(deployment: Deployment, columns: int) -> None:
+    settings = settings_of(deployment)
+    with deployment.worker():
+        order = ("pause", "--by", "alice@control-room", "--reason", "valve 7 leaks")
+        assert show(order, deployment.folder, settings, columns=columns).exit_code == 0
+        shown, replaced = show_check(deployment, columns, {})
+    assert_screen(f"check-paused-{columns}", shown.text, replaced)
+
+
+def test_running_workers_that_cannot_use_their_store_fail(deployment: Deployment) -> None:
+    """Not that of this machine, which may be another one."""
+    with deployment.start_worker(IDEMPOTENCY_URL=f"redis://127.0.0.1:{free_port()}/0") as worker:
+        worker.wait_for("store_unavailable")
+        exit_code, faults = check(deployment)
+    assert exit_code == 1
+    assert "no worker can use the idempotency store" in faults["workers"][0]
+
+
+def test_a_terminal_without_utf_8_shows_the_checks_in_its_width(deployment: Deployment) -> None:
+    settings = settings_of(deployment) | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    shown = show(["check"], deployment.folder, settings, columns=80).text
+    assert shown.isascii()
+    assert {len(line) for line in shown.split("\n") if line.startswith(("|", "+"))} == {80}

@@ -112,7 +112,7 @@ def test_a_node_that_hangs_later_is_left_before_the_time_limit_of_a_dial(
     url = f"{proxy.url}?heartbeat=2"
     with deployment.worker(AMQP_URL=f"{url},{deployment.broker_url}", **long) as worker:
         began = worker.wait_for("broker_connected")
-        assert began["broker"].endswith(f":{proxy.port}/")
+        assert began["broker"].endswith(f":{proxy.port}")
         proxy.hold()
         lost = worker.wait_for("broker_connection_lost")
         assert "missed heartbeats" in lost["reason"]
@@ -347,7 +347,7 @@ def test_of_several_brokers_the_one_that_answers_is_used(deployment: Deployment)
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
     with deployment.worker(AMQP_URL=f"{dead},{deployment.broker_url}") as worker:
         assert worker.wait_for("broker_unavailable")["retry_in_s"] == 0
-        assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(deployment.broker_url).port}/")
+        assert worker.wait_for("broker_connected")["broker"].endswith(f":{urlsplit(deployment.broker_url).port}")
 
 
 def test_a_wrong_broker_password_is_reported_and_not_logged(deployment: Deployment) -> None:
@@ -368,7 +368,7 @@ def test_a_queue_with_other_arguments_stops_the_start_with_one_line_and_exit_cod
         [line] = [event for event in worker.events if event["level"] == "error"]
         assert line["event"] == "topology_mismatch"
         assert deployment.topology.execute_queue in line["reason"]
-        assert "inequivalent arg" in line["reason"]
+        assert "exists with another " in line["reason"]
 
 
 def test_with_declare_off_the_topology_is_only_checked(deployment: Deployment) -> None:
@@ -421,7 +421,7 @@ def test_lasting_nacks_replace_the_publisher_and_delay_no_other_reply(proxied: t
         for number in range(2):
             deployment.upstream.publish(a_command(command_id=f"full-{number}"), reply_to="full")
         replaced = worker.wait_for("publisher_replaced")
-        assert replaced["broker"].endswith(f":{proxy.port}/")
+        assert replaced["broker"].endswith(f":{proxy.port}")
         deployment.upstream.publish(a_command(command_id="other"))
         while deployment.upstream.reply().json["command_id"] != "other":
             pass  # a reply that one queue refused and another accepted is published again
@@ -437,7 +437,7 @@ def test_a_node_that_hangs_is_passed_over(deployment: Deployment) -> None:
         with deployment.worker(AMQP_URL=f"{hung},{deployment.broker_url}") as worker:
             passed_over = worker.wait_for("broker_unavailable")
             assert passed_over["reason"] == "no answer within 0.5 s"
-            assert passed_over["broker"].endswith(f":{urlsplit(hung).port}/")
+            assert passed_over["broker"].endswith(f":{urlsplit(hung).port}")
             assert passed_over["retry_in_s"] == 0
 
 

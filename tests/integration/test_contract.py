@@ -313,9 +313,14 @@ def test_a_command_is_not_retried_after_its_expired_time(running: SharedWorker) 
 
 
 def test_a_command_that_arrives_after_its_expired_time_is_not_sent(running: SharedWorker) -> None:
-    reply = running.ask(a_command(expired_time=in_hours(-1)))
-    assert reply.json["error"]["code"] == "expired"
-    assert reply.json["error"]["details"] == [{"field": "expired_time", "message": "has passed"}]
+    """The error shows how the time was read: mostly it was meant in another zone."""
+    reply = running.ask(a_command(expired_time="2026-08-05T08:00:00.5"))
+    error = reply.json["error"]
+    assert error["code"] == "expired"
+    read_as = "2026-08-05T08:00:00 was read as 2026-08-05 08:00:00 +08:00 (ONENET_TIMEZONE Asia/Shanghai)"
+    assert error["message"].startswith(f"expired_time has passed: {read_as}; it was ")
+    assert error["message"].endswith(" +08:00 by the platform's clock")
+    assert error["details"] == [{"field": "expired_time", "message": error["message"].removeprefix("expired_time ")}]
     assert not running.simulator.requests
     running.upstream.dead_letter()
 
@@ -338,9 +343,9 @@ def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: 
     assert reply.json["status"] == "failed"
     assert reply.json["error"] == {
         "code": "invalid_command",
-        "message": "retry: Input should be a valid integer",
+        "message": "retry: must be a whole number from 0 to 10, not a string",
         "errno": None,
-        "details": [{"field": "retry", "message": "Input should be a valid integer"}],
+        "details": [{"field": "retry", "message": "must be a whole number from 0 to 10, not a string"}],
     }
     letter = running.upstream.dead_letter()
     assert letter.body == body
@@ -353,7 +358,7 @@ def test_an_invalid_command_is_dead_lettered_unchanged_with_the_reason(running: 
     assert headers["tenant"] == "a"
     assert headers["nested"] == {"list": [1, "two"]}
     assert headers["x-onenet-reason"] == "invalid_command"
-    assert headers["x-onenet-error"] == "retry: Input should be a valid integer"
+    assert headers["x-onenet-error"] == "retry: must be a whole number from 0 to 10, not a string"
     assert json.loads(headers["x-onenet-details"]) == reply.json["error"]["details"]
     assert headers["x-onenet-attempt"] == 1
     assert datetime.fromisoformat(headers["x-onenet-failed-at"]).utcoffset() == timedelta(0)

@@ -1,14 +1,11 @@
 """Dead letters on a real broker: listed without side effects, replayed, discarded."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pika
 import pytest
@@ -17,6 +14,7 @@ from pydantic import SecretStr
 from schemas.command import MAX_BODY_BYTES
 from tests.support.builders import a_command
 from tests.support.command_line import run_cli
+from tests.support.dead_letters import NOW, DeadLettersCommand, publish_dead_letters
 from tests.support.deployment import SOON_CERTAIN, SOON_S, Deployment
 from tests.support.proxies import Proxy
 from tests.support.simulator import API_KEY, onenet
@@ -24,6 +22,7 @@ from tests.support.startup_code import run_at_startup
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.cli.dead_letters import list_dead_letters
+from worker.dead_letters.letter import DeadLetter
 from worker.dead_letters.reader import DeadLetterReader
 from worker.dev.services.ports import free_port, wait_until
 from worker.dev.services.processes import LocalProcess
@@ -33,8 +32,6 @@ from worker.simulator.faults import Fault
 
 pytestmark = pytest.mark.broker_version
 
-NOW = datetime.now(UTC)
-
 
 @pytest.fixture
 def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
@@ -43,29 +40,17 @@ def deployment(broker_url: str, tmp_path: Path) -> Iterator[Deployment]:
         yield found
 
 
-def publish_dead_letters(
-    deployment: Deployment,
-    *ids: str,
-    reason: str = "retries_exhausted",
-    failed_at: datetime = NOW,
-    app_id: str = "billing",
-    **fields: Any,
-) -> None:
-    """Publish dead letters as a worker does."""
-    headers = {"x-onenet-reason": reason, "x-onenet-error": "as it is", "x-onenet-failed-at": failed_at.isoformat()}
-    for command_id in ids:
-        body = json.dumps(a_command(command_id=command_id, **fields)).encode()
-        properties = pika.BasicProperties(delivery_mode=2, headers=headers, app_id=app_id)
-        deployment.upstream.channel.basic_publish(
-            deployment.topology.dead_letters_exchange, f"execute.{reason}", body, properties
-        )
-
-
 def open_reader(deployment: Deployment, url: str | None = None) -> DeadLetterReader:
     settings = Settings(
         amqp_url=(SecretStr(url or deployment.broker_url),), worker_namespace=deployment.topology.namespace
     )
     return DeadLetterReader(settings.broker_address, deployment.topology, settings.platform_zone)
+
+
+def all_of(reader: DeadLetterReader) -> list[DeadLetter]:
+    found: list[DeadLetter] = []
+    reader.read(found.append)
+    return found
 
 
 def read_ids(deployment: Deployment, count: int) -> list[str | None]:
@@ -76,41 +61,7 @@ def read_ids(deployment: Deployment, count: int) -> list[str | None]:
         "the dead letters",
     )
     with open_reader(deployment) as found:
-        return [letter.command_id for letter in found.fetch_all()]
-
-
-class DeadLettersCommand:
-    """``onenet-worker dead-letters`` in one namespace."""
-
-    def __init__(self, deployment: Deployment, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {
-            "AMQP_URL": deployment.broker_url,
-            "WORKER_NAMESPACE": deployment.topology.namespace,
-            "COLUMNS": "200",
-            "PYTHONPATH": str(Path.cwd()),
-            "PATH": os.environ["PATH"],
-        }
-
-    def __call__(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "worker", "dead-letters", *arguments],
-            cwd=self.folder,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def listed(self, *arguments: str) -> list[Any]:
-        """Return the lines of ``list --json``."""
-        result = self("list", "--json", *arguments)
-        assert result.returncode == 0, result.stderr
-        return [json.loads(line) for line in result.stdout.splitlines()]
-
-    def ids(self, *arguments: str) -> list[str]:
-        return [line["command_id"] for line in self.listed(*arguments)]
+        return [letter.command_id for letter in all_of(found)]
 
 
 @pytest.fixture
@@ -132,7 +83,7 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
     publish_dead_letters(deployment, *IDS)
     proxy = Proxy(deployment.broker_url)
     cut = open_reader(deployment, proxy.url)
-    assert len(cut.fetch_all()) == len(IDS)
+    assert len(all_of(cut)) == len(IDS)
     proxy.cut()
     assert read_ids(deployment, len(IDS)) == IDS
     with pytest.raises(BrokerUnavailable):
@@ -143,11 +94,11 @@ def test_dead_letters_return_in_order_when_their_reader_loses_its_connection(dep
 def test_dead_letters_that_arrive_during_a_read_are_queued_last(deployment: Deployment) -> None:
     publish_dead_letters(deployment, *IDS[:6])
     with open_reader(deployment) as found:
-        letters = found.fetch_all()
+        letters = all_of(found)
         assert len(letters) == 6
         publish_dead_letters(deployment, *IDS[6:9])
         for letter in letters[2:4]:
-            found.discard(letter)
+            found.remove(letter.tag)
         publish_dead_letters(deployment, *IDS[9:])
         found.wait(0.1)  # for deliveries that replace the discarded ones
     assert read_ids(deployment, 10) == IDS[:2] + IDS[4:]
@@ -157,10 +108,20 @@ def test_a_second_reader_of_dead_letters_is_refused(deployment: Deployment) -> N
     """Two readers would return their dead letters in the order in which they close."""
     publish_dead_letters(deployment, *IDS)
     with open_reader(deployment) as first:
-        first.fetch_all()
+        all_of(first)
         with pytest.raises(WorkerError, match="another command is reading"):
             open_reader(deployment)
     assert read_ids(deployment, len(IDS)) == IDS
+
+
+def test_a_second_reader_waits_for_one_that_is_about_to_end(deployment: Deployment) -> None:
+    """As a page that is opened while somebody lists them."""
+    publish_dead_letters(deployment, *IDS)
+    with ThreadPoolExecutor(1) as executor:
+        with open_reader(deployment):
+            second = executor.submit(open_reader, deployment)
+        with second.result(PATIENCE_S) as reader:
+            assert len(all_of(reader)) == len(IDS)
 
 
 def test_discarding_dead_letters_keeps_the_order_of_the_others(
@@ -209,14 +170,14 @@ def test_a_filter_selects_the_dead_letters_that_match_all_its_conditions(
         (("list", "--reason", "nonsense"), 2, "outcome_unknown"),
         (("list", "--older-than", "5"), 2, "90s, 15m, 2h or 7d"),
         (("replay", "--all", "--rate", "fast"), 2, "200/second"),
-        (("replay",), 1, "--all"),
-        (("discard", "--yes"), 1, "--all"),
-        (("discard", "--all", "--reason", "expired", "--yes"), 1, "one or the other"),
+        (("replay",), 2, "--all"),
+        (("discard", "--yes"), 2, "--all"),
+        (("discard", "--all", "--reason", "expired", "--yes"), 2, "one or the other"),
         (("discard", "--all"), 1, "--yes"),
         (("show", "no-such-id"), 1, "no-such-id"),
         (("replay", "no-such-id"), 1, "nothing was replayed"),
         (("discard", "no-such-id", "--yes"), 1, "nothing was discarded"),
-        (("list", "--reason", "expired"), 0, "0 dead letters"),
+        (("list", "--reason", "expired"), 0, "0 of 1 dead letter match"),
     ],
 )
 def test_an_impossible_request_is_reported_and_changes_no_dead_letter(
@@ -251,7 +212,9 @@ def test_show_prints_the_whole_dead_letter_with_control_characters_escaped(
     assert odd.returncode == 0, odd.stderr
     shown = odd.stdout + dead_letters("list").stdout + dead_letters("list", "--json").stdout
     assert shown.replace("\n", "").isprintable()
-    assert shown.count("\\x07\\x9b\\u202e\\u2028[red]stream[/red]") == 3  # as a property, and as the source in both
+    assert (
+        shown.count("\\x07\\x9b\\u202e\\u2028[red]stream[/red]") == 4
+    )  # as a property, as the source in both, and in the advice
     assert "\\x1b[31mred" in odd.stdout
     assert "\\xff\\x1b[2J" in odd.stdout
     as_json = json.loads(dead_letters("show", "odd", "--json").stdout)
@@ -269,7 +232,7 @@ def test_a_dry_run_changes_no_dead_letter(deployment: Deployment, dead_letters: 
         assert [json.loads(line)["command_id"] for line in result.stdout.splitlines()] == IDS[:5]
         unknown = dead_letters(command, "no-such-id", "--dry-run")
         assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert "--json needs --dry-run" in dead_letters(command, "--all", "--json").stderr
+    assert "--json needs --dry-run" in dead_letters("discard", "--all", "--json").stderr
     assert "--limit 4" in dead_letters("replay", "--all", "--rate", "10/hour", "--dry-run").stderr
     assert read_ids(deployment, len(IDS)) == IDS
     assert deployment.upstream.count(deployment.topology.execute_queue) == 0
@@ -285,6 +248,7 @@ def test_listing_takes_little_memory_however_large_the_dead_letters_are(deployme
     code = """
 import re, sys
 from pathlib import Path
+from worker.dead_letters.letter import DeadLetter
 from worker.dead_letters.reader import DeadLetterReader
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -309,7 +273,7 @@ replace(DeadLetterReader, "read", measured)
 def test_list_warns_when_the_queue_has_more_dead_letters_than_one_reader_can_hold(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.dead_letters.reader.MAX_PREFETCH", 6)
+    monkeypatch.setattr("worker.amqp.queue_reader.MAX_PREFETCH", 6)
     publish_dead_letters(deployment, *IDS)
     monkeypatch.setenv("AMQP_URL", deployment.broker_url)
     monkeypatch.setenv("ONENET_API_KEY", API_KEY)

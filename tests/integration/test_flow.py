@@ -84,7 +84,7 @@ def test_the_worker_resumes_when_an_unreachable_platform_is_back(deployment: Dep
         deployment.simulator = simulator
         with deployment.worker(**QUICK, **SOON_CERTAIN) as worker:
             ids = publish_many(deployment, 100)
-            assert "ConnectionRefusedError" in worker.wait_for("consumption_paused")["reason"]
+            assert "the connection was refused" in worker.wait_for("consumption_paused")["reason"]
             worker.wait_for("product_resumed")
             assert_each_accepted_once(deployment, ids)
     assert_no_dead_letters(deployment)

@@ -1,6 +1,6 @@
 """The commands and the code of the README work as it says, in a folder with nothing but the project.
 
-What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_command_line.py, and
+What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_demo.py, and
 ``make test`` runs this module.
 """
 

@@ -32,7 +32,8 @@ from tests.support.startup_code import run_at_startup
 from tests.support.stores import LONG_S
 from tests.support.upstream import Message, Upstream
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.topology import EXECUTE, Topology
+from worker.amqp.control_messages import FIRST, beginning_at
+from worker.amqp.topology import EXECUTE, ORDER, Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, is_listening, wait_until
 from worker.dev.services.redis import LocalRedis
@@ -159,7 +160,8 @@ def site(broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
     """All queues empty, and what the workers need; the test's own user may do everything."""
     upstream = Upstream(broker.url("guest", "guest"), TOPOLOGY)
     for queue in (*QUEUES, *(f"{system}.replies" for system in SYSTEMS)):
-        upstream.channel.queue_purge(queue)
+        if queue != TOPOLOGY.control_stream:  # a stream cannot be emptied
+            upstream.channel.queue_purge(queue)
     with onenet() as simulator:
         yield Deployment(broker.url("worker"), tmp_path, TOPOLOGY, upstream, simulator)
     upstream.disconnect()
@@ -169,10 +171,10 @@ def site(broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
 def server(own_redis: LocalRedis) -> Iterator[RedisClient]:
     """Redis with the users of the page."""
     with redis.Redis.from_url(own_redis.url, decode_responses=True) as found:
-        for user in ("worker", "another"):
+        for user in ("worker", "operator", "another"):
             found.execute_command(*acl(user))
         yield found
-        for user in ("worker", "another"):
+        for user in ("worker", "operator", "another"):
             found.execute_command("ACL", "DELUSER", user)
         for key in found.scan_iter("{onenet}:*"):
             found.delete(key)
@@ -319,6 +321,22 @@ def test_an_upstream_system_changes_nothing_on_the_broker(broker: Broker) -> Non
         declare = partial(BlockingChannel.exchange_declare, exchange="billing.x", arguments=arguments)
         assert refused(broker, "billing", declare)
     assert refused(broker, "billing", partial(BlockingChannel.queue_delete, queue="billing.replies"))
+
+
+@tries("`billing`", "pause or resume the workers", "refused")
+def test_an_upstream_system_gives_workers_no_orders(broker: Broker) -> None:
+    read = partial(
+        BlockingChannel.basic_consume,
+        queue=TOPOLOGY.control_stream,
+        on_message_callback=lambda *_: None,
+        arguments=beginning_at(FIRST),
+    )
+    assert refused(broker, "billing", publishing(TOPOLOGY.control_exchange, ORDER), read)
+
+
+@tries("worker", "pause or resume the others", "possible")
+def test_a_worker_may_write_orders(broker: Broker) -> None:
+    assert broker.refusal("worker", publishing(TOPOLOGY.control_exchange, ORDER)) is None
 
 
 @tries("`billing`", "send under the `user_id` of another", "refused")
@@ -801,11 +819,18 @@ def test_an_operator_has_the_namespace_and_nothing_else(
         replies(site, "billing")
         for command in (("list", "--json"), ("show", "bad", "--json")):
             assert '"bad"' in as_operator("dead-letters", *command).stdout
-        replayed = as_operator("dead-letters", "replay", "bad")
-        assert replayed.returncode == 0, replayed.stderr
+        replayed = as_operator("dead-letters", "replay", "bad", "--wait")
+        assert "failed    bad  invalid_message" in replayed.stdout, replayed.stderr
         replies(site, "billing")
     discarded = as_operator("dead-letters", "discard", "--all", "--yes")
     assert discarded.stdout == "discarded 1 dead letter\n", discarded.stderr
+    broker.refusal("operator", publishing(TOPOLOGY.replies_exchange, "execute.accepted.nobody", b"{}"))
+    for command, shown in (
+        (("list", "--json"), "execute.accepted.nobody"),
+        (("publish", "--all"), "published none of 1"),
+    ):
+        assert shown in as_operator("unrouted", *command).stdout
+    assert as_operator("unrouted", "discard", "--all", "--yes").stdout == "discarded 1 unrouted reply\n"
     assert refused(
         broker,
         "operator",
@@ -895,6 +920,42 @@ def test_the_workers_user_of_redis_has_its_keys_only(own_redis: LocalRedis, serv
         )
         with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't|NOPERM|ACL failure"):
             client.eval("return redis.call('GET', 'another:own')", 0)
+
+
+@tries("the operator's user of Redis", "change or delete a record", "refused")
+def test_an_operator_reads_records_and_changes_none(
+    broker: Broker, site: Deployment, settings: dict[str, str], own_redis: LocalRedis, server: RedisClient
+) -> None:
+    """With the rights of the page ``status`` and ``device`` do their work, the rate limit of the workers included."""
+    as_operator = partial(
+        run_cli,
+        folder=site.folder,
+        AMQP_URL=broker.url("operator"),
+        IDEMPOTENCY_URL=redis_url(own_redis, "operator"),
+        ONENET_URL=site.simulator.url,
+        ONENET_API_KEY=API_KEY,
+        WORKER_RETRY_DELAYS=",".join(map(str, RETRY_DELAYS_S)),
+        NO_PROXY="127.0.0.1",
+    )
+    command = a_command(command_id="of-billing")
+    with site.start_worker(**settings) as worker:
+        worker.wait_for("consumer_started")
+        send(broker, "billing", command, app_id="billing")
+        [reply] = replies(site, "billing")
+        told = as_operator("status", "of-billing", "--json")
+        assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["records"][0]["reply"]["uuid"] == reply.json["uuid"]
+    listed = as_operator(
+        "device", command["imei"], "--json", ONENET_RATE_LIMIT="30/hour"
+    )  # so slow that Redis keeps it
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout)["command_id"] == "of-billing"
+    assert server.exists("{onenet}:rate:v1:gcra:default")
+    with redis.Redis.from_url(redis_url(own_redis, "operator"), decode_responses=True) as client:
+        name = "{onenet}:command:of-billing"
+        assert noperm(client, f"DEL {name}", f"HSET {name} state free", f"SET {name} x", f"PEXPIRE {name} 1", "KEYS *")
+        with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't|NOPERM|ACL failure"):
+            client.eval("return redis.call('SET', KEYS[1], 'x')", 1, name)
 
 
 def test_without_the_default_user_redis_asks_for_a_password(own_redis: LocalRedis, server: RedisClient) -> None:

@@ -268,7 +268,7 @@ async def test_without_a_descriptor_for_the_connection_nothing_is_sent(send: Sen
                     taken.append(os.dup(listener.fileno()))
             if send is get:
                 os.close(taken.pop())
-            with pytest.raises(TransportError, match="Too many open files") as failed:
+            with pytest.raises(TransportError, match="this process has too many open files") as failed:
                 await send(route, PATIENCE_S)
         finally:
             for descriptor in taken:

@@ -7,6 +7,7 @@ import asyncio
 import builtins
 import http.client
 import inspect
+import re
 import select
 import socket
 import ssl
@@ -40,6 +41,7 @@ PATH, HEADERS = "/nbiot?imei=865820030000001", {"api-key": "S3cret"}
 POST = Request(PATH, HEADERS, b"{}")
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+LIBRARY_WORDS = re.compile(r"Error|Exception|Errno|Remote|Incomplete|Pool|_ssl|\w\(")  # names of classes, and calls
 RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
 
@@ -96,6 +98,7 @@ async def failure(
     assert error.reason == str(error)
     assert error.reason
     assert not [secret for secret in SECRETS if secret in error.reason]
+    assert not LIBRARY_WORDS.search(error.reason), error.reason
     return error
 
 
@@ -216,14 +219,16 @@ def never_accepting() -> tuple[socket.socket, list[socket.socket]]:
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_an_unreachable_host_is_a_transport_error_before_the_request(scheme: str, host: str) -> None:
-    assert not (await failure(f"{scheme}://{host}:9", timeout_s=0.5)).may_have_been_sent
+    error = await failure(f"{scheme}://{host}:9", timeout_s=5)
+    assert not error.may_have_been_sent
+    assert host in error.reason or "there is no route" in error.reason or "in time" in error.reason
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_refused_connection_is_a_transport_error_before_the_request(scheme: str) -> None:
     error = await failure(f"{scheme}://127.0.0.1:{free_port()}")
     assert not error.may_have_been_sent
-    assert "ConnectionRefusedError" in error.reason
+    assert error.reason == "the connection was refused: nothing listens there"
 
 
 async def test_a_connect_timeout_is_a_transport_error_before_the_request() -> None:
@@ -448,7 +453,7 @@ async def test_every_error_of_the_libraries_while_reading_a_history_is_a_transpo
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(requests.Session, "get", fail)
+    monkeypatch.setattr(requests.Session, "request", fail)
     with raw_server(receiving_only) as url:
         found = await failure(url, timeout_s=PATIENCE_S, send=get)
     assert isinstance(found, TLSError) == issubclass(kind, TLS_ERRORS)
@@ -556,7 +561,7 @@ async def test_a_connection_that_is_not_made_in_time_is_named_so() -> None:
 
     with raw_server(say_nothing) as url:
         error = await failure(url.replace("http", "https"), timeout_s=0.2)  # already late is late as well
-    assert error.reason == "TimeoutError: the connection was not made in time"
+    assert error.reason == "the connection was not made in time"
     assert not error.may_have_been_sent
 
 

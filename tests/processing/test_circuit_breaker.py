@@ -1,8 +1,12 @@
 """When a circuit breaker opens, probes and closes; on a clock that the tests advance."""
 
+import math
+from datetime import UTC, datetime
+
 import pytest
 from structlog.testing import capture_logs
 
+from worker.core.pauses import Kind, Order, Pauses
 from worker.processing.circuit_breaker import MAX_PROBE_INTERVAL_S, CircuitBreakers, Permit
 
 PAUSE_AFTER, PROBE_INTERVAL_S = 3, 5
@@ -371,3 +375,81 @@ def test_releasing_a_probe_twice_does_not_release_the_next_probe(breakers: Circu
     released.release()
     assert breakers.try_acquire(None) is None
     probe.record_success()
+
+
+def _order(kind: Kind, scope: str | None = None) -> Order:
+    return Order(id="1", kind=kind, scope=scope, by="alice", at=datetime.now(UTC), reason="maintenance")
+
+
+def test_a_product_that_is_paused_by_hand_lets_nothing_pass_and_no_probe() -> None:
+    breakers = CircuitBreakers([None, "heating"], 2, 5)
+    breakers.pause_by_hand(Pauses.after([_order("pause", "heating")]))
+    assert breakers.try_acquire("heating") is None
+    assert breakers.try_acquire(None) is not None
+    assert breakers.paused() == {None: False, "heating": True}
+    assert breakers.reason_of("heating") == "paused by hand by alice: maintenance"
+    breakers.probe_at_once(_order("probe"))
+    assert not breakers.allows_probe("heating")
+    breakers.pause_by_hand(Pauses())
+    assert breakers.try_acquire("heating") is not None
+
+
+def test_while_all_products_are_paused_by_hand_no_probe_is_ever_due() -> None:
+    breakers = CircuitBreakers([None, "heating"], 2, 5)
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    assert not breakers.allows_any()
+    assert breakers.retry_in_s() == math.inf
+    assert [state.next_try_in_s for state in breakers.states()] == [None, None]
+
+
+def test_a_product_that_is_configured_later_is_paused_too() -> None:
+    breakers = CircuitBreakers([None], 2, 5)
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    breakers.replace([None, "heating"], ["heating"])
+    assert not breakers.allows("heating")
+
+
+def test_the_delay_of_a_command_grows_with_a_pause_by_hand() -> None:
+    now = 1000.0
+    breakers = CircuitBreakers([None], 2, 5, lambda: now)
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    assert breakers.suggested_delay_s(None) == 5
+    now += 100
+    assert breakers.suggested_delay_s(None) == 100
+
+
+def test_the_end_of_a_pause_by_hand_does_not_end_that_for_failures() -> None:
+    now = 1000.0
+    breakers = CircuitBreakers([None], 1, 5, lambda: now)
+    permit = breakers.try_acquire(None)
+    assert permit is not None
+    permit.record_failure("HTTP 500")
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    breakers.pause_by_hand(Pauses())
+    assert not breakers.allows(None)
+    assert not breakers.allows_probe(None)
+    breakers.probe_at_once(_order("probe"))
+    assert breakers.allows_probe(None)
+
+
+def test_a_probe_by_hand_during_a_retry_after_is_one_request_only() -> None:
+    """The platform asked for the wait: if the probe fails, it goes on."""
+    now = 1000.0
+    breakers = CircuitBreakers([None], 1, 5, lambda: now)
+    permit = breakers.try_acquire(None)
+    assert permit is not None
+    permit.record_throttling("HTTP 429", 600)
+    breakers.probe_at_once(_order("probe"))
+    assert breakers.try_acquire(None) is not None
+    assert breakers.try_acquire(None) is None
+    assert not breakers.allows(None)
+
+
+def test_a_pause_for_failures_that_begins_during_a_pause_by_hand_is_logged() -> None:
+    breakers = CircuitBreakers([None], 1, 5)
+    permit = breakers.try_acquire(None)
+    assert permit is not None
+    breakers.pause_by_hand(Pauses.after([_order("pause")]))
+    with capture_logs() as logs:
+        permit.record_failure("HTTP 500")
+    assert [line["event"] for line in logs] == ["product_paused"]

@@ -1,6 +1,7 @@
 """The way of one command: claimed, sent once, recorded, and answered alike however often it is delivered."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -33,6 +34,7 @@ from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Envelope, Replay
 from worker.core.outcome import Accepted
 from worker.core.resolution import Conclude, Duplicate
+from worker.errors import HistoryUnreadable
 
 EXPIRED = "2026-01-01T00:00:00"
 
@@ -256,8 +258,11 @@ async def test_a_doubt_that_only_the_record_knows_counts_as_much_as_a_noted_one(
 async def test_a_command_id_with_other_content_is_a_conflict_and_leaves_the_first_command_alone(engine: Engine) -> None:
     """Its reply must not be taken for the first one's, and its own is not recorded over it."""
     first = reply_of(await engine.process(a_task()))
-    conflict = expect(Conclude, await engine.process(a_task(res_id=1)))
-    assert failure_of(conflict).code == "command_id_conflict"
+    conflict = expect(Conclude, await engine.process(a_task(res_id=1, args="off")))
+    failed = failure_of(conflict)
+    assert failed.code == "command_id_conflict"
+    assert failed.message == "the command_id belongs to a command with another content: res_id, args differ"
+    assert [detail.field for detail in failed.details] == ["command_id", "res_id", "args"]
     assert (engine.steps.count("request"), engine.steps.count("complete")) == (1, 1)
     assert await engine.process(a_task()) == Duplicate(first, False)
 
@@ -404,6 +409,20 @@ class TestReplays:
         assert engine.steps.count("request") == 1
         assert await engine.recorded(a_task(self.replay(failed_at))) == accepted  # the order may arrive twice
         assert engine.steps.count("request") == 1
+
+    async def test_a_replay_of_a_command_whose_product_is_still_unknown_fails_in_the_same_way(
+        self, engine: Engine
+    ) -> None:
+        """It is replayed in doubt, because an earlier attempt may have known the product; nothing was sent since."""
+        doubt = DoubtWindow(None, self.FAILED_AT)
+        order = a_copy(replay=Replay(self.FAILED_AT, doubt, "unknown_product"), doubt=doubt, is_free_attempt=True)
+        failed = expect(Conclude, await engine.process(a_task(order, product="heating")))
+        assert failure_of(failed).code == "unknown_product"
+        assert failure_of(failed).message == "product: heating is not configured"
+        engine.platform.history_error = HistoryUnreadable("the product has no credentials any more")
+        for unsure in (replace(order, is_redelivered=True), replace(order, replay=Replay(self.FAILED_AT, doubt))):
+            expect_reconciliation(await engine.process(a_task(unsure, product="heating")))
+        assert "request" not in engine.steps
 
     async def test_a_replay_whose_failure_is_not_recorded_awaits_reconciliation(self, engine: Engine) -> None:
         """It may be the second delivery of the order, and the record of the first be gone."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,9 @@ from tests.support.engine import (
     reply_of,
 )
 from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
+from worker.core.claims import Claim
 from worker.core.outcome import Accepted, Rejected
+from worker.core.pauses import Order, Pauses
 from worker.core.resolution import Conclude, Resolution
 from worker.errors import HistoryUnreadable
 
@@ -50,6 +53,25 @@ async def test_a_command_that_was_claimed_before_its_product_was_paused_is_not_p
     postpone = expect_postpone(await engine.process(a_task(in_doubt())))
     assert (postpone.is_unclaimed, postpone.has_jitter) == (False, True)
     assert engine.steps == ["claim", "history"]
+
+
+async def test_a_pause_by_hand_holds_for_a_command_that_is_being_claimed(engine: Engine) -> None:
+    """Its worker has said that it is paused; a claim in Redis may take seconds."""
+    order = Order(id="1", kind="pause", by="alice", at=datetime.now(UTC))
+    claim = engine.store.claim
+
+    async def claim_while_paused(*args: Any, **options: Any) -> Claim:
+        claimed = await claim(*args, **options)
+        engine.breakers.pause_by_hand(Pauses((order,)))
+        return claimed
+
+    engine.store.claim = claim_while_paused  # type: ignore[method-assign]
+    postpone = expect_postpone(await engine.process(a_task()))
+    assert postpone.reason == "nothing is sent for now: paused by hand by alice"
+    assert engine.steps == ["claim"]
+    engine.breakers.pause_by_hand(Pauses())
+    engine.store.claim = claim  # type: ignore[method-assign]
+    assert reply_of(await engine.process(a_task(engine.copy_of(postpone)))).status == "accepted"
 
 
 def test_a_delivery_that_is_postponed_unclaimed_keeps_every_note_on_it(engine: Engine) -> None:

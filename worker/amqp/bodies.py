@@ -4,6 +4,8 @@ RabbitMQ accepts bodies of up to 16 MiB from version 4 on, and of up to 128 MiB 
 otherwise. Source: https://www.rabbitmq.com/docs/configure, ``max_message_size``
 """
 
+import base64
+import codecs
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,20 @@ class TruncatedBody(bytes):
     """The beginning of a body, more of it than a command may have."""
 
     __slots__ = ()
+
+
+def body_document(body: bytes) -> dict[str, Any]:
+    """Return a body ready for JSON: ``body``, or ``body_base64`` if it is not UTF-8.
+
+    A body of which only the beginning was kept says so: ``is_body_cut``.
+    """
+    cut = {"is_body_cut": True} if isinstance(body, TruncatedBody) else {}
+    try:
+        # Of a body that was cut, half a character may be the end.
+        text = codecs.getincrementaldecoder("utf-8")().decode(body, final=not cut)
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode(), **cut}
+    return {"body": text, **cut}
 
 
 class BoundedAssembler:

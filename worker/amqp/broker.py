@@ -10,6 +10,7 @@ from pika import URLParameters
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import CONNECT_S
 from worker.amqp.consumer import Source
+from worker.amqp.control_reader import ControlReader
 from worker.amqp.dialing import Dialler, Node
 from worker.amqp.messages import Delivery, Publication
 from worker.amqp.session import Session
@@ -22,6 +23,7 @@ from worker.telemetry.logs import get_logger
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 5
 MAX_DIAL_S = 20.0  # each round in which no node answers doubles the limit of a dial: a busy broker may need longer
+ORDERS_S = 30.0  # longest wait of a start for earlier orders of operators
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
 
 _TOPOLOGY_FAULTS = {404, 406}  # something is not there, or is different
@@ -56,6 +58,7 @@ class Broker:
         prefetch: the initial number of deliveries held unacknowledged at once.
         on_other_consumers: called with the number of other consumers, if any, when the worker connects for the first
             time.
+        control: follows the orders of operators beside each session; None: another broker's does.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Broker:
         declare: bool,
         prefetch: int,
         on_other_consumers: Callable[[int], object] | None = None,
+        control: ControlReader | None = None,
     ) -> None:
         self._urls = urls
         self._read_urls = read_urls
@@ -78,6 +82,7 @@ class Broker:
         self._declare = declare
         self._prefetch = prefetch
         self._on_other_consumers = on_other_consumers
+        self._control = control
         self._session: Session | None = None
         self._loop = asyncio.get_running_loop()
         self._dialler = Dialler()
@@ -169,8 +174,13 @@ class Broker:
             listener.on_delivery,
             listener.on_blocked,
         )
+        following: asyncio.Task[None] | None = None
         try:
             await session.open(self._name, declare=self._declare, is_prepared=self._is_prepared)
+            if self._control is not None:
+                following = self._loop.create_task(self._control.follow(nodes, f"{self._name} control"))
+                following.add_done_callback(_raise_fault)
+                await self._wait_for_orders(self._control, session)
             log.info("broker_connected", broker=str(node))
             self._session = session
             self._connected_at = self._loop.time()
@@ -193,7 +203,18 @@ class Broker:
                 listener.on_lost()
             if session.publishers.was_blocked:
                 listener.on_blocked(False)  # the broker tells the next connection whether it is blocked
-            await session.close()
+            if following is not None:
+                following.cancel()
+            await asyncio.gather(session.close(), *([] if following is None else [following]), return_exceptions=True)
+
+    async def _wait_for_orders(self, control: ControlReader, session: Session) -> None:
+        """Take no command before it is known which products are paused by hand, unless the broker does not tell."""
+        try:
+            async with asyncio.timeout(ORDERS_S):
+                await session.consumer.channel.until_lost(asyncio.ensure_future(control.is_caught_up.wait()))
+        except TimeoutError:
+            log.warning("control_unavailable", reason=f"earlier orders were not read within {ORDERS_S:g} s")
+            control.is_caught_up.set()  # the next session does not wait for them again
 
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once, after reconnections too; 0: take no new ones.
@@ -224,6 +245,11 @@ class Broker:
     async def settle(self, delivery: Delivery, publications: Sequence[Publication]) -> bool:
         """Publish, and acknowledge once everything is confirmed; False: the session was lost before."""
         return self._session is not None and await self._session.settle(delivery, publications)
+
+    def tell_operators(self, publication: Publication) -> None:
+        """Publish something that only a person waits for: if that is not possible now, it is dropped."""
+        if self._control is not None:
+            self._control.publish(publication)
 
     @property
     def is_connected(self) -> bool:
@@ -301,3 +327,9 @@ class Broker:
 def _log_unavailable(failures: Mapping[str, str], wait_s: float) -> None:
     for broker, reason in failures.items():
         log.warning("broker_unavailable", broker=broker, reason=reason, retry_in_s=round(wait_s, 1))
+
+
+def _raise_fault(task: asyncio.Task[None]) -> None:
+    """Let an error that nobody expected end the worker, as everywhere: it would not be seen otherwise."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error

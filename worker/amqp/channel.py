@@ -13,7 +13,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from schemas.command import MAX_BODY_BYTES
 from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.amqp.bodies import BoundedAssembler
-from worker.amqp.connection import CALL_S, abandon, connect, without_user
+from worker.amqp.connection import CALL_S, abandon, connect, reason_of
+from worker.amqp.refusals import refusal
 from worker.errors import BrokerUnavailable, ChannelRefused, ConnectionRefused, WorkerError
 
 _HEARTBEAT_MARGIN = 5  # a fifth of the heartbeat, for a broker that is late
@@ -198,7 +199,7 @@ class BrokerChannel:
 
 def _as_fault(error: BaseException) -> WorkerError:
     if isinstance(error, ChannelClosedByBroker):
-        return ChannelRefused(error.reply_code, without_user(error.reply_text))
+        return ChannelRefused(error.reply_code, refusal(error.reply_code, error.reply_text))
     if isinstance(error, ConnectionClosedByBroker):
-        return ConnectionRefused(error.reply_code, without_user(error.reply_text))
-    return BrokerUnavailable(without_user(str(error)) or type(error).__name__)
+        return ConnectionRefused(error.reply_code, refusal(error.reply_code, error.reply_text))
+    return BrokerUnavailable(reason_of(error))

@@ -1,25 +1,38 @@
 """Connection parameters, awaitable connections, and the reasons for which they are lost."""
 
 import asyncio
+import builtins
 import re
 import ssl
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pika import URLParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.connection import SSLOptions
 from pika.exceptions import (
     AMQPError,
+    AMQPHeartbeatTimeout,
     AuthenticationError,
+    ChannelClosedByBroker,
+    ChannelWrongStateError,
+    ConnectionBlockedTimeout,
+    ConnectionClosedByBroker,
+    ConnectionWrongStateError,
     IncompatibleProtocolError,
+    NoFreeChannels,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
+    ProtocolSyntaxError,
+    StreamLostError,
 )
 
 from worker.amqp.address import BrokerAddress
 from worker.amqp.asyncio_io import AsyncioIOServices
 from worker.amqp.field_table import preserve_raw_values
+from worker.amqp.refusals import refusal
+from worker.core.connection_faults import connection_fault
 from worker.errors import BrokerUnavailable, SettingsError, UserRefused
 
 HEARTBEAT_S = 15  # the documented good range is 5 to 20; with the default a lost peer is noticed after minutes
@@ -46,7 +59,33 @@ _OPTIONS = {
 }
 _OPTION_ERRORS = (ValueError, TypeError, AttributeError, KeyError, SyntaxError, RecursionError, MemoryError, OSError)
 _REFUSALS = (AuthenticationError, ProbableAccessDeniedError, ProbableAuthenticationError)
-_QUOTED_USER = re.compile(r"\buser (?:was )?\\?'.*'")
+ALARM = "the broker takes nothing from publishers, because its memory or its disk is short"
+ALARM_REMEDY = "rabbitmq-diagnostics alarms tells which"
+_NOT_AMQP = "the other side does not speak AMQP 0-9-1"
+# Of a refusal while a connection is opened pika keeps the text only: it chooses words, and no behaviour.
+_CLOSED_BY_BROKER = re.compile(r"\((\d{3})\) (['\"])(.*)\2")
+_STREAM_LOST = re.compile(r"Stream connection lost: (?P<error>(?P<kind>\w+)\((?:(?P<number>[0-9]+), )?.*)", re.DOTALL)
+
+
+class NoAnswer(AMQPError):
+    """The broker has not answered a request within so many seconds."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"no answer from the broker within {limit_s:g} s")
+
+
+_FAULTS: tuple[tuple[type[BaseException], str], ...] = (
+    (AMQPHeartbeatTimeout, "missed heartbeats: the broker did not answer in time"),
+    (AMQPConnectorStackTimeout, "no answer in time"),
+    (AuthenticationError, "the broker offers no way to log in with a user name and a password"),
+    (ChannelWrongStateError, "the channel is closed"),
+    (ConnectionBlockedTimeout, f"{ALARM}: {ALARM_REMEDY}"),
+    (ConnectionWrongStateError, "the connection is closed"),
+    (NoFreeChannels, "the broker allows no further channel on this connection"),
+    (ProbableAccessDeniedError, "the broker refused this user in the vhost of AMQP_URL"),
+    (ProtocolSyntaxError, _NOT_AMQP),
+    (IncompatibleProtocolError, _NOT_AMQP),
+)
 
 
 def connection_parameters(broker: BrokerAddress) -> list[URLParameters]:
@@ -92,7 +131,7 @@ def _tls(host: str, broker: BrokerAddress) -> SSLOptions:
     try:
         context = ssl.create_default_context(cafile=None if broker.ca_file is None else str(broker.ca_file))
     except OSError as exc:  # ssl.SSLError is one
-        raise SettingsError([f"AMQP_CA_FILE: cannot be used: {exc}"]) from exc
+        raise SettingsError([f"AMQP_CA_FILE: cannot be used: {_file_fault(exc)} ({broker.ca_file})"]) from exc
     if broker.cert_file is not None and broker.key_file is not None:
         try:
             context.load_cert_chain(broker.cert_file, broker.key_file, password=_refuse_passphrase)
@@ -100,8 +139,22 @@ def _tls(host: str, broker: BrokerAddress) -> SSLOptions:
             reason = "the private key is encrypted, and the worker cannot ask for its passphrase"
             raise SettingsError([f"AMQP_KEY_FILE: cannot be used: {reason}"]) from exc
         except OSError as exc:
-            raise SettingsError([f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {exc}"]) from exc
+            files = f"{broker.cert_file}, {broker.key_file}"
+            raise SettingsError(
+                [f"AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used: {_file_fault(exc)} ({files})"]
+            ) from exc
     return SSLOptions(context, host)
+
+
+def _file_fault(error: OSError) -> str:
+    """Return why a file with certificates or a key cannot be used."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or "it cannot be read"
+    return (
+        "the key is not that of the certificate"
+        if error.reason == "KEY_VALUES_MISMATCH"
+        else "it cannot be read as PEM"
+    )
 
 
 class _KeyEncrypted(Exception):
@@ -114,16 +167,10 @@ def _refuse_passphrase() -> str:
 
 
 def printable_address(parameters: URLParameters) -> str:
-    """Return the broker's URL without its secrets: scheme, host, port and vhost."""
+    """Return scheme, host and port of the broker's URL; its other parts may be secrets, or parts of one."""
     scheme = "amqp" if parameters.ssl_options is None else "amqps"
     host = f"[{parameters.host}]" if ":" in parameters.host else parameters.host
-    vhost = "" if parameters.virtual_host == "/" else quote(parameters.virtual_host, safe="")
-    return f"{scheme}://{host}:{parameters.port}/{vhost}"
-
-
-def without_user(text: str) -> str:
-    """Return the broker's error text without the user name that it quotes, since the whole URL is a secret."""
-    return _QUOTED_USER.sub("this user", text)
+    return f"{scheme}://{host}:{parameters.port}"
 
 
 async def connect(parameters: URLParameters, name: str, io: AsyncioIOServices) -> AsyncioConnection:
@@ -183,15 +230,23 @@ def abandon(connection: AsyncioConnection, io: AsyncioIOServices) -> None:
 
 
 def reason_of(error: BaseException | str, parameters: URLParameters | None = None) -> str:
-    """Return in one line why a connection was lost or, given its parameters, could not be opened.
+    """Return in one line, and in words for people, why a connection was lost or a channel closed.
 
     This is the innermost cause, without the exceptions that the libraries wrap around it.
+
+    Args:
+        error: of pika, of the operating system, or of TLS.
+        parameters: of a connection that could not be opened.
     """
     if isinstance(error, ProbableAuthenticationError):
         return "the broker refused the user name or the password"
     inner: Any = _causes(error)[-1]
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {inner.verify_message}"
+    if isinstance(inner, NoAnswer):
+        return str(inner)
+    if isinstance(inner, ConnectionClosedByBroker | ChannelClosedByBroker):
+        return refusal(inner.reply_code, inner.reply_text)
+    if isinstance(inner, ProbableAccessDeniedError) and (found := _CLOSED_BY_BROKER.search(str(inner))):
+        return refusal(int(found[1]), found[3])
     for code, meaning in _TLS_ERRORS.items():
         if code in str(inner):
             return meaning
@@ -199,8 +254,26 @@ def reason_of(error: BaseException | str, parameters: URLParameters | None = Non
         # TLS 1.3 checks the client certificate after the handshake; the alert may be lost with the connection.
         is_tls = parameters.ssl_options is not None
         question = "does it accept the client certificate" if is_tls else "is it a port for TLS, amqps://"
-        return f"the connection ended before AMQP began; {question}? {inner.args[-1]}"
-    return without_user(f"{type(inner).__name__}: {inner}") if str(inner) else type(inner).__name__
+        return f"the connection ended before AMQP began; {question}?"
+    for kind, words in _FAULTS:
+        if isinstance(inner, kind):
+            return words
+    if isinstance(inner, StreamLostError):
+        return _stream_fault(str(inner))
+    if isinstance(inner, OSError | UnicodeError):
+        return connection_fault(inner, None if parameters is None else parameters.host)
+    return "the reason is not known"
+
+
+def _stream_fault(text: str) -> str:
+    """Return why an open connection was lost, of which pika keeps the text of the error only."""
+    found = _STREAM_LOST.match(text)
+    if found is None:
+        return "the other side closed the connection"
+    kind = getattr(builtins, found["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, OSError):
+        return connection_fault(OSError(int(found["number"] or 0), "") if found["number"] else kind())
+    return f"an error that was not expected: {found['error']}"  # of this program, which must be seen
 
 
 def _causes(error: BaseException | str) -> list[BaseException | str]:

@@ -17,6 +17,7 @@ from pika import URLParameters
 
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import printable_address
+from worker.core.connection_faults import connection_fault
 from worker.errors import BrokerUnavailable, UserRefused
 
 HEAD_START_S = 0.5  # several times what a node takes that is well
@@ -159,8 +160,9 @@ class _Race:
             async with asyncio.timeout(self._limit_s):
                 found = await self._loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
-            reason = str(exc) or f"its name could not be looked up within {self._limit_s:g} s"
-            self._reasons[printable_address(url)] = f"{type(exc).__name__}: {reason}"
+            is_late = isinstance(exc, TimeoutError)
+            late = f"the name {url.host} could not be resolved within {self._limit_s:g} s"
+            self._reasons[printable_address(url)] = late if is_late else connection_fault(exc, url.host)
             found = []
         for host in dict.fromkeys(str(address[0]) for _, _, _, _, address in found):
             self._waiting.append(Node(url, host))

@@ -37,6 +37,9 @@ FIRST_ARRIVED = "x-onenet-first-arrived"
 UNSTARTED = "x-onenet-unstarted"
 DELAY = "x-onenet-delay"
 REPLAY = "x-onenet-replay"
+REPLAY_CODE = "x-onenet-replay-code"
+REPLY_COPY = "x-onenet-reply-copy"  # of a replay: the end of the routing key for a copy of its reply
+REPLY_COPIES = "replay"  # the first word of those keys
 PROBE = "x-onenet-probe"  # of a message that only shows whether messages come back: nothing becomes of it
 REASON = "x-onenet-reason"
 ERROR = "x-onenet-error"
@@ -48,6 +51,7 @@ _HEADERS_OF_COPIES = frozenset({ATTEMPT, IN_DOUBT, CRASH_COUNT, FREE_ATTEMPT, FI
 _TRACE = ("traceparent", "tracestate")
 _DELIVERY_COUNT = "x-delivery-count"
 _MAX_SHORT_BYTES = 255
+_REPLY_COPY = re.compile(r"[0-9a-f]{32}\.[0-9]{1,9}\Z")
 _texts_of = attrgetter(
     "content_type",
     "content_encoding",
@@ -158,7 +162,7 @@ class Delivery:
             is_unstarted=own.get(UNSTARTED) is True,
             crash_count=_count(own.get(CRASH_COUNT)),
             doubt=doubt,
-            replay=_replay(own.get(REPLAY), doubt),
+            replay=_replay(own.get(REPLAY), doubt, own.get(REPLAY_CODE)),
             arrived_at=self.arrived_at,
             first_arrived_at=first_arrived_at,
             delay=_delay(own.get(DELAY)),
@@ -243,9 +247,9 @@ def _delay(text: object) -> tuple[float, float] | None:
         return None
 
 
-def _replay(text: object, doubt: DoubtWindow | None) -> Replay | None:
+def _replay(text: object, doubt: DoubtWindow | None, code: object) -> Replay | None:
     try:
-        return None if text is None else Replay(parse_instant(str(text)), doubt)
+        return None if text is None else Replay(parse_instant(str(text)), doubt, code if isinstance(code, str) else "")
     except ValueError:
         return None
 
@@ -317,6 +321,19 @@ class MessageBuilder:
             case _:
                 assert_never(resolution)
 
+    def reply_copy(self, delivery: Delivery, resolution: Resolution) -> Publication | None:
+        """Return a copy of the reply for who replayed the command and waits; None: nobody asked for one.
+
+        Nothing depends on it, so it goes where nobody else reads, and the broker drops it if nobody waits any more. A
+        binding for the reply itself would take that from the exchange of the unrouted ones.
+        """
+        copied_to = _reply_copy(delivery)
+        if copied_to is None or not isinstance(resolution, Conclude | Duplicate):
+            return None
+        properties = BasicProperties(content_type="application/json", type=REPLY_TYPE)
+        body = resolution.reply.model_dump_json().encode()
+        return Publication(self._topology.control_exchange, f"{REPLY_COPIES}.{copied_to}", properties, body)
+
     def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
         """Return a message that was not started to the queue; unlike a requeued message it looks new."""
         envelope = delivery.envelope
@@ -331,11 +348,21 @@ class MessageBuilder:
         )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
-    def replay(self, delivery: Delivery, replay: Replay) -> Publication:
-        """Return a dead letter to the queue, to be tried from the beginning."""
+    def replay(self, delivery: Delivery, replay: Replay, reply_copy: str | None = None) -> Publication:
+        """Return a dead letter to the queue, to be tried from the beginning.
+
+        Args:
+            delivery: the dead letter.
+            replay: which failure it repeats.
+            reply_copy: the end of the routing key for a copy of the reply, behind ``REPLY_COPIES``; None: no copy.
+        """
         own: dict[str, Any] = {REPLAY: replay.failed_at.isoformat(timespec="milliseconds"), FREE_ATTEMPT: True}
         if replay.doubt is not None:
             own[IN_DOUBT] = str(replay.doubt)
+        if replay.code:
+            own[REPLAY_CODE] = replay.code
+        if reply_copy is not None:
+            own[REPLY_COPY] = reply_copy
         return Publication(self._topology.returns_exchange, EXECUTE, _carried_along(delivery, own), delivery.body)
 
     def _with_reply(self, delivery: Delivery, reply: Reply, command: Command | None) -> list[Publication]:
@@ -387,6 +414,11 @@ class MessageBuilder:
         return Publication(self._topology.retry_exchange, routing_key, properties, delivery.body)
 
 
+def _reply_copy(delivery: Delivery) -> str | None:
+    asked = delivery.headers.get(REPLY_COPY) if delivery.is_returned else None
+    return asked if isinstance(asked, str) and _REPLY_COPY.match(asked) else None
+
+
 def _copied(
     delivery: Delivery,
     attempt: int,
@@ -410,6 +442,8 @@ def _copied(
         own[CRASH_COUNT] = crash_count
     if envelope.replay is not None:  # it may not have been claimed yet, or its record may go
         own[REPLAY] = delivery.headers[REPLAY]
+    if (copied_to := _reply_copy(delivery)) is not None:
+        own[REPLY_COPY] = copied_to
     return _carried_along(delivery, own)
 
 
@@ -424,11 +458,10 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     """
     original = delivery.properties
     foreign = {_text(name): value for name, value in delivery.headers.items()}
-    headers: dict[str, Any] = {
+    headers = {
         name: value
-        for name, value in delivery.headers.items()
-        if not _text(name).startswith((*_BROKERS_PREFIXES, OWN_PREFIX))
-        and _text(name).strip().casefold() not in _ROUTING_HEADERS
+        for name, value in without_brokers_headers(delivery.headers).items()
+        if not _text(name).startswith(OWN_PREFIX)
     }
     if too_deep := [name for name, value in headers.items() if isinstance(value, RawFieldValue) and value.is_deep]:
         headers = {name: headers[name] for name in headers if name not in too_deep}
@@ -445,6 +478,15 @@ def _carried_along(delivery: Delivery, own: dict[str, Any]) -> BasicProperties:
     carried.delivery_mode = DeliveryMode.Persistent.value
     carried.user_id = carried.expiration = None
     return carried
+
+
+def without_brokers_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return headers without those that the broker writes or routes by, which would harm a second publication."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not _text(name).startswith(_BROKERS_PREFIXES) and _text(name).strip().casefold() not in _ROUTING_HEADERS
+    }
 
 
 def fitted(publication: Publication, frame_max: int) -> Publication:

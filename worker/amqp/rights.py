@@ -7,7 +7,7 @@ Source: https://www.rabbitmq.com/docs/access-control#authorisation
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,9 @@ from pika import BasicProperties, DeliveryMode
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from worker.amqp.connection import reason_of, without_user
+from worker.amqp.connection import reason_of
 from worker.amqp.messages import PROBE
-from worker.amqp.topology import EXECUTE, RESULT, Topology
+from worker.amqp.topology import EXECUTE, ORDER, QUESTION, RESULT, Topology
 from worker.errors import BrokerUnavailable
 
 _ACCESS_REFUSED = 403
@@ -48,7 +48,19 @@ def missing_rights(connection: BlockingConnection, topology: Topology, *, may_de
     Raises:
         BrokerUnavailable: the connection was lost.
     """
-    trials = [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)]
+    return _missing(connection, [*(_to_declare(topology) if may_declare else ()), *_to_work(topology)])
+
+
+def missing_rights_to_answer(connection: BlockingConnection, topology: Topology) -> list[str]:
+    """Return one line for each right that this user lacks to take and answer questions, which workers can do without.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+    """
+    return _missing(connection, [*_to_answer(topology)])
+
+
+def _missing(connection: BlockingConnection, trials: Iterable[_Trial]) -> list[str]:
     missing = [trial.right for trial in trials if _is_refused(connection, trial)]
     return [f"this user has no right to {right}" for right in dict.fromkeys(missing)]
 
@@ -104,6 +116,8 @@ def _to_declare(topology: Topology) -> Iterator[_Trial]:
 
 def _to_work(topology: Topology) -> Iterator[_Trial]:
     yield _to_read(topology.execute_queue)
+    yield _to_read(topology.control_stream)
+    yield _to_read(topology.unrouted_samples_queue)
     if topology.result_delays_s:
         yield _to_read(topology.results_queue)
     for exchange, routing_key in (
@@ -111,11 +125,23 @@ def _to_work(topology: Topology) -> Iterator[_Trial]:
         (topology.unrouted_exchange, f"{EXECUTE}.accepted.unknown"),
         (topology.dead_letters_exchange, f"{EXECUTE}.expired"),
         (topology.returns_exchange, EXECUTE),
+        (topology.control_exchange, ORDER),
         *((topology.retry_exchange, topology.retry_queue(delay_s)) for delay_s in topology.delay_queues_s),
         *((topology.retry_exchange, topology.result_delay_queue(delay_s)) for delay_s in topology.result_delays_s),
     ):
         write = partial(_publish_and_roll_back, exchange=exchange, routing_key=routing_key)
         yield _Trial(f"write to the exchange {exchange} with the routing key {routing_key}", write)
+
+
+def _to_answer(topology: Topology) -> Iterator[_Trial]:
+    """Yield the trials of a queue for questions, whose name is another one for each connection."""
+    queue, exchange = topology.questions_queue(f"check-{uuid4()}"), topology.control_exchange
+    declare = partial(
+        BlockingChannel.queue_declare, queue=queue, exclusive=True, arguments={"x-message-ttl": _UNUSABLE}
+    )
+    yield _Trial(f"configure queues {topology.questions_queue('…')}", declare)
+    unbind = partial(BlockingChannel.queue_unbind, queue=queue, exchange=exchange, routing_key=QUESTION)
+    yield _Trial(f"bind them: write {topology.questions_queue('…')} and read {exchange}", unbind)
 
 
 def _to_read(queue: str) -> _Trial:
@@ -189,8 +215,7 @@ def delay_faults(connection: BlockingConnection, topology: Topology) -> tuple[li
         try:
             path.run()
         except ChannelClosedByBroker as exc:
-            reason = without_user(exc.reply_text)
-            path.unknown.append(f"whether delayed {route.what} return could not be tried: {reason}")
+            path.unknown.append(f"whether delayed {route.what} return could not be tried: {reason_of(exc)}")
         except AMQPError as exc:
             raise BrokerUnavailable(f"the connection was lost: {reason_of(exc)}") from exc
         faults += path.faults

@@ -6,10 +6,21 @@ from functools import cached_property
 
 RESULT = "result"  # routing key of accepted commands whose result is due, and the first word of a result's
 EXECUTE = "execute"  # routing key of commands, and the first word of the routing keys of replies and dead letters
+# Of a queue that keeps the replies nobody waits for. It deletes itself when nothing was sent for a month.
+KEPT_REPLIES = 1_000
+_KEPT_MS = 24 * 3600 * 1000
+_UNUSED_MS = 30 * _KEPT_MS
 DELIVERY_LIMIT = 20  # a safety net, never logic; explicit, because the default differs between 3.10 and 4.x
 # For queues that people read and requeue, which counts as a delivery: with its default 4.x drops a message at the 21st
 # (measured). Not -1, which means unlimited on 4.x, but dead-letters at the first return on 3.10 (measured).
 UNLIMITED_DELIVERIES = 2**31 - 1
+SENT = "send"  # second word of the routing keys of replies to what the command line sent
+ORDER = "order"  # routing key of orders to all workers that last
+QUESTION = "question"  # routing key of what only those workers follow or answer that run
+REPORT = "report"  # first word of the routing keys of what workers answer
+_MAX_SAMPLES, _MAX_SAMPLES_BYTES = 100, 1_000_000  # of unrouted replies, of which only the routing keys are read
+# Of orders, which have some hundred bytes each: more than people ever give. The newest segment is always kept.
+_MAX_CONTROL_BYTES, _MAX_SEGMENT_BYTES = 20_000_000, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable quorum queue."""
+    """A durable queue: a quorum queue, or a stream."""
 
     name: str
     arguments: dict[str, object]
@@ -69,6 +80,18 @@ class Topology:
         return f"{self.namespace}.retry"
 
     @property
+    def control_exchange(self) -> str:
+        return f"{self.namespace}.control"
+
+    @property
+    def control_stream(self) -> str:
+        return f"{self.namespace}.control"
+
+    def questions_queue(self, name: str) -> str:
+        """Return the name of the queue from which one worker takes questions, while it is connected."""
+        return f"{self.control_stream}.{name}"
+
+    @property
     def returns_exchange(self) -> str:
         return f"{self.namespace}.returns"
 
@@ -81,8 +104,32 @@ class Topology:
         return f"{self.namespace}.replies.unrouted"
 
     @property
+    def unrouted_samples_queue(self) -> str:
+        return f"{self.unrouted_exchange}.samples"
+
+    @property
     def dead_letters_exchange(self) -> str:
         return f"{self.namespace}.dead-letters"
+
+    def kept_replies_queue(self, app_id: str) -> str:
+        """Return the name of the queue that keeps the latest replies to what the command line sent."""
+        return f"{self.namespace}.sent.{app_id}"
+
+    def kept_replies(self, app_id: str) -> tuple[Queue, Binding]:
+        """Return the queue that keeps the latest replies to what ``onenet-worker send`` sent, for a day, and a binding.
+
+        It is no part of the topology: ``send`` declares it, so that no reply stays unrouted, and asks for replies with
+        a routing key of its own: those to the system itself are none of its business.
+        """
+        name = self.kept_replies_queue(app_id)
+        arguments: dict[str, object] = {
+            "x-queue-type": "quorum",
+            "x-max-length": KEPT_REPLIES,
+            "x-message-ttl": _KEPT_MS,
+            "x-expires": _UNUSED_MS,
+            "x-delivery-limit": UNLIMITED_DELIVERIES,
+        }
+        return Queue(name, arguments), Binding(self.replies_exchange, name, f"{app_id}.{SENT}.#")
 
     @cached_property
     def exchanges_closed_to_upstream(self) -> frozenset[str]:
@@ -105,6 +152,7 @@ class Topology:
         yield Exchange(self.unrouted_exchange, "fanout")
         yield Exchange(self.replies_exchange, "topic", {"alternate-exchange": self.unrouted_exchange})
         yield Exchange(self.dead_letters_exchange, "topic")
+        yield Exchange(self.control_exchange, "topic")
 
     def queues(self) -> Iterable[Queue]:
         yield Queue(
@@ -127,6 +175,24 @@ class Topology:
             yield self._delay_queue(self.result_delay_queue(delay_s), delay_s, RESULT)
         for name in (self.unrouted_exchange, self.dead_letters_exchange):
             yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
+        yield Queue(
+            self.unrouted_samples_queue,
+            {
+                "x-queue-type": "quorum",
+                "x-max-length": _MAX_SAMPLES,
+                "x-max-length-bytes": _MAX_SAMPLES_BYTES,
+                "x-overflow": "drop-head",
+            },
+        )
+        # A stream, so that every worker reads every order, also one that starts later.
+        yield Queue(
+            self.control_stream,
+            {
+                "x-queue-type": "stream",
+                "x-max-length-bytes": _MAX_CONTROL_BYTES,
+                "x-stream-max-segment-size-bytes": _MAX_SEGMENT_BYTES,
+            },
+        )
 
     def _delay_queue(self, name: str, delay_s: int, routing_key: str) -> Queue:
         return Queue(
@@ -151,7 +217,9 @@ class Topology:
         for delay_s in sorted(set(self.result_delays_s)):
             yield Binding(self.retry_exchange, self.result_delay_queue(delay_s), self.result_delay_queue(delay_s))
         yield Binding(self.unrouted_exchange, self.unrouted_exchange, "")
+        yield Binding(self.unrouted_exchange, self.unrouted_samples_queue, "")
         yield Binding(self.dead_letters_exchange, self.dead_letters_exchange, "#")
+        yield Binding(self.control_exchange, self.control_stream, ORDER)
 
     def definitions(self, vhost: str) -> dict[str, list[dict[str, object]]]:
         """Return the topology in the broker's definitions format.

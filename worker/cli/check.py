@@ -6,43 +6,47 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.terminal import note, print_json, print_line, print_rows
 from worker.errors import EXIT_FAILURE
-from worker.printable import printable, printable_json
+from worker.printable import counted, printable
+
+_MARKS = {True: "ok", False: "FAIL"}
 
 
 def check(
     imei: Annotated[
-        str, typer.Option(help="The device whose command history is read; OneNET may refuse one that is not yours.")
+        str,
+        typer.Option(metavar="IMEI", help="Whose command history is read; OneNET may refuse one that is not yours."),
     ] = "000000000000000",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Check whether a worker could run: settings, broker, topology, idempotency store, and OneNET for each product.
 
-    Nothing is changed, and no command is sent. Exit code 1 if a check fails. Example:
+    It also says how many messages wait in the queues and who consumes them, whether the broker has an alarm, and what
+    running workers say of themselves. Nothing is changed, and no command is sent. Exit code 1 if one fails. Example:
 
         onenet-worker check && onenet-worker run
     """
-    from worker.cli.checks import check_all
+    from worker.admin.checks import check_all
 
-    all_ok = True
+    is_table = not as_json and sys.stdout.isatty()
     results = []
     for result in check_all(imei):
-        all_ok = all_ok and result.ok
+        results.append(result)
         if as_json:
-            typer.echo(printable_json(dataclasses.asdict(result)))
-        elif sys.stdout.isatty():
-            results.append(result)
+            print_json(dataclasses.asdict(result))
+        elif not is_table:
+            print_line(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
+    failed = sum(not result.ok for result in results)
+    if is_table:
+        rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
+        print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
+        obstacles = [obstacle for result in results for obstacle in result.obstacles]
+        if failed:
+            note(f"{failed} of {counted(len(results), 'check')} failed")
+        elif obstacles:
+            note(f"all checks passed, but commands may wait: {'; '.join(obstacles)}")
         else:
-            typer.echo(f"{'ok  ' if result.ok else 'FAIL'}  {result.check}: {printable(result.detail)}")
-    if results:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table("", "check", "detail")
-        for result in results:
-            mark = Text("ok", "green") if result.ok else Text("FAIL", "bold red")
-            table.add_row(mark, Text(result.check), Text(printable(result.detail)))
-        Console().print(table)
-    if not all_ok:
+            note("all checks passed: onenet-worker run can start a worker")
+    if failed:
         raise typer.Exit(EXIT_FAILURE)

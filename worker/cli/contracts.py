@@ -6,7 +6,7 @@ Both are generated from the models and the topology that the worker itself uses,
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonRef, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 from typing_extensions import override
 
@@ -37,6 +37,19 @@ class _Generator(GenerateJsonSchema):
     @override
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])  # defaults are for absent fields, and a reply has none
+
+    @override
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        """Return one schema with two types: of `anyOf` most generators of code make a type that can be anything."""
+        inner = self.generate_inner(schema["schema"])
+        if "$ref" in inner:
+            inner = self.get_schema_from_definitions(JsonRef(inner["$ref"])) or inner
+        if not isinstance(inner.get("type"), str):
+            return super().nullable_schema(schema)
+        nullable = inner | {"type": [inner["type"], "null"]}
+        if "not" in inner:  # what a text must not be says nothing of null
+            nullable["not"] = inner["not"] | {"not": {"type": "null"}}
+        return nullable
 
     @override
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
@@ -81,6 +94,7 @@ def asyncapi() -> dict[str, Any]:
         schema_generator=_Generator,
     )
     schemas = {name: schema for (name, _), schema in payloads.items()}
+    _give_one_form_to_the_trigger(definitions["$defs"]["Command"]["properties"])
     return {
         "asyncapi": "3.0.0",
         "id": _URN,
@@ -105,6 +119,14 @@ def asyncapi() -> dict[str, Any]:
             },
         },
     }
+
+
+def _give_one_form_to_the_trigger(fields: dict[str, Any]) -> None:
+    """Leave only the list of names: a field of two types is one of any type in the code that is generated for Java."""
+    trigger = fields["trigger_msg"]
+    [names] = [form for form in trigger["oneOf"] if form["type"] == "array"]
+    description = f"{trigger['description']} This document has the names only; the JSON Schema has the sum too."
+    fields["trigger_msg"] = names | {"description": description}
 
 
 def _channels(topology: Topology) -> dict[str, Any]:
@@ -165,7 +187,8 @@ def _channels(topology: Topology) -> dict[str, Any]:
             topology.replies_exchange,
             "reply",
             None,
-            "The routing key is the AMQP property reply_to of the command, never a queue on the default exchange.",
+            "The routing key is the AMQP property reply_to of the command, never a queue on the default exchange: bind "
+            "your queue to this exchange with it. A reply_to that is only the name of your queue is never answered.",
         ),
         "deadLetters": channel(
             topology.dead_letters_exchange,
@@ -192,7 +215,8 @@ def _operations() -> dict[str, Any]:
             reply={
                 "address": {
                     "location": "$message.header#/reply_to",
-                    "description": "The AMQP property reply_to. Without it the reply is sent to the channel replies.",
+                    "description": "The AMQP property reply_to: a routing key that you have bound, not the name of a "
+                    "queue. Without it the reply is sent to the channel replies.",
                 },
                 **_of("requestedReplies", "reply"),
             },
@@ -258,9 +282,9 @@ def _messages(schemas: dict[str, JsonSchemaValue]) -> dict[str, Any]:
         "deadLetter": {
             "name": "execute.dead-letter",
             "title": "Dead letter",
-            "description": "The command as received, with its own AMQP properties.",
+            "description": "The command as received, with its own AMQP properties. The payload is the body of the "
+            "command, byte for byte: maybe invalid, maybe not JSON. So it has no schema.",
             "headers": schemas["dead letter headers"],
-            "payload": {"description": "The body of the command, byte for byte: maybe invalid, maybe not JSON."},
             **correlation,
             "examples": [
                 {"name": "invalid", "headers": DEAD_LETTER_EXAMPLE, "payload": COMMAND_EXAMPLE | {"retry": 11}}

@@ -1,36 +1,51 @@
 """``onenet-worker dead-letters``."""
 
 import inspect
-import json
-import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace as with_changes
+from dataclasses import asdict
+from dataclasses import replace as replaced
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cli.progress import progress
+from worker.cli.terminal import (
+    confirm,
+    console,
+    local_time,
+    note,
+    print_json,
+    print_json_line,
+    print_line,
+    print_rows,
+    require_person_or_yes,
+    short_time,
+    shown_of,
+    times_note,
+)
 from worker.core.times import parse_duration
-from worker.errors import EXIT_INTERRUPTED, WorkerError
-from worker.printable import printable, printable_json
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
+from worker.printable import counted, printable, printable_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from worker.admin.dead_letters import Count, DeadLetters, Found, Replay, Shown
+    from worker.admin.obstacles import Obstacle
+    from worker.dead_letters.groups import Group
+    from worker.dead_letters.letter import Listing
+    from worker.dead_letters.selection import Choice
 
-    from worker.dead_letters.letter import DeadLetter, Filter, Listing
-    from worker.dead_letters.reader import DeadLetterReader
-
-Kept = TypeVar("Kept")
-MAX_HELD_S = 20 * 60  # the broker's consumer timeout is 30 minutes
+_MAX_NAMES = 20  # in one line
+_BAR_FROM = 100  # dead letters: fewer take no time
+_MAX_ROWS = 10  # of what is to be deleted; more are counted by reason and error
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="List, show, replay or discard dead letters.\n\nListing keeps all of them, in their order. "
+    help="List, count, show, replay or discard dead letters.\n\nListing keeps all of them, in their order. "
     "Example:\n\n    onenet-worker dead-letters list --reason outcome_unknown --newer-than 2h",
 )
 
@@ -68,25 +83,25 @@ def _interval_s(text: str) -> float:
 
 
 _AGE = "age, such as 90s, 15m, 2h or 7d."
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND_ID]...", help="Command ids.")]
-Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters, the oldest first.", min=1)]
+_NAME = "A command id, a digest from the list, or the beginning of either (at least 4 characters)."
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help=f"Which: {_NAME}")]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of dead letters.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 DryRunAsJson = Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object per line.")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the dead letters that would be affected.")]
 
 
-def _filter_of(
-    command_id: Annotated[
-        list[str] | None, typer.Option("--id", metavar="COMMAND_ID", help="A command id; may be repeated.")
-    ] = None,
+def _choice_of(
+    name: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help=f"{_NAME} May be repeated.")] = None,
     reason: Annotated[
         list[Reason] | None,
         typer.Option("--reason", help="The reason for dead-lettering; may be repeated.", metavar="REASON"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="The IMEI of a device.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="IMEI", help="The device.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="The upstream system that sent the command: the property app_id.")
+        str | None,
+        typer.Option(metavar="APP_ID", help="The upstream system that sent the command: the property app_id."),
     ] = None,
     older_than: Annotated[
         timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Minimum {_AGE}")
@@ -94,23 +109,23 @@ def _filter_of(
     newer_than: Annotated[
         timedelta | None, typer.Option(parser=_duration, metavar="AGE", help=f"Maximum {_AGE}")
     ] = None,
-) -> "Filter":
+) -> "Choice":
     from worker.dead_letters.letter import Filter
+    from worker.dead_letters.selection import Choice
 
-    return Filter(
-        frozenset(command_id or ()), frozenset(map(str, reason or ())), device, source, older_than, newer_than
-    )
+    conditions = Filter(frozenset(map(str, reason or ())), device, source, older_than, newer_than)
+    return Choice(frozenset(name or ()), conditions)
 
 
-def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's first parameter, a filter, by the options that describe one."""
-    options = inspect.signature(_filter_of).parameters
+def _with_choice(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's first parameter, a choice, by the options that describe one."""
+    options = inspect.signature(_choice_of).parameters
     _, *others = inspect.signature(command).parameters.values()
 
     @wraps(command)
     def called(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in options if name in values}
-        command(_filter_of(**chosen), **values)
+        given = {name: values.pop(name) for name in options if name in values}
+        command(_choice_of(**given), **values)
 
     called.__dict__["__signature__"] = inspect.Signature([*options.values(), *others])  # read by Typer
     called.__annotations__ = {each.name: each.annotation for each in (*options.values(), *others)}
@@ -118,47 +133,85 @@ def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @dead_letters.command("list")
-@_with_filter
-def list_dead_letters(chosen: "Filter", limit: Limit = None, as_json: AsJson = False) -> None:
-    """List dead letters, the oldest first.
+@_with_choice
+def list_dead_letters(
+    choice: "Choice",
+    limit: Limit = None,
+    newest_first: Annotated[
+        bool, typer.Option("--newest-first/--oldest-first", help="The order, and which ones a limit shows.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters, the oldest first. Each has a digest, which works wherever a command id does.
+
+    With --json each has its body too. For example:
+
+        onenet-worker dead-letters list --reason retries_exhausted --newest-first --limit 20
+    """
+    _list(choice, limit, newest_first=newest_first, as_json=as_json)
+
+
+@dead_letters.command("summary")
+@_with_choice
+def summary(choice: "Choice", as_json: AsJson = False) -> None:
+    """Count dead letters by reason and error; errors that differ only in numbers, ids and times count as one.
 
     For example:
 
-        onenet-worker dead-letters list --reason retries_exhausted --older-than 1h
+        onenet-worker dead-letters summary --newer-than 1d
     """
-    with _open() as reader:
-        found = _list(reader, chosen, limit)
-    _print(found, as_json=as_json)
+    from worker.dead_letters.view import group
+
+    found = _service().summarize(choice)
+    _warn_of_missing(found.missing, choice=choice)
+    if as_json:
+        for each in found.groups:
+            print_json(group(each))
+        _warn_of_unread(found.count)
+        return
+    _print_groups(found.groups, found.short)
+    _say_count(found.count, found.count.matching, choice)
 
 
 @dead_letters.command("show")
 def show(
-    command_id: Annotated[str, typer.Argument(help="The command id.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help=f"{_NAME}")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the dead letters of a command in full: properties, headers and body.
+    """Show a dead letter in full, and what to do with it; of a command id all dead letters.
 
     For example:
 
         onenet-worker dead-letters show 8f6c1d0e
     """
-    from worker.dead_letters.view import details
-
-    with _open() as reader:
-        found = _fetch(reader, _filter_of([command_id]), None)
+    found = _service().show(name)
     if not found:
-        raise _missing([command_id])
-    for dead_letter in found:
+        raise _missing([name])
+    for number, each in enumerate(found):
         if as_json:
-            typer.echo(printable_json(details(dead_letter)))
+            print_json(each.document | {"advice": asdict(each.advice)})
         else:
-            _show(dead_letter)
+            if number:
+                print_line()
+            _show(each)
+    if len(found) > 1 and not as_json:
+        digests = {each.listing.digest for each in found}
+        note(
+            f"{counted(len(found), 'dead letter')} of {name}: "
+            + (
+                "the digest of each names it alone"
+                if len(digests) == len(found)
+                else "some are alike, and failed at the same time, so that one digest names them together"
+            )
+        )
+    if not as_json:
+        note(times_note())
 
 
 @dead_letters.command("replay")
-@_with_filter
+@_with_choice
 def replay(
-    chosen: "Filter",
+    choice: "Choice",
     ids: Ids = None,
     is_all: All = False,
     limit: Limit = None,
@@ -171,43 +224,65 @@ def replay(
             help="Maximum rate, such as 20/second; also /minute, /hour.",
         ),
     ] = None,
+    include_expired: Annotated[
+        bool, typer.Option("--include-expired", help="Also those that have expired, which fail again at once.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcomes, and print them as they arrive.")] = False,
+    wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for them, after the last replay.", min=0)] = 60.0,
     dry_run: DryRun = False,
-    as_json: DryRunAsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line: what was replayed, or with --wait its outcome.")
+    ] = False,
 ) -> None:
     """Send dead letters to the workers again, with the same command id and starting at attempt 1.
 
     A command that OneNET may have cached is replayed in doubt: the worker reads the device's command history first, and
-    sends the command only if the history does not contain it. The outcome is published as a reply, as always. Example:
+    sends the command only if the history does not contain it. The outcome is published as a reply, as always. What has
+    expired, and was certainly not sent, stays where it is. Exit code 1 if all that was chosen has expired, and with
+    --wait if an outcome is missing or not "accepted". Example:
 
-        onenet-worker dead-letters replay --reason retries_exhausted --newer-than 2h --rate 20/second
+        onenet-worker dead-letters replay --reason retries_exhausted --newer-than 2h --rate 20/second --wait
     """
-    chosen = _required(chosen, ids, is_all=is_all)
+    from worker.admin.dead_letters import refuse_too_many
+
+    choice = _required(choice, ids, is_all=is_all)
     if dry_run:
-        with _open() as reader:
-            listed = _list(reader, chosen, limit)
-        _refuse_missing("replayed", listed, chosen, limit)
-        _refuse_too_many(listed, interval_s)
-        _print(listed, as_json=as_json)
+        count = _list(choice, limit, as_json=as_json, undone="replayed", leaves_hopeless=not include_expired)
+        refuse_too_many(count, interval_s)
         return
-    _refuse_json(as_json)
-
-    def replay_each(reader: "DeadLetterReader", found: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
-        _refuse_too_many(found, interval_s)
-        due = 0.0
-        for dead_letter in found:
-            if interval_s is not None:
-                reader.wait(max(0.0, due - time.monotonic()))
-                due = time.monotonic() + interval_s
-            reader.replay(dead_letter, datetime.now(UTC))
-            done()
-
-    _apply("replayed", chosen, limit, replay_each)
+    begun = _service().replay(
+        choice, limit=limit, interval_s=interval_s, leaves_hopeless=not include_expired, is_watched=wait
+    )
+    with begun as under_way:
+        _refuse_missing("replayed", under_way.missing, choice)
+        if not under_way.letters and not under_way.hopeless:
+            _say_count(under_way.count, 0, choice)
+            return
+        _warn_of_unread(under_way.count)
+        _say_hopeless(under_way.hopeless)
+        if not under_way.letters:
+            raise WorkerError("nothing was replayed")
+        obstacles = under_way.find_obstacles() if wait else []
+        _say_obstacles(obstacles)
+        try:
+            _run_replay(under_way, as_json=as_json and not wait)
+            if wait:
+                _print_outcomes(under_way, wait_timeout, obstacles, as_json=as_json)
+        except KeyboardInterrupt:
+            _say_progress("interrupted", under_way)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except WorkerError as exc:
+            raise WorkerError(*_progress_of(str(exc), under_way)) from exc
+        if wait:
+            _end_wait(under_way, wait_timeout, as_json=as_json)
+        else:
+            _end_replay(under_way, as_json=as_json)
 
 
 @dead_letters.command("discard")
-@_with_filter
+@_with_choice
 def discard(
-    chosen: "Filter",
+    choice: "Choice",
     ids: Ids = None,
     is_all: All = False,
     limit: Limit = None,
@@ -215,200 +290,365 @@ def discard(
     dry_run: DryRun = False,
     as_json: DryRunAsJson = False,
 ) -> None:
-    """Delete dead letters permanently; the others keep their order.
+    """Delete dead letters permanently, after a question that shows them; the others keep their order.
 
     For example:
 
         onenet-worker dead-letters discard --reason invalid_command --older-than 7d --yes
     """
-    chosen = _required(chosen, ids, is_all=is_all)
+    choice = _required(choice, ids, is_all=is_all)
     if dry_run:
-        with _open() as reader:
-            listed = _list(reader, chosen, limit)
-        _refuse_missing("discarded", listed, chosen, limit)
-        _print(listed, as_json=as_json)
+        _list(choice, limit, as_json=as_json, undone="discarded")
         return
-    _refuse_json(as_json)
-    confirmed: set[bytes] | None = None
-    if not yes:
-        if not sys.stdin.isatty():
-            raise WorkerError("without a terminal, --yes is required")
-        with _open() as reader:  # closed while the question is open: the broker's consumer timeout would end it
-            found = _fetch(reader, chosen, limit)
-        if found:
-            typer.confirm(f"Delete {_counted(len(found))} permanently?", abort=True, err=True)
-        confirmed = {dead_letter.fingerprint for dead_letter in found}
-
-    def discard_each(reader: "DeadLetterReader", found: Sequence["DeadLetter"], done: Callable[[], None]) -> None:
-        for dead_letter in found:
-            if confirmed is None or dead_letter.fingerprint in confirmed:
-                reader.discard(dead_letter)
-                done()
-
-    _apply("discarded", chosen, limit, discard_each)
-
-
-def _required(chosen: "Filter", ids: Sequence[str] | None, *, is_all: bool) -> "Filter":
-    """Add ids to a filter, and require either a filter or ``--all``.
-
-    Raises:
-        WorkerError: neither is given, or both.
-    """
-    chosen = with_changes(chosen, ids=chosen.ids | frozenset(ids or ()))
-    if chosen.is_empty and not is_all:
-        raise WorkerError(
-            "no dead letters selected: give ids, --reason, --device, --source, --older-than, --newer-than or --all"
-        )
-    if is_all and not chosen.is_empty:
-        raise WorkerError("--all cannot be combined with ids or filters: use one or the other")
-    return chosen
-
-
-def _refuse_json(as_json: bool) -> None:
     if as_json:
-        raise WorkerError("--json needs --dry-run")
-
-
-def _refuse_too_many(found: Sequence["DeadLetter | Listing"], interval_s: float | None) -> None:
-    if interval_s is not None and (len(found) - 1) * interval_s > MAX_HELD_S:
-        largest = int(MAX_HELD_S / interval_s) + 1
-        raise WorkerError(f"{len(found):,} dead letters take too long at that rate: use --limit {largest} or less")
-
-
-def _open() -> "DeadLetterReader":
-    from worker.dead_letters.reader import DeadLetterReader
-    from worker.settings import load_settings
-
-    settings = load_settings()
-    return DeadLetterReader(settings.broker_address, settings.topology, settings.platform_zone)
-
-
-def _fetch(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["DeadLetter"]:
-    """Return the selected dead letters."""
-    found: list[DeadLetter] = []
-    _read(reader, chosen, limit, found, lambda dead_letter: dead_letter)
-    return found
-
-
-def _list(reader: "DeadLetterReader", chosen: "Filter", limit: int | None) -> list["Listing"]:
-    """Return what a list shows of the selected dead letters, whose bodies may be far larger together than memory."""
-    found: list[Listing] = []
-    _read(reader, chosen, limit, found, lambda dead_letter: dead_letter.listing, cuts_bodies=True)
-    return found
-
-
-def _read(
-    reader: "DeadLetterReader",
-    chosen: "Filter",
-    limit: int | None,
-    found: list[Kept],
-    kept: Callable[["DeadLetter"], Kept],
-    *,
-    cuts_bodies: bool = False,
-) -> None:
-    """Add what is to be kept of the selected dead letters to a list, as they are read."""
-    now = datetime.now(UTC)
-
-    def on_letter(dead_letter: "DeadLetter") -> None:
-        if (limit is None or len(found) < limit) and chosen.matches(dead_letter, now):
-            found.append(kept(dead_letter))
-
-    read = reader.read(on_letter, cuts_bodies=cuts_bodies)
-    if reader.waiting > read:
-        share = f"{read:,} of {reader.waiting:,}"
-        typer.echo(f"onenet-worker: only {share} dead letters can be read at once; their order is lost", err=True)
-
-
-def _refuse_missing(past: str, found: Sequence["DeadLetter | Listing"], chosen: "Filter", limit: int | None) -> None:
-    missing = chosen.ids - {dead_letter.command_id for dead_letter in found}
-    if missing and limit is None:
-        raise _missing(sorted(missing), f"; nothing was {past}")
-
-
-def _apply(
-    past: str,
-    chosen: "Filter",
-    limit: int | None,
-    action: Callable[["DeadLetterReader", Sequence["DeadLetter"], Callable[[], None]], None],
-) -> None:
-    """Apply an action to each selected dead letter, and report how many were processed, also after an error."""
-    done = 0
-    with _open() as reader:
-        found = _fetch(reader, chosen, limit)
-        _refuse_missing(past, found, chosen, limit)
+        raise typer.BadParameter("--json needs --dry-run")
+    service, plan = _service(), None
+    if not yes:
+        require_person_or_yes(yes=yes)
+        plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
+        _refuse_missing("discarded", plan.found.missing, choice)
+        if not plan.found.letters:
+            _say_count(plan.found.count, 0, choice)
+            return
+        _show_plan(plan.found)
+        confirm(f"Delete {_these(len(plan.found.letters))} permanently?", "nothing was discarded")
+    with service.discard(choice, limit=limit, plan=plan) as under_way:
+        _refuse_missing("discarded", under_way.missing, choice)
+        total = len(under_way.letters)
         try:
-            with progress(past, len(found)) as advance:
-
-                def count() -> None:
-                    nonlocal done
-                    done += 1
+            with progress("discarding", total, is_shown=total >= _BAR_FROM) as advance:
+                for _ in under_way.run():
                     advance()
-
-                action(reader, found, count)
         except KeyboardInterrupt:
-            typer.echo(f"onenet-worker: interrupted: {past} {done:,} of {_counted(len(found))}", err=True)
+            note(f"interrupted: discarded {under_way.deleted:,} of {counted(total, 'dead letter')}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except WorkerError as exc:
-            raise WorkerError(f"{exc}; {past} {done:,} of {_counted(len(found))}") from exc
-    typer.echo(f"{past} {_counted(done)}")
+            raise WorkerError(f"{exc}; discarded {under_way.deleted:,} of {counted(total, 'dead letter')}") from exc
+    print_line(f"discarded {counted(total, 'dead letter')}")
+    if plan is not None and total < len(plan.found.letters):
+        note(f"{len(plan.found.letters) - total:,} of those that you confirmed were no longer there")
 
 
-def _missing(ids: Sequence[str], consequence: str = "") -> WorkerError:
-    return WorkerError(f"no dead letter with id {', '.join(ids)}{consequence}")
+def _required(choice: "Choice", ids: Sequence[str] | None, *, is_all: bool) -> "Choice":
+    """Add ids to a choice, and require either a choice or ``--all``.
+
+    Raises:
+        BadParameter: neither is given, or both.
+    """
+    choice = replaced(choice, names=choice.names | frozenset(ids or ()))
+    if choice.is_empty and not is_all:
+        raise typer.BadParameter(
+            "no dead letters selected: give ids, --reason, --device, --source, --older-than, --newer-than or --all"
+        )
+    if is_all and not choice.is_empty:
+        raise typer.BadParameter("--all cannot be combined with ids or filters: use one or the other")
+    return choice
 
 
-def _counted(count: int) -> str:
-    return f"{count:,} dead letter{'' if count == 1 else 's'}"
+def _service() -> "DeadLetters":
+    from worker.admin.dead_letters import DeadLetters
+    from worker.cli.settings import read_settings
+
+    settings = read_settings()
+    return DeadLetters(settings.broker_address, settings.topology, settings.platform_zone)
 
 
-def _print(found: Sequence["Listing"], *, as_json: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _list(
+    choice: "Choice",
+    limit: int | None,
+    *,
+    newest_first: bool = False,
+    as_json: bool,
+    undone: str | None = None,
+    leaves_hopeless: bool = False,
+) -> int:
+    """Print dead letters; returns how many.
 
-    from worker.dead_letters.view import summary, utc
-
+    Args:
+        choice: which.
+        limit: how many at most.
+        newest_first: the newest, and these first.
+        as_json: whole, as JSON.
+        undone: of a dry run: what is not done to them. Then a missing id is an error, as it is without a dry run.
+        leaves_hopeless: leave out what fails again at once if it is replayed, and say so.
+    """
     if as_json:
-        for dead_letter in found:
-            typer.echo(printable_json(summary(dead_letter)))
-        return
-    table = Table("dead-lettered", "reason", "command id", "device", "source", "expires", "error")
+        from worker.admin.spool import Spool
+
+        with Spool() as spool:
+            documents = _service().find_documents(
+                choice, spool, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless
+            )
+            _warn_of_missing(documents.missing, undone, choice)
+            _say_hopeless(documents.hopeless)
+            for line in documents:
+                print_json_line(line)
+            shown = len(documents.places)
+            if shown < documents.count.matching:
+                _say_count(documents.count, shown, choice, newest_first=newest_first)
+            else:
+                _warn_of_unread(documents.count)
+            return shown
+    found = _service().find(choice, limit=limit, is_newest_first=newest_first, leaves_hopeless=leaves_hopeless)
+    _warn_of_missing(found.missing, undone, choice)
+    _say_hopeless(found.hopeless)
+    _print_letters(found.letters, found.short)
+    _say_count(found.count, len(found.letters), choice, newest_first=newest_first)
+    return len(found.letters)
+
+
+def _print_letters(letters: Sequence["Listing"], short: Callable[[str], str], *, stderr: bool = False) -> None:
     now = datetime.now(UTC)
-    for dead_letter in found:
-        expires = utc(dead_letter.expires_at, timespec="seconds") or ""
-        if dead_letter.expires_at is not None and dead_letter.expires_at <= now:
-            expires = "has expired"
-        cells = (
-            utc(dead_letter.failed_at, timespec="seconds"), dead_letter.reason, dead_letter.command_id,
-            dead_letter.imei, dead_letter.source, expires, dead_letter.error,
+    rows = []
+    for letter in letters:
+        error = letter.error or ""
+        if letter.expires_at is not None and letter.expires_at <= now and letter.reason != "expired":
+            error = f"has expired; {error}" if error else "has expired"
+        rows.append(
+            (
+                short(letter.digest), short_time(letter.failed_at), letter.reason, letter.command_id or "",
+                letter.imei or "", letter.source or "", error,
+            )
         )  # fmt: skip
-        table.add_row(*(Text(printable((cell or "").replace("\n", " "))) for cell in cells))
-    if found:
-        _console().print(table)
-    typer.echo(_counted(len(found)), err=True)
+    headings = ("digest", "failed at", "reason", "command id", "device", "source", "error")
+    print_rows(headings, rows, ((0, 1, 2), (3, 4, 5), (6,)), stderr=stderr)
 
 
-def _show(dead_letter: "DeadLetter") -> None:
+def _print_groups(groups: Sequence["Group"], short: Callable[[str], str], *, stderr: bool = False) -> None:
+    rows = [
+        (counted(each.count, "letter"), each.reason, _span(each), short(each.example), each.error or "")
+        for each in groups
+    ]
+    headings = ("number", "reason", "failed at", "for example", "its error")
+    print_rows(headings, rows, ((0, 1, 2), (3, 4)), stderr=stderr)
+
+
+def _span(group: "Group") -> str:
+    if group.oldest == group.newest:
+        return short_time(group.oldest)
+    return f"{short_time(group.oldest)} to {short_time(group.newest)}"
+
+
+def _say_count(count: "Count", shown: int, choice: "Choice", *, newest_first: bool = False) -> None:
+    """Say how many dead letters there are, whatever a limit shows of them, and what to do where there is none."""
+    _warn_of_unread(count)
+    total = counted(count.read, "dead letter")
+    if not count.read:
+        note("there are no dead letters: no command has failed, or all were replayed or discarded")
+    elif not count.matching:
+        note(f"0 of {total} match: onenet-worker dead-letters summary shows what there is")
+    else:
+        shown_text = shown_of(shown, count.matching, "dead letter", newest_first=newest_first)
+        matches = "that matches" if count.matching == 1 else "that match"
+        among = "" if choice.is_empty else f" {matches}, of {count.read:,} in all"
+        note(f"{shown_text}{among}; {times_note()}")
+
+
+def _warn_of_unread(count: "Count") -> None:
+    if count.waiting > count.read:
+        share = f"{count.read:,} of {count.waiting:,}"
+        note(f"only {share} dead letters can be read at once; their order is lost")
+
+
+def _refuse_missing(past: str, missing: Sequence[str], choice: "Choice | None") -> None:
+    if missing:
+        raise _missing(missing, f"; nothing was {past}", choice)
+
+
+def _warn_of_missing(missing: Sequence[str], undone: str | None = None, choice: "Choice | None" = None) -> None:
+    if undone is not None:
+        _refuse_missing(undone, missing, choice)
+    elif missing:
+        note(str(_missing(missing, choice=choice)))
+
+
+def _missing(names: Sequence[str], consequence: str = "", choice: "Choice | None" = None) -> WorkerError:
+    from worker.dead_letters.selection import SHORTEST_BEGINNING
+
+    short = any(len(name) < SHORTEST_BEGINNING for name in names)
+    hint = f" (the beginning of an id needs {SHORTEST_BEGINNING} characters)" if short else ""
+    is_filtered = choice is not None and not choice.conditions.is_empty
+    among = " among those that the other options choose" if is_filtered else ""
+    return WorkerError(f"no dead letter with id {_some(names)}{hint}{among}{consequence}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names for people: the first of very many."""
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _show_plan(found: "Found") -> None:
+    """Show what is to be deleted."""
+    if len(found.letters) <= _MAX_ROWS:
+        _print_letters(found.letters, found.short, stderr=True)
+    else:
+        from worker.dead_letters.groups import Groups
+
+        groups = Groups()
+        for letter in found.letters:
+            groups.add(letter)
+        _print_groups(groups.largest_first(), found.short, stderr=True)
+
+
+def _these(count: int) -> str:
+    return "this dead letter" if count == 1 else f"these {counted(count, 'dead letter')}"
+
+
+def _say_hopeless(letters: Sequence["Listing"]) -> None:
+    """Say what is not replayed because it has expired."""
+    if not letters:
+        return
+    which = f"{counted(len(letters), 'dead letter')}: {_some([letter.name for letter in letters])}"
+    note(f"not replayed, because expired_time has passed and a replay would fail again at once: {which}")
+    note(
+        "let the upstream system publish new commands, then discard these; --include-expired replays them all the same"
+    )
+
+
+def _say_obstacles(obstacles: Sequence["Obstacle"]) -> None:
+    for obstacle in obstacles:
+        note(f"commands may wait: {obstacle}")
+
+
+def _run_replay(under_way: "Replay", *, as_json: bool) -> None:
+    """Replay, and print each as JSON once it is replayed, if that is wanted."""
+    from worker.dead_letters.view import summary as fields_of
+
+    total = len(under_way.letters)
+    with progress("replaying", total, is_shown=not as_json and total >= _BAR_FROM) as advance:
+        for letter in under_way.run():
+            advance()
+            if as_json:
+                print_json(fields_of(letter))
+
+
+def _end_replay(under_way: "Replay", *, as_json: bool) -> None:
+    """Say how many were replayed, and why they are not sent."""
+    if not as_json:
+        print_line(f"replayed {counted(under_way.replayed, 'dead letter')}")
+    if under_way.replayed:
+        _say_obstacles(under_way.find_obstacles())
+
+
+def _print_outcomes(under_way: "Replay", timeout_s: float, known: Sequence["Obstacle"], *, as_json: bool) -> None:
+    kinds = {(each.kind, each.scope) for each in known}
+
+    def on_obstacle(obstacle: "Obstacle") -> None:
+        if (obstacle.kind, obstacle.scope) not in kinds:
+            _say_obstacles([obstacle])
+
+    if not as_json:
+        note(f"replayed {counted(under_way.replayed, 'dead letter')}: waiting for the outcomes")
+    for outcome in under_way.outcomes(timeout_s, on_obstacle):
+        if as_json:
+            _print_outcome(outcome.letter, outcome.reply)
+            continue
+        uuid, error = outcome.reply.get("uuid"), outcome.error
+        about = f"uuid {uuid}" if uuid else f"{error.get('code')}: {error.get('message')}"
+        cells = (f"{outcome.status:<8}", outcome.letter.name, outcome.letter.imei or "", about)
+        print_line(printable("  ".join(cell for cell in cells if cell)))
+
+
+def _print_outcome(letter: "Listing", reply: dict[str, Any] | None) -> None:
+    print_json({"digest": letter.digest, "command_id": letter.command_id, "reply": reply})
+
+
+def _end_wait(under_way: "Replay", timeout_s: float, *, as_json: bool) -> None:
+    """Say what became of the replayed ones, by outcome, and which have none.
+
+    Raises:
+        WorkerError: an outcome is missing.
+    """
+    by_outcome = under_way.count_outcomes()
+    waiting = under_way.without_outcome
+    parts = [f"{count:,} {outcome}" for outcome, count in by_outcome.items()]
+    if waiting:
+        parts.append(f"{len(waiting):,} without an outcome")
+    if not as_json:
+        said = f": {', '.join(parts)}" if parts else ""
+        print_line(f"replayed {counted(under_way.replayed, 'dead letter')}{said}")
+    if waiting:
+        if as_json:
+            for letter in waiting:
+                _print_outcome(letter, None)
+        raise WorkerError(
+            f"no outcome after {timeout_s:g} s of {_some([letter.name for letter in waiting])}",
+            *(f"commands may wait: {obstacle}" for obstacle in under_way.find_obstacles()),
+            "nothing is lost: workers go on trying, and reply to the upstream system; "
+            "onenet-worker status COMMAND_ID tells what is known",
+        )
+    if set(by_outcome) - {"accepted"}:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _say_progress(what: str, under_way: "Replay") -> None:
+    for line in _progress_of(what, under_way):
+        note(line)
+
+
+def _progress_of(what: str, under_way: "Replay") -> list[str]:
+    """Return how far a replay came, for its end in the middle: what was replayed, what was not, and what is unsure."""
+    ids = Counter(letter.name for letter in under_way.letters)
+    names = [
+        letter.name if ids[letter.name] == 1 else f"{letter.name} ({under_way.short(letter.digest)})"
+        for letter in under_way.letters
+    ]
+    done, left = names[: under_way.replayed], names[under_way.replayed :]
+    lines = [f"{what}: replayed {len(done):,} of {counted(len(names), 'dead letter')}"]
+    if under_way.is_unsure and left:
+        unsure, *left = left
+        lines.append(f"perhaps replayed as well: {unsure}; if it is still there, replaying it again does no harm")
+    if done and left:
+        lines.append(f"replayed: {_some(done)}")
+    if left:
+        lines.append(f"not replayed, and still in the queue: {_some(left)}")
+    elif under_way.is_watched and (waiting := under_way.without_outcome):
+        lines.append(f"without an outcome so far: {_some([letter.name for letter in waiting])}")
+    return lines
+
+
+def _show(shown: "Shown") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from worker.dead_letters.view import details
-
-    fields = details(dead_letter)
-    headers, properties = fields.pop("headers"), fields.pop("properties")
-    body = json.dumps(json.loads(dead_letter.body), indent=2, ensure_ascii=False) if dead_letter.is_json else None
-    fields.pop("body", None)
-    fields.pop("body_base64", None)
-    table = Table(show_header=False)
-    for section, values in (("", fields), ("property ", properties), ("header ", headers)):
-        for name, value in values.items():
-            if value is not None:
-                text = value if isinstance(value, str) else printable_json(value)
-                table.add_row(Text(printable(section + name)), Text(printable(text)))
-    table.add_row(Text("body"), Text(printable(body or dead_letter.body.decode(errors="backslashreplace"), keep="\n")))
-    _console().print(table)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 10_000)  # a pipe has no width: do not wrap
+    listing, document = shown.listing, shown.document
+    expires = local_time(listing.expires_at)
+    if listing.expires_at is not None and listing.expires_at <= datetime.now(UTC):
+        expires += " (has expired)"
+    said = (("x-onenet-error", listing.error), ("x-onenet-reason", listing.reason))
+    values = {
+        "digest": listing.digest,
+        "command id": listing.command_id,
+        "device": listing.imei,
+        "reason": listing.reason,
+        "error": listing.error,
+        "failed at": local_time(listing.failed_at),
+        "expires at": expires,
+        "source": listing.source,
+        "routing key": document["routing_key"],
+        **{f"property {name}": value for name, value in document["properties"].items()},
+        **{
+            f"header {name}": value
+            for name, value in document["headers"].items()
+            if name != "x-delivery-count" and (name, value) not in said
+        },
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        if value not in (None, ""):
+            text = value if isinstance(value, str) else printable_json(value)
+            table.add_row(Text(printable(name), "dim"), Text(printable(text)))
+    target = console()
+    target.print(Text(f"dead letter {shown.short}", "bold"))
+    target.print(table)
+    target.print(Text("body", "bold"))
+    target.print(Text(printable(shown.text, keep="\n")), overflow="fold")
+    target.print(Text("what it means", "bold"))
+    target.print(Text(printable(shown.advice.meaning)))
+    target.print(Text("replay it?", "bold"))
+    target.print(Text(printable(shown.advice.replay) + "."))
+    for command in shown.advice.commands:
+        target.print(Text(printable(f"  {command}")), soft_wrap=True)

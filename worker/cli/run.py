@@ -18,8 +18,15 @@ def run() -> None:
     import_structlog_without_rich()
 
     from worker import app
+    from worker.cli.settings import note_unknown_settings
+    from worker.errors import SettingsError
     from worker.settings import load_settings
 
     gc.enable()
+    try:
+        exit_code = app.run(load_settings())
+    except SettingsError:
+        note_unknown_settings()  # a worker that starts logs them; one of them may be the setting that is missing
+        raise
     # Exits at once: the interpreter would wait for asyncio's threads, one of which may be resolving a host name.
-    os._exit(app.run(load_settings()))
+    os._exit(exit_code)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.terminal import print_line
+
 
 class Document(StrEnum):
     """The documents that can be printed."""
@@ -31,4 +33,4 @@ def schema(document: Annotated[Document, typer.Argument(help="The document to pr
         Document.RESULT: contracts.result_schema,
         Document.ASYNCAPI: contracts.asyncapi,
     }[document]()
-    typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
+    print_line(json.dumps(made, indent=2, ensure_ascii=False))

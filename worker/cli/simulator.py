@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.development import not_installed
+from worker.cli.terminal import print_line
 from worker.errors import SettingsError, WorkerError
 
 if TYPE_CHECKING:
@@ -148,13 +150,13 @@ def simulator(
     try:
         server = Simulator(platform, plan, latency_s=latency, host=host, port=port)
     except OSError as exc:
-        raise WorkerError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
-    typer.echo(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
+        raise WorkerError(f"cannot listen on {host}:{port}: {_listen_fault(exc, host)}") from exc
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again after its shutdown
     try:
+        print_line(f"OneNET simulator at {server.url}, faults at {server.url}/control/faults; ctrl-C stops it")
         asyncio.run(server.serve())
     except KeyboardInterrupt:
-        typer.echo("stopped")
+        print_line("stopped")
 
 
 def _key(variable: str, option: str | None) -> str | None:
@@ -169,13 +171,24 @@ def _key(variable: str, option: str | None) -> str | None:
     return key
 
 
+def _listen_fault(error: OSError, host: str) -> str:
+    from worker.core.connection_faults import connection_fault
+
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there already: stop it, or choose another --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address"
+    return connection_fault(error, host)
+
+
 def _parse(text: str) -> "Fault":
     from pydantic import ValidationError
 
+    from worker.core.validation import messages
     from worker.simulator.faults import Fault
 
     try:
         return Fault.model_validate(text)
     except ValidationError as exc:
-        reasons = "; ".join(f"{error['loc'][0]}: {error['msg']}" for error in exc.errors(include_url=False))
+        reasons = "; ".join(f"{name}: {message}" for name, message in messages(exc).items())
         raise SettingsError([f"--fault {text}: {reasons}"]) from exc

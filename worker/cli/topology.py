@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.terminal import print_line
+
 
 def topology(
     as_json: Annotated[
@@ -19,15 +21,15 @@ def topology(
     """
     from worker.amqp.blocking import declare
     from worker.amqp.connection import connection_parameters, printable_address
-    from worker.settings import load_settings
+    from worker.cli.settings import read_settings
 
-    settings = load_settings()
+    settings = read_settings()
     wanted = settings.topology
     if as_json:
         vhost = connection_parameters(settings.broker_address)[0].virtual_host
-        typer.echo(json.dumps(wanted.definitions(vhost), indent=2))
+        print_line(json.dumps(wanted.definitions(vhost), indent=2))
         return
     parameters = declare(settings.broker_address, wanted)
     lines = [f"exchange  {exchange.name}" for exchange in wanted.exchanges()]
     lines += [f"queue     {queue.name}" for queue in wanted.queues()]
-    typer.echo(f"declared on {printable_address(parameters)}:\n  " + "\n  ".join(lines))
+    print_line(f"declared on {printable_address(parameters)}:\n  " + "\n  ".join(lines))

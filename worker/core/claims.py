@@ -27,13 +27,15 @@ class Key:
 
     ``content_hash``: equal for equal content. ``match_key``: equal for commands that the platform's history cannot tell
     apart; two commands with different ids and the same match key are lookalikes. ``app_id``: the upstream system to
-    which the command id belongs; empty where it is not known.
+    which the command id belongs; empty where it is not known. ``field_digests``: tell in which fields two contents
+    differ; empty where they are not known.
     """
 
     command_id: str
     content_hash: bytes
     match_key: bytes
     app_id: str = ""
+    field_digests: bytes = b""
 
     @property
     def scoped_id(self) -> str:
@@ -120,7 +122,12 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class KeyReused:
-    """The command id belongs to a command with other content."""
+    """The command id belongs to a command with other content.
+
+    ``fields``: names of those that differ; none where the record does not tell.
+    """
+
+    fields: tuple[str, ...] = ()
 
 
 Claim = Unseen | KnownNotSent | Unresolved | InProgress | Completed | KeyReused

@@ -1,11 +1,20 @@
 """A valid command, and what identifies its content."""
 
 import hashlib
+import struct
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 MAX_PRODUCT_CHARS = 100  # of a configured product's name, which is a label of metrics
+# In the order of their digests, which is part of every record.
+CONTENT_FIELDS = (
+    "imei", "obj_id", "obj_inst_id", "res_id", "expired_time", "valid_time", "retry", "timeout", "trigger_msg", "args",
+    "product",
+)  # fmt: skip
+_DIGESTS = struct.Struct(f">{len(CONTENT_FIELDS)}H")
+FIELD_DIGESTS_BYTES = _DIGESTS.size
 PLATFORM_DEFAULTS = {"retry": 3, "timeout": 25, "trigger_msg": 7}  # used by the platform for absent parameters
 
 
@@ -40,6 +49,20 @@ class Command:
         given = (self.retry, self.timeout, self.trigger_msg, self.product)
         return _hash(self._target(), given, self.valid_at and self.valid_at.timestamp())
 
+    def field_digests(self) -> bytes:
+        """Return two bytes of each field of the content, which tell the fields in which two commands of one id differ.
+
+        They are no proof: ``content_hash`` is.
+        """
+        key = zlib.crc32(self.scoped_id.encode("utf-8", "surrogatepass"))
+        valid_at = None if self.valid_at is None else self.valid_at.timestamp()
+        values = (
+            self.imei, self.obj_id, self.obj_inst_id, self.res_id, self.expires_at.timestamp(), valid_at, self.retry,
+            self.timeout, self.trigger_msg, self.args, self.product,
+        )  # fmt: skip
+        crc32 = zlib.crc32
+        return _DIGESTS.pack(*(0 if each is None else crc32(str(each).encode(), key) & 0xFFFF for each in values))
+
     def match_key(self) -> bytes:
         """Return 16 bytes that are the same for whatever the platform's history may not tell apart.
 
@@ -55,6 +78,14 @@ class Command:
     def _target(self) -> tuple[object, ...]:
         numbers = self.obj_id, self.obj_inst_id, self.res_id
         return self.imei, *numbers, self.expires_at.timestamp(), self.args
+
+
+def differing_fields(recorded: bytes, given: bytes) -> tuple[str, ...]:
+    """Return the names of the fields whose digests differ; none if one of the two has no digests."""
+    if len(recorded) != FIELD_DIGESTS_BYTES or len(given) != FIELD_DIGESTS_BYTES:
+        return ()
+    pairs = zip(CONTENT_FIELDS, _DIGESTS.unpack(recorded), _DIGESTS.unpack(given), strict=True)
+    return tuple(name for name, one, other in pairs if one != other)
 
 
 def product_name(given: str | None) -> str | None:

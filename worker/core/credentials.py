@@ -16,7 +16,13 @@ from worker.core.urls import MANY_SEGMENTS, NO_USER, UrlForm
 ID_PATTERN = r"^[A-Za-z0-9_-]+$"  # of a product and of a user
 Generation = Literal["v1", "v2"]
 Api = Literal["auto", "v1", "v2"]
-_PLATFORM = UrlForm("http", "https", user=NO_USER, path=MANY_SEGMENTS)
+_PLATFORM = UrlForm(
+    "http",
+    "https",
+    user=NO_USER,
+    path=MANY_SEGMENTS,
+    wanted="https://host, or http://host, with a path or without; no user, no query, no fragment",
+)
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 _STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -91,11 +97,7 @@ def platform_url(url: str) -> str:
     Raises:
         ValueError: it is not the URL of a platform; the message does not quote it.
     """
-    try:
-        return _PLATFORM.check(url).rstrip("/")
-    except ValueError:
-        wanted = "https://host, or http://host, with a path or without; no user, no query, no fragment"
-        raise ValueError(f"must be {wanted}") from None
+    return _PLATFORM.check(url).rstrip("/")
 
 
 def generation(api: Api, url: str) -> Generation:

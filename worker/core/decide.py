@@ -15,6 +15,7 @@ from worker.core.envelope import Envelope
 from worker.core.outcome import Accepted, Failed, Outcome, Rejected, outcome_unknown
 from worker.core.poison import crash_count, crash_count_of_copy, is_poison, may_read_history, poisoned
 from worker.core.resolution import AwaitReconciliation, Postpone, Retry
+from worker.core.times import as_understood
 
 InDoubtMode = Literal["reconcile", "dead-letter", "resend"]
 NO_RECORD = "no record tells what became of it"
@@ -138,7 +139,8 @@ def decide(
     if next_attempt > policy.max_attempts:
         failed = Failed("retries_exhausted", f"given up after {attempt} attempts: {reason}")
     elif now + timedelta(seconds=delay_s) >= expires_at:
-        failed = Failed("expired", f"expired_time comes before the next attempt, {delay_s} s from now: {reason}")
+        expires = as_understood(expires_at)
+        failed = Failed("expired", f"expired_time, {expires}, comes before the next attempt in {delay_s} s: {reason}")
     elif is_free:
         return Postpone(delay_s, attempt, reason, doubt, has_jitter=asked_s is None)
     else:
@@ -170,7 +172,7 @@ def decide_full(
     in_time = [delay_s for delay_s in policy.delays_s if now + timedelta(seconds=delay_s) < expires_at]
     if in_time:
         return Postpone(postponement_s(in_time, rested_s), attempt, reason, doubt, has_jitter=True)
-    failed = Failed("expired", f"expired_time comes before the next look: {reason}")
+    failed = Failed("expired", f"expired_time, {as_understood(expires_at)}, comes before the next look: {reason}")
     return failed if doubt is None else outcome_unknown(failed.message)
 
 

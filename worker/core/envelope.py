@@ -25,10 +25,12 @@ class Replay:
 
     ``failed_at``: when the command failed, to the millisecond, so that each failure is replayed once, however often the
     order arrives. ``doubt``: when the command may have been sent before; None: it is known not to have been cached.
+    ``code``: the error code of that failure, on the order itself and on no copy of it; else empty.
     """
 
     failed_at: datetime
     doubt: DoubtWindow | None
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,11 @@ class Envelope:
     def may_have_been_sent(self) -> bool:
         """Whether the command may have been sent before, as far as the message says."""
         return self.is_redelivered or self.attempt > 1 or self.doubt is not None or self.replay is not None
+
+    @property
+    def repeats_unknown_product(self) -> bool:
+        """Whether nothing has been tried since the command failed because nobody knew its product."""
+        return self.replay is not None and self.replay.code == "unknown_product" and not self.is_redelivered
 
     @property
     def may_have_twin(self) -> bool:

@@ -4,31 +4,47 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Literal, NoReturn
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_BODY_BYTES
+from schemas.command import COMMAND, COMMAND_ID_PATTERN, MAX_ARGS_BYTES, MAX_BODY_BYTES
 from schemas.reply import Detail
 from worker.core.command import Command, product_name
 from worker.core.envelope import Envelope, Task
+from worker.core.json_faults import json_words
 from worker.core.outcome import outcome_unknown
 from worker.core.poison import is_quarantined
 from worker.core.tenants import violations, was_never_sent
-from worker.core.times import parse_time
+from worker.core.times import as_understood, parse_time, wrong_form
 from worker.errors import InvalidCommand, InvalidMessage, RefusedInDoubt, UnusableCommand
 
 _COMMAND_ID = re.compile(COMMAND_ID_PATTERN.removesuffix("$") + r"\Z")
 _IMEI = re.compile(r"(?:[0-9]{15}|[0-9]{4})\Z")
 _TRIGGER_BITS = {"REGISTER": 1, "UPDATE": 2, "NOTIFY": 4}
-_FORMS = {
-    "command_id": "must be 1-128 of A-Za-z0-9._:-",
-    "imei": "must be 15 digits, or 4",
-    "expired_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
-    "valid_time": "must be a time as YYYY-MM-DDTHH:MM:SS, with an offset or without",
+_IDENTIFIER = "must be a whole number from 0 to 65535"
+# What each field must be, whatever is wrong with it; tests/core/test_parsing.py compares the limits with the schema.
+_RULES = {
+    "command_id": "must be a string of 1-128 of A-Za-z0-9._:-",
+    "imei": "must be a string of 15 digits, or 4",
+    "obj_id": _IDENTIFIER,
+    "obj_inst_id": _IDENTIFIER,
+    "res_id": _IDENTIFIER,
+    "retry": "must be a whole number from 0 to 10",
+    "timeout": "must be a whole number from 5 to 40 (seconds)",
+    "trigger_msg": "must be a whole number from 1 to 7, or a list of REGISTER, UPDATE and NOTIFY, each at most once",
+    "args": f"must be a string of at most {MAX_ARGS_BYTES} bytes in UTF-8",
+    "product": "must be a string",
 }
+_TIMES: tuple[Literal["expired_time", "valid_time"], ...] = ("expired_time", "valid_time")
+_KINDS: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number with a fraction or an exponent",
+    str: "a string", list: "a list", dict: "an object",
+}  # fmt: skip
+_OTHER_KIND = frozenset({"string_type", "int_type"})
+# What Python's decoder says, and what it means; its words are no interface.
 _MAX_DETAILS = 20
 _MAX_FIELD_CHARS = 100
 
@@ -95,10 +111,10 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo, app_i
     try:
         command = COMMAND.validate_python(fields)
     except ValidationError as exc:
-        found = _details(exc)
+        found = _details(exc, fields)
         invalid(found + [detail for detail in details if detail.field not in {item.field for item in found}])
     times = dict[str, datetime]()
-    for name in ("expired_time", "valid_time"):
+    for name in _TIMES:
         if name in command:
             try:
                 times[name] = parse_time(str(command[name]), platform_zone)
@@ -106,7 +122,9 @@ def read_command(body: bytes, message_id: object, platform_zone: ZoneInfo, app_i
                 details.append(Detail(field=name, message=str(exc)))
     valid_at = times.get("valid_time")
     if valid_at is not None and "expired_time" in times and times["expired_time"] <= valid_at:
-        details.append(Detail(field="expired_time", message="must be later than valid_time"))
+        expired, valid = as_understood(times["expired_time"]), as_understood(valid_at)
+        message = f"must be later than valid_time: it was read as {expired}, and valid_time as {valid}"
+        details.append(Detail(field="expired_time", message=message))
     if details or command_id is None:
         invalid(details)
     trigger = command.get("trigger_msg")
@@ -200,11 +218,15 @@ def _parse(body: bytes) -> dict[str, object]:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise _invalid_message("", f"the body is not UTF-8: byte {exc.start}") from exc
+        raise _invalid_message("", f"the body is not UTF-8: byte {exc.start + 1}") from exc
+    if not text.strip():
+        raise _invalid_message("", "the body is empty")
+    if text.startswith("\ufeff"):
+        raise _invalid_message("", "the body is not JSON: it begins with a byte order mark")
     try:
         found = _DECODER.decode(text)
     except json.JSONDecodeError as exc:
-        raise _invalid_message("", f"the body is not JSON: {exc}") from exc
+        raise _invalid_message("", f"the body is not JSON: {_json_error(exc)}") from exc
     except (RecursionError, ValueError) as exc:  # nested too deep; an integer of thousands of digits
         raise _invalid_message("", "the body is not JSON that can be read: too deep, or a number too long") from exc
     if not isinstance(found, dict):
@@ -212,25 +234,36 @@ def _parse(body: bytes) -> dict[str, object]:
     return found
 
 
-def _details(error: ValidationError) -> list[Detail]:
-    """One detail per error, named by the top-level field, without the value that was given."""
-    details = []
+def _json_error(error: json.JSONDecodeError) -> str:
+    line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
+    return f"{line}column {error.colno}: {json_words(error)}"
+
+
+def _details(error: ValidationError, fields: dict[str, object]) -> list[Detail]:
+    """One detail per error, named by the top-level field, without the value that was given unless it is a time."""
+    details: dict[str, Detail] = {}
     for item in error.errors(include_input=False, include_url=False, include_context=False)[:_MAX_DETAILS]:
-        field = _printable(str(item["loc"][0])) if item["loc"] else ""
-        details.append(Detail(field=field, message=_message(item, field)))
-    return details
+        name = str(item["loc"][0]) if item["loc"] else ""
+        # A list may have several errors, which are all told by the field's rule.
+        details.setdefault(name, Detail(field=_printable(name), message=_message(item, name, fields)))
+    return list(details.values())
 
 
-def _message(error: ErrorDetails, field: str) -> str:
+def _message(error: ErrorDetails, name: str, fields: dict[str, object]) -> str:
     match error["type"]:
         case "missing":
             return "is required"
         case "extra_forbidden":
             return "is not a field of a command"
-        case "string_pattern_mismatch":
-            return _FORMS[field]
-        case _:
-            return error["msg"].removeprefix("Value error, ")
+        case "value_error":
+            return error["msg"].removeprefix("Value error, ")  # our own words
+    if name in _TIMES:
+        return wrong_form(fields[name])
+    if error["type"] == "string_unicode":
+        return f"{'must' if name else 'the name of a field must'} not contain a lone surrogate: UTF-8 cannot encode it"
+    is_item = isinstance(error["loc"][-1], int)
+    other = f", not {_KINDS[type(fields[name])]}" if error["type"] in _OTHER_KIND and not is_item else ""
+    return f"{_RULES[name]}{other}"
 
 
 def _printable(field: str) -> str:

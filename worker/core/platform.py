@@ -90,6 +90,42 @@ class FoundStates:
     error: HistoryUnreadable | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CachedCommand:
+    """One entry of a device's command history.
+
+    Attributes:
+        uuid: empty if the history does not show one that is usable.
+        kind: the platform's word, such as ``EXECUTE``; None: unknown.
+        created_at: when it was cached, aware; None: unknown.
+        valid_at: before this time it is not sent; None: unknown.
+        expires_at: after this time it is not sent; None: unknown.
+        state: what became of it.
+    """
+
+    uuid: str
+    kind: str | None
+    created_at: datetime | None
+    valid_at: datetime | None
+    expires_at: datetime | None
+    state: EntryState
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHistory:
+    """The cached commands of a device.
+
+    Attributes:
+        commands: in the order that was asked for, and no more than that.
+        total: how many the platform has.
+        is_whole: whether all of them were read.
+    """
+
+    commands: tuple[CachedCommand, ...]
+    total: int
+    is_whole: bool
+
+
 class ResultHistories(Protocol):
     """Tells what became of accepted commands."""
 

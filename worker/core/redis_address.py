@@ -13,16 +13,21 @@ from worker.core.urls import HOW_TO_WRITE, NUMBER, USER, UrlForm
 
 MAX_TIMEOUT_S = 60.0
 _PORT, _SENTINEL_PORT = 6379, 26379
-_SERVER = UrlForm("redis", "rediss", user=USER, path=NUMBER, has_options=True)
-_SENTINEL = UrlForm(
-    r"redis\+sentinel", r"rediss\+sentinel", user=USER, path=r"/[A-Za-z0-9._-]{1,200}(?:/[0-9]{0,9})?", has_options=True
-)
-_NODES = re.compile(r"(?P<before>[^/]*//(?:.*@)?)(?P<nodes>[^/@?]*)(?P<after>.*)")
 _WANTED = (
     "memory://, redis://user:password@host:port/number, rediss://… for TLS, or "
     "redis+sentinel://user:password@host:port,host:port/master name/number, rediss+sentinel://… for TLS; "
     "within user and password " + HOW_TO_WRITE
 )
+_SERVER = UrlForm("redis", "rediss", user=USER, path=NUMBER, wanted=_WANTED, has_options=True)
+_SENTINEL = UrlForm(
+    "redis+sentinel",
+    "rediss+sentinel",
+    user=USER,
+    path=r"/[A-Za-z0-9._-]{1,200}(?:/[0-9]{0,9})?",
+    wanted=_WANTED,
+    has_options=True,
+)
+_NODES = re.compile(r"(?P<before>[^/]*//(?:.*@)?)(?P<nodes>[^/@?]*)(?P<after>.*)")
 
 
 def _seconds(text: str) -> float:
@@ -107,9 +112,9 @@ class RedisAddress:
     sentinel_options: Mapping[str, object]
 
     def __str__(self) -> str:
-        """Name the address without its secrets."""
+        """Name hosts and ports; the other parts of the URL may be secrets, or parts of one."""
         nodes = ", ".join(f"{host}:{port}" for host, port in self.nodes)
-        return f"Redis at {nodes}" if self.master is None else f"Redis {self.master}, by the Sentinels at {nodes}"
+        return f"Redis at {nodes}" if self.master is None else f"Redis, by the Sentinels at {nodes}"
 
     @classmethod
     def parse(cls, url: str) -> "RedisAddress":
@@ -123,13 +128,10 @@ class RedisAddress:
         has_sentinels = scheme.lower().endswith("+sentinel")
         form, default_port = (_SENTINEL, _SENTINEL_PORT) if has_sentinels else (_SERVER, _PORT)
         found = _NODES.fullmatch(url)
-        names = found["nodes"].split(",") if found and has_sentinels else [found["nodes"] if found else ""]
-        try:
-            parts = [urlsplit(form.check(f"{found['before']}{name}{found['after']}")) for name in names if found]
-        except ValueError:
-            parts = []
-        if not parts:
+        if found is None:
             raise ValueError(f"must be {_WANTED}")
+        names = found["nodes"].split(",") if has_sentinels else [found["nodes"]]
+        parts = [urlsplit(form.check(f"{found['before']}{name}{found['after']}")) for name in names]
         nodes = tuple((each.hostname or "", each.port or default_port) for each in parts)
         first, path = parts[0], parts[0].path.strip("/").split("/")
         master = path.pop(0) if has_sentinels else None

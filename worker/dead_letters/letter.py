@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pika import BasicProperties
 
+from schemas.command import MAX_BODY_BYTES
 from worker.amqp.field_table import RawFieldValue, decoded
 from worker.amqp.messages import ERROR, FAILED_AT, REASON, Delivery
 from worker.amqp.topology import EXECUTE
@@ -21,6 +22,10 @@ from worker.core.times import parse_instant
 from worker.errors import InvalidMessage, UnusableCommand
 
 BROKER = "broker"
+# The broker counts in these how often a queue returned the message.
+_COUNTED = frozenset({"x-delivery-count", "x-acquired-count"})
+_DIGEST_BYTES = 16
+SHORT_DIGEST = 8  # digits of a digest that usually tell it from all others
 # With these reasons OneNET has certainly not cached the command. Not with unknown_product: an earlier attempt may have
 # been sent while the product was still configured.
 _NOT_CACHED = frozenset({"invalid_message", "invalid_command", "expired", "retries_exhausted", "command_id_conflict"})
@@ -28,8 +33,12 @@ _NOT_CACHED = frozenset({"invalid_message", "invalid_command", "expired", "retri
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a list shows of a dead letter: little, however large its body and its headers are."""
+    """What a list shows of a dead letter: little, however large its body and its headers are.
 
+    ``cannot_succeed``: it has expired, and was certainly not sent before: a replay fails again at once.
+    """
+
+    digest: str
     command_id: str | None
     reason: str
     error: str | None
@@ -37,6 +46,13 @@ class Listing:
     imei: str | None
     source: str | None
     expires_at: datetime | None
+    product: str | None = None
+    cannot_succeed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What a person names it by: its command id, or its digest where it has none."""
+        return self.command_id or self.digest[:SHORT_DIGEST]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +129,20 @@ class DeadLetter:
         return self._read.expires_at if isinstance(self._read, Command) else None
 
     @property
+    def product(self) -> str | None:
+        """The product whose credentials its command uses; None: the default one, or the command is invalid."""
+        return self._read.product if isinstance(self._read, Command) else None
+
+    @property
+    def is_valid(self) -> bool:
+        """Tell whether the body is a valid command."""
+        return isinstance(self._read, Command)
+
+    def cannot_succeed(self, now: datetime) -> bool:
+        """Tell whether a replay fails again at once: it has expired, and there is no doubt that a history could end."""
+        return self.expires_at is not None and self.expires_at <= now and not self._is_in_doubt
+
+    @property
     def is_json(self) -> bool:
         """Tell whether the body is one unambiguous JSON object."""
         return not isinstance(self._read, InvalidMessage)
@@ -122,20 +152,42 @@ class DeadLetter:
         """The upstream system that sent the command."""
         return self.properties.app_id if isinstance(self.properties.app_id, str) else None
 
-    @property
-    def listing(self) -> Listing:
-        """What a list shows of it."""
+    def listing(self, now: datetime) -> Listing:
+        """Return what a list shows of it."""
         return Listing(
-            self.command_id, self.reason, self.error, self.failed_at, self.imei, self.source, self.expires_at
-        )
+            self.digest, self.command_id, self.reason, self.error, self.failed_at, self.imei, self.source,
+            self.expires_at, self.product, self.cannot_succeed(now),
+        )  # fmt: skip
 
     @cached_property
-    def fingerprint(self) -> bytes:
-        """Return a hash that identifies the message across channels and deliveries."""
-        lasting = {name: value for name, value in self.headers.items() if name != "x-delivery-count"}
+    def _identity(self) -> bytes:
+        """Everything but the body that stays the same however often the message is read."""
+        # The broker sorts the headers when it adds its own: after the first read they come in another order.
+        lasting = sorted(repr(item) for item in self.headers.items() if item[0] not in _COUNTED)
         properties = {**vars(self.properties), "headers": None}
-        identity = (self.routing_key, lasting, sorted(properties.items()), self.body)
-        return hashlib.blake2b(repr(identity).encode()).digest()
+        return repr((self.routing_key, lasting, sorted(properties.items()))).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that name the message, the same in every call and for every reader.
+
+        Of a body that is too large for a command only the beginning counts, so that a reader that cuts it agrees.
+        """
+        digest = hashlib.blake2b(self._identity, digest_size=_DIGEST_BYTES)
+        digest.update(self.body[:MAX_BODY_BYTES])
+        return digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> bytes:
+        """A hash of the whole message: what was confirmed to be deleted is nothing but that."""
+        fingerprint = hashlib.blake2b(self._identity)
+        fingerprint.update(self.body)
+        return fingerprint.digest()
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        """Whether OneNET may have cached the command."""
+        return self.reason not in _NOT_CACHED
 
     def replay(self, now: datetime) -> Replay:
         """Describe its replay: a command that may have been cached is replayed in doubt.
@@ -143,7 +195,8 @@ class DeadLetter:
         ``now`` ends the window of doubt of a message that does not say when it failed, or that no worker published.
         """
         failed_at = self.failed_at if self.is_from_worker and self.failed_at is not None else now
-        return Replay(failed_at, None if self.reason in _NOT_CACHED else DoubtWindow(None, failed_at))
+        doubt = DoubtWindow(None, failed_at) if self._is_in_doubt else None
+        return Replay(failed_at, doubt, self.reason if self.is_from_worker else "")
 
     def delivery(self) -> Delivery:
         """Return it as a delivery; headers that only a worker may set are trusted if a worker set them."""
@@ -155,12 +208,11 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Selects the dead letters that meet every given condition.
+    """The conditions that selected dead letters meet, all of them.
 
     ``reasons``: error codes, or ``broker`` for messages that the broker dead-lettered.
     """
 
-    ids: frozenset[str] = frozenset()
     reasons: frozenset[str] = frozenset()
     device: str | None = None
     source: str | None = None
@@ -175,8 +227,7 @@ class Filter:
         """Tell whether a dead letter is selected. One of unknown age is neither older nor newer."""
         age = None if dead_letter.failed_at is None else now - dead_letter.failed_at
         return (
-            (not self.ids or dead_letter.command_id in self.ids)
-            and (not self.reasons or dead_letter.reason.partition(":")[0] in self.reasons)
+            (not self.reasons or dead_letter.reason.partition(":")[0] in self.reasons)
             and (self.device is None or dead_letter.imei == self.device)
             and (self.source is None or dead_letter.source == self.source)
             and (self.older_than is None or (age is not None and age > self.older_than))

@@ -18,7 +18,7 @@ from worker.flow.background import Background
 from worker.flow.device_queues import KeyedQueues
 from worker.flow.dispatcher import Dispatcher
 from worker.flow.rate_limited_queue import Acquire, Turns
-from worker.processing.circuit_breaker import CircuitBreakers
+from worker.processing.circuit_breaker import CircuitBreakers, finite_s
 from worker.processing.crash_guard import ANNOUNCE_S
 from worker.processing.engine import Engine
 from worker.processing.store_watch import PROBE_INTERVAL_S, StoreWatch
@@ -188,6 +188,11 @@ class Consumer:
         """For how long deliveries have waited for the broker's confirms while it confirmed none, in seconds."""
         return self._loop.time() - self._settled_at if self._settling else 0.0
 
+    def look_at_once(self) -> None:
+        """Look for the next probe now, and not only after the interval."""
+        self._look_at = 0.0
+        self._has_changed.set()
+
     async def stop(self) -> None:
         """Take nothing new, return what has not started, finish the rest, and see it acknowledged."""
         self._is_stopping = True
@@ -244,7 +249,7 @@ class Consumer:
             self._not_submitted += self._withdraw()
             if not is_idle:
                 reason = self._store_watch.reason or self._breakers.reason()
-                log.warning("consumption_paused", reason=reason, next_try_in_s=round(self._breakers.retry_in_s(), 1))
+                log.warning("consumption_paused", reason=reason, next_try_in_s=finite_s(self._breakers.retry_in_s()))
         try:
             await self._broker.consume(wanted)
         except WorkerError:
@@ -343,6 +348,8 @@ class Consumer:
             for publication in publications:
                 if publication.status is not None:
                     self._metrics.time_command(publication.status, task.envelope.published_at)
+            if (copy := self._messages.reply_copy(delivery, resolution)) is not None:
+                self._broker.tell_operators(copy)
         return is_confirmed
 
     def _begin_span(self, publication: Publication) -> Callable[[], object]:

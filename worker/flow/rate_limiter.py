@@ -177,7 +177,7 @@ class RateLimiter:
                 await store.delete(self._name(key))
             except StoreUnavailableError as exc:
                 cause = exc.__cause__  # of any kind
-                error = cause if isinstance(cause, RedisError) else RedisError(type(cause).__name__)
+                error = cause if isinstance(cause, RedisError) else RedisError("the rate limit cannot be asked for")
                 if isinstance(error, NotConnected | NoAnswer) or is_other_server(error):
                     with suppress(RedisError):
                         await store.connect(connections)

@@ -27,6 +27,7 @@ from worker.core.claims import (
     Unseen,
     failed_ms,
 )
+from worker.core.command import differing_fields
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.ownership import Owner, OwnershipFacts
@@ -47,6 +48,7 @@ class _Record:
     id: str
     content_hash: bytes
     match_key: bytes
+    field_digests: bytes = b""
     expires_at: float = 0
     token: int = 0
     lease_ends_at: float | None = None  # None: no lease is held
@@ -130,7 +132,7 @@ class MemoryStore:
             self._keep_owner_of_lookalike(key.match_key)
             return Unseen(self._grant(_new(key, record_id), key, now), self._unrecorded_until, self._unrecorded_until)
         if record.content_hash != key.content_hash:
-            return KeyReused()
+            return KeyReused(differing_fields(record.field_digests, key.field_digests))
         if record.reply is not None:
             reply = _unpacked(record.reply, key.command_id)
             if replay is None or failed_ms(reply) != milliseconds(replay.failed_at):
@@ -332,7 +334,7 @@ class MemoryStore:
 
 
 def _new(key: Key, record_id: str) -> _Record:
-    return _Record(record_id, key.content_hash, key.match_key)
+    return _Record(record_id, key.content_hash, key.match_key, key.field_digests)
 
 
 def _digest(text: str) -> str:

@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 from schemas.reply import Reply
 from worker.core.claims import Completed, Key, KeyReused
+from worker.core.command import FIELD_DIGESTS_BYTES, differing_fields
 
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# The first bytes of the content hash, the uuid, the IMEI, the time of completion, the time of expiry, the attempts, and
-# the two flags in one byte. One more byte would make each record 16 bytes larger.
-_RECORD = struct.Struct("<8s16sqqIBB")
+# The first bytes of the content hash, the uuid, the digests of the fields, the IMEI, the time of completion, the time
+# of expiry, the attempts, and the two flags in one byte.
+_RECORD = struct.Struct(f"<8s16s{FIELD_DIGESTS_BYTES}sqqIBB")
 _RECOVERED, _OMITTED = 1, 2
 _MAX_ATTEMPTS = 0xFF
 _UUID_AT = slice(8, 24)
@@ -54,6 +55,7 @@ class PackedReplies:
         self._newer[command_hash] = _RECORD.pack(
             key.content_hash[:8],
             uuid,
+            key.field_digests,
             _packed_imei(str(reply.imei)),
             (reply.completed_at - _EPOCH) // _MICROSECOND,
             int(now + self._ttl_s),
@@ -68,11 +70,11 @@ class PackedReplies:
         record = self._newer.get(command_hash) or self._older.get(command_hash)
         if record is None:
             return None
-        content_hash, uuid, imei, completed_us, expires_at, attempts, flags = _RECORD.unpack(record)
+        content_hash, uuid, field_digests, imei, completed_us, expires_at, attempts, flags = _RECORD.unpack(record)
         if expires_at <= now:
             return None
         if content_hash != key.content_hash[:8]:
-            return KeyReused()
+            return KeyReused(differing_fields(field_digests, key.field_digests))
         return Completed(
             Reply(
                 command_id=key.command_id,

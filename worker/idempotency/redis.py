@@ -40,7 +40,7 @@ from worker.core.claims import (
     Unseen,
     failed_ms,
 )
-from worker.core.command import scoped_id
+from worker.core.command import FIELD_DIGESTS_BYTES, differing_fields, scoped_id
 from worker.core.doubt_window import DoubtWindow
 from worker.core.envelope import Replay
 from worker.core.epoch import Epoch, Retention
@@ -58,10 +58,10 @@ from worker.idempotency.round_trips import BatchedCalls, Script
 TIMEOUT_S = 2.0  # of one round trip
 PING_S = 0.8  # a probe's own timeout is a second or two
 _WAIT_SHARE = 0.4  # of the time of a round trip: for the replicas, twice where scripts are not known
-_MAX_OWNER_BYTES = 386  # longer than any owner id with a question mark
+MAX_OWNER_BYTES = 386  # longer than any owner id with a question mark
 _LONG_S = 10 * 365 * 24 * 3600.0  # stands for an infinite time
 ClaimKind = Literal["claim", "wait", "probe"]
-_OWNER_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}(?:/.{0,255})?", re.DOTALL)
+OWNER_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}(?:/.{0,255})?", re.DOTALL)
 _SCRIPTS = files("worker.idempotency") / "scripts"
 
 
@@ -142,10 +142,10 @@ class RedisStore:
             epoch_facts, answer = answer[:3], answer[3:]
             epoch = self._read_epoch(epoch_facts, now)
             match answer:
-                case ["key-reused"]:
-                    return KeyReused()
+                case ["key-reused", recorded]:
+                    return KeyReused(differing_fields(_digests(recorded), key.field_digests))
                 case ["completed", text]:
-                    reply = _read_reply(text, key.command_id)
+                    reply = read_reply(text, key.command_id)
                     if reply is not None:
                         return Completed(reply)
                     unreadable = text.encode(errors=ERRORS)  # the next claim replaces it unless it has changed
@@ -175,7 +175,7 @@ class RedisStore:
     async def note_arrival(self, key: Key, arrived_at: datetime) -> None:
         names = [*self._places(key), self._epoch_key]
         arguments = [key.content_hash.hex(), milliseconds(arrived_at), self._ttl_ms, self._epoch, *self._doubtful_ms]
-        arguments.append(key.app_id)
+        arguments += [key.app_id, key.field_digests.hex()]
         self._read_epoch(await self._run(self._arrive, names, arguments), datetime.now(UTC))
 
     async def is_known_not_sent(self, key: Key) -> bool | None:
@@ -204,14 +204,14 @@ class RedisStore:
         spelled = [(uuid, spelling) for uuid in uuids for spelling in recorded_forms(uuid) if spelling.is_certain]
         # Not GET: another program's value may be megabytes long.
         names = (self._owner_key(spelling.text) for _, spelling in spelled)
-        found = await self._calls.execute(*(("GETRANGE", name, 0, _MAX_OWNER_BYTES) for name in names))
+        found = await self._calls.execute(*(("GETRANGE", name, 0, MAX_OWNER_BYTES) for name in names))
         for answer in found:
             is_of_its_key = isinstance(answer, redis.ResponseError) and code_of(answer) is None
             if isinstance(answer, redis.RedisError) and not is_of_its_key:
                 raise self._failed(answer) from answer
         owners: dict[str, str] = {}
         for (uuid, _), owner in zip(spelled, found, strict=True):
-            if isinstance(owner, str) and _OWNER_ID.fullmatch(owner):
+            if isinstance(owner, str) and OWNER_ID.fullmatch(owner):
                 owners.setdefault(uuid, owner)
         return {uuid for uuid, owner in owners.items() if owner != owner_id}
 
@@ -264,7 +264,7 @@ class RedisStore:
                 return  # another probe is under way
         reply = Reply(command_id="probe", status="accepted", uuid=self._probe, attempts=1, completed_at=now)
         await self._probed(
-            self._pings.execute(("GETRANGE", owner, 0, _MAX_OWNER_BYTES)),
+            self._pings.execute(("GETRANGE", owner, 0, MAX_OWNER_BYTES)),
             self._pings.run(self._ownership, *self._ownership_of(lease, [self._probe], [])),
             self._pings.run(self._complete, *self._complete_of(lease, reply, None), is_durable=True),
         )
@@ -365,7 +365,7 @@ class RedisStore:
         arguments = [*identity, round(self._lease_s * 1000), self._ttl_ms, *discarded, unreadable, self._epoch]
         if kind == "claim" and self._replicas:
             kind = "wait"
-        arguments += [kind, *self._doubtful_ms, int(is_first), key.app_id]
+        arguments += [kind, *self._doubtful_ms, int(is_first), key.app_id, key.field_digests.hex()]
         return [*self._places(key), self._lookalikes_key(key), self._epoch_key], arguments
 
     def _ownership_of(
@@ -450,7 +450,7 @@ def unavailable(error: redis.RedisError) -> StoreUnavailable:
     return StoreRefused(reason, concerns_all=code is not None)
 
 
-def _read_reply(text: str, command_id: str) -> Reply | None:
+def read_reply(text: str, command_id: str) -> Reply | None:
     """Parse a recorded reply; None if it is not a reply to this command. Fields of a newer version are ignored."""
     try:
         reply = Reply.model_validate_json(text.encode(errors=ERRORS), extra="ignore")
@@ -479,6 +479,11 @@ def _result_on_record(record: object, found: Result) -> Result:
         return found
     is_its_own = (result.command_id, canonical_uuid(result.uuid)) == (found.command_id, canonical_uuid(found.uuid))
     return result if is_its_own else found
+
+
+def _digests(recorded: str) -> bytes:
+    """Read the digests of a record's fields; empty if it has none, as those of earlier versions, or others."""
+    return bytes.fromhex(recorded) if re.fullmatch(rf"[0-9a-f]{{{2 * FIELD_DIGESTS_BYTES}}}", recorded) else b""
 
 
 def _identity(lease: Lease) -> list[object]:

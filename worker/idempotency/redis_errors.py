@@ -1,9 +1,10 @@
 """Error codes of Redis, for all parts that talk to it."""
 
 import re
-import ssl
 
 import redis
+
+from worker.core.connection_faults import connection_fault
 
 # Error codes of Redis that say it did not do what it was asked, and their meanings.
 MEANINGS = {
@@ -76,8 +77,13 @@ class NotReplicated(redis.ResponseError):
         self.cause = cause
 
 
-def reason_of(error: redis.RedisError) -> str:
-    """Return why a call or a connection failed. Texts that may contain a secret are left out."""
+def reason_of(error: redis.RedisError, host: str | None = None) -> str:
+    """Return why a call or a connection failed, in words for people. Texts that may contain a secret are left out.
+
+    Args:
+        error: of the library, or one of this module's.
+        host: the name that was looked up.
+    """
     if isinstance(error, NotReplicated) and error.cause is not None:
         return reason_of(error.cause)
     code, origin = code_of(error), error.__context__
@@ -85,15 +91,14 @@ def reason_of(error: redis.RedisError) -> str:
         return f"{code}: {_meaning(code, str(error))}"
     if isinstance(error, redis.TimeoutError):
         return "no answer in time"
-    if isinstance(error, Unreachable) or _TOO_MANY in str(error):
-        return str(error)
+    if isinstance(error, Unreachable) or type(error) is redis.RedisError or _TOO_MANY in str(error):
+        return str(error)  # of this project, or harmless
     if isinstance(error, redis.ResponseError):
         answer, _, _ = " ".join(str(error).split()).partition(", with args")  # a password may be among them
         return answer[:_MAX_ANSWER]
-    if isinstance(origin, ssl.SSLCertVerificationError):
-        return origin.verify_message
-    words = origin.strerror if isinstance(origin, OSError) else None
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if isinstance(origin, OSError | UnicodeError):
+        return connection_fault(origin, host)
+    return "the connection was lost" if isinstance(error, redis.ConnectionError) else "its answer cannot be read"
 
 
 def _meaning(code: str, text: str) -> str:

@@ -49,7 +49,12 @@ class RedisServer:
             self._on_connected(await _identity_of(connection) or f"{host}:{port}")
         except redis.TimeoutError as exc:
             await connection.disconnect(nowait=True)
-            raise Unreachable(f"no connection{' with TLS' * address.is_encrypted} in time") from exc
+            raise Unreachable(f"{host}:{port}: no connection{' with TLS' * address.is_encrypted} in time") from exc
+        except redis.ConnectionError as exc:
+            await connection.disconnect(nowait=True)
+            if type(exc) is not redis.ConnectionError:  # a refusal, such as of the password
+                raise
+            raise Unreachable(f"{host}:{port}: {reason_of(exc, host)}") from exc
         except BaseException:  # the caller's time limit too
             await connection.disconnect(nowait=True)
             raise
@@ -94,15 +99,16 @@ async def primary_of(address: RedisAddress) -> tuple[str, int]:
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)  # they close their connections
     if not votes:
-        raise Unreachable(f"no Sentinel names a primary {address.master}: {', '.join(reasons)}")
+        raise Unreachable(f"no Sentinel names a primary: {'; '.join(reasons)}")
     (found, most), *others = votes.most_common(2)
     if others and others[0][1] == most:
-        raise Unreachable(f"the Sentinels disagree about the primary {address.master}")
+        raise Unreachable("the Sentinels disagree about the primary")
     return found
 
 
 async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tuple[str, int] | str:
-    """Return the primary that one Sentinel names, or why it names none."""
+    """Return the primary that one Sentinel names, or which Sentinel names none, and why."""
+    place = f"{node[0]}:{node[1]}"
     options: dict[str, Any] = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S}
     options |= {"retry": Retry(NoBackoff(), 0), "ssl": address.is_encrypted}
     sentinel: Any = Redis(host=node[0], port=node[1], **(options | dict(address.sentinel_options)))
@@ -110,16 +116,16 @@ async def _ask(node: tuple[str, int], address: RedisAddress, master: str) -> tup
         async with asyncio.timeout(SENTINEL_S):
             found = (await sentinel.sentinel_masters()).get(master)
         if found is None:
-            return "it is not known"
+            return f"{place}: the name in IDEMPOTENCY_URL is not known"
         if not found["is_master"] or found["is_sdown"] or found["is_odown"]:
-            return "it is down"
+            return f"{place}: it is down"
         return str(found["ip"]), int(found["port"])
     except TimeoutError:
-        return "no answer in time"
+        return f"{place}: no answer in time"
     except redis.RedisError as exc:
-        return reason_of(exc)
+        return f"{place}: {reason_of(exc, node[0])}"
     except (KeyError, TypeError, ValueError):
-        return "an unusable answer"
+        return f"{place}: an unusable answer"
     finally:
         await sentinel.aclose()
 

@@ -61,3 +61,10 @@ class Account:
         """Read one page; see ``HistoryReader.read_page``."""
         path = self.dialect.path_prefix + path
         return await self.reader.read_page(path, self.headers(), search, self.dialect, parse, self.clock)
+
+    async def put(self, path: str, search: SearchTime, parse: Callable[[Response, Dialect], Model]) -> Model:
+        """Make a request that changes something, however often it is made; see ``HistoryReader.read_page``."""
+        path = self.dialect.path_prefix + path
+        headers, clock = self.headers(), self.clock
+        found, _ = await self.reader.read_page(path, headers, search, self.dialect, parse, clock, method="PUT")
+        return found

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from worker.core.answer import Answer, Cached, InDoubt, NotSent, Refused
 from worker.core.command import Command
 from worker.core.credentials import Product
 from worker.core.doubt_window import DoubtWindow
-from worker.core.platform import Candidate, FoundStates, OwnedByOthers, Sent
+from worker.core.platform import CachedCommand, Candidate, DeviceHistory, FoundStates, OwnedByOthers, Sent
 from worker.core.times import platform_time
 from worker.core.uuids import folded_uuid
 from worker.errors import HistoryUnreadable, PlatformUnusable, TLSError, TransportError
@@ -211,6 +211,24 @@ class OneNETClient:
             return FoundStates({}, exc)
         return await self._histories.find_states(account, imei, since, uuids, acquire)
 
+    async def list_commands(
+        self,
+        product: str | None,
+        imei: str,
+        *,
+        newest_first: bool,
+        is_enough: Callable[[Sequence[CachedCommand]], bool],
+    ) -> DeviceHistory:
+        """Return the cached commands of a device; see ``DeviceHistories.list_commands``."""
+        account = self._account_of(product)
+        return await self._histories.list_commands(
+            account, product, imei, newest_first=newest_first, is_enough=is_enough
+        )
+
+    async def cancel(self, product: str | None, imei: str, uuid: str) -> str | None:
+        """Ask the platform to cancel one command of a device; see ``DeviceHistories.cancel``."""
+        return await self._histories.cancel(self._account_of(product), product, imei, uuid)
+
     async def time_for(self, command: Command) -> datetime:
         """Return the time by which a command counts as expired, as ``now`` does.
 
@@ -266,7 +284,7 @@ class OneNETClient:
             raise PlatformUnusable(f"{_fault(answer.kind, imei)}: {text}{note}")
         if status != HTTPStatus.OK:
             raise PlatformUnusable(f"answers HTTP {status} with {dialect.code_name} 0, and not as OneNET does")
-        return f"{account.product.url}: credentials accepted ({dialect.generation}){note}"
+        return f"credentials accepted ({dialect.generation}){note}"
 
     async def _get_history(self, account: Account, imei: str) -> Response:
         since = platform_time(datetime.now(UTC) - START_MARGIN, self._zone)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from schemas.onenet import HistoryDetail, HistoryItem, ResultItem
 from worker.core.command import Command
 from worker.core.doubt_window import DoubtWindow
-from worker.core.platform import Candidate, FoundStates, OwnedByOthers
+from worker.core.platform import CachedCommand, Candidate, DeviceHistory, FoundStates, OwnedByOthers
 from worker.core.times import platform_time
 from worker.core.uuids import canonical_uuid
 from worker.errors import HistoryUnreadable
@@ -28,15 +28,17 @@ from worker.onenet.history import (
     held_bytes,
     is_waiting,
     match,
+    read_cancelling,
     read_detail,
     read_page,
     read_result_page,
 )
 from worker.onenet.history_memory import MAX_SEARCHES, DetailCache, EntryMemory, SearchMemory
-from worker.onenet.results import state_of
+from worker.onenet.results import cached_command, state_of
 from worker.onenet.search_time import SearchTime
 
 HISTORY = "/offline/history"
+_CANCEL = "/offline/cancel"
 START_MARGIN = timedelta(hours=1)  # `start` is on the platform's clock, whose offset may not be known yet
 _RESULT_MARGIN = timedelta(days=1)  # for what is not known yet of the platform's clock
 _KEPT = timedelta(days=179)  # the platform keeps a history for 180 days
@@ -100,7 +102,7 @@ class DeviceHistories:
             HistoryUnreadable: the history could not be read in full. An entry that was read, but cannot be told from
                 the command, is a candidate with unclear fields.
         """
-        async with self._search(command) as (search, memory):
+        async with self._search(command.product) as (search, memory):
             since = doubt.since or doubt.until - self._history_window
             entries, observed_s = await self._list(command, account, since, search, memory)
             # The clock may have been set since the command was cached, or be another node's: the window covers all.
@@ -179,6 +181,58 @@ class DeviceHistories:
             error = exc
         return FoundStates({uuid: state_of(items, self._zone) for uuid, items in found.items()}, error)
 
+    async def list_commands(
+        self,
+        account: Account,
+        product: str | None,
+        imei: str,
+        *,
+        newest_first: bool,
+        is_enough: Callable[[Sequence[CachedCommand]], bool],
+    ) -> DeviceHistory:
+        """Return the cached commands of a device, page by page until they are enough.
+
+        Args:
+            account: where they were sent.
+            product: whose device it is.
+            imei: the device.
+            newest_first: the order; else the oldest first.
+            is_enough: tells whether what was read so far is.
+
+        Raises:
+            HistoryUnreadable: a page could not be read, or there are too many.
+        """
+        now = account.clock.now()
+        order = "DESC" if newest_first else "ASC"
+        query = {"imei": imei, "start": platform_time(now - _KEPT, self._zone), "sort": order, "per_page": PER_PAGE}
+        pages, found = HistoryPages(), list[CachedCommand]()
+        async with self._search(product) as (search, _):
+            for number in itertools.count(1):
+                path = f"{HISTORY}?{urlencode(query | {'page': number})}"
+                page, _ = await account.read(path, search, read_result_page)
+                new = pages.take(page)
+                found += [cached_command(item, self._zone) for item in new if isinstance(item, ResultItem)]
+                if is_enough(found) or pages.is_complete or not new:
+                    break
+                search.renew(self._request_s)
+        return DeviceHistory(tuple(found), max(pages.total, len(found)), pages.is_complete)
+
+    async def cancel(self, account: Account, product: str | None, imei: str, uuid: str) -> str | None:
+        """Ask the platform to cancel one command of a device; returns why it refuses, if it says so.
+
+        Args:
+            account: where they were sent.
+            product: whose device it is.
+            imei: the device.
+            uuid: of the command.
+
+        Raises:
+            HistoryUnreadable: no answer, or none that can be read. It may have been done.
+        """
+        path = f"{_CANCEL}/{quote(uuid, safe='')}?{urlencode({'imei': imei})}"
+        async with self._search(product) as (search, _):
+            return await account.put(path, search, read_cancelling)
+
     async def count_waiting(self, account: Account, command: Command, most: int) -> int:
         """Return how many commands wait at the platform for a command's device; counts no further than ``most``.
 
@@ -188,7 +242,7 @@ class DeviceHistories:
         now = account.clock.now()
         query = {"imei": command.imei, "start": platform_time(now - _KEPT, self._zone), "per_page": PER_PAGE}
         pages, waiting = HistoryPages(), 0
-        async with self._search(command) as (search, memory):
+        async with self._search(command.product) as (search, memory):
             for number in itertools.count(1):
                 path = f"{HISTORY}?{urlencode(query | {'page': number})}"
                 page, _ = await account.read(path, search, read_page)
@@ -206,21 +260,21 @@ class DeviceHistories:
             HistoryUnreadable: it could not be read.
         """
         query = {"imei": command.imei, "start": platform_time(account.clock.now(), self._zone), "per_page": 1}
-        async with self._search(command) as (search, _):
+        async with self._search(command.product) as (search, _):
             await account.read(f"{HISTORY}?{urlencode(query)}", search, read_page)
 
     @asynccontextmanager
-    async def _search(self, command: Command) -> AsyncIterator[tuple[SearchTime, SearchMemory]]:
+    async def _search(self, product: str | None) -> AsyncIterator[tuple[SearchTime, SearchMemory]]:
         """Begin a search: at a low rate few at once, or they would take each other's turns, and none would end.
 
         Raises:
             HistoryUnreadable: the rate limit, or the number of searches, allows none soon.
         """
-        acquire = None if self._acquire is None else partial(self._acquire, command.product)
+        acquire = None if self._acquire is None else partial(self._acquire, product)
         search = SearchTime(self._request_s, acquire, self._rate_wait_s)
         async with AsyncExitStack() as stack:
             if acquire is not None:
-                turns = self._searches.setdefault(command.product, asyncio.Semaphore(self._searches_at_once))
+                turns = self._searches.setdefault(product, asyncio.Semaphore(self._searches_at_once))
                 await search.wait(turns.acquire())
                 stack.callback(turns.release)
             yield search, await stack.enter_async_context(self._memory(search))

@@ -110,6 +110,11 @@ class HistoryPages:
         return self._keys_bytes + sys.getsizeof(self._keys)
 
     @property
+    def total(self) -> int:
+        """How many entries the platform says that there are."""
+        return self._total
+
+    @property
     def is_complete(self) -> bool:
         """Tell whether there is no further page."""
         # A full page may be followed by another, whatever the total says: it may be the number of entries on the page.
@@ -174,6 +179,27 @@ def read_result_page(response: Response, dialect: Dialect) -> ResultPage:
         HistoryUnreadable: the response is not a page, or reports an error.
     """
     return _read(ResultPage, response, dialect)
+
+
+def read_cancelling(response: Response, dialect: Dialect) -> str | None:
+    """Read the answer to a request to cancel; returns why the platform refuses it, None if it does not say so.
+
+    What an answer says is never enough: the state afterwards decides.
+
+    Raises:
+        HistoryUnreadable: the platform failed, throttles, or refuses the credentials, or this is not its answer.
+    """
+    answer = read_answer(response.body, dialect, is_strict=False)
+    if answer is None:
+        raise HistoryUnreadable(f"the response is not OneNET's JSON: {response.description}", is_outage=True)
+    if answer.dialect is not dialect:
+        raise history_error(response, answer, dialect, asked_s=None)
+    if answer.code == SUCCESS:
+        return None
+    error = history_error(response, answer, dialect, asked_s=None)
+    if error.is_outage or error.is_refused or error.is_throttled:
+        raise error
+    return str(error)
 
 
 def read_detail(response: Response, dialect: Dialect) -> HistoryDetail:

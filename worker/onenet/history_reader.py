@@ -1,4 +1,4 @@
-"""HTTP reads, which may be repeated: the pages and details of the command history, with requests.
+"""HTTP requests that may be repeated: the pages and details of the command history, and cancelling, with requests.
 
 Each read runs in a thread, over a connection of its own: a response that arrives twice is never that to the next read.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -38,6 +38,7 @@ from worker.onenet.transport import COMMON_HEADERS, CONNECT_TOO_LATE, transport_
 from worker.telemetry.tracing import Tracing
 
 Model = TypeVar("Model")
+Method = Literal["GET", "PUT"]
 
 _MAX_TRIES = 3  # per page, within the deadline; not by urllib3's Retry: each takes one request from the rate limit
 _PIECE_BYTES = 4 * 1024  # http.client collects the chunks of a piece, each of which may be a few bytes
@@ -82,6 +83,7 @@ class HistoryReader:
         dialect: Dialect,
         parse: Callable[[Response, Dialect], Model],
         clock: PlatformClock,
+        method: Method = "GET",
     ) -> tuple[Model, float | None]:
         """Read one page, and the platform's clock by it; tried again if no answer comes, or none that can be read.
 
@@ -92,6 +94,7 @@ class HistoryReader:
             dialect: the generation of the platform.
             parse: reads the response; raises HistoryUnreadable.
             clock: the platform's clock.
+            method: of HTTP; ``PUT`` only for what may be repeated.
 
         Returns:
             The page, and the seconds by which the platform's clock is ahead of ours; None if its response has no Date.
@@ -102,7 +105,7 @@ class HistoryReader:
         for tries in itertools.count(1):
             await search.acquire()
             try:
-                return await self._try_page(path, headers, search.deadline, dialect, parse, clock)
+                return await self._try_page(method, path, headers, search.deadline, dialect, parse, clock)
             except HistoryUnreadable as exc:
                 wait_s = backoff_s(tries, base_s=0.1, cap_s=1)
                 is_late = asyncio.get_running_loop().time() + wait_s >= search.deadline
@@ -113,6 +116,7 @@ class HistoryReader:
 
     async def _try_page(
         self,
+        method: Method,
         path: str,
         headers: Mapping[str, str],
         deadline: float,
@@ -122,7 +126,7 @@ class HistoryReader:
     ) -> tuple[Model, float | None]:
         sent_at = datetime.now(UTC)
         try:
-            response = await self.get(path, headers, deadline)
+            response = await self._request(method, path, headers, deadline)
         except TransportError as exc:
             reason = exc.reason
         else:
@@ -135,24 +139,27 @@ class HistoryReader:
         Raises:
             TransportError: no complete response, or none that can be read.
         """
+        return await self._request("GET", path, headers, deadline)
+
+    async def _request(self, method: Method, path: str, headers: Mapping[str, str], deadline: float) -> Response:
         url = self._route.base_url + path
-        with self._tracing.requesting("GET", url.partition("?")[0]) as answered:
+        with self._tracing.requesting(method, url.partition("?")[0]) as answered:
             try:
                 async with asyncio.timeout_at(deadline):
-                    response = await self._read(url, headers)
+                    response = await self._read(method, url, headers)
             except TimeoutError as exc:
                 late = TimeoutError("no complete response within the deadline")
                 raise transport_error(late, may_have_been_sent=True) from exc
             answered(response.status)
             return response
 
-    async def _read(self, url: str, headers: Mapping[str, str]) -> Response:
+    async def _read(self, method: Method, url: str, headers: Mapping[str, str]) -> Response:
         loop = asyncio.get_running_loop()
         connect_by = loop.time() + self._timeouts_s[0]
         reading = await self._connected(connect_by)
         timer = loop.call_at(connect_by, reading.cut_unless_connected)
         try:
-            return await loop.run_in_executor(self._threads, self._get, url, headers, reading)
+            return await loop.run_in_executor(self._threads, self._send, method, url, headers, reading)
         finally:
             timer.cancel()
             reading.cut()  # at its deadline the thread may still wait for bytes
@@ -164,14 +171,14 @@ class HistoryReader:
             return _Reading(sock)
         except (OSError, ValueError) as exc:  # ValueError: a host that cannot be encoded
             error = TimeoutError(CONNECT_TOO_LATE) if limit.expired() else exc
-            raise transport_error(error, may_have_been_sent=False) from exc
+            raise transport_error(error, may_have_been_sent=False, host=self._route.first.host) from exc
 
-    def _get(self, url: str, headers: Mapping[str, str], reading: "_Reading") -> Response:
+    def _send(self, method: Method, url: str, headers: Mapping[str, str], reading: "_Reading") -> Response:
         _current.reading = reading
         secrets = (*headers.values(), *self._route.secrets)
         try:
-            with self._session.get(
-                url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
+            with self._session.request(
+                method, url, headers=headers, timeout=self._timeouts_s, allow_redirects=False, stream=True
             ) as answer:
                 names = {name.lower().encode(): value.encode("latin-1") for name, value in answer.headers.items()}
                 return Response(answer.status_code, names, _body(answer.raw), secrets)

@@ -7,7 +7,13 @@ from requests.utils import get_environ_proxies, select_proxy
 from worker.core.urls import HOW_TO_WRITE, SHARED_USER, SLASH, UrlForm
 from worker.errors import SettingsError
 
-_PROXY = UrlForm("http", "https", user=SHARED_USER, path=SLASH)
+_PROXY = UrlForm(
+    "http",
+    "https",
+    user=SHARED_USER,
+    path=SLASH,
+    wanted=f"http://user:password@host:port or https://…; within user and password {HOW_TO_WRITE}",
+)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SOCKS = re.compile(r"(socks4a?|socks5h?)://", re.IGNORECASE)
 
@@ -26,9 +32,8 @@ def environment_proxy(url: str) -> str | None:
         return None
     try:
         return _PROXY.check(found if _SCHEME.match(found) else f"http://{found}")
-    except ValueError:
+    except ValueError as exc:
         names = f"{url.partition(':')[0].upper()}_PROXY or ALL_PROXY"
         socks = _SOCKS.match(found)
-        unsupported = "" if socks is None else f", not {socks[1]}"
-        wanted = f"http://user:password@host:port or https://…{unsupported}; within user and password {HOW_TO_WRITE}"
-        raise SettingsError([f"{names}: the environment's proxy must be {wanted}"]) from None
+        fault = str(exc) if socks is None else f"must be http://… or https://…, not {socks[1].lower()}://"
+        raise SettingsError([f"{names}: the environment's proxy {fault}"]) from None

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from schemas.onenet import CONFIRM_STATUSES, UNKNOWN_FORM, ResultItem, whole_number
+from worker.core.platform import CachedCommand
 from worker.core.results import NO_STATE, EntryState
 from worker.onenet.comparison import read_time
 
+_KINDS = ("READ", "WRITE", "EXECUTE")  # a word in the history, its place here in a push
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -25,6 +27,30 @@ def state_of(entries: Iterable[ResultItem], zone: ZoneInfo) -> EntryState:
     if len({state.send_status for state in states}) != 1:
         return NO_STATE
     return max(states, key=_latest)  # the same each time, in whichever order they come
+
+
+def cached_command(item: ResultItem, zone: ZoneInfo) -> CachedCommand:
+    """Return what one entry says.
+
+    Args:
+        item: the entry.
+        zone: the zone of the platform's local time.
+    """
+    return CachedCommand(
+        item.cmd_uuid,
+        _kind(item.type),
+        _instant(item.create_time, zone),
+        _instant(item.valid_time, zone),
+        _instant(item.expired_time, zone),
+        _state_of(item, zone),
+    )
+
+
+def _kind(shown: object) -> str | None:
+    number = whole_number(shown)
+    if number is not None:
+        return _KINDS[number] if 0 <= number < len(_KINDS) else None
+    return shown.upper() if isinstance(shown, str) and shown.upper() in _KINDS else None
 
 
 def _latest(state: EntryState) -> tuple[datetime, datetime, str]:

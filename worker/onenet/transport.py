@@ -10,11 +10,15 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import responses
+from http.client import HTTPException, RemoteDisconnected, responses
+from http.client import IncompleteRead as CutOff
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from urllib3.exceptions import HTTPError, IncompleteRead
+from urllib3.exceptions import TimeoutError as LibraryTimeoutError
 
 from worker import __version__
+from worker.core.connection_faults import connection_fault
 from worker.errors import TLSError, TransportError
 from worker.onenet.connecting import connected_socket
 from worker.onenet.response import Response, redacted
@@ -34,7 +38,17 @@ _MAX_TUNNEL_HEAD_BYTES = 16 * 1024
 CONNECT_TOO_LATE = "the connection was not made in time"
 _MAX_REASON_CHARS = 200
 _TUNNEL_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})(?: [^\r\n]*)?\r?\n(?:[^\r\n]+\r?\n)*\r?\n")
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")  # of http.client
 _LENGTHS = {b"content-length", b"transfer-encoding"}
+_CLOSED = "the connection was closed before the response was complete"
+# Of the libraries that read histories; the first kind that fits is used. Their texts contain names of classes.
+_WORDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (RemoteDisconnected, _CLOSED),
+    ((CutOff, IncompleteRead), _CLOSED),
+    (LibraryTimeoutError, "nothing arrived within the read timeout"),
+    (HttpParserUpgrade, "malformed response: it changes the protocol"),
+    ((HTTPException, HTTPError), "malformed response"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,7 @@ class HTTPTransport:
                 data = self._serialized(request)
                 connection = self._idle_connection() or await self._connect(deadline)
             except (OSError, ValueError) as exc:  # ValueError: a host or a header that cannot be encoded
-                raise transport_error(exc, may_have_been_sent=False) from exc
+                raise transport_error(exc, may_have_been_sent=False, host=self._route.first.host) from exc
             is_kept = False
             try:
                 response = await connection.exchange(data, deadline)
@@ -207,7 +221,7 @@ class _Tunnel(asyncio.Protocol):
                 self._fail(OSError("the proxy's answer is not HTTP"))
         elif match[1] != b"200":
             status = int(match[1])  # and not the proxy's words, which may repeat its password
-            self._fail(OSError(f"the proxy refuses the tunnel: {status} {responses.get(status, '')}".rstrip()))
+            self._fail(OSError(_tunnel_refused(status)))
         elif match.end() < len(self._head):
             self._fail(OSError("bytes follow the proxy's answer"))  # the platform does not speak first
         elif not self._opened.done():
@@ -362,7 +376,7 @@ class _Connection(BufferedReader):
             self._succeed(Response(self._parser.get_status_code(), self._headers, self._body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(exc or ConnectionResetError("the connection was closed before the response was complete"))
+        self._fail(exc or ConnectionResetError(_CLOSED))
         self._transport, self.layers = None, ()  # which refer to this connection
 
     def _ends_with_the_response(self, data: bytes) -> bool:
@@ -414,7 +428,12 @@ class _Connection(BufferedReader):
 
 
 def transport_error(
-    error: Exception, *, may_have_been_sent: bool, is_tls: bool = False, secrets: Sequence[str] = ()
+    error: Exception,
+    *,
+    may_have_been_sent: bool,
+    is_tls: bool = False,
+    host: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> TransportError:
     """Return the error of a library as one of the worker's.
 
@@ -422,22 +441,31 @@ def transport_error(
         error: the library's.
         may_have_been_sent: bytes of the request may have reached the platform.
         is_tls: TLS failed, although the error's type does not tell.
+        host: the name that was looked up.
         secrets: what a text of the server that the error quotes must not contain.
     """
     causes = _causes(error)
     cause = causes[-1]  # the outer ones quote the request's URL and headers
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    reason = f"{type(cause).__name__}: {redacted(text, secrets, _MAX_REASON_CHARS)}"
-    if isinstance(error, HttpParserError | HttpParserUpgrade):
-        reason = f"malformed response: {reason}"
+    refused = _TUNNEL_REFUSED.match(str(cause)) if type(cause) is OSError else None
+    words = next((words for each in reversed(causes) for kind, words in _WORDS if isinstance(each, kind)), None)
+    if words is None or (isinstance(cause, OSError) and cause.errno is not None):
+        words = redacted(connection_fault(cause, host), secrets, _MAX_REASON_CHARS)
+    if refused is not None:  # with the server's own words behind the status
+        words = _tunnel_refused(int(refused[1]))
+    if isinstance(cause, HttpParserError):
+        words = f"malformed response: {words}"
     kind = TLSError if is_tls or any(isinstance(each, ssl.SSLError) for each in causes) else TransportError
-    return kind(reason, may_have_been_sent=may_have_been_sent)
+    return kind(words, may_have_been_sent=may_have_been_sent)
+
+
+def _tunnel_refused(status: int) -> str:
+    return f"the proxy refuses the tunnel: {status} {responses.get(status, '')}".rstrip()
 
 
 def _causes(error: BaseException) -> list[BaseException]:
     """Return an error and what caused it, down to the error of the operating system."""
     causes = [error]
-    while not (isinstance(error, OSError) and error.errno is not None):
+    while not (isinstance(error, UnicodeError) or (isinstance(error, OSError) and error.errno is not None)):
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
         if not isinstance(inner, Exception) or not str(inner):  # a timeout of asyncio, and the cancellation beneath
             break

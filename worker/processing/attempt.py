@@ -28,7 +28,9 @@ class SendPermit:
         self._permit: Permit | None = None
 
     def acquire(self) -> Permit | None:
-        """Return the permit, or None while the product is paused."""
+        """Return the permit, or None while the product is paused; one that is held ends with a pause by hand."""
+        if self._permit is not None and self._permit.is_revoked:
+            self.release()
         if self._permit is None:
             self._permit = self._breakers.try_acquire(self._product)
         return self._permit

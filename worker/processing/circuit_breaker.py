@@ -3,6 +3,7 @@
 The states are the pattern's: *closed* lets every request pass, *open* lets none pass, *half-open* lets one probe pass.
 A breaker is open after too many failures in a row (the product is *paused*), after a throttled request, or while a
 Retry-After of the platform lasts. A wait of more than a minute is probed once a minute, since it may be a mistake.
+A product that an operator has paused lets nothing pass, no probe either.
 Source: https://martinfowler.com/bliki/CircuitBreaker.html
 """
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
+from worker.core.pauses import Order, Pauses, ProductState
 from worker.errors import HistoryUnreadable
 from worker.telemetry.logs import get_logger
 
@@ -54,6 +56,8 @@ class CircuitBreaker:
         on_change: Callable[[], object],
     ) -> None:
         self.is_paused = False
+        self.pause_by_hand = ""
+        """Who paused the product by hand, and why; empty while that is not so."""
         self._product = product
         self._failures = 0  # in a row, refusals included
         self._device_failures = 0  # of these failures
@@ -77,6 +81,8 @@ class CircuitBreaker:
     @property
     def reason(self) -> str:
         """Why nothing passes; only meaningful while nothing does."""
+        if self.pause_by_hand:
+            return self.pause_by_hand
         if self.is_paused:
             return f"{self._failures} failures in a row, the latest: {self._last_failure}"
         return self._last_failure
@@ -84,7 +90,7 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         """Whether no request passes but a probe."""
-        return self.is_paused or self._clock() < self._retry_after_until
+        return bool(self.pause_by_hand) or self.is_paused or self._clock() < self._retry_after_until
 
     def try_acquire(self) -> "Permit | None":
         """Return a permit to send a request, which must be released, or None while nothing may be sent."""
@@ -119,7 +125,7 @@ class CircuitBreaker:
 
     def record_failure(self, reason: str, retry_after_s: float | None, *, is_probe: bool, device: str | None) -> None:
         """Count a failure of the platform; see ``Permit.record_failure``."""
-        now, was_open = self._clock(), self.is_open
+        now, was_open, was_paused = self._clock(), self.is_open, self.is_paused
         self._failures += 1
         if is_probe:
             self._hold_probe_at = now + MAX_PROBE_INTERVAL_S
@@ -139,6 +145,8 @@ class CircuitBreaker:
             self._probe_at = now + self._interval_s
         if not was_open:
             self._note_opening(now)
+        elif self.is_paused and not was_paused:  # while it was open for another reason
+            self._warn(self._paused_event, now)
 
     def record_throttling(self, reason: str, retry_after_s: float | None, *, since: float) -> None:
         """Open the breaker after a throttled request, for longer each time until a request succeeds.
@@ -160,6 +168,16 @@ class CircuitBreaker:
         if not was_open:
             self._note_opening(now)
 
+    def set_pause_by_hand(self, reason: str) -> None:
+        """Let nothing pass from now on, not even a probe, for a reason; without a reason: end that."""
+        if reason and not self.is_open:
+            self._opened_at = self._clock()
+        self.pause_by_hand = reason
+
+    def allow_probe(self) -> None:
+        """Allow the next probe at once, and one only: a wait that the platform asked for goes on if that fails."""
+        self._hold_probe_at = self._probe_at = self._clock()
+
     def reset(self) -> None:
         """Allow the next probe at once, because something changed that may end the failures."""
         self._retry_after_until = self._probe_at = self._clock()
@@ -171,8 +189,11 @@ class CircuitBreaker:
 
     def suggested_delay_s(self) -> float:
         """Suggest a delay: until the next probe, or the length of the outage so far, whichever is longer."""
+        if not self.is_open:
+            return 0.0
         now = self._clock()
-        return max(self._retry_at() - now, now - self._opened_at) if self.is_open else 0.0
+        until_probe_s = self._first_interval_s if self.pause_by_hand else self._retry_at() - now
+        return max(until_probe_s, now - self._opened_at)
 
     @property
     def _counted_failures(self) -> int:
@@ -186,7 +207,9 @@ class CircuitBreaker:
         return others + min(self._device_failures, 1) if others else 0
 
     def _retry_at(self) -> float:
-        """Return when the next request, or the next probe, may be sent."""
+        """Return when the next request, or the next probe, may be sent; infinity if that is an operator's decision."""
+        if self.pause_by_hand:
+            return math.inf
         held_until = min(self._retry_after_until, self._hold_probe_at)
         return max(held_until, self._probe_at if self.is_paused else 0.0)
 
@@ -204,7 +227,7 @@ class CircuitBreaker:
             self._on_change()
 
     def _warn(self, event: str, now: float) -> None:
-        next_try_in_s = round(self._retry_at() - now, 1)
+        next_try_in_s = finite_s(self._retry_at() - now)
         log.warning(event, product=self._product, reason=self.reason, next_try_in_s=next_try_in_s)
 
 
@@ -220,6 +243,11 @@ class Permit:
     def is_paused(self) -> bool:
         """Whether the product is paused now or this is a probe, so that a failed request uses up no attempt."""
         return self._breaker.is_paused or self._is_probe
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether an operator has paused the product since, so that nothing more may be sent."""
+        return bool(self._breaker.pause_by_hand)
 
     def record_success(self) -> None:
         """Record a clear answer of the platform; see ``CircuitBreaker.record_success``."""
@@ -272,13 +300,42 @@ class CircuitBreakers:
         """Called when a breaker opens or closes and when a probe is released."""
         self._options = (pause_after_failures, probe_interval_s, clock, subject, self._notify)
         self._breakers = {product: CircuitBreaker(product, *self._options) for product in products}
+        self._pauses = Pauses()
 
     def replace(self, products: Collection[str | None], changed: Collection[str | None]) -> None:
         """Replace the set of products; paused products among ``changed`` are probed at once."""
         self._breakers = {product: self._of(product) for product in products}
         for product in changed:
             self._breakers[product].reset()
+        self.pause_by_hand(self._pauses)
+
+    def pause_by_hand(self, pauses: Pauses) -> None:
+        """Send nothing of the products that are paused by hand, and of all others what else allows."""
+        self._pauses = pauses
+        for product, breaker in self._breakers.items():
+            order = pauses.of(product)
+            breaker.set_pause_by_hand("" if order is None else _by_hand(order))
         self.on_change()
+
+    def probe_at_once(self, order: Order) -> None:
+        """Allow the next probe at once of each paused product that an order is about."""
+        for product, breaker in self._breakers.items():
+            if order.concerns(product) and breaker.is_open:
+                breaker.allow_probe()
+        self.on_change()
+
+    def states(self) -> tuple[ProductState, ...]:
+        """Return for each product whether its commands are sent."""
+        return tuple(
+            ProductState(
+                product=product,
+                is_paused=breaker.is_open,
+                is_by_hand=bool(breaker.pause_by_hand),
+                reason=breaker.reason if breaker.is_open else "",
+                next_try_in_s=finite_s(breaker.retry_in_s()) if breaker.is_open else None,
+            )
+            for product, breaker in self._breakers.items()
+        )
 
     def try_acquire(self, product: str | None) -> Permit | None:
         """Return a permit to send a product's command, which must be released, or None while nothing may be sent."""
@@ -299,6 +356,10 @@ class CircuitBreakers:
     def paused(self) -> dict[str | None, bool]:
         """Return for each product whether its commands are held back."""
         return {product: breaker.is_open for product, breaker in self._breakers.items()}
+
+    def paused_by_hand(self) -> dict[str | None, bool]:
+        """Return for each product whether an operator has paused it."""
+        return {product: bool(breaker.pause_by_hand) for product, breaker in self._breakers.items()}
 
     def retry_in_s(self) -> float:
         """Return the seconds until a request of any product may be sent; 0: one may be sent now."""
@@ -331,6 +392,16 @@ class CircuitBreakers:
 
     def _notify(self) -> None:
         self.on_change()
+
+
+def finite_s(seconds: float) -> float | None:
+    """Return a wait for a log line or a report, rounded; None if it has no end that is known."""
+    return round(seconds, 1) if math.isfinite(seconds) else None
+
+
+def _by_hand(order: Order) -> str:
+    """Return in words who paused a product, and why."""
+    return "paused by hand" + (f" by {order.by}" if order.by else "") + (f": {order.reason}" if order.reason else "")
 
 
 def record_unreadable(

@@ -24,6 +24,7 @@ from worker.core.envelope import Task
 from worker.core.outcome import Failed, Outcome, outcome_unknown, reply_to
 from worker.core.platform import PlatformClient
 from worker.core.resolution import AwaitReconciliation, Conclude, Duplicate, Postpone, Resolution, Retry, Unpublished
+from worker.core.times import why_expired
 from worker.errors import StoreError, StoreRefused, UnusableCommand
 from worker.processing.attempt import Attempt, SendPermit
 from worker.processing.circuit_breaker import CircuitBreakers, Permit
@@ -103,7 +104,8 @@ class Engine:
                 pass
         if task.envelope.delay_left_s:
             return self.unstarted.postpone(task, "its delay queue returned it early", task.envelope.delay_left_s)
-        if not self._client.knows(command.product) and task.envelope.doubt is None:
+        is_untried = task.envelope.doubt is None or task.envelope.repeats_unknown_product
+        if not self._client.knows(command.product) and is_untried:
             return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
         permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))
         # A command in doubt needs its history first, which an open breaker of executions does not hinder.
@@ -121,7 +123,7 @@ class Engine:
             claim = await self._store.claim(key_of(command), now, envelope.replay, is_first=is_first)
         except StoreError as exc:
             if isinstance(exc, StoreRefused) and await self._has_expired_unsent(task, command):
-                failed = _expired(None)
+                failed = _expired(command, await self._client.time_for(command), None)
                 return self._conclude_unrecorded(task, failed, command.command_id, command.imei)
             return self._leases.postpone(envelope, exc, envelope.doubt, holder_crashed=False)
         match claim:
@@ -129,8 +131,8 @@ class Engine:
                 # Perhaps the very delivery that ended so, back because not all that it led to was confirmed.
                 is_look_missing = reply.status == "accepted" and envelope.is_copy
                 return Duplicate(reply, repeats_all=envelope.may_have_been_sent or is_look_missing)
-            case KeyReused():
-                return self._conclude_unrecorded(task, _key_reused(), command.command_id, command.imei)
+            case KeyReused(fields):
+                return self._conclude_unrecorded(task, _key_reused(fields), command.command_id, command.imei)
             case InProgress(since):
                 doubt = doubt_while_in_progress(since, envelope, now)
                 return postponed(envelope, self._policy, "another delivery of it is being processed", doubt)
@@ -195,8 +197,9 @@ class Engine:
         """Make the one request, and decide what its answer means."""
         command, before = attempt.command, attempt.doubt
         began_at = self._now()
-        if command.expires_at <= await self._client.time_for(command):
-            return await self._leases.conclude(attempt, _expired(attempt.doubt))
+        platform_now = await self._client.time_for(command)
+        if command.expires_at <= platform_now:
+            return await self._leases.conclude(attempt, _expired(command, platform_now, attempt.doubt))
         permit = attempt.permit.acquire()
         if permit is None:
             return await self._postpone_paused(attempt)
@@ -274,16 +277,23 @@ class Engine:
 
 
 def _unknown_product(command: Command) -> Failed:
-    message = "is not configured" if command.product is not None else "is required: there are no default credentials"
+    message = "is required: there are no default credentials"
+    if command.product is not None:
+        message = f"{command.product} is not configured"
     return Failed("unknown_product", f"product: {message}", (Detail(field="product", message=message),))
 
 
-def _key_reused() -> Failed:
+def _key_reused(fields: tuple[str, ...]) -> Failed:
+    """``fields``: those that differ. Their values are not told: they may be another command's."""
     message = "the command_id belongs to a command with another content"
-    return Failed("command_id_conflict", message, (Detail(field="command_id", message=message),))
+    details = [Detail(field="command_id", message=message)]
+    details += [Detail(field=name, message="differs from that of the first command with this id") for name in fields]
+    differing = f": {', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'}" if fields else ""
+    return Failed("command_id_conflict", f"{message}{differing}", tuple(details))
 
 
-def _expired(doubt: DoubtWindow | None) -> Failed:
+def _expired(command: Command, now: datetime, doubt: DoubtWindow | None) -> Failed:
+    message = why_expired(command.expires_at, now)
     if doubt is not None:
-        return outcome_unknown("expired_time has passed")
-    return Failed("expired", "expired_time has passed", (Detail(field="expired_time", message="has passed"),))
+        return outcome_unknown(f"expired_time {message}")
+    return Failed("expired", f"expired_time {message}", (Detail(field="expired_time", message=message),))

@@ -107,7 +107,8 @@ class ResultFinder:
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
             permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
             if permit is None:
-                self._hindered.add(product)
+                if not self._breakers.paused_by_hand().get(product):  # then no other worker may look either
+                    self._hindered.add(product)
                 return [self._put_off(product, each) for each in due]
             try:
                 found = await self._read(product, imei, due)

@@ -89,4 +89,4 @@ class Unstarted:
 
 def key_of(command: Command) -> Key:
     """Return what a command's record is found by."""
-    return Key(command.command_id, command.content_hash(), command.match_key(), command.app_id)
+    return Key(command.command_id, command.content_hash(), command.match_key(), command.app_id, command.field_digests())

@@ -28,6 +28,8 @@ _MAX_BACKOFF_S = 1.0
 _MAX_CHARS = 4096  # of a field; most texts from outside are much shorter
 _MAX_TRACEBACK_CHARS = 32 * 1024
 _USER_INFO = re.compile(r"(?<=://)(?:(?P<user>\S+@)|\S+)")  # what has no user is passed over as a whole
+# Vhost, number and options: where a password is not escaped, they may be parts of it.
+_BEHIND_THE_PORT = re.compile(r"((?:amqps?|rediss?(?:\+sentinel)?)://[^\s/?#'\")]+)[/?#][^\s'\")]*")
 _LIBRARIES = ("pika", "urllib3", "asyncio", "uvicorn")
 
 
@@ -244,10 +246,14 @@ def _name_of(event: object) -> str:
 
 
 def _hide_user_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Remove user and password from every URL in a text, such as a reason or a traceback; libraries quote URLs."""
+    """Remove user and password from every URL in a text, such as a reason or a traceback; libraries quote URLs.
+
+    Of URLs of the broker and of Redis only hosts and ports are left.
+    """
     for name, text in event.items():
         if isinstance(text, str) and "://" in text:
-            event[name] = _USER_INFO.sub(lambda found: "" if found["user"] else found[0], text)
+            without_user = _USER_INFO.sub(lambda found: "" if found["user"] else found[0], text)
+            event[name] = _BEHIND_THE_PORT.sub(r"\1", without_user)
     return event
 
 

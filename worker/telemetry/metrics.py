@@ -45,7 +45,7 @@ class State:
     """The state of a worker at one moment.
 
     ``outstanding_results``: accepted commands that wait for their result, if results are on.
-    ``paused`` and ``clock_offsets_s`` are keyed by product, with ``None`` for the default one.
+    ``paused``, ``paused_by_hand`` and ``clock_offsets_s`` are keyed by product, with ``None`` for the default one.
     """
 
     is_connected: bool = False
@@ -58,6 +58,7 @@ class State:
     consumers: int = 0
     outstanding_results: int = 0
     paused: Mapping[str | None, bool] = field(default_factory=dict)
+    paused_by_hand: Mapping[str | None, bool] = field(default_factory=dict)
     clock_offsets_s: Mapping[str | None, float] = field(default_factory=dict)
 
 
@@ -196,6 +197,7 @@ class _StateMetrics(Collector):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value)
         by_product: tuple[tuple[str, str, Mapping[str | None, float]], ...] = (
             ("paused", "1 while no commands of a product are sent", state.paused),
+            ("paused_by_hand", "1 while a product is paused by an operator", state.paused_by_hand),
             (
                 "platform_clock_offset_seconds",
                 "Seconds by which the platform's clock is ahead of this machine's, by product",

@@ -63,10 +63,10 @@ class PrivateNode:
     Source: https://www.rabbitmq.com/docs/configure#supported-environment-variables
     """
 
-    def __init__(self, script: Path, tls: Path | None = None) -> None:
+    def __init__(self, script: Path, tls: Path | None = None, parent: Path | None = None) -> None:
         self.origin = "a private node of the rabbitmq-server on this machine"
         self._script = script
-        self._folder = Path(tempfile.mkdtemp(prefix="onenet-rabbitmq-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="onenet-rabbitmq-", dir=parent))
         self._port, self.distribution_port, self._epmd_port = free_port(), free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
         self.tls_url = ""
@@ -81,18 +81,18 @@ class PrivateNode:
         self._server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._start_epmd()
-        with (self._folder / "output").open("ab") as output:
-            self._server = subprocess.Popen(
-                [str(self._script)],
-                env=self._environment(),
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd=self._folder,
-            )
         try:
+            self._start_epmd()
+            with (self._folder / "output").open("ab") as output:
+                self._server = subprocess.Popen(
+                    [str(self._script)],
+                    env=self._environment(),
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd=self._folder,
+                )
             wait_until(self._is_ready, _START_S, "the private RabbitMQ node")
         except TimeoutError as exc:
             output_end = (self._folder / "output").read_text(errors="replace")[-1500:]
@@ -228,12 +228,13 @@ def is_available() -> bool:
     return bool(_NAMED_IMAGE) or is_installed() or engine.has_image(IMAGE)
 
 
-def start_local_broker(tls: Path | None = None) -> LocalBroker:
+def start_local_broker(tls: Path | None = None, parent: Path | None = None) -> LocalBroker:
     """Start a broker: in Docker, or as a private node of the installed server.
 
     Args:
         tls: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``. With it the broker also listens with TLS, and
             requires a client certificate of that authority there.
+        parent: a folder for the node's own folder; None: that of temporary files.
 
     Raises:
         LocalServiceError: neither is possible, or the named image is missing; the message lists the alternatives.
@@ -243,7 +244,7 @@ def start_local_broker(tls: Path | None = None) -> LocalBroker:
         return broker
     if _NAMED_IMAGE:
         raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
-    node = PrivateNode(installed_script(), tls)
+    node = PrivateNode(installed_script(), tls, parent)
     node.start()
     return node
 

@@ -22,9 +22,10 @@ def has_image(image: str) -> bool:
         try:
             client.images.get(each)
         except ImageNotFound:
+            print(f"Docker pulls {each}, which takes up to some minutes", file=sys.stderr)
             try:
                 client.images.pull(each)
-            except (DockerException, OSError) as exc:
-                print(f"Docker is running, but cannot pull {each}: {exc}", file=sys.stderr)
+            except (DockerException, OSError):
+                print(f"Docker is running, but cannot pull {each}: docker pull says why", file=sys.stderr)
                 return False
     return True

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from worker.dev.services.ports import is_listening, wait_until
@@ -91,14 +91,24 @@ class LocalProcess:
         Raises:
             LocalServiceError: it ended, or did not listen in time.
         """
+        self._wait_for(lambda: is_listening("127.0.0.1", port), timeout_s, f"port {port}")
 
+    def wait_for_output(self, text: str, timeout_s: float = 90) -> None:
+        """Wait until a text is in its output.
+
+        Raises:
+            LocalServiceError: it ended, or the text did not come in time.
+        """
+        self._wait_for(lambda: text in self.output.read_text(errors="replace"), timeout_s, text)
+
+    def _wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         def is_ready() -> bool:
             if not self.is_running:
                 output_end = self.output.read_text(errors="replace")[-1000:].splitlines()
                 raise LocalServiceError("the process ended:", *output_end)
-            return is_listening("127.0.0.1", port)
+            return condition()
 
         try:
-            wait_until(is_ready, timeout_s, f"port {port}")
+            wait_until(is_ready, timeout_s, what)
         except TimeoutError as exc:
             raise LocalServiceError(str(exc)) from exc

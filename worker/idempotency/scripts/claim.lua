@@ -3,9 +3,10 @@
 -- ARGV: command id, content hash, time of the claim, lease, time to live; of a replay the time of the failure and
 -- its doubt's since and until; a recorded reply that could not be parsed; the epoch that the worker knows; the kind
 -- of claim, as epoch.lua has them; how long after a loss first deliveries are in doubt, and redeliveries; whether
--- the delivery is a first one, as far as it says; the system that sent the command.
--- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', or 'completed',
--- reply, or 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed,
+-- the delivery is a first one, as far as it says; the system that sent the command; digests of the fields of its
+-- content.
+-- Returns the epoch's id, its age, whether records were lost before it, and then 'key-reused', the
+-- recorded digests of the fields, or 'completed', reply, or 'in-progress', since, or 'unseen' | 'known-not-sent' | 'unresolved', token, since, until, crashed,
 -- whether the record is of this epoch, whether it is in the command's own place.
 local app = ARGV[15]
 local is_own = is_in_own_place(KEYS[1], KEYS[2], app)
@@ -41,7 +42,10 @@ if is_unreadable then
     content_hash, state, since, till, crashed = ARGV[2], 'free', '', ARGV[3], '0'
 end
 if content_hash then
-    if content_hash ~= ARGV[2] then return answered('key-reused') end
+    if content_hash ~= ARGV[2] then
+        local is_short = redis.call('HSTRLEN', record, 'fields') <= 256
+        return answered('key-reused', is_short and redis.call('HMGET', record, 'fields')[1] or '')
+    end
     if state == 'done' then
         if ARGV[6] == '' or r[10] ~= ARGV[6] then return answered('completed', r[8]) end
         since, till, crashed = ARGV[7], ARGV[8], '0'
@@ -73,7 +77,7 @@ if may_be_lost then
     local ends = tonumber(ARGV[3]) + (epoch == '' and 0 or math.max(0, began + lease - now))
     if till == '' or ends > tonumber(till) then till = string.format('%.0f', ends) end
 end
-redis.call('HSET', record, 'digest', ARGV[2], 'token', token, 'epoch', epoch, 'state', 'held', 'lease', ends,
+redis.call('HSET', record, 'digest', ARGV[2], 'fields', ARGV[16], 'token', token, 'epoch', epoch, 'state', 'held', 'lease', ends,
     'claimed', ARGV[3])
 if content_hash or may_be_lost then redis.call('HSET', record, 'since', since, 'until', till, 'crashed', crashed) end
 redis.call('PEXPIRE', record, math.max(ttl, 2 * lease))

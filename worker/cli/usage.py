@@ -1,0 +1,31 @@
+"""Usage errors in words of our own: Typer passes on those of the library that converts the values of options."""
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+
+class Program(TyperGroup):
+    """The program with its commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except Exception as exc:
+            _reword(exc)
+            raise
+
+
+def _reword(error: Any) -> None:
+    """Change the text of a usage error that was made of an error of validation."""
+    from pydantic import ValidationError
+
+    from worker.core.validation import messages, shown
+
+    cause = error.__cause__
+    if not (isinstance(cause, ValidationError) and hasattr(error, "message")):
+        return
+    [text] = list(messages(cause).values())[:1]
+    given = str(cause.errors(include_url=False)[0]["input"])
+    error.message = text if text.startswith(f"{given!r} is not") else f"{text}, not {shown(given)}"
