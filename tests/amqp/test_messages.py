@@ -58,8 +58,8 @@ def postponed(came: Delivery, doubt: DoubtWindow | None, crash_count: int | None
     return found
 
 
-def republished(came: Delivery, now: datetime) -> Publication:
-    return MESSAGES.republish(came, doubt_of_copy(came.envelope.doubt, came.envelope, now))
+def republished(came: Delivery, now: datetime, *, is_stopping: bool = True) -> Publication:
+    return MESSAGES.republish(came, doubt_of_copy(came.envelope.doubt, came.envelope, now), is_stopping=is_stopping)
 
 
 def failed(message: str = "", details: tuple[Detail, ...] = ()) -> Reply:
@@ -371,6 +371,7 @@ def test_only_a_republished_message_says_that_it_was_not_started() -> None:
     assert again.envelope.is_unstarted
     assert "x-onenet-unstarted" not in headers(postponed(again, None))
     assert "x-onenet-unstarted" in headers(republished(again, NOW))
+    assert "x-onenet-unstarted" not in headers(republished(again, NOW, is_stopping=False))
     assert not delivery({"x-onenet-unstarted": True}).envelope.is_unstarted  # not believed
 
 
@@ -549,7 +550,9 @@ def test_the_first_arrival_is_copied_every_time() -> None:
     """The arrival of the copy itself would hide all the waiting before it."""
     first = Delivery(1, 1, False, BasicProperties(), b"", False, ARRIVED_AT)
     copy = retry(first, Retry(5, 2, "")).properties
-    again = MESSAGES.republish(Delivery(1, 2, False, copy, b"", True, ARRIVED_AT + 5), None).properties
+    again = MESSAGES.republish(
+        Delivery(1, 2, False, copy, b"", True, ARRIVED_AT + 5), None, is_stopping=False
+    ).properties
     assert Delivery(1, 3, False, again, b"", True, ARRIVED_AT + 9).envelope.published_at == ARRIVED_AT
     assert (
         Delivery(1, 3, False, again, b"", False, ARRIVED_AT + 9).envelope.published_at == ARRIVED_AT + 9
@@ -583,7 +586,7 @@ def test_a_copy_that_came_back_early_rests_until_the_same_time() -> None:
     times = f"{int(ARRIVED_AT) * 1000 - 1000}/{int(ARRIVED_AT) * 1000 + 59000}"
     early = Delivery(1, 1, False, BasicProperties(headers={DELAY: times}), b"", True, int(ARRIVED_AT))
     [delayed] = MESSAGES.publications(early, Postpone(60, 1, "its delay queue returned it early"))
-    for copy in (delayed, MESSAGES.republish(early, None)):
+    for copy in (delayed, MESSAGES.republish(early, None, is_stopping=False)):
         assert (copy.properties.headers or {})[DELAY] == times
 
 

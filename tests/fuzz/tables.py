@@ -74,7 +74,8 @@ def _check(data: bytes) -> None:
     assert is_returned or is_moved or envelope.doubt is None
     Suspects().note(delivery)
     copies = [MESSAGES.publications(delivery, resolution)[0] for resolution in _COPIES]
-    copies.append(MESSAGES.republish(delivery, doubt_of_copy(envelope.doubt, envelope, NOW)))
+    doubt = doubt_of_copy(envelope.doubt, envelope, NOW)
+    copies += [MESSAGES.republish(delivery, doubt, is_stopping=is_stopping) for is_stopping in (False, True)]
     outcomes = [each for resolution in _OUTCOMES for each in MESSAGES.publications(delivery, resolution)]
     for publication in (*copies, *outcomes):
         _check_publication(publication)

@@ -361,11 +361,31 @@ class TestForgottenCopies:
         engine.restart(began_at=engine.now() + timedelta(seconds=1))
         task = a_task(copy)
         engine.unstarted.mark_not_sent(task)
-        again = redelivered(copy) if way == "connection lost" else engine.republished(task)
+        again = redelivered(copy) if way == "connection lost" else engine.republished(task, is_stopping=True)
         if way == "republished for the next":
             engine.restart(began_at=engine.now() + timedelta(seconds=2))
         expect_reconciliation(await engine.process(a_task(again)))
         assert "request" not in engine.steps
+
+    async def test_only_what_a_stopping_process_returned_is_sent_at_once_by_the_next(self, engine: Engine) -> None:
+        """One that goes on may send the original too, if that was not acknowledged."""
+        paused, stopped = engine.republished(a_task()), engine.republished(a_task(), is_stopping=True)
+        again = engine.republished(a_task(stopped))
+        engine.ahead_s += 1
+        engine.restart(began_at=engine.now())
+        assert reply_of(await engine.process(a_task(replace(stopped, arrived_at=time.time() + 2)))).status == "accepted"
+        engine.restart(began_at=engine.now())
+        for copy in (paused, again):
+            expect_reconciliation(await engine.process(a_task(copy)))
+        assert engine.steps.count("request") == 1
+
+    async def test_what_a_stopped_process_returned_and_a_paused_one_returned_again_is_sent_at_once_by_that(
+        self, engine: Engine
+    ) -> None:
+        stopped = engine.republished(a_task(an_envelope(first_arrived_at=LONG_AGO.timestamp() - 1)), is_stopping=True)
+        again = engine.republished(a_task(stopped))
+        assert reply_of(await engine.process(a_task(again))).status == "accepted"
+        assert "history" not in engine.steps
 
     async def test_a_copy_that_first_arrived_after_the_records_in_memory_begin_is_sent_at_once(
         self, engine: Engine
@@ -423,6 +443,18 @@ class TestReplays:
         for unsure in (replace(order, is_redelivered=True), replace(order, replay=Replay(self.FAILED_AT, doubt))):
             expect_reconciliation(await engine.process(a_task(unsure, product="heating")))
         assert "request" not in engine.steps
+
+    async def test_a_replay_for_an_unknown_product_that_arrives_twice_has_one_outcome(self, engine: Engine) -> None:
+        """The product was there for the first of them, and has been removed since."""
+        accepted = reply_of(await engine.process(a_task(command_id="c-1")))
+        doubt = DoubtWindow(None, self.FAILED_AT)
+        order = a_copy(replay=Replay(self.FAILED_AT, doubt, "unknown_product"), doubt=doubt, is_free_attempt=True)
+        engine.platform.products.clear()
+        for again in (order, an_envelope()):
+            assert await engine.recorded(a_task(again, command_id="c-1")) == accepted
+        engine.store.failing = {"is_known_not_sent"}
+        expect_postpone(await engine.process(a_task(order, command_id="c-1")))
+        assert engine.steps.count("request") == 1
 
     async def test_a_replay_whose_failure_is_not_recorded_awaits_reconciliation(self, engine: Engine) -> None:
         """It may be the second delivery of the order, and the record of the first be gone."""

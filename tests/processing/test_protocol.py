@@ -574,9 +574,9 @@ class Protocol(RuleBasedStateMachine):
             worker.go_on(stalled, ALL_STEPS)
 
     @precondition(lambda self: self.world.ready())
-    @rule(which=st.integers(0, 5), number=st.integers(0, 1), is_connection_lost=st.booleans())
-    def leave_unstarted(self, which: int, number: int, is_connection_lost: bool) -> None:
-        """A worker takes a message and does not start it: it returns it to the queue, or loses its connection."""
+    @rule(which=st.integers(0, 5), number=st.integers(0, 1), returned=st.booleans(), lost=st.booleans())
+    def leave_unstarted(self, which: int, number: int, returned: bool, lost: bool) -> None:
+        """A worker takes a message and does not start it: it returns it, or loses its connection, or both."""
         ready = [message for message in self.world.ready() if not message.awaits_result]
         if not ready:
             return
@@ -585,10 +585,11 @@ class Protocol(RuleBasedStateMachine):
         task = read_task(delivery.envelope, delivery.body, CHINA, self.world.seconds())
         unstarted = self.worker(number).engine.unstarted
         unstarted.mark_not_sent(task)
-        if is_connection_lost:
+        if returned:
+            self.world.take([MESSAGES.republish(delivery, unstarted.doubt_of_copy(task), is_stopping=False)])
+        if lost or not returned:
             message.times_returned += 1
         else:
-            self.world.take([MESSAGES.republish(delivery, unstarted.doubt_of_copy(task))])
             self.world.messages.remove(message)
 
     def recognisable(self, request: str) -> str:

@@ -155,6 +155,7 @@ class ScriptedPlatform:
 
     Attributes:
         steps: the history of all calls.
+        products: those that are configured; None is the default one.
         answers: to the next requests; after them each command is cached.
         candidates: what the device's history has; None: it cannot be read.
         history_error: why the history cannot be read.
@@ -166,6 +167,7 @@ class ScriptedPlatform:
     """
 
     steps: list[str]
+    products: set[str | None] = field(default_factory=lambda: {None})
     answers: list[Answer] = field(default_factory=list)
     candidates: list[Candidate] | None = field(default_factory=list)
     history_error: HistoryUnreadable | None = None
@@ -176,7 +178,7 @@ class ScriptedPlatform:
     on_history: Callable[[], Awaitable[object]] = do_nothing
 
     def knows(self, product: str | None) -> bool:
-        return product is None
+        return product in self.products
 
     async def execute(self, _command: Command, _not_after: float) -> Sent:
         self.steps.append("request")
@@ -239,6 +241,10 @@ class RecordingStore(MemoryStore):
     async def release(self, lease: Lease, doubt: DoubtWindow | None, *, holder_crashed: bool = False) -> None:
         self._check("release")
         await super().release(lease, doubt, holder_crashed=holder_crashed)
+
+    async def is_known_not_sent(self, key: Key) -> bool | None:
+        self._check("is_known_not_sent")
+        return await super().is_known_not_sent(key)
 
     async def owned_by_others(self, owner_id: str, uuids: Sequence[str]) -> set[str]:
         self._check("owned_by_others")
@@ -321,9 +327,10 @@ class Engine:
         original = next(envelope for each, envelope in reversed(self._processed) if each is resolution)
         return self._returned(original, self.messages.publications(_delivery(original), resolution)[0])
 
-    def republished(self, task: Task) -> Envelope:
+    def republished(self, task: Task, *, is_stopping: bool = False) -> Envelope:
         """Return the envelope with which a delivery that was not started is delivered after it was republished."""
-        publication = self.messages.republish(_delivery(task.envelope), self.unstarted.doubt_of_copy(task))
+        doubt = self.unstarted.doubt_of_copy(task)
+        publication = self.messages.republish(_delivery(task.envelope), doubt, is_stopping=is_stopping)
         return self._returned(task.envelope, publication)
 
     def postponed(self, task: Task) -> Envelope:
@@ -402,7 +409,8 @@ class Engine:
         """Return what the worker reads from a copy when the broker delivers it, after its delay."""
         copy = Delivery(1, 1, is_redelivered=False, properties=publication.properties, body=b"", is_returned=True)
         assert copy.envelope.is_copy
-        assert copy.envelope.first_arrived_at <= original.first_arrived_at + 1
+        noted_at = original.arrived_at if original.is_unstarted else original.first_arrived_at
+        assert copy.envelope.first_arrived_at <= noted_at + 1
         return replace(copy.envelope, delay=None)
 
 

@@ -334,8 +334,15 @@ class MessageBuilder:
         body = resolution.reply.model_dump_json().encode()
         return Publication(self._topology.control_exchange, f"{REPLY_COPIES}.{copied_to}", properties, body)
 
-    def republish(self, delivery: Delivery, doubt: DoubtWindow | None) -> Publication:
-        """Return a message that was not started to the queue; unlike a requeued message it looks new."""
+    def republish(self, delivery: Delivery, doubt: DoubtWindow | None, *, is_stopping: bool) -> Publication:
+        """Return a message that was not started to the queue; unlike a requeued message it looks new.
+
+        Args:
+            delivery: the message.
+            doubt: when its command may have been sent.
+            is_stopping: this process takes nothing more. One that goes on may send the command for the original, if
+                that is not acknowledged, and then lose its memory.
+        """
         envelope = delivery.envelope
         properties = _copied(
             delivery,
@@ -344,7 +351,7 @@ class MessageBuilder:
             envelope.crash_count,
             is_free=envelope.is_free_attempt,
             # Another copy may have a twin: the message that it was copied from, if that was not acknowledged.
-            is_unstarted=envelope.is_unstarted or not envelope.is_copy,
+            is_unstarted=is_stopping and (envelope.is_unstarted or not envelope.is_copy),
         )
         return Publication(self._topology.returns_exchange, EXECUTE, properties, delivery.body)
 
@@ -429,7 +436,9 @@ def _copied(
     is_unstarted: bool = False,
 ) -> BasicProperties:
     envelope = delivery.envelope
-    own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(envelope.first_arrived_at * 1000)}
+    # What came back unstarted cannot have been sent before it arrived here.
+    arrived_at = envelope.arrived_at if envelope.is_unstarted else envelope.first_arrived_at
+    own: dict[str, Any] = {ATTEMPT: attempt, FIRST_ARRIVED: round(arrived_at * 1000)}
     if is_free:
         own[FREE_ATTEMPT] = True
     if is_unstarted:

@@ -49,7 +49,8 @@ class Envelope:
         doubt: when the command may have been sent, as far as the message says.
         replay: an operator's order to try it again.
         arrived_at: when this delivery arrived, in seconds of the epoch.
-        first_arrived_at: when the command first arrived at a worker, in seconds of the epoch.
+        first_arrived_at: when the command first arrived at a worker, in seconds of the epoch. Copies of what a stopping
+            worker returned unstarted have the time of the first arrival after that.
         delay: from when until when its delay queue was to hold it, in seconds of the epoch; None: it was in none.
         published_at: when the command was published as far as its property says, else ``first_arrived_at``.
         message_id: the AMQP property; None where it is not set, bytes where it is not UTF-8.
@@ -103,7 +104,7 @@ class Envelope:
 
     @property
     def repeats_unknown_product(self) -> bool:
-        """Whether nothing has been tried since the command failed because nobody knew its product."""
+        """Whether, as far as the message says, nothing was tried since the command failed for its unknown product."""
         return self.replay is not None and self.replay.code == "unknown_product" and not self.is_redelivered
 
     @property

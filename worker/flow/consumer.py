@@ -372,7 +372,8 @@ class Consumer:
             self._unstarted.mark_not_sent(task)  # it may be redelivered all the same
             delivery = self._deliveries.pop(task)
             if self._broker.is_connected and not self._broker.is_blocked and not delivery.is_truncated:
-                copy = self._messages.republish(delivery, self._unstarted.doubt_of_copy(task))
+                doubt = self._unstarted.doubt_of_copy(task)
+                copy = self._messages.republish(delivery, doubt, is_stopping=self._is_stopping)
                 self._background.start(self._broker.settle(delivery, [copy]))
             else:
                 self._broker.requeue(delivery)

@@ -104,9 +104,10 @@ class Engine:
                 pass
         if task.envelope.delay_left_s:
             return self.unstarted.postpone(task, "its delay queue returned it early", task.envelope.delay_left_s)
-        is_untried = task.envelope.doubt is None or task.envelope.repeats_unknown_product
-        if not self._client.knows(command.product) and is_untried:
-            return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
+        if not self._client.knows(command.product):
+            unknown = await self._refuse_unknown_product(task, command)
+            if unknown is not None:
+                return unknown
         permit = SendPermit(self._breakers, command.product, partial(on_history_first, task))
         # A command in doubt needs its history first, which an open breaker of executions does not hinder.
         if not task.looks_in_doubt and permit.acquire() is None:
@@ -115,6 +116,18 @@ class Engine:
             return await self._claim(task, command, permit, replace_with)
         finally:
             permit.release()
+
+    async def _refuse_unknown_product(self, task: Task, command: Command) -> Unpublished | None:
+        """End a command whose product is not configured; None: it may have been sent, or has an outcome already."""
+        if task.envelope.doubt is not None and not task.envelope.repeats_unknown_product:
+            return None
+        try:
+            is_known_otherwise = await self._store.is_known_not_sent(key_of(command)) is False
+        except StoreError as exc:
+            return self._leases.postpone(task.envelope, exc, task.envelope.doubt, holder_crashed=False)
+        if is_known_otherwise:
+            return None
+        return self._conclude_unrecorded(task, _unknown_product(command), command.command_id, command.imei)
 
     async def _claim(self, task: Task, command: Command, permit: SendPermit, replace_with: ReplaceWith) -> Resolution:
         envelope, now = task.envelope, self._now()
