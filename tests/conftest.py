@@ -28,7 +28,8 @@ from tests.support.waiting import PATIENCE_S
 from worker.core.claims import IdempotencyStore
 from worker.dev.services.broker import LocalBroker, start_local_broker
 from worker.dev.services.redis import LocalRedis, start_local_redis
-from worker.idempotency import open_store
+from worker.flow import rate_limiter
+from worker.idempotency import open_store, redis, redis_server
 
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # the tests' servers run on this machine
 
@@ -45,6 +46,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 forbid_blocking_calls()
+
+# Modules, and not their names: Python 3.11 may fail to load one while a finalizer that loads another one runs.
+_LIMITS = ((redis, "TIMEOUT_S"), (redis, "PING_S"), (redis_server, "SENTINEL_S"), (rate_limiter, "_TIMEOUT_S"))
 
 # How long an example takes depends on the machine.
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,9 +72,8 @@ def event_loop_guard() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Redis take its time, however slow the machine; a test of a time limit sets one."""
-    for limit in ("redis.TIMEOUT_S", "redis.PING_S", "redis_server.SENTINEL_S"):
-        monkeypatch.setattr(f"worker.idempotency.{limit}", float(PATIENCE_S))
-    monkeypatch.setattr("worker.flow.rate_limiter._TIMEOUT_S", float(PATIENCE_S))
+    for module, limit in _LIMITS:
+        monkeypatch.setattr(module, limit, float(PATIENCE_S))
 
 
 @contextmanager

@@ -280,7 +280,14 @@ class Worker:
             "",
             settings.prefetch,
             on_other_consumers=None if store.is_shared else _warn_of_others,
-            control=ControlReader(topology, self._breakers.pause_by_hand, on_order, report, UnroutedWatch(topology)),
+            control=ControlReader(
+                topology,
+                self._breakers.pause_by_hand,
+                on_order,
+                report,
+                UnroutedWatch(topology, declare=settings.amqp_declare),
+                declare=settings.amqp_declare,
+            ),
         )
         result_messages = None
         if settings.result_delays_s:

@@ -40,7 +40,8 @@ async def test_each_pause_that_ended_while_the_stream_could_not_be_read_is_logge
         found.append(pauses)
         known.set()
 
-    reader = ControlReader(operator.topology, on_pauses, lambda _order: None, _report, UnroutedWatch(operator.topology))
+    watch = UnroutedWatch(operator.topology, declare=True)
+    reader = ControlReader(operator.topology, on_pauses, lambda _order: None, _report, watch, declare=True)
 
     async def read_once() -> None:
         known.clear()

@@ -1,7 +1,14 @@
-"""A further channel on a connection, where there can be none."""
+"""A further channel on a connection, where there can be none, or none for now."""
 
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
 from pydantic import SecretStr
 
+from tests.support.waiting import PATIENCE_S
+from worker.amqp import side_channel
 from worker.amqp.address import BrokerAddress
 from worker.amqp.channel import BrokerChannel
 from worker.amqp.connection import connection_parameters
@@ -29,3 +36,27 @@ async def test_a_connection_without_a_free_channel_says_so(broker_url: str) -> N
     open_side_channel(channel.pika_connection, lambda _channel: None, lost.append)
     await channel.close()
     assert lost == ["the broker allows no further channel on this connection"]
+
+
+async def test_a_channel_that_is_lost_is_opened_again(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue is missing, is declared, is deleted, and declared again: each message in it is taken."""
+    monkeypatch.setattr(side_channel, "AGAIN_S", 0.05)
+    channel, other = await connected(broker_url), await connected(broker_url)
+    queue, bodies, lost = f"test-{uuid4().hex[:8]}", asyncio.Queue[bytes](), asyncio.Queue[str]()
+
+    def begin(side: Any) -> None:
+        side.basic_consume(queue, lambda _channel, _method, _properties, body: bodies.put_nowait(body), auto_ack=True)
+
+    open_side_channel(channel.pika_connection, begin, lost.put_nowait)
+    async with asyncio.timeout(PATIENCE_S):
+        assert "NOT_FOUND" in await lost.get()
+        for body, reason in ((b"first", "the broker cancelled the consumer"), (b"second", None)):
+            await other.call(other.pika_channel.queue_declare, queue)
+            other.pika_channel.basic_publish("", queue, body)
+            assert await bodies.get() == body
+            if reason is not None:
+                await other.call(other.pika_channel.queue_delete, queue)
+                assert await lost.get() == reason
+    await other.call(other.pika_channel.queue_delete, queue)
+    await channel.close()
+    await other.close()

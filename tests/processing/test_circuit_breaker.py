@@ -389,7 +389,8 @@ def test_a_product_that_is_paused_by_hand_lets_nothing_pass_and_no_probe() -> No
     assert breakers.paused() == {None: False, "heating": True}
     assert breakers.reason_of("heating") == "paused by hand by alice: maintenance"
     breakers.probe_at_once(_order("probe"))
-    assert not breakers.allows_probe("heating")
+    assert breakers.try_acquire("heating") is None
+    assert breakers.allows_reading("heating")
     breakers.pause_by_hand(Pauses())
     assert breakers.try_acquire("heating") is not None
 
@@ -427,9 +428,26 @@ def test_the_end_of_a_pause_by_hand_does_not_end_that_for_failures() -> None:
     breakers.pause_by_hand(Pauses.after([_order("pause")]))
     breakers.pause_by_hand(Pauses())
     assert not breakers.allows(None)
-    assert not breakers.allows_probe(None)
+    assert breakers.try_acquire(None) is None
     breakers.probe_at_once(_order("probe"))
-    assert breakers.allows_probe(None)
+    assert breakers.try_acquire(None) is not None
+
+
+def test_a_probe_by_hand_is_one_of_the_named_product_only() -> None:
+    now = 1000.0
+    breakers = CircuitBreakers([None, "heating", "cooling"], 1, 5, lambda: now)
+    for product in (None, "heating", "cooling"):
+        permit = breakers.try_acquire(product)
+        assert permit is not None
+        permit.record_failure("HTTP 500")
+        permit.release()
+    breakers.probe_at_once(_order("probe", "heating"))
+    assert breakers.try_acquire("heating") is not None
+    assert breakers.try_acquire("cooling") is None
+    assert breakers.try_acquire(None) is None
+    breakers.probe_at_once(_order("resume", ""))
+    assert breakers.try_acquire("cooling") is None
+    assert breakers.try_acquire(None) is not None
 
 
 def test_a_probe_by_hand_during_a_retry_after_is_one_request_only() -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from schemas.result import Result
+from worker.core.pauses import Order, Pauses
 from worker.core.platform import FoundStates
 from worker.core.results import Awaited, EntryState
 from worker.errors import HistoryUnreadable, StoreUnavailable
@@ -130,6 +131,15 @@ async def test_one_read_serves_all_commands_of_a_device(bench: Bench) -> None:
     assert waiting.due_at == NOW + timedelta(seconds=DELAYS_S[1])
     assert bench.histories.reads == [{"u", "v", "w"}]
     assert bench.taken == [None]
+
+
+async def test_a_pause_by_hand_holds_no_result_up(bench: Bench) -> None:
+    """It stops what is sent; looks only read."""
+    order = Order(id="1", kind="pause", by="alice", at=NOW)
+    bench.breakers.pause_by_hand(Pauses((order,)))
+    bench.histories.states = {"u": EntryState(5, "SUCCESS")}
+    [found] = await bench.find(awaited("u"))
+    assert isinstance(found, Result)
 
 
 async def test_one_read_serves_the_commands_of_a_device_that_come_after_it(bench: Bench) -> None:

@@ -24,6 +24,7 @@ BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 5
 MAX_DIAL_S = 20.0  # each round in which no node answers doubles the limit of a dial: a busy broker may need longer
 ORDERS_S = 30.0  # longest wait of a start for earlier orders of operators
+MISSED_ORDERS_S = 3.0  # longest wait after a lost connection for the orders given meanwhile; the earlier ones are known
 STABLE_S = 10  # a session that ends earlier counts as one more failure, so that the backoff grows
 
 _TOPOLOGY_FAULTS = {404, 406}  # something is not there, or is different
@@ -178,6 +179,7 @@ class Broker:
         try:
             await session.open(self._name, declare=self._declare, is_prepared=self._is_prepared)
             if self._control is not None:
+                self._control.is_caught_up.clear()
                 following = self._loop.create_task(self._control.follow(nodes, f"{self._name} control"))
                 following.add_done_callback(_raise_fault)
                 await self._wait_for_orders(self._control, session)
@@ -209,12 +211,12 @@ class Broker:
 
     async def _wait_for_orders(self, control: ControlReader, session: Session) -> None:
         """Take no command before it is known which products are paused by hand, unless the broker does not tell."""
+        limit_s = MISSED_ORDERS_S if self._has_connected else ORDERS_S
         try:
-            async with asyncio.timeout(ORDERS_S):
+            async with asyncio.timeout(limit_s):
                 await session.consumer.channel.until_lost(asyncio.ensure_future(control.is_caught_up.wait()))
         except TimeoutError:
-            log.warning("control_unavailable", reason=f"earlier orders were not read within {ORDERS_S:g} s")
-            control.is_caught_up.set()  # the next session does not wait for them again
+            log.warning("control_unavailable", reason=f"earlier orders were not read within {limit_s:g} s")
 
     async def consume(self, prefetch: int) -> None:
         """Set the number of deliveries held unacknowledged at once, after reconnections too; 0: take no new ones.

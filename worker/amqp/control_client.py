@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pika import BasicProperties
@@ -42,11 +42,18 @@ class Answers:
         pauses: by hand, that are in force.
         reports: of the workers that have answered.
         ended: pauses that this order has ended.
+        consumers: of the command queue, before the order: one of each worker that takes commands.
     """
 
     pauses: Pauses
     reports: tuple[WorkerReport, ...]
     ended: tuple[Order, ...] = ()
+    consumers: int = 0
+
+    @property
+    def silent(self) -> int:
+        """How many workers took commands and have not answered, as far as it is known."""
+        return max(0, self.consumers - len(self.reports))
 
 
 def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answers:
@@ -61,12 +68,14 @@ def give_order(broker: BrokerAddress, topology: Topology, order: Order) -> Answe
     """
     connection, _ = connect_blocking(broker)
     try:
+        consumers = (count_on(connection, topology.execute_queue) or (0, 0))[1]
         with _translated():
             reports = _hear_reports(connection, topology, order)
             has_listeners = _publish(connection, topology, order)
         try:
             with _translated():
-                return _collect(connection, topology, order, reports, has_listeners=has_listeners)
+                found = _collect(connection, topology, order, reports, has_listeners=has_listeners)
+                return replace(found, consumers=consumers)
         except WorkerError as exc:
             if order.is_lasting:
                 raise AnswersLost(str(exc)) from exc

@@ -21,6 +21,7 @@ from worker.amqp.control_messages import (
     order_publication,
     report_publication,
 )
+from worker.amqp.declaring import DECLARE_S, declare_part
 from worker.amqp.messages import Publication
 from worker.amqp.publisher import CLOSE_S
 from worker.amqp.side_channel import open_side_channel
@@ -34,7 +35,9 @@ from worker.telemetry.logs import get_logger
 _SEEMS_EMPTY_S = 0.1  # without a message for so long the stream may be empty, which a mark finds out
 _READ_S = 30.0  # longest wait for the next message of a stream that is not empty
 _UNMARKED_S = 2.0  # longest wait for the first message where this user may not write a mark
+_MISSING_AGAIN_S = 5.0
 _REFUSED_AGAIN_S = 60.0
+_TOLD_AGAIN_S = 60.0
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.5, 10.0
 _ACCESS_REFUSED, _NOT_FOUND = 403, 404
 _MAX_QUESTIONS = 100  # that wait for an answer
@@ -51,7 +54,8 @@ class ControlReader:
     Source: https://www.rabbitmq.com/docs/streams#consuming
 
     Args:
-        topology: names the stream.
+        topology: has the stream.
+        declare: whether to declare it.
         on_pauses: called with the pauses by hand, once they are known and whenever they may have changed.
         on_order: called with each order that is given while the worker runs, after ``on_pauses``.
         report: describes the worker.
@@ -65,16 +69,21 @@ class ControlReader:
         on_order: Callable[[Order], object],
         report: Callable[[], WorkerReport],
         watch: UnroutedWatch,
+        *,
+        declare: bool,
     ) -> None:
         self.is_caught_up = asyncio.Event()
-        """Set once all earlier orders are known, or the broker has refused to tell them."""
+        """Set while all earlier orders are known, or the broker has refused to tell them."""
         self._topology = topology
+        self._may_declare = declare
+        self._wants_declaring = declare  # before the next look into the stream
         self._on_pauses = on_pauses
         self._on_order = on_order
         self._report = report
         self._watch = watch
         self._pauses = Pauses()
-        self._may_write = True
+        self._may_write = True  # as far as this session knows
+        self._told: tuple[str, float] = ("", 0.0)  # why orders could not be followed, and when it was logged
         self._had_messages = False  # the stream, when it was last read
         self._has_written = False  # over the present channel
         self._channel: BrokerChannel | None = None  # while orders are followed
@@ -86,15 +95,17 @@ class ControlReader:
             nodes: the brokers, tried in turn.
             name: of the connection, in the broker's list of connections.
         """
+        self._may_write = True
         failures = 0
         for node in itertools.cycle(nodes):
             channel = BrokerChannel()
             self._has_written = False
             try:
                 await channel.open(node, name)
-                self._watch.begin(channel.pika_connection)
+                await self._declare(channel)
                 await self._catch_up(channel)
                 self._channel = channel
+                self._watch.begin(channel.pika_connection)
                 self._hear_questions(channel)
                 failures = 0
                 error: WorkerError = await asyncio.shield(channel.lost)
@@ -114,16 +125,44 @@ class ControlReader:
     def _wait_s(self, error: WorkerError, failures: int) -> float:
         """Return when to try again after an error, in seconds, and log it if orders cannot be followed for now."""
         code = error.code if isinstance(error, ClosedByBroker) else None
+        if code is not None and self._wants_declaring:  # what is there may be usable all the same
+            self._wants_declaring = False
+            log.warning("topology_not_declared", reason=str(error))
+            return 0.0
         if code == _ACCESS_REFUSED and self._has_written and self._may_write:
             self._may_write = False
             log.warning("control_not_answered", reason=str(error), hint="orders are followed all the same")
             return 0.0
         wait_s = backoff_s(failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S)
+        if code == _NOT_FOUND:
+            self._wants_declaring = self._may_declare  # somebody has deleted it
         if code in {_ACCESS_REFUSED, _NOT_FOUND} or isinstance(error, UserRefused):
             self.is_caught_up.set()  # a worker that cannot be paused by hand is better than none
-            wait_s = _REFUSED_AGAIN_S
-        log.warning("control_unavailable", reason=str(error), retry_in_s=round(wait_s, 1))
+            wait_s = _MISSING_AGAIN_S if code == _NOT_FOUND else _REFUSED_AGAIN_S
+        self._tell_unavailable(str(error), wait_s)
         return wait_s
+
+    def _tell_unavailable(self, reason: str, retry_in_s: float) -> None:
+        """Log why orders cannot be followed, the same reason once a minute."""
+        now = asyncio.get_running_loop().time()
+        if self._told[0] != reason or now - self._told[1] > _TOLD_AGAIN_S:
+            log.warning("control_unavailable", reason=reason, retry_in_s=round(retry_in_s, 1))
+            self._told = (reason, now)
+
+    async def _declare(self, channel: BrokerChannel) -> None:
+        """Declare the stream, once or after it was missing.
+
+        Raises:
+            BrokerUnavailable: the channel is lost, or the broker does not answer in time.
+        """
+        if not self._wants_declaring:
+            return
+        try:
+            async with asyncio.timeout(DECLARE_S):
+                await declare_part(channel, self._topology.control)
+        except TimeoutError as exc:
+            raise BrokerUnavailable(f"{self._topology.control_stream} was not declared within {DECLARE_S:g} s") from exc
+        self._wants_declaring = False
 
     async def _catch_up(self, channel: BrokerChannel) -> None:
         """Read all orders that are in the stream, and begin to follow those to come.

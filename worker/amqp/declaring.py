@@ -1,4 +1,4 @@
-"""Declares the topology, or checks it, over a connection of its own: a worker that has run can consume meanwhile."""
+"""Declares what the work needs, or checks it, over a connection of its own, so that a worker can consume meanwhile."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from pika import URLParameters
 
 from worker.amqp.channel import BrokerChannel
-from worker.amqp.topology import Queue, Topology
+from worker.amqp.topology import Part, Topology
 from worker.errors import BrokerUnavailable, ClosedByBroker
 
 DECLARE_S = 120.0  # a cluster that has just lost a node answers each declaration after many seconds (measured)
@@ -16,7 +16,7 @@ DECLARE_S = 120.0  # a cluster that has just lost a node answers each declaratio
 async def prepare_topology(
     nodes: Sequence[URLParameters], name: str, topology: Topology, *, declare: bool, spare: BrokerChannel | None = None
 ) -> int:
-    """Declare a topology, or check that it is there; returns the number of consumers of the command queue.
+    """Declare what the work needs, or check that it is there; returns the number of consumers of the command queue.
 
     A node leads the queues that were declared on it. If it hangs, connections to other nodes go on at once with another
     leader, but nothing new can be consumed or published before the cluster gives the node up, after a minute by default
@@ -54,35 +54,41 @@ async def prepare_topology(
 async def _prepare_over(channel: BrokerChannel, topology: Topology, *, declare: bool) -> int:
     try:
         async with asyncio.timeout(DECLARE_S):
-            return await (_declare(channel, topology) if declare else _check(channel, topology))
+            consumers = await (declare_part if declare else _check_part)(channel, topology.work)
+            return consumers[topology.execute_queue]
     except TimeoutError as exc:
         raise BrokerUnavailable(f"the topology was not declared within {DECLARE_S:g} s") from exc
 
 
-async def _declare(channel: BrokerChannel, topology: Topology) -> int:
-    consumers = 0
+async def declare_part(channel: BrokerChannel, part: Part) -> dict[str, int]:
+    """Declare a part of a topology; returns the number of consumers of each of its queues.
+
+    Raises:
+        BrokerUnavailable: the connection was lost.
+        ChannelRefused: something is different (406), or this user may not declare it (403).
+    """
     call, pika_channel = channel.call_untimed, channel.pika_channel
-    for exchange in topology.exchanges():
+    for exchange in part.exchanges:
         kind, arguments = exchange.kind, exchange.arguments
         await call(pika_channel.exchange_declare, exchange.name, kind, durable=True, arguments=arguments)
-    for queue in topology.queues():
+    consumers = {}
+    for queue in part.queues:
         frame = await call(pika_channel.queue_declare, queue.name, durable=True, arguments=queue.arguments)
-        consumers += _consumers(topology, queue, frame)
-    for binding in topology.bindings():
+        consumers[queue.name] = _consumers(frame)
+    for binding in part.bindings:
         await call(pika_channel.queue_bind, binding.queue, binding.exchange, binding.routing_key)
     return consumers
 
 
-async def _check(channel: BrokerChannel, topology: Topology) -> int:
-    consumers = 0
+async def _check_part(channel: BrokerChannel, part: Part) -> dict[str, int]:
     call, pika_channel = channel.call_untimed, channel.pika_channel
-    for exchange in topology.exchanges():
+    for exchange in part.exchanges:
         await call(pika_channel.exchange_declare, exchange.name, passive=True)
-    for queue in topology.queues():
-        frame = await call(pika_channel.queue_declare, queue.name, passive=True)
-        consumers += _consumers(topology, queue, frame)
-    return consumers
+    return {
+        queue.name: _consumers(await call(pika_channel.queue_declare, queue.name, passive=True))
+        for queue in part.queues
+    }
 
 
-def _consumers(topology: Topology, queue: Queue, frame: Any) -> int:
-    return int(frame.method.consumer_count) if queue.name == topology.execute_queue else 0
+def _consumers(frame: Any) -> int:
+    return int(frame.method.consumer_count)

@@ -78,7 +78,9 @@ def refusal(code: int, text: str) -> str:
 
 def _named(queue: str) -> str:
     """Return the name of a queue for people, who may not know one that the broker has made up."""
-    return "amq.gen-* (a queue of its own)" if queue.startswith("amq.gen-") else queue
+    if not queue.startswith("amq.gen-"):
+        return queue
+    return r"amq.gen-*, a queue of its own: it needs configure, write and read on ^amq\.gen, as in docs/security.md"
 
 
 def _value(words: str) -> str:

@@ -49,9 +49,21 @@ class Binding:
     routing_key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a topology that is declared together."""
+
+    exchanges: tuple[Exchange, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+
 @dataclass(frozen=True)
 class Topology:
     """The exchanges, queues and bindings of one namespace.
+
+    ``work`` is what the processing of commands needs. ``control`` and ``samples`` serve operators only: without them
+    workers do the same work.
 
     Args:
         namespace: prefix of every name.
@@ -145,16 +157,61 @@ class Topology:
         """Return the name of a queue in which accepted commands wait; it is also the key on the retry exchange."""
         return f"{self.results_queue}.{delay_s}s"
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.work, self.samples, self.control
+
     def exchanges(self) -> Iterable[Exchange]:
+        return (each for part in self.parts for each in part.exchanges)
+
+    def queues(self) -> Iterable[Queue]:
+        return (each for part in self.parts for each in part.queues)
+
+    def bindings(self) -> Iterable[Binding]:
+        return (each for part in self.parts for each in part.bindings)
+
+    @cached_property
+    def work(self) -> Part:
+        """What the processing of commands needs."""
+        return Part(tuple(self._exchanges()), tuple(self._queues()), tuple(self._bindings()))
+
+    @cached_property
+    def samples(self) -> Part:
+        """The queue from which workers learn which replies nobody has bound a queue for."""
+        queue = Queue(
+            self.unrouted_samples_queue,
+            {
+                "x-queue-type": "quorum",
+                "x-max-length": _MAX_SAMPLES,
+                "x-max-length-bytes": _MAX_SAMPLES_BYTES,
+                "x-overflow": "drop-head",
+            },
+        )
+        return Part(queues=(queue,), bindings=(Binding(self.unrouted_exchange, queue.name, ""),))
+
+    @cached_property
+    def control(self) -> Part:
+        """How orders reach all workers: by a stream, so that one that starts later reads them too."""
+        stream = Queue(
+            self.control_stream,
+            {
+                "x-queue-type": "stream",
+                "x-max-length-bytes": _MAX_CONTROL_BYTES,
+                "x-stream-max-segment-size-bytes": _MAX_SEGMENT_BYTES,
+            },
+        )
+        exchange = Exchange(self.control_exchange, "topic")
+        return Part((exchange,), (stream,), (Binding(exchange.name, stream.name, ORDER),))
+
+    def _exchanges(self) -> Iterable[Exchange]:
         yield Exchange(self.commands_exchange, "direct")
         yield Exchange(self.retry_exchange, "direct")
         yield Exchange(self.returns_exchange, "direct")
         yield Exchange(self.unrouted_exchange, "fanout")
         yield Exchange(self.replies_exchange, "topic", {"alternate-exchange": self.unrouted_exchange})
         yield Exchange(self.dead_letters_exchange, "topic")
-        yield Exchange(self.control_exchange, "topic")
 
-    def queues(self) -> Iterable[Queue]:
+    def _queues(self) -> Iterable[Queue]:
         yield Queue(
             self.execute_queue,
             {
@@ -175,24 +232,6 @@ class Topology:
             yield self._delay_queue(self.result_delay_queue(delay_s), delay_s, RESULT)
         for name in (self.unrouted_exchange, self.dead_letters_exchange):
             yield Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED_DELIVERIES})
-        yield Queue(
-            self.unrouted_samples_queue,
-            {
-                "x-queue-type": "quorum",
-                "x-max-length": _MAX_SAMPLES,
-                "x-max-length-bytes": _MAX_SAMPLES_BYTES,
-                "x-overflow": "drop-head",
-            },
-        )
-        # A stream, so that every worker reads every order, also one that starts later.
-        yield Queue(
-            self.control_stream,
-            {
-                "x-queue-type": "stream",
-                "x-max-length-bytes": _MAX_CONTROL_BYTES,
-                "x-stream-max-segment-size-bytes": _MAX_SEGMENT_BYTES,
-            },
-        )
 
     def _delay_queue(self, name: str, delay_s: int, routing_key: str) -> Queue:
         return Queue(
@@ -207,7 +246,7 @@ class Topology:
             },
         )
 
-    def bindings(self) -> Iterable[Binding]:
+    def _bindings(self) -> Iterable[Binding]:
         yield Binding(self.commands_exchange, self.execute_queue, EXECUTE)
         yield Binding(self.returns_exchange, self.execute_queue, EXECUTE)
         for delay_s in sorted(set(self.delay_queues_s)):
@@ -217,9 +256,7 @@ class Topology:
         for delay_s in sorted(set(self.result_delays_s)):
             yield Binding(self.retry_exchange, self.result_delay_queue(delay_s), self.result_delay_queue(delay_s))
         yield Binding(self.unrouted_exchange, self.unrouted_exchange, "")
-        yield Binding(self.unrouted_exchange, self.unrouted_samples_queue, "")
         yield Binding(self.dead_letters_exchange, self.dead_letters_exchange, "#")
-        yield Binding(self.control_exchange, self.control_stream, ORDER)
 
     def definitions(self, vhost: str) -> dict[str, list[dict[str, object]]]:
         """Return the topology in the broker's definitions format.

@@ -30,11 +30,13 @@ class UnroutedWatch:
     """Reads samples of unrouted replies, and logs each routing key once.
 
     Args:
-        topology: names the queue of samples.
+        topology: has the queue of samples.
+        declare: whether to declare it.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, declare: bool) -> None:
         self._topology = topology
+        self._declare = declare
         self._loop = asyncio.get_running_loop()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._lines = 0
@@ -44,6 +46,11 @@ class UnroutedWatch:
         """Read samples for as long as a connection lasts."""
 
         def consume(channel: Channel) -> None:
+            if self._declare:
+                for queue in self._topology.samples.queues:
+                    channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+                for binding in self._topology.samples.bindings:
+                    channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
             channel.basic_qos(prefetch_count=_SAMPLES)
             channel.basic_consume(self._topology.unrouted_samples_queue, self._on_message)
 

@@ -96,7 +96,7 @@ class CircuitBreaker:
         """Return a permit to send a request, which must be released, or None while nothing may be sent."""
         now = self._clock()
         is_probe = self.is_open
-        if now < self._retry_at() or (is_probe and self._is_probing):
+        if self.pause_by_hand or now < self._platform_retry_at() or (is_probe and self._is_probing):
             return None
         self._is_probing = self._is_probing or is_probe
         return Permit(self, is_probe=is_probe, acquired_at=now)
@@ -184,15 +184,23 @@ class CircuitBreaker:
         self._throttle_backoff_s = 0.0
 
     def retry_in_s(self) -> float:
-        """Return the seconds until the next request may be sent; at least one interval while a probe is in flight."""
-        return max(0.0, self._retry_at() - self._clock(), self._first_interval_s if self._is_probing else 0.0)
+        """Return the seconds until the next request may be sent; infinity if that is an operator's decision."""
+        return math.inf if self.pause_by_hand else self.platform_retry_in_s()
+
+    def platform_retry_in_s(self) -> float:
+        """Return the seconds until the next request, as far as the platform decides.
+
+        At least one interval while a probe is in flight.
+        """
+        in_flight_s = self._first_interval_s if self._is_probing else 0.0
+        return max(0.0, self._platform_retry_at() - self._clock(), in_flight_s)
 
     def suggested_delay_s(self) -> float:
         """Suggest a delay: until the next probe, or the length of the outage so far, whichever is longer."""
         if not self.is_open:
             return 0.0
         now = self._clock()
-        until_probe_s = self._first_interval_s if self.pause_by_hand else self._retry_at() - now
+        until_probe_s = self._first_interval_s if self.pause_by_hand else self._platform_retry_at() - now
         return max(until_probe_s, now - self._opened_at)
 
     @property
@@ -206,10 +214,8 @@ class CircuitBreaker:
         others = self._failures - self._device_failures
         return others + min(self._device_failures, 1) if others else 0
 
-    def _retry_at(self) -> float:
-        """Return when the next request, or the next probe, may be sent; infinity if that is an operator's decision."""
-        if self.pause_by_hand:
-            return math.inf
+    def _platform_retry_at(self) -> float:
+        """Return when the next request, or the next probe, may be sent, as far as the platform decides."""
         held_until = min(self._retry_after_until, self._hold_probe_at)
         return max(held_until, self._probe_at if self.is_paused else 0.0)
 
@@ -227,7 +233,7 @@ class CircuitBreaker:
             self._on_change()
 
     def _warn(self, event: str, now: float) -> None:
-        next_try_in_s = finite_s(self._retry_at() - now)
+        next_try_in_s = None if self.pause_by_hand else round(self._platform_retry_at() - now, 1)
         log.warning(event, product=self._product, reason=self.reason, next_try_in_s=next_try_in_s)
 
 
@@ -345,9 +351,9 @@ class CircuitBreakers:
         """Tell whether a product's commands may be sent, not only a probe; False for an unknown product."""
         return product in self._breakers and not self._breakers[product].is_open
 
-    def allows_probe(self, product: str | None) -> bool:
-        """Tell whether a product's commands may be sent, or a probe is due."""
-        return not self._of(product).retry_in_s()
+    def allows_reading(self, product: str | None) -> bool:
+        """Tell whether the platform answers for a product, or a probe is due: a pause by hand stops no reading."""
+        return not self._of(product).platform_retry_in_s()
 
     def allows_any(self) -> bool:
         """Tell whether the commands of at least one product may be sent."""

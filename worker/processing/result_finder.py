@@ -24,7 +24,7 @@ class ResultFinder:
     Args:
         client: reads the histories.
         store: records results.
-        breakers: tell of which products commands may be sent, or a probe is due; of others no result is looked up.
+        breakers: tell of which products the platform answers, or a probe is due; of others no result is looked up.
         history_breakers: tell of which products histories may be read.
         delays_s: seconds before each look; the last repeats.
         store_outage_s: tells for how long the store cannot be used, in seconds; 0: it can.
@@ -105,10 +105,9 @@ class ResultFinder:
         found, is_paused = FoundStates({}, _NOT_CONFIGURED), False
         if self._client.knows(product):  # otherwise it is unknown in the end
             # With no command to probe a paused product, looks go on: history breakers are opened by their own failures.
-            permit = self._history_breakers.try_acquire(product) if self._breakers.allows_probe(product) else None
+            permit = self._history_breakers.try_acquire(product) if self._breakers.allows_reading(product) else None
             if permit is None:
-                if not self._breakers.paused_by_hand().get(product):  # then no other worker may look either
-                    self._hindered.add(product)
+                self._hindered.add(product)
                 return [self._put_off(product, each) for each in due]
             try:
                 found = await self._read(product, imei, due)
