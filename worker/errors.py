@@ -37,6 +37,7 @@ from schemas.reply import Detail, FailureCode
 from worker.printable import printable
 
 EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_SOFTWARE = 70  # EX_SOFTWARE and EX_CONFIG of sysexits.h
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130

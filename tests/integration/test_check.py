@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.builders import a_command
 from tests.support.checks import check, settings_of
+from tests.support.command_line import run_cli
 from tests.support.deployment import Deployment
 from tests.support.proxies import Proxy, raw_server
 from tests.support.simulator import API_KEY, onenet
@@ -477,11 +479,22 @@ def show_check(deployment: Deployment, columns: int, settings: Mapping[str, str]
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_terminal_shows_what_running_workers_say(deployment: Deployment, columns: int) -> None:
     settings = settings_of(deployment)
-    with deployment.worker():
+    with deployment.worker() as worker:
         order = ("pause", "--by", "alice@control-room", "--reason", "valve 7 leaks")
-        assert show(order, deployment.folder, settings, columns=columns).exit_code == 0
+        show(order, deployment.folder, settings, columns=columns)
+        worker.wait_for("paused_by_hand")
         shown, replaced = show_check(deployment, columns, {})
     assert_screen(f"check-paused-{columns}", shown.text, replaced)
+
+
+def test_a_worker_that_consumes_and_does_not_answer_is_a_warning(deployment: Deployment) -> None:
+    """A worker could be started all the same, as during an upgrade: the other one may be of an older version."""
+    with deployment.worker() as worker:
+        worker.process.signal(signal.SIGSTOP)
+        result = run_cli("check", folder=deployment.folder, **settings_of(deployment))
+        worker.process.signal(signal.SIGCONT)
+    assert result.returncode == 0, result.stdout
+    assert "warn  workers: none answered; workers that take commands and do not answer: 1 of 1" in result.stdout
 
 
 def test_running_workers_that_cannot_use_their_store_fail(deployment: Deployment) -> None:

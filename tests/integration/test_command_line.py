@@ -201,7 +201,7 @@ def test_send_file_accepts_a_byte_order_mark_blank_lines_and_crlf(deployment: De
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n  \r\n".join(lines_of(2_000)))
     result = run_cli("send", "--file", str(file), folder=tmp_path, **environment)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "onenet-worker: all 2,000 commands were sent\n")
     assert result.stdout.splitlines() == [f"line-{number}" for number in range(2_000)]
     assert deployment.upstream.count(deployment.topology.execute_queue) == 2_000
 
@@ -213,8 +213,10 @@ def test_send_file_names_the_first_invalid_lines_and_counts_the_others(tmp_path:
     errors = result.stderr.splitlines()
     assert result.returncode == 1
     assert "lines.jsonl:4: the body is not UTF-8" in errors[0]
-    assert errors[-2:] == ["onenet-worker: and 1,234 more", "onenet-worker: nothing was sent"]
-    assert len(errors) == 22
+    assert errors[-3] == "onenet-worker: and 1,234 more"
+    assert errors[-2].startswith("onenet-worker: a file has one command on each line")
+    assert errors[-1] == "onenet-worker: nothing was sent"
+    assert len(errors) == 23
 
 
 def test_send_reads_commands_from_a_pipe_and_from_stdin(deployment: Deployment, tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_send_reads_commands_from_a_pipe_and_from_stdin(deployment: Deployment, 
     Thread(target=fifo.write_bytes, args=(lines,), daemon=True).start()
     for file, stdin in ((fifo, ""), ("/dev/stdin", lines.decode())):
         result = run_cli("send", "--file", str(file), folder=tmp_path, stdin=stdin, **environment)
-        assert (result.returncode, result.stderr) == (0, "")
+        assert (result.returncode, result.stderr) == (0, "onenet-worker: all 3 commands were sent\n")
         assert result.stdout.splitlines() == ["line-0", "line-1", "line-2"]
 
 

@@ -341,6 +341,17 @@ def test_an_interrupted_replay_names_what_was_replayed_and_what_was_not(
     assert f"still in the queue: {', '.join(f'c-{number}' for number in range(done, 12))}\n" in said
 
 
+def test_a_slow_replay_keeps_its_connections(
+    deployment: Deployment, dead_letters: DeadLettersCommand, tmp_path: Path
+) -> None:
+    publish_dead_letters(deployment, "c-1", "c-2")
+    url = f"{dead_letters.environment['AMQP_URL']}?heartbeat=1"  # the broker gives a silent client up after 2 s
+    environment = dead_letters.environment | {"AMQP_URL": url}
+    arguments = ["dead-letters", "replay", "--all", "--rate", "15/minute", "--wait", "--wait-timeout", "0.1"]
+    result = run_cli(*arguments, folder=tmp_path, **environment)
+    assert "replayed 2 dead letters" in result.stderr, result.stderr
+
+
 def test_a_wait_that_is_interrupted_names_what_has_no_outcome(
     deployment: Deployment, dead_letters: DeadLettersCommand, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def test_the_demo_says_in_a_pipe_what_it_waits_for_and_what_came_of_it(broker_ur
 def assert_the_table_is_last(said: str) -> None:
     """All that matters stays on a screen of 24 lines, of which the prompt needs one."""
     screen = said.rstrip("\n").split("\n")[-23:]
-    assert any(line.split() == ["status", "code", "commands", "sent", "as"] for line in screen)
+    assert any(line.split() == ["status", "code", "messages", "sent", "as"] for line in screen)
     for code in ("outcome_unknown", "command_id_conflict", "retries_exhausted", "http_rejected"):
         assert any(code in line for line in screen)
     assert any("0 of them twice" in line for line in screen)

@@ -63,9 +63,15 @@ class Site:
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     def cache(
-        self, number: int, status: int = WAIT, *, valid_at: datetime | None = None, confirm: str | None = None
+        self,
+        number: int,
+        status: int = WAIT,
+        *,
+        valid_at: datetime | None = None,
+        confirm: str | None = None,
+        uuid: str | None = None,
     ) -> CachedCommand:
-        """Cache a command at the platform; its uuid shows its number, at its beginning and at its end."""
+        """Cache a command at the platform; its uuid by default shows its number, at its beginning and at its end."""
         query = {
             "imei": AN_IMEI,
             "obj_id": "1",
@@ -76,7 +82,7 @@ class Site:
         platform = self.simulator.platform
         command = platform.execute(query, b"{}")
         del platform._commands[command.uuid]  # noqa: SLF001 - a platform chooses its uuids
-        command.uuid = uuid_of(number)
+        command.uuid = uuid or uuid_of(number)
         platform._commands[command.uuid] = command  # noqa: SLF001
         command.created_at = BASE + number * HOUR / 2
         command.valid_at = valid_at or command.created_at
@@ -155,7 +161,7 @@ def test_order_and_limit_and_how_many_there_are(site: Site) -> None:
 def test_a_command_is_cancelled_before_its_valid_time(site: Site) -> None:
     site.cache(1, valid_at=datetime.now(UTC) + HOUR)
     site.cache(2, valid_at=datetime.now(UTC) + HOUR)
-    cancelled = site.device("--cancel", uuid_of(1)[:4], "--yes")
+    cancelled = site.device("--cancel", uuid_of(1)[:8], "--yes")
     assert cancelled.returncode == 0, cancelled.stderr
     assert "cancelled 1 of 1 command" in cancelled.stderr
     assert site.states() == [CANCELLED, WAIT]
@@ -246,12 +252,15 @@ def test_a_history_that_is_not_shown_whole_cancels_nothing(site: Site) -> None:
 @only_v1
 def test_a_beginning_must_be_that_of_one_command_that_waits(site: Site) -> None:
     site.cache(0x21)
-    site.cache(0x22)
+    twin = str(UUID(int=UUID(uuid_of(0x21)).int + 1))
+    site.cache(0x22, uuid=twin)
     site.cache(0x31, SUCCESS, confirm="SUCCESS")
     for beginning, said in (
-        ("2", f"2 is the beginning of {uuid_of(0x22)}, {uuid_of(0x21)}: give more characters"),
-        ("4", f"no command of device {AN_IMEI} has a uuid that begins with 4"),
-        ("31", f"{uuid_of(0x31)} does not wait any more, so it cannot be cancelled: executed"),
+        ("", "--cancel '': give a uuid, or at least its first 8 characters"),
+        ("2100000", "--cancel '2100000': give a uuid, or at least its first 8 characters"),
+        ("21000000", f"21000000 is the beginning of {twin}, {uuid_of(0x21)}: give more characters"),
+        ("40000000", f"no command of device {AN_IMEI} has a uuid that begins with 40000000"),
+        ("31000000", f"{uuid_of(0x31)} does not wait any more, so it cannot be cancelled: executed"),
     ):
         refused = site.device("--cancel", beginning, "--yes")
         assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
@@ -369,7 +378,9 @@ def test_screens(columns: int, site: Site) -> None:
         site.own(number, command_id, app_id)
     site.own(8, "order-17", "payroll")
     assert_device_screen(f"device-list-{columns}", show_device(site, columns))
-    assert_device_screen(f"device-cancel-refused-{columns}", show_device(site, columns, "--cancel", "08", typed="y\n"))
+    assert_device_screen(
+        f"device-cancel-refused-{columns}", show_device(site, columns, "--cancel", "08000000", typed="y\n")
+    )
     assert_device_screen(f"device-cancel-no-{columns}", show_device(site, columns, "--cancel-all", typed="n\n"))
     site.simulator.platform.cancels_valid = True
     assert_device_screen(f"device-cancel-yes-{columns}", show_device(site, columns, "--cancel-all", typed="y\n"))

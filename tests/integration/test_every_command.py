@@ -192,6 +192,86 @@ def test_without_space_for_the_output_one_line_says_so(arguments: tuple[str, ...
         assert " was sent" in result.stderr
 
 
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr", "stdin stdout stderr"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--version",),
+        ("--help",),
+        ("check",),
+        ("schema", "asyncapi"),
+        ("topology", "--json"),
+        ("dead-letters", "list"),
+        ("send", *TARGET_OPTIONS),
+        ("send", "--file", "-"),
+        ("dead-letters", "discard", "--all"),
+        ("device", AN_IMEI, "--cancel-all"),
+    ],
+    ids=_name,
+)
+def test_standard_streams_that_are_closed_are_empty(arguments: tuple[str, ...], closed: str, site: Site) -> None:
+    numbers = [("stdin", "stdout", "stderr").index(name) for name in closed.split()]
+    redirections = [f"{number}{'<' if number == 0 else '>'}&-" for number in numbers]
+    result = subprocess.run(
+        ["bash", "-c", f'exec "$@" {" ".join(redirections)}', "-", sys.executable, "-m", "worker", *arguments],
+        cwd=Path.cwd(),
+        env={"PATH": os.environ["PATH"]} | site.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    asks = arguments[0] == "device" or arguments[:2] == ("dead-letters", "discard")
+    assert result.returncode == (1 if asks or "-" in arguments else 0), result.stderr
+    assert "Traceback" not in result.stderr
+    if asks and "stderr" not in closed:
+        assert "without a terminal there is nobody to ask: give --yes" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("send", *TARGET_OPTIONS), "nothing was sent"),
+        (("dead-letters", "replay", "--all"), "nothing was replayed"),
+        (("dead-letters", "discard", "--all", "--yes"), "nothing was discarded"),
+        (("unrouted", "publish", "--all"), "nothing was published"),
+    ],
+    ids=str,
+)
+def test_an_interrupt_before_anything_was_done_says_so(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        environment = {"AMQP_URL": f"amqp://127.0.0.1:{server.getsockname()[1]}/", "ONENET_API_KEY": "k"}
+        process = LocalProcess(list(arguments), environment, tmp_path / "output")
+        server.settimeout(PATIENCE_S)
+        with closing(server.accept()[0]):
+            process.signal(signal.SIGINT)
+            assert process.wait() == 130
+    assert process.output.read_text() == f"onenet-worker: interrupted: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("pause", "heating"), "there is no argument heating: did you mean --product heating?"),
+        (("dead-letters", "list", "order-17"), "there is no argument order-17: did you mean --id order-17?"),
+        (("send", AN_IMEI), f"there is no argument {AN_IMEI}: did you mean --imei {AN_IMEI}?"),
+        (("schema", "command", "more"), "there is no argument more"),
+    ],
+    ids=str,
+)
+def test_a_value_without_its_option_names_the_option(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    result = run_cli(*arguments, folder=tmp_path)
+    assert result.returncode == 2
+    assert said in result.stderr
+
+
+def test_arguments_in_another_encoding_than_the_terminals_are_refused(tmp_path: Path) -> None:
+    product = os.fsdecode("供热".encode("gbk"))
+    result = run_cli("pause", "--product", product, folder=tmp_path, LC_ALL="C.UTF-8")
+    assert result.returncode == 2
+    assert result.stderr.startswith("onenet-worker: an argument is no text in this terminal's encoding, utf-8: ")
+
+
 def test_an_interrupt_ends_the_simulator(tmp_path: Path) -> None:
     port = free_port()
     process = LocalProcess(["simulator", "--port", str(port)], {}, tmp_path / "output")

@@ -31,7 +31,7 @@ from worker.dev.services.processes import LocalProcess
 from worker.simulator.faults import Fault
 
 AN_ID = "2f6c0a52-5d1e-4f5e-9a55-0d7c5f8b9f01"
-LATER = f"onenet-worker status {AN_ID} tells what became of it; late replies are kept for a day"
+LATER = "with IDEMPOTENCY_URL=memory:// nothing else tells what became of it; late replies are kept for a day"
 RUN = "onenet-worker run"
 FIXED = ("--command-id", AN_ID, "--expired-time", "2099-01-01T00:00:00Z")
 
@@ -117,6 +117,45 @@ def test_a_wait_without_a_worker_says_what_is_known_and_its_late_reply_is_kept(
     assert declared.upstream.count(declared.topology.unrouted_exchange) == 0
 
 
+def test_with_shared_records_the_command_status_is_named(declared: Deployment, tmp_path: Path) -> None:
+    settings = settings_of(declared) | {"IDEMPOTENCY_URL": "redis://127.0.0.1:1/0"}  # that of the workers
+    result = run_cli("send", *TARGET_OPTIONS, *FIXED, "--wait", "--wait-timeout", "0", folder=tmp_path, **settings)
+    assert f"onenet-worker status {AN_ID} tells what became of it" in result.stderr
+
+
+def test_a_wait_says_soon_why_no_reply_may_come(declared: Deployment, tmp_path: Path) -> None:
+    process = LocalProcess(["send", *TARGET_OPTIONS, *FIXED, "--wait"], settings_of(declared), tmp_path / "output")
+    process.wait_for_output(f"commands may wait: no worker consumes {declared.topology.execute_queue}")
+    with declared.start_worker():
+        assert process.wait(PATIENCE_S) == 0
+    assert '"status": "accepted"' in process.output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--wait-timeout", "5"), "needs --wait"), (("--wait", "--result-timeout", "5"), "needs --wait-result")],
+    ids=str,
+)
+def test_a_limit_of_a_wait_that_was_not_asked_for_is_refused(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    result = run_cli("send", *TARGET_OPTIONS, *options, folder=tmp_path)
+    assert (result.returncode, said in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps([{"imei": "1"}], indent=1), "imei,obj_id\n865820030000001,1\n", '{"imei": "1"}\n'],
+    ids=["a list", "CSV", "UTF-16"],
+)
+def test_a_file_of_another_format_says_which_is_read(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "commands"
+    file.write_bytes(text.encode("utf-16" if 'imei": "1"}\n' in text else "utf-8"))
+    result = run_cli("send", "--file", str(file), folder=tmp_path)
+    assert result.returncode == 1
+    assert "a file has one command on each line, as a JSON object in UTF-8, not a list and not CSV" in result.stderr
+
+
 def test_an_interrupted_wait_says_which_replies_are_missing(declared: Deployment, tmp_path: Path) -> None:
     process = LocalProcess(
         ["send", "--file", str(a_file(tmp_path, 12)), "--wait"], settings_of(declared), tmp_path / "output"
@@ -127,7 +166,7 @@ def test_an_interrupted_wait_says_which_replies_are_missing(declared: Deployment
     first = process.output.read_text().splitlines()[0].removeprefix("onenet-worker: interrupted: ")
     # The last confirm may have been under way.
     assert first.startswith(("12 of 12 replies have not arrived", "11 of 12 were sent; it is not known whether the "))
-    assert "onenet-worker status COMMAND_ID tells what became of a command" in process.output.read_text()
+    assert "late replies are kept for a day" in process.output.read_text()
 
 
 def test_a_file_ends_with_a_summary_by_outcome(deployment: Deployment, tmp_path: Path) -> None:
@@ -163,7 +202,7 @@ def test_results_are_a_phase_of_their_own_with_a_summary(broker_url: str, tmp_pa
 def test_a_file_is_read_from_stdin(declared: Deployment, tmp_path: Path) -> None:
     lines = a_file(tmp_path, 3).read_text()
     result = run_cli("send", "--file", "-", folder=tmp_path, stdin=lines, **settings_of(declared))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "onenet-worker: all 3 commands were sent\n")
     assert result.stdout.splitlines() == ["line-0", "line-1", "line-2"]
     wrong = run_cli("send", "--file", "-", folder=tmp_path, stdin='\n{"imei": 1,\n', **settings_of(declared))
     assert wrong.stderr.startswith(
@@ -260,7 +299,7 @@ def test_an_alarm_of_the_broker_is_said_and_ends_the_command(
     own_broker.control("set_vm_memory_high_watermark", "0.6")
     assert alarmed.upstream.count(alarmed.topology.execute_queue) in {sent, sent + 1}
     again = run_cli("send", "--file", str(file), folder=tmp_path, **settings_of(alarmed))
-    assert (again.returncode, again.stderr) == (0, "")
+    assert (again.returncode, again.stderr) == (0, "onenet-worker: all 50 commands were sent\n")
 
 
 def test_a_lost_connection_tells_which_commands_were_sent(declared: Deployment, tmp_path: Path) -> None:

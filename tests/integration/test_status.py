@@ -321,6 +321,9 @@ def test_what_cannot_be_read_is_said_beside_the_rest(site: Site) -> None:
     assert "outcome_unknown" in without_redis.stdout
     assert "could not be read: the record: Redis" in without_redis.stderr
     assert "aSecret" not in without_redis.stderr + without_broker.stderr
+    assert "there is none" not in without_redis.stdout
+    unread = site.status("order-17", "--json", IDEMPOTENCY_URL=f"redis://127.0.0.1:{port}/0")
+    assert json.loads(unread.stdout)["records"] is None
     settings = Settings(
         amqp_url=(SecretStr(site.deployment.broker_url),), worker_namespace=site.deployment.topology.namespace
     )

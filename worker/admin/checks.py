@@ -165,11 +165,13 @@ def _workers(settings: Settings) -> CheckResult:
     except WorkerError as exc:
         return CheckResult("workers", ok=True, detail=f"cannot be asked: {exc}")
     running = f"{counted(len(answers.reports), 'worker')} answered" if answers.reports else "none answered"
+    silent = f"workers that take commands and do not answer: {answers.silent} of {answers.consumers}"
     pauses = pauses_in(answers)
     state = [str(each) for each in pauses] or (["no product is paused"] if answers.reports else [])
     faults = faults_in(answers)
-    detail = "; ".join([running, *state, *map(str, faults)])
-    return CheckResult("workers", ok=not faults, detail=detail, obstacles=tuple(map(str, pauses)))
+    obstacles = [*([silent] if answers.silent else []), *map(str, pauses)]
+    detail = "; ".join([running, *([silent] if answers.silent else []), *state, *map(str, faults)])
+    return CheckResult("workers", ok=not faults, detail=detail, obstacles=tuple(obstacles))
 
 
 def _store(settings: Settings) -> Iterator[CheckResult]:

@@ -26,6 +26,7 @@ from worker.printable import printable_json
 Kept = TypeVar("Kept")
 MAX_HELD_S = 20 * 60  # of a replay: the broker's consumer timeout is 30 minutes
 _POLL_S = 0.25
+_WAIT_SLICE_S = 0.5  # of a wait between two replays, shorter than any heartbeat
 _LOOK_S = 10.0  # between looks at why no outcome comes
 
 
@@ -387,7 +388,7 @@ class Replay:
         due = 0.0
         for number, dead_letter in enumerate(self._held):
             if self._interval_s is not None:
-                self._reader.wait(max(0.0, due - time.monotonic()))
+                self._wait_until(due)
                 due = time.monotonic() + self._interval_s
             address = None if self._watcher is None else self._watcher.address(number)
             self.is_unsure = True
@@ -398,6 +399,12 @@ class Replay:
             yield self.letters[number]
         self._held = []
         self._reading.close()
+
+    def _wait_until(self, due: float) -> None:
+        """Wait, and keep both connections alive: each has its heartbeats."""
+        while (left_s := due - time.monotonic()) > 0:
+            self._reader.wait(min(left_s, _WAIT_SLICE_S))
+            self._receive(0)
 
     def outcomes(self, timeout_s: float, on_obstacle: Callable[[Obstacle], object]) -> Iterator[Outcome]:
         """Yield the outcome of each replayed dead letter once, as they arrive.

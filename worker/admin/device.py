@@ -34,6 +34,7 @@ _STATES: dict[int, DeviceState] = {
     6: "failed",
     7: "no answer",
 }
+_MIN_CHARS = 8  # of a uuid's beginning: fewer may be a slip, such as a variable that is not set
 _MAX_NAMED = 3  # of several commands that a text could mean
 _LOOKS = 3  # at what was cancelled, until the history shows it
 _LOOK_AGAIN_S = 1.0
@@ -262,6 +263,8 @@ def _named(commands: Sequence[CachedCommand], beginning: str, imei: str) -> Cach
     Raises:
         WorkerError: there is none, or there are several.
     """
+    if len(beginning) < _MIN_CHARS:
+        raise WorkerError(f"--cancel {beginning!r}: give a uuid, or at least its first {_MIN_CHARS} characters")
     folded = beginning.casefold()
     found = [command for command in commands if command.uuid and command.uuid.casefold().startswith(folded)]
     exact = [command for command in found if command.uuid.casefold() == folded]

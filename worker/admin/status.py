@@ -47,7 +47,7 @@ class CommandStory:
     Attributes:
         command_id: the command.
         source: the upstream system that was asked for; None: any.
-        records: of the command; several only if several systems use its id, none if there is none.
+        records: of the command; several only if several systems use its id, none if there is none; None: not read.
         has_shared_records: False: records are in the memory of the workers, and cannot be read from outside.
         dead_letters: the dead letters with this id, the oldest first.
         queue_waiting: how many messages of all commands wait in the queue, not yet taken by a worker; None: unknown.
@@ -60,7 +60,7 @@ class CommandStory:
 
     command_id: str
     source: str | None
-    records: tuple[CommandRecord, ...]
+    records: tuple[CommandRecord, ...] | None
     has_shared_records: bool
     dead_letters: tuple[Listing, ...]
     queue_waiting: int | None
@@ -109,10 +109,11 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
         found = tried("what keeps commands from being sent", lambda: find_obstacles(broker, topology, products))
         obstacles = found or []
     has_shared_records = settings.idempotency_url.get_secret_value() != MEMORY
-    records: list[CommandRecord] = []
+    read: list[CommandRecord] | None = None
     if has_shared_records:
         others = {letter.source for letter in letters if letter.source}
-        records = tried("the record", lambda: _records(settings, command_id, source, others)) or []
+        read = tried("the record", lambda: _records(settings, command_id, source, others))
+    records = read or []
     is_known = bool(records or letters)
     ids = {letter.command_id for letter in meant.values()}
     if not is_known and len(ids) == 1 and (only := ids.pop()) is not None:
@@ -123,7 +124,7 @@ def tell_story(settings: Settings, command_id: str, source: str | None) -> Comma
     return CommandStory(
         command_id,
         source,
-        tuple(records),
+        None if read is None else tuple(read),
         has_shared_records,
         tuple(letters),
         None if counts is None else counts.commands,
@@ -142,7 +143,7 @@ def story_document(story: CommandStory) -> dict[str, Any]:
         "source": story.source,
         "is_known": story.is_known,
         "records_are_shared": story.has_shared_records,
-        "records": [_record_document(record) for record in story.records],
+        "records": None if story.records is None else [_record_document(record) for record in story.records],
         "dead_letters": [summary(letter) for letter in story.dead_letters],
         "queue_waiting": story.queue_waiting,
         "queue_delayed": story.queue_delayed,
@@ -236,11 +237,12 @@ def _reasons_of(meant: Mapping[str, Listing]) -> list[str]:
 
 
 def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCounts | None) -> list[str]:
-    reasons = ["it never arrived: ask its sender for the publisher confirm"]
+    reasons = []
     if counts is not None and counts.commands:
         reasons.append(f"it is one of {counts.commands:,} that wait in the queue and that no worker has taken yet")
     if counts is not None and counts.delayed:
         reasons.append(f"it is one of {counts.delayed:,} that wait in the delay queues")
+    reasons.append("it never arrived: ask its sender for the publisher confirm")
     if settings.idempotency_url.get_secret_value() == MEMORY:
         reasons.append(
             "a worker has its record: with IDEMPOTENCY_URL=memory:// records are in the workers' memory and cannot be "
@@ -255,7 +257,9 @@ def _reasons_for_nothing(settings: Settings, source: str | None, counts: QueueCo
             reasons.append("another system used this id first: name the sender with --source APP_ID")
         else:
             reasons.append(f"{source} did not send it: leave out --source to look for any sender's")
-    namespace, where = settings.worker_namespace, "at the broker and Redis of AMQP_URL and IDEMPOTENCY_URL"
+    namespace, where = settings.worker_namespace, "at the broker of AMQP_URL"
+    if settings.idempotency_url.get_secret_value() != MEMORY:
+        where += " and the Redis of IDEMPOTENCY_URL"
     reasons.append(f"it belongs elsewhere: looked in the namespace {namespace}, {where}")
     return reasons
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,11 @@ from worker.cli.terminal import note, print_json, print_line, print_rows
 from worker.errors import EXIT_FAILURE
 from worker.printable import counted, printable
 
-_MARKS = {True: "ok", False: "FAIL"}
+if TYPE_CHECKING:
+    from worker.admin.checks import CheckResult
+
+
+_STYLES = {"ok": "green", "warn": "bold yellow", "FAIL": "bold red"}
 
 
 def check(
@@ -21,6 +25,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Check whether a worker could run: settings, broker, topology, idempotency store, and OneNET for each product.
+
+    A line with "warn" says what may keep commands waiting, though a worker could run.
 
     It also says how many messages wait in the queues and who consumes them, whether the broker has an alarm, and what
     running workers say of themselves. Nothing is changed, and no command is sent. Exit code 1 if one fails. Example:
@@ -36,11 +42,11 @@ def check(
         if as_json:
             print_json(dataclasses.asdict(result))
         elif not is_table:
-            print_line(f"{_MARKS[result.ok]:<4}  {result.check}: {printable(result.detail)}")
+            print_line(f"{_mark(result):<4}  {result.check}: {printable(result.detail)}")
     failed = sum(not result.ok for result in results)
     if is_table:
-        rows = [(_MARKS[result.ok], result.check, result.detail) for result in results]
-        print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles={"ok": "green", "FAIL": "bold red"})
+        rows = [(_mark(result), result.check, result.detail) for result in results]
+        print_rows(("", "check", "detail"), rows, is_last_wrapped=True, styles=_STYLES)
         obstacles = [obstacle for result in results for obstacle in result.obstacles]
         if failed:
             note(f"{failed} of {counted(len(results), 'check')} failed")
@@ -50,3 +56,9 @@ def check(
             note("all checks passed: onenet-worker run can start a worker")
     if failed:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _mark(result: "CheckResult") -> str:
+    if not result.ok:
+        return "FAIL"
+    return "warn" if result.obstacles else "ok"

@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from dataclasses import replace as replaced
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from worker.cli.progress import progress
 from worker.cli.terminal import (
     confirm,
     console,
+    interruptible,
     local_time,
     note,
     print_json,
@@ -253,7 +255,9 @@ def replay(
     begun = _service().replay(
         choice, limit=limit, interval_s=interval_s, leaves_hopeless=not include_expired, is_watched=wait
     )
-    with begun as under_way:
+    with ExitStack() as stack:
+        with interruptible("nothing was replayed"):
+            under_way = stack.enter_context(begun)
         _refuse_missing("replayed", under_way.missing, choice)
         if not under_way.letters and not under_way.hopeless:
             _say_count(under_way.count, 0, choice)
@@ -305,14 +309,17 @@ def discard(
     service, plan = _service(), None
     if not yes:
         require_person_or_yes(yes=yes)
-        plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
+        with interruptible("nothing was discarded"):
+            plan = service.plan_to_discard(choice, limit=limit)  # held by nobody while the question is open
         _refuse_missing("discarded", plan.found.missing, choice)
         if not plan.found.letters:
             _say_count(plan.found.count, 0, choice)
             return
         _show_plan(plan.found)
         confirm(f"Delete {_these(len(plan.found.letters))} permanently?", "nothing was discarded")
-    with service.discard(choice, limit=limit, plan=plan) as under_way:
+    with ExitStack() as stack:
+        with interruptible("nothing was discarded"):
+            under_way = stack.enter_context(service.discard(choice, limit=limit, plan=plan))
         _refuse_missing("discarded", under_way.missing, choice)
         total = len(under_way.letters)
         try:

@@ -7,6 +7,7 @@ import typer
 
 from worker.cli.terminal import (
     confirm,
+    interruptible,
     local_time,
     note,
     print_json,
@@ -15,7 +16,7 @@ from worker.cli.terminal import (
     shown_of,
     times_note,
 )
-from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
+from worker.errors import EXIT_FAILURE
 from worker.printable import counted
 
 if TYPE_CHECKING:
@@ -100,18 +101,16 @@ def _cancel(
     from worker.admin.device import cancel, cancelling_document, find_waiting
 
     require_person_or_yes(yes=yes)
-    waiting = find_waiting(settings, imei, product, beginnings)
+    with interruptible("nothing was cancelled"):
+        waiting = find_waiting(settings, imei, product, beginnings)
     if not waiting.entries:
         note(f"no command waits for device {imei}: nothing was cancelled")
         return
     if not yes:
         _print(waiting.entries, stderr=True)
         confirm(f"Cancel {counted(len(waiting.entries), 'command')} of device {imei}?", "nothing was cancelled")
-    try:
+    with interruptible(f"some may be cancelled; look with onenet-worker device {imei}"):
         done = cancel(settings, imei, product, waiting.entries)
-    except KeyboardInterrupt:
-        note(f"interrupted: some may be cancelled; look with onenet-worker device {imei}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         for each in done:
             print_json(cancelling_document(each, waiting))

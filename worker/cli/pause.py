@@ -1,19 +1,17 @@
 """``onenet-worker pause``, ``resume`` and ``probe``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import local_time, note, print_json, print_line, print_rows
-from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED
+from worker.cli.terminal import interruptible, local_time, note, print_json, print_line, print_rows
+from worker.errors import EXIT_FAILURE
 from worker.printable import printable
 
 if TYPE_CHECKING:
     from worker.admin.pauses import Operator
     from worker.amqp.control_client import Answers
-    from worker.core.pauses import Order
+    from worker.core.pauses import Order, ProductState, WorkerReport
 
 Product = Annotated[str | None, typer.Option("--product", metavar="NAME", help="One product; without it: all.")]
 Default = Annotated[bool, typer.Option("--default-product", help="Only the product of commands that name none.")]
@@ -29,14 +27,18 @@ def pause(
 ) -> None:
     """Have all workers send nothing, not even probes, until `resume`; commands wait, and those that expire fail.
 
-    It holds for all workers of the namespace, also for those that start later, and is logged with who asked. Example:
+    It holds for all workers of the namespace, also for those that start later, and is logged with who asked. The exit
+    code is 1 if a worker that takes commands has not answered, because it may send until it does. Example:
 
         onenet-worker pause --product heating --reason "maintenance until 18:00"
     """
     scope = _scope(product, default)
-    with _interruptible("the order may be in force: onenet-worker check says what is paused"):
+    with interruptible("the order may be in force: onenet-worker check says what is paused"):
         answers = _operator(by).pause(scope, reason)
-    _print(answers, "ordered to pause", scope, as_json=as_json, ended="replaced")
+    silent = "they may send until the order reaches them; onenet-worker check says what is paused"
+    _print(answers, "ordered to pause", scope, as_json=as_json, ended="replaced", silent=silent)
+    if answers.silent:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def resume(
@@ -49,9 +51,9 @@ def resume(
         onenet-worker resume --product heating
     """
     scope = _scope(product, default)
-    with _interruptible("the order may be in force: onenet-worker check says what is paused"):
+    with interruptible("the order may be in force: onenet-worker check says what is paused"):
         answers = _operator(by).resume(scope, reason)
-    _print(answers, "ordered to resume", scope, as_json=as_json)
+    _print(answers, "ordered to resume", scope, as_json=as_json, silent="they go on when the order reaches them")
     if not answers.ended:
         note("nothing was paused by hand, so that only what workers have paused by themselves is probed")
 
@@ -64,13 +66,19 @@ def probe(product: Product = None, default: Default = False, by: By = None, as_j
         onenet-worker probe
     """
     scope = _scope(product, default)
-    with _interruptible("the workers may probe all the same"):
+    with interruptible("the workers may probe all the same"):
         answers = _operator(by).probe(scope)
-    _print(answers, "ordered to probe", scope, as_json=as_json, unanswered="nothing was probed, as far as is known")
-    if not answers.reports:
+    unanswered = "nothing was probed, as far as is known"
+    _print(answers, "ordered to probe", scope, as_json=as_json, silent="they may probe nothing", unanswered=unanswered)
+    if not any(_has_scope(report, scope) for report in answers.reports):
         raise typer.Exit(EXIT_FAILURE)
-    if not as_json:
+    if as_json:
+        return
+    states = [state for report in answers.reports for state in report.products if _is_of(state, scope)]
+    if any(state.is_paused for state in states):
         note("the next command of each is the probe: onenet-worker check says later what came of it")
+    else:
+        note("nothing is paused, so that there is nothing to probe")
 
 
 def _scope(product: str | None, default: bool) -> str | None:
@@ -92,21 +100,13 @@ def _operator(by: str | None) -> "Operator":
     return Operator(settings.broker_address, settings.topology, by or this_person())
 
 
-@contextmanager
-def _interruptible(what_may_be: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        note(f"interrupted: {what_may_be}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
 def _print(
     answers: "Answers",
     what: str,
     scope: str | None,
     *,
     as_json: bool,
+    silent: str,
     ended: str = "ended",
     unanswered: str = "one that starts, or has its connection again, will know it",
 ) -> None:
@@ -121,9 +121,11 @@ def _print(
         for order in answers.pauses.orders:
             print_line(f"paused by hand: {_pause(order)}")
         _print_workers(answers)
-    if not answers.reports:
+    if answers.silent:
+        note(f"workers that have not answered: {answers.silent} of {answers.consumers}; {silent}")
+    elif not answers.reports:
         note(f"no worker has answered; {unanswered}")
-    elif scope and not any(state.product == scope for report in answers.reports for state in report.products):
+    if answers.reports and scope and not any(_has_scope(report, scope) for report in answers.reports):
         known = sorted({state.product or "" for report in answers.reports for state in report.products} - {""})
         others = f"they have {', '.join(known)}" if known else "they have only the default one"
         undo = f"; undo it with {resume_command(scope)}" if answers.pauses.of(scope) else ""
@@ -131,6 +133,14 @@ def _print(
             f"no worker that answered has a product named {scope}: {others}{undo}; "
             "--default-product means commands that name none"
         )
+
+
+def _has_scope(report: "WorkerReport", scope: str | None) -> bool:
+    return any(_is_of(state, scope) for state in report.products)
+
+
+def _is_of(state: "ProductState", scope: str | None) -> bool:
+    return scope is None or (state.product or "") == scope
 
 
 def _pause(order: "Order") -> str:

@@ -1,7 +1,10 @@
 """All commands, and what their errors look like."""
 
 import errno
+import os
+import re
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -21,7 +24,15 @@ from worker.cli.terminal import OUTPUT_FULL, flush_stdout, note, prepare_streams
 from worker.cli.topology import topology
 from worker.cli.unrouted import unrouted
 from worker.cli.usage import Program
-from worker.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, SettingsError, TopologyMismatch, WorkerError
+from worker.errors import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    SettingsError,
+    TopologyMismatch,
+    WorkerError,
+)
 
 app = typer.Typer(
     cls=Program,
@@ -53,8 +64,20 @@ def options(
 def run_program() -> int:
     """Run the command that was asked for, and return the exit code; errors of this project are printed as lines."""
     prepare_streams()
-    code = _run()
+    code = _refuse_undecodable(sys.argv[1:]) or _run()
     return code if flush_stdout() else EXIT_FAILURE  # as Typer and rich do where they notice it
+
+
+def _refuse_undecodable(arguments: Sequence[str]) -> int:
+    """Refuse arguments that are no text in the terminal's encoding, but for names of files; 0: there is none."""
+    for argument in arguments:
+        if not argument.isascii() and re.search("[\ud800-\udfff]", argument) and not os.path.lexists(argument):
+            note(
+                f"an argument is no text in this terminal's encoding, {sys.getfilesystemencoding()}: {argument}; "
+                "LC_ALL=C.UTF-8 chooses UTF-8"
+            )
+            return EXIT_USAGE
+    return 0
 
 
 def _run() -> int:

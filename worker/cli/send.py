@@ -4,9 +4,10 @@ import codecs
 import itertools
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,18 +17,26 @@ from uuid import uuid4
 import typer
 
 from worker.cli.progress import Advance, phases
-from worker.cli.terminal import discard_stdout, note, print_json, print_line
-from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BrokerUnavailable, Unconfirmed, UnusableCommand, WorkerError
+from worker.cli.terminal import discard_stdout, interruptible, note, print_json, print_line
+from worker.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    BrokerUnavailable,
+    Unconfirmed,
+    UnusableCommand,
+    WorkerError,
+)
 from worker.printable import counted
 
 if TYPE_CHECKING:
     from worker.amqp.blocking import CommandClient
     from worker.settings import Settings
 
-_EXIT_USAGE = 2
 _STDIN = Path("-")
 _MAX_NAMED = 10
 _MAX_ERRORS = 20
+_FIRST_REPLY_S = 3.0  # without a reply for so long there may be a reason that can be told
 _RESULT_S = 120.0  # after the first look: for the device, and for the rate limit
 _MAX_LINE_BYTES = 128 * 1024  # twice what a command may have, for blanks around it
 
@@ -67,7 +76,9 @@ def send(
             "WORKER_RESULTS=on.",
         ),
     ] = False,
-    wait_timeout: Annotated[float, typer.Option(help="Seconds to wait for the replies.", min=0)] = 60.0,
+    wait_timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait for the replies; default: 60.", min=0)
+    ] = None,
     result_timeout: Annotated[
         float | None,
         typer.Option(
@@ -105,31 +116,39 @@ def send(
     flags = {name: value for name, value in given.items() if value is not None}
     if file is not None and flags:
         raise typer.BadParameter(f"--file and --{next(iter(flags)).replace('_', '-')}: use one or the other")
+    waits = wait or wait_result
+    if wait_timeout is not None and not waits:
+        raise typer.BadParameter("--wait-timeout needs --wait or --wait-result")
+    if result_timeout is not None and not wait_result:
+        raise typer.BadParameter("--result-timeout needs --wait-result")
     if command_id is not None and expired_time is None:
         note(
             "--command-id needs --expired-time: the default is a day from now, with which the same command would have "
             "another content each time"
         )
         note(f"add --expired-time {_a_day_from_now()}")
-        raise typer.Exit(_EXIT_USAGE)
+        raise typer.Exit(EXIT_USAGE)
     settings = read_settings()
-    commands = _check(_from_flags(flags) if file is None else _from_file(file), settings)
     is_isolated = settings.worker_tenants == "isolated"
     first_s = settings.worker_result_delays[0]
-    with CommandClient(
-        settings.broker_address,
-        settings.topology,
-        app_id=app_id or (None if is_isolated else SENDER),
-        wants_replies=wait or wait_result,
-        names_user=is_isolated,
-        keeps_replies=True,
-    ) as client:
+    with ExitStack() as stack:
+        with interruptible("nothing was sent"):
+            commands = _check(_from_flags(flags) if file is None else _from_file(file), settings)
+            connecting = CommandClient(
+                settings.broker_address,
+                settings.topology,
+                app_id=app_id or (None if is_isolated else SENDER),
+                wants_replies=waits,
+                names_user=is_isolated,
+                keeps_replies=True,
+            )
+            client = stack.enter_context(connecting)
         sending = _Sending(client, settings, commands, is_file=file is not None)
         try:
             with phases(is_shown=file is not None) as begin:
-                sending.send(begin, prints_ids=not (wait or wait_result))
-                if (wait or wait_result) and not sending.has_no_reader:
-                    sending.read_replies(begin, wait_timeout)
+                sending.send(begin, prints_ids=not waits)
+                if waits and not sending.has_no_reader:
+                    sending.read_replies(begin, 60.0 if wait_timeout is None else wait_timeout)
                 if wait_result and not sending.has_no_reader:
                     sending.read_results(begin, first_s + _RESULT_S if result_timeout is None else result_timeout)
         except KeyboardInterrupt:
@@ -194,14 +213,23 @@ class _Sending:
         if not self.is_file and sys.stderr.isatty():
             note(f"sent {self.commands[0].id}; waiting for its reply")
         advance = begin("replies", len(self.commands))
-        for reply in self.client.replies([each.id for each in self.commands], timeout_s):
+        deadline = time.monotonic() + timeout_s
+        self._take_replies(advance, min(timeout_s, _FIRST_REPLY_S))
+        if not self._replies and timeout_s > _FIRST_REPLY_S:
+            for line in self._obstacles(self.commands):
+                note(line)
+        self._take_replies(advance, deadline - time.monotonic())
+        if len(self._replies) < len(self.commands) and not self.has_no_reader:
+            raise WorkerError(f"{self._absent('reply', self._replies, len(self.commands))} within {timeout_s:g} s")
+
+    def _take_replies(self, advance: Advance, timeout_s: float) -> None:
+        missing = [each.id for each in self.commands if each.id not in self._replies]
+        for reply in self.client.replies(missing, timeout_s):
             self._replies[reply["command_id"]] = reply
             advance()
             self._print(reply)
             if self.has_no_reader:
                 return
-        if len(self._replies) < len(self.commands):
-            raise WorkerError(f"{self._absent('reply', self._replies, len(self.commands))} within {timeout_s:g} s")
 
     def read_results(self, begin: Callable[[str, int], Advance], timeout_s: float) -> None:
         """Print the results of the accepted commands as they arrive.
@@ -233,6 +261,8 @@ class _Sending:
         """
         for line in self._summary():
             note(line)
+        if self.is_file and not self._reads and not self.has_no_reader:
+            note(self._how_many_sent())
         if self.has_no_reader:
             note(f"nobody reads the output any more: {self._how_many_sent()}")
             raise typer.Exit(EXIT_FAILURE)
@@ -315,8 +345,12 @@ class _Sending:
         return "; ".join([*parts, "send all of them again: ids that were already sent have no second effect"])
 
     def _where_replies_are(self) -> str:
+        from worker.settings import MEMORY
+
         kept = f"; late replies are kept for a day in {self.client.kept_queue}" if self.client.kept_queue else ""
         which, what = ("COMMAND_ID", "a command") if self.is_file else (self.commands[0].id, "it")
+        if self.settings.idempotency_url.get_secret_value() == MEMORY:
+            return f"with IDEMPOTENCY_URL=memory:// nothing else tells what became of {what}{kept}"
         return f"onenet-worker status {which} tells what became of {what}{kept}"
 
     def _obstacles(self, missing: Sequence[_Command]) -> list[str]:
@@ -405,11 +439,13 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[_Co
     commands: dict[str, _Command] = {}
     errors: list[str] = []
     more = 0
+    is_other_format = False
     for place, body in lines:
         try:
             found = read_command(body, None, settings.platform_zone)
         except UnusableCommand as exc:
             error = exc.message
+            is_other_format = is_other_format or (bool(place) and exc.code == "invalid_message")
         else:
             name = found.command_id
             error = f"command_id: {name} is a duplicate" if name in commands else ""
@@ -422,6 +458,8 @@ def _check(lines: Iterator[tuple[str, bytes]], settings: "Settings") -> list[_Co
         errors.append(f"and {more:,} more")
     if not commands and not errors:
         errors.append("the file contains no command")
+    if is_other_format:
+        errors.append("a file has one command on each line, as a JSON object in UTF-8, not a list and not CSV")
     if errors:
         raise WorkerError(*errors, "nothing was sent")
     return list(commands.values())

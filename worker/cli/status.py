@@ -73,6 +73,8 @@ def status(
         note(f"nothing is known of {command_id}{sender}")
         if not as_json:
             print_lines("It can mean:", [(reason, ()) for reason in story.possible_reasons])
+            for obstacle in story.obstacles:
+                note(f"commands may wait: {obstacle}")
         raise typer.Exit(EXIT_FAILURE)
     for line in story.unread:
         note(f"could not be read: {line}")
@@ -81,17 +83,19 @@ def status(
 
 
 def _print(story: "CommandStory") -> None:
-    for record in story.records:
+    for record in story.records or ():
         print_fields(_title(record.command_id, record.source), _record_fields(record))
     if not story.records:
         where = "there is none" if story.has_shared_records else "is in the memory of the workers, not to be read here"
+        if story.has_shared_records and story.records is None:
+            where = "could not be read"
         print_fields(story.command_id, [("record", where)])
     for letter in story.dead_letters:
         print_fields(f"dead letter of {_title(story.command_id, letter.source)}", _letter_fields(letter))
     if story.next_steps:
         print_lines("Next:", [(step.text, step.commands) for step in story.next_steps])
-    if story.source is None and len(story.records) > 1:
-        note(f"{counted(len(story.records), 'system')} use this id: choose one with --source APP_ID")
+    if story.source is None and len(story.records or ()) > 1:
+        note(f"{counted(len(story.records or ()), 'system')} use this id: choose one with --source APP_ID")
     note(times_note())
 
 

@@ -5,15 +5,16 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from worker.errors import EXIT_FAILURE, WorkerError
+from worker.errors import EXIT_FAILURE, EXIT_INTERRUPTED, WorkerError
 from worker.printable import counted, printable, printable_json
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ def discard_stdout() -> None:
 def note(text: str) -> None:
     """Tell a person something beside the output of a command, on stderr."""
     print(f"onenet-worker: {printable(text)}", file=sys.stderr)
+
+
+@contextmanager
+def interruptible(what_is_known: str) -> Iterator[None]:
+    """After an interrupt say what is known, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {what_is_known}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def print_line(text: str = "") -> None:
@@ -135,7 +146,17 @@ def times_note() -> str:
     name, digits = now.tzname() or "", now.strftime("%z")
     offset = f"UTC{digits[:3]}:{digits[3:5]}" if now.utcoffset() else "UTC"
     zone = f"{name} ({offset})" if name.isalpha() and name != offset else offset
-    return f"times are in this machine's zone, {zone}"
+    wanted = os.environ.get("TZ", "").removeprefix(":")
+    unknown = "" if "/" not in wanted or _is_zone(wanted) else f", because TZ={wanted} is unknown here"
+    return f"times are in this machine's zone, {zone}{unknown}"
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def shown_of(shown: int, total: int, noun: str, *, newest_first: bool = False) -> str:

@@ -1,5 +1,7 @@
 """Usage errors in words of our own: Typer passes on those of the library that converts the values of options."""
 
+import re
+import shlex
 from typing import Any
 
 from typer.core import TyperGroup
@@ -17,8 +19,18 @@ class Program(TyperGroup):
             raise
 
 
+_EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
+_MEANT = ("--id", "--imei", "--product", "--file")  # what people give without the name of an option
+
+
 def _reword(error: Any) -> None:
-    """Change the text of a usage error that was made of an error of validation."""
+    """Change the text of a usage error that was made of an error of validation, or of a value without its option."""
+    if found := _EXTRA.fullmatch(getattr(error, "message", "")):
+        options = {name for parameter in error.ctx.command.params for name in parameter.opts}
+        meant = next((name for name in _MEANT if name in options), None)
+        hint = "" if meant is None else f": did you mean {meant} {shlex.quote(found[1])}?"
+        error.message = f"there is no argument {found[1]}{hint}"
+        return
     from pydantic import ValidationError
 
     from worker.core.validation import messages, shown

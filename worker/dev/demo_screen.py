@@ -141,8 +141,8 @@ def print_examples(console: Console, findings: Findings, topology: Topology) -> 
 def print_outcomes(console: Console, findings: Findings) -> None:
     """Print the table of all outcomes, what the devices did, and whether it is all as expected."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("status", "code", "commands", "sent as"):
-        table.add_column(heading, justify="right" if heading == "commands" else "left")
+    for heading in ("status", "code", "messages", "sent as"):
+        table.add_column(heading, justify="right" if heading == "messages" else "left")
     found, wanted = findings.found, findings.wanted
     for outcome in sorted(wanted | found, key=lambda each: (list(_COLOURS).index(each.split()[0]), each)):
         status, _, code = outcome.partition(" ")
@@ -164,7 +164,8 @@ def print_outcomes(console: Console, findings: Findings) -> None:
 def _cached(findings: Findings) -> str:
     commands = {command["args"] for command in findings.cached}
     accepted = len(findings.accepted)
-    more = f"{accepted} accepted, {len(commands) - accepted} with outcome_unknown"
+    unknown = len(commands) - accepted
+    more = f"{accepted} accepted, some of them sent several times with the same id, {unknown} with outcome_unknown"
     return f"OneNET cached {len(commands)} commands, {findings.cached_twice} of them twice: {more}."
 
 
