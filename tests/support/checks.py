@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.support.command_line import program
 from tests.support.deployment import Deployment
 from tests.support.simulator import API_KEY
 from tests.support.waiting import PATIENCE_S
@@ -28,7 +28,7 @@ def check(deployment: Deployment, *arguments: str, **changes: str) -> tuple[int,
     """Return the exit code and the details of each failed check; under ``""`` is the raw output."""
     environment = settings_of(deployment) | {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd())}
     result = subprocess.run(
-        [sys.executable, "-m", "worker", "check", "--json", *arguments],
+        [*program(), "check", "--json", *arguments],
         cwd=deployment.folder,
         env=environment | changes,
         capture_output=True,

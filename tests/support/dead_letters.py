@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pika
 
 from tests.support.builders import a_command
+from tests.support.command_line import program
 from tests.support.deployment import Deployment
 
 NOW = datetime.now(UTC)
@@ -50,7 +50,7 @@ class DeadLettersCommand:
 
     def __call__(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "worker", "dead-letters", *arguments],
+            [*program(), "dead-letters", *arguments],
             cwd=self.folder,
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,

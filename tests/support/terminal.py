@@ -7,11 +7,12 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.support.command_line import program
 
 SCREENS = Path(__file__).parent.parent / "screens"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
@@ -49,7 +50,7 @@ def show(
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     usual = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments],
+        [*program(), *arguments],
         cwd=folder,
         env=kept | usual | dict(environment),
         stdin=follower,
