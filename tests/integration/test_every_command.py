@@ -133,17 +133,21 @@ def test_without_a_broker_one_line_says_so(arguments: tuple[str, ...], tmp_path:
     assert not any(word in said for word in ("aSecret", "someone", "Traceback"))
 
 
-@pytest.mark.parametrize("arguments", WITH_BROKER, ids=_name)
-def test_an_interrupt_ends_a_command_without_a_traceback(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """While it waits for a broker that accepts connections and never answers."""
+def _interrupted(arguments: tuple[str, ...], folder: Path) -> str:
+    """Interrupt a command that waits for a broker which accepts connections and never answers; returns what it said."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         environment = {"AMQP_URL": f"amqp://127.0.0.1:{server.getsockname()[1]}/", "ONENET_API_KEY": "k"}
-        process = LocalProcess(list(arguments), environment, tmp_path / "output")
+        process = LocalProcess(list(arguments), environment, folder / "output")
         server.settimeout(PATIENCE_S)
         with closing(server.accept()[0]):
             process.signal(signal.SIGINT)
             assert process.wait() == 130
-    assert "Traceback" not in process.output.read_text()
+    return process.output.read_text()
+
+
+@pytest.mark.parametrize("arguments", WITH_BROKER, ids=_name)
+def test_an_interrupt_ends_a_command_without_a_traceback(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    assert "Traceback" not in _interrupted(arguments, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [("device", AN_IMEI), ("check",)], ids=_name)
@@ -239,14 +243,7 @@ def test_standard_streams_that_are_closed_are_empty(arguments: tuple[str, ...], 
     ids=str,
 )
 def test_an_interrupt_before_anything_was_done_says_so(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        environment = {"AMQP_URL": f"amqp://127.0.0.1:{server.getsockname()[1]}/", "ONENET_API_KEY": "k"}
-        process = LocalProcess(list(arguments), environment, tmp_path / "output")
-        server.settimeout(PATIENCE_S)
-        with closing(server.accept()[0]):
-            process.signal(signal.SIGINT)
-            assert process.wait() == 130
-    assert process.output.read_text() == f"onenet-worker: interrupted: {said}\n"
+    assert _interrupted(arguments, tmp_path) == f"onenet-worker: interrupted: {said}\n"
 
 
 @pytest.mark.parametrize(
