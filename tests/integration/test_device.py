@@ -80,10 +80,8 @@ class Site:
             "expired_time": "2099-01-01T08:00:00",
         }
         platform = self.simulator.platform
+        platform.new_uuid = lambda: uuid or uuid_of(number)
         command = platform.execute(query, b"{}")
-        del platform._commands[command.uuid]  # noqa: SLF001 - a platform chooses its uuids
-        command.uuid = uuid or uuid_of(number)
-        platform._commands[command.uuid] = command  # noqa: SLF001
         command.created_at = BASE + number * HOUR / 2
         command.valid_at = valid_at or command.created_at
         command.send_status = status
@@ -147,11 +145,9 @@ def test_each_command_is_told_with_its_state_and_our_id(site: Site) -> None:
 
 @only_v1
 def test_order_and_limit_and_how_many_there_are(site: Site) -> None:
-    for number in range(1, 131):
-        site.cache(number % 120 + 1 if number > 120 else number, CANCELLED)
-    for number, command in enumerate(site.simulator.platform._devices[AN_IMEI].commands):  # noqa: SLF001
+    for number in range(130):
+        command = site.cache(number, CANCELLED, uuid=f"n{number:03}")
         command.created_at = BASE - 200 * HOUR + number * HOUR
-        command.uuid = f"n{number:03}"
     assert [each["uuid"] for each in site.listed("--limit", "2")] == ["n129", "n128"]
     assert [each["uuid"] for each in site.listed("--limit", "2", "--oldest-first")] == ["n000", "n001"]
     assert len(site.listed("--limit", "125")) == 125

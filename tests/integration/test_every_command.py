@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pika
@@ -20,6 +21,7 @@ from tests.support.dead_letters import publish_dead_letters
 from tests.support.deployment import Deployment
 from tests.support.simulator import API_KEY, onenet
 from tests.support.terminal import show
+from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_S
 from worker.amqp.blocking import declare_on
 from worker.dev.services.ports import free_port, wait_until
@@ -310,6 +312,10 @@ def test_a_pipe_whose_reader_ends_early_ends_a_command_silently(arguments: tuple
     assert _in_an_ended_pipe(arguments, tmp_path) == (1, "")
 
 
+def _has_one(upstream: Upstream, queue: str) -> bool:
+    return upstream.count(queue) == 1
+
+
 @pytest.mark.parametrize("arguments", OF_A_DEPLOYMENT, ids=_name)
 def test_a_pipe_whose_reader_ends_early_leaves_everything_as_it_is(arguments: tuple[str, ...], site: Site) -> None:
     code, said = _in_an_ended_pipe(arguments, site.folder, **site.environment)
@@ -318,7 +324,7 @@ def test_a_pipe_whose_reader_ends_early_leaves_everything_as_it_is(arguments: tu
     assert not any(word in said for word in ("Traceback", "BrokenPipe", "Exception"))
     upstream, topology = site.deployment.upstream, site.deployment.topology
     for queue in (topology.dead_letters_exchange, topology.unrouted_exchange):
-        wait_until(lambda name=queue: upstream.count(name) == 1, PATIENCE_S, "its message")  # type: ignore[misc]
+        wait_until(partial(_has_one, upstream, queue), PATIENCE_S, "its message")
 
 
 @pytest.mark.parametrize("arguments", OF_A_DEPLOYMENT, ids=_name)

@@ -55,7 +55,9 @@ async def test_a_command_that_was_claimed_before_its_product_was_paused_is_not_p
     assert engine.steps == ["claim", "history"]
 
 
-async def test_a_pause_by_hand_holds_for_a_command_that_is_being_claimed(engine: Engine) -> None:
+async def test_a_pause_by_hand_holds_for_a_command_that_is_being_claimed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its worker has said that it is paused; a claim in Redis may take seconds."""
     order = Order(id="1", kind="pause", by="alice", at=datetime.now(UTC))
     claim = engine.store.claim
@@ -65,12 +67,12 @@ async def test_a_pause_by_hand_holds_for_a_command_that_is_being_claimed(engine:
         engine.breakers.pause_by_hand(Pauses((order,)))
         return claimed
 
-    engine.store.claim = claim_while_paused  # type: ignore[method-assign]
-    postpone = expect_postpone(await engine.process(a_task()))
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.store, "claim", claim_while_paused)
+        postpone = expect_postpone(await engine.process(a_task()))
     assert postpone.reason == "nothing is sent for now: paused by hand by alice"
     assert engine.steps == ["claim"]
     engine.breakers.pause_by_hand(Pauses())
-    engine.store.claim = claim  # type: ignore[method-assign]
     assert reply_of(await engine.process(a_task(engine.copy_of(postpone)))).status == "accepted"
 
 

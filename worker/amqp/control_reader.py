@@ -135,7 +135,7 @@ class ControlReader:
             return 0.0
         wait_s = backoff_s(failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S)
         if code == _NOT_FOUND:
-            self._wants_declaring = self._may_declare  # somebody has deleted it
+            self._wants_declaring = self._may_declare  # the stream was deleted, or never declared
         if code in {_ACCESS_REFUSED, _NOT_FOUND} or isinstance(error, UserRefused):
             self.is_caught_up.set()  # a worker that cannot be paused by hand is better than none
             wait_s = _MISSING_AGAIN_S if code == _NOT_FOUND else _REFUSED_AGAIN_S

@@ -52,6 +52,7 @@ class Platform:
         cancels_valid: cancel commands as long as they wait; False: only before their valid_time.
         clock_offset_s: the platform's clock minus that of this machine, in seconds.
         now: the clock of this machine, timezone-aware; replaced in tests.
+        new_uuid: chooses the uuid of a cached command; replaced in tests.
     """
 
     api_key: str = field(repr=False)
@@ -65,6 +66,7 @@ class Platform:
     cancels_valid: bool = False
     clock_offset_s: float = 0
     now: Callable[[], datetime] = lambda: datetime.now(CHINA)
+    new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())
     _behaviours: dict[str, Behaviour] = field(init=False)
     _devices: dict[str, Device] = field(init=False, default_factory=dict)
     _commands: dict[str, CachedCommand] = field(init=False, default_factory=dict)
@@ -164,7 +166,7 @@ class Platform:
         device = self._devices.get(imei) or Device(self._behaviour(imei))
         if self.queue_limit is not None and len(device.waiting(now)) >= self.queue_limit:
             raise PlatformError(Reason.QUEUE_FULL, f"{self.queue_limit} commands wait for the device")
-        name = str(uuid.uuid4())
+        name = self.new_uuid()
         command = CachedCommand(name, dict(query), content, now, valid_at, expires_at, next(self._numbers))
         self._devices[imei] = device
         self._commands[name] = command
