@@ -92,10 +92,8 @@ def stages() -> Iterator[Stages]:
     """Start the servers."""
     services.provide("rabbitmq", "redis")
     with ExitStack() as stack:
-        broker = start_local_broker()
-        stack.callback(broker.stop)
-        redis = start_local_redis()
-        stack.callback(redis.stop)
+        broker = start_local_broker(stack)
+        redis = start_local_redis(stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         made = {}
         for latency_s in (0.0, *BRISK_S, SLOW_S):

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -94,11 +94,11 @@ def authority() -> Authority:
 def own_broker(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A private broker that tests may kill; never the one that AMQP_URL names."""
     certificate = authority.issue("127.0.0.1", tmp_path_factory.mktemp("broker") / "tls")
-    with one_at_a_time(tmp_path_factory):
-        services.provide("rabbitmq")
-        broker = start_local_broker(certificate.folder)
-    yield broker
-    broker.stop()
+    with ExitStack() as stack:
+        with one_at_a_time(tmp_path_factory):
+            services.provide("rabbitmq")
+            broker = start_local_broker(stack, certificate.folder)
+        yield broker
 
 
 @pytest.fixture(scope="session")
@@ -114,11 +114,11 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """A private Redis that tests may kill; never the one that REDIS_URL names."""
-    with one_at_a_time(tmp_path_factory):
-        services.provide("redis")
-        server = start_local_redis()
-    yield server
-    server.stop()
+    with ExitStack() as stack:
+        with one_at_a_time(tmp_path_factory):
+            services.provide("redis")
+            server = start_local_redis(stack)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -34,16 +34,12 @@ class _Servers:
     @cached_property
     def broker(self) -> LocalBroker:
         services.provide("rabbitmq")
-        broker = start_local_broker()
-        self.stack.callback(broker.stop)
-        return broker
+        return start_local_broker(self.stack)
 
     @cached_property
     def redis(self) -> LocalRedis:
         services.provide("redis")
-        redis = start_local_redis()
-        self.stack.callback(redis.stop)
-        return redis
+        return start_local_redis(self.stack)
 
     @cached_property
     def cluster(self) -> RabbitCluster:

@@ -32,17 +32,13 @@ def servers(stack: ExitStack) -> Servers:
         if named := os.environ.get("AMQP_URL"):
             return named
         services.provide("rabbitmq")
-        started = start_local_broker()
-        stack.callback(started.stop)
-        return started.url
+        return start_local_broker(stack).url
 
     def redis() -> str:
         if named := os.environ.get("REDIS_URL"):
             return named
         services.provide("redis")
-        started = start_local_redis()
-        stack.callback(started.stop)
-        return started.url
+        return start_local_redis(stack).url
 
     return Servers(rabbitmq, redis)
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -71,9 +71,8 @@ class Failover:
 
 @pytest.fixture(scope="module")
 def second_redis() -> Iterator[LocalRedis]:
-    server = start_local_redis()
-    yield server
-    server.stop()
+    with ExitStack() as stack:
+        yield start_local_redis(stack)
 
 
 @pytest.fixture

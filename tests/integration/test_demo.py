@@ -1,14 +1,18 @@
 """The demo: what it shows, what can be typed while it keeps running, and that it leaves nothing behind."""
 
+import io
 import os
 import re
 import signal
 import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from rich.console import Console
 
 from scripts import services
 from tests.support.command_line import run_cli
@@ -17,6 +21,7 @@ from tests.support.waiting import PATIENCE_S
 from worker.amqp.address import BrokerAddress
 from worker.amqp.blocking import check_topology, connect_blocking
 from worker.amqp.topology import Topology
+from worker.dev import demo
 from worker.dev.demo_messages import Message
 from worker.dev.demo_screen import Findings
 from worker.dev.services.ports import free_port, wait_until
@@ -90,9 +95,9 @@ def test_the_demo_ends_in_a_terminal_with_the_table_on_the_screen(broker_url: st
 
 def test_what_the_demo_prints_with_keep_can_be_typed_as_it_is_until_ctrl_c(broker_url: str, folder: Path) -> None:
     environment = {"AMQP_URL": broker_url, **temporary(folder)}
-    demo = LocalProcess(["demo", *_COUNT, "--keep"], environment, folder / "output")
-    demo.wait_for_output("The worker's log", PATIENCE_S)
-    said = demo.output.read_text()
+    process = LocalProcess(["demo", *_COUNT, "--keep"], environment, folder / "output")
+    process.wait_for_output("The worker's log", PATIENCE_S)
+    said = process.output.read_text()
     typed = said.partition(_KEEPS)[2].partition("\n")[2].partition("The worker's log")[0]
     kept = {name: os.environ[name] for name in ("PATH", "HOME")} | {"PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
@@ -103,9 +108,9 @@ def test_what_the_demo_prints_with_keep_can_be_typed_as_it_is_until_ctrl_c(broke
     assert "command_id_conflict" in done.stdout
     assert "FAIL" not in done.stdout
     assert sum(line.split()[0] == "onenet-worker" for line in typed.strip().splitlines()) == 4
-    demo.signal(signal.SIGINT)
-    assert demo.wait() == 0
-    assert_nothing_is_left(demo.output.read_text(), folder, broker_url)
+    process.signal(signal.SIGINT)
+    assert process.wait() == 0
+    assert_nothing_is_left(process.output.read_text(), folder, broker_url)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -129,29 +134,49 @@ def test_the_demo_leaves_nothing_behind_whenever_it_is_interrupted(
     phase: str, number: signal.Signals, code: int, broker_url: str, folder: Path
 ) -> None:
     environment = {"AMQP_URL": broker_url, **temporary(folder)}
-    demo = LocalProcess(["demo", *_COUNT, "--keep"], environment, folder / "output")
-    demo.wait_for_output(phase, PATIENCE_S)
-    demo.signal(number)
-    demo.wait_for_output("stopping", PATIENCE_S)
-    demo.signal(signal.SIGINT)  # a second one does not keep it from stopping all
-    assert demo.wait() == code
-    said = demo.output.read_text()
+    process = LocalProcess(["demo", *_COUNT, "--keep"], environment, folder / "output")
+    process.wait_for_output(phase, PATIENCE_S)
+    process.signal(number)
+    process.wait_for_output("stopping", PATIENCE_S)
+    process.signal(signal.SIGINT)  # a second one does not keep it from stopping all
+    assert process.wait() == code
+    said = process.output.read_text()
     assert "interrupted" in said
     assert "Traceback" not in said
     assert_nothing_is_left(said, folder, broker_url)
 
 
+@pytest.mark.parametrize("command", ["simulator", "run"])
+def test_the_demo_leaves_no_process_behind_that_has_started_as_a_signal_comes(
+    command: str, broker_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SignalledProcess(LocalProcess):
+        def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+            super().__init__(arguments, environment, output)
+            if arguments[0] == command:
+                signal.raise_signal(signal.SIGTERM)  # nobody knows the process yet
+
+    monkeypatch.setattr(demo, "LocalProcess", SignalledProcess)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for name, value in {"AMQP_URL": broker_url, **temporary(folder)}.items():
+        monkeypatch.setenv(name, value)
+    said = io.StringIO()
+    with pytest.raises(SystemExit, match="143"):
+        demo.run_demo(Console(file=said), 150, keep=True)
+    assert_nothing_is_left(said.getvalue(), folder, broker_url)
+
+
 def test_the_demo_leaves_no_broker_behind_that_it_was_just_starting(folder: Path) -> None:
     services.provide_installed("rabbitmq")
-    private = {"DOCKER_HOST": f"tcp://127.0.0.1:{free_port()}"}  # no engine answers there
-    demo = LocalProcess(["demo"], temporary(folder) | private, folder / "output")
-    demo.wait_for_output("starting a RabbitMQ", PATIENCE_S)
+    private = {"DOCKER_HOST": f"tcp://127.0.0.1:{free_port()}", "TEST_RABBITMQ_IMAGE": ""}  # no engine answers there
+    process = LocalProcess(["demo"], temporary(folder) | private, folder / "output")
+    process.wait_for_output("starting a RabbitMQ", PATIENCE_S)
     wait_until(
-        lambda: any(folder.glob("*/onenet-rabbitmq-*")) or not demo.is_running, PATIENCE_S, "the broker's folder"
+        lambda: any(folder.glob("*/onenet-rabbitmq-*")) or not process.is_running, PATIENCE_S, "the broker's folder"
     )
-    demo.signal(signal.SIGINT)
-    assert demo.wait() == 130
-    assert_nothing_is_left(demo.output.read_text(), folder, None)
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert_nothing_is_left(process.output.read_text(), folder, None)
 
 
 def test_the_demo_says_what_is_not_as_expected() -> None:

@@ -1,7 +1,5 @@
 """``onenet-worker demo``."""
 
-import signal
-import sys
 from typing import Annotated
 
 import typer
@@ -35,7 +33,5 @@ def demo(
         from worker.dev.demo import run_demo
     except ImportError as exc:
         raise not_installed("demo") from exc
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the servers are stopped then too
-        signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
     all_ok = run_demo(Console(), commands, keep=keep)
     raise typer.Exit(0 if all_ok else 1)

@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from worker.dev.demo_screen import Findings, counting, print_examples, print_out
 from worker.dev.services.broker import LocalBroker, start_local_broker
 from worker.dev.services.ports import free_port, is_listening
 from worker.dev.services.processes import LocalProcess
+from worker.dev.services.signals import ended_by_signals, ignore_signals, signals_held_back
 from worker.errors import WorkerError
 from worker.settings import load_settings
 
@@ -38,7 +38,6 @@ _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _SETTLE_S = 1, 2, 3
 _TIMEOUT_S = 120
 _LOOK_EVERY_S = 0.5
 _PROGRAM = "onenet-worker"
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What another terminal needs of the worker's settings.
 _SHARED = (
     "AMQP_URL",
@@ -75,7 +74,7 @@ def run_demo(console: Console, count: int, *, keep: bool) -> bool:
     Raises:
         WorkerError: the broker, the simulator or the worker could not be started.
     """
-    with _Stage(console) as stage:
+    with ended_by_signals(), ExitStack() as stack, _Stage(console, stack) as stage:
         findings = stage.try_all(list(demo_messages(count)))
         if keep:
             _report(console, findings, stage.topology)
@@ -93,11 +92,16 @@ def _report(console: Console, findings: Findings, topology: Topology) -> None:
 
 
 class _Stage:
-    """Broker, simulator and worker, in a namespace of their own; all of it is removed at the end, whatever happens."""
+    """Broker, simulator and worker, in a namespace of their own; all of it is removed at the end, whatever happens.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: to print on.
+        stack: gets all that must be removed; its owner closes it, also if a signal comes while this ends.
+    """
+
+    def __init__(self, console: Console, stack: ExitStack) -> None:
         self._console = console
-        self._stack = ExitStack()
+        self._stack = stack
         self._owned: list[str] = []
         self._folder = Path()
         self._broker_port: int | None = None  # of the one that the demo has started
@@ -109,7 +113,7 @@ class _Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}  # a second ctrl-C
+        ignore_signals()
         with suppress(OSError):  # the terminal may have gone
             if kind in (KeyboardInterrupt, SystemExit):
                 self._console.print("\ninterrupted")
@@ -118,8 +122,6 @@ class _Stage:
         removed = ", ".join(reversed(self._owned)) or "nothing: nothing had been started"
         with suppress(OSError):
             show(self._console, "stopped", f"and removed: {removed}")
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
     def try_all(self, messages: list[Message]) -> Findings:
         """Start everything, send the messages, and wait for all that comes of them.
@@ -127,8 +129,9 @@ class _Stage:
         Raises:
             WorkerError: something could not be started, or replies are missing.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="onenet-demo-"))
-        self._own("a temporary folder", lambda: shutil.rmtree(self._folder, ignore_errors=True))
+        with signals_held_back():
+            self._folder = Path(tempfile.mkdtemp(prefix="onenet-demo-"))
+            self._own("a temporary folder", lambda: shutil.rmtree(self._folder, ignore_errors=True))
         self._start_broker()
         self._start_simulator()
         self._start_worker()
@@ -186,8 +189,8 @@ class _Stage:
             return
 
         def start() -> LocalBroker:
-            broker = start_local_broker(parent=self._folder)  # which is removed in any case
-            self._own("the broker", broker.stop)
+            broker = start_local_broker(self._stack, parent=self._folder)
+            self._owned.append("the broker")
             return broker
 
         broker = step(self._console, "broker", "starting a RabbitMQ: 5 to 30 s", start, lambda made: made.origin)
@@ -203,8 +206,9 @@ class _Stage:
         arguments += ["--queue", "0", "--rate", "0"]  # most devices of the demo get more than ten commands
 
         def start() -> None:
-            self._simulator = LocalProcess(arguments, {}, self._folder / "simulator")
-            self._own("the simulator", self._simulator.stop)
+            with signals_held_back():
+                self._simulator = LocalProcess(arguments, {}, self._folder / "simulator")
+                self._own("the simulator", self._simulator.stop)
             self._simulator.wait_for_port(port)
 
         step(self._console, "OneNET", "starting the simulator: 1 to 5 s", start, lambda _: self._simulator_url)
@@ -214,8 +218,9 @@ class _Stage:
 
     def _start_worker(self) -> None:
         def start() -> None:
-            self._worker = LocalProcess(["run"], self._environment(), self._folder / "worker")
-            self._own("the worker", self._worker.stop)
+            with signals_held_back():
+                self._worker = LocalProcess(["run"], self._environment(), self._folder / "worker")
+                self._own("the worker", self._worker.stop)
             self._worker.wait_for_output("consumer_started")
 
         done = "onenet-worker run, process {}"

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import requests
 
 from worker.dev.services import engine
 from worker.dev.services.ports import free_port, is_listening, wait_until
+from worker.dev.services.signals import signals_held_back
 from worker.errors import LocalServiceError
 
 _NAMED_IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE")  # if set, no other broker is started
@@ -83,7 +84,7 @@ class PrivateNode:
     def start(self) -> None:
         try:
             self._start_epmd()
-            with (self._folder / "output").open("ab") as output:
+            with (self._folder / "output").open("ab") as output, signals_held_back():
                 self._server = subprocess.Popen(
                     [str(self._script)],
                     env=self._environment(),
@@ -96,11 +97,7 @@ class PrivateNode:
             wait_until(self._is_ready, _START_S, "the private RabbitMQ node")
         except TimeoutError as exc:
             output_end = (self._folder / "output").read_text(errors="replace")[-1500:]
-            self.stop()
             raise LocalServiceError(f"{exc}; the end of its output:", *output_end.splitlines()) from exc
-        except BaseException:  # ctrl-C above all: the caller has no object to stop yet
-            self.stop()
-            raise
 
     def kill(self) -> None:
         if self._server is None:
@@ -128,12 +125,13 @@ class PrivateNode:
         """Start the port mapper in the foreground, so that this process can stop it."""
         epmd = shutil.which("epmd")
         if epmd is not None and self._epmd is None:
-            self._epmd = subprocess.Popen(
-                [epmd, "-address", "127.0.0.1"],
-                env=self._environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            with signals_held_back():
+                self._epmd = subprocess.Popen(
+                    [epmd, "-address", "127.0.0.1"],
+                    env=self._environment(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
 
     def _is_ready(self) -> bool:
         assert self._server is not None  # set by start()
@@ -180,25 +178,21 @@ class DockerBroker:
                 self._container.with_copy_into_container(tls / name, f"{folder}/{name}")
             configuration = _TLS.format(address="5671", folder=folder).encode()
             self._container.with_copy_into_container(configuration, "/etc/rabbitmq/conf.d/90-tls.conf")
-        self._is_created = False
+        self._stack = ExitStack()
         self.url = self.tls_url = ""
 
     def start(self) -> None:
-        try:
-            if self._is_created:
-                self._container.get_wrapped_container().start()
-            else:
-                self._is_created = True
-                self._container.start()
-            # Host and port differ between Docker's host and a container next to this one.
-            self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
-            self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
-            if self._has_tls:
-                self.tls_url = f"amqps://guest:guest@{self._address[0]}:{self._container.get_exposed_port(5671)}/"
-            wait_until(self._answers, _START_S, "RabbitMQ in Docker")
-        except BaseException:  # ctrl-C above all: the caller has no object to stop yet
-            self.stop()
-            raise
+        if self.url:
+            self._container.get_wrapped_container().start()
+        else:
+            self._stack.callback(self._container.stop)
+            self._container.start()
+        # Host and port differ between Docker's host and a container next to this one.
+        self._address = self._container.get_container_host_ip(), int(self._container.get_exposed_port(5672))
+        self.url = "amqp://guest:guest@{}:{}/".format(*self._address)
+        if self._has_tls:
+            self.tls_url = f"amqps://guest:guest@{self._address[0]}:{self._container.get_exposed_port(5671)}/"
+        wait_until(self._answers, _START_S, "RabbitMQ in Docker")
 
     def kill(self) -> None:
         self._container.get_wrapped_container().kill()
@@ -209,8 +203,7 @@ class DockerBroker:
             raise LocalServiceError(*output.decode(errors="replace").splitlines())
 
     def stop(self) -> None:
-        if self._is_created:
-            self._container.stop()
+        self._stack.close()
 
     def _answers(self) -> bool:
         # Docker's proxy accepts connections before the broker does, so ask the broker.
@@ -228,10 +221,11 @@ def is_available() -> bool:
     return bool(_NAMED_IMAGE) or is_installed() or engine.has_image(IMAGE)
 
 
-def start_local_broker(tls: Path | None = None, parent: Path | None = None) -> LocalBroker:
+def start_local_broker(stack: ExitStack, tls: Path | None = None, parent: Path | None = None) -> LocalBroker:
     """Start a broker: in Docker, or as a private node of the installed server.
 
     Args:
+        stack: stops the broker when it is closed, also if this is interrupted before the broker is ready.
         tls: a folder with ``ca.pem``, ``cert.pem`` and ``key.pem``. With it the broker also listens with TLS, and
             requires a client certificate of that authority there.
         parent: a folder for the node's own folder; None: that of temporary files.
@@ -239,12 +233,14 @@ def start_local_broker(tls: Path | None = None, parent: Path | None = None) -> L
     Raises:
         LocalServiceError: neither is possible, or the named image is missing; the message lists the alternatives.
     """
-    broker = _start_in_docker(tls)
+    broker = _start_in_docker(stack, tls)
     if broker is not None:
         return broker
     if _NAMED_IMAGE:
         raise LocalServiceError(f"TEST_RABBITMQ_IMAGE names {IMAGE}, but there is no Docker engine that has it")
-    node = PrivateNode(installed_script(), tls, parent)
+    with signals_held_back():
+        node = PrivateNode(installed_script(), tls, parent)
+        stack.callback(node.stop)
     node.start()
     return node
 
@@ -261,15 +257,17 @@ def installed_script() -> Path:
     return script
 
 
-def _start_in_docker(tls: Path | None) -> LocalBroker | None:
+def _start_in_docker(stack: ExitStack, tls: Path | None) -> LocalBroker | None:
     if not engine.has_image(IMAGE):
         return None
     from docker.errors import DockerException
 
+    broker = DockerBroker(tls)
+    stack.callback(broker.stop)
     try:
-        broker = DockerBroker(tls)
         broker.start()
     except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
+        broker.stop()
         print(f"Docker could not start {IMAGE}: {exc}", file=sys.stderr)
         return None
     return broker

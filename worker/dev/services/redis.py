@@ -15,6 +15,7 @@ import requests
 
 from worker.dev.services import engine
 from worker.dev.services.ports import free_port, wait_until
+from worker.dev.services.signals import signals_held_back
 from worker.errors import LocalServiceError
 
 IMAGE = os.environ.get("TEST_REDIS_IMAGE", "redis:7")
@@ -52,7 +53,7 @@ class PrivateServer:
 
     def start(self) -> None:
         arguments = ["--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        with (self._folder / "output").open("ab") as output:
+        with (self._folder / "output").open("ab") as output, signals_held_back():
             self._server = subprocess.Popen(
                 [self._program, *arguments], cwd=self._folder, stdout=output, stderr=output, start_new_session=True
             )
@@ -119,29 +120,35 @@ def is_available() -> bool:
     return is_installed() or engine.has_image(IMAGE)
 
 
-def start_local_redis() -> LocalRedis:
+def start_local_redis(stack: ExitStack) -> LocalRedis:
     """Start a Redis: in Docker, or a private process of the installed server.
+
+    Args:
+        stack: stops the server when it is closed, also if this is interrupted before the server answers.
 
     Raises:
         LocalServiceError: neither is possible; the message lists the alternatives.
     """
-    in_docker = _start_in_docker()
+    in_docker = _start_in_docker(stack)
     if in_docker is not None:
         return in_docker
     program = shutil.which("redis-server")
     if program is None:
         raise LocalServiceError(UNAVAILABLE)
-    server = PrivateServer(program)
+    with signals_held_back():
+        server = PrivateServer(program)
+        stack.callback(server.stop)
     server.start()
     return server
 
 
-def _start_in_docker() -> LocalRedis | None:
+def _start_in_docker(stack: ExitStack) -> LocalRedis | None:
     if not engine.has_image(IMAGE):
         return None
     from docker.errors import DockerException
 
     container = DockerRedis()
+    stack.callback(container.stop)
     try:
         container.start()
     except (DockerException, RuntimeError, requests.RequestException, OSError) as exc:
