@@ -1,6 +1,7 @@
 """Signals that end a program which has started servers."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -36,6 +37,11 @@ def test_a_signal_that_came_while_something_could_not_be_started_ends_the_progra
     assert isinstance(caught.value.__context__, OSError)
 
 
+def test_servers_are_started_in_other_threads_as_well() -> None:
+    with ThreadPoolExecutor(1) as pool, ended_by_signals():
+        assert pool.submit(_is_started).result()
+
+
 def test_more_signals_do_not_keep_the_servers_from_being_stopped() -> None:
     stopped: list[str] = []
 
@@ -62,3 +68,8 @@ def test_signals_do_as_before_once_the_servers_are_stopped() -> None:
         ignore_signals()
         signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def _is_started() -> bool:
+    with signals_held_back():
+        return True

@@ -32,7 +32,7 @@ from tests.support.startup_code import run_at_startup
 from tests.support.stores import LONG_S
 from tests.support.upstream import Message, Upstream
 from tests.support.waiting import PATIENCE_S
-from worker.amqp.control_messages import FIRST, beginning_at
+from worker.amqp.control_messages import FIRST, PREFETCH, beginning_at
 from worker.amqp.topology import EXECUTE, ORDER, Topology
 from worker.dev.services.broker import LocalBroker
 from worker.dev.services.ports import free_port, is_listening, wait_until
@@ -220,6 +220,25 @@ def refused(broker: Broker, user: str, *acts: Act) -> bool:
     return [broker.refusal(user, act) for act in acts] == [ACCESS_REFUSED] * len(acts)
 
 
+def orders_before(site: Deployment, last: bytes) -> list[bytes]:
+    """Return what is in the control stream before a message, which this publishes.
+
+    The broker's count would not do: it lags behind by seconds.
+    """
+    site.upstream.channel.basic_publish(TOPOLOGY.control_exchange, ORDER, last)
+    channel, found = site.upstream.connection.channel(), []
+    channel.basic_qos(prefetch_count=PREFETCH)
+    for method, _, body in channel.consume(TOPOLOGY.control_stream, arguments=beginning_at(FIRST)):
+        assert method is not None
+        assert body is not None
+        channel.basic_ack(method.delivery_tag or 0)
+        if body == last:
+            break
+        found.append(body)
+    channel.close()
+    return found
+
+
 def replies(site: Deployment, system: str, count: int = 1) -> list[Message]:
     """Wait for replies in the queue of an upstream system."""
     return [site.upstream.get(f"{system}.replies") for _ in range(count)]
@@ -278,10 +297,13 @@ def test_an_upstream_system_writes_to_the_exchange_of_commands_only(broker: Brok
     acts = [publishing(exchange, key) for exchange in CLOSED_EXCHANGES for key in (EXECUTE, "payroll.replies")]
     assert refused(broker, "billing", *acts)
     copies = ["execute.accepted.payroll", "payroll.replies", *EXCHANGES, *QUEUES]
+    before = orders_before(site, b"before")
     send(broker, "billing", b"", headers={"CC": copies, "BCC": copies})
     wait_until(lambda: site.upstream.count(TOPOLOGY.execute_queue) == 1, PATIENCE_S, "the command")
-    counts = {queue: site.upstream.count(queue) for queue in OTHERS_QUEUES}
-    assert counts == {queue: int(queue == TOPOLOGY.execute_queue) for queue in OTHERS_QUEUES}
+    queues = [queue for queue in OTHERS_QUEUES if queue != TOPOLOGY.control_stream]
+    counts = {queue: site.upstream.count(queue) for queue in queues}
+    assert counts == {queue: int(queue == TOPOLOGY.execute_queue) for queue in queues}
+    assert orders_before(site, b"after") == [*before, b"before"]
 
 
 @tries("`billing`", "pass a command off as the worker's own copy", "refused")

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,7 +27,13 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Let these signals wait while something is started and handed to what will stop it."""
+    """Let these signals wait while something is started and handed to what will stop it.
+
+    Only the main thread is ever interrupted by one, and only there can it be made to wait: elsewhere nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in _ENDING}
     try:
