@@ -7,9 +7,11 @@ LOCK := requirements/dev.lock
 STAMP := $(VENV)/.installed
 BENCH_LOCK := requirements/bench.lock
 BENCH_STAMP := $(VENV)/.bench-installed
+RELEASE_LOCK := requirements/release.lock
+RELEASE_STAMP := $(VENV)/.release-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix containers memory chaos fuzz bench lint docs asyncapi format lock clean
+.PHONY: help demo test matrix pythons containers memory chaos fuzz bench lint docs asyncapi format lock audit sbom dist clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +34,11 @@ matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; th
 			|| exit; \
 	done
 
+PYTHONS ?= 3.11 3.12 3.13 3.14
+
+pythons: ## the tests that need no server, on each of PYTHONS that is here, or in a Docker engine
+	@scripts/test-pythons $(PYTHONS)
+
 containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine
 	@docker version >/dev/null 2>&1 || { echo "make: no Docker engine answers; start one first (docker version says more)" >&2; exit 1; }
 	@$(BIN)/python -m pytest tests/containers --ignore tests/containers/test_memory.py $(PYTEST_ARGS)
@@ -51,18 +58,24 @@ fuzz: $(STAMP) ## six fuzz targets of FUZZ_SECONDS each, an hour in all; FUZZ_AR
 bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-lint: $(STAMP) ## ruff, mypy and the import contracts, over the tests too
+lint: $(STAMP) ## ruff, mypy, the import contracts, spelling, and the files of GitHub
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
-docs: $(STAMP) ## write docs/contracts, and the tables in the documents, again from the code
+docs: $(STAMP) ## write docs/contracts, the tables in the documents, and the picture of the demo, again from the code
 	$(RUN) schema command >docs/contracts/command.schema.json
 	$(RUN) schema reply >docs/contracts/reply.schema.json
 	$(RUN) schema result >docs/contracts/result.schema.json
 	$(RUN) schema asyncapi >docs/contracts/asyncapi.json
 	$(BIN)/python -m scripts.documents
+	@[ -n "$$AMQP_URL" ] || $(BIN)/python -m scripts.services rabbitmq
+	$(BIN)/python -m scripts.demo_picture
 
 asyncapi: $(STAMP) ## check docs/contracts/asyncapi.json with AsyncAPI's own parser and generator; needs Node.js
 	@scripts/check-asyncapi $(BIN)/python
@@ -86,6 +99,11 @@ $(BENCH_STAMP): $(STAMP) $(BENCH_LOCK)
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(BENCH_LOCK)
 	@touch $@
 
+$(RELEASE_STAMP): $(STAMP) $(RELEASE_LOCK)
+	@scripts/show-progress "installing the packages for releases into $(VENV)" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(RELEASE_LOCK)
+	@touch $@
+
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml
 
@@ -95,6 +113,20 @@ lock: ## resolve the dependencies again (needs uv)
 		--output-file requirements/production.lock
 	$(UV_COMPILE) --all-extras --group dev --constraint requirements/runtime.lock --output-file $(LOCK)
 	$(UV_COMPILE) --all-extras --group dev --group bench --constraint $(LOCK) --output-file $(BENCH_LOCK)
+	$(UV_COMPILE) --group release --constraint $(LOCK) --output-file $(RELEASE_LOCK)
+
+audit: $(RELEASE_STAMP) ## known vulnerabilities in the locked packages, if a source of advisories can be reached
+	@$(BIN)/pip-audit --requirement requirements/production.lock --disable-pip --progress-spinner off \
+		|| { echo "make: pip-audit found something, or could not ask: see above" >&2; exit 1; }
+
+sbom: $(RELEASE_STAMP) ## dist/sbom.cdx.json: the packages of the image (CycloneDX)
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+		--output-file dist/sbom.cdx.json requirements/production.lock
+	@echo "dist/sbom.cdx.json: $$(grep -c '"bom-ref"' dist/sbom.cdx.json) components"
+
+dist: $(STAMP) ## the wheel and the source archive, in dist
+	@$(BIN)/python -m hatchling build --directory dist
 
 clean: ## remove what was built
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* tests/asyncapi/node_modules

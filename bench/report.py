@@ -1,7 +1,7 @@
 """Compares figures with targets, and renders both as tables. Pure."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -202,10 +202,17 @@ _SHOWN = (
 )
 
 
-def figure_table(result: Mapping[str, Any]) -> str:
-    """Return the medians and ranges as a table in Markdown."""
+_ALL = frozenset(name for _, name, _ in _SHOWN)
+# What the README shows: with a platform that is the limit, with one that is not, and what a user notices beside that.
+SUMMARY = ("slow.per_s", "10-ms.per_s", "saturated.per_s", "latency.p99_ms", "start.s")
+
+
+def figure_table(result: Mapping[str, Any], shown: Collection[str] = _ALL) -> str:
+    """Return the medians and ranges of some figures, or of all, as a table in Markdown."""
     rows = ["| median (lowest to highest) | this worker | comparison |", "| --- | --- | --- |"]
     for what, name, form in _SHOWN:
+        if name not in shown:
+            continue
         cells = [_cell(result["rounds"].get(f"{kind}.{name}"), form) for kind in ("worker", "comparison")]
         if any(cells):
             rows.append(f"| {what} | {cells[0]} | {cells[1]} |")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -10,9 +10,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import SecretStr
 
-from bench.report import figure_table, target_table
+from bench.report import SUMMARY, figure_table, target_table
+from schemas.headers import DeadLetterHeaders
 from schemas.reply import MEANINGS, FailureCode, RejectionCode, Reply
 from schemas.result import MEANINGS as RESULT_MEANINGS
+from worker.cli import contracts
 from worker.core.command import Command
 from worker.core.results import EntryState, await_result, decide_result
 from worker.settings import Settings
@@ -20,6 +22,7 @@ from worker.telemetry.metrics import Metrics, State
 
 ROOT = Path(__file__).parent.parent
 _WAITS, _EXPIRED = 1, 4  # send_status
+_MOST_VALUES = 5  # that a table lists
 
 
 def settings_table() -> str:
@@ -52,6 +55,38 @@ def codes_table() -> str:
     for status, codes in (("rejected", get_args(RejectionCode)), ("failed", get_args(FailureCode))):
         rows += [f"| {f'`{status}`' if code == codes[0] else ''} | `{code}` | {MEANINGS[code]} |" for code in codes]
     return "\n".join(rows)
+
+
+def fields_table(schema: Mapping[str, Any]) -> str:
+    """Return a row for each field of a JSON Schema of an object: name, type and meaning."""
+    rows = ["| field | type | |", "| --- | --- | --- |"]
+    for name, field in schema["properties"].items():
+        meaning = field["description"].partition("\n")[0]
+        optional = "" if name in schema["required"] else "Optional. "
+        rows.append(f"| `{name}` | {_type_of(field)} | {optional}{meaning} |")
+    return "\n".join(rows)
+
+
+def _type_of(field: Mapping[str, Any]) -> str:
+    match field:
+        case {"oneOf": [*types]}:
+            return " or ".join(map(_type_of, types))
+        case {"enum": [*values]} if len(values) <= _MOST_VALUES:
+            return ", ".join(f"`{value}`" for value in values)
+        case {"type": "array", "items": {"enum": [*values]}}:
+            return "list of " + ", ".join(f"`{value}`" for value in values)
+        case {"type": "integer", "minimum": least, "maximum": most}:
+            return f"integer, {least} to {most}"
+        case {"type": [*kinds]}:
+            return " or ".join(kind if kind == "null" else _type_of({**field, "type": kind}) for kind in kinds)
+        case {"type": "string", "format": "date-time"}:
+            return "time"
+        case {"type": "array"}:
+            return "list"
+        case {"type": str(kind)}:
+            return kind
+        case _:
+            return "any"
 
 
 def results_table() -> str:
@@ -146,8 +181,16 @@ _LIFETIMES = {
     "7 days": timedelta(days=7),
 }
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "settings"): settings_table,
-    ("README.md", "codes"): codes_table,
+    ("README.md", "measured"): lambda: figure_table(_measured(), SUMMARY),
+    ("README.md", "machine"): machine_line,
+    ("README.zh-CN.md", "measured"): lambda: figure_table(_measured(), SUMMARY),
+    ("docs/configuration.md", "settings"): settings_table,
+    ("docs/contracts/README.md", "command"): lambda: fields_table(contracts.command_schema()),
+    ("docs/contracts/README.md", "reply"): lambda: fields_table(contracts.reply_schema()),
+    ("docs/contracts/README.md", "error"): lambda: fields_table(contracts.reply_schema()["properties"]["error"]),
+    ("docs/contracts/README.md", "codes"): codes_table,
+    ("docs/contracts/README.md", "result"): lambda: fields_table(contracts.result_schema()),
+    ("docs/contracts/README.md", "dead-letter"): lambda: fields_table(DeadLetterHeaders.model_json_schema()),
     ("docs/results.md", "results"): results_table,
     ("docs/results.md", "costs"): result_costs_table,
     ("docs/operations.md", "metrics"): metrics_table,

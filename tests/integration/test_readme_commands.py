@@ -1,4 +1,4 @@
-"""The commands and the code of the README work as it says, in a folder with nothing but the project.
+"""The commands of the README and the code of the contracts work as they say, in a folder with only the project.
 
 What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_demo.py, and
 ``make test`` runs this module.
@@ -15,7 +15,7 @@ import pytest
 
 from schemas.reply import EXAMPLES
 from scripts.documents import ROOT
-from tests.support.readme import BLOCKS, COMMAND, PYTHON, REPLY, SEND, TRY
+from tests.support.documents import COMMAND, PYTHON, PYTHON_CODE, REPLY, SEND, TRY
 from tests.support.simulator import API_KEY, onenet
 from tests.support.upstream import Upstream
 from tests.support.worker_process import WorkerProcess
@@ -61,9 +61,7 @@ def shell(line: str, folder: Path, settings: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_every_code_block_of_the_readme_is_run_by_a_test() -> None:
-    languages = [language for language, _ in BLOCKS]
-    assert sorted(languages) == ["console"] * 4 + ["java"] + ["json"] * 2 + ["python"]
+def test_the_two_commands_to_try_are_those_that_other_tests_run() -> None:
     assert TRY == ["make demo", "make test"]
 
 
@@ -102,12 +100,11 @@ def worker(own_broker: LocalBroker, simulator: Simulator, tmp_path: Path) -> Ite
         yield found
 
 
-def test_the_python_code_of_the_readme_sends_a_command(
+def test_the_python_code_of_the_contracts_sends_a_command(
     own_broker: LocalBroker, upstream: Upstream, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     upstream.bind_replies("execute.*.billing")
-    [code] = [code for language, code in BLOCKS if language == "python"]
-    (tmp_path / "publish.py").write_text(code)
+    (tmp_path / "publish.py").write_text(PYTHON_CODE)
     shell(f"{ROOT}/.venv/bin/python publish.py", tmp_path, {"AMQP_URL": own_broker.url})
     assert upstream.reply().routing_key == "execute.accepted.billing"
     assert worker.wait_for("command_accepted")

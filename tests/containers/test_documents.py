@@ -1,4 +1,4 @@
-"""The README's commands for Docker and its code for Java."""
+"""The commands of the documents for Docker, and the code of the contracts for Java."""
 
 import json
 import os
@@ -9,16 +9,17 @@ from uuid import uuid4
 
 import pytest
 
-from scripts.documents import code_blocks
 from scripts.services import APT_INSTALL
 from tests.support.deployment import Deployment
 from tests.support.docker_engine import ROOT, named_image
-from tests.support.readme import COMPOSE
+from tests.support.documents import COMPOSE, JAVA_CODE, OPERATIONS, lines, section
 
+OF_COMPOSE = [line for line in lines(section(OPERATIONS, "Commands")) if line.startswith("docker compose ")]
+OF_KUBERNETES = [line for line in lines(section(OPERATIONS, "Commands")) if line.startswith("kubectl ")]
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
 
 
-def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -> None:
+def test_the_docker_commands_of_the_documents_succeed_and_leave_no_volume() -> None:
     up, send, down = COMPOSE
     ports = dict.fromkeys(("AMQP_PORT", "MANAGEMENT_PORT", "SIMULATOR_PORT"), "0")  # the default ports may be in use
     project = f"onenet-readme-{uuid4().hex[:8]}"
@@ -34,10 +35,22 @@ def test_the_docker_commands_of_the_readme_yield_a_reply_and_leave_no_volume() -
         shell(up)
         assert len(shell("docker compose -f docker/compose.yaml ps --quiet worker").split()) == 3
         assert json.loads(shell(send))["status"] == "accepted"
+        for line in OF_COMPOSE:
+            shell(line.replace(" exec ", " exec --no-TTY "))
     finally:
         shell(down)
         shell(f"docker rmi {project} {project}-simulator")
     assert not shell(f"docker volume ls --quiet --filter label=com.docker.compose.project={project}")
+
+
+def test_the_commands_for_kubernetes_name_what_the_base_has() -> None:
+    """There is no cluster to run them in."""
+    base = (ROOT / "docker" / "kubernetes" / "deployment.yaml").read_text()
+    assert "name: onenet-worker\n" in base
+    assert "{app.kubernetes.io/name: onenet-worker}" in base
+    [execute, logs] = OF_KUBERNETES
+    assert execute == "kubectl exec --namespace onenet deployment/onenet-worker -- onenet-worker check"
+    assert " --selector app.kubernetes.io/name=onenet-worker " in logs
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +65,9 @@ def java() -> str:
     return ":".join(map(str, JARS))
 
 
-def test_the_java_code_of_the_readme_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
-    [code] = [code for language, code in code_blocks((ROOT / "README.md").read_text()) if language == "java"]
-    own = code.replace('"onenet.commands"', f'"{deployment.topology.commands_exchange}"')
-    assert own != code
+def test_the_java_code_of_the_contracts_sends_a_command(deployment: Deployment, java: str, tmp_path: Path) -> None:
+    own = JAVA_CODE.replace('"onenet.commands"', f'"{deployment.topology.commands_exchange}"')
+    assert own != JAVA_CODE
     (tmp_path / "SendCommand.java").write_text(own)
     with deployment.worker():
         deployment.upstream.bind_replies("execute.*.billing")
