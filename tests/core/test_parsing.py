@@ -1,6 +1,7 @@
 """Parsing of commands: which values are valid, and which error each invalid one causes."""
 
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -19,6 +20,11 @@ from worker.errors import InvalidCommand, InvalidMessage, UnusableCommand
 CHINA = ZoneInfo("Asia/Shanghai")
 
 NO_VALUE = "a value is expected: text in double quotes, a number, an object or a list"
+TRAILING_COMMA = (
+    "column 11: a comma is too much before a closing bracket"
+    if sys.version_info >= (3, 13)
+    else 'column 12: a name in double quotes, or }, is expected: "name": …'
+)
 
 
 def read(message_id: object = None, **changes: Any) -> Any:
@@ -150,7 +156,7 @@ def test_the_limits_in_errors_are_those_of_the_schema() -> None:
         (b" \n", "the body is empty"),
         (b"\xef\xbb\xbf{}", "the body is not JSON: it begins with a byte order mark"),
         (b"{'imei': 1}", 'the body is not JSON: column 2: a name in double quotes, or }, is expected: "name": …'),
-        (b'{"imei": 1,}', 'the body is not JSON: column 12: a name in double quotes, or }, is expected: "name": …'),
+        (b'{"imei": 1,}', f"the body is not JSON: {TRAILING_COMMA}"),
         (b'{"imei" 1}', "the body is not JSON: column 9: a colon is missing between a name and its value"),
         (b'{"imei": 1 "args": 2}', "the body is not JSON: column 12: a comma or a closing bracket is missing"),
         (b'{"imei": "1', "the body is not JSON: column 10: the text that begins here does not end"),
