@@ -15,7 +15,8 @@ _COMMANDS = 400
 # Each run has other names and numbers; so that a new picture differs only where the demo does, they are replaced.
 _OF_ONE_RUN = (
     (re.compile(r"onenet-demo-[0-9a-f]{6}"), "onenet-demo-4f5e01"),
-    (re.compile(r"process [0-9]+"), "process 4711"),
+    (re.compile(r"(?<=process&#160;)[0-9]+"), "4711"),
+    (re.compile(r"(?<=127\.0\.0\.1:)[0-9]+"), "8580"),
 )
 _COMMENT = re.compile(r"<!--.*?-->\s*")
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # they would be loaded from elsewhere
