@@ -13,14 +13,14 @@ RELEASE_STAMP := $(VENV)/.release-installed
 .DEFAULT_GOAL := help
 .PHONY: help demo test matrix pythons containers memory chaos fuzz bench lint docs asyncapi format lock audit sbom dist clean
 
-help: ## list what can be made
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## a few hundred commands, good and bad, through the real worker
 	@[ -n "$$AMQP_URL" ] || $(BIN)/python -m scripts.services rabbitmq
 	@$(RUN) demo
 
-test: $(STAMP) ## every test, on a real broker that is found or started by itself
+test: $(STAMP) ## every test but those of the image, on a real broker that is found or started by itself
 	@scripts/test $(BIN)/python $(PYTEST_ARGS)
 
 TEST_RABBITMQ_IMAGES ?= rabbitmq:3.10-management rabbitmq:4.0-management
@@ -55,10 +55,10 @@ FUZZ_SECONDS ?= 600
 fuzz: $(STAMP) ## six fuzz targets of FUZZ_SECONDS each, an hour in all; FUZZ_ARGS="--targets broker --seed 7"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
-bench: $(BENCH_STAMP) ## this worker beside a comparison, ten minutes; BENCH_ARGS=--quick only sees that it works
+bench: $(BENCH_STAMP) ## this worker beside a comparison, a quarter of an hour; BENCH_ARGS=--quick only sees that it works
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-lint: $(STAMP) ## ruff, mypy, the import contracts, spelling, and the files of GitHub
+lint: $(STAMP) ## ruff, mypy, the import contracts, spelling, and the workflow files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -80,7 +80,7 @@ docs: $(STAMP) ## write docs/contracts, the tables in the documents, and the pic
 asyncapi: $(STAMP) ## check docs/contracts/asyncapi.json with AsyncAPI's own parser and generator; needs Node.js
 	@scripts/check-asyncapi $(BIN)/python
 
-format: $(STAMP) ## let ruff put things right
+format: $(STAMP) ## format the code, and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
 
 from bench.report import SUMMARY, figure_table, target_table
 from schemas.headers import DeadLetterHeaders
@@ -32,8 +33,13 @@ def settings_table() -> str:
         default = field.default
         values = default if isinstance(default, tuple) else () if default is None else (default,)
         shown = ",".join(map(_shown, values))
-        rows.append(f"| `{name.upper()}` | {f'`{shown}`' if shown else ''} | {field.description} |")
+        rows.append(f"| `{name.upper()}` | {f'`{shown}`' if shown else ''} | {field.description}{_range(field)} |")
     return "\n".join(rows)
+
+
+def _range(field: FieldInfo) -> str:
+    least, most = (next((getattr(each, key) for each in field.metadata if hasattr(each, key)), None) for key in ("ge", "le"))
+    return "" if least is None else f" ({least:,} to {most:,})"
 
 
 def _shown(value: object) -> str:
@@ -160,6 +166,14 @@ def _escaped(text: str) -> str:
     return re.sub(r"{{ *\$labels\.(\w+) *}}", r"*\1*", text).replace("|", "\\|").replace("_*", "_\\*")
 
 
+def chinese_figure_table() -> str:
+    """Return the table of the README in Chinese."""
+    table = figure_table(_measured(), SUMMARY)
+    for english, chinese in _IN_CHINESE.items():
+        table = table.replace(english, chinese)
+    return table
+
+
 def _measured() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((ROOT / "docs" / "performance.json").read_text())
     return found
@@ -174,6 +188,17 @@ def machine_line() -> str:
     )
 
 
+_IN_CHINESE = {
+    "median (lowest to highest)": "中位数（最低至最高）",
+    "this worker": "本 worker",
+    "comparison": "对照",
+    "saturated, 64 at a time, commands a second": "满载，64 并发，条/秒",
+    "platform at 10 ms, 64 at a time, commands a second": "平台时延 10 ms，64 并发，条/秒",
+    "platform at 50 ms, 32 at a time, commands a second": "平台时延 50 ms，32 并发，条/秒",
+    "added latency at 320 a second, p99, ms": "每秒 320 条时的附加时延 p99，ms",
+    "start until it consumes, s": "从启动到开始消费，s",
+    " to ": " 至 ",
+}
 _LIFETIMES = {
     "10 minutes": timedelta(minutes=10),
     "1 hour": timedelta(hours=1),
@@ -183,7 +208,7 @@ _LIFETIMES = {
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "measured"): lambda: figure_table(_measured(), SUMMARY),
     ("README.md", "machine"): machine_line,
-    ("README.zh-CN.md", "measured"): lambda: figure_table(_measured(), SUMMARY),
+    ("README.zh-CN.md", "measured"): chinese_figure_table,
     ("docs/configuration.md", "settings"): settings_table,
     ("docs/contracts/README.md", "command"): lambda: fields_table(contracts.command_schema()),
     ("docs/contracts/README.md", "reply"): lambda: fields_table(contracts.reply_schema()),

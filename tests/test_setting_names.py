@@ -81,7 +81,7 @@ def test_a_name_that_looks_like_a_setting_and_is_none_is_found(
         Path(".env").write_text(f"# settings\n{name}=aSecret\n")
     assert found({name: "aSecret"} if place == "the environment" else {}, monkeypatch) == {name: suggestion}
     [line] = map(str, find_unknown_settings())
-    advice = f"did you mean {suggestion}?" if suggestion else "README.md lists the settings"
+    advice = f"did you mean {suggestion}?" if suggestion else "docs/configuration.md lists the settings"
     assert line == f"{name}: is not a setting, and has no effect ({place}): {advice}"
 
 

@@ -275,7 +275,7 @@ class Settings(_BrokerSettings):
     onenet_ca_file: Path | None = Field(None, description="CA certificates (PEM) that verify the platform")
     onenet_rate_limit: str = Field(
         "300/second",
-        description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`; "
+        description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`, `/day`; "
         "with Redis of all workers together; `off`: no limit",
     )
     onenet_device_interval: float = Field(
@@ -291,7 +291,7 @@ class Settings(_BrokerSettings):
     )
     worker_concurrency: int = Field(32, ge=1, le=1000, description="concurrent requests")
     worker_retry_delays: Annotated[tuple[int, ...], CommaSeparated] = Field(
-        (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats"
+        (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats; at most 50, each from 1 to 86,400"
     )
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts after which a command fails")
     worker_reconcile_delay: int = Field(
@@ -322,7 +322,7 @@ class Settings(_BrokerSettings):
     worker_result_delays: Annotated[tuple[int, ...], CommaSeparated] = Field(
         (60, 300, 900, 3600),
         min_length=1,
-        description="seconds before each next look at the platform for a result; the last repeats",
+        description="seconds before each next look at the platform for a result; the last repeats; limits as above",
     )
     worker_pause_after_failures: int = Field(
         20, ge=1, le=100_000, description="consecutive failures of the platform after which a product is paused"

@@ -8,13 +8,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import yaml
 
+from scripts.documents import code_blocks
 from scripts.services import APT_INSTALL
 from tests.support.deployment import Deployment
-from tests.support.docker_engine import ROOT, named_image
+from tests.support.docker_engine import ROOT, docker, named_image
 from tests.support.documents import COMPOSE, JAVA_CODE, OPERATIONS, lines, section
 
 OF_COMPOSE = [line for line in lines(section(OPERATIONS, "Commands")) if line.startswith("docker compose ")]
+[OPERATOR] = [
+    yaml.safe_load(code) for language, code in code_blocks(section(OPERATIONS, "Commands")) if language == "yaml"
+]
 OF_KUBERNETES = [line for line in lines(section(OPERATIONS, "Commands")) if line.startswith("kubectl ")]
 JARS = [Path("/usr/share/java") / name for name in ("amqp-client.jar", "slf4j-api.jar")]
 
@@ -47,10 +52,24 @@ def test_the_commands_for_kubernetes_name_what_the_base_has() -> None:
     """There is no cluster to run them in."""
     base = (ROOT / "docker" / "kubernetes" / "deployment.yaml").read_text()
     assert "name: onenet-worker\n" in base
-    assert "{app.kubernetes.io/name: onenet-worker}" in base
-    [execute, logs] = OF_KUBERNETES
+    assert "{app.kubernetes.io/name: onenet-worker}" in base    execute, logs, *of_the_pod = OF_KUBERNETES
     assert execute == "kubectl exec --namespace onenet deployment/onenet-worker -- onenet-worker check"
     assert " --selector app.kubernetes.io/name=onenet-worker " in logs
+    assert {line.split()[-1] for line in of_the_pod} == {"operator.yaml", OPERATOR["metadata"]["name"]}
+
+
+def test_the_pod_for_operators_runs_a_command_of_the_image(deployment: Deployment, image: str) -> None:
+    [container] = OPERATOR["spec"]["containers"]
+    assert container["image"] == image.partition(":")[0]
+    settings = {
+        "AMQP_URL": deployment.broker_url,
+        "IDEMPOTENCY_URL": "memory://",
+        "ONENET_API_KEY": "key",
+        "WORKER_NAMESPACE": deployment.topology.namespace,
+    }
+    environment = [f"--env={name}={value}" for name, value in settings.items()]
+    with deployment.worker():
+        docker("run", "--rm", "--network", "host", *environment, image, *container["args"])
 
 
 @pytest.fixture(scope="session")

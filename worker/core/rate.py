@@ -29,5 +29,5 @@ class Rate:
         """
         found = _FORM.fullmatch(text)
         if found is None:
-            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute or 5000/hour")
+            raise ValueError("must be a count and a unit, such as 200/second, 1000/minute, 5000/hour or 50000/day")
         return cls(int(found[1]), _PERIODS_S[found[2].lower()])
