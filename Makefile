@@ -119,11 +119,11 @@ lock: ## resolve the dependencies again (needs uv)
 audit: $(RELEASE_STAMP) ## known vulnerabilities in the locked packages, if a source of advisories can be reached
 	@$(BIN)/pip-audit --strict --disable-pip --progress-spinner off --requirement requirements/production.lock \
 		--requirement requirements/bench.lock --requirement requirements/release.lock \
-		|| { echo "make: pip-audit found a vulnerability, or could not look up every package: see above" >&2; exit 1; }
+		|| { echo "make: a table above lists vulnerabilities; 'could not be audited' means that nothing was audited, because the source of advisories does not know the package" >&2; exit 1; }
 
 sbom: $(RELEASE_STAMP) ## dist/sbom.cdx.json: the packages of the image (CycloneDX)
 	@mkdir -p dist
-	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	@PYTHONWARNINGS=ignore::UserWarning $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
 		--output-file dist/sbom.cdx.json requirements/production.lock
 	@echo "dist/sbom.cdx.json: $$(grep -c '"bom-ref"' dist/sbom.cdx.json) components"
 

@@ -38,7 +38,9 @@ def settings_table() -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    least, most = (next((getattr(each, key) for each in field.metadata if hasattr(each, key)), None) for key in ("ge", "le"))
+    least, most = (
+        next((getattr(each, key) for each in field.metadata if hasattr(each, key)), None) for key in ("ge", "le")
+    )
     return "" if least is None else f" ({least:,} to {most:,})"
 
 

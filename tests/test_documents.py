@@ -99,9 +99,9 @@ def test_each_log_event_is_described_with_its_level() -> None:
     assert {event for event in described if f'"{event}"' not in sources} == set()
 
 
-def test_each_fault_of_the_simulator_is_described() -> None:    described = [name.strip("` ") for row in _names(_marked("docs/simulator.md", "faults")) for name in row.split(",")]
+def test_each_fault_of_the_simulator_is_described() -> None:
+    described = [name.strip("` ") for row in _names(_marked("docs/simulator.md", "faults")) for name in row.split(",")]
     assert sorted(described) == sorted([*get_args(Failure), *get_args(Writing)])
-
 
 
 def _targets(document: Path) -> list[str]:

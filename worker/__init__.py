@@ -1,4 +1,4 @@
-"""onenet-execute-worker: from RabbitMQ to OneNET's cached Execute commands, none lost, none sent twice."""
+"""onenet-execute-worker: commands from RabbitMQ, cached for devices by OneNET, and the outcome of each."""
 
 from importlib.metadata import version
 

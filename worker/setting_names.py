@@ -38,7 +38,11 @@ class UnknownSetting:
 
     def __str__(self) -> str:
         """Say it in one line, without the value, which may be a secret."""
-        advice = "docs/configuration.md lists the settings" if self.suggestion is None else f"did you mean {self.suggestion}?"
+        advice = (
+            "docs/configuration.md lists the settings"
+            if self.suggestion is None
+            else f"did you mean {self.suggestion}?"
+        )
         return f"{self.name}: is not a setting, and has no effect ({self.place}): {advice}"
 
 

@@ -275,8 +275,8 @@ class Settings(_BrokerSettings):
     onenet_ca_file: Path | None = Field(None, description="CA certificates (PEM) that verify the platform")
     onenet_rate_limit: str = Field(
         "300/second",
-        description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`, `/day`; "
-        "with Redis of all workers together; `off`: no limit",
+        description="highest rate of requests of each product, reads of the history included; also `/minute`, `/hour`, "
+        "`/day`; with Redis of all workers together; `off`: no limit",
     )
     onenet_device_interval: float = Field(
         1,
@@ -291,7 +291,9 @@ class Settings(_BrokerSettings):
     )
     worker_concurrency: int = Field(32, ge=1, le=1000, description="concurrent requests")
     worker_retry_delays: Annotated[tuple[int, ...], CommaSeparated] = Field(
-        (5, 30, 120, 600), min_length=1, description="seconds before each next attempt; the last repeats; at most 50, each from 1 to 86,400"
+        (5, 30, 120, 600),
+        min_length=1,
+        description="seconds before each next attempt; the last repeats; at most 50, each from 1 to 86,400",
     )
     worker_max_attempts: int = Field(10, ge=1, le=1000, description="attempts after which a command fails")
     worker_reconcile_delay: int = Field(

@@ -52,7 +52,8 @@ def test_the_commands_for_kubernetes_name_what_the_base_has() -> None:
     """There is no cluster to run them in."""
     base = (ROOT / "docker" / "kubernetes" / "deployment.yaml").read_text()
     assert "name: onenet-worker\n" in base
-    assert "{app.kubernetes.io/name: onenet-worker}" in base    execute, logs, *of_the_pod = OF_KUBERNETES
+    assert "{app.kubernetes.io/name: onenet-worker}" in base
+    execute, logs, *of_the_pod = OF_KUBERNETES
     assert execute == "kubectl exec --namespace onenet deployment/onenet-worker -- onenet-worker check"
     assert " --selector app.kubernetes.io/name=onenet-worker " in logs
     assert {line.split()[-1] for line in of_the_pod} == {"operator.yaml", OPERATOR["metadata"]["name"]}
