@@ -101,8 +101,8 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "onenet-execute-worker",
             "version": __version__,
-            "description": "Sends commands from RabbitMQ to devices on China Mobile's OneNET NB-IoT platform, and reports "
-            f"the outcome of each. All names are in the default namespace, `{topology.namespace}`.",
+            "description": "Sends commands from RabbitMQ to devices on China Mobile's OneNET NB-IoT platform, and "
+            f"reports the outcome of each. All names are in the default namespace, `{topology.namespace}`.",
             "license": {"name": "MIT"},
         },
         "channels": _channels(topology),

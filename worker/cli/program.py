@@ -40,7 +40,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they show local variables, which may contain secrets
     rich_markup_mode="markdown",
-    help="Sends commands from RabbitMQ to devices on China Mobile's OneNET NB-IoT platform, and reports the outcome of each.",
+    help="Sends commands from RabbitMQ to devices on China Mobile's OneNET NB-IoT platform, and reports the outcome of "
+    "each.",
 )
 for command in (run, check, topology, send, status, device, pause, resume, probe, simulator, demo, schema):
     app.command()(command)
