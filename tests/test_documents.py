@@ -76,6 +76,17 @@ def test_chinese_tables_have_the_same_rows(document: str, name: str, table: Call
     assert _names(_marked(document, name)) == _names(table())
 
 
+def test_the_chinese_settings_have_the_same_defaults_and_ranges() -> None:
+    def facts(table: str, bounds: str) -> list[tuple[list[str], list[str]]]:
+        return [(row.split(" | ")[:2], re.findall(bounds, row)) for row in table.strip().splitlines()[2:]]
+
+    chinese = facts(_marked("docs/configuration.zh-CN.md", "settings"), r"（([\d.,]+) 至 ([\d.,]+)） \|$")  # noqa: RUF001
+    assert [names for names, _ in chinese] == [names for names, _ in facts(settings_table(), "")]
+    assert [found for _, found in chinese] == [
+        found for _, found in facts(settings_table(), r" \(([\d.,]+) to ([\d.,]+)\) \|$")
+    ]
+
+
 @pytest.mark.parametrize("document", EN_AND_ZH)
 def test_a_readme_is_read_in_one_go(document: str) -> None:
     assert len(_text(document).splitlines()) <= 150
