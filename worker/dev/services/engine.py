@@ -26,6 +26,6 @@ def has_image(image: str) -> bool:
             try:
                 client.images.pull(each)
             except (DockerException, OSError):
-                print(f"Docker is running, but cannot pull {each}: docker pull says why", file=sys.stderr)
+                print(f"Docker cannot pull {each} (docker pull says why), so it is not used", file=sys.stderr)
                 return False
     return True
