@@ -208,8 +208,7 @@ _LIFETIMES = {
     "7 days": timedelta(days=7),
 }
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "measured"): lambda: figure_table(_measured(), SUMMARY),
-    ("README.md", "machine"): machine_line,
+    ("README.md", "measured"): lambda: f"{figure_table(_measured(), SUMMARY)}\n\n{machine_line()}",
     ("README.zh-CN.md", "measured"): chinese_figure_table,
     ("docs/configuration.md", "settings"): settings_table,
     ("docs/contracts/README.md", "command"): lambda: fields_table(contracts.command_schema()),

@@ -223,7 +223,7 @@ class MemoryStore:
         """Do nothing: memory is always available."""
 
     async def inspect(self) -> Inspection:
-        return Inspection(("in memory: for a single worker",))
+        return Inspection(("in memory: for a single worker, and until it ends",))
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""

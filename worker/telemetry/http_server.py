@@ -61,7 +61,7 @@ class HealthServer:
             self._listener = _listening(host, port)
         except OSError as exc:
             raise SettingsError(
-                [f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {exc.strerror or exc}; port 0 turns this off"]
+                [f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {exc.strerror or exc}; another worker may use it: set HTTP_PORT to another one, or to 0 for none"]
             ) from exc
         self._health = health
         self._metrics = make_wsgi_app(metrics.registry)
