@@ -60,8 +60,9 @@ class HealthServer:
         try:
             self._listener = _listening(host, port)
         except OSError as exc:
+            fault = f"cannot listen on {host}:{port}: {exc.strerror or exc}"
             raise SettingsError(
-                [f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {exc.strerror or exc}; another worker may use it: set HTTP_PORT to another one, or to 0 for none"]
+                [f"HTTP_HOST, HTTP_PORT: {fault}; set HTTP_PORT to a free port, or to 0 for none"]
             ) from exc
         self._health = health
         self._metrics = make_wsgi_app(metrics.registry)
