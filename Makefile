@@ -25,7 +25,7 @@ test: $(STAMP) ## every test but those of the image, on a real broker that is fo
 
 TEST_RABBITMQ_IMAGES ?= rabbitmq:3.10-management rabbitmq:4.0-management
 
-matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; they need a Docker engine
+matrix: $(STAMP) ## tests/integration and tests/chaos on each of TEST_RABBITMQ_IMAGES, in a Docker engine
 	@$(BIN)/python -c "import docker; docker.from_env().ping()" 2>/dev/null || \
 		{ echo "make: no Docker engine answers, and only there can other versions be had" >&2; exit 1; }
 	@for image in $(TEST_RABBITMQ_IMAGES); do \
@@ -36,7 +36,7 @@ matrix: $(STAMP) ## the tests with a broker, on each of TEST_RABBITMQ_IMAGES; th
 
 PYTHONS ?= 3.11 3.12 3.13 3.14
 
-pythons: ## the tests that need no server, on each of PYTHONS that is here, or in a Docker engine
+pythons: ## tests that need no server, on each of PYTHONS that is here, or in a Docker engine
 	@scripts/test-pythons $(PYTHONS)
 
 containers: $(STAMP) ## the image, the compose file and the alerts, in a Docker engine

@@ -17,10 +17,13 @@ from worker.simulator.faults import Failure
 from worker.simulator.writings import Writing
 
 EN_AND_ZH = ["README.md", "README.zh-CN.md"]
-PAIRS = [(README, "README.zh-CN.md"), ("docs/operations.md", "docs/operations.zh-CN.md")]
+PAIRS = [
+    (README, "README.zh-CN.md"),
+    ("docs/operations.md", "docs/operations.zh-CN.md"),
+    ("docs/configuration.md", "docs/configuration.zh-CN.md"),
+]
 # Who runs the commands of a section; a new section with commands needs a test.
 RUN_BY = {
-    (README, "Try it"): "tests/integration/test_demo.py",
     (README, "Run it"): "tests/integration/test_readme_commands.py",
     (README, "Send a command"): "tests/integration/test_readme_commands.py",
     (OPERATIONS, "Commands"): "tests/containers/test_documents.py",
@@ -38,9 +41,11 @@ RUN_BY = {
 }
 # What a test run cannot do, or does by being run.
 NOT_RUN = {
+    (README, "Try it"): "make demo runs onenet-worker demo, as test_demo.py does, and make test runs this",
     ("docs/development.md", "Set up"): "make test, which runs this",
     ("docs/development.md", "Run some tests"): "pytest, which runs this",
     ("docs/performance.md", "Measure"): "make bench takes a quarter of an hour",
+    ("docs/releasing.md", "Steps"): "needs a published release",
 }
 
 
@@ -153,6 +158,21 @@ def test_every_command_of_every_document_is_run_by_a_test() -> None:
     assert found == RUN_BY.keys() | NOT_RUN.keys()
     for (document, section), module in RUN_BY.items():
         assert (ROOT / module).exists(), f"{document}, {section}"
+
+
+def test_each_folder_and_file_of_the_tests_that_is_named_exists() -> None:
+    named = set(re.findall(r"tests/[\w/]+(?:\.\w+)*", _text("docs/development.md")))
+    assert "tests/integration/test_flow.py" in named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", ["docs/operations.md", "docs/operations.zh-CN.md"])
+def test_each_line_of_check_is_described(document: str) -> None:
+    checks = set(re.findall(r'CheckResult\(\s*"(\w+)"', _text("worker/admin/checks.py")))
+    _, _, table = _text(document).partition("| `settings` | ")
+    described = re.findall(r"^\| `(\w+)`", "| `settings` | " + table.partition("\n\n")[0], re.MULTILINE)
+    assert "permissions" in checks
+    assert sorted(described) == sorted({*checks, "OneNET"})
 
 
 def test_the_picture_of_the_demo_shows_what_the_demo_shows() -> None:

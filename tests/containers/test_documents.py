@@ -48,6 +48,10 @@ def test_the_docker_commands_of_the_documents_succeed_and_leave_no_volume() -> N
     assert not shell(f"docker volume ls --quiet --filter label=com.docker.compose.project={project}")
 
 
+def test_all_commands_are_tried_here() -> None:
+    assert sorted([*OF_COMPOSE, *OF_KUBERNETES]) == sorted(lines(section(OPERATIONS, "Commands")))
+
+
 def test_the_commands_for_kubernetes_name_what_the_base_has() -> None:
     """There is no cluster to run them in."""
     base = (ROOT / "docker" / "kubernetes" / "deployment.yaml").read_text()

@@ -67,6 +67,22 @@ def two_products(folder: Path) -> dict[str, str]:
     return {"ONENET_PRODUCTS_FILE": str(path)}
 
 
+def test_a_key_is_rotated_while_its_product_is_paused_by_hand(
+    deployment: Deployment, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As docs/operations.md says; a command is not sent with the former key."""
+    secret = tmp_path / "key"
+    secret.write_text("former\n")
+    settings = {"ONENET_API_KEY": "", "ONENET_API_KEY_FILE": str(secret), "WORKER_PROBE_INTERVAL": "1"}
+    with deployment.worker(**settings) as worker:
+        ordered(tmp_path, environment, "pause", "--reason", "new key", workers=1)
+        deployment.upstream.publish(a_command(command_id="c"))
+        secret.write_text(f"{API_KEY}\n")
+        worker.wait_for("products_reloaded")
+        ordered(tmp_path, environment, "resume", workers=1)
+        assert deployment.upstream.reply().json["status"] == "accepted"
+
+
 def test_a_paused_fleet_sends_nothing_until_it_is_resumed(
     deployment: Deployment, environment: dict[str, str], tmp_path: Path
 ) -> None:

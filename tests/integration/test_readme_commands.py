@@ -1,6 +1,6 @@
 """The commands of the README and the code of the contracts work as they say, in a folder with only the project.
 
-What needs Docker or Java is tested in tests/containers, ``make demo`` in tests/integration/test_demo.py, and
+What needs Docker or Java is tested in tests/containers, what ``make demo`` runs in tests/integration/test_demo.py, and
 ``make test`` runs this module.
 """
 
