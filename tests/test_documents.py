@@ -85,7 +85,7 @@ def test_the_chinese_settings_have_the_same_defaults_and_ranges() -> None:
     def facts(table: str, bounds: str) -> list[tuple[list[str], list[str]]]:
         return [(row.split(" | ")[:2], re.findall(bounds, row)) for row in table.strip().splitlines()[2:]]
 
-    chinese = facts(_marked("docs/configuration.zh-CN.md", "settings"), r"（([\d.,]+) 至 ([\d.,]+)） \|$")  # noqa: RUF001
+    chinese = facts(_marked("docs/configuration.zh-CN.md", "settings"), r"（([\d.,]+) 至 ([\d.,]+)） \|$")  # noqa: RUF001 - Chinese brackets
     assert [names for names, _ in chinese] == [names for names, _ in facts(settings_table(), "")]
     assert [found for _, found in chinese] == [
         found for _, found in facts(settings_table(), r" \(([\d.,]+) to ([\d.,]+)\) \|$")

@@ -99,8 +99,7 @@ def publish(deployment: Deployment, commands: Iterable[Awaited]) -> None:
 def wait_for_count(deployment: Deployment, worker: WorkerProcess, queue: str, count: int) -> None:
     """Wait until so many messages are in a queue, for as long as they become more.
 
-    There may be more only if the worker lost a connection, after which the broker delivers again what was not
-    acknowledged.
+    There may be more only if the worker lost a connection, after which the broker redelivers unacknowledged messages.
     """
     reached = -1
 
